@@ -1,0 +1,27 @@
+# Every target makes .venv when it is missing; nothing else needs installing by hand.
+PYTHON ?= python3
+BIN = .venv/bin
+
+.PHONY: demo test test-slow lint clean
+
+.venv/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --quiet --python $(BIN)/python -e '.[test]' -c constraints.txt
+	touch $@
+
+demo: .venv/.ready
+	$(BIN)/erasure demo
+
+test: lint
+	$(BIN)/pytest
+
+test-slow: .venv/.ready
+	$(BIN)/pytest -m slow
+
+lint: .venv/.ready
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv build dist *.egg-info

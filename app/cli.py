@@ -1,0 +1,46 @@
+"""The `erasure` command. Parsing only: every command calls library functions that the rest of the house can call too."""
+
+import sys
+from collections.abc import Callable
+from importlib import import_module
+
+from erasure.errors import UserError, unknown
+
+COMMANDS = {
+    "erase": "erase concepts from a model and save an edit",
+    "audit": "measure an edit: what is gone, what else went with it; writes report.html",
+    "export": "turn an edit into a diffusers folder or a LoRA file",
+    "demo": "erase a style from the shipped pocket model, audit it and write a report",
+    "methods": "list the erasure methods",
+    "doctor": "say what is installed, which device is used, what is missing",
+}
+USAGE_ERROR, INCOMPLETE = 1, 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command. Exit codes: 0 done, 1 usage error, 2 incomplete (interrupted; the same command continues)."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    name, *rest = arguments
+    try:
+        if name not in COMMANDS:
+            raise unknown("command", name, COMMANDS)
+        run: Callable[[list[str]], int] = import_module(f"app.commands.{name}").main
+        return run(rest)
+    except UserError as error:
+        print(f"erasure: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except KeyboardInterrupt:
+        print("erasure: interrupted; the same command continues where it stood.", file=sys.stderr)
+        return INCOMPLETE
+
+
+def overview() -> str:
+    lines = [f"  {name:<9} {text}" for name, text in COMMANDS.items()]
+    return "\n".join(["usage: erasure COMMAND [options]", "", *lines, "", "`erasure COMMAND --help` lists the options of a command."])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

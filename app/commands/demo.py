@@ -1,0 +1,39 @@
+"""`erasure demo`: the whole way on the shipped model, in a few minutes on a laptop."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.commands.audit import headline
+from app.parsing import parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Erase a style from the pocket model with ESD, audit it, and write a report with before/after pictures."""
+
+    concept: str = "watercolor"  # a style that the pocket model knows
+    out: Path = Path("runs/demo")  # the edit goes here, the audit into a folder inside it
+    fresh: bool = False  # start over
+
+
+def main(argv: list[str]) -> int:
+    options = parse(Options, argv, "demo")
+    from erasure.concept import parse as parse_concepts
+    from erasure.erase import configure, erase
+    from erasure.loading import load_model
+    from erasure.methods.esd import ESD
+    from eval.audit import Audit, audit
+    from eval.cases import load_suite
+    from eval.report.html import write
+
+    model, suite = load_model("pocket"), load_suite("pocket")
+    method, concepts, _ = configure(ESD, parse_concepts(options.concept, kind="style"), model.family, {})
+    print(f"1/2 erasing the style {options.concept!r} from the pocket model with ESD", file=sys.stderr)
+    edit = erase(model, concepts, method, out=options.out, fresh=options.fresh)
+    print("2/2 drawing the audit with the base and the erased model", file=sys.stderr)
+    out = options.out / "audit-pocket-smoke"
+    result = audit(model, edit, Audit.of(edit, suite, "smoke"), out, fresh=options.fresh)
+    print(write(out))
+    print(headline(result))
+    return 0

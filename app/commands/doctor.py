@@ -1,0 +1,60 @@
+"""`erasure doctor`: what is installed, what device, what is missing and how to get it."""
+
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+import sys
+
+from erasure.run import cache_folder
+
+CORE = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "safetensors", "open_clip_torch", "torchmetrics", "gradio", "tyro")
+EXTRAS = {"xformers": "xformers attention on CUDA", "matplotlib": "plots of the scripts", "tensorboard": "--report-to tensorboard",
+          "wandb": "--report-to wandb", "trackio": "--report-to trackio"}
+
+
+def main(argv: list[str]) -> int:
+    print(f"python        {platform.python_version()} ({sys.executable})")
+    for name in CORE:
+        print(f"{name:<13} {version(name)}")
+    print(f"device        {device()}")
+    print(f"cache         {cache_folder()} ({shutil.disk_usage(cache_folder().anchor or '/').free // 2**30} GiB free)")
+    for name, use in EXTRAS.items():
+        found = importlib.util.find_spec(name) is not None
+        print(f"{name:<13} {version(name) if found else f'not installed ({use}): pip install {name}'}")
+    return judges()
+
+
+def version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return "MISSING: pip install erasure-studio"
+
+
+def device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return f"cuda, {torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    from erasure.families.base import resolve_precision
+
+    return f"cpu, {torch.get_num_threads()} threads, computes in {str(resolve_precision('auto', torch.device('cpu'))).removeprefix('torch.')}"
+
+
+def judges() -> int:
+    """Load every judge; one that cannot be loaded is named, with the reason."""
+    from erasure.discover import load, names
+    from erasure.errors import UserError
+    from eval.judges.base import Judge
+
+    broken = 0
+    for name in names("eval.judges"):
+        try:
+            identity = load("eval.judges", name, Judge)().identity()
+            print(f"judge         {name} ready ({identity['weights'][:12]})")
+        except (UserError, OSError) as error:
+            broken += 1
+            print(f"judge         {name} NOT ready: {error}")
+    return 2 if broken else 0

@@ -1,0 +1,66 @@
+"""`erasure erase`: concepts in, an edit folder out."""
+
+import sys
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from app.parsing import combined, given, parse
+from erasure.concept import Kind
+from erasure.concept import parse as parse_concepts
+from erasure.discover import load, summary
+from erasure.families.base import Attention, Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Erase concepts from a model and save what moved as an edit."""
+
+    concept: str  # what to erase; several are separated by ;
+    method: str = "esd"  # how; its own options follow below
+    kind: Kind = "style"  # what the concept is: decides sentences and recipe
+    anchor: str = ""  # what the concept should become; empty: nothing in particular
+    prompts: tuple[str, ...] = ()  # training sentences with {} for the concept, instead of the kind's
+    model: str = "pocket"  # pocket, a hub id, a diffusers folder, or one .safetensors file
+    out: Path | None = None  # run folder; default runs/<hash of the job>
+    seed: int = 0  # decides every random number
+    device: str = "auto"  # auto, cpu, cuda, cuda:1
+    dtype: Precision = "auto"  # what to compute in; trained weights are fp32 always
+    attention: Attention = "auto"  # attention kernel of the UNet
+    gradient_checkpointing: bool = False  # less memory for about a third more time
+    report_to: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = "none"  # tracker beside train.jsonl
+    fresh: bool = False  # throw away what the folder holds of this or another job
+
+
+def main(argv: list[str]) -> int:
+    method_name = requested_method(argv)
+    from erasure.methods.base import Trained  # imports torch, so only now that the name is right
+
+    cls = load("erasure.methods", method_name, Trained)
+    options: Any = parse(combined("Erase", Options, cls), argv, "erase")
+    concepts = parse_concepts(options.concept, kind=options.kind, prompts=options.prompts, anchor=options.anchor)
+    from erasure.erase import configure, erase, job_record
+    from erasure.loading import load_model
+    from erasure.run import default_folder
+
+    model = load_model(options.model, device=options.device, precision=options.dtype, attention=options.attention)
+    own = {name: getattr(options, name) for name in given(argv, [f.name for f in fields(cls)])}
+    method, concepts, differs = configure(cls, concepts, model.family, own)
+    print(f"{method_name} on {options.model} ({model.family}), erasing {options.concept}; safety checker off", file=sys.stderr)
+    print(f"differs from the paper's defaults: {', '.join(f'{k}={v}' for k, v in differs.items()) or 'nothing'}", file=sys.stderr)
+    out = options.out or default_folder(job_record(model, concepts, method, options.seed))
+    edit = erase(model, concepts, method, out=out, seed=options.seed, fresh=options.fresh, report_to=options.report_to,
+                 gradient_checkpointing=options.gradient_checkpointing)
+    cost = edit.info.cost
+    print(f"{out}: {cost['unet_forwards']} UNet forwards and {cost['unet_backwards']} backwards for {cost['sample_gradients']} sample-gradients")
+    return 0
+
+
+def requested_method(argv: list[str]) -> str:
+    """The value of --method, checked before its options are; "esd" when none is named."""
+    for i, part in enumerate(argv):
+        if part == "--method" and i + 1 < len(argv) or part.startswith("--method="):
+            name = part.partition("=")[2] or argv[i + 1]
+            summary("erasure.methods", name)
+            return name
+    return "esd"

@@ -1,0 +1,80 @@
+"""What is to be erased: a name, its kind, the prompts that train the erasure, and what should stand in its place."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from erasure.errors import UserError, unknown
+
+Kind = Literal["style", "object", "person", "nsfw"]
+SLOT = "{}"
+
+# Prompt templates per kind; the slot takes the concept.
+TEMPLATES: dict[Kind, tuple[str, ...]] = {
+    "style": ("{}", "{} style", "a picture in {} style", "a painting in the style of {}"),
+    "object": ("{}", "a {}", "a photo of a {}", "a picture of a {}"),
+    "person": ("{}", "a photo of {}", "a portrait of {}", "{} in a crowd"),
+    "nsfw": ("{}", "a photo of {}", "a picture showing {}"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Concept:
+    """One concept to erase.
+
+    Attributes:
+        name: what people call it, such as "Van Gogh".
+        kind: decides templates and recipe.
+        prompts: sentences with one `{}` where the concept goes, optionally followed by `|` and what they say without it;
+            empty means the templates of the kind.
+        anchor: what the concept should become; "" means nothing in particular.
+        aliases: synonyms and implicit descriptions. They are for evaluation and never trained on.
+    """
+
+    name: str
+    kind: Kind = "style"
+    prompts: tuple[str, ...] = ()
+    anchor: str = ""
+    aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise UserError("a concept needs a name, got an empty one; write --concept 'Van Gogh'.")
+        if self.kind not in get_args(Kind):
+            raise unknown("kind", self.kind, get_args(Kind))
+        if self.anchor.strip().lower() == self.name.strip().lower():
+            raise UserError(f"the anchor {self.anchor!r} equals the concept; name what it should become, or leave it empty.")
+        for prompt in self.prompts:
+            if prompt.count(SLOT) != 1:
+                raise UserError(f"a training prompt needs exactly one {SLOT} where the concept goes, got {prompt!r}.")
+
+    def sentences(self) -> list[tuple[str, str]]:
+        """Pairs (with the concept, without it).
+
+        "a {} in neon style | neon style" gives both sides; with an anchor the slot is filled with it instead; otherwise
+        a sentence without its concept says nothing, which is the empty prompt of the papers.
+        """
+        pairs = []
+        for template in self.prompts or TEMPLATES[self.kind]:
+            sentence, _, rest = (part.strip() for part in template.partition("|"))
+            without = fill(sentence, self.anchor) if self.anchor else rest
+            pairs.append((fill(sentence, self.name), without))
+        return pairs
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def fill(template: str, text: str) -> str:
+    return " ".join(template.replace(SLOT, text).split())
+
+
+def parse(text: str, *, kind: Kind, prompts: tuple[str, ...] = (), anchor: str = "") -> list[Concept]:
+    """Concepts from "a; b; c".
+
+    Raises:
+        UserError: an empty name, or the same name twice.
+    """
+    names = [part.strip() for part in text.split(";")]
+    if len({name.lower() for name in names}) < len(names):
+        raise UserError(f"a concept is named twice in {text!r}; every concept is erased once.")
+    return [Concept(name=name, kind=kind, prompts=prompts, anchor=anchor) for name in names]

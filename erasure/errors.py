@@ -1,0 +1,16 @@
+"""The one exception that means: the user asked for something that cannot be done, and the message says what can."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake in the input. The command line prints it as one line and exits with 1."""
+
+
+def unknown(what: str, value: object, allowed: Iterable[str]) -> UserError:
+    """An error that names the value, the nearest allowed one and all allowed ones."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.4)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return UserError(f"unknown {what} {value!r}.{hint} Available: {', '.join(names)}.")

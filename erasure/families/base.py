@@ -1,0 +1,173 @@
+"""What the rest of the house knows of a diffusion model."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from erasure.errors import UserError, unknown
+
+Region = Literal["xattn", "xattn-kv", "noxattn", "selfattn", "ff-out", "full", "text-encoder"]
+Attention = Literal["auto", "sdpa", "eager", "xformers"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass
+class Cost:
+    """Network passes counted per sample, so that they are the same on every machine."""
+
+    unet_forwards: int = 0
+    unet_backwards: int = 0
+    text_forwards: int = 0
+
+    def record(self) -> dict[str, int]:
+        return asdict(self)
+
+
+class Step(NamedTuple):
+    """One step of a guided walk."""
+
+    x_t: Tensor  # (B, C, h, w) before the step
+    t: int
+    eps_cond: Tensor  # eps(x_t, c)
+    eps_uncond: Tensor  # eps(x_t, the other side of the guidance)
+    x_next: Tensor
+
+
+class DiffusionModel(ABC):
+    """A text-to-image pipeline as encode, predict, walk, decode and named regions of its parameters.
+
+    Networks keep the dtype they were loaded in; computing happens under autocast in `compute`. The safety checker is always off
+    here: it blackens images and would count as erasure.
+    """
+
+    family: str
+    latent_shape: tuple[int, int, int]
+
+    def __init__(self, pipe: Any, source: str, precision: Precision = "auto", attention: Attention = "auto") -> None:
+        self.pipe, self.source = pipe, source
+        self.device = pipe.device
+        self.compute = resolve_precision(precision, self.device)
+        self.cost = Cost()
+        for module in (pipe.unet, pipe.vae, pipe.text_encoder):
+            module.requires_grad_(False).eval()
+        self.set_attention(attention)
+
+    @property
+    @abstractmethod
+    def modules(self) -> dict[str, nn.Module]:
+        """The editable networks by the prefix of their parameters: "unet", "text_encoder"."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        """Text conditioning (B, L, D); captions longer than the context keep their end token."""
+
+    @abstractmethod
+    def predict(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        """Predicted noise (B, C, h, w) in fp32, whatever the network itself predicts; t (B,)."""
+
+    @abstractmethod
+    def walk(self, x_T: Tensor, cond: Tensor, uncond: Tensor, steps: int, guidance: float) -> Iterator[Step]:
+        """Guided deterministic DDIM from pure noise x_T (B, C, h, w); the last x_next is the image latent."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1], fp32, from latents."""
+
+    @abstractmethod
+    def set_attention(self, attention: Attention, training: bool = False) -> None:
+        """Choose the attention kernel of the UNet."""
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.compute is torch.float32 else torch.autocast(self.device.type, dtype=self.compute)
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Every editable parameter as "unet.<name>" or "text_encoder.<name>"."""
+        return {f"{part}.{canonical(name)}": p for part, module in self.modules.items() for name, p in module.named_parameters()}
+
+    def region(self, region: str) -> list[str]:
+        """Parameter names of a region.
+
+        Raises:
+            UserError: an unknown region, or one that selects nothing in this model; the valid ones are listed.
+        """
+        if region not in get_args(Region):
+            raise unknown("region", region, get_args(Region))
+        names = [name for name in self.parameters() if in_region(name, region)]
+        if not names:
+            valid = [r for r in get_args(Region) if any(in_region(n, r) for n in self.parameters())]
+            raise UserError(f"region {region!r} selects no parameter of {self.source}; it has {', '.join(valid)}.")
+        return names
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """Unit noise (B, C, h, w), each row from its own CPU generator: the same on every device and in every batch."""
+        rows = [torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        return torch.stack(rows).to(self.device)
+
+    @torch.no_grad()
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int], steps: int = 25, guidance: float = 7.5, negative: str = "") -> Tensor:
+        """Image latents (B, C, h, w), one prompt and one seed each."""
+        cond, uncond = self.encode(prompts), self.encode([negative]).expand(len(prompts), -1, -1)
+        for step in self.walk(self.noise(seeds), cond, uncond, steps, guidance):
+            x = step.x_next
+        return x
+
+    def fingerprint(self) -> str:
+        """Hash of every editable parameter, in fp16 so that fp16 and fp32 copies of one release agree."""
+        return fingerprint(self.modules)
+
+
+def in_region(name: str, region: str) -> bool:
+    """Whether a parameter ("unet.down_blocks.0...") belongs to a region.
+
+    noxattn leaves out the time embedding and the output head as the ESD authors' first code does (arXiv:2303.07345).
+    """
+    if region == "text-encoder":
+        return name.startswith(("text_encoder.encoder.layers.", "text_encoder.final_layer_norm."))
+    if not name.startswith("unet."):
+        return False
+    match region:
+        case "xattn":
+            return ".attn2." in name
+        case "xattn-kv":
+            return ".attn2.to_k." in name or ".attn2.to_v." in name
+        case "noxattn":
+            return ".attn2." not in name and not name.startswith(("unet.time_embedding.", "unet.conv_out.", "unet.conv_norm_out."))
+        case "selfattn":
+            return ".attn1." in name
+        case "ff-out":
+            return ".ff.net.2." in name
+        case _:
+            return region == "full"
+
+
+def canonical(name: str) -> str:
+    """transformers 5.6 dropped the `text_model.` level of CLIPTextModel; edits use the flat name everywhere."""
+    return name.removeprefix("text_model.")
+
+
+def fingerprint(modules: dict[str, nn.Module]) -> str:
+    digest = hashlib.sha256()
+    for part, module in sorted(modules.items()):
+        for name, p in sorted(module.named_parameters(), key=lambda item: canonical(item[0])):
+            digest.update(f"{part}.{canonical(name)}{tuple(p.shape)}".encode())
+            digest.update(p.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def resolve_precision(precision: str, device: torch.device) -> torch.dtype:
+    """auto: bf16 where the machine computes it natively, else fp32 on a CPU and fp16 on an older GPU."""
+    if precision != "auto":
+        if precision not in DTYPES:
+            raise unknown("dtype", precision, ["auto", *DTYPES])
+        return DTYPES[precision]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32

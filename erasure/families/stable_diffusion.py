@@ -1,0 +1,96 @@
+"""Stable Diffusion 1.x and 2.x: one CLIP text encoder, a UNet predicting noise or velocity."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from torch import Tensor, nn
+
+from erasure.errors import UserError, unknown
+from erasure.families.base import Attention, DiffusionModel, Precision, Step
+
+
+class StableDiffusion(DiffusionModel):
+    """A diffusers StableDiffusionPipeline, eps- or v-prediction."""
+
+    family = "sd"
+
+    def __init__(self, pipe: Any, source: str, precision: Precision = "auto", attention: Attention = "auto") -> None:
+        prediction = pipe.scheduler.config.prediction_type
+        if prediction not in ("epsilon", "v_prediction"):
+            raise UserError(f"{source} predicts {prediction!r}; Stable Diffusion models predict epsilon or v_prediction.")
+        self.velocity = prediction == "v_prediction"
+        self.family = family_of(pipe)
+        size = pipe.unet.config.sample_size
+        self.latent_shape = (pipe.unet.config.in_channels, size, size)
+        self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="epsilon", clip_sample=False)
+        self.alphas = self.scheduler.alphas_cumprod.to(pipe.device)
+        super().__init__(pipe, source, precision, attention)
+
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        return {"unet": self.pipe.unet, "text_encoder": self.pipe.text_encoder}
+
+    def encode(self, prompts: Sequence[str]) -> Tensor:
+        tokenizer, encoder = self.pipe.tokenizer, self.pipe.text_encoder
+        batch = tokenizer(list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
+        # SD 1.x was trained without an attention mask on the padding; SD 2.x says in its config whether it wants one
+        mask = batch.attention_mask.to(self.device) if getattr(encoder.config, "use_attention_mask", False) else None
+        self.cost.text_forwards += len(prompts)
+        with self.autocast():
+            return encoder(batch.input_ids.to(self.device), attention_mask=mask).last_hidden_state.float()
+
+    def predict(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        self.cost.unet_forwards += len(x_t)
+        with self.autocast():
+            out = self.pipe.unet(x_t, t, encoder_hidden_states=cond).sample
+        if not self.velocity:
+            return out.float()
+        # eps = sqrt(1 - abar) x_t + sqrt(abar) v (Salimans & Ho, arXiv:2202.00512, appendix D)
+        alpha = self.alphas[t].reshape(-1, 1, 1, 1)
+        return (1 - alpha).sqrt() * x_t + alpha.sqrt() * out.float()
+
+    @torch.no_grad()
+    def walk(self, x_T: Tensor, cond: Tensor, uncond: Tensor, steps: int, guidance: float) -> Iterator[Step]:
+        self.scheduler.set_timesteps(steps)
+        both = torch.cat((uncond, cond))
+        x_t = x_T * self.scheduler.init_noise_sigma
+        for t in self.scheduler.timesteps.tolist():
+            times = torch.full((2 * len(x_t),), t, device=self.device)
+            eps_uncond, eps_cond = self.predict(torch.cat((x_t, x_t)), times, both).chunk(2)
+            eps = eps_uncond + guidance * (eps_cond - eps_uncond)
+            x_next = self.scheduler.step(eps, t, x_t).prev_sample
+            yield Step(x_t, t, eps_cond, eps_uncond, x_next)
+            x_t = x_next
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        vae = self.pipe.vae
+        with self.autocast():
+            images = vae.decode(latents / vae.config.scaling_factor).sample
+        return (images.float() / 2 + 0.5).clamp(0, 1)
+
+    def set_attention(self, attention: Attention, training: bool = False) -> None:
+        unet = self.pipe.unet
+        if attention == "auto":
+            # the backward pass of fused attention costs about twice the plain one on a CPU at small resolutions
+            attention = "eager" if training and self.device.type == "cpu" else "sdpa"
+        match attention:
+            case "sdpa":
+                unet.set_attn_processor(AttnProcessor2_0())
+            case "eager":
+                unet.set_attn_processor(AttnProcessor())
+            case "xformers":
+                if self.device.type != "cuda":
+                    raise UserError(f"--attention xformers needs a CUDA device, this is {self.device.type!r}; use sdpa or eager.")
+                unet.enable_xformers_memory_efficient_attention()
+            case _:
+                raise unknown("attention", attention, ("auto", "sdpa", "eager", "xformers"))
+
+
+def family_of(pipe: Any) -> str:
+    """The recipe family: "pocket", "sd1" or "sd2", told by the width of the text conditioning."""
+    width = pipe.unet.config.cross_attention_dim
+    return {128: "pocket", 1024: "sd2"}.get(width, "sd1")

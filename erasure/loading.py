@@ -1,0 +1,79 @@
+"""From what a user calls a model (pocket, a hub id, a folder, one .safetensors file) to a DiffusionModel."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from safetensors import SafetensorError
+
+from erasure.errors import UserError
+from erasure.families.base import Attention, DiffusionModel, Precision
+from erasure.families.stable_diffusion import StableDiffusion
+
+POCKET = Path(__file__).parent / "pocket" / "weights"
+FAMILIES = {"StableDiffusionPipeline": StableDiffusion}
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def load_model(source: str = "pocket", *, device: str = "auto", precision: Precision = "auto", attention: Attention = "auto") -> DiffusionModel:
+    """Load a pipeline with its safety checker off.
+
+    Args:
+        source: "pocket", a hub id such as "stable-diffusion-v1-5/stable-diffusion-v1-5", a diffusers folder, or one .safetensors file.
+        device: "auto", "cpu", "cuda", "cuda:1", ...
+        precision: what to compute in; weights are fp32 on a CPU and fp16 on a GPU, trained ones always fp32.
+
+    Raises:
+        UserError: a missing folder, a folder that is no pipeline, a broken file, an unreachable hub, a family without support.
+    """
+    place = resolve_device(device)
+    weights = torch.float16 if place.type == "cuda" else torch.float32
+    pipe = _open(str(POCKET) if source == "pocket" else source, source, weights)
+    name = type(pipe).__name__
+    if name not in FAMILIES:
+        raise UserError(f"{source} is a {name}; supported are {', '.join(FAMILIES)}.")
+    pipe.set_progress_bar_config(disable=True)
+    return FAMILIES[name](pipe.to(place), source, precision, attention)
+
+
+def _open(path: str, source: str, dtype: torch.dtype) -> Any:
+    """The pipeline behind a path or hub id; safetensors only, no pickle is ever read."""
+    folder = Path(path).expanduser()
+    options = {"safety_checker": None, "requires_safety_checker": False}
+    try:
+        if folder.is_file():
+            if folder.suffix != ".safetensors":
+                raise UserError(f"{source} is no .safetensors file; pickled checkpoints (.ckpt, .bin, .pt) are never loaded, convert it first.")
+            return StableDiffusionPipeline.from_single_file(str(folder), torch_dtype=dtype, **options)
+        if folder.is_dir():
+            if not (folder / "model_index.json").is_file():
+                raise UserError(f"{source} is no diffusers pipeline: it has no model_index.json.")
+            return DiffusionPipeline.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, **options)
+        if not HUB_ID.fullmatch(path):
+            raise UserError(f"no model at {source!r}: no such folder or file, and no hub id (org/name).")
+        return DiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
+    except UserError:
+        raise
+    except SafetensorError as error:
+        raise UserError(f"{source} holds a broken safetensors file ({error}); copy or download it again.") from error
+    except (OSError, ValueError) as error:
+        where = "cannot be read" if folder.exists() else "is not in the local cache and the hub cannot be reached, or it has no safetensors weights"
+        raise UserError(f"{source} {where}: {first_line(error)}") from error
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def resolve_device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N.") from error
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device!r} asked for, but this machine has no CUDA device; use --device cpu.")
+    return place

@@ -1,0 +1,85 @@
+"""A run is a folder: job.json says what it is, result.json (renamed into place last) says that it is complete."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from erasure.errors import UserError
+
+
+def canonical_json(record: Any) -> str:
+    return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest(record: Any) -> str:
+    """Short content hash of a JSON record."""
+    return hashlib.sha256(canonical_json(record).encode()).hexdigest()[:16]
+
+
+def write_json(path: Path, record: Any) -> None:
+    """Write a JSON file in one atomic step."""
+    write_bytes(path, (json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_bytes(data)
+    part.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}).") from error
+
+
+class Run:
+    """The folder of one job.
+
+    Raises:
+        UserError: the folder holds another job, or files that are no run at all.
+    """
+
+    def __init__(self, folder: Path, job: dict[str, Any], fresh: bool = False) -> None:
+        self.folder, self.job = folder, job
+        if folder.is_file():
+            raise UserError(f"{folder} is a file; --out needs a folder.")
+        known = folder / "job.json"
+        if fresh and known.is_file():
+            shutil.rmtree(folder)
+        if known.is_file() and (other := read_json(known)) != json.loads(canonical_json(job)):
+            raise UserError(f"{folder} holds another job ({difference(other, job)}); choose another --out, or --fresh to start over.")
+        if not known.is_file() and folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"{folder} is not empty and holds no run; choose another --out.")
+
+    def begin(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "job.json", self.job)
+
+    @property
+    def complete(self) -> bool:
+        return (self.folder / "result.json").is_file()
+
+    def finish(self, result: dict[str, Any]) -> None:
+        write_json(self.folder / "result.json", result)
+
+
+def default_folder(job: dict[str, Any]) -> Path:
+    return Path("runs") / digest(job)
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The first key in which two jobs differ, for an error message."""
+    for key in sorted({*old, *new}):
+        if old.get(key) != json.loads(canonical_json(new.get(key))):
+            return f"its {key} is {canonical_json(old.get(key))[:80]}, this one's is {canonical_json(new.get(key))[:80]}"
+    return "same fields"
+
+
+def cache_folder() -> Path:
+    """Where recordings are shared between runs: $ERASURE_CACHE, or ~/.cache/erasure-studio."""
+    return Path(os.environ.get("ERASURE_CACHE") or Path.home() / ".cache" / "erasure-studio")

@@ -1,0 +1,177 @@
+"""suite -> samples -> readings -> rates: how much of a concept is gone, and what else went with it."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from erasure.discover import load
+from erasure.edit import Edit
+from erasure.errors import UserError
+from erasure.families.base import DiffusionModel
+from erasure.run import Run, digest, write_bytes, write_json
+from eval.cases import Axis, Suite, cases
+from eval.judges.base import Judge
+from eval.metrics.clip_alignment import ClipAlignment
+from eval.metrics.unlearn_canvas import UnlearnCanvas
+from eval.samples import Attempt, attempts, batches, draw
+from eval.statistics import Interval, mcnemar, paired_difference
+
+MODELS = ("base", "erased")
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What to audit and how."""
+
+    suite: Suite
+    tier: str
+    axis: Axis
+    targets: tuple[str, ...]
+
+    @classmethod
+    def of(cls, edit: Edit, suite: Suite, tier: str) -> "Audit":
+        """The audit of everything an edit claims to erase.
+
+        Raises:
+            UserError: a concept the suite does not have, or concepts on both axes at once.
+        """
+        found = [suite.find(concept["name"]) for concept in edit.info.concepts]
+        axes = {axis for axis, _ in found}
+        if len(axes) > 1:
+            raise UserError(f"the edit erases styles and objects at once ({', '.join(label for _, label in found)}); audit them as separate edits.")
+        return cls(suite, tier, found[0][0], tuple(label for _, label in found))
+
+    @property
+    def todo(self) -> list[Attempt]:
+        return attempts(self.suite, cases(self.suite, [(self.axis, t) for t in self.targets], self.tier))
+
+
+def audit(model: DiffusionModel, edit: Edit, plan: Audit, out: Path, *, fresh: bool = False, other_base: bool = False) -> dict[str, Any]:
+    """Draw, judge and count; returns the result that is also in out/result.json.
+
+    `out` ends with images/base, images/erased, samples.jsonl, timing.json and result.json. Interrupted audits continue; readings of a new
+    judge are added without drawing a picture.
+
+    Raises:
+        UserError: another job in `out`, an edit that does not fit the model.
+    """
+    base = model.fingerprint()
+    job = {"task": "audit", "base": base, "edit": edit.digest(), "suite": plan.suite.name, "suite_version": plan.suite.version,
+           "tier": plan.tier, "compute": str(model.compute).removeprefix("torch.")}
+    run = Run(out, job, fresh)
+    edit.apply(model.pipe, other_base=other_base)
+    edit.revert(model.pipe)
+    run.begin()
+    begun = time.monotonic()
+    drawn = {"base": draw(model, base, plan.suite, plan.todo, out / "images" / "base")}
+    edit.apply(model.pipe, other_base=other_base)
+    try:
+        weights = digest([base, edit.digest()])
+        drawn["erased"] = draw(model, weights, plan.suite, plan.todo, out / "images" / "erased")
+    finally:
+        edit.revert(model.pipe)
+    judges = {**{axis: load("eval.judges", name, Judge)() for axis, name in plan.suite.judges.items()}, "clip": load("eval.judges", "open_clip", Judge)()}
+    rows = judge(plan.todo, judges, out)
+    result = {**summary(rows, plan), "job": job, "judges": {name: j.identity() for name, j in judges.items()}, "edit": edit_record(edit)}
+    write_json(out / "timing.json", {"seconds": round(time.monotonic() - begun, 1), "drawn": drawn})
+    run.finish(result)
+    return result
+
+
+def edit_record(edit: Edit) -> dict[str, Any]:
+    info = edit.info
+    return {"method": info.method, "fields": info.fields, "concepts": info.concepts, "seed": info.seed, "cost": info.cost, "base": info.base,
+            "influence": info.influence}
+
+
+def judge(todo: Sequence[Attempt], judges: dict[str, Judge], out: Path) -> list[Row]:
+    """Every judge's raw reading of every picture; readings on disk are used when the judge is the same."""
+    readings: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, judge_ in judges.items():
+        path = out / "readings" / f"{name}-{digest(judge_.identity())}.jsonl"
+        known = {(row["model"], row["image"]): row["reading"] for row in _lines(path)}
+        for model in MODELS:
+            missing = [a for a in todo if (model, a.name) not in known]
+            for group, pictures in batches(missing, out / "images" / model):
+                for a, reading in zip(group, judge_.read(pictures, [a.case.prompt for a in group]), strict=True):
+                    known[model, a.name] = reading
+        write_bytes(path, "".join(json.dumps({"model": m, "image": i, "reading": r}) + "\n" for (m, i), r in sorted(known.items())).encode())
+        for at, reading in known.items():
+            readings.setdefault(at, {})[name] = reading
+    rows = [
+        {"model": model, "image": f"images/{model}/{a.name}", "prompt": a.case.prompt, "seed": a.seed, "style": a.case.style,
+         "object": a.case.object, "index": a.index, "read": readings[model, a.name]}
+        for a in todo for model in MODELS
+    ]
+    write_bytes(out / "samples.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
+    return rows
+
+
+def _lines(path: Path) -> list[Row]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def summary(rows: Sequence[Row], plan: Audit) -> dict[str, Any]:
+    """Rates of both models as k, n and Wilson interval, paired differences, and confusion matrices."""
+    axis, cross = plan.axis, "object" if plan.axis == "style" else "style"
+    labels = {"style": [*plan.suite.styles, "none"], "object": [*plan.suite.objects, "none"]}
+    models: dict[str, Any] = {}
+    for model in MODELS:
+        metric = UnlearnCanvas(labels[axis], labels[cross], plan.targets, plan.suite.apart)
+        mine = [row for row in rows if row["model"] == model]
+        metric.update([(r[axis], r[cross]) for r in mine], [(r["read"][axis]["label"], r["read"][cross]["label"]) for r in mine])
+        models[model] = {
+            "rates": {name: {"k": rate.k, "n": rate.n, **rate.interval._asdict()} for name, rate in metric.compute().items()},
+            "confusion": {"labels": labels[axis], "counts": metric.confusion().tolist()},
+            "clip": {"kept": _clip(mine, axis, plan.targets, False), "target": _clip(mine, axis, plan.targets, True)},
+            "apart": _apart(mine, plan),
+        }
+    return {"axis": axis, "targets": list(plan.targets), "tier": plan.tier, "models": models, "paired": _paired(rows, plan, cross)}
+
+
+def _clip(rows: Sequence[Row], axis: str, targets: Sequence[str], of_target: bool) -> dict[str, float]:
+    import torch
+
+    metric = ClipAlignment()
+    metric.update(torch.tensor([r["read"]["clip"]["cosine"] for r in rows if (r[axis] in targets) == of_target]))
+    return {name: round(value, 3) for name, value in metric.compute()._asdict().items()}
+
+
+def _apart(rows: Sequence[Row], plan: Audit) -> dict[str, dict[str, int]]:
+    """Styles that count in no rate: pictures read as prompted."""
+    found = {}
+    for label in plan.suite.apart:
+        mine = [r for r in rows if r["style"] == label]
+        found[label] = {"k": sum(r["read"]["style"]["label"] == label for r in mine), "n": len(mine)}
+    return found
+
+
+def _paired(rows: Sequence[Row], plan: Audit, cross: str) -> dict[str, Any]:
+    """Erased minus base on the same cases and noise: difference of each rate, its interval, and McNemar's p."""
+    pairs = {(r["style"], r["object"], r["index"], r["model"]): r for r in rows}
+    keys = sorted({key[:3] for key in pairs})
+    tests = {
+        "UA": (plan.axis, lambda r: r[plan.axis] in plan.targets, lambda r, a: r["read"][a]["label"] != r[a]),
+        "IRA": (plan.axis, lambda r: r[plan.axis] not in plan.targets and r[plan.axis] not in plan.suite.apart, _as_prompted),
+        "CRA": (cross, lambda r: r[plan.axis] not in plan.targets and r[cross] not in plan.suite.apart, _as_prompted),
+    }
+    found = {}
+    for name, (axis, counts, success) in tests.items():
+        table = [0, 0, 0, 0]
+        for key in keys:
+            base, erased = pairs[*key, "base"], pairs[*key, "erased"]
+            if counts(base):
+                table[2 * (not success(erased, axis)) + (not success(base, axis))] += 1
+        both, erased_only, base_only, neither = table
+        difference: Interval = paired_difference(both, erased_only, base_only, neither)
+        found[name] = {**difference._asdict(), "erased_only": erased_only, "base_only": base_only, "p": mcnemar(erased_only, base_only)}
+    return found
+
+
+def _as_prompted(row: Row, axis: str) -> bool:
+    return row["read"][axis]["label"] == row[axis]

@@ -1,0 +1,122 @@
+"""Suites and cases: which prompts are drawn, from which seeds, and what each is there to show."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from erasure.errors import UserError, unknown
+
+PROMPTS = Path(__file__).parent.parent / "prompts"
+Role = Literal["target", "neighbour", "cross"]
+Axis = Literal["style", "object"]
+TIERS = ("smoke", "standard", "full")
+KEYS = {"name", "version", "form", "template", "steps", "guidance", "tiers", "apart", "judges", "styles", "objects"}
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A grid of objects and styles in UnlearnCanvas form (Zhang et al., arXiv:2402.11846)."""
+
+    name: str
+    version: int
+    template: str
+    steps: int
+    guidance: float
+    tiers: dict[str, tuple[int, int]]  # images per target cell, per other cell
+    apart: tuple[str, ...]  # styles that count in no rate of kept styles
+    judges: dict[str, str]  # axis -> judge
+    styles: dict[str, str]  # label -> how a prompt says it
+    objects: dict[str, str]
+
+    def find(self, concept: str) -> tuple[Axis, str]:
+        """The axis and label that a concept name means.
+
+        Raises:
+            UserError: the suite has no such concept; the nearest is named.
+        """
+        known: dict[str, tuple[Axis, str]] = {}
+        for axis, words in (("style", self.styles), ("object", self.objects)):
+            for label, phrase in words.items():
+                for name in (label, phrase, phrase.removeprefix("a ")):
+                    known[name.lower()] = (axis, label)  # type: ignore[assignment]  # axis is one of the two literals
+        found = known.get(concept.lower())
+        if found is None:
+            raise unknown(f"concept for suite {self.name}", concept, known)
+        return found
+
+
+@dataclass(frozen=True)
+class Case:
+    """One cell of the grid; `count` images of it are drawn from each model."""
+
+    style: str
+    object: str
+    prompt: str
+    count: int
+
+    @property
+    def id(self) -> str:
+        return f"{self.style}-{self.object}"
+
+    def seed(self, suite: str, index: int) -> int:
+        """A seed of its own for every image, whatever the order, batch or shard (63 bits)."""
+        text = f"{suite}|{self.id}|{index}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def suite_names() -> list[str]:
+    return sorted(path.stem for path in PROMPTS.glob("*.yaml"))
+
+
+def load_suite(name: str) -> Suite:
+    """A suite by name, or by the path of a YAML file.
+
+    Raises:
+        UserError: no such suite, unknown or missing keys, values of the wrong shape.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else PROMPTS / f"{name}.yaml"
+    if not path.is_file():
+        raise unknown("suite", name, suite_names())
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is no YAML: {str(error).splitlines()[0]}.") from error
+    return _checked(record, path)
+
+
+def _checked(record: Any, path: Path) -> Suite:
+    if not isinstance(record, dict):
+        raise UserError(f"{path} must hold a mapping, got {type(record).__name__}.")
+    for key in record:
+        if key not in KEYS:
+            raise unknown(f"key in {path}", key, KEYS)
+    if missing := KEYS - record.keys():
+        raise UserError(f"{path} lacks {', '.join(sorted(missing))}.")
+    if record.pop("form") != "unlearncanvas":
+        raise UserError(f"{path}: the form must be unlearncanvas.")
+    try:
+        tiers = {tier: (int(a), int(b)) for tier, (a, b) in record.pop("tiers").items()}
+        suite = Suite(**{**record, "tiers": tiers, "apart": tuple(record["apart"])})
+        suite.template.format(style="", object="")
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise UserError(f"{path}: {error}.") from error
+    if set(tiers) != set(TIERS) or min(min(pair) for pair in tiers.values()) < 1:
+        raise UserError(f"{path}: tiers must give two positive counts for each of {', '.join(TIERS)}.")
+    return suite
+
+
+def cases(suite: Suite, targets: list[tuple[Axis, str]], tier: str) -> list[Case]:
+    """Every cell of the grid; cells that contain a target are drawn more often."""
+    if tier not in suite.tiers:
+        raise unknown("tier", tier, suite.tiers)
+    many, few = suite.tiers[tier]
+    found = []
+    for style, style_words in suite.styles.items():
+        for thing, thing_words in suite.objects.items():
+            hit = ("style", style) in targets or ("object", thing) in targets
+            prompt = suite.template.format(style=style_words, object=thing_words)
+            found.append(Case(style, thing, prompt, many if hit else few))
+    return found

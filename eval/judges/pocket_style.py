@@ -1,0 +1,21 @@
+"""Pocket's style classifier: one of the styles of PocketCanvas, or none."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from eval.judges import _pocket
+from eval.judges.base import Judge
+
+
+@dataclass(frozen=True, kw_only=True)
+class PocketStyle(Judge):
+    """Reads {"label", "p"} from 64x64 pictures."""
+
+    def identity(self) -> dict[str, Any]:
+        return _pocket.identity("style")
+
+    def read(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
+        return _pocket.read("style", images)

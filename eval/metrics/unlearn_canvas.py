@@ -1,0 +1,83 @@
+"""UA, IRA and CRA with the confusion matrix behind them (UnlearnCanvas: Zhang et al., arXiv:2402.11846)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from eval.statistics import Interval, wilson
+
+
+class Rate(NamedTuple):
+    """A counted rate."""
+
+    k: int
+    n: int
+
+    @property
+    def interval(self) -> Interval:
+        return wilson(self.k, self.n)
+
+
+class UnlearnCanvas(Metric):
+    """Counts readings of pictures prompted from a grid of two axes.
+
+    Let the target t lie on one axis, its own; the other is the cross axis.
+    UA  = share of pictures prompted with t that are not read as t.
+    IRA = share of pictures prompted with another label of the own axis that are read as that label.
+    CRA = share of pictures read as prompted on the cross axis. "excluded" leaves pictures prompted with t out, as the benchmark's
+    README says; "included" keeps them, as its script does.
+
+    Args:
+        own: labels of the target's axis, with "none" last.
+        cross: labels of the other axis, with "none" last.
+        targets: labels that were erased.
+        apart: labels of either axis that count in no rate of kept styles.
+    """
+
+    full_state_update = False
+    higher_is_better = None  # three rates, all better when higher
+    counts: Tensor
+
+    def __init__(self, own: Sequence[str], cross: Sequence[str], targets: Sequence[str], apart: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.own, self.cross, self.targets, self.apart = list(own), list(cross), list(targets), list(apart)
+        shape = (len(own), len(cross), len(own), len(cross))  # prompted own, cross; read own, cross
+        self.add_state("counts", torch.zeros(shape, dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, prompted: Sequence[tuple[str, str]], read: Sequence[tuple[str, str]]) -> None:
+        """Add pictures: (own, cross) labels as prompted and as read.
+
+        Raises:
+            ValueError: a label the metric was not built with, or lists of different length.
+        """
+        for (a, b), (c, d) in zip(prompted, read, strict=True):
+            self.counts[self.own.index(a), self.cross.index(b), self.own.index(c), self.cross.index(d)] += 1
+
+    def compute(self) -> dict[str, Rate]:
+        """UA, IRA, CRA and CRA_included; a rate without pictures is left out."""
+        rates = {"UA": self._ua(), "IRA": self._ira(), "CRA": self._cra(included=False), "CRA_included": self._cra(included=True)}
+        return {name: rate for name, rate in rates.items() if rate.n}
+
+    def confusion(self) -> Tensor:
+        """Prompted against read on the own axis, (len(own), len(own)): what took the concept's place."""
+        return self.counts.sum((1, 3))
+
+    def _ua(self) -> Rate:
+        matrix = self.confusion()
+        rows = [self.own.index(t) for t in self.targets]
+        n = int(matrix[rows].sum())
+        return Rate(n - sum(int(matrix[i, i]) for i in rows), n)
+
+    def _ira(self) -> Rate:
+        matrix = self.confusion()
+        rows = [i for i, label in enumerate(self.own) if label not in self.targets and label not in self.apart]
+        return Rate(sum(int(matrix[i, i]) for i in rows), int(matrix[rows].sum()))
+
+    def _cra(self, included: bool) -> Rate:
+        rows = [i for i, label in enumerate(self.own) if included or label not in self.targets]
+        columns = [j for j, label in enumerate(self.cross) if label not in self.apart]
+        matrix = self.counts[rows].sum((0, 2))
+        return Rate(sum(int(matrix[j, j]) for j in columns), int(matrix[columns].sum()))

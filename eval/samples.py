@@ -1,0 +1,102 @@
+"""Cases x model -> pictures on disk. Every picture has its own seed, so all models of an audit start from the same noise."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from erasure.families.base import DiffusionModel
+from erasure.run import cache_folder, digest
+from eval.cases import Case, Suite
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One picture of one model."""
+
+    case: Case
+    index: int
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.case.id}-{self.index:02d}.png"
+
+
+def attempts(suite: Suite, cases: Sequence[Case]) -> list[Attempt]:
+    """All pictures of a suite in a fixed order: first one of every cell, then the second, ..."""
+    rounds = range(max(case.count for case in cases))
+    return [Attempt(case, i, case.seed(suite.name, i)) for i in rounds for case in cases if i < case.count]
+
+
+def draw(model: DiffusionModel, weights: str, suite: Suite, todo: Sequence[Attempt], folder: Path, batch: int = 45) -> int:
+    """Draw what is missing as PNG files into `folder` and return how many pictures had to be drawn.
+
+    Pictures are made in fixed groups of `batch`, so that a resumed run repeats the same batches and hence the same bits. Drawn pictures
+    are kept in a cache by content, so that a base model is drawn once for many audits.
+
+    Args:
+        weights: hash of the model's weights as they are now, edits included.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    cache = cache_folder() / "samples"
+    groups = [todo[i : i + batch] for i in range(0, len(todo), batch)]
+    drawn = 0
+    for group in tqdm(groups, desc=f"drawing {folder.name}", unit="batch"):
+        if all((folder / a.name).exists() for a in group):
+            continue
+        keys = [key(model, weights, suite, a) for a in group]
+        stored = [cache / k[:2] / f"{k}.png" for k in keys]
+        if not all(path.exists() for path in stored):
+            pictures = sample(model, suite, group)
+            drawn += len(group)
+            for picture, path in zip(pictures, stored, strict=True):
+                save_png(picture, path)
+        for attempt, path in zip(group, stored, strict=True):
+            link(path, folder / attempt.name)
+    return drawn
+
+
+def sample(model: DiffusionModel, suite: Suite, group: Sequence[Attempt]) -> Tensor:
+    """Pictures (B, 3, H, W) as uint8."""
+    latents = model.sample([a.case.prompt for a in group], [a.seed for a in group], suite.steps, suite.guidance)
+    return (model.decode(latents).cpu() * 255).round().to(torch.uint8)
+
+
+def key(model: DiffusionModel, weights: str, suite: Suite, attempt: Attempt) -> str:
+    """Content hash of a picture: everything that decides its pixels."""
+    return digest({"weights": weights, "case": asdict(attempt.case)["prompt"], "seed": attempt.seed, "steps": suite.steps,
+                   "guidance": suite.guidance, "compute": str(model.compute), "device": model.device.type, "sampler": "ddim"})
+
+
+def save_png(picture: Tensor, path: Path) -> None:
+    """Write a (3, H, W) uint8 picture in one atomic step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(draft, format="PNG")
+    draft.replace(path)
+
+
+def link(source: Path, target: Path) -> None:
+    """Copy a picture in one atomic step."""
+    draft = target.with_suffix(".tmp")
+    draft.write_bytes(source.read_bytes())
+    draft.replace(target)
+
+
+def load_png(path: Path) -> Tensor:
+    """(3, H, W) in [0, 1]."""
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
+
+
+def batches(todo: Sequence[Attempt], folder: Path, size: int = 64) -> Iterator[tuple[Sequence[Attempt], Tensor]]:
+    """Pictures back from disk, (B, 3, H, W) in [0, 1]."""
+    for i in range(0, len(todo), size):
+        group = todo[i : i + size]
+        yield group, torch.stack([load_png(folder / a.name) for a in group])

@@ -1,0 +1,149 @@
+"""ESD against its equation, and the loop around it."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from erasure import bank as banks
+from erasure.bank import Batch
+from erasure.concept import Concept
+from erasure.edit import Edit
+from erasure.erase import configure, erase
+from erasure.errors import UserError
+from erasure.families.stable_diffusion import StableDiffusion
+from erasure.methods.base import Play
+from erasure.methods.esd import ESD
+
+CAT = [Concept(name="cat", kind="object")]
+SMALL = {"steps": 6, "batch": 2, "walks": 3, "walk_steps": 4, "lr": 1e-3}
+
+
+def random_batch() -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    x, c, u = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(3))
+    return Batch(x, torch.tensor([10, 700]), ["cat", "a cat"], c, u)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0, 3.0])
+def test_loss_is_the_papers_and_the_newer_scripts(eta: float) -> None:
+    """The newer script starts from the conditional prediction; its value is the paper's plus one."""
+    batch, prediction = random_batch(), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    loss = ESD(negative_guidance=eta).loss(Play(predict=lambda *_: prediction), batch)
+    script = batch.eps_cond - (eta + 1) * (batch.eps_cond - batch.eps_uncond)
+    assert torch.allclose(loss, (prediction - script).pow(2).mean())
+
+
+def test_erase_from_keeps_the_bearer() -> None:
+    recording = ESD(erase_from="rose").record([Concept(name="red", kind="object")], seed=0)
+    assert recording.pairs == (("red rose", "rose"),)
+
+
+def test_bank_rows_are_what_the_teacher_says(model: StableDiffusion) -> None:
+    concept = Concept(name="cat", kind="object", prompts=("{}", "a {} at night | night"))
+    bank = banks.obtain(model, ESD(walks=4, walk_steps=3).record([concept], seed=0))
+    assert len(bank) == 12
+    batch = bank.batch(torch.arange(12), model.device)
+    without = [bank.recording.pairs[i][1] for i in bank.pair.tolist()]
+    with torch.no_grad():
+        cond = model.predict(batch.x_t, batch.t, model.encode(batch.prompts))
+        uncond = model.predict(batch.x_t, batch.t, model.encode(without))
+    assert torch.allclose(cond, batch.eps_cond, atol=2e-2)
+    assert torch.allclose(uncond, batch.eps_uncond, atol=2e-2)
+    assert {"", "night"} == set(without)
+
+
+def test_only_the_region_moves_and_the_model_is_left_alone(model: StableDiffusion, tmp_path: Path) -> None:
+    before = model.fingerprint()
+    edit = erase(model, CAT, ESD(region="xattn-kv", **SMALL), out=tmp_path / "run")
+    assert model.fingerprint() == before
+    assert set(edit.tensors) == set(model.region("xattn-kv"))
+    assert any(not torch.equal(t, model.parameters()[n].detach().half()) for n, t in edit.tensors.items())
+    assert not any(p.requires_grad for p in model.parameters().values())
+
+
+def test_counted_cost_is_what_was_counted(model: StableDiffusion, tmp_path: Path) -> None:
+    edit = erase(model, CAT, ESD(**SMALL), out=tmp_path / "run")
+    assert edit.info.cost["unet_forwards"] == model.cost.unet_forwards == 6 * 2 + 2 * 3 * 4
+    assert edit.info.cost["unet_backwards"] == model.cost.unet_backwards == 12
+
+
+def test_erasing_moves_the_concept_towards_its_target(model: StableDiffusion, tmp_path: Path) -> None:
+    method = ESD(**{**SMALL, "steps": 60, "batch": 4, "lr": 3e-3, "region": "full"})
+    bank = banks.obtain(model, method.record(CAT, seed=0))
+    batch = bank.batch(torch.arange(len(bank)), model.device)
+
+    def loss() -> float:
+        with torch.no_grad():
+            play = Play(predict=lambda x, t, prompts: model.predict(x, t, model.encode(prompts)))
+            return method.loss(play, batch).item()
+
+    before = loss()
+    erase(model, CAT, method, out=tmp_path / "run").apply(model.pipe)
+    assert loss() < 0.5 * before
+
+
+def test_resume_equals_a_straight_run(tmp_path: Path, model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    method = ESD(**{**SMALL, "steps": 60})
+    erase(model, CAT, method, out=tmp_path / "straight")
+
+    class Stop(BaseException):
+        pass
+
+    real, calls = ESD.loss, []
+
+    def failing(self, play, batch):
+        calls.append(1)
+        if len(calls) == 41:
+            raise Stop
+        return real(self, play, batch)
+
+    monkeypatch.setattr(ESD, "loss", failing)
+    with pytest.raises(Stop):
+        erase(model, CAT, method, out=tmp_path / "broken")
+    assert not (tmp_path / "broken" / "result.json").exists()
+    erase(model, CAT, method, out=tmp_path / "broken")
+    straight, broken = ((tmp_path / n / "edit.safetensors").read_bytes() for n in ("straight", "broken"))
+    assert straight == broken
+    assert (tmp_path / "straight" / "train.jsonl").read_text() == (tmp_path / "broken" / "train.jsonl").read_text()
+    assert len(calls) == 41 + 60 - 25
+
+
+def test_a_complete_run_is_not_repeated_and_another_job_is_refused(model: StableDiffusion, tmp_path: Path) -> None:
+    first = erase(model, CAT, ESD(**SMALL), out=tmp_path / "run")
+    done = model.cost.unet_backwards
+    assert erase(model, CAT, ESD(**SMALL), out=tmp_path / "run").digest() == first.digest()
+    assert model.cost.unet_backwards == done
+    with pytest.raises(UserError, match="holds another job.*fields"):
+        erase(model, CAT, ESD(**{**SMALL, "steps": 7}), out=tmp_path / "run")
+    erase(model, CAT, ESD(**{**SMALL, "steps": 7}), out=tmp_path / "run", fresh=True)
+
+
+def test_a_loss_that_is_no_number_stops_and_names_the_step(model: StableDiffusion, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"loss is nan at step \d+"):
+        erase(model, CAT, ESD(**{**SMALL, "lr": 1e18}), out=tmp_path / "run")
+    assert all(torch.isfinite(p).all() for p in model.parameters().values())
+
+
+def test_several_concepts_share_the_walks(model: StableDiffusion, tmp_path: Path) -> None:
+    edit = erase(model, [*CAT, Concept(name="dog", kind="object")], ESD(**{**SMALL, "walks": 8}), out=tmp_path / "run")
+    assert [c["name"] for c in edit.info.concepts] == ["cat", "dog"]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "train.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == list(range(6))
+
+
+def test_an_edit_draws_the_same_pictures_after_a_round_trip(model: StableDiffusion, tmp_path: Path) -> None:
+    edit = erase(model, CAT, ESD(**SMALL), out=tmp_path / "run")
+    edit.apply(model.pipe)
+    drawn = model.decode(model.sample(["cat"], [1], steps=4))
+    edit.revert(model.pipe)
+    base = model.decode(model.sample(["cat"], [1], steps=4))
+    Edit.load(tmp_path / "run").apply(model.pipe)
+    assert torch.equal(model.decode(model.sample(["cat"], [1], steps=4)), drawn)
+    assert not torch.equal(base, drawn)
+
+
+def test_unknown_fields_are_refused() -> None:
+    with pytest.raises(UserError, match="Did you mean 'negative_guidance'"):
+        configure(ESD, CAT, "sd1", {"negative_guidence": 2.0})
