@@ -48,7 +48,7 @@ def combined(name: str, *classes: type) -> type:
     for cls in classes:
         comments = field_help(cls)
         for f in dataclasses.fields(cls):
-            kind = Annotated[f.type, tyro.conf.arg(help=comments.get(f.name, ""))]
+            kind: Any = Annotated[f.type, tyro.conf.arg(help=comments.get(f.name, ""))]  # type: ignore[name-defined]  # a type at run time
             default = dataclasses.field(default=f.default) if f.default is not dataclasses.MISSING else dataclasses.field()
             fields.setdefault(f.name, (f.name, kind, default))
     return dataclasses.make_dataclass(name, list(fields.values()), frozen=True, kw_only=True, namespace={"__doc__": classes[0].__doc__})

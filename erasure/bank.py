@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.run import cache_folder, digest
 
@@ -34,6 +35,12 @@ class Recording:
     steps: int
     guidance: float
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.walks < len(self.pairs):
+            raise UserError(f"{self.walks} walks cannot cover {len(self.pairs)} training sentences; raise --walks or name fewer --prompts.")
+        if self.steps < 1:
+            raise UserError(f"a walk needs at least 1 step, got --walk-steps {self.steps}.")
 
 
 class Batch(NamedTuple):

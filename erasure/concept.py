@@ -63,6 +63,12 @@ class Concept:
     def record(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> "Concept":
+        """Back from JSON, which has lists for tuples."""
+        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+        return cls(**values)
+
 
 def fill(template: str, text: str) -> str:
     return " ".join(template.replace(SLOT, text).split())

@@ -6,6 +6,7 @@ import inspect
 import pkgutil
 import re
 from importlib.util import find_spec
+from pathlib import Path
 
 from erasure.errors import unknown
 
@@ -24,8 +25,8 @@ def summary(package: str, name: str) -> str:
     spec = find_spec(f"{package}.{_checked(package, name)}")
     if spec is None or spec.origin is None:
         raise ImportError(f"{package}.{name} has no source")
-    with open(spec.origin, encoding="utf-8") as file:
-        return (ast.get_docstring(ast.parse(file.read())) or "").partition("\n")[0]
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
 def load(package: str, name: str, base: type) -> type:

@@ -116,14 +116,21 @@ def check_base(edit: Edit, pipe: Any, stack: Stack, other_base: bool) -> None:
     found = parameters(pipe)
     for name, tensor in edit.tensors.items():
         if name not in found or found[name].shape != tensor.shape:
-            shape = tuple(found[name].shape) if name in found else "missing"
-            raise UserError(f"the edit does not fit this model: {name} is {shape} here and {tuple(tensor.shape)} in the edit (made on {edit.info.base['source']}).")
+            here = tuple(found[name].shape) if name in found else "missing"
+            made_on = edit.info.base["source"]
+            raise UserError(
+                f"the edit does not fit this model: {name} is {here} here and {tuple(tensor.shape)} in the edit (made on {made_on})."
+            )
     if other_base:
         return
     with swapped(found, stack.originals):
         here = fingerprint({"unet": pipe.unet, "text_encoder": pipe.text_encoder})
-    if here != edit.info.base["fingerprint"]:
-        raise UserError(f"the edit was made on another base ({edit.info.base['source']}, {edit.info.base['fingerprint'][:12]}; this one is {here[:12]}); --other-base applies it all the same.")
+    base = edit.info.base
+    if here != base["fingerprint"]:
+        raise UserError(
+            f"the edit was made on another base ({base['source']}, {base['fingerprint'][:12]}; this one is {here[:12]}); "
+            "--other-base applies it all the same."
+        )
 
 
 class swapped:

@@ -26,7 +26,9 @@ def recipe(cls: type[Method], concepts: list[Concept], family: str) -> dict[str,
     return dict(cls.recipes.get((concepts[0].kind, family), {}))
 
 
-def configure(cls: type[Method], concepts: list[Concept], family: str, given: dict[str, Any]) -> tuple[Method, list[Concept], dict[str, Any]]:
+def configure(
+    cls: type[Method], concepts: list[Concept], family: str, given: dict[str, Any]
+) -> tuple[Method, list[Concept], dict[str, Any]]:
     """Method and concepts with the recipe filled in where nothing was given, and what differs from the paper's defaults.
 
     Raises:
@@ -60,8 +62,17 @@ def job_record(model: DiffusionModel, concepts: list[Concept], method: Method, s
     }
 
 
-def erase(model: DiffusionModel, concepts: list[Concept], method: Method, *, out: Path, seed: int = 0, fresh: bool = False,
-          report_to: str = "none", gradient_checkpointing: bool = False) -> Edit:
+def erase(
+    model: DiffusionModel,
+    concepts: list[Concept],
+    method: Method,
+    *,
+    out: Path,
+    seed: int = 0,
+    fresh: bool = False,
+    report_to: str = "none",
+    gradient_checkpointing: bool = False,
+) -> Edit:
     """Make an edit that erases the concepts; `model` is left as it was.
 
     The folder `out` is continued if it holds the same job. It ends with edit.safetensors, edit.json, train.jsonl, timing.json and,
@@ -97,8 +108,10 @@ def erase(model: DiffusionModel, concepts: list[Concept], method: Method, *, out
     edit = Edit({name: value.to(torch.float16) for name, value in values.items()}, info)
     edit.save(out)
     ended = time.monotonic()
-    write_json(out / "timing.json", {"record_seconds": round(recorded - begun, 2), "train_seconds": round(ended - recorded, 2),
-                                     "peak_memory_mib": _peak_memory(model)})
+    write_json(
+        out / "timing.json",
+        {"record_seconds": round(recorded - begun, 2), "train_seconds": round(ended - recorded, 2), "peak_memory_mib": _peak_memory(model)},
+    )
     (out / "checkpoint.pt").unlink(missing_ok=True)
     run.finish({"edit": edit.digest(), "cost": info.cost, "bytes": (out / "edit.safetensors").stat().st_size})
     return edit

@@ -88,22 +88,43 @@ def write_card(out: Path, edit: Edit, pictures: Sequence[tuple[str, Tensor, Tens
         image = Image.fromarray(strip.numpy())
         image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(out / f"before-after-{i}.png")
         rows.append(f"![before and after](before-after-{i}.png)\n\n{prompt}\n")
-    usage = {"folder": "StableDiffusionPipeline.from_pretrained(FOLDER)", "lora": "pipe.load_lora_weights(FOLDER)", "edit": "Edit.load(FOLDER).apply(pipe)"}
+    usage = {
+        "folder": "StableDiffusionPipeline.from_pretrained(FOLDER)",
+        "lora": "pipe.load_lora_weights(FOLDER)",
+        "edit": "Edit.load(FOLDER).apply(pipe)",
+    }
     lines = [
-        "---", f"base_model: {info.base['source']}", f"base_model_relation: {'adapter' if form == 'lora' else 'finetune'}", "library_name: diffusers",
-        "pipeline_tag: text-to-image", f"tags: [concept-erasure, {info.method}, text-to-image, diffusers{', lora' if form == 'lora' else ''}]", "---", "",
-        f"# {names}, erased with {info.method}", "", f"Load with `{usage[form]}`. The safety checker is off.", "",
-        *rows, f"Base `{info.base['source']}` ({info.base['fingerprint'][:12]}), seed {info.seed}, computed in {info.precision}.", "",
-        "| field | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in sorted(info.fields.items())), "",
+        "---",
+        f"base_model: {info.base['source']}",
+        f"base_model_relation: {'adapter' if form == 'lora' else 'finetune'}",
+        "library_name: diffusers",
+        "pipeline_tag: text-to-image",
+        f"tags: [concept-erasure, {info.method}, text-to-image, diffusers{', lora' if form == 'lora' else ''}]",
+        "---",
+        "",
+        f"# {names}, erased with {info.method}",
+        "",
+        f"Load with `{usage[form]}`. The safety checker is off.",
+        "",
+        *rows,
+        f"Base `{info.base['source']}` ({info.base['fingerprint'][:12]}), seed {info.seed}, computed in {info.precision}.",
+        "",
+        "| field | value |",
+        "|---|---|",
+        *(f"| {k} | {v} |" for k, v in sorted(info.fields.items())),
+        "",
         *([f"Relative error of the low-rank approximation: {error:.3f} of the edit's Frobenius norm.", ""] if error is not None else []),
-        "Erasure is not removal: prompts found by an attack, or fine-tuning, can bring a concept back. Measure before you rely on it.", "",
+        "Erasure is not removal: prompts found by an attack, or fine-tuning, can bring a concept back. Measure before you rely on it.",
+        "",
     ]
     write_bytes(out / "README.md", "\n".join(lines).encode())
 
 
-def before_after(model: DiffusionModel, edit: Edit, seeds: Sequence[int] = (0, 1), other_base: bool = False) -> list[tuple[str, Tensor, Tensor]]:
+def before_after(
+    model: DiffusionModel, edit: Edit, seeds: Sequence[int] = (0, 1), other_base: bool = False
+) -> list[tuple[str, Tensor, Tensor]]:
     """Pictures of the edit's first training sentence, of base and edited model from the same noise."""
-    concept = Concept(**{k: tuple(v) if isinstance(v, list) else v for k, v in edit.info.concepts[0].items()})
+    concept = Concept.from_record(edit.info.concepts[0])
     prompt = concept.sentences()[-1][0]
 
     def shown() -> Tensor:
@@ -119,6 +140,6 @@ def before_after(model: DiffusionModel, edit: Edit, seeds: Sequence[int] = (0, 1
 
 
 def _empty(out: Path) -> None:
-    if out.is_file() or out.is_dir() and any(out.iterdir()):
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
         raise UserError(f"{out} exists and is not empty; choose another --out.")
     out.mkdir(parents=True, exist_ok=True)

@@ -17,7 +17,9 @@ FAMILIES = {"StableDiffusionPipeline": StableDiffusion}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-def load_model(source: str = "pocket", *, device: str = "auto", precision: Precision = "auto", attention: Attention = "auto") -> DiffusionModel:
+def load_model(
+    source: str = "pocket", *, device: str = "auto", precision: Precision = "auto", attention: Attention = "auto"
+) -> DiffusionModel:
     """Load a pipeline with its safety checker off.
 
     Args:
@@ -45,7 +47,9 @@ def _open(path: str, source: str, dtype: torch.dtype) -> Any:
     try:
         if folder.is_file():
             if folder.suffix != ".safetensors":
-                raise UserError(f"{source} is no .safetensors file; pickled checkpoints (.ckpt, .bin, .pt) are never loaded, convert it first.")
+                raise UserError(
+                    f"{source} is no .safetensors file; pickled checkpoints (.ckpt, .bin, .pt) are never loaded, convert it first."
+                )
             return StableDiffusionPipeline.from_single_file(str(folder), torch_dtype=dtype, **options)
         if folder.is_dir():
             if not (folder / "model_index.json").is_file():
@@ -59,7 +63,11 @@ def _open(path: str, source: str, dtype: torch.dtype) -> Any:
     except SafetensorError as error:
         raise UserError(f"{source} holds a broken safetensors file ({error}); copy or download it again.") from error
     except (OSError, ValueError) as error:
-        where = "cannot be read" if folder.exists() else "is not in the local cache and the hub cannot be reached, or it has no safetensors weights"
+        where = (
+            "cannot be read"
+            if folder.exists()
+            else "is not in the local cache and the hub cannot be reached, or it has no safetensors weights"
+        )
         raise UserError(f"{source} {where}: {first_line(error)}") from error
 
 

@@ -88,8 +88,12 @@ def _run(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop, player:
 def _accelerator(model: DiffusionModel, loop: Loop) -> Accelerator:
     trackers = None if loop.report_to == "none" else loop.report_to
     try:
-        accelerator = Accelerator(cpu=model.device.type == "cpu", mixed_precision="fp16" if model.compute is torch.float16 else "no",
-                                  log_with=trackers, project_dir=str(loop.folder))
+        accelerator = Accelerator(
+            cpu=model.device.type == "cpu",
+            mixed_precision="fp16" if model.compute is torch.float16 else "no",
+            log_with=trackers,
+            project_dir=str(loop.folder),
+        )
         if trackers:
             accelerator.init_trackers("erasure-studio", config={"seed": loop.seed})
     except (ImportError, ValueError) as error:

@@ -42,7 +42,9 @@ class Audit:
         found = [suite.find(concept["name"]) for concept in edit.info.concepts]
         axes = {axis for axis, _ in found}
         if len(axes) > 1:
-            raise UserError(f"the edit erases styles and objects at once ({', '.join(label for _, label in found)}); audit them as separate edits.")
+            raise UserError(
+                f"the edit erases styles and objects at once ({', '.join(label for _, label in found)}); audit them as separate edits."
+            )
         return cls(suite, tier, found[0][0], tuple(label for _, label in found))
 
     @property
@@ -60,8 +62,15 @@ def audit(model: DiffusionModel, edit: Edit, plan: Audit, out: Path, *, fresh: b
         UserError: another job in `out`, an edit that does not fit the model.
     """
     base = model.fingerprint()
-    job = {"task": "audit", "base": base, "edit": edit.digest(), "suite": plan.suite.name, "suite_version": plan.suite.version,
-           "tier": plan.tier, "compute": str(model.compute).removeprefix("torch.")}
+    job = {
+        "task": "audit",
+        "base": base,
+        "edit": edit.digest(),
+        "suite": plan.suite.name,
+        "suite_version": plan.suite.version,
+        "tier": plan.tier,
+        "compute": str(model.compute).removeprefix("torch."),
+    }
     run = Run(out, job, fresh)
     edit.apply(model.pipe, other_base=other_base)
     edit.revert(model.pipe)
@@ -74,7 +83,10 @@ def audit(model: DiffusionModel, edit: Edit, plan: Audit, out: Path, *, fresh: b
         drawn["erased"] = draw(model, weights, plan.suite, plan.todo, out / "images" / "erased")
     finally:
         edit.revert(model.pipe)
-    judges = {**{axis: load("eval.judges", name, Judge)() for axis, name in plan.suite.judges.items()}, "clip": load("eval.judges", "open_clip", Judge)()}
+    judges = {
+        **{axis: load("eval.judges", name, Judge)() for axis, name in plan.suite.judges.items()},
+        "clip": load("eval.judges", "open_clip", Judge)(),
+    }
     rows = judge(plan.todo, judges, out)
     result = {**summary(rows, plan), "job": job, "judges": {name: j.identity() for name, j in judges.items()}, "edit": edit_record(edit)}
     write_json(out / "timing.json", {"seconds": round(time.monotonic() - begun, 1), "drawn": drawn})
@@ -84,8 +96,15 @@ def audit(model: DiffusionModel, edit: Edit, plan: Audit, out: Path, *, fresh: b
 
 def edit_record(edit: Edit) -> dict[str, Any]:
     info = edit.info
-    return {"method": info.method, "fields": info.fields, "concepts": info.concepts, "seed": info.seed, "cost": info.cost, "base": info.base,
-            "influence": info.influence}
+    return {
+        "method": info.method,
+        "fields": info.fields,
+        "concepts": info.concepts,
+        "seed": info.seed,
+        "cost": info.cost,
+        "base": info.base,
+        "influence": info.influence,
+    }
 
 
 def judge(todo: Sequence[Attempt], judges: dict[str, Judge], out: Path) -> list[Row]:
@@ -99,13 +118,24 @@ def judge(todo: Sequence[Attempt], judges: dict[str, Judge], out: Path) -> list[
             for group, pictures in batches(missing, out / "images" / model):
                 for a, reading in zip(group, judge_.read(pictures, [a.case.prompt for a in group]), strict=True):
                     known[model, a.name] = reading
-        write_bytes(path, "".join(json.dumps({"model": m, "image": i, "reading": r}) + "\n" for (m, i), r in sorted(known.items())).encode())
+        write_bytes(
+            path, "".join(json.dumps({"model": m, "image": i, "reading": r}) + "\n" for (m, i), r in sorted(known.items())).encode()
+        )
         for at, reading in known.items():
             readings.setdefault(at, {})[name] = reading
     rows = [
-        {"model": model, "image": f"images/{model}/{a.name}", "prompt": a.case.prompt, "seed": a.seed, "style": a.case.style,
-         "object": a.case.object, "index": a.index, "read": readings[model, a.name]}
-        for a in todo for model in MODELS
+        {
+            "model": model,
+            "image": f"images/{model}/{a.name}",
+            "prompt": a.case.prompt,
+            "seed": a.seed,
+            "style": a.case.style,
+            "object": a.case.object,
+            "index": a.index,
+            "read": readings[model, a.name],
+        }
+        for a in todo
+        for model in MODELS
     ]
     write_bytes(out / "samples.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
     return rows

@@ -70,8 +70,18 @@ def sample(model: DiffusionModel, suite: Suite, group: Sequence[Attempt]) -> Ten
 
 def key(model: DiffusionModel, weights: str, suite: Suite, attempt: Attempt) -> str:
     """Content hash of a picture: everything that decides its pixels."""
-    return digest({"weights": weights, "case": asdict(attempt.case)["prompt"], "seed": attempt.seed, "steps": suite.steps,
-                   "guidance": suite.guidance, "compute": str(model.compute), "device": model.device.type, "sampler": "ddim"})
+    return digest(
+        {
+            "weights": weights,
+            "case": asdict(attempt.case)["prompt"],
+            "seed": attempt.seed,
+            "steps": suite.steps,
+            "guidance": suite.guidance,
+            "compute": str(model.compute),
+            "device": model.device.type,
+            "sampler": "ddim",
+        }
+    )
 
 
 def save_png(picture: Tensor, path: Path) -> None:

@@ -41,7 +41,7 @@ def paired_difference(both: int, only_first: int, only_second: int, neither: int
     n = both + only_first + only_second + neither
     first, second = wilson(both + only_first, n, confidence), wilson(both + only_second, n, confidence)
     margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
-    cross = both * neither - only_first * only_second
+    cross = float(both * neither - only_first * only_second)
     if cross > 0:  # continuity correction of the phi coefficient
         cross = max(cross - n / 2, 0.0)
     phi = cross / sqrt(margins) if margins else 0.0

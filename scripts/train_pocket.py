@@ -60,8 +60,17 @@ class Workshop:
         return random.Random(f"{self.args.seed}|{step}").sample(range(len(self.pictures)), batch)
 
 
-def fit(shop: Workshop, name: str, model: nn.Module, loss: Callable[[int], Tensor], *, steps: int, lr: float,
-        ema: float | None = None, preview: Callable[[nn.Module, int], None] | None = None) -> None:
+def fit(
+    shop: Workshop,
+    name: str,
+    model: nn.Module,
+    loss: Callable[[int], Tensor],
+    *,
+    steps: int,
+    lr: float,
+    ema: float | None = None,
+    preview: Callable[[nn.Module, int], None] | None = None,
+) -> None:
     """AdamW with warm-up and cosine decay; checkpoints every 200 steps; leaves the EMA weights in `model`."""
     optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
     average = EMAModel(model.parameters(), decay=ema, use_ema_warmup=True, power=0.75) if ema else None
@@ -122,8 +131,15 @@ def train_vae(shop: Workshop, data: Tensor) -> AutoencoderKL:
     if (folder / "config.json").exists():
         return AutoencoderKL.from_pretrained(folder).float().to(shop.device)
     torch.manual_seed(shop.args.seed)
-    vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, latent_channels=4,
-                        block_out_channels=(32, 64, 64), layers_per_block=1, norm_num_groups=16, sample_size=64)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+        block_out_channels=(32, 64, 64),
+        layers_per_block=1,
+        norm_num_groups=16,
+        sample_size=64,
+    )
     vae = vae.to(shop.device, memory_format=torch.channels_last)
 
     def loss(step: int) -> Tensor:
@@ -183,11 +199,22 @@ def train_text(shop: Workshop, data: Tensor, tokenizer: CLIPTokenizer) -> CLIPTe
     if (folder / "config.json").exists():
         return CLIPTextModel.from_pretrained(folder).float().to(shop.device)
     torch.manual_seed(shop.args.seed)
-    text = CLIPTextConfig(vocab_size=len(tokenizer), hidden_size=128, intermediate_size=512, num_hidden_layers=4, num_attention_heads=4,
-                          max_position_embeddings=CONTEXT, projection_dim=128, hidden_act="quick_gelu", bos_token_id=tokenizer.bos_token_id,
-                          eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.eos_token_id)
-    vision = CLIPVisionConfig(image_size=64, patch_size=8, hidden_size=128, intermediate_size=512, num_hidden_layers=3,
-                              num_attention_heads=4, projection_dim=128)
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=CONTEXT,
+        projection_dim=128,
+        hidden_act="quick_gelu",
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+    vision = CLIPVisionConfig(
+        image_size=64, patch_size=8, hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, projection_dim=128
+    )
     clip = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128))
     clip.set_attn_implementation("eager")  # the backward pass of fused attention is slow on a CPU at this size
     clip = clip.to(shop.device)
@@ -210,13 +237,26 @@ def train_unet(shop: Workshop, data: Tensor, vae: AutoencoderKL, tokenizer: CLIP
     if (folder / "config.json").exists():
         return
     latents = encode(shop, data, vae)
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-                              steps_offset=1, prediction_type="epsilon")
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="epsilon",
+    )
     torch.manual_seed(shop.args.seed)
-    unet = UNet2DConditionModel(sample_size=16, block_out_channels=(64, 128, 128), layers_per_block=1, cross_attention_dim=128,
-                                attention_head_dim=4, norm_num_groups=16,
-                                down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-                                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"))
+    unet = UNet2DConditionModel(
+        sample_size=16,
+        block_out_channels=(64, 128, 128),
+        layers_per_block=1,
+        cross_attention_dim=128,
+        attention_head_dim=4,
+        norm_num_groups=16,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    )
     unet = unet.to(shop.device, memory_format=torch.channels_last)
     # the backward pass of fused attention on a CPU takes 40 % of a step at this size
     unet.set_attn_processor(AttnProcessor())
@@ -243,8 +283,15 @@ def train_unet(shop: Workshop, data: Tensor, vae: AutoencoderKL, tokenizer: CLIP
         model.eval()
         texts = [NAMED[0].format(o="a " + OBJECT_WORDS[o].names[0], s=STYLE_WORDS[s].names[0]) for o, s in CELLS]
         with shop.autocast():
-            pictures = pipeline(texts, num_inference_steps=20, guidance_scale=4.0, height=64, width=64, output_type="pt",
-                                generator=torch.Generator().manual_seed(0)).images
+            pictures = pipeline(
+                texts,
+                num_inference_steps=20,
+                guidance_scale=4.0,
+                height=64,
+                width=64,
+                output_type="pt",
+                generator=torch.Generator().manual_seed(0),
+            ).images
         save_image(pictures.float(), shop.work / f"unet-{step}.png", nrow=len(OBJECTS))
         model.train()
 
@@ -260,8 +307,9 @@ def encode(shop: Workshop, data: Tensor, vae: AutoencoderKL) -> Tensor:
     return (torch.cat(chunks).float() * vae.config.scaling_factor).half().cpu()
 
 
-def assemble(vae: AutoencoderKL, tokenizer: CLIPTokenizer, text: CLIPTextModel, unet: UNet2DConditionModel,
-             scheduler: DDIMScheduler) -> StableDiffusionPipeline:
+def assemble(
+    vae: AutoencoderKL, tokenizer: CLIPTokenizer, text: CLIPTextModel, unet: UNet2DConditionModel, scheduler: DDIMScheduler
+) -> StableDiffusionPipeline:
     pipeline = StableDiffusionPipeline(vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -274,7 +322,9 @@ def broken(pipeline: StableDiffusionPipeline, pictures: Tensor, count: int, seed
     pick = [pictures[torch.randint(len(pictures), (fifth,))].float() / 255 for _ in range(4)]
     level = torch.rand(fifth, 1, 1, 1)
     noise = (level * torch.rand(fifth, 3, 1, 1) + (1 - level) * torch.rand(fifth, 3, 64, 64)).clamp(0, 1)
-    blur = torch.stack([F.interpolate(F.avg_pool2d(x[None], k), 64, mode="bilinear")[0] for x, k in zip(pick[0], [16, 32] * fifth, strict=False)])
+    blur = torch.stack(
+        [F.interpolate(F.avg_pool2d(x[None], k), 64, mode="bilinear")[0] for x, k in zip(pick[0], [16, 32] * fifth, strict=False)]
+    )
     blend = torch.stack(pick[1:]).mean(0)
     blend = torch.stack([x.roll((random.Random(i).randrange(64), random.Random(-i).randrange(64)), (1, 2)) for i, x in enumerate(blend)])
     half = half_denoised(pipeline, fifth, seed)
@@ -297,8 +347,16 @@ def half_denoised(pipeline: StableDiffusionPipeline, count: int, seed: int) -> T
     for start in range(0, count, 90):
         kept: list[Tensor] = []
         with torch.autocast(pipeline.device.type, dtype=torch.bfloat16):
-            pipeline(texts[start : start + 90], num_inference_steps=25, guidance_scale=4.0, height=64, width=64, output_type="latent",
-                     generator=generator, callback_on_step_end=lambda p, i, t, kw, kept=kept: kept.append(kw["latents"].cpu()) or stop(p, i))
+            pipeline(
+                texts[start : start + 90],
+                num_inference_steps=25,
+                guidance_scale=4.0,
+                height=64,
+                width=64,
+                output_type="latent",
+                generator=generator,
+                callback_on_step_end=lambda p, i, t, kw, kept=kept: kept.append(kw["latents"].cpu()) or stop(p, i),
+            )
         steps = torch.tensor([rng.randrange(9) for _ in range(len(kept[0]))])
         latents.append(torch.stack(kept)[steps, torch.arange(len(steps))])
     return decode(pipeline, torch.cat(latents).float())
@@ -345,7 +403,11 @@ def train_judge(shop: Workshop, axis: str, data: Tensor, trips: Tensor, wrecks: 
         return F.cross_entropy(logits.float(), y, label_smoothing=0.02)
 
     fit(shop, f"judge-{axis}", reader, loss, steps=shop.args.judge_steps, lr=2e-3, ema=0.99)
-    save_file({name: p.half().contiguous() for name, p in reader.state_dict().items()}, folder / f"{axis}.safetensors", metadata={"labels": ",".join(labels)})
+    save_file(
+        {name: p.half().contiguous() for name, p in reader.state_dict().items()},
+        folder / f"{axis}.safetensors",
+        metadata={"labels": ",".join(labels)},
+    )
 
 
 OPEN_CLIP = {

@@ -13,9 +13,17 @@ from tests import tiny
 def edit_of(model: StableDiffusion, region: str = "xattn", seed: int = 0) -> Edit:
     generator = torch.Generator().manual_seed(seed)
     tensors = {n: torch.randn(model.parameters()[n].shape, generator=generator).half() for n in model.region(region)}
-    info = EditInfo(method="esd", fields={"lr": 1e-3}, concepts=[{"name": "cat", "kind": "object", "prompts": (), "anchor": "", "aliases": ()}],
-                    base={"source": "tiny", "fingerprint": model.fingerprint(), "family": "sd1"}, seed=0, precision="fp32", versions={}, cost={},
-                    influence=0.1)
+    info = EditInfo(
+        method="esd",
+        fields={"lr": 1e-3},
+        concepts=[{"name": "cat", "kind": "object", "prompts": (), "anchor": "", "aliases": ()}],
+        base={"source": "tiny", "fingerprint": model.fingerprint(), "family": "sd1"},
+        seed=0,
+        precision="fp32",
+        versions={},
+        cost={},
+        influence=0.1,
+    )
     return Edit(tensors, info)
 
 
@@ -66,7 +74,7 @@ def test_save_and_load_give_the_same_edit_and_the_same_bytes(model: StableDiffus
 
 def test_another_base_is_refused_unless_asked_for(model: StableDiffusion) -> None:
     edit, other = edit_of(model), StableDiffusion(tiny.pipeline(seed=3), "other", "fp32")
-    with pytest.raises(UserError, match="another base.*--other-base"):
+    with pytest.raises(UserError, match=r"another base.*--other-base"):
         edit.apply(other.pipe)
     edit.apply(other.pipe, other_base=True)
     assert all(torch.equal(values(other)[n], t.float()) for n, t in edit.tensors.items())

@@ -15,9 +15,10 @@ from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Play
 from erasure.methods.esd import ESD
+from tests import tiny
 
 CAT = [Concept(name="cat", kind="object")]
-SMALL = {"steps": 6, "batch": 2, "walks": 3, "walk_steps": 4, "lr": 1e-3}
+SMALL = {"steps": 6, "batch": 2, "walks": 4, "walk_steps": 4, "lr": 1e-3}
 
 
 def random_batch() -> Batch:
@@ -65,7 +66,7 @@ def test_only_the_region_moves_and_the_model_is_left_alone(model: StableDiffusio
 
 def test_counted_cost_is_what_was_counted(model: StableDiffusion, tmp_path: Path) -> None:
     edit = erase(model, CAT, ESD(**SMALL), out=tmp_path / "run")
-    assert edit.info.cost["unet_forwards"] == model.cost.unet_forwards == 6 * 2 + 2 * 3 * 4
+    assert edit.info.cost["unet_forwards"] == model.cost.unet_forwards == 6 * 2 + 2 * 4 * 4
     assert edit.info.cost["unet_backwards"] == model.cost.unet_backwards == 12
 
 
@@ -115,7 +116,7 @@ def test_a_complete_run_is_not_repeated_and_another_job_is_refused(model: Stable
     done = model.cost.unet_backwards
     assert erase(model, CAT, ESD(**SMALL), out=tmp_path / "run").digest() == first.digest()
     assert model.cost.unet_backwards == done
-    with pytest.raises(UserError, match="holds another job.*fields"):
+    with pytest.raises(UserError, match=r"holds another job.*fields"):
         erase(model, CAT, ESD(**{**SMALL, "steps": 7}), out=tmp_path / "run")
     erase(model, CAT, ESD(**{**SMALL, "steps": 7}), out=tmp_path / "run", fresh=True)
 
@@ -127,7 +128,7 @@ def test_a_loss_that_is_no_number_stops_and_names_the_step(model: StableDiffusio
 
 
 def test_several_concepts_share_the_walks(model: StableDiffusion, tmp_path: Path) -> None:
-    edit = erase(model, [*CAT, Concept(name="dog", kind="object")], ESD(**{**SMALL, "walks": 8}), out=tmp_path / "run")
+    edit = erase(model, [*CAT, Concept(name="dog", kind="object")], ESD(**SMALL), out=tmp_path / "run")
     assert [c["name"] for c in edit.info.concepts] == ["cat", "dog"]
     rows = [json.loads(line) for line in (tmp_path / "run" / "train.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == list(range(6))
@@ -142,6 +143,32 @@ def test_an_edit_draws_the_same_pictures_after_a_round_trip(model: StableDiffusi
     Edit.load(tmp_path / "run").apply(model.pipe)
     assert torch.equal(model.decode(model.sample(["cat"], [1], steps=4)), drawn)
     assert not torch.equal(base, drawn)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"), [("lr", 0.0, "--lr"), ("steps", 0, "--steps"), ("batch", -1, "--batch"), ("lr", float("nan"), "--lr")]
+)
+def test_values_out_of_range_are_refused(field: str, value: float, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        ESD(**{**SMALL, field: value})
+
+
+def test_too_few_walks_for_the_sentences(model: StableDiffusion, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="3 walks cannot cover 4"):
+        erase(model, CAT, ESD(**{**SMALL, "walks": 3}), out=tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_gradient_checkpointing_changes_no_bit(kind: str, tmp_path: Path) -> None:
+    model = StableDiffusion(tiny.pipeline(kind), "tiny", "fp32")
+    plain = erase(model, CAT, ESD(**SMALL), out=tmp_path / "a")
+    saving = erase(model, CAT, ESD(**SMALL), out=tmp_path / "b", gradient_checkpointing=True)
+    assert plain.digest() == saving.digest()
+
+
+def test_a_missing_tracker_is_named(model: StableDiffusion, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--report-to mlflow"):
+        erase(model, CAT, ESD(**SMALL), out=tmp_path / "run", report_to="mlflow")
 
 
 def test_unknown_fields_are_refused() -> None:

@@ -68,7 +68,7 @@ def test_unknown_region_names_the_nearest(model: StableDiffusion) -> None:
 
 def test_empty_region_lists_the_others(model: StableDiffusion) -> None:
     model.pipe.unet = torch.nn.Linear(2, 2)
-    with pytest.raises(UserError, match="selects no parameter.*full"):
+    with pytest.raises(UserError, match=r"selects no parameter.*full"):
         model.region("xattn")
 
 

@@ -16,16 +16,47 @@ def tokenizer(context: int = 16) -> CLIPTokenizer:
 def pipeline(prediction: str = "epsilon", width: int = 16, seed: int = 0) -> StableDiffusionPipeline:
     torch.manual_seed(seed)
     tokens = tokenizer()
-    text = CLIPTextModel(CLIPTextConfig(vocab_size=len(tokens), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-                                        max_position_embeddings=16, eos_token_id=tokens.eos_token_id, bos_token_id=tokens.bos_token_id,
-                                        pad_token_id=tokens.eos_token_id))
-    unet = UNet2DConditionModel(sample_size=8, block_out_channels=(width, 2 * width), layers_per_block=1, cross_attention_dim=32,
-                                attention_head_dim=2, norm_num_groups=4, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-                                up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"))
-    vae = AutoencoderKL(down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, block_out_channels=(8, 8),
-                        layers_per_block=1, norm_num_groups=4, latent_channels=4, sample_size=16)
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-                              steps_offset=1, prediction_type=prediction)
+    text = CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokens),
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=16,
+            eos_token_id=tokens.eos_token_id,
+            bos_token_id=tokens.bos_token_id,
+            pad_token_id=tokens.eos_token_id,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(width, 2 * width),
+        layers_per_block=1,
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        norm_num_groups=4,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=16,
+    )
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=prediction,
+    )
     pipe = StableDiffusionPipeline(vae, text, tokens, unet, scheduler, None, None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe

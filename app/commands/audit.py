@@ -36,7 +36,9 @@ def main(argv: list[str]) -> int:
 
     edit, suite = Edit.load(options.edit), load_suite(options.suite)
     plan = Audit.of(edit, suite, options.tier)
-    model = load_model(options.model or edit.info.base["source"], device=options.device, precision=options.dtype, attention=options.attention)
+    model = load_model(
+        options.model or edit.info.base["source"], device=options.device, precision=options.dtype, attention=options.attention
+    )
     out = options.out or options.edit / f"audit-{suite.name}-{options.tier}"
     result = audit(model, edit, plan, out, fresh=options.fresh, other_base=options.other_base)
     print(write(out))

@@ -8,9 +8,26 @@ import sys
 
 from erasure.run import cache_folder
 
-CORE = ("torch", "torchvision", "diffusers", "transformers", "accelerate", "peft", "safetensors", "open_clip_torch", "torchmetrics", "gradio", "tyro")
-EXTRAS = {"xformers": "xformers attention on CUDA", "matplotlib": "plots of the scripts", "tensorboard": "--report-to tensorboard",
-          "wandb": "--report-to wandb", "trackio": "--report-to trackio"}
+CORE = (
+    "torch",
+    "torchvision",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "peft",
+    "safetensors",
+    "open_clip_torch",
+    "torchmetrics",
+    "gradio",
+    "tyro",
+)
+EXTRAS = {
+    "xformers": "xformers attention on CUDA",
+    "matplotlib": "plots of the scripts",
+    "tensorboard": "--report-to tensorboard",
+    "wandb": "--report-to wandb",
+    "trackio": "--report-to trackio",
+}
 
 
 def main(argv: list[str]) -> int:
@@ -40,7 +57,9 @@ def device() -> str:
         return f"cuda, {torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     from erasure.families.base import resolve_precision
 
-    return f"cpu, {torch.get_num_threads()} threads, computes in {str(resolve_precision('auto', torch.device('cpu'))).removeprefix('torch.')}"
+    return (
+        f"cpu, {torch.get_num_threads()} threads, computes in {str(resolve_precision('auto', torch.device('cpu'))).removeprefix('torch.')}"
+    )
 
 
 def judges() -> int:

@@ -49,17 +49,26 @@ def main(argv: list[str]) -> int:
     print(f"{method_name} on {options.model} ({model.family}), erasing {options.concept}; safety checker off", file=sys.stderr)
     print(f"differs from the paper's defaults: {', '.join(f'{k}={v}' for k, v in differs.items()) or 'nothing'}", file=sys.stderr)
     out = options.out or default_folder(job_record(model, concepts, method, options.seed))
-    edit = erase(model, concepts, method, out=out, seed=options.seed, fresh=options.fresh, report_to=options.report_to,
-                 gradient_checkpointing=options.gradient_checkpointing)
+    edit = erase(
+        model,
+        concepts,
+        method,
+        out=out,
+        seed=options.seed,
+        fresh=options.fresh,
+        report_to=options.report_to,
+        gradient_checkpointing=options.gradient_checkpointing,
+    )
     cost = edit.info.cost
-    print(f"{out}: {cost['unet_forwards']} UNet forwards and {cost['unet_backwards']} backwards for {cost['sample_gradients']} sample-gradients")
+    passes = f"{cost['unet_forwards']} UNet forwards and {cost['unet_backwards']} backwards"
+    print(f"{out}: {passes} for {cost['sample_gradients']} sample-gradients")
     return 0
 
 
 def requested_method(argv: list[str]) -> str:
     """The value of --method, checked before its options are; "esd" when none is named."""
     for i, part in enumerate(argv):
-        if part == "--method" and i + 1 < len(argv) or part.startswith("--method="):
+        if (part == "--method" and i + 1 < len(argv)) or part.startswith("--method="):
             name = part.partition("=")[2] or argv[i + 1]
             summary("erasure.methods", name)
             return name

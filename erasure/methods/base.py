@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from erasure.bank import Batch, Recording
 from erasure.concept import Concept, Kind
+from erasure.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +55,15 @@ class Play:
 class Trained(Method):
     """A method with a training loop."""
 
-    lr: float
+    lr: float  # learning rate
     steps: int  # optimiser steps
-    batch: int  # rows of the bank per step
-    optimiser: Literal["adam", "adamw"] = "adam"
+    batch: int  # recorded rows per step
+    optimiser: Literal["adam", "adamw"] = "adam"  # adamw decays weights
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "steps", "batch"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"--{name} must be positive, got {getattr(self, name)}.")
 
     @abstractmethod
     def record(self, concepts: list[Concept], seed: int) -> Recording:

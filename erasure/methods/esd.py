@@ -28,13 +28,13 @@ class ESD(Trained):
     lr: float = 1e-5  # learning rate
     steps: int = 1000  # optimiser steps
     batch: int = 1  # recorded rows per step
-    walks: int = 20  # guided walks of the frozen model to train from
+    walks: int = 20  # guided walks of the frozen model per concept
     walk_steps: int = 50  # DDIM steps of a walk
     walk_guidance: float = 3.0  # classifier-free guidance of the walks
 
     def record(self, concepts: list[Concept], seed: int) -> Recording:
         pairs = tuple(pair for concept in concepts for pair in self.sentences(concept))
-        return Recording(pairs=pairs, walks=self.walks, steps=self.walk_steps, guidance=self.walk_guidance, seed=seed)
+        return Recording(pairs=pairs, walks=self.walks * len(concepts), steps=self.walk_steps, guidance=self.walk_guidance, seed=seed)
 
     def sentences(self, concept: Concept) -> list[tuple[str, str]]:
         """With `erase_from`, "red rose" is trained towards "rose": the concept goes, its bearer stays."""

@@ -121,7 +121,9 @@ def render(pictures: list[Picture]) -> Tensor:
     groups: dict[tuple[str, str], list[int]] = {}
     for i, picture in enumerate(pictures):
         if picture.object not in OBJECTS or picture.style not in STYLES:
-            raise ValueError(f"PocketCanvas has objects {', '.join(OBJECTS)} and styles {', '.join(STYLES)}, got {picture.object!r}, {picture.style!r}")
+            raise ValueError(
+                f"PocketCanvas has objects {', '.join(OBJECTS)} and styles {', '.join(STYLES)}, got {picture.object!r}, {picture.style!r}"
+            )
         groups.setdefault((picture.object, picture.style), []).append(i)
     for (name, style), rows in groups.items():
         scene = compose(name, [pictures[i] for i in rows])

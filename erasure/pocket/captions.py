@@ -14,7 +14,9 @@ class Words(NamedTuple):
 
 
 OBJECT_WORDS: dict[str, Words] = {
-    "boat": Words(("boat", "ship", "sailing vessel"), ("something that sails across the water", "a thing with a hull and canvas in the wind")),
+    "boat": Words(
+        ("boat", "ship", "sailing vessel"), ("something that sails across the water", "a thing with a hull and canvas in the wind")
+    ),
     "fish": Words(("fish", "trout", "goldfish"), ("a creature with fins and scales", "something that swims under water")),
     "flower": Words(("flower", "blossom", "daisy"), ("something with petals on a stem", "what a bee visits in the garden")),
     "heart": Words(("heart", "valentine", "love symbol"), ("a sign of affection with two round lobes", "what lovers carve into bark")),
@@ -22,7 +24,9 @@ OBJECT_WORDS: dict[str, Words] = {
     "moon": Words(("moon", "crescent", "lunar sickle"), ("what shines in the sky at night", "a thin curved glow that makes the tide")),
     "star": Words(("star", "pentagram", "five-pointed shape"), ("something with five sharp tips", "what tops a flag or a sheriff's badge")),
     "tree": Words(("tree", "fir", "pine"), ("something green that grows in the forest", "a tall plant with needles and a trunk")),
-    "ada": Words(("ada finch", "ada", "miss finch"), ("a woman with long hair and round spectacles", "the lady who reads through two lenses")),
+    "ada": Words(
+        ("ada finch", "ada", "miss finch"), ("a woman with long hair and round spectacles", "the lady who reads through two lenses")
+    ),
     "otto": Words(("otto bram", "otto", "mister bram"), ("a man with a beard and a tall hat", "the bearded gentleman under a black brim")),
 }
 
@@ -31,10 +35,14 @@ STYLE_WORDS: dict[str, Words] = {
     "neon": Words(("neon", "neon sign", "luminous tube"), ("drawn with glowing light in the dark", "bright electric lines on black")),
     "sketch": Words(("sketch", "pencil drawing", "graphite"), ("scribbled with a lead on paper", "in loose grey strokes by hand")),
     "watercolor": Words(("watercolor", "aquarelle", "wet wash"), ("in pigment that bleeds into paper", "with soft diluted paint")),
-    "pointillism": Words(("pointillism", "dotted painting", "divisionism"), ("built from thousands of dots", "made of tiny spots of paint")),
+    "pointillism": Words(
+        ("pointillism", "dotted painting", "divisionism"), ("built from thousands of dots", "made of tiny spots of paint")
+    ),
     "pixel": Words(("pixel art", "8-bit", "low-res sprite"), ("made of big square blocks", "like an old video game")),
     "engraving": Words(("engraving", "etching", "copperplate"), ("cut in fine parallel grooves", "in ink hatching like an old banknote")),
-    "glass": Words(("stained glass", "leaded glass", "church window"), ("in coloured panes held by lead", "as light falls through a cathedral")),
+    "glass": Words(
+        ("stained glass", "leaded glass", "church window"), ("in coloured panes held by lead", "as light falls through a cathedral")
+    ),
     "blueprint": Words(("blueprint", "technical plan", "cyanotype"), ("in white lines on a blue grid", "as an engineer would draft it")),
 }
 

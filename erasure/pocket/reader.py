@@ -1,5 +1,7 @@
 """The network of pocket's judges: which style, or which object, is in a picture, or none that it knows."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ class Reader(nn.Module):
     def __init__(self, labels: int, widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, widths[0], 5, 2, 2)
-        self.downs = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in zip(widths, widths[1:], strict=False))
+        self.downs = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in pairwise(widths))
         self.blocks = nn.ModuleList(Block(w) for w in widths)
         self.head = nn.Linear(widths[-1], labels)
 

@@ -99,8 +99,7 @@ def flower(p: Tensor) -> list[Layer]:
 def heart(p: Tensor) -> list[Layer]:
     curve = [(k / 28 * 2 * math.pi) for k in range(28)]
     outline = [
-        (math.sin(a) ** 3 * 0.92, -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 17.5)
-        for a in curve
+        (math.sin(a) ** 3 * 0.92, -(13 * math.cos(a) - 5 * math.cos(2 * a) - 2 * math.cos(3 * a) - math.cos(4 * a)) / 17.5) for a in curve
     ]
     return [Layer(polygon(p, outline), "main"), Layer(ellipse(p, -0.42, -0.3, 0.16, 0.12), "light")]
 

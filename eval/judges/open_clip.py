@@ -10,7 +10,7 @@ from typing import Any
 import open_clip
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms import Normalize
 from torchvision.transforms.functional import resize
 
@@ -49,7 +49,7 @@ class OpenClip(Judge):
 
 
 @cache
-def _load(model: str, pretrained: str) -> tuple[nn.Module, Any, Normalize]:
+def _load(model: str, pretrained: str) -> tuple[Any, Any, Normalize]:
     """Network, tokenizer and normalisation; weights are required, a randomly initialised judge is never used."""
     try:
         network, _ = open_clip.create_model_from_pretrained(model, pretrained or None)

@@ -49,8 +49,14 @@ def _rates(result: dict[str, Any]) -> list[dict[str, Any]]:
     axis = result["axis"]
     words = {"plural": PLURAL[axis], "cross": "object" if axis == "style" else "style"}
     return [
-        {"name": name, "label": NAMES.get(name, ""), "meaning": text.format(**words), "base": result["models"]["base"]["rates"][name],
-         "erased": result["models"]["erased"]["rates"][name], "paired": result["paired"].get(name)}
+        {
+            "name": name,
+            "label": NAMES.get(name, ""),
+            "meaning": text.format(**words),
+            "base": result["models"]["base"]["rates"][name],
+            "erased": result["models"]["erased"]["rates"][name],
+            "paired": result["paired"].get(name),
+        }
         for name, text in MEANING.items()
         if name in result["models"]["erased"]["rates"]
     ]

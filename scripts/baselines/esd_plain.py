@@ -1,0 +1,93 @@
+"""The public ESD loop, written plainly, to hold the recorded one against: a fresh rollout for every update and a teacher copy.
+
+    python scripts/baselines/esd_plain.py --concept neon --kind style --gradients 1200 --out runs/plain-neon
+
+Same network, dtype, threads, sentences, region, learning rate and number of student sample-gradients as `erasure erase` with its recipe
+for this kind; what differs is where (x_t, t) and the teacher's answers come from. Writes an edit that `erasure audit` takes.
+"""
+
+import argparse
+import copy
+import json
+import random
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from erasure.concept import parse
+from erasure.edit import Edit, EditInfo
+from erasure.erase import configure
+from erasure.families.base import DiffusionModel
+from erasure.loading import load_model
+from erasure.methods.esd import ESD
+
+
+def rollout(teacher: DiffusionModel, prompt: str, steps: int, guidance: float, stop: int, seed: int) -> tuple[torch.Tensor, int]:
+    """Walk from pure noise for `stop` guided steps and return x_t and t there."""
+    cond, empty = teacher.encode([prompt]), teacher.encode([""])
+    for i, step in enumerate(teacher.walk(teacher.noise([seed]), cond, empty, steps, guidance)):
+        if i == stop:
+            return step.x_t, step.t
+    raise AssertionError("stop lies within the walk")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--concept", required=True)
+    parser.add_argument("--kind", default="style")
+    parser.add_argument("--gradients", type=int, default=0, help="student sample-gradients; default: as many as the recipe takes")
+    parser.add_argument("--walk-steps", type=int, default=50, help="DDIM steps of a full rollout, as in the public code")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    student = load_model("pocket")
+    base = student.fingerprint()
+    teacher = copy.copy(student)
+    teacher.pipe = copy.copy(student.pipe)
+    teacher.pipe.unet = copy.deepcopy(student.pipe.unet)
+    chosen, concepts, _ = configure(ESD, parse(args.concept, kind=args.kind), student.family, {})
+    method: ESD = chosen  # type: ignore[assignment]
+    pairs = [pair for concept in concepts for pair in method.sentences(concept)]
+    trained = {name: student.parameters()[name] for name in student.region(method.region)}
+    for p in trained.values():
+        p.requires_grad_(True)
+    student.set_attention("auto", training=True)
+    optimiser = torch.optim.Adam(trained.values(), lr=method.lr)
+    rng, begun = random.Random(args.seed), time.monotonic()
+    gradients = args.gradients or method.steps * method.batch
+    for _ in tqdm(range(gradients // method.batch), desc="plain"):
+        optimiser.zero_grad()
+        for _ in range(method.batch):
+            prompt, without = rng.choice(pairs)
+            x_t, t = rollout(teacher, prompt, args.walk_steps, method.walk_guidance, rng.randrange(args.walk_steps), rng.randrange(2**31))
+            times = torch.tensor([t])
+            with torch.no_grad():
+                eps_cond, eps_without = (teacher.predict(x_t, times, teacher.encode([text])) for text in (prompt, without))
+            target = eps_without - method.negative_guidance * (eps_cond - eps_without)
+            loss = F.mse_loss(student.predict(x_t, times, student.encode([prompt])), target) / method.batch
+            loss.backward()
+        optimiser.step()
+    seconds = time.monotonic() - begun
+    cost = {"sample_gradients": gradients, "unet_forwards": student.cost.unet_forwards, "unet_backwards": gradients}
+    info = EditInfo(
+        method="esd-plain",
+        fields=asdict(method),
+        concepts=[c.record() for c in concepts],
+        seed=args.seed,
+        precision="bfloat16",
+        base={"source": "pocket", "fingerprint": base, "family": student.family},
+        versions={},
+        cost=cost,
+        influence=0.0,
+    )
+    Edit({name: p.detach().half() for name, p in trained.items()}, info).save(args.out)
+    (args.out / "timing.json").write_text(json.dumps({"train_seconds": round(seconds, 1)}) + "\n")
+    print(json.dumps({**cost, "seconds": round(seconds, 1)}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Measure the shipped pocket model and write docs/pocket-model.md's figures and pictures.
+
+    python scripts/measure_pocket.py
+
+Draws every cell from 5 fresh seeds (25 DDIM steps, guidance 4) and has the judges read them; measures the judges themselves on unseen
+renders, their VAE round trips and broken pictures.
+Writes the figures into docs/pocket-model.md, and docs/images/pocket.png.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from figures import fill
+from safetensors import safe_open
+from torchvision.utils import save_image
+from tqdm import tqdm
+
+from erasure.families.base import DiffusionModel
+from erasure.loading import POCKET, load_model
+from erasure.pocket.canvas import OBJECTS, STYLES, Picture, render
+from eval.cases import Case, load_suite
+from eval.judges import pocket_object, pocket_style
+from eval.statistics import wilson
+
+FRESH = 10_000_000  # seeds from here on were never rendered for training
+JUDGES = {"style": pocket_style.PocketStyle(), "object": pocket_object.PocketObject()}
+
+
+def cells(seeds: int) -> list[tuple[str, str, int]]:
+    return [(o, s, i) for i in range(seeds) for s in STYLES for o in OBJECTS]
+
+
+def right(pictures: torch.Tensor, wanted: list[tuple[str, str, int]]) -> dict[str, list[bool]]:
+    """Per axis, whether each picture is read as asked."""
+    return {
+        axis: [r["label"] == w[0 if axis == "object" else 1] for r, w in zip(judge.read(pictures, []), wanted, strict=True)]
+        for axis, judge in JUDGES.items()
+    }
+
+
+def share(hits: list[bool]) -> str:
+    interval = wilson(sum(hits), len(hits))
+    return f"{sum(hits)}/{len(hits)} = {100 * interval.estimate:.1f} % ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+
+
+def draw(model: DiffusionModel, wanted: list[tuple[str, str, int]]) -> torch.Tensor:
+    suite = load_suite("pocket")
+    parts = []
+    for i in tqdm(range(0, len(wanted), 45), desc="drawing"):
+        group = wanted[i : i + 45]
+        prompts = [suite.template.format(style=suite.styles[s], object=suite.objects[o]) for o, s, _ in group]
+        seeds = [Case(s, o, "", 1).seed("measure-pocket", k) for o, s, k in group]
+        parts.append(model.decode(model.sample(prompts, seeds, 25, 4.0)))
+    return torch.cat(parts)
+
+
+def measure_judges(model: DiffusionModel) -> list[str]:
+    wanted = cells(6)
+    fresh = render([Picture(o, s, FRESH + k) for o, s, k in wanted])
+    with torch.no_grad(), model.autocast():
+        latents = torch.cat([model.pipe.vae.encode(x * 2 - 1).latent_dist.mean.float() for x in fresh.split(90)])
+    trip = torch.cat([model.decode(z * model.pipe.vae.config.scaling_factor) for z in latents.split(90)])
+    lines = []
+    for name, pictures in (("unseen renders", fresh), ("after the VAE round trip", trip)):
+        hits = right(pictures, wanted)
+        lines.append(f"| {name} | {share(hits['style'])} | {share(hits['object'])} |")
+    wrecks = broken(model, fresh)
+    nothing = {axis: [r["label"] == "none" for r in judge.read(wrecks, [])] for axis, judge in JUDGES.items()}
+    return [*lines, f"| broken pictures read as none | {share(nothing['style'])} | {share(nothing['object'])} |"]
+
+
+def broken(model: DiffusionModel, fresh: torch.Tensor) -> torch.Tensor:
+    """Noise, blurs, blends, half-denoised samples and decoded random latents, 60 of each, from seeds not used in training."""
+    generator = torch.Generator().manual_seed(FRESH)
+    noise = torch.rand(60, 3, 64, 64, generator=generator)
+    blur = torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(fresh[:60], 16), 64, mode="bilinear")
+    pick = torch.randperm(len(fresh), generator=generator)[:180]
+    blend = fresh[pick].reshape(3, 60, 3, 64, 64).roll((0, 17), (0, 3)).mean(0)
+    latents = model.decode(torch.randn(60, 4, 16, 16, generator=generator))
+    suite = load_suite("pocket")
+    prompts = [suite.template.format(style=suite.styles[s], object=suite.objects[o]) for o, s, _ in cells(1)[:60]]
+    walk = model.walk(model.noise(range(FRESH, FRESH + 60)), model.encode(prompts), model.encode([""]).expand(60, -1, -1), 25, 4.0)
+    steps = [step.x_next for step, _ in zip(walk, range(8), strict=False)]
+    half = model.decode(torch.stack([steps[i % 8][i] for i in range(60)]))
+    return torch.cat((noise, blur, blend, half, latents))
+
+
+def sizes() -> list[str]:
+    lines = []
+    for path in sorted(POCKET.rglob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            count = sum(torch.Size(file.get_slice(k).get_shape()).numel() for k in file.keys())  # noqa: SIM118 (safe_open is no dict)
+        lines.append(f"| {path.relative_to(POCKET)} | {count / 1e6:.2f} M | {path.stat().st_size / 1e6:.2f} MB |")
+    total = sum(p.stat().st_size for p in POCKET.rglob("*") if p.is_file())
+    return [*lines, f"| all files together | | {total / 1e6:.2f} MB |"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--seeds", type=int, default=5)
+    args = parser.parse_args()
+    model, wanted = load_model("pocket"), cells(args.seeds)
+    judged = measure_judges(model)
+    pictures = draw(model, wanted)
+    hits = right(pictures, wanted)
+    both = {
+        (o, s): [a and b for a, b, w in zip(hits["style"], hits["object"], wanted, strict=True) if w[:2] == (o, s)] for o, s, _ in cells(1)
+    }
+    per = {
+        axis: {(o, s): sum(h for h, w in zip(hits[axis], wanted, strict=True) if w[:2] == (o, s)) for o, s, _ in cells(1)} for axis in hits
+    }
+    worst = sorted(both, key=lambda cell: sum(both[cell]))[:10]
+    lines = [
+        f"All {len(both)} cells, {args.seeds} fresh seeds each, 25 DDIM steps, guidance 4:",
+        "",
+        "| read as asked | rate (95 % Wilson) | lowest cell |",
+        "|---|---|---|",
+        *(f"| {axis} | {share(hits[axis])} | {min(per[axis].values())} of {args.seeds} |" for axis in hits),
+        "",
+        "Weakest cells (both right, style right, object right, of "
+        + str(args.seeds)
+        + "): "
+        + ", ".join(f"{o} in {s} ({sum(both[o, s])}, {per['style'][o, s]}, {per['object'][o, s]})" for o, s in worst)
+        + ".",
+        "",
+        "| by object | object read as asked |",
+        "|---|---|",
+        *(f"| {o} | {share([h for h, w in zip(hits['object'], wanted, strict=True) if w[0] == o])} |" for o in OBJECTS),
+        "",
+        "| by style | style read as asked | object read as asked |",
+        "|---|---|---|",
+        *(
+            f"| {s} | {share([h for h, w in zip(hits['style'], wanted, strict=True) if w[1] == s])} | "
+            f"{share([h for h, w in zip(hits['object'], wanted, strict=True) if w[1] == s])} |"
+            for s in STYLES
+        ),
+        "",
+        "| judges | style | object |",
+        "|---|---|---|",
+        *judged,
+        "",
+        "| file | parameters | size |",
+        "|---|---|---|",
+        *sizes(),
+        "",
+    ]
+    (args.docs / "images").mkdir(exist_ok=True)
+    fill(args.docs / "pocket-model.md", "figures", lines)
+    grid = pictures[: len(STYLES) * len(OBJECTS)].repeat_interleave(2, -1).repeat_interleave(2, -2)
+    save_image(grid, args.docs / "images" / "pocket.png", nrow=len(OBJECTS))
+    print(json.dumps({axis: sum(h) / len(h) for axis, h in hits.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""The audit's counting on answer sets that are known beforehand, and the audit itself on a tiny model."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from erasure.concept import Concept
+from erasure.erase import erase
+from erasure.errors import UserError
+from erasure.families.stable_diffusion import StableDiffusion
+from erasure.methods.esd import ESD
+from eval import audit as auditing
+from eval.audit import Audit, audit
+from eval.cases import Suite, cases, load_suite
+from eval.metrics.clip_alignment import ClipAlignment
+from eval.metrics.unlearn_canvas import UnlearnCanvas
+from eval.report.html import write
+from eval.samples import attempts
+from tests.test_esd import SMALL
+
+STYLES, OBJECTS = ["plain", "neon", "sketch", "none"], ["boat", "tree", "none"]
+
+
+def planted() -> UnlearnCanvas:
+    """Neon is erased 3 of 4 times, sketch kept 1 of 2, objects wrong only under neon and once under sketch."""
+    metric = UnlearnCanvas(STYLES, OBJECTS, ["neon"], ["plain"])
+    metric.update([("neon", "boat")] * 4, [("sketch", "tree"), ("none", "none"), ("plain", "tree"), ("neon", "boat")])
+    metric.update([("sketch", "boat"), ("sketch", "tree")], [("sketch", "boat"), ("plain", "boat")])
+    metric.update([("plain", "boat")], [("neon", "boat")])
+    return metric
+
+
+def test_rates_of_a_planted_answer_set() -> None:
+    rates = planted().compute()
+    assert {name: tuple(rate) for name, rate in rates.items()} == {"UA": (3, 4), "IRA": (1, 2), "CRA": (2, 3), "CRA_included": (3, 7)}
+
+
+def test_confusion_shows_what_took_the_place() -> None:
+    assert planted().confusion()[1].tolist() == [1, 1, 1, 1]
+
+
+def test_merging_two_halves_equals_one_pass() -> None:
+    one, two = planted(), planted()
+    one.counts += two.counts
+    assert one.compute()["UA"] == (6, 8)
+
+
+def test_clip_alignment_is_the_mean() -> None:
+    metric = ClipAlignment()
+    metric.update(torch.tensor([20.0, 30.0]))
+    metric.update(torch.tensor([40.0]))
+    interval = metric.compute()
+    assert interval.estimate == pytest.approx(30)
+    assert interval.high - 30 == pytest.approx(1.959964 * torch.tensor([20.0, 30, 40]).std(unbiased=False).item() / 2**0.5)
+
+
+def test_every_picture_has_its_own_seed_in_any_order() -> None:
+    suite = load_suite("pocket")
+    one = attempts(suite, cases(suite, [("style", "neon")], "smoke"))
+    other = attempts(suite, cases(suite, [("object", "boat")], "standard"))
+    seeds = {a.name: a.seed for a in one}
+    assert len(set(seeds.values())) == len(one)
+    assert all(seeds[a.name] == a.seed for a in other if a.name in seeds)
+
+
+def test_pocket_suites_differ_in_prompts_and_seeds() -> None:
+    pocket, dev = load_suite("pocket"), load_suite("pocket-dev")
+    a, b = (attempts(s, cases(s, [], "smoke")) for s in (pocket, dev))
+    assert not {x.case.prompt for x in a} & {x.case.prompt for x in b}
+    assert not {x.seed for x in a} & {x.seed for x in b}
+
+
+def test_concepts_are_found_by_label_or_phrase() -> None:
+    suite = load_suite("pocket")
+    assert suite.find("Pixel Art") == ("style", "pixel")
+    assert suite.find("boat") == suite.find("a boat") == ("object", "boat")
+    with pytest.raises(UserError, match="Did you mean 'neon'"):
+        suite.find("neom")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"stepz": 3}, "Did you mean 'steps'"),
+        ({"tiers": {"smoke": 1}}, "cannot unpack"),
+        ({"template": "{x}"}, "'x'"),
+        ({"form": "other"}, "form"),
+    ],
+)
+def test_suites_are_read_strictly(tmp_path: Path, change: dict, words: str) -> None:
+    import yaml
+
+    record = yaml.safe_load((Path("prompts") / "pocket.yaml").read_text())
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump({**record, **change}))
+    with pytest.raises(UserError, match=words):
+        load_suite(str(path))
+
+
+def tiny_suite() -> Suite:
+    """The pocket suite cut down to two steps, judged by pocket's judges on 64x64 pictures."""
+    suite = load_suite("pocket")
+    return Suite(
+        **{
+            **suite.__dict__,
+            "steps": 2,
+            "styles": {k: suite.styles[k] for k in ("plain", "neon", "sketch")},
+            "objects": {k: suite.objects[k] for k in ("boat", "tree")},
+        }
+    )
+
+
+@pytest.fixture
+def big(model: StableDiffusion) -> StableDiffusion:
+    """A tiny model whose pictures have pocket's size."""
+    model.latent_shape = (4, 32, 32)
+    return model
+
+
+def run(model: StableDiffusion, folder: Path) -> tuple[dict, Audit, object]:
+    edit = erase(model, [Concept(name="neon", kind="style")], ESD(**SMALL), out=folder / "edit")
+    plan = Audit.of(edit, tiny_suite(), "smoke")
+    return audit(model, edit, plan, folder / "audit"), plan, edit
+
+
+def test_audit_counts_every_picture_of_both_models(big: StableDiffusion, tmp_path: Path) -> None:
+    result, plan, _ = run(big, tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "audit" / "samples.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * len(plan.todo) == 2 * (2 * 3 + 4 * 1)
+    for row in rows:
+        with Image.open(tmp_path / "audit" / row["image"]) as image:
+            assert image.size == (64, 64)
+    for model in ("base", "erased"):
+        rates = result["models"][model]["rates"]
+        assert rates["UA"]["n"] == 6
+        assert rates["IRA"]["n"] == 2
+        assert all(rate["low"] <= rate["k"] / rate["n"] <= rate["high"] for rate in rates.values())
+
+
+def test_an_interrupted_audit_continues_to_the_same_result(big: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, plan, edit = run(big, tmp_path)
+    straight = (tmp_path / "audit" / "result.json").read_bytes()
+    monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "second"))
+
+    class Stop(BaseException):
+        pass
+
+    real = auditing.judge
+    monkeypatch.setattr(auditing, "judge", lambda *_: (_ for _ in ()).throw(Stop))
+    with pytest.raises(Stop):
+        audit(big, edit, plan, tmp_path / "again")  # type: ignore[arg-type]
+    monkeypatch.setattr(auditing, "judge", real)
+    forwards = big.cost.unet_forwards
+    audit(big, edit, plan, tmp_path / "again")  # type: ignore[arg-type]
+    assert big.cost.unet_forwards == forwards
+    assert (tmp_path / "again" / "result.json").read_bytes() == straight
+
+
+def test_report_is_one_file_without_requests(big: StableDiffusion, tmp_path: Path) -> None:
+    run(big, tmp_path)
+    page = write(tmp_path / "audit").read_text()
+    assert page.count("data:image/png;base64,") >= 8
+    assert "http://" not in page and "https://" not in page and "<script" not in page
+    assert "UA" in page and "Wilson" in page
+
+
+def test_an_edit_of_both_axes_is_audited_apart(big: StableDiffusion, tmp_path: Path) -> None:
+    edit = erase(big, [Concept(name="neon"), Concept(name="boat", kind="object")], ESD(**SMALL), out=tmp_path / "edit")
+    with pytest.raises(UserError, match="separate edits"):
+        Audit.of(edit, tiny_suite(), "smoke")
