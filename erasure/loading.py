@@ -1,12 +1,16 @@
 """From what a user calls a model (pocket, a hub id, a folder, one .safetensors file) to a DiffusionModel."""
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
+from transformers.utils import logging as transformers_logging
 
 from erasure.errors import UserError
 from erasure.families.base import Attention, DiffusionModel, Precision
@@ -32,7 +36,8 @@ def load_model(
     """
     place = resolve_device(device)
     weights = torch.float16 if place.type == "cuda" else torch.float32
-    pipe = _open(str(POCKET) if source == "pocket" else source, source, weights)
+    with _without_bars():
+        pipe = _open(str(POCKET) if source == "pocket" else source, source, weights)
     name = type(pipe).__name__
     if name not in FAMILIES:
         raise UserError(f"{source} is a {name}; supported are {', '.join(FAMILIES)}.")
@@ -62,13 +67,28 @@ def _open(path: str, source: str, dtype: torch.dtype) -> Any:
         raise
     except SafetensorError as error:
         raise UserError(f"{source} holds a broken safetensors file ({error}); copy or download it again.") from error
-    except (OSError, ValueError) as error:
-        where = (
-            "cannot be read"
-            if folder.exists()
-            else "is not in the local cache and the hub cannot be reached, or it has no safetensors weights"
-        )
-        raise UserError(f"{source} {where}: {first_line(error)}") from error
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserError(f"{source} {_reason(folder)}: {first_line(error)}") from error
+
+
+def _reason(folder: Path) -> str:
+    if folder.is_file():
+        return "cannot be read as one file (its layout is looked up on the hub; without network convert it to a diffusers folder first)"
+    if folder.is_dir():
+        return "cannot be read as a pipeline"
+    return "is not in the local cache, and the hub cannot be reached or has no safetensors of it"
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Loading takes seconds; its nested progress bars would bury the one line that matters."""
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.enable_progress_bar()
+        transformers_logging.enable_progress_bar()
 
 
 def first_line(error: Exception) -> str:

@@ -45,24 +45,25 @@ class Run:
     """
 
     def __init__(self, folder: Path, job: dict[str, Any], fresh: bool = False) -> None:
-        self.folder, self.job = folder, job
+        self.folder, self.job, self.fresh = folder, job, fresh
         if folder.is_file():
             raise UserError(f"{folder} is a file; --out needs a folder.")
         known = folder / "job.json"
-        if fresh and known.is_file():
-            shutil.rmtree(folder)
-        if known.is_file() and (other := read_json(known)) != json.loads(canonical_json(job)):
+        if known.is_file() and not fresh and (other := read_json(known)) != json.loads(canonical_json(job)):
             raise UserError(f"{folder} holds another job ({difference(other, job)}); choose another --out, or --fresh to start over.")
         if not known.is_file() and folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"{folder} is not empty and holds no run; choose another --out.")
 
     def begin(self) -> None:
+        """Make the folder, emptied first if the job is to start over."""
+        if self.fresh:
+            shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "job.json", self.job)
 
     @property
     def complete(self) -> bool:
-        return (self.folder / "result.json").is_file()
+        return not self.fresh and (self.folder / "result.json").is_file()
 
     def finish(self, result: dict[str, Any]) -> None:
         write_json(self.folder / "result.json", result)
@@ -75,9 +76,12 @@ def default_folder(job: dict[str, Any]) -> Path:
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """The first key in which two jobs differ, for an error message."""
     for key in sorted({*old, *new}):
-        if old.get(key) != json.loads(canonical_json(new.get(key))):
-            return f"its {key} is {canonical_json(old.get(key))[:80]}, this one's is {canonical_json(new.get(key))[:80]}"
-    return "same fields"
+        a, b = old.get(key), json.loads(canonical_json(new.get(key)))
+        if isinstance(a, dict) and isinstance(b, dict) and a != b:
+            return f"{key}: {difference(a, b)}"
+        if a != b:
+            return f"its {key} is {canonical_json(a)[:80]}, this one's is {canonical_json(b)[:80]}"
+    return "the same"
 
 
 def cache_folder() -> Path:

@@ -43,7 +43,7 @@ def train(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop) -> dic
         for p in parameters.values():
             p.data = p.data.float()  # fp16 or bf16 weights lose updates near the learning rate
             p.requires_grad_(True)
-        model.set_attention("auto", training=True)
+        model.use_attention(training=True)
         _run(model, method, bank, loop, Player(parameters, method.lr))
         return {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
     finally:
@@ -51,14 +51,14 @@ def train(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop) -> dic
             p.requires_grad_(False)
             p.grad = None
             p.data = kept[name].to(model.device)
-        model.set_attention("auto")
+        model.use_attention(training=False)
 
 
 def _run(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop, player: Player) -> None:
     accelerator = _accelerator(model, loop)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[method.optimiser]
     optimiser = accelerator.prepare(kind(player.parameters.values(), lr=player.lr, betas=player.betas, weight_decay=player.weight_decay))
-    play = Play(predict=_predictor(model))
+    play = Play(predict=_predictor(model, frozen_text=not any(name.startswith("text_encoder.") for name in player.parameters)))
     if loop.gradient_checkpointing:
         model.pipe.unet.enable_gradient_checkpointing()
     first = _resume(loop, player, optimiser, play)
@@ -101,11 +101,13 @@ def _accelerator(model: DiffusionModel, loop: Loop) -> Accelerator:
     return accelerator
 
 
-def _predictor(model: DiffusionModel) -> Any:
+def _predictor(model: DiffusionModel, frozen_text: bool) -> Any:
     """predict(x_t, t, prompts) that encodes each distinct sentence once, as long as the text encoder is frozen."""
     known: dict[str, Tensor] = {}
 
     def predict(x_t: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
+        if not frozen_text:
+            return model.predict(x_t, t, model.encode(prompts))
         fresh = sorted({p for p in prompts if p not in known})
         if fresh:
             with torch.no_grad():

@@ -64,6 +64,13 @@ def test_only_the_region_moves_and_the_model_is_left_alone(model: StableDiffusio
     assert not any(p.requires_grad for p in model.parameters().values())
 
 
+@pytest.mark.parametrize("region", ["xattn", "noxattn", "selfattn", "ff-out", "full", "text-encoder"])
+def test_every_region_trains_and_nothing_else_moves(model: StableDiffusion, tmp_path: Path, region: str) -> None:
+    edit = erase(model, CAT, ESD(region=region, **SMALL), out=tmp_path / "run")  # type: ignore[arg-type]
+    moved = {n for n, t in edit.tensors.items() if not torch.equal(t, model.parameters()[n].detach().half())}
+    assert moved and moved <= set(model.region(region)) == set(edit.tensors)
+
+
 def test_counted_cost_is_what_was_counted(model: StableDiffusion, tmp_path: Path) -> None:
     edit = erase(model, CAT, ESD(**SMALL), out=tmp_path / "run")
     assert edit.info.cost["unet_forwards"] == model.cost.unet_forwards == 6 * 2 + 2 * 4 * 4
@@ -116,7 +123,7 @@ def test_a_complete_run_is_not_repeated_and_another_job_is_refused(model: Stable
     done = model.cost.unet_backwards
     assert erase(model, CAT, ESD(**SMALL), out=tmp_path / "run").digest() == first.digest()
     assert model.cost.unet_backwards == done
-    with pytest.raises(UserError, match=r"holds another job.*fields"):
+    with pytest.raises(UserError, match=r"holds another job.*fields: its steps is 6, this one"):
         erase(model, CAT, ESD(**{**SMALL, "steps": 7}), out=tmp_path / "run")
     erase(model, CAT, ESD(**{**SMALL, "steps": 7}), out=tmp_path / "run", fresh=True)
 

@@ -41,14 +41,16 @@ def main(argv: list[str]) -> int:
     concepts = parse_concepts(options.concept, kind=options.kind, prompts=options.prompts, anchor=options.anchor)
     from erasure.erase import configure, erase, job_record
     from erasure.loading import load_model
-    from erasure.run import default_folder
+    from erasure.run import Run, default_folder
 
     model = load_model(options.model, device=options.device, precision=options.dtype, attention=options.attention)
     own = {name: getattr(options, name) for name in given(argv, [f.name for f in fields(cls)])}
     method, concepts, differs = configure(cls, concepts, model.family, own)
+    job = job_record(model, concepts, method, options.seed)
+    out = options.out or default_folder(job)
+    Run(out, job, options.fresh)  # complains before anything is said or written
     print(f"{method_name} on {options.model} ({model.family}), erasing {options.concept}; safety checker off", file=sys.stderr)
     print(f"differs from the paper's defaults: {', '.join(f'{k}={v}' for k, v in differs.items()) or 'nothing'}", file=sys.stderr)
-    out = options.out or default_folder(job_record(model, concepts, method, options.seed))
     edit = erase(
         model,
         concepts,

@@ -57,7 +57,8 @@ class DiffusionModel(ABC):
         self.cost = Cost()
         for module in (pipe.unet, pipe.vae, pipe.text_encoder):
             module.requires_grad_(False).eval()
-        self.set_attention(attention)
+        self.attention = attention
+        self.use_attention(training=False)
 
     @property
     @abstractmethod
@@ -81,8 +82,8 @@ class DiffusionModel(ABC):
         """Images (B, 3, H, W) in [0, 1], fp32, from latents."""
 
     @abstractmethod
-    def set_attention(self, attention: Attention, training: bool = False) -> None:
-        """Choose the attention kernel of the UNet."""
+    def use_attention(self, training: bool) -> None:
+        """Put the chosen attention kernel into the UNet; "auto" depends on whether gradients will flow through it."""
 
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.compute is torch.float32 else torch.autocast(self.device.type, dtype=self.compute)

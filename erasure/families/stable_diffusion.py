@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x and 2.x: one CLIP text encoder, a UNet predicting noise or velocity."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from diffusers import DDIMScheduler
@@ -72,8 +72,8 @@ class StableDiffusion(DiffusionModel):
             images = vae.decode(latents / vae.config.scaling_factor).sample
         return (images.float() / 2 + 0.5).clamp(0, 1)
 
-    def set_attention(self, attention: Attention, training: bool = False) -> None:
-        unet = self.pipe.unet
+    def use_attention(self, training: bool) -> None:
+        unet, attention = self.pipe.unet, self.attention
         if attention == "auto":
             # the backward pass of fused attention costs about twice the plain one on a CPU at small resolutions
             attention = "eager" if training and self.device.type == "cpu" else "sdpa"
@@ -87,7 +87,7 @@ class StableDiffusion(DiffusionModel):
                     raise UserError(f"--attention xformers needs a CUDA device, this is {self.device.type!r}; use sdpa or eager.")
                 unet.enable_xformers_memory_efficient_attention()
             case _:
-                raise unknown("attention", attention, ("auto", "sdpa", "eager", "xformers"))
+                raise unknown("attention", attention, get_args(Attention))
 
 
 def family_of(pipe: Any) -> str:

@@ -55,7 +55,7 @@ def main() -> None:
     trained = {name: student.parameters()[name] for name in student.region(method.region)}
     for p in trained.values():
         p.requires_grad_(True)
-    student.set_attention("auto", training=True)
+    student.use_attention(training=True)
     optimiser = torch.optim.Adam(trained.values(), lr=method.lr)
     rng, begun = random.Random(args.seed), time.monotonic()
     gradients = args.gradients or method.steps * method.batch

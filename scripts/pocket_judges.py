@@ -1,0 +1,139 @@
+"""The judge stages of scripts/train_pocket.py: style and object readers, and the open_clip model for alignment."""
+
+import json
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusionPipeline
+from open_clip import CLIP
+from pocket_workshop import CELLS, CONTEXT, Workshop, contrast, decode, encode, fit, tokens
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import CLIPTokenizer
+
+from erasure.pocket.canvas import Picture, traits
+from erasure.pocket.captions import caption
+from erasure.pocket.reader import LABELS, Reader
+
+OPEN_CLIP = {
+    "embed_dim": 96,
+    "vision_cfg": {"image_size": 64, "layers": 3, "width": 128, "head_width": 32, "patch_size": 8},
+    "text_cfg": {"context_length": CONTEXT, "width": 96, "heads": 4, "layers": 2, "hf_tokenizer_name": "pocket"},
+}
+
+
+def broken(pipeline: StableDiffusionPipeline, pictures: Tensor, count: int, seed: int) -> Tensor:
+    """Pictures without anything in them (count, 3, 64, 64): noise, blurs, blends, half-denoised and decoded random latents."""
+    torch.manual_seed(seed)
+    fifth = count // 5
+    pick = [pictures[torch.randint(len(pictures), (fifth,))].float() / 255 for _ in range(4)]
+    level = torch.rand(fifth, 1, 1, 1)
+    noise = (level * torch.rand(fifth, 3, 1, 1) + (1 - level) * torch.rand(fifth, 3, 64, 64)).clamp(0, 1)
+    blur = torch.stack(
+        [F.interpolate(F.avg_pool2d(x[None], k), 64, mode="bilinear")[0] for x, k in zip(pick[0], [16, 32] * fifth, strict=False)]
+    )
+    blend = torch.stack(pick[1:]).mean(0)
+    blend = torch.stack([x.roll((random.Random(i).randrange(64), random.Random(-i).randrange(64)), (1, 2)) for i, x in enumerate(blend)])
+    half = half_denoised(pipeline, fifth, seed)
+    z = torch.randn(count - 4 * fifth, 4, 16, 16) * (0.3 + torch.rand(count - 4 * fifth, 1, 1, 1))
+    return torch.cat((noise, blur, blend, half, decode(pipeline, z)))
+
+
+def half_denoised(pipeline: StableDiffusionPipeline, count: int, seed: int) -> Tensor:
+    """Guided samples stopped after 1 to 9 of 25 steps."""
+    rng, latents = random.Random(seed), []
+    texts = [caption(Picture(*rng.choice(CELLS), seed=i), traits(Picture("boat", "neon", i)), rng) for i in range(count)]
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, count, 90):
+        kept: list[Tensor] = []
+        with torch.autocast(pipeline.device.type, dtype=torch.bfloat16):
+            pipeline(
+                texts[start : start + 90],
+                num_inference_steps=25,
+                guidance_scale=4.0,
+                height=64,
+                width=64,
+                output_type="latent",
+                generator=generator,
+                callback_on_step_end=lambda p, i, t, kw, kept=kept: kept.append(kw["latents"].cpu()) or stop(p, i),
+            )
+        steps = torch.tensor([rng.randrange(9) for _ in range(len(kept[0]))])
+        latents.append(torch.stack(kept)[steps, torch.arange(len(steps))])
+    return decode(pipeline, torch.cat(latents).float())
+
+
+def stop(pipeline: StableDiffusionPipeline, index: int) -> dict:
+    pipeline._interrupt = index >= 9
+    return {}
+
+
+def train_judges(shop: Workshop, data: Tensor) -> None:
+    """A style and an object reader, on rendered pictures, their VAE round trips, and broken pictures as "none"."""
+    folder = shop.out / "judges"
+    folder.mkdir(exist_ok=True)
+    pipeline = StableDiffusionPipeline.from_pretrained(shop.out, torch_dtype=torch.float32).to(shop.device)
+    pipeline.set_progress_bar_config(disable=True)
+    missing = [axis for axis in LABELS if not (folder / f"{axis}.safetensors").exists()]
+    if not missing:
+        return
+    trips_path, broken_path = shop.work / "trips.safetensors", shop.work / "broken.safetensors"
+    if not broken_path.exists():
+        latents = encode(shop, data[:4500], pipeline.vae).float()
+        save_file({"images": (decode(pipeline, latents) * 255).round().byte()}, trips_path)
+        save_file({"images": (broken(pipeline, data, shop.args.broken, shop.args.seed) * 255).round().byte()}, broken_path)
+    trips, wrecks = load_file(trips_path)["images"], load_file(broken_path)["images"]
+    for axis in missing:
+        train_judge(shop, axis, data, trips, wrecks, folder)
+
+
+def train_judge(shop: Workshop, axis: str, data: Tensor, trips: Tensor, wrecks: Tensor, folder: Path) -> None:
+    labels = LABELS[axis]
+    truth = torch.tensor([labels.index(getattr(picture, axis)) for picture in shop.pictures])
+    torch.manual_seed(shop.args.seed)
+    reader = Reader(len(labels)).to(shop.device, memory_format=torch.channels_last)
+
+    def loss(step: int) -> Tensor:
+        rng = random.Random(f"{axis}|{step}")
+        rows, copies, bad = rng.sample(range(len(data)), 56), rng.sample(range(len(trips)), 56), rng.sample(range(len(wrecks)), 16)
+        x = torch.cat((data[rows], trips[copies], wrecks[bad])).to(shop.device).float() / 255
+        y = torch.cat((truth[rows], truth[copies], torch.full((16,), len(labels) - 1))).to(shop.device)
+        x = x + torch.rand(len(x), 1, 1, 1, device=x.device) * 0.03 * torch.randn_like(x)
+        with shop.autocast():
+            logits = reader(x.contiguous(memory_format=torch.channels_last))
+        return F.cross_entropy(logits.float(), y, label_smoothing=0.02)
+
+    fit(shop, f"judge-{axis}", reader, loss, steps=shop.args.judge_steps, lr=2e-3, ema=0.99)
+    save_file(
+        {name: p.half().contiguous() for name, p in reader.state_dict().items()},
+        folder / f"{axis}.safetensors",
+        metadata={"labels": ",".join(labels)},
+    )
+
+
+def train_open_clip(shop: Workshop, data: Tensor, tokenizer: CLIPTokenizer) -> None:
+    """An independent open_clip model in local-dir layout, for CLIP alignment: other shape, other seed, other captions."""
+    folder = shop.out / "open_clip"
+    if (folder / "open_clip_model.safetensors").exists():
+        return
+    torch.manual_seed(shop.args.seed + 1)
+    config = json.loads(json.dumps(OPEN_CLIP))
+    config["text_cfg"]["vocab_size"] = len(tokenizer)
+    preprocess = {"mean": [0.5] * 3, "std": [0.5] * 3, "size": 64}
+    model = CLIP(**config, output_dict=True)
+    model = model.to(shop.device)
+
+    def loss(step: int) -> Tensor:
+        rows = shop.rows(step + 500_000, 128)
+        x = data[rows].to(shop.device).float() / 127.5 - 1
+        ids = tokens(tokenizer, shop.captions(rows, salt=step + 500_000)).to(shop.device)
+        with shop.autocast():
+            out = model(x, ids)
+        return contrast(out["image_features"], out["text_features"], model.logit_scale)
+
+    fit(shop, "open_clip", model, loss, steps=shop.args.clip_steps, lr=1e-3)
+    folder.mkdir(exist_ok=True)
+    tokenizer.save_pretrained(folder)
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": preprocess}, indent=2))
+    save_file({name: p.half().contiguous() for name, p in model.state_dict().items()}, folder / "open_clip_model.safetensors")

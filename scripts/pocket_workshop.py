@@ -1,0 +1,139 @@
+"""What the stages of scripts/train_pocket.py share: where they work, the loop, text and latents."""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import CLIPTokenizer
+
+from erasure.pocket.canvas import OBJECTS, STYLES, Picture, render, traits
+from erasure.pocket.captions import caption
+
+CONTEXT = 32  # tokens
+CELLS = [(o, s) for s in STYLES for o in OBJECTS]
+
+
+class Workshop:
+    """Where the training happens: folders, device, sizes."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.work, self.out = Path(args.work), Path(args.out)
+        self.device = torch.device(args.device)
+        self.args = args
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.pictures = [Picture(*CELLS[i % len(CELLS)], seed=i // len(CELLS)) for i in range(args.images)]
+        self.seen = [traits(picture) for picture in self.pictures]
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+            yield
+
+    def captions(self, rows: list[int], salt: int) -> list[str]:
+        return [caption(self.pictures[i], self.seen[i], random.Random(f"{salt}|{i}")) for i in rows]
+
+    def rows(self, step: int, batch: int) -> list[int]:
+        """The pictures of a step: a function of the step alone, so a resumed run sees what a straight run saw."""
+        return random.Random(f"{self.args.seed}|{step}").sample(range(len(self.pictures)), batch)
+
+
+def fit(
+    shop: Workshop,
+    name: str,
+    model: nn.Module,
+    loss: Callable[[int], Tensor],
+    *,
+    steps: int,
+    lr: float,
+    ema: float | None = None,
+    preview: Callable[[nn.Module, int], None] | None = None,
+) -> None:
+    """AdamW with warm-up and cosine decay; checkpoints every 200 steps; leaves the EMA weights in `model`."""
+    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
+    average = EMAModel(model.parameters(), decay=ema, use_ema_warmup=True, power=0.75) if ema else None
+    checkpoint, first = shop.work / f"{name}.pt", 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        if average:
+            average.load_state_dict(state["ema"])
+            average.to(shop.device)
+        first = state["step"]
+    log = (shop.work / f"{name}.jsonl").open("a")
+    begun = time.monotonic()
+    bar = tqdm(range(first, steps), initial=first, total=steps, desc=name, mininterval=10)
+    for step in bar:
+        warm, progress = min(1.0, (step + 1) / 100), step / steps
+        for group in optimiser.param_groups:
+            group["lr"] = lr * warm * max(0.02, 0.5 * (1 + torch.cos(torch.tensor(progress * torch.pi)).item()))
+        torch.manual_seed(shop.args.seed * 1_000_003 + step)
+        value = loss(step)
+        optimiser.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        if average:
+            average.step(model.parameters())
+        if step % 20 == 0:
+            bar.set_postfix(loss=f"{value.item():.4f}", refresh=False)
+            log.write(json.dumps({"step": step, "loss": value.item(), "seconds": round(time.monotonic() - begun, 1)}) + "\n")
+            log.flush()
+        if (step + 1) % 200 == 0 or step + 1 == steps:
+            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}
+            torch.save({**state, "ema": average.state_dict() if average else None}, checkpoint.with_suffix(".tmp"))
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
+        if preview and (step + 1) % 600 == 0:
+            if average:
+                average.store(model.parameters())
+                average.copy_to(model.parameters())
+            preview(model, step + 1)
+            if average:
+                average.restore(model.parameters())
+    if average:
+        average.copy_to(model.parameters())
+
+
+def images(shop: Workshop) -> Tensor:
+    """All training pictures (N, 3, 64, 64) uint8, rendered once."""
+    path = shop.work / f"images-{len(shop.pictures)}.safetensors"
+    if not path.exists():
+        chunks = [render(shop.pictures[i : i + 900]) for i in tqdm(range(0, len(shop.pictures), 900), desc="images")]
+        save_file({"images": (torch.cat(chunks) * 255).round().byte()}, path)
+    return load_file(path)["images"]
+
+
+def tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+    return tokenizer(texts, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt").input_ids
+
+
+def contrast(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE (Radford et al., arXiv:2103.00020, figure 3)."""
+    logits = scale.exp().clamp(max=100) * F.normalize(a.float(), dim=-1) @ F.normalize(b.float(), dim=-1).T
+    labels = torch.arange(len(a), device=a.device)
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+def encode(shop: Workshop, data: Tensor, vae: AutoencoderKL) -> Tensor:
+    """Scaled latents (N, 4, 16, 16) of all pictures, in fp16."""
+    with torch.no_grad(), shop.autocast():
+        chunks = [vae.encode(part.to(shop.device).float() / 127.5 - 1).latent_dist.mean for part in tqdm(data.split(256), desc="latents")]
+    return (torch.cat(chunks).float() * vae.config.scaling_factor).half().cpu().contiguous()
+
+
+def decode(pipeline: StableDiffusionPipeline, latents: Tensor) -> Tensor:
+    vae = pipeline.vae
+    with torch.no_grad(), torch.autocast(vae.device.type, dtype=torch.bfloat16):
+        parts = [vae.decode(z.to(vae.device) / vae.config.scaling_factor).sample.float().cpu() for z in latents.split(128)]
+    return (torch.cat(parts) / 2 + 0.5).clamp(0, 1).contiguous()

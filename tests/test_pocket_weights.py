@@ -1,0 +1,84 @@
+"""What the shipped weights must be and do. Figures over all cells are in docs/pocket-model.md; these are floors on small samples."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors import safe_open
+
+from erasure.families.base import DiffusionModel
+from erasure.loading import POCKET, load_model
+from erasure.pocket.canvas import OBJECTS, STYLES, Picture, render
+from eval.cases import load_suite
+from eval.judges.open_clip import OpenClip
+from eval.judges.pocket_object import PocketObject
+from eval.judges.pocket_style import PocketStyle
+
+UNSEEN = 20_000_000
+
+
+@pytest.fixture(scope="module")
+def pocket() -> DiffusionModel:
+    return load_model("pocket")
+
+
+def test_sizes() -> None:
+    files = [p for p in POCKET.rglob("*") if p.is_file()]
+    assert not [p for p in files if p.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
+    assert max(p.stat().st_size for p in files) <= 15e6
+    assert sum(p.stat().st_size for p in files) <= 22e6
+    with safe_open(POCKET / "unet" / "diffusion_pytorch_model.safetensors", "pt") as file:
+        assert sum(torch.Size(file.get_slice(k).get_shape()).numel() for k in file.keys()) <= 6e6  # noqa: SIM118 (safe_open is no dict)
+
+
+def test_plain_diffusers_loads_and_draws_it() -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(POCKET, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    suite = load_suite("pocket")
+    asked = [("house", "neon"), ("star", "blueprint"), ("heart", "sketch"), ("moon", "glass")]
+    prompts = [suite.template.format(object=suite.objects[o], style=suite.styles[s]) for o, s in asked]
+    pictures = pipe(
+        prompts,
+        num_inference_steps=20,
+        guidance_scale=4.0,
+        output_type="pt",
+        generator=[torch.Generator().manual_seed(i) for i in range(4)],
+    ).images
+    assert pictures.shape == (4, 3, 64, 64)
+    styles = [r["label"] for r in PocketStyle().read(pictures, prompts)]
+    assert sum(r == s for r, (_, s) in zip(styles, asked, strict=True)) >= 3
+
+
+def test_judges_read_unseen_renders_and_their_round_trips(pocket: DiffusionModel) -> None:
+    wanted = [Picture(o, s, UNSEEN + k) for k in range(2) for o in OBJECTS for s in STYLES]
+    fresh = render(wanted)
+    with torch.no_grad(), pocket.autocast():
+        latents = pocket.pipe.vae.encode(fresh * 2 - 1).latent_dist.mean.float()
+    trip = pocket.decode(latents * pocket.pipe.vae.config.scaling_factor)
+    for pictures, floor in ((fresh, 0.98), (trip, 0.95)):
+        for axis, judge in (("style", PocketStyle()), ("object", PocketObject())):
+            right = [r["label"] == getattr(w, axis) for r, w in zip(judge.read(pictures, []), wanted, strict=True)]
+            assert sum(right) / len(right) >= floor, (axis, floor)
+
+
+def test_noise_is_nothing_to_the_judges() -> None:
+    noise = torch.rand(40, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for judge in (PocketStyle(), PocketObject()):
+        assert sum(r["label"] == "none" for r in judge.read(noise, [])) >= 38
+
+
+def test_clip_prefers_the_right_caption() -> None:
+    pictures = render([Picture("boat", "neon", UNSEEN), Picture("tree", "sketch", UNSEEN)])
+    right = OpenClip().read(pictures, ["a boat in neon style", "a tree in sketch style"])
+    wrong = OpenClip().read(pictures, ["a tree in sketch style", "a boat in neon style"])
+    assert all(r["cosine"] > w["cosine"] + 5 for r, w in zip(right, wrong, strict=True))
+
+
+def test_a_wrong_size_is_refused() -> None:
+    with pytest.raises(ValueError, match="64x64"):
+        PocketStyle().read(torch.zeros(1, 3, 32, 32), [""])
+
+
+def test_weights_are_in_the_package() -> None:
+    assert Path(POCKET / "model_index.json").is_file()
