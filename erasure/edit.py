@@ -1,5 +1,6 @@
 """An erasure as an edit: what moved and where it came from. Applied to a plain diffusers pipeline, reverted bit-exactly, stacked."""
 
+import hashlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from erasure.errors import UserError
 from erasure.families.base import canonical, fingerprint
-from erasure.run import digest, read_json, write_bytes, write_json
+from erasure.run import read_json, write_bytes, write_json
 
 FORMAT = 1
 
@@ -61,8 +62,7 @@ class Edit:
     def save(self, folder: Path) -> None:
         """Write edit.safetensors and edit.json, the same bytes for the same edit."""
         folder.mkdir(parents=True, exist_ok=True)
-        ordered = {name: self.tensors[name].contiguous() for name in sorted(self.tensors)}
-        write_bytes(folder / "edit.safetensors", save(ordered, metadata={"format": "pt"}))
+        write_bytes(folder / "edit.safetensors", self._bytes())
         write_json(folder / "edit.json", asdict(self.info))
 
     def apply(self, pipe: Any, strength: float = 1.0, other_base: bool = False) -> "Edit":
@@ -89,8 +89,11 @@ class Edit:
 
     def digest(self) -> str:
         """Content hash: the tensors and where they came from."""
-        ordered = {name: self.tensors[name].contiguous() for name in sorted(self.tensors)}
-        return digest({"tensors": save(ordered).hex(), "base": self.info.base["fingerprint"]})
+        return hashlib.sha256(self._bytes() + self.info.base["fingerprint"].encode()).hexdigest()[:16]
+
+    def _bytes(self) -> bytes:
+        """The safetensors file; names in order, so that equal edits give equal bytes."""
+        return save({name: self.tensors[name].contiguous() for name in sorted(self.tensors)}, metadata={"format": "pt"})
 
 
 @dataclass

@@ -40,6 +40,7 @@ def main(argv: list[str]) -> int:
     options: Any = parse(combined("Erase", Options, cls), argv, "erase")
     concepts = parse_concepts(options.concept, kind=options.kind, prompts=options.prompts, anchor=options.anchor)
     from erasure.erase import configure, erase, job_record
+    from erasure.export import before_after, write_card
     from erasure.loading import load_model
     from erasure.run import Run, default_folder
 
@@ -61,6 +62,8 @@ def main(argv: list[str]) -> int:
         report_to=options.report_to,
         gradient_checkpointing=options.gradient_checkpointing,
     )
+    if not (out / "README.md").is_file():
+        write_card(out, edit, before_after(model, edit), "edit")
     cost = edit.info.cost
     passes = f"{cost['unet_forwards']} UNet forwards and {cost['unet_backwards']} backwards"
     print(f"{out}: {passes} for {cost['sample_gradients']} sample-gradients")

@@ -49,6 +49,7 @@ class DiffusionModel(ABC):
 
     family: str
     latent_shape: tuple[int, int, int]
+    guidance: float  # the classifier-free guidance that suits the model
 
     def __init__(self, pipe: Any, source: str, precision: Precision = "auto", attention: Attention = "auto") -> None:
         self.pipe, self.source = pipe, source
@@ -112,9 +113,10 @@ class DiffusionModel(ABC):
         return torch.stack(rows).to(self.device)
 
     @torch.no_grad()
-    def sample(self, prompts: Sequence[str], seeds: Sequence[int], steps: int = 25, guidance: float = 7.5, negative: str = "") -> Tensor:
-        """Image latents (B, C, h, w), one prompt and one seed each."""
-        cond, uncond = self.encode(prompts), self.encode([negative]).expand(len(prompts), -1, -1)
+    def sample(self, prompts: Sequence[str], seeds: Sequence[int], steps: int = 25, guidance: float | None = None) -> Tensor:
+        """Image latents (B, C, h, w), one prompt and one seed each; guidance defaults to what suits the model."""
+        cond, uncond = self.encode(prompts), self.encode([""]).expand(len(prompts), -1, -1)
+        guidance = self.guidance if guidance is None else guidance
         for step in self.walk(self.noise(seeds), cond, uncond, steps, guidance):
             x = step.x_next
         return x

@@ -23,6 +23,7 @@ class StableDiffusion(DiffusionModel):
             raise UserError(f"{source} predicts {prediction!r}; Stable Diffusion models predict epsilon or v_prediction.")
         self.velocity = prediction == "v_prediction"
         self.family = family_of(pipe)
+        self.guidance = 4.0 if self.family == "pocket" else 7.5
         size = pipe.unet.config.sample_size
         self.latent_shape = (pipe.unet.config.in_channels, size, size)
         self.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, prediction_type="epsilon", clip_sample=False)
