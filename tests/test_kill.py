@@ -39,10 +39,13 @@ def killed_when(out: Path, cache: Path, model: str, sign: Path, pattern: str, ex
 
 
 @pytest.mark.slow
-def test_killed_runs_end_with_the_same_bytes(tmp_path: Path) -> None:
-    model = str(tiny.folder(tmp_path / "model", width=32))
+@pytest.mark.parametrize("source", ["tiny", "pocket"])
+def test_killed_runs_end_with_the_same_bytes(tmp_path: Path, source: str) -> None:
+    model = "pocket" if source == "pocket" else str(tiny.folder(tmp_path / "model", width=32))
     assert start(tmp_path / "straight", tmp_path / "cache-straight", model).wait() == 0
     expected = (tmp_path / "straight" / "edit.safetensors").read_bytes()
+    assert start(tmp_path / "again", tmp_path / "cache-again", model).wait() == 0
+    assert (tmp_path / "again" / "edit.safetensors").read_bytes() == expected
     rng = random.Random()
     places = [
         ("walks-00000.tmp", "cache"),
