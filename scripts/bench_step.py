@@ -1,0 +1,82 @@
+"""Time one ESD training step and one guided sampling step of pocket, with glibc's allocation defaults and with the Makefile's settings.
+
+    python scripts/bench_step.py
+
+Each setting runs in a process of its own, one after the other. Writes the figures into docs/performance.md.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from figures import fill
+
+from erasure.loading import load_model
+
+SETTINGS = {
+    "defaults": {},
+    "as in the Makefile": {
+        "MALLOC_ARENA_MAX": "1",
+        "MALLOC_MMAP_MAX_": "0",
+        "MALLOC_TRIM_THRESHOLD_": "17179869184",
+        "MALLOC_TOP_PAD_": "268435456",
+        "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    },
+}
+
+
+def measure(rows: int, repeats: int) -> dict[str, float]:
+    """Median seconds of a training step and of a forward over `rows` rows."""
+    model = load_model("pocket")
+    x, t, cond = torch.randn(rows, *model.latent_shape), torch.randint(0, 1000, (rows,)), model.encode(["neon"] * rows).detach()
+    for name in model.region("xattn"):
+        model.parameters()[name].requires_grad_(True)
+
+    def train() -> None:
+        F.mse_loss(model.predict(x, t, cond), x).backward()
+
+    @torch.no_grad()
+    def forward() -> None:
+        model.predict(x, t, cond)
+
+    found = {}
+    for name, step, training in (("train", train, True), ("forward", forward, False)):
+        model.use_attention(training=training)
+        seconds = []
+        for _ in range(repeats + 1):
+            begun = time.perf_counter()
+            step()
+            seconds.append(time.perf_counter() - begun)
+        found[name] = statistics.median(seconds[1:])
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--here", action="store_true", help="measure in this process and print JSON")
+    args = parser.parse_args()
+    if args.here:
+        print(json.dumps(measure(args.rows, args.repeats)))
+        return
+    lines = [f"| allocation | ESD step of {args.rows} rows, seconds | forward of {args.rows} rows, seconds |", "|---|---|---|"]
+    for name, extra in SETTINGS.items():
+        clean = {k: v for k, v in os.environ.items() if k not in SETTINGS["as in the Makefile"]}
+        argv = [sys.executable, __file__, "--here", "--rows", str(args.rows), "--repeats", str(args.repeats)]
+        found = json.loads(subprocess.run(argv, env={**clean, **extra}, check=True, capture_output=True, text=True).stdout)
+        lines.append(f"| {name} | {found['train']:.2f} | {found['forward']:.2f} |")
+    lines += ["", f"Median of {args.repeats} after one warm-up, {torch.get_num_threads()} threads."]
+    fill(Path("docs/performance.md"), "figures", lines)
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
