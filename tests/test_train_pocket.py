@@ -7,7 +7,22 @@ from pathlib import Path
 import pytest
 from diffusers import StableDiffusionPipeline
 
-STEPS = "--vae-steps 3 --text-steps 3 --unet-steps 3 --judge-steps 2 --clip-steps 2 --broken 30 --images 180".split()
+STEPS = [
+    "--vae-steps",
+    "3",
+    "--text-steps",
+    "3",
+    "--unet-steps",
+    "3",
+    "--judge-steps",
+    "2",
+    "--clip-steps",
+    "2",
+    "--broken",
+    "30",
+    "--images",
+    "180",
+]
 
 
 @pytest.mark.slow
