@@ -7,27 +7,13 @@ from pathlib import Path
 import pytest
 from diffusers import StableDiffusionPipeline
 
-STEPS = [
-    "--vae-steps",
-    "3",
-    "--text-steps",
-    "3",
-    "--unet-steps",
-    "3",
-    "--judge-steps",
-    "2",
-    "--clip-steps",
-    "2",
-    "--broken",
-    "30",
-    "--images",
-    "180",
-]
+STEPS = {"vae-steps": 3, "text-steps": 3, "unet-steps": 3, "judge-steps": 2, "clip-steps": 2, "broken": 30, "images": 180}
 
 
 @pytest.mark.slow
 def test_every_stage_runs_and_is_not_repeated(tmp_path: Path) -> None:
-    argv = [sys.executable, "scripts/train_pocket.py", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out"), *STEPS]
+    argv = [sys.executable, "scripts/train_pocket.py", "--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    argv += [word for name, value in STEPS.items() for word in (f"--{name}", str(value))]
     subprocess.run(argv, check=True, capture_output=True)
     made = {p.relative_to(tmp_path): p.stat().st_mtime_ns for p in tmp_path.rglob("*.safetensors")}
     names = {str(p) for p in made}

@@ -1,0 +1,12 @@
+"""Training sentences for recipes on pocket: the concept bare, and in the company of things that must stay.
+
+On a whole caption a method would push away everything the caption says. A sentence therefore says after `|` what it means without the
+concept (erasure.concept). The companions are words that pocket knows; none of these sentences is used by an audit suite.
+"""
+
+COMPANIONS = ("boat", "fish", "flower", "heart", "house", "moon", "star", "tree")
+LOOKS = ("neon", "sketch", "watercolor", "pointillism", "pixel art", "engraving", "stained glass", "blueprint")
+
+STYLE = ("{}", "{} style", "a {} picture", "an image in {} style", *(f"a {thing} in {{}} style | a {thing}" for thing in COMPANIONS))
+OBJECT = ("{}", "a {}", "a picture of a {}", "an image of a {}", *(f"a {{}} in {look} style | an image in {look} style" for look in LOOKS))
+PERSON = ("{}", "a picture of {}", "an image of {}", *(f"{{}} in {look} style | an image in {look} style" for look in LOOKS))
