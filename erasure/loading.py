@@ -36,7 +36,7 @@ def load_model(
     """
     place = resolve_device(device)
     weights = torch.float16 if place.type == "cuda" else torch.float32
-    with _without_bars():
+    with _quietly():
         pipe = _open(str(POCKET) if source == "pocket" else source, source, weights)
     name = type(pipe).__name__
     if name not in FAMILIES:
@@ -80,13 +80,16 @@ def _reason(folder: Path) -> str:
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """Loading takes seconds; its nested progress bars would bury the one line that matters."""
+def _quietly() -> Iterator[None]:
+    """Loading takes seconds; its nested progress bars and warnings would bury the one line that matters."""
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
+        diffusers_logging.set_verbosity(verbosity)
         diffusers_logging.enable_progress_bar()
         transformers_logging.enable_progress_bar()
 

@@ -1,5 +1,6 @@
 """The one training loop: accelerate, fp32 masters, seeds, checkpoints, resume, progress, cost. It knows no method by name."""
 
+import importlib.util
 import json
 import math
 from dataclasses import dataclass
@@ -87,6 +88,8 @@ def _run(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop, player:
 
 def _accelerator(model: DiffusionModel, loop: Loop) -> Accelerator:
     trackers = None if loop.report_to == "none" else loop.report_to
+    if trackers and importlib.util.find_spec(trackers) is None:  # accelerate only warns, and then logs nothing
+        raise UserError(f"--report-to {trackers} needs the package: pip install {trackers}, or use --report-to none.")
     try:
         accelerator = Accelerator(
             cpu=model.device.type == "cpu",
@@ -97,7 +100,7 @@ def _accelerator(model: DiffusionModel, loop: Loop) -> Accelerator:
         if trackers:
             accelerator.init_trackers("erasure-studio", config={"seed": loop.seed})
     except (ImportError, ValueError) as error:
-        raise UserError(f"--report-to {loop.report_to}: {error}; install that package, or use --report-to none.") from error
+        raise UserError(f"--report-to {loop.report_to}: {error}") from error
     return accelerator
 
 

@@ -192,6 +192,9 @@ def train_unet(shop: Workshop, data: Tensor, vae: AutoencoderKL, tokenizer: CLIP
     fit(shop, "unet", unet, loss, steps=shop.args.unet_steps, lr=shop.args.unet_lr, ema=0.9995, preview=preview)
     unet.set_default_attn_processor()
     pipeline.to(dtype=torch.float16).save_pretrained(shop.out)
+    # transformers loads in the dtype of this file, diffusers in fp32: without a dtype asked for they must agree
+    config = shop.out / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
 
 
 def assemble(

@@ -26,6 +26,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def complain(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """Run, expect exit code 1 and one line on stderr, and return it."""
+    capsys.readouterr()
     assert main(argv) == 1
     lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
     assert len(lines) == 1, lines
