@@ -136,41 +136,39 @@ def plot(curves: dict[str, list[tuple[str, Result]]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+def held_out(model: DiffusionModel, work: Path, docs: Path) -> None:
+    results = {name: measure(model, name, kind, work, "pocket", "standard") for name, kind in HELD_OUT.items()}
+    lines = ["| mean | UA | IRA | CRA |", "|---|---|---|---|"]
+    lines += [*means(results, HELD_OUT, ("style",)), *means(results, HELD_OUT, ("object", "person")), "", *table(results, HELD_OUT)]
+    fill(docs / "esd.md", "held-out", lines)
+
+
+def development(model: DiffusionModel, work: Path, docs: Path) -> None:
+    results = {name: measure(model, name, kind, work, "pocket-dev", "standard") for name, kind in DEVELOPMENT.items()}
+    results |= {f"{name} (plain loop)": plain(model, name, kind, work) for name, kind in DEVELOPMENT.items()}
+    kinds = {name: DEVELOPMENT[name.removesuffix(" (plain loop)")] for name in results}
+    fill(docs / "esd.md", "development", table(results, kinds))
+
+
+def curves(model: DiffusionModel, work: Path, docs: Path) -> None:
+    (docs / "images").mkdir(parents=True, exist_ok=True)
+    plot(curve(model, work), docs / "images" / "esd-curve.png")
+
+
+PARTS = {"held-out": held_out, "development": development, "curve": curves}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/esd"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument(
+        "--part", choices=PARTS, action="append", help="one part alone; may be repeated; default: all, about an hour on two cores"
+    )
     args = parser.parse_args()
-    model, kinds = load_model("pocket"), {**DEVELOPMENT, **HELD_OUT}
-    held = {name: measure(model, name, kind, args.work, "pocket", "standard") for name, kind in HELD_OUT.items()}
-    recorded = {name: measure(model, name, kind, args.work, "pocket-dev", "standard") for name, kind in DEVELOPMENT.items()}
-    baseline = {f"{name} (plain loop)": plain(model, name, kind, args.work) for name, kind in DEVELOPMENT.items()}
-    curves = curve(model, args.work)
-    (args.docs / "images").mkdir(parents=True, exist_ok=True)
-    plot(curves, args.docs / "images" / "esd-curve.png")
-    lines = [
-        "## Held-out concepts, one recipe per kind",
-        "",
-        "| mean | UA | IRA | CRA |",
-        "|---|---|---|---|",
-        *means(held, kinds, ("style",)),
-        *means(held, kinds, ("object", "person")),
-        "",
-        *table(held, kinds),
-        "",
-        "## Development concepts, beside the plain loop with as many sample-gradients",
-        "",
-        *table({**recorded, **baseline}, {**kinds, **{f"{n} (plain loop)": k for n, k in DEVELOPMENT.items()}}),
-        "",
-        "## Curve",
-        "",
-        "Development concepts, suite pocket-dev, tier smoke.",
-        "",
-        "![UA against retention](images/esd-curve.png)",
-        "",
-    ]
-    fill(args.docs / "esd.md", "figures", lines)
-    print("\n".join(lines[2:6]))
+    model = load_model("pocket")
+    for part in args.part or PARTS:
+        PARTS[part](model, args.work, args.docs)
 
 
 if __name__ == "__main__":
