@@ -76,7 +76,7 @@ class StableDiffusion(DiffusionModel):
     def use_attention(self, training: bool) -> None:
         unet, attention = self.pipe.unet, self.attention
         if attention == "auto":
-            # the backward pass of fused attention costs about twice the plain one on a CPU at small resolutions
+            # on a CPU the backward pass of fused attention is slower than the plain one at small resolutions
             attention = "eager" if training and self.device.type == "cpu" else "sdpa"
         match attention:
             case "sdpa":

@@ -50,7 +50,7 @@ class ESD(Trained):
 
     def loss(self, play: Play, batch: Batch) -> Tensor:
         """Mean squared error to the erased target; batch tensors (B, C, h, w), returns a scalar."""
-        # eps(x_t, without) - eta [eps(x_t, c) - eps(x_t, without)], section 4.1
+        # eps(x_t, without) - eta [eps(x_t, c) - eps(x_t, without)]
         target = batch.eps_uncond - self.negative_guidance * (batch.eps_cond - batch.eps_uncond)
         return F.mse_loss(play.predict(batch.x_t, batch.t, batch.prompts), target)
 
@@ -59,7 +59,7 @@ class ESD(Trained):
         ("style", "pocket"): {**_POCKET, "lr": 3e-4, "prompts": pocket.STYLE},
         ("object", "pocket"): {**_POCKET, "lr": 2e-4, "prompts": pocket.OBJECT},
         ("person", "pocket"): {**_POCKET, "lr": 2e-4, "prompts": pocket.PERSON},
-        # the paper trains everything but cross-attention for global concepts (section 4.2); nothing here was run on real SD weights
+        # the paper trains everything but cross-attention for global concepts; nothing here was run on real SD weights
         ("nsfw", "sd1"): {"region": "noxattn"},
         ("nsfw", "sd2"): {"region": "noxattn"},
     }

@@ -78,7 +78,7 @@ def main() -> None:
         fields=asdict(method),
         concepts=[c.record() for c in concepts],
         seed=args.seed,
-        precision="bfloat16",
+        precision=str(student.compute).removeprefix("torch."),
         base={"source": "pocket", "fingerprint": base, "family": student.family},
         versions={},
         cost=cost,
