@@ -1,6 +1,7 @@
 """An erasure as an edit: what moved and where it came from. Applied to a plain diffusers pipeline, reverted bit-exactly, stacked."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from erasure import forms
 from erasure.errors import UserError
-from erasure.families.base import canonical, fingerprint
-from erasure.run import read_json, write_bytes, write_json
+from erasure.families.base import Sampling, canonical, fingerprint
+from erasure.guidance import attach, guidance_of
+from erasure.run import canonical_json, read_json, write_bytes, write_json
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,20 +25,22 @@ class EditInfo:
     """Where an edit came from: enough to make it again."""
 
     method: str
+    product: str  # weights, guidance or one-step
     fields: dict[str, Any]
     concepts: list[dict[str, Any]]
-    base: dict[str, str]  # source, fingerprint, family
+    base: dict[str, Any]  # source, fingerprint, family, and under "after" the digests of the edits that were in place
     seed: int
     precision: str
     versions: dict[str, str]
     cost: dict[str, int]
-    influence: float  # how much the concept changed the frozen model's predictions (Bank.influence)
+    known: list[dict[str, Any]]  # how much each concept moves the frozen model's predictions, beside nonsense words (erasure.known)
+    notes: dict[str, Any]  # figures of the method about itself
     format: int = FORMAT
 
 
 @dataclass(frozen=True)
 class Edit:
-    """New values (fp16) of the moved parameters, by "unet.<name>" or "text_encoder.<name>"."""
+    """What an edit puts in place, by "unet.<name>" or "text_encoder.<name>", in the forms of erasure.forms, and its origin."""
 
     tensors: dict[str, Tensor]
     info: EditInfo
@@ -66,10 +71,13 @@ class Edit:
         write_json(folder / "edit.json", asdict(self.info))
 
     def apply(self, pipe: Any, strength: float = 1.0, other_base: bool = False) -> "Edit":
-        """Put the edit into a diffusers pipeline. Further edits stack: base + sum of s (new - base), in fp32.
+        """Put the edit into a diffusers pipeline. Further edits stack: base + sum of s (new - base), in fp32, then zeroed entries.
+
+        An edit made on top of others counts from what they had put in place, and needs them in the stack at strength 1.
 
         Raises:
-            UserError: another base (other shapes always, other values unless `other_base`), or the edit is already applied.
+            UserError: another base (other shapes always, other values unless `other_base`), an edit missing underneath, or the edit is
+                already applied.
         """
         stack = stack_of(pipe)
         if any(self is edit for edit, _ in stack.edits):
@@ -80,16 +88,40 @@ class Edit:
         return self
 
     def revert(self, pipe: Any) -> None:
-        """Take this edit out again; what other edits put in stays."""
+        """Take this edit out again; what other edits put in stays.
+
+        Raises:
+            UserError: it is not applied, or another edit in the stack was made on top of it.
+        """
         stack = stack_of(pipe)
         if not any(self is edit for edit, _ in stack.edits):
             raise UserError("this edit is not applied to that pipeline.")
+        for edit, _ in stack.edits:
+            if edit is not self and self.digest() in edit.after:
+                raise UserError(f"{edit.name} was made on top of {self.name}; revert that one first.")
         stack.edits[:] = [(edit, s) for edit, s in stack.edits if edit is not self]
         rebuild(pipe, stack)
 
+    @property
+    def after(self) -> list[str]:
+        """Digests of the edits that were in place when this one was made."""
+        return self.info.base.get("after", [])
+
+    @property
+    def name(self) -> str:
+        """What people may call it: method and concepts."""
+        return f"{self.info.method} ({'; '.join(c['name'] for c in self.info.concepts)})"
+
+    def moved(self) -> set[str]:
+        """Names of the parameters it touches."""
+        return forms.names(self.tensors)
+
     def digest(self) -> str:
-        """Content hash: the tensors and where they came from."""
-        return hashlib.sha256(self._bytes() + self.info.base["fingerprint"].encode()).hexdigest()[:16]
+        """Content hash: the tensors, where they came from, and for edits without tensors what they do instead."""
+        identity = {"base": self.info.base["fingerprint"], "after": self.after, "product": self.info.product}
+        if self.info.product != "weights":
+            identity |= {"method": self.info.method, "fields": self.info.fields, "concepts": [c["name"] for c in self.info.concepts]}
+        return hashlib.sha256(self._bytes() + canonical_json(identity).encode()).hexdigest()[:16]
 
     def _bytes(self) -> bytes:
         """The safetensors file; names in order, so that equal edits give equal bytes."""
@@ -102,6 +134,7 @@ class Stack:
 
     edits: list[tuple[Edit, float]] = field(default_factory=list)
     originals: dict[str, Tensor] = field(default_factory=dict)
+    detach: Callable[[], None] | None = None  # takes guidance out of a plain pipeline
 
 
 def stack_of(pipe: Any) -> Stack:
@@ -117,13 +150,16 @@ def parameters(pipe: Any) -> dict[str, nn.Parameter]:
 
 def check_base(edit: Edit, pipe: Any, stack: Stack, other_base: bool) -> None:
     found = parameters(pipe)
-    for name, tensor in edit.tensors.items():
-        if name not in found or found[name].shape != tensor.shape:
-            here = tuple(found[name].shape) if name in found else "missing"
-            made_on = edit.info.base["source"]
+    for name in sorted(edit.moved()):
+        shape = tuple(found[name].shape) if name in found else None
+        if shape is None or not forms.fits(edit.tensors, name, shape):
             raise UserError(
-                f"the edit does not fit this model: {name} is {here} here and {tuple(tensor.shape)} in the edit (made on {made_on})."
+                f"the edit does not fit this model: {name} is {shape or 'missing'} here and another size in the edit "
+                f"(made on {edit.info.base['source']})."
             )
+    present = {below.digest() for below, strength in stack.edits if strength == 1.0}
+    if missing := [digest for digest in edit.after if digest not in present]:
+        raise UserError(f"{edit.name} was made on top of edit {', '.join(missing)}; apply that one first, at strength 1.")
     if other_base:
         return
     with swapped(found, stack.originals):
@@ -158,17 +194,48 @@ def put(found: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
 
 @torch.no_grad()
 def rebuild(pipe: Any, stack: Stack) -> None:
-    """Set every touched parameter from the kept originals and the edits now in the stack."""
+    """Set every touched parameter from the kept originals and the edits now in the stack, and how the pipeline samples."""
     found = parameters(pipe)
-    touched = {name for edit, _ in stack.edits for name in edit.tensors}
+    touched = {name for edit, _ in stack.edits for name in edit.moved()}
     for name in touched - stack.originals.keys():
         stack.originals[name] = found[name].detach().clone()
     for name, original in stack.originals.items():
-        moves = [(edit.tensors[name], s) for edit, s in stack.edits if name in edit.tensors]
-        if len(moves) == 1 and moves[0][1] == 1.0:
-            found[name].copy_(moves[0][0])
-            continue
-        base = original.float()
-        total = sum((s * (new.to(base.device).float() - base) for new, s in moves), torch.zeros_like(base))
-        found[name].copy_(base + total if moves else original)
+        found[name].copy_(stacked(name, original, stack.edits))
     stack.originals = {name: value for name, value in stack.originals.items() if name in touched}
+    guidance, one_step = [], None
+    for edit, strength in stack.edits:
+        if edit.info.product == "guidance":
+            guidance.append(guidance_of(edit.info.method, edit.info.fields, edit.info.concepts, strength))
+        elif edit.info.product == "one-step":
+            one_step = int(edit.info.fields["start"])
+    sample_as(pipe, stack, Sampling(tuple(guidance), one_step))
+
+
+def stacked(name: str, original: Tensor, edits: list[tuple[Edit, float]]) -> Tensor:
+    """One parameter under a stack: each edit adds s (new - what it was made on); zeroed entries come last, so that two edits that zero
+    the same entry leave zero."""
+    mine = [(edit, s) for edit, s in edits if name in edit.moved()]
+    if not mine:
+        return original
+    if len(mine) == 1 and mine[0][1] == 1.0:
+        return forms.new(mine[0][0].tensors, name, original)
+    base = original.float()
+    value, keep = base.clone(), torch.ones_like(base)
+    for edit, s in mine:
+        if forms.zeroes(edit.tensors, name):
+            keep *= 1 - s * (forms.new(edit.tensors, name, torch.ones_like(base)) == 0)
+            continue
+        below = [(other, 1.0) for other, _ in edits if other.digest() in edit.after] if edit.after else []
+        under = stacked(name, original, below).float()
+        value += s * (forms.new(edit.tensors, name, under).float() - under)
+    return value * keep
+
+
+def sample_as(pipe: Any, stack: Stack, sampling: Sampling) -> None:
+    """Our own sampler reads `erasure_sampling`; a plain pipeline gets a hook on its UNet."""
+    pipe.erasure_sampling = sampling
+    if stack.detach:
+        stack.detach()
+        stack.detach = None
+    if sampling.guidance and not getattr(pipe, "erasure_owned", False):
+        stack.detach = attach(pipe, sampling.guidance)

@@ -3,18 +3,25 @@
 import importlib.metadata
 import resource
 import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from erasure import bank as banks
+from erasure import saliency
 from erasure.concept import Concept
 from erasure.edit import Edit, EditInfo
 from erasure.errors import UserError, unknown
+from erasure.export import before_after, write_card
 from erasure.families.base import DiffusionModel
-from erasure.methods.base import Method, Trained
+from erasure.known import Known, known
+from erasure.methods.base import Change, Guided, Method, Solved, Trained
 from erasure.run import Run, write_json
 from erasure.training import Loop, train
 
@@ -35,9 +42,11 @@ def configure(
         UserError: a field the method does not have.
     """
     values = recipe(cls, concepts, family)
-    prompts = values.pop("prompts", ())
-    if prompts:
-        concepts = [c if c.prompts else Concept(**{**asdict(c), "prompts": prompts}) for c in concepts]
+    prompts, anchor = values.pop("prompts", ()), values.pop("anchor", "")
+    concepts = [
+        Concept(**{**asdict(c), "prompts": c.prompts or prompts, "anchor": c.anchor or (anchor if anchor != c.name else "")})
+        for c in concepts
+    ]
     allowed = [f.name for f in fields(cls)]
     for name in given:
         if name not in allowed:
@@ -48,15 +57,19 @@ def configure(
     return method, concepts, differs
 
 
-def job_record(model: DiffusionModel, concepts: list[Concept], method: Method, seed: int) -> dict[str, Any]:
+def job_record(
+    model: DiffusionModel, concepts: list[Concept], method: Method, seed: int, after: Sequence[Edit] = (), mask: Path | None = None
+) -> dict[str, Any]:
     """What identifies an erasure: a hash of it names its run folder."""
     return {
         "task": "erase",
         "base": model.fingerprint(),
+        "after": [edit.digest() for edit in after],
         "concepts": [c.record() for c in concepts],
         "method": type(method).__module__.rsplit(".", 1)[-1],
         "version": method.version,
         "fields": asdict(method),
+        "mask": saliency.digest_of(mask) if mask else "",
         "seed": seed,
         "compute": str(model.compute).removeprefix("torch."),
     }
@@ -69,63 +82,106 @@ def erase(
     *,
     out: Path,
     seed: int = 0,
+    after: Sequence[Edit] = (),
+    mask: Path | None = None,
     fresh: bool = False,
     report_to: str = "none",
     gradient_checkpointing: bool = False,
 ) -> Edit:
     """Make an edit that erases the concepts; `model` is left as it was.
 
-    The folder `out` is continued if it holds the same job. It ends with edit.safetensors, edit.json, train.jsonl, timing.json and,
-    last, result.json.
+    The folder `out` is continued if it holds the same job. It ends with edit.safetensors, edit.json, README.md (a card with pictures),
+    timing.json, for trained methods train.jsonl and mask.safetensors where there is one, and, last, result.json.
+
+    Args:
+        after: edits that are in place while this one is made; it counts from them and asks for them when it is applied.
+        mask: a saved saliency mask; only its entries move.
 
     Raises:
-        UserError: another job in `out`, an unknown region, a loss that is no number.
+        UserError: another job in `out`, an unknown region, a loss that is no number, a mask for a method that trains nothing.
     """
-    if not isinstance(method, Trained):
-        raise UserError(f"{type(method).__name__} is no trained method; this version erases with trained ones.")
-    model.region(method.trains())
-    run = Run(out, job_record(model, concepts, method, seed), fresh)
+    if mask and not isinstance(method, Trained):
+        raise UserError(f"--mask is for trained methods; {type(method).__name__} trains nothing.")
+    run = Run(out, job_record(model, concepts, method, seed, after, mask), fresh)
     if run.complete:
         return Edit.load(out)
-    run.begin()
-    begun = time.monotonic()
-    recording = method.record(concepts, seed)
-    bank = banks.obtain(model, recording)
-    recorded = time.monotonic()
-    loop = Loop(folder=out, seed=seed, report_to=report_to, gradient_checkpointing=gradient_checkpointing)
-    values = train(model, method, bank, loop)
-    info = EditInfo(
-        method=run.job["method"],
-        fields=asdict(method),
-        concepts=[c.record() for c in concepts],
-        base={"source": model.source, "fingerprint": run.job["base"], "family": model.family},
-        seed=seed,
-        precision=run.job["compute"],
-        versions={name: importlib.metadata.version(name) for name in PACKAGES},
-        cost=_cost(method, recording, concepts),
-        influence=round(bank.influence(), 5),
-    )
-    edit = Edit({name: value.to(torch.float16) for name, value in values.items()}, info)
+    with applied(model, after):
+        if isinstance(method, Trained):
+            model.region(method.region)  # complains before anything is written
+        run.begin()
+        begun = time.monotonic()
+        knowledge = [known(model, concept, seed) for concept in concepts]
+        for answer in knowledge:
+            if answer.doubtful:
+                warnings.warn(answer.warning(), stacklevel=2)
+        loop = Loop(folder=out, seed=seed, report_to=report_to, gradient_checkpointing=gradient_checkpointing, mask=mask)
+        change = change_of(model, concepts, method, loop)
+        ended = time.monotonic()
+        cost = method.forecast(model, concepts).record()
+    info = _info(run.job, model, concepts, method, knowledge, cost, change.notes)
+    edit = Edit({name: _stored(value) for name, value in change.tensors.items()}, info)
     edit.save(out)
-    ended = time.monotonic()
-    write_json(
-        out / "timing.json",
-        {"record_seconds": round(recorded - begun, 2), "train_seconds": round(ended - recorded, 2), "peak_memory_mib": _peak_memory(model)},
-    )
+    write_json(out / "timing.json", {"seconds": round(ended - begun, 2), "peak_memory_mib": _peak_memory(model)})
+    with applied(model, after):
+        write_card(out, edit, before_after(model, edit), "edit")
     (out / "checkpoint.pt").unlink(missing_ok=True)
-    run.finish({"edit": edit.digest(), "cost": info.cost, "bytes": (out / "edit.safetensors").stat().st_size})
+    run.finish({"edit": edit.digest(), "cost": cost, "bytes": (out / "edit.safetensors").stat().st_size})
     return edit
 
 
-def _cost(method: Trained, recording: banks.Recording, concepts: list[Concept]) -> dict[str, int]:
-    """Passes per sample that this edit needs when nothing is found in a cache and nothing is interrupted."""
-    gradients = method.steps * method.batch
-    return {
-        "sample_gradients": gradients,
-        "unet_forwards": gradients + banks.recording_cost(recording),
-        "unet_backwards": gradients,
-        "text_forwards": len({s for pair in recording.pairs for s in pair}),
-    }
+def change_of(model: DiffusionModel, concepts: list[Concept], method: Method, loop: Loop) -> Change:
+    """What the method finds, in whichever of the three shapes it has."""
+    match method:
+        case Trained():
+            return train(model, method, banks.obtain(model, method.record(concepts, loop.seed)), loop)
+        case Solved():
+            return method.solve(model, concepts, loop.seed)
+        case Guided():
+            return Change({}, {"text": method.text(concepts)})
+        case _:
+            raise TypeError(f"{type(method).__name__} has none of the shapes of erasure.methods.base")
+
+
+@contextmanager
+def applied(model: DiffusionModel, edits: Sequence[Edit], other_base: bool = False) -> Iterator[None]:
+    """Edits in place, in this order, and out again on exit."""
+    done: list[Edit] = []
+    try:
+        for edit in edits:
+            done.append(edit.apply(model.pipe, other_base=other_base))
+        yield
+    finally:
+        for edit in reversed(done):
+            edit.revert(model.pipe)
+
+
+def _info(
+    job: dict[str, Any],
+    model: DiffusionModel,
+    concepts: list[Concept],
+    method: Method,
+    knowledge: list[Known],
+    cost: dict[str, int],
+    notes: dict[str, Any],
+) -> EditInfo:
+    return EditInfo(
+        method=job["method"],
+        product=method.product,
+        fields=asdict(method),
+        concepts=[c.record() for c in concepts],
+        base={"source": model.source, "fingerprint": job["base"], "family": model.family, "after": job["after"]},
+        seed=job["seed"],
+        precision=job["compute"],
+        versions={name: importlib.metadata.version(name) for name in PACKAGES},
+        cost=cost,
+        known=[answer.record() for answer in knowledge],
+        notes=notes,
+    )
+
+
+def _stored(value: Tensor) -> Tensor:
+    """Values in fp16, also in memory, so that an edit just made draws what one from disk draws; indices as they are."""
+    return value.to(torch.float16) if value.is_floating_point() else value
 
 
 def _peak_memory(model: DiffusionModel) -> int:

@@ -8,6 +8,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
+from erasure import forms
 from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.errors import UserError
@@ -22,6 +23,8 @@ def to_folder(model: DiffusionModel, edit: Edit, out: Path, other_base: bool = F
 
     The safety checker is off in it, as in every measurement here; the card says so.
     """
+    if edit.info.product != "weights":
+        raise UserError(f"{edit.name} is a {edit.info.product} edit: a plain pipeline folder cannot hold how it samples. Keep the edit.")
     _empty(out)
     edit.apply(model.pipe, other_base=other_base)
     try:
@@ -33,29 +36,35 @@ def to_folder(model: DiffusionModel, edit: Edit, out: Path, other_base: bool = F
 def to_lora(model: DiffusionModel, edit: Edit, out: Path, rank: int, other_base: bool = False) -> float:
     """Save the edit as pytorch_lora_weights.safetensors, which `pipe.load_lora_weights(out)` reads.
 
-    Every moved weight matrix or convolution is replaced by its best rank-`rank` approximation (truncated SVD).
+    Every moved weight matrix or convolution is replaced by its best rank-`rank` approximation (truncated SVD); edits that are low-rank
+    factors already (UCE) are written as they are, whatever `rank` says.
 
     Returns:
         The relative error ||delta - lora||_F / ||delta||_F over all moved parameters, biases and norms included (a LoRA cannot hold them).
 
     Raises:
-        UserError: an edit of the text encoder, a rank below 1, an edit without any weight matrix.
+        UserError: an edit of the text encoder, a rank below 1, an edit without any weight matrix or made on top of another.
     """
     if rank < 1:
         raise UserError(f"--rank must be at least 1, got {rank}.")
     if any(name.startswith("text_encoder.") for name in edit.tensors):
         raise UserError("this edit moves the text encoder, which LoRA export does not cover; export a diffusers folder with --as folder.")
+    if edit.info.product != "weights":
+        raise UserError(f"{edit.name} is a {edit.info.product} edit; it has no weights that a LoRA could hold.")
     _empty(out)
+    if edit.after:
+        raise UserError(f"{edit.name} was made on top of other edits ({', '.join(edit.after)}); a LoRA of it alone would mean nothing.")
     edit.apply(model.pipe, other_base=other_base)
     edit.revert(model.pipe)
     factors: dict[str, Tensor] = {}
     missed, total = 0.0, 0.0
     base = model.parameters()
-    for name, new in edit.tensors.items():
-        delta = new.float() - base[name].detach().float().cpu()
+    for name in sorted(edit.moved()):
+        original = base[name].detach().float().cpu()
+        delta = forms.new(edit.tensors, name, original).float() - original
         total += delta.square().sum().item()
         if name.endswith(LAYER) and delta.ndim in (2, 4):
-            up, down = low_rank(delta, rank)
+            up, down = forms.low_rank(edit.tensors, name) or low_rank(delta, rank)
             factors[f"{name.removeprefix('unet.').removesuffix(LAYER)}.lora_A.weight"] = down
             factors[f"{name.removeprefix('unet.').removesuffix(LAYER)}.lora_B.weight"] = up
             delta = delta - (up.flatten(1) @ down.flatten(1)).reshape(delta.shape)
@@ -64,6 +73,22 @@ def to_lora(model: DiffusionModel, edit: Edit, out: Path, rank: int, other_base:
         raise UserError("this edit moves no weight matrix, so there is nothing a LoRA could hold.")
     StableDiffusionPipeline.save_lora_weights(out, unet_lora_layers=factors, safe_serialization=True)
     return float((missed / max(total, 1e-30)) ** 0.5)
+
+
+def to_text_encoder(model: DiffusionModel, edit: Edit, out: Path, other_base: bool = False) -> None:
+    """Save the edited text encoder alone, for `from_pretrained(base, text_encoder=CLIPTextModel.from_pretrained(out))`.
+
+    Raises:
+        UserError: an edit that does not move the text encoder, or moves more than it.
+    """
+    if not edit.moved() or not all(name.startswith("text_encoder.") for name in edit.moved()):
+        raise UserError(f"{edit.name} does not live in the text encoder alone; export a diffusers folder with --as folder.")
+    _empty(out)
+    edit.apply(model.pipe, other_base=other_base)
+    try:
+        model.pipe.text_encoder.save_pretrained(out, safe_serialization=True)
+    finally:
+        edit.revert(model.pipe)
 
 
 def low_rank(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -89,6 +114,7 @@ def write_card(out: Path, edit: Edit, pictures: Sequence[tuple[str, Tensor, Tens
         image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(out / f"before-after-{i}.png")
         rows.append(f"![before and after](before-after-{i}.png)\n\n{prompt}\n")
     usage = {
+        "text-encoder": "StableDiffusionPipeline.from_pretrained(BASE, text_encoder=CLIPTextModel.from_pretrained(FOLDER))",
         "folder": "StableDiffusionPipeline.from_pretrained(FOLDER)",
         "lora": "pipe.load_lora_weights(FOLDER)",
         "edit": "Edit.load(FOLDER).apply(pipe)",

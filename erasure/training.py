@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from erasure import saliency
 from erasure.bank import Bank
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
-from erasure.methods.base import Play, Player, Trained
+from erasure.methods.base import Change, Play, Player, Trained, Update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,63 +29,77 @@ class Loop:
     checkpoint_every: int = 25  # optimiser steps
     gradient_checkpointing: bool = False
     report_to: str = "none"  # none, tensorboard, wandb, trackio, mlflow
+    mask: Path | None = None  # a saved saliency mask: only its entries move
 
 
-def train(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop) -> dict[str, Tensor]:
-    """Train a region and return its new values (fp32); the model itself is left as it was.
+def train(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop) -> Change:
+    """Train what the method's players hold and return the kept ones' values (fp32); the model itself is left as it was.
 
     Every random number of step k is a function of (seed, k), so a resumed run repeats a straight one bit for bit.
 
     Raises:
         UserError: the loss is no number; the step is named and the last checkpoint stays.
     """
-    names = model.region(method.trains())
-    parameters = {name: model.parameters()[name] for name in names}
-    kept = {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
+    model.use_attention(training=True)
     try:
-        for p in parameters.values():
-            p.data = p.data.float()  # fp16 or bf16 weights lose updates near the learning rate
-            p.requires_grad_(True)
-        model.use_attention(training=True)
-        _run(model, method, bank, loop, Player(parameters, method.lr))
-        return {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
+        with method.players(model) as players:
+            play = _run(model, method, bank, loop, players)
+            kept = {name: p for player in players.values() if player.kept for name, p in player.parameters.items()}
+            return Change({name: p.detach().to("cpu", torch.float32, copy=True) for name, p in kept.items()}, play.notes)
     finally:
-        for name, p in parameters.items():
-            p.requires_grad_(False)
-            p.grad = None
-            p.data = kept[name].to(model.device)
         model.use_attention(training=False)
 
 
-def _run(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop, player: Player) -> None:
+def _run(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop, players: dict[str, Player]) -> Play:
     accelerator = _accelerator(model, loop)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[method.optimiser]
-    optimiser = accelerator.prepare(kind(player.parameters.values(), lr=player.lr, betas=player.betas, weight_decay=player.weight_decay))
-    play = Play(predict=_predictor(model, frozen_text=not any(name.startswith("text_encoder.") for name in player.parameters)))
+    optimisers = {
+        name: accelerator.prepare(torch.optim.Adam(player.parameters.values(), lr=player.lr, betas=player.betas, eps=player.eps))
+        for name, player in players.items()
+    }
+    frozen_text = not any(name.startswith("text_encoder.") for player in players.values() for name in player.parameters)
+    play = Play(model, bank, _predictor(model, bank.recording.texts() if frozen_text else None))
     if loop.gradient_checkpointing:
         model.pipe.unet.enable_gradient_checkpointing()
-    first = _resume(loop, player, optimiser, play)
+    torch.manual_seed(loop.seed * 1_000_003 - 1)
+    own_mask = loop.folder / "mask.safetensors"  # of an interrupted run
+    if loop.mask or own_mask.exists():
+        play.masks = saliency.load(loop.mask or own_mask, {name: p for player in players.values() for name, p in player.parameters.items()})
+    method.prepare(play, players)
+    if play.masks and not loop.mask:
+        saliency.store(play.masks, own_mask)
+    first = _resume(loop, players, optimisers, play)
     with (loop.folder / "train.jsonl").open("a") as log:
         bar = tqdm(range(first, method.steps), initial=first, total=method.steps, desc="erasing", unit="step")
         for step in bar:
             torch.manual_seed(loop.seed * 1_000_003 + step)
-            batch = bank.batch(torch.randint(len(bank), (method.batch,)), model.device)
             losses = {}
-            for update in method.step(play, batch):
+            for update in method.step(play):
                 losses[update.player] = _finite(update.loss, step, loop)
-                optimiser.zero_grad()
-                accelerator.backward(update.loss)
-                optimiser.step()
-                model.cost.unet_backwards += method.batch
+                _apply(accelerator, optimisers[update.player], players[update.player], update, play)
             log.write(json.dumps({"step": step, **losses}) + "\n")
             accelerator.log(losses, step=step)
             bar.set_postfix({k: f"{v:.5f}" for k, v in losses.items()}, refresh=False)
             if (step + 1) % loop.checkpoint_every == 0 and step + 1 < method.steps:
                 log.flush()
-                _save(loop, player, optimiser, play, step + 1)
+                _save(loop, players, optimisers, play, step + 1)
     accelerator.end_training()
     if loop.gradient_checkpointing:
         model.pipe.unet.disable_gradient_checkpointing()
+    return play
+
+
+def _apply(accelerator: Accelerator, optimiser: Any, player: Player, update: Update, play: Play) -> None:
+    """One optimiser step; entries outside a mask keep a gradient of zero, so Adam never moves them."""
+    optimiser.zero_grad()
+    accelerator.backward(update.loss, inputs=list(player.parameters.values()))
+    for name in player.parameters.keys() & play.masks.keys():
+        if (gradient := player.parameters[name].grad) is not None:
+            gradient.mul_(play.masks[name])
+    if player.clip:
+        accelerator.clip_grad_norm_(player.parameters.values(), player.clip)
+    optimiser.step()
+    play.model.cost.unet_backwards += update.samples
+    play.model.cost.sample_gradients += update.samples
 
 
 def _accelerator(model: DiffusionModel, loop: Loop) -> Accelerator:
@@ -104,20 +120,14 @@ def _accelerator(model: DiffusionModel, loop: Loop) -> Accelerator:
     return accelerator
 
 
-def _predictor(model: DiffusionModel, frozen_text: bool) -> Any:
-    """predict(x_t, t, prompts) that encodes each distinct sentence once, as long as the text encoder is frozen."""
-    known: dict[str, Tensor] = {}
-
-    def predict(x_t: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
-        if not frozen_text:
-            return model.predict(x_t, t, model.encode(prompts))
-        fresh = sorted({p for p in prompts if p not in known})
-        if fresh:
-            with torch.no_grad():
-                known.update(zip(fresh, model.encode(fresh), strict=True))
-        return model.predict(x_t, t, torch.stack([known[p] for p in prompts]))
-
-    return predict
+def _predictor(model: DiffusionModel, texts: list[str] | None) -> Callable[[Tensor, Tensor, list[str]], Tensor]:
+    """predict(x_t, t, prompts); with a frozen text encoder its texts are encoded once, all together, so that an interrupted run finds the
+    same bits again."""
+    if texts is None:
+        return lambda x_t, t, prompts: model.predict(x_t, t, model.encode(prompts))
+    with torch.no_grad():
+        known = dict(zip(texts, model.encode(texts), strict=True))
+    return lambda x_t, t, prompts: model.predict(x_t, t, torch.stack([known[p] for p in prompts]))
 
 
 def _finite(loss: Tensor, step: int, loop: Loop) -> float:
@@ -127,11 +137,11 @@ def _finite(loss: Tensor, step: int, loop: Loop) -> float:
     return value
 
 
-def _save(loop: Loop, player: Player, optimiser: Any, play: Play, step: int) -> None:
+def _save(loop: Loop, players: dict[str, Player], optimisers: dict[str, Any], play: Play, step: int) -> None:
     state = {
         "step": step,
-        "parameters": {name: p.detach() for name, p in player.parameters.items()},
-        "optimiser": optimiser.state_dict(),
+        "players": {name: {n: p.detach() for n, p in player.parameters.items()} for name, player in players.items()},
+        "optimisers": {name: optimiser.state_dict() for name, optimiser in optimisers.items()},
         "state": play.state,
     }
     draft = loop.folder / ".checkpoint.part"
@@ -139,7 +149,7 @@ def _save(loop: Loop, player: Player, optimiser: Any, play: Play, step: int) -> 
     draft.replace(loop.folder / "checkpoint.pt")
 
 
-def _resume(loop: Loop, player: Player, optimiser: Any, play: Play) -> int:
+def _resume(loop: Loop, players: dict[str, Player], optimisers: dict[str, Any], play: Play) -> int:
     """Load the last checkpoint, cut the log back to it, and return the next step."""
     log, checkpoint = loop.folder / "train.jsonl", loop.folder / "checkpoint.pt"
     if not checkpoint.exists():
@@ -147,9 +157,10 @@ def _resume(loop: Loop, player: Player, optimiser: Any, play: Play) -> int:
         return 0
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     with torch.no_grad():
-        for name, p in player.parameters.items():
-            p.copy_(state["parameters"][name])
-    optimiser.load_state_dict(state["optimiser"])
-    play.state.update(state["state"])
+        for name, player in players.items():
+            for n, p in player.parameters.items():
+                p.copy_(state["players"][name][n])
+            optimisers[name].load_state_dict(state["optimisers"][name])
+    play.state.update({key: value.to(play.model.device) for key, value in state["state"].items()})
     log.write_text("".join(line + "\n" for line in log.read_text().splitlines()[: state["step"]]))
     return int(state["step"])

@@ -9,8 +9,9 @@ from typing import Any
 
 from erasure.discover import load
 from erasure.edit import Edit
-from erasure.errors import UserError
+from erasure.erase import applied
 from erasure.families.base import DiffusionModel
+from erasure.overlap import overlap
 from erasure.run import Run, digest, write_bytes, write_json
 from eval.cases import Axis, Suite, cases
 from eval.judges.base import Judge
@@ -20,6 +21,7 @@ from eval.samples import Attempt, attempts, batches, draw
 from eval.statistics import Interval, mcnemar, paired_difference
 
 MODELS = ("base", "erased")
+AXES: tuple[Axis, Axis] = ("style", "object")
 Row = dict[str, Any]
 
 
@@ -31,32 +33,36 @@ class Audit:
     tier: str
     axis: Axis
     targets: tuple[str, ...]
+    gone: tuple[str, ...] = ()  # labels of the other axis that the same edits erase; their cells are left out
 
     @classmethod
-    def of(cls, edit: Edit, suite: Suite, tier: str) -> "Audit":
-        """The audit of everything an edit claims to erase.
+    def of(cls, edits: Sequence[Edit], suite: Suite, tier: str) -> list["Audit"]:
+        """The audits of everything a stack of edits claims to erase, one for styles and one for objects where it erases both.
 
         Raises:
-            UserError: a concept the suite does not have, or concepts on both axes at once.
+            UserError: a concept the suite does not have.
         """
-        found = [suite.find(concept["name"]) for concept in edit.info.concepts]
-        axes = {axis for axis, _ in found}
-        if len(axes) > 1:
-            raise UserError(
-                f"the edit erases styles and objects at once ({', '.join(label for _, label in found)}); audit them as separate edits."
-            )
-        return cls(suite, tier, found[0][0], tuple(label for _, label in found))
+        found = list(dict.fromkeys(suite.find(concept["name"]) for edit in edits for concept in edit.info.concepts))
+        labels = {axis: tuple(label for a, label in found if a == axis) for axis in AXES}
+        return [cls(suite, tier, axis, labels[axis], labels[AXES[1 - i]]) for i, axis in enumerate(AXES) if labels[axis]]
 
     @property
     def todo(self) -> list[Attempt]:
-        return attempts(self.suite, cases(self.suite, [(self.axis, t) for t in self.targets], self.tier))
+        cross = "object" if self.axis == "style" else "style"
+        asked = cases(self.suite, [(self.axis, t) for t in self.targets], self.tier)
+        return attempts(self.suite, [case for case in asked if getattr(case, cross) not in self.gone])
 
 
-def audit(model: DiffusionModel, edit: Edit, plan: Audit, out: Path, *, fresh: bool = False, other_base: bool = False) -> dict[str, Any]:
+def audit(
+    model: DiffusionModel, edits: Sequence[Edit], plan: Audit, out: Path, *, fresh: bool = False, other_base: bool = False
+) -> dict[str, Any]:
     """Draw, judge and count; returns the result that is also in out/result.json.
 
     `out` ends with images/base, images/erased, samples.jsonl, timing.json and result.json. Interrupted audits continue; readings of a new
     judge are added without drawing a picture.
+
+    Args:
+        edits: one, or several that are applied together, in this order.
 
     Raises:
         UserError: another job in `out`, an edit that does not fit the model.
@@ -65,30 +71,28 @@ def audit(model: DiffusionModel, edit: Edit, plan: Audit, out: Path, *, fresh: b
     job = {
         "task": "audit",
         "base": base,
-        "edit": edit.digest(),
+        "edits": [edit.digest() for edit in edits],
         "suite": plan.suite.name,
         "suite_version": plan.suite.version,
+        "axis": plan.axis,
         "tier": plan.tier,
         "compute": str(model.compute).removeprefix("torch."),
     }
     run = Run(out, job, fresh)
-    edit.apply(model.pipe, other_base=other_base)
-    edit.revert(model.pipe)
+    with applied(model, edits, other_base):  # complains before anything is written
+        pass
     run.begin()
     begun = time.monotonic()
     drawn = {"base": draw(model, base, plan.suite, plan.todo, out / "images" / "base")}
-    edit.apply(model.pipe, other_base=other_base)
-    try:
-        weights = digest([base, edit.digest()])
-        drawn["erased"] = draw(model, weights, plan.suite, plan.todo, out / "images" / "erased")
-    finally:
-        edit.revert(model.pipe)
+    with applied(model, edits, other_base):
+        drawn["erased"] = draw(model, digest([base, *(edit.digest() for edit in edits)]), plan.suite, plan.todo, out / "images" / "erased")
     judges = {
         **{axis: load("eval.judges", name, Judge)() for axis, name in plan.suite.judges.items()},
         "clip": load("eval.judges", "open_clip", Judge)(),
     }
     rows = judge(plan.todo, judges, out)
-    result = {**summary(rows, plan), "job": job, "judges": {name: j.identity() for name, j in judges.items()}, "edit": edit_record(edit)}
+    about = {"edits": [edit_record(edit) for edit in edits], "overlap": overlap(model, edits)}
+    result = {**summary(rows, plan), "job": job, "judges": {name: j.identity() for name, j in judges.items()}, **about}
     write_json(out / "timing.json", {"seconds": round(time.monotonic() - begun, 1), "drawn": drawn})
     run.finish(result)
     return result
@@ -103,7 +107,9 @@ def edit_record(edit: Edit) -> dict[str, Any]:
         "seed": info.seed,
         "cost": info.cost,
         "base": info.base,
-        "influence": info.influence,
+        "known": info.known,
+        "notes": info.notes,
+        "product": info.product,
     }
 
 

@@ -61,7 +61,7 @@ def measure(model: DiffusionModel, name: str, kind: Kind, work: Path, suite: str
 
 def measure_edit(model: DiffusionModel, edit: Edit, folder: Path, suite: str, tier: str) -> Result:
     out = folder / f"audit-{suite}-{tier}"
-    result = audit(model, edit, Audit.of(edit, load_suite(suite), tier), out)
+    result = audit(model, [edit], Audit.of([edit], load_suite(suite), tier)[0], out)
     timing = json.loads((folder / "timing.json").read_text())
     return {**result, "timing": timing}
 
@@ -79,7 +79,7 @@ def cell(result: Result, name: str) -> str:
 def table(results: dict[str, Result], kinds: dict[str, Kind]) -> list[str]:
     lines = ["| concept | kind | UA | IRA | CRA | forwards per sample-gradient |", "|---|---|---|---|---|---|"]
     for name, result in results.items():
-        cost = result["edit"]["cost"]
+        cost = result["edits"][0]["cost"]
         per = cost["unet_forwards"] / cost["sample_gradients"]
         lines.append(f"| {name} | {kinds[name]} | {' | '.join(cell(result, r) for r in RATES)} | {per:.2f} |")
     return lines

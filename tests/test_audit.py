@@ -122,8 +122,8 @@ def big(model: StableDiffusion) -> StableDiffusion:
 
 def run(model: StableDiffusion, folder: Path) -> tuple[dict, Audit, object]:
     edit = erase(model, [Concept(name="neon", kind="style")], ESD(**SMALL), out=folder / "edit")
-    plan = Audit.of(edit, tiny_suite(), "smoke")
-    return audit(model, edit, plan, folder / "audit"), plan, edit
+    (plan,) = Audit.of([edit], tiny_suite(), "smoke")
+    return audit(model, [edit], plan, folder / "audit"), plan, edit
 
 
 def test_audit_counts_every_picture_of_both_models(big: StableDiffusion, tmp_path: Path) -> None:
@@ -151,10 +151,10 @@ def test_an_interrupted_audit_continues_to_the_same_result(big: StableDiffusion,
     real = auditing.judge
     monkeypatch.setattr(auditing, "judge", lambda *_: (_ for _ in ()).throw(Stop))
     with pytest.raises(Stop):
-        audit(big, edit, plan, tmp_path / "again")  # type: ignore[arg-type]
+        audit(big, [edit], plan, tmp_path / "again")  # type: ignore[arg-type]
     monkeypatch.setattr(auditing, "judge", real)
     forwards = big.cost.unet_forwards
-    audit(big, edit, plan, tmp_path / "again")  # type: ignore[arg-type]
+    audit(big, [edit], plan, tmp_path / "again")  # type: ignore[arg-type]
     assert big.cost.unet_forwards == forwards
     assert (tmp_path / "again" / "result.json").read_bytes() == straight
 
@@ -169,5 +169,27 @@ def test_report_is_one_file_without_requests(big: StableDiffusion, tmp_path: Pat
 
 def test_an_edit_of_both_axes_is_audited_apart(big: StableDiffusion, tmp_path: Path) -> None:
     edit = erase(big, [Concept(name="neon"), Concept(name="boat", kind="object")], ESD(**SMALL), out=tmp_path / "edit")
-    with pytest.raises(UserError, match="separate edits"):
-        Audit.of(edit, tiny_suite(), "smoke")
+    styles, objects = Audit.of([edit], tiny_suite(), "smoke")
+    assert (styles.axis, styles.targets, styles.gone) == ("style", ("neon",), ("boat",))
+    assert (objects.axis, objects.targets, objects.gone) == ("object", ("boat",), ("neon",))
+    assert not any(a.case.object == "boat" for a in styles.todo)
+    assert not any(a.case.style == "neon" for a in objects.todo)
+    result = audit(big, [edit], styles, tmp_path / "audit")
+    assert {row["object"] for row in map(json.loads, (tmp_path / "audit" / "samples.jsonl").read_text().splitlines())} == {"tree"}
+    assert result["models"]["base"]["rates"]["UA"]["n"] == 3
+
+
+def test_a_stack_is_audited_as_one(big: StableDiffusion, tmp_path: Path) -> None:
+    edits = [erase(big, [Concept(name="neon")], ESD(**SMALL), out=tmp_path / f"{seed}", seed=seed) for seed in (0, 1)]
+    (plan,) = Audit.of(edits, tiny_suite(), "smoke")
+    assert plan.targets == ("neon",)
+    result = audit(big, edits, plan, tmp_path / "audit")
+    assert [e["concepts"][0]["name"] for e in result["edits"]] == ["neon", "neon"]
+    assert "neither saw the other" in result["overlap"][0]["warning"]
+    assert "neither saw the other" in write(tmp_path / "audit").read_text()
+
+
+def test_a_concept_that_the_base_does_not_draw_is_said_again(big: StableDiffusion, tmp_path: Path) -> None:
+    run(big, tmp_path)
+    page = write(tmp_path / "audit").read_text()
+    assert "there was little to erase" in page

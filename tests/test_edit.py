@@ -15,6 +15,7 @@ def edit_of(model: StableDiffusion, region: str = "xattn", seed: int = 0) -> Edi
     tensors = {n: torch.randn(model.parameters()[n].shape, generator=generator).half() for n in model.region(region)}
     info = EditInfo(
         method="esd",
+        product="weights",
         fields={"lr": 1e-3},
         concepts=[{"name": "cat", "kind": "object", "prompts": (), "anchor": "", "aliases": ()}],
         base={"source": "tiny", "fingerprint": model.fingerprint(), "family": "sd1"},
@@ -22,7 +23,8 @@ def edit_of(model: StableDiffusion, region: str = "xattn", seed: int = 0) -> Edi
         precision="fp32",
         versions={},
         cost={},
-        influence=0.1,
+        known=[],
+        notes={},
     )
     return Edit(tensors, info)
 

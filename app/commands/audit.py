@@ -1,5 +1,6 @@
 """`erasure audit EDIT`: how much is gone, what else went with it."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -7,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from app.parsing import parse
+from erasure.errors import UserError
 from erasure.families.base import Attention, Precision
 
 
@@ -14,7 +16,9 @@ from erasure.families.base import Attention, Precision
 class Options:
     """Draw a suite with the base and the edited model from the same noise, judge every picture, count, and report."""
 
-    edit: Annotated[Path, tyro.conf.Positional]  # folder that `erasure erase` made
+    edits: Annotated[
+        tuple[Path, ...], tyro.conf.Positional
+    ]  # folders that `erasure erase` made; several are applied together, in this order
     suite: str = "pocket"  # name of a suite in prompts/, or a YAML file
     tier: Literal["smoke", "standard", "full"] = "standard"  # how many pictures a cell
     model: str = ""  # base model; default: the one the edit was made on
@@ -34,16 +38,31 @@ def main(argv: list[str]) -> int:
     from eval.cases import load_suite
     from eval.report.html import write
 
-    edit, suite = Edit.load(options.edit), load_suite(options.suite)
-    plan = Audit.of(edit, suite, options.tier)
+    if not options.edits:
+        raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
+    edits, suite = [Edit.load(path) for path in options.edits], load_suite(options.suite)
+    plans = Audit.of(edits, suite, options.tier)
     model = load_model(
-        options.model or edit.info.base["source"], device=options.device, precision=options.dtype, attention=options.attention
+        options.model or edits[0].info.base["source"], device=options.device, precision=options.dtype, attention=options.attention
     )
-    out = options.out or options.edit / f"audit-{suite.name}-{options.tier}"
-    result = audit(model, edit, plan, out, fresh=options.fresh, other_base=options.other_base)
-    print(write(out))
-    print(headline(result))
+    for plan in plans:
+        out = folder(options, suite.name, plan.axis if len(plans) > 1 else "")
+        result = audit(model, edits, plan, out, fresh=options.fresh, other_base=options.other_base)
+        for pair in result["overlap"]:
+            print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
+        print(write(out))
+        print(headline(result))
     return 0
+
+
+def folder(options: Options, suite: str, axis: str) -> Path:
+    """Where an audit goes: --out, or beside the edit; stacks get a folder of their own. Styles and objects apart when both are erased."""
+    name = "-".join(part for part in ("audit", suite, options.tier) if part)
+    first, *others = options.edits
+    if options.out:
+        return options.out / axis if axis else options.out
+    place = first if not others else first.parent / "+".join(path.name for path in options.edits)
+    return place / (f"{name}-{axis}" if axis else name)
 
 
 def headline(result: dict) -> str:

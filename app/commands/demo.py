@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     edit = erase(model, concepts, method, out=options.out, fresh=options.fresh)
     print("2/2 drawing the audit with the base and the erased model", file=sys.stderr)
     out = options.out / "audit-pocket-smoke"
-    result = audit(model, edit, Audit.of(edit, suite, "smoke"), out, fresh=options.fresh)
+    result = audit(model, [edit], Audit.of([edit], suite, "smoke")[0], out, fresh=options.fresh)
     print(write(out))
     print(headline(result))
     return 0

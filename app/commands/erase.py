@@ -1,6 +1,9 @@
 """`erasure erase`: concepts in, an edit folder out."""
 
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +12,7 @@ from app.parsing import combined, given, parse
 from erasure.concept import Kind
 from erasure.concept import parse as parse_concepts
 from erasure.discover import load, summary
+from erasure.errors import UserError
 from erasure.families.base import Attention, Precision
 
 
@@ -29,45 +33,89 @@ class Options:
     attention: Attention = "auto"  # attention kernel of the UNet
     gradient_checkpointing: bool = False  # less memory for about a third more time
     report_to: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = "none"  # tracker beside train.jsonl
+    on: tuple[Path, ...] = ()  # edits that are in place while this one is made; it will need them
+    mask: Path | None = None  # saliency mask of a SalUn run: only its entries move
+    preview: bool = False  # closed forms: print how far the edit would move other prompts, and stop
     fresh: bool = False  # throw away what the folder holds of this or another job
 
 
 def main(argv: list[str]) -> int:
     method_name = requested_method(argv)
-    from erasure.methods.base import Trained  # imports torch, so only now that the name is right
+    from erasure.methods.base import Method  # imports torch, so only now that the name is right
 
-    cls = load("erasure.methods", method_name, Trained)
+    cls = load("erasure.methods", method_name, Method)
     options: Any = parse(combined("Erase", Options, cls), argv, "erase")
     concepts = parse_concepts(options.concept, kind=options.kind, prompts=options.prompts, anchor=options.anchor)
+    from erasure.edit import Edit
     from erasure.erase import configure, erase, job_record
-    from erasure.export import before_after, write_card
     from erasure.loading import load_model
     from erasure.run import Run, default_folder
 
+    after = [Edit.load(path) for path in options.on]
     model = load_model(options.model, device=options.device, precision=options.dtype, attention=options.attention)
     own = {name: getattr(options, name) for name in given(argv, [f.name for f in fields(cls)])}
     method, concepts, differs = configure(cls, concepts, model.family, own)
-    job = job_record(model, concepts, method, options.seed)
+    if options.preview:
+        return preview(model, concepts, method, options.seed)
+    job = job_record(model, concepts, method, options.seed, after, options.mask)
     out = options.out or default_folder(job)
     Run(out, job, options.fresh)  # complains before anything is said or written
     print(f"{method_name} on {options.model} ({model.family}), erasing {options.concept}; safety checker off", file=sys.stderr)
-    print(f"differs from the paper's defaults: {', '.join(f'{k}={v}' for k, v in differs.items()) or 'nothing'}", file=sys.stderr)
-    edit = erase(
-        model,
-        concepts,
-        method,
-        out=out,
-        seed=options.seed,
-        fresh=options.fresh,
-        report_to=options.report_to,
-        gradient_checkpointing=options.gradient_checkpointing,
-    )
-    if not (out / "README.md").is_file():
-        write_card(out, edit, before_after(model, edit), "edit")
+    print(f"differs from the paper's defaults: {', '.join(f'{k}={short(v)}' for k, v in differs.items()) or 'nothing'}", file=sys.stderr)
+    with warned():
+        edit = erase(
+            model,
+            concepts,
+            method,
+            out=out,
+            seed=options.seed,
+            after=after,
+            mask=options.mask,
+            fresh=options.fresh,
+            report_to=options.report_to,
+            gradient_checkpointing=options.gradient_checkpointing,
+        )
     cost = edit.info.cost
     passes = f"{cost['unet_forwards']} UNet forwards and {cost['unet_backwards']} backwards"
     print(f"{out}: {passes} for {cost['sample_gradients']} sample-gradients")
     return 0
+
+
+def preview(model: Any, concepts: list[Any], method: Any, seed: int) -> int:
+    """What a closed form would do to prompts that should stay."""
+    from erasure.methods.base import Solved
+
+    if not isinstance(method, Solved):
+        raise UserError(f"--preview is for closed forms such as uce; {type(method).__name__} is none.")
+    for key, value in method.solve(model, concepts, seed).notes.items():
+        if isinstance(value, dict):
+            value = sorted(value.items(), key=lambda item: -item[1])
+        if not isinstance(value, list):
+            print(f"{key}: {value}")
+            continue
+        print(f"{key}:")
+        for name, size in value[:20]:
+            print(f"  {100 * size:7.2f} %  {name}")
+    return 0
+
+
+@contextmanager
+def warned() -> Iterator[None]:
+    """The library's warnings about the input, as lines of their own."""
+
+    def line(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"erasure: warning: {message}", file=sys.stderr)
+
+    kept, warnings.showwarning = warnings.showwarning, line  # type: ignore[assignment]  # same call, fewer names
+    try:
+        yield
+    finally:
+        warnings.showwarning = kept
+
+
+def short(value: object) -> str:
+    """A value for one line; long lists by their length."""
+    return f"({len(value)} sentences)" if isinstance(value, tuple) and len(value) > 2 else str(value)
 
 
 def requested_method(argv: list[str]) -> str:

@@ -14,7 +14,9 @@ class Options:
     """Turn an edit into something other programs load, with a model card and before/after pictures."""
 
     edit: Annotated[Path, tyro.conf.Positional]  # folder that `erasure erase` made
-    form: Annotated[Literal["folder", "lora"], tyro.conf.arg(name="as")] = "lora"  # lora: for load_lora_weights; folder: a whole pipeline
+    form: Annotated[Literal["folder", "lora", "text-encoder"], tyro.conf.arg(name="as")] = (
+        "lora"  # lora: for load_lora_weights; folder: a whole pipeline; text-encoder: that alone
+    )
     out: Path | None = None  # default <edit>/<form>
     rank: int = 16  # of the LoRA; the error of the approximation is printed
     model: str = ""  # base model; default: the one the edit was made on
@@ -35,6 +37,8 @@ def main(argv: list[str]) -> int:
     if options.form == "lora":
         error = export.to_lora(model, edit, out, options.rank, options.other_base)
         print(f"rank {options.rank} keeps all but {100 * error:.1f} % of the edit (relative Frobenius error)")
+    elif options.form == "text-encoder":
+        export.to_text_encoder(model, edit, out, options.other_base)
     else:
         export.to_folder(model, edit, out, options.other_base)
     export.write_card(out, edit, export.before_after(model, edit, other_base=options.other_base), options.form, error)

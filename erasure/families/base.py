@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple, get_args
@@ -25,9 +25,13 @@ class Cost:
     unet_forwards: int = 0
     unet_backwards: int = 0
     text_forwards: int = 0
+    sample_gradients: int = 0  # samples from which a trained parameter got a gradient
 
     def record(self) -> dict[str, int]:
         return asdict(self)
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(**{name: count + getattr(other, name) for name, count in asdict(self).items()})
 
 
 class Step(NamedTuple):
@@ -38,6 +42,21 @@ class Step(NamedTuple):
     eps_cond: Tensor  # eps(x_t, c)
     eps_uncond: Tensor  # eps(x_t, the other side of the guidance)
     x_next: Tensor
+
+
+class Guidance(NamedTuple):
+    """What a guidance edit adds to sampling: a text whose prediction is asked for at every step, and what to make of it."""
+
+    text: str
+    guide: Callable[..., Tensor]  # erasure.methods.base.Guided.guide
+
+
+@dataclass
+class Sampling:
+    """How edits changed the way a pipeline samples."""
+
+    guidance: tuple[Guidance, ...] = ()
+    one_step: int | None = None  # the timestep of a one-step generator
 
 
 class DiffusionModel(ABC):
@@ -53,6 +72,7 @@ class DiffusionModel(ABC):
 
     def __init__(self, pipe: Any, source: str, precision: Precision = "auto", attention: Attention = "auto") -> None:
         self.pipe, self.source = pipe, source
+        pipe.erasure_owned = True  # `sample` asks guidance edits itself; a plain pipeline needs a hook for them
         self.device = pipe.device
         self.compute = resolve_precision(precision, self.device)
         self.cost = Cost()
@@ -67,16 +87,46 @@ class DiffusionModel(ABC):
         """The editable networks by the prefix of their parameters: "unet", "text_encoder"."""
 
     @abstractmethod
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        """Text conditioning (B, L, D); captions longer than the context keep their end token."""
+    def encode(self, prompts: Sequence[str], prefix: Tensor | None = None) -> Tensor:
+        """Text conditioning (B, L, D); captions longer than the context keep their end token.
+
+        Args:
+            prefix: soft tokens (k, E) or (B, k, E) in the space of the input embeddings, put before the words of every prompt.
+        """
+
+    @abstractmethod
+    def vocabulary(self) -> Tensor:
+        """The input embeddings of all tokens (V, E)."""
+
+    @abstractmethod
+    def last_token(self, text: str) -> int:
+        """Position of the last token of `text` in its conditioning; 0, the start token, for an empty text."""
+
+    @abstractmethod
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Latents (B, C, h, w) of images (B, 3, H, W) in [0, 1]; the mean of the encoder's distribution."""
+
+    @abstractmethod
+    def noised(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (DDPM, arXiv:2006.11239, equation 4); t (B,)."""
+
+    @abstractmethod
+    def denoised(self, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """The x_0 that a noise prediction implies, the inverse of `noised`."""
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """Predicted noise (B, C, h, w) in fp32, whatever the network itself predicts; t (B,)."""
 
     @abstractmethod
-    def walk(self, x_T: Tensor, cond: Tensor, uncond: Tensor, steps: int, guidance: float) -> Iterator[Step]:
-        """Guided deterministic DDIM from pure noise x_T (B, C, h, w); the last x_next is the image latent."""
+    def walk(
+        self, x_T: Tensor, cond: Tensor, uncond: Tensor, steps: int, guidance: float, guides: Sequence[Guidance] = ()
+    ) -> Iterator[Step]:
+        """Guided deterministic DDIM from pure noise x_T (B, C, h, w); the last x_next is the image latent.
+
+        Args:
+            guides: of guidance edits; each may change the guided prediction.
+        """
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
@@ -107,6 +157,17 @@ class DiffusionModel(ABC):
             raise UserError(f"region {region!r} selects no parameter of {self.source}; it has {', '.join(valid)}.")
         return names
 
+    def linears(self, region: str) -> dict[str, nn.Linear]:
+        """The linear layers of a region, by the name of their weight."""
+        chosen = set(self.region(region))
+        found = {}
+        for part, module in self.modules.items():
+            for name, layer in module.named_modules():
+                weight = f"{part}.{canonical(name)}.weight"
+                if isinstance(layer, nn.Linear) and weight in chosen:
+                    found[weight] = layer
+        return found
+
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Unit noise (B, C, h, w), each row from its own CPU generator: the same on every device and in every batch."""
         rows = [torch.randn(self.latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
@@ -114,16 +175,33 @@ class DiffusionModel(ABC):
 
     @torch.no_grad()
     def sample(self, prompts: Sequence[str], seeds: Sequence[int], steps: int = 25, guidance: float | None = None) -> Tensor:
-        """Image latents (B, C, h, w), one prompt and one seed each; guidance defaults to what suits the model."""
+        """Image latents (B, C, h, w), one prompt and one seed each; guidance defaults to what suits the model.
+
+        Edits applied to the pipeline count: guidance edits are asked at every step, a one-step generator needs no second one.
+        """
+        sampling = sampling_of(self.pipe)
+        if sampling.one_step is not None:
+            return self.one_step(self.noise(seeds), self.encode(prompts), sampling.one_step)
         cond, uncond = self.encode(prompts), self.encode([""]).expand(len(prompts), -1, -1)
         guidance = self.guidance if guidance is None else guidance
-        for step in self.walk(self.noise(seeds), cond, uncond, steps, guidance):
+        for step in self.walk(self.noise(seeds), cond, uncond, steps, guidance, sampling.guidance):
             x = step.x_next
         return x
+
+    def one_step(self, noise: Tensor, cond: Tensor, t: int) -> Tensor:
+        """x_0 read off a single prediction at timestep t, from sqrt(1 - abar_t) noise (SiD-LSG, arXiv:2406.01561)."""
+        times = torch.full((len(noise),), t, device=self.device)
+        x_t = self.noised(torch.zeros_like(noise), noise, times)
+        return self.denoised(x_t, self.predict(x_t, times, cond), times)
 
     def fingerprint(self) -> str:
         """Hash of every editable parameter, in fp16 so that fp16 and fp32 copies of one release agree."""
         return fingerprint(self.modules)
+
+
+def sampling_of(pipe: Any) -> Sampling:
+    """How the edits applied to a pipeline changed its sampling (erasure.edit sets it)."""
+    return getattr(pipe, "erasure_sampling", None) or Sampling()
 
 
 def in_region(name: str, region: str) -> bool:

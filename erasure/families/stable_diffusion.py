@@ -9,7 +9,7 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 
 from erasure.errors import UserError, unknown
-from erasure.families.base import Attention, DiffusionModel, Precision, Step
+from erasure.families.base import Attention, DiffusionModel, Guidance, Precision, Step
 
 
 class StableDiffusion(DiffusionModel):
@@ -34,14 +34,57 @@ class StableDiffusion(DiffusionModel):
     def modules(self) -> dict[str, nn.Module]:
         return {"unet": self.pipe.unet, "text_encoder": self.pipe.text_encoder}
 
-    def encode(self, prompts: Sequence[str]) -> Tensor:
-        tokenizer, encoder = self.pipe.tokenizer, self.pipe.text_encoder
-        batch = tokenizer(list(prompts), padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt")
+    def encode(self, prompts: Sequence[str], prefix: Tensor | None = None) -> Tensor:
+        encoder, soft = self.pipe.text_encoder, 0 if prefix is None else prefix.shape[-2]
+        ids, attended = self._tokens(prompts, soft)
         # SD 1.x was trained without an attention mask on the padding; SD 2.x says in its config whether it wants one
-        mask = batch.attention_mask.to(self.device) if getattr(encoder.config, "use_attention_mask", False) else None
+        mask = attended if getattr(encoder.config, "use_attention_mask", False) else None
         self.cost.text_forwards += len(prompts)
+
+        def put(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+            inserted = prefix.to(out.dtype).expand(len(prompts), -1, -1)  # type: ignore[union-attr]  # only hooked with a prefix
+            return torch.cat((out[:, :1], inserted, out[:, 1 + soft :]), 1)
+
+        hook = encoder.get_input_embeddings().register_forward_hook(put) if soft else None
+        try:
+            with self.autocast():
+                return encoder(ids, attention_mask=mask).last_hidden_state.float()
+        finally:
+            if hook:
+                hook.remove()
+
+    def _tokens(self, prompts: Sequence[str], soft: int) -> tuple[Tensor, Tensor]:
+        """Token ids and mask (B, L) with `soft` places kept free after the start token; the end token is never cut off."""
+        tokenizer = self.pipe.tokenizer
+        length = tokenizer.model_max_length - soft
+        if length < 2:
+            raise UserError(f"{soft} soft tokens leave no room for a prompt; the context has {tokenizer.model_max_length}.")
+        batch = tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        ids, mask = batch.input_ids, batch.attention_mask
+        if soft:
+            ids, mask = (torch.cat((part[:, :1], part[:, :1].expand(-1, soft), part[:, 1:]), 1) for part in (ids, mask))
+        return ids.to(self.device), mask.to(self.device)
+
+    def vocabulary(self) -> Tensor:
+        return self.pipe.text_encoder.get_input_embeddings().weight.detach().float()
+
+    def last_token(self, text: str) -> int:
+        return len(self.pipe.tokenizer(text, truncation=True).input_ids) - 2
+
+    @torch.no_grad()
+    def encode_images(self, images: Tensor) -> Tensor:
+        vae = self.pipe.vae
         with self.autocast():
-            return encoder(batch.input_ids.to(self.device), attention_mask=mask).last_hidden_state.float()
+            found = vae.encode(images.to(self.device) * 2 - 1).latent_dist.mean
+        return found.float() * vae.config.scaling_factor
+
+    def noised(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        alpha = self.alphas[t].reshape(-1, 1, 1, 1)
+        return alpha.sqrt() * x_0 + (1 - alpha).sqrt() * noise
+
+    def denoised(self, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        alpha = self.alphas[t].reshape(-1, 1, 1, 1)
+        return (x_t - (1 - alpha).sqrt() * eps) / alpha.sqrt()
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         self.cost.unet_forwards += len(x_t)
@@ -54,17 +97,26 @@ class StableDiffusion(DiffusionModel):
         return (1 - alpha).sqrt() * x_t + alpha.sqrt() * out.float()
 
     @torch.no_grad()
-    def walk(self, x_T: Tensor, cond: Tensor, uncond: Tensor, steps: int, guidance: float) -> Iterator[Step]:
-        self.scheduler.set_timesteps(steps)
-        both = torch.cat((uncond, cond))
+    def walk(
+        self, x_T: Tensor, cond: Tensor, uncond: Tensor, steps: int, guidance: float, guides: Sequence[Guidance] = ()
+    ) -> Iterator[Step]:
+        timesteps = self.timesteps(steps)
+        both = torch.cat((uncond, cond, *(self.encode([g.text]).expand(len(cond), -1, -1) for g in guides)))
+        memories: list[dict[str, Tensor]] = [{} for _ in guides]
         x_t = x_T * self.scheduler.init_noise_sigma
-        for t in self.scheduler.timesteps.tolist():
-            times = torch.full((2 * len(x_t),), t, device=self.device)
-            eps_uncond, eps_cond = self.predict(torch.cat((x_t, x_t)), times, both).chunk(2)
+        for k, t in enumerate(timesteps):
+            times = torch.full((len(both),), t, device=self.device)
+            eps_uncond, eps_cond, *asked = self.predict(torch.cat([x_t] * (2 + len(guides))), times, both).chunk(2 + len(guides))
             eps = eps_uncond + guidance * (eps_cond - eps_uncond)
+            for guide, eps_concept, memory in zip(guides, asked, memories, strict=True):
+                eps = eps + guide.guide(eps_cond, eps_uncond, eps_concept, guidance, k / steps, memory)
             x_next = self.scheduler.step(eps, t, x_t).prev_sample
             yield Step(x_t, t, eps_cond, eps_uncond, x_next)
             x_t = x_next
+
+    def timesteps(self, steps: int) -> list[int]:
+        self.scheduler.set_timesteps(steps)
+        return self.scheduler.timesteps.tolist()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -1,28 +1,81 @@
-"""The shapes an erasure method can have. A method knows no optimiser, device, progress bar or file."""
+"""The three shapes of an erasure method: trained, solved, guided. A method knows no optimiser, device, progress bar or file."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor, nn
 
-from erasure.bank import Batch, Recording
+from erasure.bank import Bank, Batch, Latents, Recording, Role, recording_cost
 from erasure.concept import Concept, Kind
 from erasure.errors import UserError
+from erasure.families.base import Cost, DiffusionModel, Region
+
+Product = Literal["weights", "guidance", "one-step"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
     """A method's class is its configuration: fields are flags, YAML keys and what the edit records.
 
-    `recipes` maps (kind, model family) to field values that differ from the paper's defaults; the key "prompts" sets the
-    concept's training sentences.
+    `recipes` maps (kind, model family) to field values that differ from the paper's defaults; the keys "prompts" and "anchor" set
+    those of a concept that has none.
     """
 
     paper: ClassVar[str]
+    changes: ClassVar[str]  # what it changes, in a few words
+    when: ClassVar[str]  # when to choose it
+    product: ClassVar[Product] = "weights"
     version: ClassVar[int] = 1  # raised when the meaning of a field changes
     recipes: ClassVar[dict[tuple[Kind, str], dict[str, Any]]] = {}
+
+    @abstractmethod
+    def forecast(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
+        """Network passes per sample when nothing is found in a cache and nothing is interrupted."""
+
+
+@dataclass
+class Change:
+    """What a method found: values by parameter name in one of the forms of erasure.edit, and figures about itself for the report."""
+
+    tensors: dict[str, Tensor]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solved(Method):
+    """A method without a training loop."""
+
+    @abstractmethod
+    def solve(self, model: DiffusionModel, concepts: list[Concept], seed: int) -> Change:
+        """New values, low-rank factors or zeroed entries; `model` is left as it was."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guided(Method):
+    """A method that changes no weight: at every sampling step it asks for the prediction of one more text."""
+
+    product: ClassVar[Product] = "guidance"
+
+    @abstractmethod
+    def text(self, concepts: list[Concept]) -> str:
+        """What to ask for."""
+
+    @abstractmethod
+    def guide(self, cond: Tensor, uncond: Tensor, concept: Tensor, guidance: float, at: float, memory: dict[str, Tensor]) -> Tensor:
+        """What to add to the guided prediction uncond + guidance (cond - uncond).
+
+        Args:
+            cond, uncond, concept: predicted noise (B, C, h, w) for the prompt, the empty prompt and `text`.
+            at: how much of the walk is done, in [0, 1).
+            memory: empty at the first step; whatever is put there comes back at the next.
+        """
+
+    def forecast(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
+        return Cost()
 
 
 @dataclass
@@ -32,7 +85,9 @@ class Player:
     parameters: dict[str, nn.Parameter]
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = 0.0
+    eps: float = 1e-8
+    clip: float = 0.0  # largest norm of a gradient; 0: any
+    kept: bool = True  # whether its final values go into the edit
 
 
 @dataclass
@@ -41,42 +96,108 @@ class Update:
 
     player: str
     loss: Tensor
+    samples: int  # how many samples the gradient of the loss passes through
 
 
 @dataclass
 class Play:
     """What a method sees of a training run."""
 
+    model: DiffusionModel
+    bank: Bank
     predict: Callable[[Tensor, Tensor, list[str]], Tensor]  # eps(x_t, t, prompts) of the model as it is now
     state: dict[str, Tensor] = field(default_factory=dict)  # checkpointed
+    masks: dict[str, Tensor] = field(default_factory=dict)  # entries that may move, by parameter; all where a name is missing
+    notes: dict[str, Any] = field(default_factory=dict)  # figures about the method for the report
+
+    def rows(self, role: Role, count: int) -> Batch:
+        """Random recorded rows: (x_t, t, what the frozen model said there)."""
+        rows = self.bank.rows(role)
+        return self.bank.batch(rows[torch.randint(len(rows), (count,))], self.model.device)
+
+    def latents(self, role: Role, count: int) -> Latents:
+        """Random final latents of recorded walks."""
+        rows = self.bank.latents(role)
+        return self.bank.final(rows[torch.randint(len(rows), (count,))], self.model.device)
+
+    def slope(self, loss: Tensor, inputs: Tensor) -> Tensor:
+        """d loss / d inputs (B, ...), counted as a backward pass of B samples."""
+        self.model.cost.unet_backwards += len(inputs)
+        return torch.autograd.grad(loss, inputs)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained(Method):
     """A method with a training loop."""
 
+    region: Region  # which weights move
     lr: float  # learning rate
     steps: int  # optimiser steps
-    batch: int  # recorded rows per step
-    optimiser: Literal["adam", "adamw"] = "adam"  # adamw decays weights
+    batch: int  # samples to erase per step
 
     def __post_init__(self) -> None:
         for name in ("lr", "steps", "batch"):
             if not getattr(self, name) > 0:
-                raise UserError(f"--{name} must be positive, got {getattr(self, name)}.")
+                raise UserError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}.")
 
     @abstractmethod
     def record(self, concepts: list[Concept], seed: int) -> Recording:
         """What to ask the frozen model beforehand."""
 
-    @abstractmethod
-    def trains(self) -> str:
-        """The region whose parameters move."""
+    def players(self, model: DiffusionModel) -> AbstractContextManager[dict[str, Player]]:
+        """What trains, set up on entry and taken down on exit; by default the method's region."""
+        return self._region(model)
 
-    @abstractmethod
+    @contextmanager
+    def _region(self, model: DiffusionModel) -> Iterator[dict[str, Player]]:
+        with trainable(model, model.region(self.region)) as parameters:
+            yield {"model": Player(parameters, self.lr)}
+
+    def prepare(self, play: Play, players: dict[str, Player]) -> None:
+        """Masks and starting state, before the first step and again before the first step after an interruption."""
+
     def loss(self, play: Play, batch: Batch) -> Tensor:
-        """The loss of one batch, a scalar."""
+        """The loss of one batch of recorded rows, a scalar; for methods with one player and one loss."""
+        raise NotImplementedError
 
-    def step(self, play: Play, batch: Batch) -> Iterator[Update]:
+    def step(self, play: Play) -> Iterator[Update]:
         """The updates of one iteration; the loop applies each as it is yielded."""
-        yield Update("model", self.loss(play, batch))
+        yield Update("model", self.loss(play, play.rows("erase", self.batch)), self.batch)
+
+    def passes(self, step: int) -> Cost:
+        """Forwards and backwards of one iteration."""
+        return Cost(unet_forwards=self.batch, unet_backwards=self.batch, sample_gradients=self.batch)
+
+    def preparation(self, recording: Recording) -> Cost:
+        """Forwards and backwards of `prepare`."""
+        return Cost()
+
+    def forecast(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
+        recording = self.record(concepts, 0)
+        total = Cost(unet_forwards=recording_cost(recording), text_forwards=len(recording.texts()))
+        for part in (self.preparation(recording), *(self.passes(step) for step in range(self.steps))):
+            total += part
+        return total
+
+
+def spared(sentences: tuple[str, ...], concepts: list[Concept]) -> tuple[str, ...]:
+    """Sentences to keep that name none of the concepts."""
+    names = [name.lower() for concept in concepts for name in (concept.name, *concept.aliases)]
+    return tuple(s for s in sentences if not any(name in s.lower() for name in names))
+
+
+@contextmanager
+def trainable(model: DiffusionModel, names: list[str]) -> Iterator[dict[str, nn.Parameter]]:
+    """Parameters of the model as fp32 masters with gradients; on exit they hold what they held before, bit for bit."""
+    parameters = {name: model.parameters()[name] for name in names}
+    kept = {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
+    try:
+        for p in parameters.values():
+            p.data = p.data.float()  # fp16 or bf16 weights lose updates near the learning rate
+            p.requires_grad_(True)
+        yield parameters
+    finally:
+        for name, p in parameters.items():
+            p.requires_grad_(False)
+            p.grad = None
+            p.data = kept[name].to(model.device)

@@ -24,6 +24,8 @@ class ESD(Trained):
     """
 
     paper: ClassVar[str] = "arXiv:2303.07345"
+    changes: ClassVar[str] = "cross-attention of the UNet; other regions by --region"
+    when: ClassVar[str] = "a first choice: cheap, erases well; attacks bring the concept back"
 
     negative_guidance: float = 1.0  # eta: how far past the prediction without the concept to push
     region: Region = "xattn"  # which weights move: xattn for styles and names, noxattn for global concepts
@@ -44,9 +46,6 @@ class ESD(Trained):
         if self.erase_from:
             return [(f"{concept.name} {self.erase_from}", self.erase_from)]
         return concept.sentences()
-
-    def trains(self) -> str:
-        return self.region
 
     def loss(self, play: Play, batch: Batch) -> Tensor:
         """Mean squared error to the erased target; batch tensors (B, C, h, w), returns a scalar."""

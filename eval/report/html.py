@@ -33,12 +33,12 @@ def write(folder: Path, pairs: int = 8) -> Path:
     page = environment.get_template("report.html.j2").render(
         result=result,
         rates=_rates(result),
-        concept="; ".join(c["name"] for c in result["edit"]["concepts"]),
+        concept="; ".join(c["name"] for edit in result["edits"] for c in edit["concepts"]),
+        doubts=_doubts(result),
         target_pairs=_pairs(folder, rows, result, pairs, target=True),
         kept_pairs=_pairs(folder, rows, result, pairs, target=False),
         replaced=_replaced(result),
         matrix=result["models"]["erased"]["confusion"],
-        fields=sorted(result["edit"]["fields"].items()),
     )
     path = folder / "report.html"
     write_bytes(path, page.encode())
@@ -60,6 +60,22 @@ def _rates(result: dict[str, Any]) -> list[dict[str, Any]]:
         for name, text in MEANING.items()
         if name in result["models"]["erased"]["rates"]
     ]
+
+
+def _doubts(result: dict[str, Any]) -> list[str]:
+    """Concepts that the base hardly knows, told by its predictions and by the judge."""
+    found = [
+        f"The name “{k['name']}” moves the base's predictions by {k['concept']:.4f}, a nonsense word by {k['nonsense']:.4f}."
+        for edit in result["edits"]
+        for k in edit["known"]
+        if k["doubtful"]
+    ]
+    base = result["models"]["base"]["rates"]["UA"]
+    if base["estimate"] > 0.5:
+        found.append(
+            f"The base itself shows the concept in only {base['n'] - base['k']} of {base['n']} pictures: there was little to erase."
+        )
+    return found
 
 
 def _pairs(folder: Path, rows: list[dict[str, Any]], result: dict[str, Any], count: int, target: bool) -> list[dict[str, Any]]:

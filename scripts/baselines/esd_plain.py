@@ -75,6 +75,7 @@ def main() -> None:
     cost = {"sample_gradients": gradients, "unet_forwards": student.cost.unet_forwards, "unet_backwards": gradients}
     info = EditInfo(
         method="esd-plain",
+        product="weights",
         fields=asdict(method),
         concepts=[c.record() for c in concepts],
         seed=args.seed,
@@ -82,7 +83,8 @@ def main() -> None:
         base={"source": "pocket", "fingerprint": base, "family": student.family},
         versions={},
         cost=cost,
-        influence=0.0,
+        known=[],
+        notes={},
     )
     Edit({name: p.detach().half() for name, p in trained.items()}, info).save(args.out)
     (args.out / "timing.json").write_text(json.dumps({"train_seconds": round(seconds, 1)}) + "\n")

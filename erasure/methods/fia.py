@@ -1,0 +1,154 @@
+"""FIA, "Forget It All": zero the feed-forward weights that answer to the concept and to nothing else (arXiv:2601.06163)."""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from erasure import neurons, sentences
+from erasure.bank import remembered
+from erasure.concept import Concept, Kind
+from erasure.errors import UserError
+from erasure.families.base import Cost, DiffusionModel, Region
+from erasure.forms import ZEROED, zeroed
+from erasure.methods.base import Change, Solved
+from erasure.pocket import sentences as pocket
+from erasure.saliency import shares
+
+
+@dataclass(frozen=True, kw_only=True)
+class FIA(Solved):
+    """Contrastive concept saliency, its agreement over channels and layer, and a vote over concepts.
+
+    The released code drops the cosine of equation 1 (`saliency="wanda"`), divides the mean of equation 3 by its maximum (`scaled`), and
+    normalises every token's activation; its vote keeps every entry of a single concept, so that nothing is pruned. Here the vote is
+    skipped for one concept. The mask of a concept depends on no other concept and is remembered: a further one costs only its own.
+    """
+
+    paper: ClassVar[str] = "arXiv:2601.06163"
+    changes: ClassVar[str] = "zeroes a small share of the feed-forward weights"
+    when: ClassVar[str] = "many concepts without any training, added one by one"
+
+    layers: Region = "ff-out"  # linear layers whose weights may be zeroed
+    saliency: Literal["full", "wanda"] = "full"  # equation 1, or |W| ||X|| alone
+    r1: float = 0.05  # share of a layer that counts as active at a timestep
+    r2: float = 0.01  # share of every row and of the whole layer that is a candidate
+    alpha: float = 0.6  # an entry that this share of the concepts selects is no concept's, and stays
+    scaled: bool = False  # divide the mean saliency by its largest value in the layer before it meets the frequency
+    conditional: bool = False  # activations of the conditional half only; the paper's guided walk has both
+    record_steps: int = 10  # first timesteps in which activations are recorded
+    walk_steps: int = 50  # DDIM steps of the whole walk
+    walk_guidance: float = 7.5  # classifier-free guidance of the walk
+
+    def __post_init__(self) -> None:
+        for name in ("r1", "r2", "alpha"):
+            if not 0 < getattr(self, name) <= 1:
+                raise UserError(f"--{name} is a share in (0, 1], got {getattr(self, name)}.")
+        if not 1 <= self.record_steps <= self.walk_steps:
+            raise UserError(f"--record-steps must lie between 1 and --walk-steps {self.walk_steps}, got {self.record_steps}.")
+
+    def solve(self, model: DiffusionModel, concepts: list[Concept], seed: int) -> Change:
+        if not model.linears(self.layers):
+            raise UserError(f"--layers {self.layers} holds no linear layer of {model.source}.")
+        masks = [self.remembered_mask(model, concept, seed) for concept in concepts]
+        prune = fuse(masks, self.alpha)
+        if not any(mask.any() for mask in prune.values()):
+            raise UserError(f"the mask selects nothing: all {len(concepts)} concepts share every entry; lower --alpha or raise --r2.")
+        tensors = {name + ZEROED: zeroed(mask) for name, mask in prune.items() if mask.any()}
+        return Change(tensors, {"mask": shares(prune), "zeroed": sum(int(mask.sum()) for mask in prune.values())})
+
+    def remembered_mask(self, model: DiffusionModel, concept: Concept, seed: int) -> dict[str, Tensor]:
+        """Q of one concept, found in the cache or made."""
+        fields = {name: value for name, value in asdict(self).items() if name != "alpha"}
+        key = {"fia": self.version, "fields": fields, "pairs": concept.sentences(), "seed": seed}
+        return {name: mask.bool() for name, mask in remembered(model, key, lambda: self.mask(model, concept, seed)).items()}
+
+    def mask(self, model: DiffusionModel, concept: Concept, seed: int) -> dict[str, Tensor]:
+        """Equations 1 to 7 for one concept."""
+        tallies = {name: Tally(linear.weight.detach().float(), self) for name, linear in model.linears(self.layers).items()}
+        with_, without = zip(*concept.sentences(), strict=True)
+        walk = neurons.Walk(model, self.walk_steps, self.record_steps, self.walk_guidance, seed, self.conditional)
+        for _ in walk.activations(with_, without, {name: tally.observe for name, tally in tallies.items()}):
+            for tally in tallies.values():
+                tally.close()
+        return {name: agreement(tally.total / self.record_steps, self.r2).to("cpu", torch.uint8) for name, tally in tallies.items()}
+
+    def forecast(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
+        prompts = sum(2 * len(concept.sentences()) for concept in concepts)
+        return Cost(unet_forwards=2 * prompts * self.record_steps, text_forwards=prompts + len(concepts))
+
+    recipes: ClassVar[dict[tuple[Kind, str], dict[str, Any]]] = {
+        ("style", "pocket"): {"prompts": pocket.STYLE_PAIRS, "walk_guidance": 4.0},
+        ("object", "pocket"): {"prompts": pocket.OBJECT_PAIRS, "walk_guidance": 4.0},
+        ("person", "pocket"): {"prompts": pocket.PERSON_PAIRS, "walk_guidance": 4.0},
+        # shares and prompt counts are the paper's; nothing below was run on real SD weights
+        **{("style", family): {"prompts": sentences.STYLE, "r2": 0.02, "alpha": 0.8} for family in ("sd1", "sd2")},
+        **{("object", family): {"prompts": sentences.OBJECT, "r2": 0.007} for family in ("sd1", "sd2")},
+        **{("person", family): {"prompts": sentences.PERSON, "r2": 0.01} for family in ("sd1", "sd2")},
+        **{("nsfw", family): {"prompts": sentences.NSFW, "r2": 0.01} for family in ("sd1", "sd2")},
+    }
+
+
+class Tally:
+    """One layer's saliency while the walks go on: sums over prompts within a timestep, then over timesteps."""
+
+    def __init__(self, weight: Tensor, method: FIA) -> None:
+        self.weight, self.method = weight.abs(), method
+        self.total = torch.zeros_like(self.weight)
+        self._open()
+
+    def _open(self) -> None:
+        self.sums = {concept: torch.zeros_like(self.weight) for concept in (True, False)}
+        self.squares, self.counts = torch.zeros_like(self.weight), {True: 0, False: 0}
+
+    def observe(self, x: Tensor, y: Tensor, concept: bool) -> None:
+        """Activations of one prompt: inputs x (N, I) and outputs y (N, O) without bias."""
+        u = saliency(self.weight, x, y, self.method.saliency)
+        self.sums[concept] += u
+        self.counts[concept] += 1
+        if not concept:
+            self.squares += u.square()
+
+    def close(self) -> None:
+        """End of a timestep: equations 2 and 3."""
+        n = self.counts[False]
+        mu_c, mu_b = self.sums[True] / self.counts[True], self.sums[False] / n
+        sigma_b = (self.squares / n - mu_b.square()).clamp(min=0).sqrt()
+        s = (mu_c - mu_b - sigma_b).clamp(min=0)
+        active = s > kth_largest(s, self.method.r1)
+        mean = s / s.max().clamp(min=1e-30) if self.method.scaled else s
+        self.total += 0.5 * mean + 0.5 * active
+        self._open()
+
+
+def saliency(weight: Tensor, x: Tensor, y: Tensor, kind: str) -> Tensor:
+    """Equation 1: U_ij = |W_ij| ||X_j|| |<X_j, Y_i>| / (||X_j|| ||Y_i||); the Wanda form is |W_ij| ||X_j||."""
+    if kind == "wanda":
+        return weight * x.norm(dim=0)
+    return weight * (y.T @ x).abs() / (y.norm(dim=0)[:, None] + 1e-12)
+
+
+def kth_largest(values: Tensor, share: float) -> Tensor:
+    """The value that a share of all entries exceeds."""
+    count = values.numel()
+    return values.flatten().kthvalue(max(1, count - int(share * count))).values
+
+
+def agreement(a: Tensor, r2: float) -> Tensor:
+    """Equations 4 to 7: entries among the top r2 of their row and among the top r2 of the layer; never one without any saliency."""
+    rows = torch.zeros_like(a, dtype=torch.bool)
+    rows.scatter_(1, a.topk(max(1, int(r2 * a.shape[1])), dim=1).indices, True)
+    layer = torch.zeros_like(rows).flatten()
+    layer[a.flatten().topk(max(1, int(r2 * a.numel()))).indices] = True
+    return rows & layer.reshape(a.shape) & (a > 0)
+
+
+def fuse(masks: list[dict[str, Tensor]], alpha: float) -> dict[str, Tensor]:
+    """Equation 8: entries that some concept selects, but fewer than alpha C of them; with one concept all it selects."""
+    if len(masks) == 1:
+        return masks[0]
+    agnostic = math.ceil(alpha * len(masks))
+    votes = {name: torch.stack([mask[name] for mask in masks]).sum(0) for name in masks[0]}
+    return {name: (count > 0) & (count < agnostic) for name, count in votes.items()}

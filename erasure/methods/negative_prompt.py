@@ -1,0 +1,25 @@
+"""Negative prompt: the concept takes the place of the empty prompt in classifier-free guidance (arXiv:2207.12598, equation 6)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from erasure.concept import Concept
+from erasure.methods.base import Guided
+
+
+@dataclass(frozen=True, kw_only=True)
+class NegativePrompt(Guided):
+    """What users do today: eps(concept) + w (eps(c) - eps(concept)) in place of eps(empty) + w (eps(c) - eps(empty))."""
+
+    paper: ClassVar[str] = "arXiv:2207.12598"
+    changes: ClassVar[str] = "no weight; the negative prompt of every picture"
+    when: ClassVar[str] = "a baseline, or a first aid; whoever holds the weights can leave it out"
+
+    def text(self, concepts: list[Concept]) -> str:
+        return ", ".join(concept.name for concept in concepts)
+
+    def guide(self, cond: Tensor, uncond: Tensor, concept: Tensor, guidance: float, at: float, memory: dict[str, Tensor]) -> Tensor:
+        # [n + w (c - n)] - [u + w (c - u)] = (1 - w) (n - u)
+        return (1 - guidance) * (concept - uncond)

@@ -1,0 +1,91 @@
+"""Guidance edits: our sampler and a plain diffusers pipeline draw the same; the formulas are the papers'."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from erasure.concept import Concept
+from erasure.edit import Edit
+from erasure.erase import applied, erase
+from erasure.errors import UserError
+from erasure.export import to_folder, to_lora
+from erasure.families.stable_diffusion import StableDiffusion
+from erasure.methods.base import Guided
+from erasure.methods.negative_prompt import NegativePrompt
+from erasure.methods.sld import SLD
+from tests import tiny
+
+CAT = [Concept(name="cat", kind="object")]
+
+
+def test_a_negative_prompt_is_diffusers_negative_prompt(model: StableDiffusion, tmp_path: Path) -> None:
+    edit = erase(model, CAT, NegativePrompt(), out=tmp_path / "run")
+    with applied(model, [edit]):
+        ours = model.sample(["a cat"], [5], steps=5, guidance=4.0)
+    theirs = model.pipe(
+        ["a cat"], negative_prompt=["cat"], num_inference_steps=5, guidance_scale=4.0, latents=model.noise([5]), output_type="latent"
+    ).images
+    assert torch.allclose(ours, theirs, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [NegativePrompt(), SLD(), SLD(bound="paper", scale=2.0, threshold=1.0, warmup=0.0)])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_a_plain_pipeline_draws_what_we_draw(method: Guided, prediction: str, tmp_path: Path) -> None:
+    model = StableDiffusion(tiny.pipeline(prediction), "tiny", "fp32")
+    edit = erase(model, CAT, method, out=tmp_path / "run")
+    with applied(model, [edit]):
+        ours = model.sample(["a cat"], [5], steps=5, guidance=4.0)
+    plain = tiny.pipeline(prediction)
+
+    def drawn() -> torch.Tensor:
+        return plain(["a cat"], num_inference_steps=5, guidance_scale=4.0, latents=model.noise([5]), output_type="latent").images
+
+    base = drawn()
+    loaded = Edit.load(tmp_path / "run").apply(plain)
+    assert torch.allclose(drawn(), ours, atol=1e-3)
+    assert torch.allclose(drawn(), ours, atol=1e-3)  # a second walk starts without the first one's momentum
+    assert not torch.allclose(base, ours, atol=1e-3)
+    loaded.revert(plain)
+    assert torch.equal(drawn(), base)
+
+
+def test_sld_is_the_papers_formula() -> None:
+    torch.manual_seed(0)
+    cond, uncond, concept = (torch.randn(1, 1, 2, 2) for _ in range(3))
+    method, memory = SLD(scale=3.0, threshold=0.2, momentum_scale=0.3, momentum_beta=0.4, warmup=0.0), {}  # type: ignore[var-annotated]
+    nu = torch.zeros_like(cond)
+    for step in range(3):
+        mu = torch.zeros_like(cond)
+        for i in range(4):
+            gap = (cond - concept).flatten()[i].item()
+            mu.view(-1)[i] = min(1.0, abs(3.0 * gap)) if gap < 0.2 else 0.0
+        gamma = mu * (concept - uncond) + 0.3 * nu
+        nu = 0.4 * nu + 0.6 * gamma
+        assert torch.allclose(method.guide(cond, uncond, concept, 7.5, step / 3, memory), -7.5 * gamma, atol=1e-6)
+
+
+def test_warm_up_builds_momentum_and_does_nothing_else() -> None:
+    cond, uncond, concept = (torch.randn(1, 1, 2, 2) for _ in range(3))
+    memory: dict[str, torch.Tensor] = {}
+    assert not SLD(warmup=0.5).guide(cond, uncond, concept, 7.5, 0.4, memory).any()
+    assert memory["nu"].any()
+    with pytest.raises(UserError, match="--warmup"):
+        SLD(warmup=2.0)
+
+
+def test_guidance_adds_up_and_scales(model: StableDiffusion, tmp_path: Path) -> None:
+    a = erase(model, CAT, NegativePrompt(), out=tmp_path / "a")
+    b = erase(model, [Concept(name="dog", kind="object")], NegativePrompt(), out=tmp_path / "b")
+    with applied(model, [a, b]):
+        both = model.sample(["a cat"], [5], steps=3)
+    with applied(model, [b, a]):
+        assert torch.allclose(model.sample(["a cat"], [5], steps=3), both, atol=1e-5)
+
+
+def test_nothing_that_holds_weights_can_hold_guidance(model: StableDiffusion, tmp_path: Path) -> None:
+    edit = erase(model, CAT, NegativePrompt(), out=tmp_path / "run")
+    with pytest.raises(UserError, match="guidance edit"):
+        to_lora(model, edit, tmp_path / "lora", 4)
+    with pytest.raises(UserError, match="guidance edit"):
+        to_folder(model, edit, tmp_path / "folder")
