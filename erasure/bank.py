@@ -37,7 +37,8 @@ class Recording:
         steps: DDIM steps of a walk, each giving one row.
         guidance: classifier-free guidance of the walks.
         retain: sentences to keep; walked as well, `retain_walks` in all.
-        keep: "answers" keeps every step and what the model said there, "latents" only where the walks end.
+        keep: "answers" keeps every step and what the model said there, "latents" only where the walks end, "nothing" walks nowhere
+            and only names the sentences.
         images, retain_images: folders of real images that stand in for walks; "latents" only.
     """
 
@@ -48,7 +49,7 @@ class Recording:
     seed: int = 0
     retain: tuple[str, ...] = ()
     retain_walks: int = 0
-    keep: Literal["answers", "latents"] = "answers"
+    keep: Literal["answers", "latents", "nothing"] = "answers"
     images: str = ""
     retain_images: str = ""
 
@@ -57,14 +58,14 @@ class Recording:
             ("--walks", self.walks, self.pairs, self.images),
             ("--retain-walks", self.retain_walks, self.retain, self.retain_images),
         ):
-            if not images and walks < len(sentences):
+            if self.keep != "nothing" and not images and walks < len(sentences):
                 raise UserError(f"{walks} walks cannot cover {len(sentences)} training sentences; raise {what} or name fewer sentences.")
         if self.steps < 1:
             raise UserError(f"a walk needs at least 1 step, got --walk-steps {self.steps}.")
 
     def texts(self) -> list[str]:
         """Every distinct text that training may ask for, in a fixed order."""
-        return list(dict.fromkeys([text for pair in self.pairs for text in pair] + list(self.retain)))
+        return list(dict.fromkeys(["", *(text for pair in self.pairs for text in pair), *self.retain]))
 
     def sentence(self, index: int) -> tuple[str, str]:
         """Pairs first, then retain sentences, which have no other side."""
@@ -72,6 +73,8 @@ class Recording:
 
     def deal(self) -> list[tuple[int, int]]:
         """(seed of the walk, index of its sentence) for every walk, those to retain after those to erase."""
+        if self.keep == "nothing":
+            return []
         erase = 0 if self.images else self.walks
         retain = 0 if self.retain_images else self.retain_walks
         found = [(self.seed * 1_000_003 + w, w % len(self.pairs)) for w in range(erase)]
@@ -127,6 +130,11 @@ class Bank:
         x_t, cond, uncond = (part[rows].to(device).float() for part in (self.x_t, self.eps_cond, self.eps_uncond))
         return Batch(x_t, self.t[rows].to(device), prompts, cond, uncond)
 
+    def noise(self, latents: Tensor, model: DiffusionModel) -> Tensor:
+        """The unit noise from which these walks began."""
+        dealt = self.recording.deal()
+        return model.noise([dealt[i][0] for i in latents.tolist()])
+
     def final(self, rows: Tensor, device: torch.device) -> Latents:
         sentences = [self.recording.sentence(i) for i in self.x_0_pair[rows].tolist()]
         return Latents(self.x_0[rows].to(device).float(), [with_ for with_, _ in sentences], [without for _, without in sentences])
@@ -151,7 +159,7 @@ def obtain(model: DiffusionModel, recording: Recording, *, cache: Path | None = 
     for start in tqdm(starts, desc="recording", unit="part", disable=all(_part(folder, s).exists() for s in starts)):
         if not _part(folder, start).exists():
             _write(record(model, recording, dealt[start : start + chunk]), _part(folder, start))
-    parts = [load_file(_part(folder, start)) for start in starts]
+    parts = [load_file(_part(folder, start)) for start in starts] or [{key: values[0] for key, values in _empty(model).items()}]
     for images, first, count in (
         (recording.images, 0, len(recording.pairs)),
         (recording.retain_images, len(recording.pairs), len(recording.retain)),

@@ -7,8 +7,11 @@ import pkgutil
 import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 from erasure.errors import unknown
+
+T = TypeVar("T")
 
 
 def names(package: str) -> list[str]:
@@ -29,7 +32,7 @@ def summary(package: str, name: str) -> str:
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
-def load(package: str, name: str, base: type) -> type:
+def load(package: str, name: str, base: type[T]) -> type[T]:
     """The one public subclass of `base` that the module defines.
 
     Raises:

@@ -6,11 +6,12 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from erasure import bank as banks
@@ -22,7 +23,7 @@ from erasure.export import before_after, write_card
 from erasure.families.base import DiffusionModel
 from erasure.known import Known, known
 from erasure.methods.base import Change, Guided, Method, Solved, Trained
-from erasure.run import Run, write_json
+from erasure.run import Run, cache_folder, digest, write_json
 from erasure.training import Loop, train
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
@@ -133,7 +134,7 @@ def change_of(model: DiffusionModel, concepts: list[Concept], method: Method, lo
     """What the method finds, in whichever of the three shapes it has."""
     match method:
         case Trained():
-            return train(model, method, banks.obtain(model, method.record(concepts, loop.seed)), loop)
+            return train(model, method, banks.obtain(model, method.record(concepts, loop.seed)), loop, beginning(model, method, loop))
         case Solved():
             return method.solve(model, concepts, loop.seed)
         case Guided():
@@ -142,13 +143,36 @@ def change_of(model: DiffusionModel, concepts: list[Concept], method: Method, lo
             raise TypeError(f"{type(method).__name__} has none of the shapes of erasure.methods.base")
 
 
+def beginning(model: DiffusionModel, method: Trained, loop: Loop) -> dict[str, Tensor]:
+    """What the training before this one ended with, from the cache or made now; it is resumed like any other."""
+    first = method.before()
+    if first is None:
+        return {}
+    job = {
+        "task": "start",
+        "base": model.fingerprint(),
+        "method": type(first).__name__,
+        "fields": asdict(first),
+        "compute": str(model.compute),
+    }
+    run = Run(cache_folder() / "starts" / digest(job), job)
+    file = run.folder / "start.safetensors"
+    if not run.complete:
+        run.begin()
+        change = train(model, first, banks.obtain(model, first.record([], 0)), replace(loop, folder=run.folder, seed=0, mask=None))
+        save_file(change.tensors, file)
+        (run.folder / "checkpoint.pt").unlink(missing_ok=True)
+        run.finish({"tensors": len(change.tensors)})
+    return load_file(file)
+
+
 @contextmanager
-def applied(model: DiffusionModel, edits: Sequence[Edit], other_base: bool = False) -> Iterator[None]:
+def applied(model: DiffusionModel, edits: Sequence[Edit], other_base: bool = False, strength: float = 1.0) -> Iterator[None]:
     """Edits in place, in this order, and out again on exit."""
     done: list[Edit] = []
     try:
         for edit in edits:
-            done.append(edit.apply(model.pipe, other_base=other_base))
+            done.append(edit.apply(model.pipe, strength, other_base))
         yield
     finally:
         for edit in reversed(done):

@@ -13,22 +13,26 @@ from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
+from erasure.one_step import OneStepPipeline
 from erasure.run import write_bytes
 
 LAYER = ".weight"
 
 
 def to_folder(model: DiffusionModel, edit: Edit, out: Path, other_base: bool = False) -> None:
-    """Save the edited pipeline as a diffusers folder; `model` is left as it was.
+    """Save the edited pipeline as a diffusers folder; `model` is left as it was. A one-step generator becomes a OneStepPipeline.
 
     The safety checker is off in it, as in every measurement here; the card says so.
     """
-    if edit.info.product != "weights":
-        raise UserError(f"{edit.name} is a {edit.info.product} edit: a plain pipeline folder cannot hold how it samples. Keep the edit.")
+    if edit.info.product == "guidance":
+        raise UserError(f"{edit.name} is a guidance edit: a plain pipeline folder cannot hold how it samples. Keep the edit.")
     _empty(out)
     edit.apply(model.pipe, other_base=other_base)
     try:
-        model.pipe.save_pretrained(out, safe_serialization=True)
+        pipe = model.pipe
+        if edit.info.product == "one-step":
+            pipe = OneStepPipeline(**pipe.components, requires_safety_checker=False, start=edit.info.fields["start"])
+        pipe.save_pretrained(out, safe_serialization=True)
     finally:
         edit.revert(model.pipe)
 
@@ -115,7 +119,7 @@ def write_card(out: Path, edit: Edit, pictures: Sequence[tuple[str, Tensor, Tens
         rows.append(f"![before and after](before-after-{i}.png)\n\n{prompt}\n")
     usage = {
         "text-encoder": "StableDiffusionPipeline.from_pretrained(BASE, text_encoder=CLIPTextModel.from_pretrained(FOLDER))",
-        "folder": "StableDiffusionPipeline.from_pretrained(FOLDER)",
+        "folder": f"{'OneStepPipeline' if info.product == 'one-step' else 'StableDiffusionPipeline'}.from_pretrained(FOLDER)",
         "lora": "pipe.load_lora_weights(FOLDER)",
         "edit": "Edit.load(FOLDER).apply(pipe)",
     }

@@ -14,6 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from erasure import saliency
+from erasure.adapters import put
 from erasure.bank import Bank
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
@@ -32,8 +33,11 @@ class Loop:
     mask: Path | None = None  # a saved saliency mask: only its entries move
 
 
-def train(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop) -> Change:
+def train(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop, start: dict[str, Tensor] | None = None) -> Change:
     """Train what the method's players hold and return the kept ones' values (fp32); the model itself is left as it was.
+
+    Args:
+        start: values to begin with, by parameter; the others begin with what they have.
 
     Every random number of step k is a function of (seed, k), so a resumed run repeats a straight one bit for bit.
 
@@ -43,6 +47,8 @@ def train(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop) -> Cha
     model.use_attention(training=True)
     try:
         with method.players(model) as players:
+            for player in players.values():
+                put(player.parameters, start or {})
             play = _run(model, method, bank, loop, players)
             kept = {name: p for player in players.values() if player.kept for name, p in player.parameters.items()}
             return Change({name: p.detach().to("cpu", torch.float32, copy=True) for name, p in kept.items()}, play.notes)
@@ -57,7 +63,7 @@ def _run(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop, players
         for name, player in players.items()
     }
     frozen_text = not any(name.startswith("text_encoder.") for player in players.values() for name in player.parameters)
-    play = Play(model, bank, _predictor(model, bank.recording.texts() if frozen_text else None))
+    play = Play(model, bank, _encoder(model, bank.recording.texts() if frozen_text else None))
     if loop.gradient_checkpointing:
         model.pipe.unet.enable_gradient_checkpointing()
     torch.manual_seed(loop.seed * 1_000_003 - 1)
@@ -90,6 +96,8 @@ def _run(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop, players
 
 def _apply(accelerator: Accelerator, optimiser: Any, player: Player, update: Update, play: Play) -> None:
     """One optimiser step; entries outside a mask keep a gradient of zero, so Adam never moves them."""
+    for group in optimiser.param_groups:
+        group["lr"] = update.lr or player.lr
     optimiser.zero_grad()
     accelerator.backward(update.loss, inputs=list(player.parameters.values()))
     for name in player.parameters.keys() & play.masks.keys():
@@ -120,14 +128,14 @@ def _accelerator(model: DiffusionModel, loop: Loop) -> Accelerator:
     return accelerator
 
 
-def _predictor(model: DiffusionModel, texts: list[str] | None) -> Callable[[Tensor, Tensor, list[str]], Tensor]:
-    """predict(x_t, t, prompts); with a frozen text encoder its texts are encoded once, all together, so that an interrupted run finds the
+def _encoder(model: DiffusionModel, texts: list[str] | None) -> Callable[[list[str]], Tensor]:
+    """Conditioning of prompts; with a frozen text encoder its texts are encoded once, all together, so that an interrupted run finds the
     same bits again."""
     if texts is None:
-        return lambda x_t, t, prompts: model.predict(x_t, t, model.encode(prompts))
+        return model.encode
     with torch.no_grad():
         known = dict(zip(texts, model.encode(texts), strict=True))
-    return lambda x_t, t, prompts: model.predict(x_t, t, torch.stack([known[p] for p in prompts]))
+    return lambda prompts: torch.stack([known[p] for p in prompts])
 
 
 def _finite(loss: Tensor, step: int, loop: Loop) -> float:

@@ -16,6 +16,7 @@ from erasure.run import Run, digest, write_bytes, write_json
 from eval.cases import Axis, Suite, cases
 from eval.judges.base import Judge
 from eval.metrics.clip_alignment import ClipAlignment
+from eval.metrics.picture_distance import PictureDistance
 from eval.metrics.unlearn_canvas import UnlearnCanvas
 from eval.samples import Attempt, attempts, batches, draw
 from eval.statistics import Interval, mcnemar, paired_difference
@@ -54,7 +55,14 @@ class Audit:
 
 
 def audit(
-    model: DiffusionModel, edits: Sequence[Edit], plan: Audit, out: Path, *, fresh: bool = False, other_base: bool = False
+    model: DiffusionModel,
+    edits: Sequence[Edit],
+    plan: Audit,
+    out: Path,
+    *,
+    strength: float = 1.0,
+    fresh: bool = False,
+    other_base: bool = False,
 ) -> dict[str, Any]:
     """Draw, judge and count; returns the result that is also in out/result.json.
 
@@ -63,6 +71,7 @@ def audit(
 
     Args:
         edits: one, or several that are applied together, in this order.
+        strength: of every edit.
 
     Raises:
         UserError: another job in `out`, an edit that does not fit the model.
@@ -76,26 +85,44 @@ def audit(
         "suite_version": plan.suite.version,
         "axis": plan.axis,
         "tier": plan.tier,
+        "strength": strength,
         "compute": str(model.compute).removeprefix("torch."),
     }
     run = Run(out, job, fresh)
-    with applied(model, edits, other_base):  # complains before anything is written
+    with applied(model, edits, other_base, strength):  # complains before anything is written
         pass
     run.begin()
     begun = time.monotonic()
     drawn = {"base": draw(model, base, plan.suite, plan.todo, out / "images" / "base")}
-    with applied(model, edits, other_base):
-        drawn["erased"] = draw(model, digest([base, *(edit.digest() for edit in edits)]), plan.suite, plan.todo, out / "images" / "erased")
+    with applied(model, edits, other_base, strength):
+        weights = digest([base, strength, *(edit.digest() for edit in edits)])
+        drawn["erased"] = draw(model, weights, plan.suite, plan.todo, out / "images" / "erased")
     judges = {
         **{axis: load("eval.judges", name, Judge)() for axis, name in plan.suite.judges.items()},
         "clip": load("eval.judges", "open_clip", Judge)(),
     }
     rows = judge(plan.todo, judges, out)
+    distance = kept_distance(plan, out)
     about = {"edits": [edit_record(edit) for edit in edits], "overlap": overlap(model, edits)}
-    result = {**summary(rows, plan), "job": job, "judges": {name: j.identity() for name, j in judges.items()}, **about}
+    result = {
+        **summary(rows, plan),
+        "job": job,
+        "distance": distance,
+        "judges": {name: j.identity() for name, j in judges.items()},
+        **about,
+    }
     write_json(out / "timing.json", {"seconds": round(time.monotonic() - begun, 1), "drawn": drawn})
     run.finish(result)
     return result
+
+
+def kept_distance(plan: Audit, out: Path) -> dict[str, float]:
+    """How far the pictures that should stay moved: mean absolute difference to the base's from the same noise, in [0, 1]."""
+    metric = PictureDistance()
+    kept = [a for a in plan.todo if getattr(a.case, plan.axis) not in plan.targets]
+    for (_, base), (_, erased) in zip(batches(kept, out / "images" / "base"), batches(kept, out / "images" / "erased"), strict=True):
+        metric.update(base, erased)
+    return {name: round(value, 5) for name, value in metric.compute()._asdict().items()}
 
 
 def edit_record(edit: Edit) -> dict[str, Any]:

@@ -19,7 +19,7 @@ SMALL = {"walks": 2, "walk_steps": 3, "retain": ("the sea",), "retain_walks": 2,
 
 def play_of(model: StableDiffusion, method: AdvUnlearn) -> Play:
     bank = banks.obtain(model, method.record(CAT, 0))
-    return Play(model, bank, lambda x, t, prompts: model.predict(x, t, model.encode(prompts)))
+    return Play(model, bank, model.encode)
 
 
 def hidden(model: StableDiffusion) -> None:

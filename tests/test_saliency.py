@@ -78,7 +78,7 @@ def test_shares_name_the_blocks() -> None:
 
 def play_of(model: StableDiffusion, method: SalUn) -> Play:
     bank = banks.obtain(model, method.record(CAT, 0))
-    return Play(model, bank, lambda x, t, prompts: model.predict(x, t, model.encode(prompts)))
+    return Play(model, bank, model.encode)
 
 
 def test_the_mask_is_of_the_summed_gradient(model: StableDiffusion) -> None:

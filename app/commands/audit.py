@@ -26,6 +26,7 @@ class Options:
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     dtype: Precision = "auto"  # what to compute in
     attention: Attention = "auto"  # attention kernel of the UNet
+    strength: float = 1.0  # how strongly the edits are applied
     other_base: bool = False  # apply the edit to a model it was not made on
     fresh: bool = False  # throw away what the folder holds
 
@@ -47,7 +48,7 @@ def main(argv: list[str]) -> int:
     )
     for plan in plans:
         out = folder(options, suite.name, plan.axis if len(plans) > 1 else "")
-        result = audit(model, edits, plan, out, fresh=options.fresh, other_base=options.other_base)
+        result = audit(model, edits, plan, out, strength=options.strength, fresh=options.fresh, other_base=options.other_base)
         for pair in result["overlap"]:
             print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
         print(write(out))
@@ -57,7 +58,9 @@ def main(argv: list[str]) -> int:
 
 def folder(options: Options, suite: str, axis: str) -> Path:
     """Where an audit goes: --out, or beside the edit; stacks get a folder of their own. Styles and objects apart when both are erased."""
-    name = "-".join(part for part in ("audit", suite, options.tier) if part)
+    name = "-".join(
+        part for part in ("audit", suite, options.tier, f"strength-{options.strength:g}" if options.strength != 1 else "") if part
+    )
     first, *others = options.edits
     if options.out:
         return options.out / axis if axis else options.out

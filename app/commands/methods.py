@@ -1,9 +1,62 @@
-"""`erasure methods`: what there is to erase with."""
+"""`erasure methods`: what there is to erase with, and what it would cost."""
 
-from erasure.discover import names, summary
+import time
+from dataclasses import dataclass
+
+from app.parsing import parse
+from erasure.concept import Kind
+from erasure.discover import load, names, summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """List the erasure methods with what they change, when to choose them, and their cost for one concept on a model."""
+
+    model: str = "pocket"  # pocket, a hub id, a diffusers folder, or one .safetensors file
+    kind: Kind = "style"  # whose recipe the cost is for
+    device: str = "auto"  # auto, cpu, cuda, cuda:1
 
 
 def main(argv: list[str]) -> int:
+    options = parse(Options, argv, "methods")
+    from erasure.concept import Concept
+    from erasure.erase import configure
+    from erasure.loading import load_model
+    from erasure.methods.base import Method
+
+    model = load_model(options.model, device=options.device)
+    second = seconds_per_forward(model)
+    print(
+        f"cost of one {options.kind} on {options.model} ({model.family}) with its recipe; seconds are forwards, and backwards as two of them\n"
+    )
     for name in names("erasure.methods"):
-        print(f"{name:<12} {summary('erasure.methods', name)}")
+        cls = load("erasure.methods", name, Method)
+        method, concepts, _ = configure(cls, [Concept(name="concept", kind=options.kind)], model.family, {})
+        cost = method.forecast(model, concepts)
+        about = second * (cost.unet_forwards + 2 * cost.unet_backwards)
+        print(f"{name}  {summary('erasure.methods', name).partition(': ')[2]}")
+        print(f"    changes  {cls.changes}")
+        print(f"    choose   {cls.when}")
+        print(f"    cost     {cost.unet_forwards:,} UNet forwards, {cost.unet_backwards:,} backwards, about {duration(about)}\n")
     return 0
+
+
+def seconds_per_forward(model) -> float:  # type: ignore[no-untyped-def]  # DiffusionModel, whose import would cost --help half a second
+    """Of one sample in a batch of 16, the second of two tries."""
+    import torch
+
+    x, cond = model.noise(list(range(16))), model.encode([""] * 16)
+    t = torch.full((16,), 500, device=model.device)
+    for _ in range(2):
+        begun = time.monotonic()
+        with torch.no_grad():
+            model.predict(x, t, cond).cpu()
+    return (time.monotonic() - begun) / 16
+
+
+def duration(seconds: float) -> str:
+    if seconds < 1:
+        return "a second"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

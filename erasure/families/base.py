@@ -174,15 +174,25 @@ class DiffusionModel(ABC):
         return torch.stack(rows).to(self.device)
 
     @torch.no_grad()
-    def sample(self, prompts: Sequence[str], seeds: Sequence[int], steps: int = 25, guidance: float | None = None) -> Tensor:
+    def sample(
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int],
+        steps: int = 25,
+        guidance: float | None = None,
+        prefix: Tensor | None = None,
+    ) -> Tensor:
         """Image latents (B, C, h, w), one prompt and one seed each; guidance defaults to what suits the model.
+
+        Args:
+            prefix: soft tokens before every prompt, as in `encode`.
 
         Edits applied to the pipeline count: guidance edits are asked at every step, a one-step generator needs no second one.
         """
         sampling = sampling_of(self.pipe)
         if sampling.one_step is not None:
-            return self.one_step(self.noise(seeds), self.encode(prompts), sampling.one_step)
-        cond, uncond = self.encode(prompts), self.encode([""]).expand(len(prompts), -1, -1)
+            return self.one_step(self.noise(seeds), self.encode(prompts, prefix), sampling.one_step)
+        cond, uncond = self.encode(prompts, prefix), self.encode([""]).expand(len(prompts), -1, -1)
         guidance = self.guidance if guidance is None else guidance
         for step in self.walk(self.noise(seeds), cond, uncond, steps, guidance, sampling.guidance):
             x = step.x_next

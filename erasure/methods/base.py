@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
@@ -97,6 +97,7 @@ class Update:
     player: str
     loss: Tensor
     samples: int  # how many samples the gradient of the loss passes through
+    lr: float | None = None  # for this step only
 
 
 @dataclass
@@ -105,10 +106,17 @@ class Play:
 
     model: DiffusionModel
     bank: Bank
-    predict: Callable[[Tensor, Tensor, list[str]], Tensor]  # eps(x_t, t, prompts) of the model as it is now
+    encode: Callable[[list[str]], Tensor]  # conditioning (B, L, D) by the text encoder as it is now
     state: dict[str, Tensor] = field(default_factory=dict)  # checkpointed
     masks: dict[str, Tensor] = field(default_factory=dict)  # entries that may move, by parameter; all where a name is missing
     notes: dict[str, Any] = field(default_factory=dict)  # figures about the method for the report
+    using: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext()  # an adapter set on, for methods that have some
+
+    def sentences(self, role: Role, count: int) -> list[tuple[str, str]]:
+        """Random sentences of the recording, each with its other side."""
+        erase, total = len(self.bank.recording.pairs), len(self.bank.recording.pairs) + len(self.bank.recording.retain)
+        low, high = (0, erase) if role == "erase" else (erase, total)
+        return [self.bank.recording.sentence(i) for i in torch.randint(low, high, (count,)).tolist()]
 
     def rows(self, role: Role, count: int) -> Batch:
         """Random recorded rows: (x_t, t, what the frozen model said there)."""
@@ -119,6 +127,10 @@ class Play:
         """Random final latents of recorded walks."""
         rows = self.bank.latents(role)
         return self.bank.final(rows[torch.randint(len(rows), (count,))], self.model.device)
+
+    def predict(self, x_t: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
+        """eps(x_t, t, prompts) of the model as it is now."""
+        return self.model.predict(x_t, t, self.encode(prompts))
 
     def slope(self, loss: Tensor, inputs: Tensor) -> Tensor:
         """d loss / d inputs (B, ...), counted as a backward pass of B samples."""
@@ -143,6 +155,10 @@ class Trained(Method):
     @abstractmethod
     def record(self, concepts: list[Concept], seed: int) -> Recording:
         """What to ask the frozen model beforehand."""
+
+    def before(self) -> "Trained | None":
+        """A training whose result this one starts from; it depends on no concept, is kept in the cache and shared."""
+        return None
 
     def players(self, model: DiffusionModel) -> AbstractContextManager[dict[str, Player]]:
         """What trains, set up on entry and taken down on exit; by default the method's region."""
@@ -174,7 +190,9 @@ class Trained(Method):
 
     def forecast(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
         recording = self.record(concepts, 0)
+        first = self.before()
         total = Cost(unet_forwards=recording_cost(recording), text_forwards=len(recording.texts()))
+        total += first.forecast(model, []) if first else Cost()
         for part in (self.preparation(recording), *(self.passes(step) for step in range(self.steps))):
             total += part
         return total

@@ -1,0 +1,32 @@
+"""How far pictures moved: mean absolute difference of pixel values, with a normal interval over pictures."""
+
+from math import sqrt
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from eval.statistics import Interval
+
+
+class PictureDistance(Metric):
+    """Mean over pictures of mean |a - b|; 0 for equal pictures, at most 1."""
+
+    full_state_update = False
+    higher_is_better = False
+    distances: list[Tensor]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("distances", [], dist_reduce_fx="cat")
+
+    def update(self, first: Tensor, second: Tensor) -> None:
+        """Add pairs of pictures (B, 3, H, W) in [0, 1]."""
+        self.distances.append((first - second).abs().mean((1, 2, 3)).double())
+
+    def compute(self) -> Interval:
+        """Mean and its 95 % interval."""
+        found = torch.cat(self.distances)
+        spread = 1.959964 * found.std().item() / sqrt(len(found)) if len(found) > 1 else 0.0
+        mean = found.mean().item()
+        return Interval(mean, max(mean - spread, 0.0), mean + spread)

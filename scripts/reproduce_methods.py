@@ -1,0 +1,162 @@
+"""Reproduce docs/methods.md: every method on pocket, one recipe per kind, with cost, and its curve over strength.
+
+    python scripts/reproduce_methods.py --work runs/methods
+
+Recipes were tuned on the development concepts (neon, boat) with suite pocket-dev. The table comes from concepts that tuning never saw, with
+suite pocket. Every erasure is a process of its own, so that its memory is its own. Run folders under --work are resumed.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from figures import fill
+
+from erasure.concept import Kind
+from erasure.discover import load, names, summary
+from erasure.edit import Edit
+from erasure.families.base import DiffusionModel
+from erasure.loading import load_model
+from erasure.methods.base import Method
+from eval.audit import Audit, audit
+from eval.cases import load_suite
+
+DEVELOPMENT: dict[str, Kind] = {"neon": "style", "boat": "object"}
+HELD_OUT: dict[str, Kind] = {"sketch": "style", "stained glass": "style", "fish": "object", "tree": "object", "otto bram": "person"}
+RATES = ("UA", "IRA", "CRA")
+STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5)
+Result = dict[str, Any]
+
+
+def erased(method: str, name: str, kind: Kind, work: Path, *flags: str, tag: str = "") -> Path:
+    """The run folder of one erasure, made by the command line in a process of its own."""
+    folder = work / method / (name.replace(" ", "-") + tag)
+    if not (folder / "result.json").exists():
+        argv = [
+            sys.executable,
+            "-m",
+            "app.cli",
+            "erase",
+            "--method",
+            method,
+            "--concept",
+            name,
+            "--kind",
+            kind,
+            "--out",
+            str(folder),
+            *flags,
+        ]
+        subprocess.run(argv, check=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
+    return folder
+
+
+def measured(model: DiffusionModel, folder: Path, suite: str, tier: str, strength: float = 1.0) -> Result:
+    edit = Edit.load(folder)
+    (plan,) = Audit.of([edit], load_suite(suite), tier)
+    result = audit(model, [edit], plan, folder / f"audit-{suite}-{tier}-{strength:g}", strength=strength)
+    return {
+        **result,
+        "timing": json.loads((folder / "timing.json").read_text()),
+        "bytes": json.loads((folder / "result.json").read_text())["bytes"],
+    }
+
+
+def rate(result: Result, name: str, model: str = "erased") -> float:
+    return 100 * result["models"][model]["rates"][name]["estimate"]
+
+
+def cell(result: Result, name: str) -> str:
+    r = result["models"]["erased"]["rates"][name]
+    return f"{100 * r['estimate']:.1f} ({100 * r['low']:.0f} to {100 * r['high']:.0f}; base {rate(result, name, 'base'):.1f})"
+
+
+def detail(method: str, name: str, result: Result) -> str:
+    clip, base_clip = (result["models"][m]["clip"]["kept"]["estimate"] for m in ("erased", "base"))
+    rates = " | ".join(cell(result, r) for r in RATES)
+    return f"| {method} | {name} | {rates} | {clip:.1f} ({base_clip:.1f}) | {result['distance']['estimate']:.3f} |"
+
+
+def costs(method: str, results: list[Result]) -> str:
+    cost = results[0]["edits"][0]["cost"]
+    seconds = sorted(r["timing"]["seconds"] for r in results)[len(results) // 2]
+    memory = max(r["timing"]["peak_memory_mib"] for r in results)
+    size = max(r["bytes"] for r in results) / 1e6
+    return f"| {method} | {cost['unet_forwards']:,} | {cost['unet_backwards']:,} | {seconds:.0f} | {memory:,} | {size:.2f} |"
+
+
+def mean(method: str, results: dict[str, Result]) -> str:
+    parts = []
+    for name in RATES:
+        values = {concept: rate(r, name) for concept, r in results.items()}
+        worst = min(values, key=lambda c: values[c])
+        base = sum(rate(r, name, "base") for r in results.values()) / len(results)
+        parts.append(f"{sum(values.values()) / len(values):.1f} (base {base:.1f}; worst {worst} {values[worst]:.1f})")
+    return f"| {method} | {' | '.join(parts)} |"
+
+
+def table(model: DiffusionModel, work: Path, docs: Path, chosen: list[str]) -> None:
+    found = {m: {c: measured(model, erased(m, c, k, work), "pocket", "standard") for c, k in HELD_OUT.items()} for m in chosen}
+    head = ["| method | UA | IRA | CRA |", "|---|---|---|---|"]
+    fill(docs / "methods.md", "means", head + [mean(m, results) for m, results in found.items()])
+    head = ["| method | concept | UA | IRA | CRA | CLIP, kept (base) | distance, kept |", "|---|---|---|---|---|---|---|"]
+    fill(docs / "methods.md", "details", head + [detail(m, c, r) for m, results in found.items() for c, r in results.items()])
+    head = ["| method | UNet forwards | backwards | seconds (median) | peak MiB | edit, MB |", "|---|---|---|---|---|---|"]
+    fill(docs / "methods.md", "costs", head + [costs(m, list(results.values())) for m, results in found.items()])
+
+
+def what(docs: Path) -> None:
+    lines = ["| method | | changes | choose it | paper |", "|---|---|---|---|---|"]
+    for name in names("erasure.methods"):
+        cls = load("erasure.methods", name, Method)
+        lines.append(f"| {name} | {summary('erasure.methods', name).partition(': ')[2]} | {cls.changes} | {cls.when} | {cls.paper} |")
+    fill(docs / "methods.md", "what", lines)
+
+
+def pareto(model: DiffusionModel, work: Path, docs: Path, chosen: list[str]) -> None:
+    """UA against what is kept on the development concepts, a line per method over strength."""
+    figure, axes = plt.subplots(1, len(DEVELOPMENT), figsize=(12, 5.4), sharey=True)
+    for axis, (name, kind) in zip(axes, DEVELOPMENT.items(), strict=True):
+        for i, method in enumerate(chosen):
+            folder = erased(method, name, kind, work)
+            strengths = (1.0,) if load("erasure.methods", method, Method).product == "one-step" else STRENGTHS
+            points = [measured(model, folder, "pocket-dev", "smoke", s) for s in strengths]
+            x, y = [rate(r, "UA") for r in points], [(rate(r, "IRA") + rate(r, "CRA")) / 2 for r in points]
+            axis.plot(x, y, "o-", color=f"C{i}", label=method, markersize=4, alpha=0.8)
+            at = list(strengths).index(1.0)
+            axis.plot(x[at], y[at], "o", color=f"C{i}", markersize=10, alpha=0.5)
+        axis.set(title=f"erasing {name}", xlabel="erased: UA (%)", xlim=(-3, 103), ylim=(0, 103))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("kept: mean of IRA and CRA (%)")
+    axes[-1].legend(loc="lower left")
+    figure.suptitle(f"strengths {', '.join(f'{s:g}' for s in STRENGTHS)}; large mark: strength 1")
+    figure.tight_layout()
+    (docs / "images").mkdir(parents=True, exist_ok=True)
+    figure.savefig(docs / "images" / "methods-pareto.png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--methods", nargs="+", default=names("erasure.methods"))
+    parser.add_argument("--part", choices=("what", "table", "pareto"), action="append", help="one part alone; may be repeated")
+    args = parser.parse_args()
+    model = load_model("pocket")
+    for part in args.part or ("what", "table", "pareto"):
+        if part == "what":
+            what(args.docs)
+        else:
+            {"table": table, "pareto": pareto}[part](model, args.work, args.docs, args.methods)
+
+
+if __name__ == "__main__":
+    main()
