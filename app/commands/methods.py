@@ -26,9 +26,7 @@ def main(argv: list[str]) -> int:
 
     model = load_model(options.model, device=options.device)
     second = seconds_per_forward(model)
-    print(
-        f"cost of one {options.kind} on {options.model} ({model.family}) with its recipe; seconds are forwards, and backwards as two of them\n"
-    )
+    print(f"cost of one {options.kind} on {options.model} ({model.family}) with its recipe; a backward is taken for two forwards\n")
     for name in names("erasure.methods"):
         cls = load("erasure.methods", name, Method)
         method, concepts, _ = configure(cls, [Concept(name="concept", kind=options.kind)], model.family, {})
