@@ -1,5 +1,6 @@
 """The `erasure` command. Parsing only: every command calls library functions that the rest of the house can call too."""
 
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -15,11 +16,23 @@ COMMANDS = {
     "doctor": "say what is installed, which device is used, what is missing",
 }
 USAGE_ERROR, INCOMPLETE = 1, 2
+COMPUTE = ("erase", "audit", "demo", "export")
+# glibc keeps large tensors in the heap instead of fetching fresh pages for each; about a quarter of a training step on a CPU
+# (docs/performance.md). It reads these at start only.
+ALLOCATION = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "268435456",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Exit codes: 0 done, 1 usage error, 2 incomplete (interrupted; the same command continues)."""
     arguments = sys.argv[1:] if argv is None else argv
+    if argv is None and sys.platform == "linux" and arguments and arguments[0] in COMPUTE and not ALLOCATION.keys() & os.environ.keys():
+        os.execve(sys.executable, [sys.executable, "-m", "app.cli", *arguments], {**os.environ, **ALLOCATION})
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
         return 0

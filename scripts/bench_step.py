@@ -22,7 +22,7 @@ from erasure.loading import load_model
 
 SETTINGS = {
     "defaults": {},
-    "as in the Makefile": {
+    "as the commands set it": {
         "MALLOC_ARENA_MAX": "1",
         "MALLOC_MMAP_MAX_": "0",
         "MALLOC_TRIM_THRESHOLD_": "17179869184",
@@ -69,7 +69,7 @@ def main() -> None:
         return
     lines = [f"| allocation | ESD step of {args.rows} rows, seconds | forward of {args.rows} rows, seconds |", "|---|---|---|"]
     for name, extra in SETTINGS.items():
-        clean = {k: v for k, v in os.environ.items() if k not in SETTINGS["as in the Makefile"]}
+        clean = {k: v for k, v in os.environ.items() if k not in SETTINGS["as the commands set it"]}
         argv = [sys.executable, __file__, "--here", "--rows", str(args.rows), "--repeats", str(args.repeats)]
         found = json.loads(subprocess.run(argv, env={**clean, **extra}, check=True, capture_output=True, text=True).stdout)
         lines.append(f"| {name} | {found['train']:.2f} | {found['forward']:.2f} |")
