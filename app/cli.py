@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command. Exit codes: 0 done, 1 usage error, 2 incomplete (interrupted; the same command continues)."""
     arguments = sys.argv[1:] if argv is None else argv
     if argv is None and sys.platform == "linux" and arguments and arguments[0] in COMPUTE and not ALLOCATION.keys() & os.environ.keys():
-        os.execve(sys.executable, [sys.executable, "-m", "app.cli", *arguments], {**os.environ, **ALLOCATION})
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **ALLOCATION})
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
         return 0

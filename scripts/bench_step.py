@@ -1,4 +1,4 @@
-"""Time one ESD training step and one guided sampling step of pocket, with glibc's allocation defaults and with the Makefile's settings.
+"""Time one ESD training step and one guided sampling step of pocket, with glibc's allocation defaults and with those that the commands set.
 
     python scripts/bench_step.py
 

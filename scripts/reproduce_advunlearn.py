@@ -1,0 +1,106 @@
+"""Reproduce docs/advunlearn.md: AdvUnlearn against ESD on pocket, under soft prefixes of equal budget.
+
+    python scripts/reproduce_advunlearn.py --work runs/advunlearn
+
+For each model and each length, the attack starts from several random prefixes; every start draws pictures from seeds of its own with the
+suite's prompts for the concept. Controls: no prefix, and a random prefix of the same length. Run folders are resumed.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from figures import fill
+from reproduce_methods import cell, erased, measured
+
+from erasure import bank as banks
+from erasure.bank import Recording
+from erasure.concept import Kind
+from erasure.discover import load
+from erasure.edit import Edit
+from erasure.erase import applied
+from erasure.families.base import DiffusionModel
+from erasure.loading import load_model
+from eval.attacks.soft_prefix import SoftPrefix
+from eval.audit import Audit
+from eval.cases import load_suite
+from eval.judges.base import Judge
+from eval.statistics import wilson
+
+CONCEPTS: dict[str, Kind] = {"stained glass": "style", "fish": "object"}
+METHODS = ("esd", "advunlearn")
+LENGTHS = (1, 3, 5)
+STARTS = 5
+Counts = dict[str, list[int]]
+
+
+def attacked(model: DiffusionModel, edit: Edit, name: str, file: Path, each: int = 24) -> dict[str, Counts]:
+    """For every length: pictures in which the concept is read, of all, under the attack and under its two controls."""
+    if file.exists():
+        return json.loads(file.read_text())
+    suite = load_suite("pocket")
+    (plan,) = Audit.of([edit], suite, "smoke")
+    target = plan.targets[0]
+    prompts = [a.case.prompt for a in plan.todo if getattr(a.case, plan.axis) == target]
+    bank = banks.obtain(model, Recording(pairs=tuple((p, "") for p in dict.fromkeys(prompts)), walks=24, steps=25, guidance=4.0))
+    judge = load("eval.judges", suite.judges[plan.axis], Judge)()
+    found: dict[str, Counts] = {}
+    with applied(model, [edit]):
+        for tokens in LENGTHS:
+            attack = SoftPrefix(tokens=tokens)
+            counts: Counts = {"attack": [0, 0], "random": [0, 0], "none": [0, 0]}
+            for start in range(STARTS):
+                prefixes = {"attack": attack.fit(model, bank, start)[0], "random": attack.start(model, start), "none": None}
+                for kind, prefix in prefixes.items():
+                    read = readings(
+                        model, judge, (prompts * each)[:each], [1_000_000 * tokens + 1000 * start + i for i in range(each)], prefix
+                    )
+                    counts[kind][0] += sum(r["label"] == target for r in read)
+                    counts[kind][1] += each
+            found[str(tokens)] = counts
+            print(name, edit.info.method, tokens, counts, flush=True)
+    file.write_text(json.dumps(found))
+    return found
+
+
+def readings(model: DiffusionModel, judge: Any, prompts: list[str], seeds: list[int], prefix: torch.Tensor | None) -> list[dict[str, Any]]:
+    pictures = model.decode(model.sample(prompts, seeds, prefix=prefix)).cpu()
+    return judge.read(pictures, prompts)
+
+
+def share(counts: list[int]) -> str:
+    k, n = counts
+    r = wilson(k, n)
+    return f"{100 * r.estimate:.0f} ({100 * r.low:.0f} to {100 * r.high:.0f}; {k}/{n})"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/advunlearn"))
+    parser.add_argument("--methods-work", type=Path, default=Path("runs/methods"), help="of reproduce_methods.py, whose edits are used")
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    model = load_model("pocket")
+    lines = ["| concept | method | tokens | attacked | random prefix | no prefix |", "|---|---|---|---|---|---|"]
+    kept = ["| concept | method | UA | IRA | CRA |", "|---|---|---|---|---|"]
+    for name, kind in CONCEPTS.items():
+        for method in METHODS:
+            folder = erased(method, name, kind, args.methods_work)
+            result = measured(model, folder, "pocket", "standard")
+            kept.append(f"| {name} | {method} | {' | '.join(cell(result, r) for r in ('UA', 'IRA', 'CRA'))} |")
+            found = attacked(
+                model, Edit.load(folder), name, args.work / f"{name.replace(' ', '-')}-{method}-{Edit.load(folder).digest()}.json"
+            )
+            lines += [
+                f"| {name} | {method} | {tokens} | {share(c['attack'])} | {share(c['random'])} | {share(c['none'])} |"
+                for tokens, c in found.items()
+            ]
+    fill(args.docs / "advunlearn.md", "attacks", lines)
+    fill(args.docs / "advunlearn.md", "kept", kept)
+
+
+if __name__ == "__main__":
+    main()
