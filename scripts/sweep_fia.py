@@ -1,0 +1,76 @@
+"""Sweep FIA on pocket over r2, layers, saliency and timesteps: docs/fia.md.
+
+python scripts/sweep_fia.py --work runs/fia
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+from figures import fill
+from reproduce_methods import DEVELOPMENT, rate
+
+from erasure.concept import parse
+from erasure.erase import configure, erase
+from erasure.families.base import DiffusionModel
+from erasure.loading import load_model
+from erasure.methods.fia import FIA
+from eval.audit import Audit, audit
+from eval.cases import load_suite
+
+SHARES = (0.01, 0.03, 0.05, 0.1, 0.2)
+LAYERS = ("ff-out", "xattn", "full")
+OTHERS: tuple[dict[str, Any], ...] = (
+    {"layers": "ff-out", "r2": 0.1, "saliency": "wanda"},
+    {"layers": "ff-out", "r2": 0.1, "record_steps": 50},
+    {"layers": "ff-out", "r2": 0.1, "scaled": True},
+    {"layers": "full", "r2": 0.05, "saliency": "wanda"},
+    {"layers": "full", "r2": 0.05, "record_steps": 50},
+    {"layers": "full", "r2": 0.05, "conditional": True},
+)
+Point = tuple[dict[str, Any], float, float, float, int]  # fields, UA, IRA, CRA, zeroed entries
+
+
+def point(model: DiffusionModel, name: str, fields: dict[str, Any], work: Path) -> Point:
+    method, concepts, _ = configure(FIA, parse(name, kind=DEVELOPMENT[name]), model.family, fields)
+    folder = work / name / "-".join(f"{k}={v}" for k, v in fields.items())
+    edit = erase(model, concepts, method, out=folder)
+    (plan,) = Audit.of([edit], load_suite("pocket-dev"), "smoke")
+    result = audit(model, [edit], plan, folder / "audit")
+    return fields, rate(result, "UA"), rate(result, "IRA"), rate(result, "CRA"), edit.info.notes["zeroed"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/fia"))
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    args = parser.parse_args()
+    model = load_model("pocket")
+    asked = [{"layers": layers, "r2": r2} for layers in LAYERS for r2 in SHARES] + list(OTHERS)
+    lines = ["| concept | fields | UA | IRA | CRA | weights zeroed |", "|---|---|---|---|---|---|"]
+    figure, axes = plt.subplots(1, len(DEVELOPMENT), figsize=(11, 4.6), sharey=True)
+    for axis, name in zip(axes, DEVELOPMENT, strict=True):
+        points = [point(model, name, fields, args.work) for fields in asked]
+        for fields, ua, ira, cra, zeroed in points:
+            said = json.dumps(fields)[1:-1].replace('"', "")
+            lines.append(f"| {name} | {said} | {ua:.1f} | {ira:.1f} | {cra:.1f} | {zeroed:,} |")
+        for i, layers in enumerate(LAYERS):
+            mine = [p for p in points if p[0].keys() == {"layers", "r2"} and p[0]["layers"] == layers]
+            axis.plot(SHARES, [p[1] for p in mine], "o-", color=f"C{i}", label=f"{layers}: UA")
+            axis.plot(SHARES, [(p[2] + p[3]) / 2 for p in mine], "s--", color=f"C{i}", label=f"{layers}: kept")
+        axis.set(title=f"erasing {name}", xlabel="r2", xscale="log", ylim=(-3, 103))
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("percent")
+    axes[-1].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(args.docs / "images" / "fia-curve.png", dpi=110)
+    fill(args.docs / "fia.md", "sweep", lines)
+
+
+if __name__ == "__main__":
+    main()
