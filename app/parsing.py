@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import io
 import re
 from collections.abc import Sequence
@@ -39,7 +40,15 @@ def one_line(box: str) -> str:
     meant = re.search(r"Perhaps you meant:?\s+(--[\w-]+)", text)
     bad = re.search(r"could not convert string to (\w+): (\S+)", text)
     reason = f" ({bad[2]} is no {bad[1]})" if bad else ""
-    return " ".join(first.split()).rstrip(". ") + reason + (f"; did you mean {meant[1]}" if meant else "")
+    hint = f"; did you mean {meant[1]}" if meant else nearest(first)
+    return " ".join(first.split()).rstrip(". ") + reason + hint
+
+
+def nearest(complaint: str) -> str:
+    """The allowed choice that is closest to a wrong one, as a half sentence; nothing where none is close."""
+    wrong = re.search(r"invalid choice '([^']*)'.*?Expected one of \((.*?)\)", " ".join(complaint.split()))
+    near = difflib.get_close_matches(wrong[1], re.findall(r"'([^']*)'", wrong[2]), n=1) if wrong else []
+    return f"; did you mean {near[0]!r}" if near else ""
 
 
 def combined(name: str, *classes: type) -> type:

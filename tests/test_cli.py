@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import save_file
 
 from app.cli import main
+from erasure.discover import names
 from erasure.loading import POCKET
 from tests import tiny
 
@@ -41,7 +42,7 @@ def test_wrong_words(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     out = tmp_path / "run"
     common = ["erase", "--model", str(base), "--out", str(out), "--concept"]
     assert "Did you mean 'esd'" in complain([*common, "neon", "--method", "edsd"], capsys)
-    assert "xattn-kv" in complain([*common, "neon", "--region", "xatn"], capsys)
+    assert "did you mean 'xattn'" in complain([*common, "neon", "--region", "xatn"], capsys)
     assert "abc" in complain([*common, "neon", "--lr", "abc"], capsys)
     assert "needs a name" in complain([*common, "  "], capsys)
     assert "--concept" in complain(["erase", "--out", str(out)], capsys)
@@ -126,8 +127,12 @@ def test_export_lora_is_what_plain_diffusers_loads(tmp_path: Path, base: Path, c
 
 
 def test_doctor_and_methods(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["methods"]) == 0
-    assert "esd" in capsys.readouterr().out
+    assert main(["methods", "--kind", "object"]) == 0
+    said = capsys.readouterr().out
+    for name in names("erasure.methods"):
+        assert f"\n{name}  " in said
+    assert "cost     0 UNet forwards" in said  # uce
+    assert "choose" in said and "changes" in said
     code = main(["doctor"])
     said = capsys.readouterr().out
     assert "device" in said and "pocket_style" in said
@@ -140,3 +145,70 @@ def test_a_foreign_file_beside_an_edit_is_refused(tmp_path: Path, capsys: pytest
     save_file({"a": torch.zeros(1)}, tmp_path / "edit.safetensors")
     (tmp_path / "edit.json").write_text("[]")
     assert "no edit of format" in complain(["audit", str(tmp_path)], capsys)
+
+
+def test_every_method_has_its_own_flags(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["erase", "--model", str(base), "--concept", "neon", "--dtype", "fp32"]
+    assert main([*common, "--method", "uce", "--erase-scale", "2.0", "--out", str(tmp_path / "uce")]) == 0
+    assert "--erase-scale" in complain([*common, "--method", "fia", "--erase-scale", "2.0", "--out", str(tmp_path / "x")], capsys)
+    assert (
+        main([*common, "--method", "fia", "--record-steps", "2", "--walk-steps", "3", "--r2", "0.1", "--out", str(tmp_path / "fia")]) == 0
+    )
+    assert main([*common, "--method", "sld", "--out", str(tmp_path / "sld")]) == 0
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_a_method_cannot_do_is_said(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["erase", "--model", str(base), "--concept", "neon", "--dtype", "fp32", "--out", str(tmp_path / "x")]
+    assert "is none" in complain([*common, "--preview", *FAST], capsys)
+    assert "no mask at" in complain([*common, "--mask", str(tmp_path / "none"), *FAST], capsys)
+    assert "equals the concept" in complain([*common, "--anchor", "Neon", *FAST], capsys)
+    assert "no edit at" in complain([*common, "--on", str(tmp_path / "none"), *FAST], capsys)
+    assert "--mask-fraction" in complain([*common, "--method", "salun", "--mask-fraction", "0", *FAST, "--retain-walks", "56"], capsys)
+    assert not (tmp_path / "x" / "edit.json").exists()
+
+
+def test_a_preview_writes_nothing(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["erase", "--model", str(base), "--concept", "neon", "--method", "uce", "--preview", "--out", str(tmp_path / "x")]
+    assert main(argv) == 0
+    said = capsys.readouterr().out
+    assert "collateral:" in said and "a photo of a dog" in said
+    assert not (tmp_path / "x").exists()
+
+
+def test_an_unknown_concept_is_warned_about(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["erase", "--model", str(base), "--concept", "neon", "--method", "negative_prompt", "--out", str(tmp_path / "x")]) == 0
+    warned = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    assert len(warned) == 1 and "hardly knows 'neon'" in warned[0]
+
+
+def test_an_edit_on_an_edit(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = ["erase", "--model", str(base), "--dtype", "fp32"]
+    assert main([*common, "--concept", "neon", "--out", str(tmp_path / "a"), *FAST]) == 0
+    assert main([*common, "--concept", "sketch", "--on", str(tmp_path / "a"), "--out", str(tmp_path / "b"), *FAST]) == 0
+    assert "apply that one first" in complain(["export", str(tmp_path / "b"), "--as", "folder", "--out", str(tmp_path / "x")], capsys)
+
+
+def test_a_text_encoder_is_exported_alone(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from transformers import CLIPTextModel
+
+    from erasure.edit import Edit
+
+    few = ["--retain", "a dog", "--retain-walks", "2", "--attack-steps", "1", "--warmup", "0", "--lr", "1e-2"]
+    out = tmp_path / "run"
+    assert main(["erase", "--method", "advunlearn", "--concept", "neon", "--model", str(base), "--out", str(out), *FAST, *few]) == 0
+    assert main(["export", str(out), "--as", "text-encoder", "--out", str(tmp_path / "encoder")]) == 0
+    swapped = StableDiffusionPipeline.from_pretrained(
+        base, text_encoder=CLIPTextModel.from_pretrained(tmp_path / "encoder"), safety_checker=None
+    )
+    applied = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
+    Edit.load(out).apply(applied)
+
+    def draw(pipe: StableDiffusionPipeline) -> torch.Tensor:
+        return pipe(["neon"], num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt").images
+
+    assert torch.equal(draw(swapped), draw(applied))
+    capsys.readouterr()
+    assert "text encoder" in complain(["export", str(out), "--out", str(tmp_path / "x")], capsys)
