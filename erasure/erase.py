@@ -21,7 +21,7 @@ from erasure.edit import Edit, EditInfo
 from erasure.errors import UserError, unknown
 from erasure.export import before_after, write_card
 from erasure.families.base import DiffusionModel
-from erasure.known import Known, known
+from erasure.known import DoubtfulConcept, Known, known
 from erasure.methods.base import Change, Guided, Method, Solved, Trained
 from erasure.run import Run, cache_folder, digest, write_json
 from erasure.training import Loop, train
@@ -114,7 +114,7 @@ def erase(
         knowledge = [known(model, concept, seed) for concept in concepts]
         for answer in knowledge:
             if answer.doubtful:
-                warnings.warn(answer.warning(), stacklevel=2)
+                warnings.warn(answer.warning(), DoubtfulConcept, stacklevel=2)
         loop = Loop(folder=out, seed=seed, report_to=report_to, gradient_checkpointing=gradient_checkpointing, mask=mask)
         change = change_of(model, concepts, method, loop)
         ended = time.monotonic()

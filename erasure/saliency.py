@@ -27,8 +27,7 @@ def top(gradients: dict[str, Tensor], fraction: float, threshold: Threshold) -> 
     Raises:
         UserError: a fraction outside (0, 1], or gradients that are all zero.
     """
-    if not 0 < fraction <= 1:
-        raise UserError(f"--mask-fraction must lie in (0, 1], got {fraction}.")
+    check(fraction)
     sizes = {name: g.abs().float() for name, g in gradients.items()}
     if not any(size.any() for size in sizes.values()):
         raise UserError("the mask selects nothing: every gradient is zero; check that the concept's sentences reach the trained region.")
@@ -36,6 +35,11 @@ def top(gradients: dict[str, Tensor], fraction: float, threshold: Threshold) -> 
         return {name: torch.ones_like(size, dtype=torch.bool) for name, size in sizes.items()}
     limit = (_kth if threshold == "kthvalue" else _binned)(sizes.values(), fraction)
     return {name: size >= limit for name, size in sizes.items()}
+
+
+def check(fraction: float) -> None:
+    if not 0 < fraction <= 1:
+        raise UserError(f"--mask-fraction must lie in (0, 1], got {fraction}.")
 
 
 def _kth(sizes: Iterable[Tensor], fraction: float) -> float:

@@ -128,7 +128,7 @@ def plot(curves: dict[str, list[tuple[str, Result]]], path: Path) -> None:
             axis.plot(x, y, marker, label="steps" if prefix == "steps" else "eta")
             for (label, _), a, b in zip(mine, x, y, strict=True):
                 axis.annotate(label.split("=")[1], (a, b), textcoords="offset points", xytext=(5, 5), fontsize=8)
-        axis.set(title=name, xlabel="erased: UA (%)", xlim=(-3, 103), ylim=(0, 103))
+        axis.set(title=name, xlabel="erased: UA (%)", xlim=(65, 102), ylim=(85, 101))
         axis.grid(alpha=0.3)
         axis.legend()
     axes[0].set_ylabel("kept: mean of IRA and CRA (%)")

@@ -7,7 +7,9 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
+from erasure.concept import Concept, Kind
 from erasure.families.base import DiffusionModel
+from erasure.known import known
 from erasure.loading import POCKET, load_model
 from erasure.pocket.canvas import OBJECTS, STYLES, Picture, render
 from eval.cases import load_suite
@@ -82,3 +84,9 @@ def test_a_wrong_size_is_refused() -> None:
 
 def test_weights_are_in_the_package() -> None:
     assert Path(POCKET / "model_index.json").is_file()
+
+
+def test_the_model_is_asked_whether_it_knows_a_concept(pocket: DiffusionModel) -> None:
+    asked: list[tuple[str, Kind, bool]] = [("neon", "style", False), ("boat", "object", False), ("brad pitt", "person", True)]
+    for name, kind, doubtful in asked:
+        assert known(pocket, Concept(name=name, kind=kind)).doubtful == doubtful

@@ -60,8 +60,10 @@ def main(argv: list[str]) -> int:
     job = job_record(model, concepts, method, options.seed, after, options.mask)
     out = options.out or default_folder(job)
     Run(out, job, options.fresh)  # complains before anything is said or written
+    forecast = method.forecast(model, concepts)  # complains about what cannot be asked
     print(f"{method_name} on {options.model} ({model.family}), erasing {options.concept}; safety checker off", file=sys.stderr)
     print(f"differs from the paper's defaults: {', '.join(f'{k}={short(v)}' for k, v in differs.items()) or 'nothing'}", file=sys.stderr)
+    print(f"it will take {forecast.unet_forwards:,} UNet forwards and {forecast.unet_backwards:,} backwards", file=sys.stderr)
     with warned():
         edit = erase(
             model,
@@ -101,16 +103,17 @@ def preview(model: Any, concepts: list[Any], method: Any, seed: int) -> int:
 
 @contextmanager
 def warned() -> Iterator[None]:
-    """The library's warnings about the input, as lines of their own."""
+    """The library's doubts about the input, as lines of their own."""
+    from erasure.known import DoubtfulConcept
 
     def line(message: Warning | str, *_: Any, **__: Any) -> None:
         print(f"erasure: warning: {message}", file=sys.stderr)
 
-    kept, warnings.showwarning = warnings.showwarning, line  # type: ignore[assignment]  # same call, fewer names
-    try:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", DoubtfulConcept)
+        warnings.showwarning = line  # type: ignore[assignment]  # same call, fewer names
         yield
-    finally:
-        warnings.showwarning = kept
 
 
 def short(value: object) -> str:

@@ -58,7 +58,10 @@ class FIA(Solved):
         masks = [self.remembered_mask(model, concept, seed) for concept in concepts]
         prune = fuse(masks, self.alpha)
         if not any(mask.any() for mask in prune.values()):
-            raise UserError(f"the mask selects nothing: all {len(concepts)} concepts share every entry; lower --alpha or raise --r2.")
+            reason = "no weight answers to the concept more than to the sentences without it"
+            if len(concepts) > 1 and any(part.any() for mask in masks for part in mask.values()):
+                reason = f"all {len(concepts)} concepts share every entry; raise --alpha"
+            raise UserError(f"the mask selects nothing: {reason}; give --prompts such as 'a {{}} on a table | a table', or raise --r2.")
         tensors = {name + ZEROED: zeroed(mask) for name, mask in prune.items() if mask.any()}
         return Change(tensors, {"mask": shares(prune), "zeroed": sum(int(mask.sum()) for mask in prune.values())})
 

@@ -49,6 +49,10 @@ class SalUn(Trained):
     images: str = ""  # folder of real images of the concept, in place of walks
     retain_images: str = ""  # folder of real images of what to keep
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        saliency.check(self.mask_fraction)
+
     def record(self, concepts: list[Concept], seed: int) -> Recording:
         pairs = tuple(pair for concept in concepts for pair in concept.sentences())
         return Recording(
