@@ -9,10 +9,28 @@ def fill(document: Path, name: str, lines: list[str]) -> None:
     Raises:
         ValueError: the document has no such marks.
     """
+    before, _, after = split(document, name)
+    document.write_text(before + "\n" + "\n".join(lines).strip("\n") + "\n" + after, encoding="utf-8")
+
+
+def fill_rows(document: Path, name: str, head: list[str], rows: list[str]) -> None:
+    """Put rows into a table between marks: those of the same first cells are replaced, the others stay; sorted by first cell."""
+    _, middle, _ = split(document, name)
+    mine = {_first(row) for row in rows}
+    kept = [line for line in middle.splitlines() if line.startswith("| ") and line not in head and _first(line) not in mine]
+    fill(document, name, [*head, *sorted(kept + rows, key=_first)])
+
+
+def split(document: Path, name: str) -> tuple[str, str, str]:
+    """A document up to and with the first mark, between the marks, and from the second mark on."""
     text = document.read_text(encoding="utf-8")
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if text.count(start) != 1 or text.count(end) != 1:
         raise ValueError(f"{document} needs exactly one {start} and one {end}")
     before, _, rest = text.partition(start)
-    _, _, after = rest.partition(end)
-    document.write_text(before + start + "\n" + "\n".join(lines).strip("\n") + "\n" + end + after, encoding="utf-8")
+    middle, _, after = rest.partition(end)
+    return before + start, middle, end + after
+
+
+def _first(row: str) -> str:
+    return row.split("|")[1].strip()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import fill
+from figures import fill_rows
 from reproduce_methods import cell, erased, measured
 
 from erasure import bank as banks
@@ -80,13 +80,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/advunlearn"))
     parser.add_argument("--methods-work", type=Path, default=Path("runs/methods"), help="of reproduce_methods.py, whose edits are used")
+    parser.add_argument("--concepts", nargs="+", default=list(CONCEPTS), choices=CONCEPTS)
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     model = load_model("pocket")
-    lines = ["| concept | method | tokens | attacked | random prefix | no prefix |", "|---|---|---|---|---|---|"]
-    kept = ["| concept | method | UA | IRA | CRA |", "|---|---|---|---|---|"]
-    for name, kind in CONCEPTS.items():
+    lines: list[str] = []
+    kept: list[str] = []
+    for name in args.concepts:
+        kind = CONCEPTS[name]
         for method in METHODS:
             folder = erased(method, name, kind, args.methods_work)
             result = measured(model, folder, "pocket", "standard")
@@ -98,8 +100,9 @@ def main() -> None:
                 f"| {name} | {method} | {tokens} | {share(c['attack'])} | {share(c['random'])} | {share(c['none'])} |"
                 for tokens, c in found.items()
             ]
-    fill(args.docs / "advunlearn.md", "attacks", lines)
-    fill(args.docs / "advunlearn.md", "kept", kept)
+    head = ["| concept | method | tokens | attacked | random prefix | no prefix |", "|---|---|---|---|---|---|"]
+    fill_rows(args.docs / "advunlearn.md", "attacks", head, lines)
+    fill_rows(args.docs / "advunlearn.md", "kept", ["| concept | method | UA | IRA | CRA |", "|---|---|---|---|---|"], kept)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from figures import fill
+from figures import fill, fill_rows
 
 from erasure.concept import Kind
 from erasure.discover import load, names, summary
@@ -106,11 +106,11 @@ def mean(method: str, results: dict[str, Result]) -> str:
 def table(model: DiffusionModel, work: Path, docs: Path, chosen: list[str]) -> None:
     found = {m: {c: measured(model, erased(m, c, k, work), "pocket", "standard") for c, k in HELD_OUT.items()} for m in chosen}
     head = ["| method | UA | IRA | CRA |", "|---|---|---|---|"]
-    fill(docs / "methods.md", "means", head + [mean(m, results) for m, results in found.items()])
+    fill_rows(docs / "methods.md", "means", head, [mean(m, results) for m, results in found.items()])
     head = ["| method | concept | UA | IRA | CRA | CLIP, kept (base) | distance, kept |", "|---|---|---|---|---|---|---|"]
-    fill(docs / "methods.md", "details", head + [detail(m, c, r) for m, results in found.items() for c, r in results.items()])
+    fill_rows(docs / "methods.md", "details", head, [detail(m, c, r) for m, results in found.items() for c, r in results.items()])
     head = ["| method | UNet forwards | backwards | seconds (median) | peak MiB | edit, MB |", "|---|---|---|---|---|---|"]
-    fill(docs / "methods.md", "costs", head + [costs(m, list(results.values())) for m, results in found.items()])
+    fill_rows(docs / "methods.md", "costs", head, [costs(m, list(results.values())) for m, results in found.items()])
 
 
 def what(docs: Path) -> None:
