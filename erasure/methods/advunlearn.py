@@ -19,13 +19,13 @@ _POCKET = {
     "steps": 120,
     "batch": 8,
     "retain_batch": 16,
-    "attack_steps": 8,
+    "attack_steps": 6,
     "attack_lr": 3e-2,
     "attack_init": "latest",
     "tokens": 3,
     "warmup": 20,
     "retain_loss": "joint",
-    "retain_weight": 1.0,
+    "retain_weight": 2.0,
     "retain": pocket.RETAIN,
     "retain_walks": 98,
     "walks": 24,
@@ -118,9 +118,9 @@ class AdvUnlearn(Trained):
         return Cost(unet_forwards=attack + outer, unet_backwards=attack + outer, text_forwards=attack + outer, sample_gradients=outer)
 
     recipes: ClassVar[dict[tuple[Kind, str], dict[str, Any]]] = {
-        ("style", "pocket"): {**_POCKET, "lr": 2e-4, "prompts": pocket.STYLE},
-        ("object", "pocket"): {**_POCKET, "lr": 2e-4, "prompts": pocket.OBJECT},
-        ("person", "pocket"): {**_POCKET, "lr": 2e-4, "prompts": pocket.PERSON},
+        ("style", "pocket"): {**_POCKET, "lr": 2e-4, "retain_weight": 3.0, "retain_batch": 24, "prompts": pocket.STYLE},
+        ("object", "pocket"): {**_POCKET, "lr": 4e-4, "prompts": pocket.OBJECT},
+        ("person", "pocket"): {**_POCKET, "lr": 4e-4, "prompts": pocket.PERSON},
         # nothing below was run on real SD weights; joint steps at 0.3 are the paper's for nudity
         **{("style", family): {**_SD} for family in ("sd1", "sd2")},
         **{("object", family): {**_SD} for family in ("sd1", "sd2")},

@@ -15,7 +15,16 @@ from erasure.families.base import Cost, Region
 from erasure.methods.base import Play, Player, Trained, Update, spared, trainable
 from erasure.pocket import sentences as pocket
 
-_POCKET = {"steps": 150, "batch": 8, "retain_batch": 8, "walks": 96, "retain_walks": 176, "walk_steps": 25, "retain": pocket.RETAIN}
+_POCKET = {
+    "steps": 150,
+    "batch": 8,
+    "retain_batch": 8,
+    "retain_weight": 1.0,
+    "walks": 96,
+    "retain_walks": 176,
+    "walk_steps": 25,
+    "retain": pocket.RETAIN,
+}
 _SD = {"retain": sentences.RETAIN, "retain_walks": 112, "walks": 90}
 
 

@@ -19,8 +19,8 @@ class SoftPrefix:
     """Its budget is `steps` backward passes of `batch` samples for every start."""
 
     tokens: int = 3  # soft tokens
-    steps: int = 100  # Adam steps
-    lr: float = 0.03  # step size, in units of the input embeddings
+    steps: int = 150  # Adam steps
+    lr: float = 0.05  # step size, in units of the input embeddings
     batch: int = 8  # recorded rows per step
 
     def __post_init__(self) -> None:
