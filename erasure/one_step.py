@@ -1,7 +1,7 @@
 """One-step generators: distilled from a diffusion model by regression and then by SiD-LSG (Zhou et al., arXiv:2404.04057, 2406.01561)."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -28,6 +28,8 @@ class OneStep(Trained):
     """
 
     product: ClassVar[Product] = "one-step"
+    recomputes: ClassVar[bool] = False  # a recomputed forward would run with the adapters as they are then: off
+    keeps_fake: ClassVar[bool] = False
 
     region: Region = "full"  # layers that carry adapters
     rank: int = 16  # of both adapter sets
@@ -47,11 +49,9 @@ class OneStep(Trained):
                 FAKE: Player(fake, self.lr_fake, betas=(0.0, 0.999), clip=1.0, kept=self.keeps_fake),
             }
 
-    keeps_fake: ClassVar[bool] = False
-
     def prepare(self, play: Play, players: dict[str, Player]) -> None:
-        self_sets = {name: player.parameters for name, player in players.items()}
-        play.using = lambda name: using(play.model, name, self_sets)
+        sets = {name: player.parameters for name, player in players.items()}
+        play.using = lambda name: using(play.model, name, sets)
 
     def generated(self, play: Play, prompts: list[str]) -> Tensor:
         """x_g = G(z, c), one step from fresh noise."""
@@ -63,10 +63,7 @@ class OneStep(Trained):
         """Guided noise prediction of the fake score, or of the teacher where no network is named."""
         x, times = torch.cat((x_t, x_t)), torch.cat((t, t))
         cond = play.encode([""] * len(prompts) + prompts)
-        if network:
-            with play.using(network):
-                uncond, cond = play.model.predict(x, times, cond).chunk(2)
-        else:
+        with play.using(network) if network else nullcontext():
             uncond, cond = play.model.predict(x, times, cond).chunk(2)
         return uncond + self.guidance * (cond - uncond)
 

@@ -76,23 +76,12 @@ def audit(
     Raises:
         UserError: another job in `out`, an edit that does not fit the model.
     """
-    base = model.fingerprint()
-    job = {
-        "task": "audit",
-        "base": base,
-        "edits": [edit.digest() for edit in edits],
-        "suite": plan.suite.name,
-        "suite_version": plan.suite.version,
-        "axis": plan.axis,
-        "tier": plan.tier,
-        "strength": strength,
-        "compute": str(model.compute).removeprefix("torch."),
-    }
+    job = job_record(model, edits, plan, strength)
     run = Run(out, job, fresh)
     with applied(model, edits, other_base, strength):  # complains before anything is written
         pass
     run.begin()
-    begun = time.monotonic()
+    base, begun = job["base"], time.monotonic()
     drawn = {"base": draw(model, base, plan.suite, plan.todo, out / "images" / "base")}
     with applied(model, edits, other_base, strength):
         weights = digest([base, strength, *(edit.digest() for edit in edits)])
@@ -114,6 +103,21 @@ def audit(
     write_json(out / "timing.json", {"seconds": round(time.monotonic() - begun, 1), "drawn": drawn})
     run.finish(result)
     return result
+
+
+def job_record(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, strength: float) -> dict[str, Any]:
+    """What identifies an audit."""
+    return {
+        "task": "audit",
+        "base": model.fingerprint(),
+        "edits": [edit.digest() for edit in edits],
+        "suite": plan.suite.name,
+        "suite_version": plan.suite.version,
+        "axis": plan.axis,
+        "tier": plan.tier,
+        "strength": strength,
+        "compute": str(model.compute).removeprefix("torch."),
+    }
 
 
 def kept_distance(plan: Audit, out: Path) -> dict[str, float]:

@@ -9,6 +9,7 @@ from erasure.adapters import adapters, put, using
 from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.erase import applied, erase
+from erasure.errors import UserError
 from erasure.export import to_folder
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.sfd import SFD
@@ -69,6 +70,11 @@ def test_the_generator_and_the_fake_score_get_gradients_of_their_own(model: Stab
     assert any(t.any() for n, t in edit.tensors.items() if n.endswith("::up"))
     with applied(model, [edit]):
         assert torch.equal(model.sample(["a cat"], [1], steps=2), model.sample(["a cat"], [1], steps=9))
+
+
+def test_recomputing_activations_is_refused(model: StableDiffusion, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="switches adapters"):
+        erase(model, CAT, SFD(**SMALL["sfd"]), out=tmp_path / "run", gradient_checkpointing=True)
 
 
 def test_the_start_is_made_once(model: StableDiffusion, tmp_path: Path) -> None:

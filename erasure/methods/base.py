@@ -142,6 +142,8 @@ class Play:
 class Trained(Method):
     """A method with a training loop."""
 
+    recomputes: ClassVar[bool] = True  # whether activations may be computed again in the backward pass (gradient checkpointing)
+
     region: Region  # which weights move
     lr: float  # learning rate
     steps: int  # optimiser steps
