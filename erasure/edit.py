@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,10 @@ class Edit:
 
     def digest(self) -> str:
         """Content hash: the tensors, where they came from, and for edits without tensors what they do instead."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
         identity = {"base": self.info.base["fingerprint"], "after": self.after, "product": self.info.product}
         if self.info.product != "weights":
             identity |= {"method": self.info.method, "fields": self.info.fields, "concepts": [c["name"] for c in self.info.concepts]}
