@@ -17,7 +17,7 @@ COMMANDS = {
 }
 USAGE_ERROR, INCOMPLETE = 1, 2
 COMPUTE = ("erase", "audit", "demo", "export")
-# glibc keeps large tensors in the heap instead of fetching fresh pages for each; about a quarter of a training step on a CPU
+# glibc keeps large tensors in the heap instead of fetching fresh pages for each; about a third of a training step on a CPU
 # (docs/performance.md). It reads these at start only.
 ALLOCATION = {
     "MALLOC_ARENA_MAX": "1",

@@ -27,9 +27,10 @@ def adapters(model: DiffusionModel, region: str, rank: int, names: Sequence[str]
     if not layers:
         raise UserError(f"region {region!r} has no linear or convolution layer of the UNet for an adapter.")
     try:
-        for name in names:
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what we want
-            unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), name)
+            for name in names:
+                unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), name)
         found = {name: _factors(unet, name) for name in names}
         for factors in found.values():
             for p in factors.values():

@@ -36,9 +36,9 @@ STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5)
 Result = dict[str, Any]
 
 
-def erased(method: str, name: str, kind: Kind, work: Path, *flags: str, tag: str = "") -> Path:
+def erased(method: str, name: str, kind: Kind, work: Path) -> Path:
     """The run folder of one erasure, made by the command line in a process of its own."""
-    folder = work / method / (name.replace(" ", "-") + tag)
+    folder = work / method / name.replace(" ", "-")
     if not (folder / "result.json").exists():
         argv = [
             sys.executable,
@@ -53,7 +53,6 @@ def erased(method: str, name: str, kind: Kind, work: Path, *flags: str, tag: str
             kind,
             "--out",
             str(folder),
-            *flags,
         ]
         subprocess.run(argv, check=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
     return folder

@@ -140,7 +140,8 @@ def test_several_concepts_and_every_recipe(name: str, model: StableDiffusion, tm
     for (kind, family), values in cls.recipes.items():
         method, concepts, _ = configure(cls, [Concept(name="cat", kind=kind)], family, {})
         assert all(getattr(method, key) == value for key, value in values.items() if key not in ("prompts", "anchor"))
-        assert method.forecast(model, concepts).record()
+        asks = name in TRAINED or name == "fia"
+        assert (method.forecast(model, concepts).unet_forwards > 0) == asks
 
 
 @pytest.mark.parametrize("name", TRAINED)

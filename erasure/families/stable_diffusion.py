@@ -100,11 +100,11 @@ class StableDiffusion(DiffusionModel):
     def walk(
         self, x_T: Tensor, cond: Tensor, uncond: Tensor, steps: int, guidance: float, guides: Sequence[Guidance] = ()
     ) -> Iterator[Step]:
-        timesteps = self.timesteps(steps)
+        self.scheduler.set_timesteps(steps)
         both = torch.cat((uncond, cond, *(self.encode([g.text]).expand(len(cond), -1, -1) for g in guides)))
         memories: list[dict[str, Tensor]] = [{} for _ in guides]
         x_t = x_T * self.scheduler.init_noise_sigma
-        for k, t in enumerate(timesteps):
+        for k, t in enumerate(self.scheduler.timesteps.tolist()):
             times = torch.full((len(both),), t, device=self.device)
             eps_uncond, eps_cond, *asked = self.predict(torch.cat([x_t] * (2 + len(guides))), times, both).chunk(2 + len(guides))
             eps = eps_uncond + guidance * (eps_cond - eps_uncond)
@@ -113,10 +113,6 @@ class StableDiffusion(DiffusionModel):
             x_next = self.scheduler.step(eps, t, x_t).prev_sample
             yield Step(x_t, t, eps_cond, eps_uncond, x_next)
             x_t = x_next
-
-    def timesteps(self, steps: int) -> list[int]:
-        self.scheduler.set_timesteps(steps)
-        return self.scheduler.timesteps.tolist()
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -174,13 +174,9 @@ class Trained(Method):
     def prepare(self, play: Play, players: dict[str, Player]) -> None:
         """Masks and starting state, before the first step and again before the first step after an interruption."""
 
-    def loss(self, play: Play, batch: Batch) -> Tensor:
-        """The loss of one batch of recorded rows, a scalar; for methods with one player and one loss."""
-        raise NotImplementedError
-
+    @abstractmethod
     def step(self, play: Play) -> Iterator[Update]:
         """The updates of one iteration; the loop applies each as it is yielded."""
-        yield Update("model", self.loss(play, play.rows("erase", self.batch)), self.batch)
 
     def passes(self, step: int) -> Cost:
         """Forwards and backwards of one iteration."""

@@ -1,5 +1,6 @@
 """ESD: regress the concept's noise prediction onto its negatively guided one (Gandikota et al., arXiv:2303.07345)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,7 +10,7 @@ from torch import Tensor
 from erasure.bank import Batch, Recording
 from erasure.concept import Concept, Kind
 from erasure.families.base import Region
-from erasure.methods.base import Play, Trained
+from erasure.methods.base import Play, Trained, Update
 from erasure.pocket import sentences as pocket
 
 _POCKET = {"steps": 150, "batch": 8, "walks": 24, "walk_steps": 25}
@@ -46,6 +47,9 @@ class ESD(Trained):
         if self.erase_from:
             return [(f"{concept.name} {self.erase_from}", self.erase_from)]
         return concept.sentences()
+
+    def step(self, play: Play) -> Iterator[Update]:
+        yield Update("model", self.loss(play, play.rows("erase", self.batch)), self.batch)
 
     def loss(self, play: Play, batch: Batch) -> Tensor:
         """Mean squared error to the erased target; batch tensors (B, C, h, w), returns a scalar."""

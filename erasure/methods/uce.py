@@ -29,7 +29,7 @@ class UCE(Solved):
 
     paper: ClassVar[str] = "arXiv:2308.14761"
     changes: ClassVar[str] = "keys and values of cross-attention, in closed form"
-    when: ClassVar[str] = "many concepts in seconds; weakest under attack"
+    when: ClassVar[str] = "many concepts in seconds; published attacks break it more often than others"
 
     erase_scale: float = 1.0  # e, weight of the concepts
     preserve_scale: float = 1.0  # s, weight of what to keep
