@@ -4,7 +4,7 @@ import importlib.metadata
 import resource
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -14,15 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from erasure import bank as banks
-from erasure import saliency
+from erasure import recorder, saliency
 from erasure.concept import Concept
 from erasure.edit import Edit, EditInfo
 from erasure.errors import UserError, unknown
 from erasure.export import before_after, write_card
 from erasure.families.base import DiffusionModel
 from erasure.known import DoubtfulConcept, Known, known
-from erasure.methods.base import Change, Guided, Method, Solved, Trained
+from erasure.methods.base import Change, Guided, Method, Play, Solved, Trained
 from erasure.run import Run, cache_folder, digest, write_json
 from erasure.training import Loop, train
 
@@ -71,6 +70,7 @@ def job_record(
         "version": method.version,
         "fields": asdict(method),
         "mask": saliency.digest_of(mask) if mask else "",
+        "read": recorder.contents(method.record(concepts, seed)) if isinstance(method, Trained) else {},
         "seed": seed,
         "compute": str(model.compute).removeprefix("torch."),
     }
@@ -88,6 +88,7 @@ def erase(
     fresh: bool = False,
     report_to: str = "none",
     gradient_checkpointing: bool = False,
+    watch: Callable[[Trained, Play], None] | None = None,
 ) -> Edit:
     """Make an edit that erases the concepts; `model` is left as it was.
 
@@ -97,6 +98,7 @@ def erase(
     Args:
         after: edits that are in place while this one is made; it counts from them and asks for them when it is applied.
         mask: a saved saliency mask; only its entries move.
+        watch: called after every training step, such as erasure.preview.Preview.
 
     Raises:
         UserError: another job in `out`, an unknown region, a loss that is no number, a mask for a method that trains nothing.
@@ -117,7 +119,7 @@ def erase(
         for answer in knowledge:
             if answer.doubtful:
                 warnings.warn(answer.warning(), DoubtfulConcept, stacklevel=2)
-        loop = Loop(folder=out, seed=seed, report_to=report_to, gradient_checkpointing=gradient_checkpointing, mask=mask)
+        loop = Loop(folder=out, seed=seed, report_to=report_to, gradient_checkpointing=gradient_checkpointing, mask=mask, watch=watch)
         change = change_of(model, concepts, method, loop)
         ended = time.monotonic()
         cost = method.forecast(model, concepts).record()
@@ -136,7 +138,7 @@ def change_of(model: DiffusionModel, concepts: list[Concept], method: Method, lo
     """What the method finds, in whichever of the three shapes it has."""
     match method:
         case Trained():
-            return train(model, method, banks.obtain(model, method.record(concepts, loop.seed)), loop, beginning(model, method, loop))
+            return train(model, method, recorder.obtain(model, method.record(concepts, loop.seed)), loop, beginning(model, method, loop))
         case Solved():
             return method.solve(model, concepts, loop.seed)
         case Guided():
@@ -161,7 +163,7 @@ def beginning(model: DiffusionModel, method: Trained, loop: Loop) -> dict[str, T
     file = run.folder / "start.safetensors"
     if not run.complete:
         run.begin()
-        change = train(model, first, banks.obtain(model, first.record([], 0)), replace(loop, folder=run.folder, seed=0, mask=None))
+        change = train(model, first, recorder.obtain(model, first.record([], 0)), replace(loop, folder=run.folder, seed=0, mask=None))
         save_file(change.tensors, file)
         (run.folder / "checkpoint.pt").unlink(missing_ok=True)
         run.finish({"tensors": len(change.tensors)})

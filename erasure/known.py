@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from erasure.concept import SLOT, TEMPLATES, Concept, fill
+from erasure.concept import Concept
 from erasure.families.base import DiffusionModel
 
 NONSENSE = ("zxqvu", "brimplefax", "wuggit", "ployndra", "glorp", "tremulon", "dorvane", "skelth")
@@ -40,9 +40,8 @@ class Known:
 
 @torch.no_grad()
 def known(model: DiffusionModel, concept: Concept, seed: int = 0) -> Known:
-    """Walk under the concept's shortest sentence, and under the same sentence with each nonsense word, from the same noise."""
-    template = min((p.partition("|")[0] for p in concept.prompts or TEMPLATES[concept.kind]), key=len) or SLOT
-    cond = model.encode([fill(template, word) for word in (concept.name, *NONSENSE)]).repeat_interleave(WALKS, 0)
+    """Walk under the bare name and under each nonsense word, from the same noise."""
+    cond = model.encode([concept.name, *NONSENSE]).repeat_interleave(WALKS, 0)
     empty = model.encode([""]).expand(len(cond), -1, -1)
     moved, size = torch.zeros(1 + len(NONSENSE)), torch.zeros(1 + len(NONSENSE))
     noise = model.noise([seed * 1_000_003 + 900_000 + w for w in range(WALKS)]).repeat(1 + len(NONSENSE), 1, 1, 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erasure.families.base import DiffusionModel
 
-Observe = Callable[[Tensor, Tensor, bool], None]  # inputs (N, I), outputs without bias (N, O), whether of the first set
+Observe = Callable[[Tensor, Tensor, bool], None]  # inputs (B, N, I), outputs without bias (B, N, O) of B prompts; whether of the first set
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,10 @@ class Walk:
 
         def watch(observe: Observe) -> Callable[..., None]:
             def hook(module: Any, args: tuple[Tensor, ...], out: Tensor) -> None:
-                y = out if module.bias is None else out - module.bias
-                halves = [part.float().unflatten(0, (2, count)) for part in (args[0], y)]  # (uncond, cond) of every prompt
-                for i in range(count):
-                    x_i, y_i = (half[1, i] if self.conditional else half[:, i].flatten(0, -2) for half in halves)
-                    observe(x_i.reshape(-1, x_i.shape[-1]), y_i.reshape(-1, y_i.shape[-1]), concept)
+                y = out if module.bias is None else out - module.bias.to(out.dtype)
+                pairs = (part.unflatten(0, (2, count)).transpose(0, 1) for part in (args[0], y))  # (uncond, cond) of every prompt
+                x, y = ((pair[:, 1:] if self.conditional else pair).flatten(1, -2) for pair in pairs)
+                observe(x, y, concept)
 
             return hook
 

@@ -53,6 +53,10 @@ class OneStep(Trained):
         sets = {name: player.parameters for name, player in players.items()}
         play.using = lambda name: using(play.model, name, sets)
 
+    def drawn(self, play: Play, prompts: list[str], seeds: list[int], steps: int) -> Tensor:
+        with play.using(GENERATOR):
+            return play.model.one_step(play.model.noise(seeds), play.model.encode(prompts), self.start)
+
     def generated(self, play: Play, prompts: list[str]) -> Tensor:
         """x_g = G(z, c), one step from fresh noise."""
         noise = torch.randn(len(prompts), *play.model.latent_shape).to(play.model.device)

@@ -31,6 +31,7 @@ class Loop:
     gradient_checkpointing: bool = False
     report_to: str = "none"  # none, tensorboard, wandb, trackio, mlflow
     mask: Path | None = None  # a saved saliency mask: only its entries move
+    watch: Callable[[Trained, Play], None] | None = None  # called after every step; it must leave the model as it is
 
 
 def train(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop, start: dict[str, Tensor] | None = None) -> Change:
@@ -74,7 +75,7 @@ def _run(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop, players
     if play.masks and not loop.mask:
         saliency.store(play.masks, own_mask)
     first = _resume(loop, players, optimisers, play)
-    with (loop.folder / "train.jsonl").open("a") as log:
+    with (loop.folder / "train.jsonl").open("a", buffering=1) as log:
         bar = tqdm(range(first, method.steps), initial=first, total=method.steps, desc="erasing", unit="step")
         for step in bar:
             torch.manual_seed(loop.seed * 1_000_003 + step)
@@ -84,9 +85,10 @@ def _run(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop, players
                 _apply(accelerator, optimisers[update.player], players[update.player], update, play)
             log.write(json.dumps({"step": step, **losses}) + "\n")
             accelerator.log(losses, step=step)
+            if loop.watch:
+                loop.watch(method, play)
             bar.set_postfix({k: f"{v:.5f}" for k, v in losses.items()}, refresh=False)
             if (step + 1) % loop.checkpoint_every == 0 and step + 1 < method.steps:
-                log.flush()
                 _save(loop, players, optimisers, play, step + 1)
     accelerator.end_training()
     if loop.gradient_checkpointing:

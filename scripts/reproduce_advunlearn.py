@@ -15,7 +15,7 @@ import torch
 from figures import fill_rows
 from reproduce_methods import cell, erased, measured
 
-from erasure import bank as banks
+from erasure import recorder
 from erasure.bank import Recording
 from erasure.concept import Kind
 from erasure.discover import load
@@ -44,7 +44,7 @@ def attacked(model: DiffusionModel, edit: Edit, name: str, file: Path, each: int
     (plan,) = Audit.of([edit], suite, "smoke")
     target = plan.targets[0]
     prompts = [a.case.prompt for a in plan.todo if getattr(a.case, plan.axis) == target]
-    bank = banks.obtain(model, Recording(pairs=tuple((p, "") for p in dict.fromkeys(prompts)), walks=24, steps=25, guidance=4.0))
+    bank = recorder.obtain(model, Recording(pairs=tuple((p, "") for p in dict.fromkeys(prompts)), walks=24, steps=25, guidance=4.0))
     judge = load("eval.judges", suite.judges[plan.axis], Judge)()
     found: dict[str, Counts] = {}
     with applied(model, [edit]):

@@ -40,20 +40,9 @@ def erased(method: str, name: str, kind: Kind, work: Path) -> Path:
     """The run folder of one erasure, made by the command line in a process of its own."""
     folder = work / method / name.replace(" ", "-")
     if not (folder / "result.json").exists():
-        argv = [
-            sys.executable,
-            "-m",
-            "app.cli",
-            "erase",
-            "--method",
-            method,
-            "--concept",
-            name,
-            "--kind",
-            kind,
-            "--out",
-            str(folder),
-        ]
+        argv = [sys.executable, "-m", "app.cli", "erase", "--method", method, "--concept", name, "--kind", kind, "--out", str(folder)]
+        if method == "sfd_matching":
+            argv += ["--generator", str(erased("sfd", name, kind, work))]
         subprocess.run(argv, check=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
     return folder
 

@@ -23,15 +23,13 @@ from erasure.methods.fia import FIA
 from eval.audit import Audit, audit
 from eval.cases import load_suite
 
-SHARES = (0.02, 0.05, 0.1, 0.2, 0.3)
-LAYERS = ("ff-out", "xattn", "full")
+SHARES = (0.02, 0.05, 0.1, 0.2)
+LAYERS = ("full", "xattn", "ff-out")
 OTHERS: tuple[dict[str, Any], ...] = (
-    {"layers": "ff-out", "r2": 0.1, "saliency": "wanda"},
-    {"layers": "ff-out", "r2": 0.1, "record_steps": 50},
-    {"layers": "ff-out", "r2": 0.1, "scaled": True},
     {"layers": "full", "r2": 0.1, "saliency": "wanda"},
     {"layers": "full", "r2": 0.1, "record_steps": 50},
     {"layers": "full", "r2": 0.1, "conditional": True},
+    {"layers": "ff-out", "r2": 0.2, "record_steps": 50},
 )
 Point = tuple[dict[str, Any], float, float, float, int]  # fields, UA, IRA, CRA, zeroed entries
 

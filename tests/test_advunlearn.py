@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from erasure import bank as banks
+from erasure import recorder
 from erasure.concept import Concept
 from erasure.erase import erase
 from erasure.families.stable_diffusion import StableDiffusion
@@ -18,7 +18,7 @@ SMALL = {"walks": 2, "walk_steps": 3, "retain": ("the sea",), "retain_walks": 2,
 
 
 def play_of(model: StableDiffusion, method: AdvUnlearn) -> Play:
-    bank = banks.obtain(model, method.record(CAT, 0))
+    bank = recorder.obtain(model, method.record(CAT, 0))
     return Play(model, bank, model.encode)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from erasure import bank as banks
+from erasure import recorder
 from erasure.bank import Batch
 from erasure.concept import Concept
 from erasure.edit import Edit
@@ -32,7 +32,7 @@ def test_loss_is_the_papers_and_the_newer_scripts(model: StableDiffusion, monkey
     """The newer script starts from the conditional prediction; its value is the paper's plus one."""
     batch, prediction = random_batch(), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     method = ESD(negative_guidance=eta, walks=4, walk_steps=1)
-    play = Play(model, banks.obtain(model, method.record(CAT, seed=0)), model.encode)
+    play = Play(model, recorder.obtain(model, method.record(CAT, seed=0)), model.encode)
     monkeypatch.setattr(Play, "predict", lambda *_: prediction)
     loss = method.loss(play, batch)
     script = batch.eps_cond - (eta + 1) * (batch.eps_cond - batch.eps_uncond)
@@ -46,7 +46,7 @@ def test_erase_from_keeps_the_bearer() -> None:
 
 def test_bank_rows_are_what_the_teacher_says(model: StableDiffusion) -> None:
     concept = Concept(name="cat", kind="object", prompts=("{}", "a {} at night | night"))
-    bank = banks.obtain(model, ESD(walks=4, walk_steps=3).record([concept], seed=0))
+    bank = recorder.obtain(model, ESD(walks=4, walk_steps=3).record([concept], seed=0))
     assert len(bank) == 12
     batch = bank.batch(torch.arange(12), model.device)
     without = [bank.recording.pairs[i][1] for i in bank.pair.tolist()]
@@ -76,7 +76,7 @@ def test_every_region_trains_and_nothing_else_moves(model: StableDiffusion, tmp_
 
 def test_erasing_moves_the_concept_towards_its_target(model: StableDiffusion, tmp_path: Path) -> None:
     method = ESD(**{**SMALL, "steps": 60, "batch": 4, "lr": 3e-3, "region": "full"})
-    bank = banks.obtain(model, method.record(CAT, seed=0))
+    bank = recorder.obtain(model, method.record(CAT, seed=0))
     batch = bank.batch(torch.arange(len(bank)), model.device)
 
     def loss() -> float:

@@ -10,7 +10,7 @@ from erasure.concept import Concept
 from erasure.erase import applied, erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.methods.fia import FIA, Tally, agreement, fuse, saliency
+from erasure.methods.fia import FIA, Tally, agreement, fuse, response
 
 CAT = Concept(name="cat", kind="object", prompts=("a {} | a thing", "{} at night | night"))
 DOG = Concept(name="dog", kind="object", prompts=("a {} | a thing", "{} at night | night"))
@@ -21,7 +21,7 @@ def test_saliency_is_equation_1() -> None:
     torch.manual_seed(0)
     w, x = torch.randn(3, 4), torch.randn(10, 4)
     y = x @ w.T
-    found, wanda = saliency(w.abs(), x, y, "full"), saliency(w.abs(), x, y, "wanda")
+    found, wanda = (w.abs() * response(x[None], y[None], kind)[0] for kind in ("full", "wanda"))
     for i in range(3):
         for j in range(4):
             cosine = abs(float(x[:, j] @ y[:, i])) / float(x[:, j].norm() * y[:, i].norm())
@@ -39,8 +39,8 @@ def test_a_tally_is_equations_2_and_3(scaled: bool) -> None:
         for i in range(6):
             x = torch.randn(9, 8) * (1 + i)
             concept = i % 2 == 0
-            us[concept].append(saliency(w.abs(), x, x @ w.T, "full"))
-            tally.observe(x, x @ w.T, concept)
+            us[concept].append(w.abs() * response(x[None], (x @ w.T)[None], "full")[0])
+            tally.observe(x[None], (x @ w.T)[None], concept)
         tally.close()
         c, b = torch.stack(us[True]), torch.stack(us[False])
         s = (c.mean(0) - b.mean(0) - b.std(0, correction=0)).clamp(min=0)

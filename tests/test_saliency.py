@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from erasure import bank as banks
-from erasure import saliency
+from erasure import recorder, saliency
 from erasure.concept import Concept
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
@@ -77,7 +76,7 @@ def test_shares_name_the_blocks() -> None:
 
 
 def play_of(model: StableDiffusion, method: SalUn) -> Play:
-    bank = banks.obtain(model, method.record(CAT, 0))
+    bank = recorder.obtain(model, method.record(CAT, 0))
     return Play(model, bank, model.encode)
 
 
@@ -129,8 +128,8 @@ def test_real_images_stand_in_for_walks(model: StableDiffusion, tmp_path: Path) 
     for i in range(3):
         Image.new("RGB", (20, 30), (80 * i, 10, 200)).save(tmp_path / f"{i}.png")
     method = SalUn(**SMALL, images=str(tmp_path))  # type: ignore[arg-type]
-    bank = banks.obtain(model, method.record(CAT, 0))
+    bank = recorder.obtain(model, method.record(CAT, 0))
     assert len(bank.latents("erase")) == 3
     assert len(bank.latents("retain")) == 2
     with pytest.raises(UserError, match="holds no images"):
-        banks.obtain(model, SalUn(**SMALL, images=str(tmp_path / "none")).record(CAT, 0))  # type: ignore[arg-type]
+        recorder.obtain(model, SalUn(**SMALL, images=str(tmp_path / "none")).record(CAT, 0))  # type: ignore[arg-type]

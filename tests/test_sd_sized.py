@@ -14,7 +14,7 @@ from erasure.erase import applied, configure, erase
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Method
 from tests.sd_sized import clip_tokenizer, pipeline
-from tests.test_methods import METHODS, TRAINED, small
+from tests.test_methods import METHODS, TRAINED, ready
 
 CONCEPT = [Concept(name="Van Gogh", kind="style", prompts=("a painting by {} | a painting", "{}"))]
 
@@ -39,10 +39,9 @@ def test_the_depth_is_stable_diffusions(model: StableDiffusion) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs(name: str, model: StableDiffusion, tmp_path: Path) -> None:
-    quick = {"steps": 2} if name in ("esd", "salun", "advunlearn", "sfd") else {}
-    extra = {"warmup": 1} if name == "advunlearn" else {"distil_steps": 3, "distil_regression": 2} if name == "sfd" else {}
+    extra = {"steps": 2, **({"warmup": 1} if name == "advunlearn" else {})} if name in TRAINED else {}
     before = model.fingerprint()
-    edit = erase(model, CONCEPT, small(name, **quick, **extra), out=tmp_path / "run")
+    edit = erase(model, CONCEPT, ready(name, model, **extra), out=tmp_path / "run")
     assert model.fingerprint() == before
     with applied(model, [Edit.load(tmp_path / "run")]):
         assert torch.isfinite(model.sample(["a painting by Van Gogh"], [0], steps=3)).all()

@@ -13,7 +13,7 @@ def tokenizer(context: int = 16) -> CLIPTokenizer:
     return CLIPTokenizer(vocab={w: i for i, w in enumerate(words)}, merges=[], model_max_length=context)
 
 
-def pipeline(prediction: str = "epsilon", width: int = 16, seed: int = 0) -> StableDiffusionPipeline:
+def pipeline(prediction: str = "epsilon", width: int = 16, seed: int = 0, size: int = 8) -> StableDiffusionPipeline:
     torch.manual_seed(seed)
     tokens = tokenizer()
     text = CLIPTextModel(
@@ -30,7 +30,7 @@ def pipeline(prediction: str = "epsilon", width: int = 16, seed: int = 0) -> Sta
         )
     )
     unet = UNet2DConditionModel(
-        sample_size=8,
+        sample_size=size,
         block_out_channels=(width, 2 * width),
         layers_per_block=1,
         cross_attention_dim=32,

@@ -178,6 +178,10 @@ class Trained(Method):
     def step(self, play: Play) -> Iterator[Update]:
         """The updates of one iteration; the loop applies each as it is yielded."""
 
+    def drawn(self, play: Play, prompts: list[str], seeds: list[int], steps: int) -> Tensor:
+        """Latents of pictures by the model as it is at this point of the training."""
+        return play.model.sample(prompts, seeds, steps=steps)
+
     def passes(self, step: int) -> Cost:
         """Forwards and backwards of one iteration."""
         return Cost(unet_forwards=self.batch, unet_backwards=self.batch, sample_gradients=self.batch)

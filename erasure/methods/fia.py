@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from erasure import neurons, sentences
-from erasure.bank import remembered
 from erasure.concept import Concept, Kind
 from erasure.errors import UserError
 from erasure.families.base import Cost, DiffusionModel, Region
 from erasure.forms import ZEROED, zeroed
-from erasure.methods.base import Change, Solved
+from erasure.methods.base import Change, Solved, spared
 from erasure.pocket import sentences as pocket
+from erasure.recorder import remembered
 from erasure.saliency import shares
 
 # so small a UNet does not keep a concept in its feed-forward weights alone (docs/fia.md)
-_POCKET = {"layers": "full", "r2": 0.05, "walk_guidance": 4.0}
+_POCKET = {"layers": "full", "r2": 0.1, "walk_guidance": 4.0, "against": pocket.OTHERS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,7 @@ class FIA(Solved):
     record_steps: int = 10  # first timesteps in which activations are recorded
     walk_steps: int = 50  # DDIM steps of the whole walk
     walk_guidance: float = 7.5  # classifier-free guidance of the walk
+    against: tuple[str, ...] = ()  # base sentences; those that name the concept are left out; none: the other sides of the prompts
 
     def __post_init__(self) -> None:
         for name in ("r1", "r2", "alpha"):
@@ -75,14 +76,18 @@ class FIA(Solved):
         """Equations 1 to 7 for one concept."""
         tallies = {name: Tally(linear.weight.detach().float(), self) for name, linear in model.linears(self.layers).items()}
         with_, without = zip(*concept.sentences(), strict=True)
+        base = spared(self.against, [concept]) or without
         walk = neurons.Walk(model, self.walk_steps, self.record_steps, self.walk_guidance, seed, self.conditional)
-        for _ in walk.activations(with_, without, {name: tally.observe for name, tally in tallies.items()}):
+        for _ in walk.activations(with_, base, {name: tally.observe for name, tally in tallies.items()}):
             for tally in tallies.values():
                 tally.close()
         return {name: agreement(tally.total / self.record_steps, self.r2).to("cpu", torch.uint8) for name, tally in tallies.items()}
 
     def forecast(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
-        prompts = sum(2 * len(concept.sentences()) for concept in concepts)
+        prompts = 0
+        for concept in concepts:
+            asked = len(concept.sentences())
+            prompts += asked + (len(spared(self.against, [concept])) or asked)
         return Cost(unet_forwards=2 * prompts * self.record_steps, text_forwards=prompts + len(concepts))
 
     recipes: ClassVar[dict[tuple[Kind, str], dict[str, Any]]] = {
@@ -110,30 +115,31 @@ class Tally:
         self.squares, self.counts = torch.zeros_like(self.weight), {True: 0, False: 0}
 
     def observe(self, x: Tensor, y: Tensor, concept: bool) -> None:
-        """Activations of one prompt: inputs x (N, I) and outputs y (N, O) without bias."""
-        u = saliency(self.weight, x, y, self.method.saliency)
-        self.sums[concept] += u
-        self.counts[concept] += 1
+        """Activations of B prompts: inputs x (B, N, I) and outputs y (B, N, O) without bias."""
+        r = response(x, y, self.method.saliency)
+        self.sums[concept] += r.sum(0)
+        self.counts[concept] += len(x)
         if not concept:
-            self.squares += u.square()
+            self.squares += r.square_().sum(0)
 
     def close(self) -> None:
-        """End of a timestep: equations 2 and 3."""
+        """End of a timestep: equations 2 and 3. |W| multiplies mean and deviation alike, so it comes in here."""
         n = self.counts[False]
         mu_c, mu_b = self.sums[True] / self.counts[True], self.sums[False] / n
         sigma_b = (self.squares / n - mu_b.square()).clamp(min=0).sqrt()
-        s = (mu_c - mu_b - sigma_b).clamp(min=0)
+        s = self.weight * (mu_c - mu_b - sigma_b).clamp(min=0)
         active = s > kth_largest(s, self.method.r1)
         mean = s / s.max().clamp(min=1e-30) if self.method.scaled else s
         self.total += 0.5 * mean + 0.5 * active
         self._open()
 
 
-def saliency(weight: Tensor, x: Tensor, y: Tensor, kind: str) -> Tensor:
-    """Equation 1: U_ij = |W_ij| ||X_j|| |<X_j, Y_i>| / (||X_j|| ||Y_i||); the Wanda form is |W_ij| ||X_j||."""
+def response(x: Tensor, y: Tensor, kind: str) -> Tensor:
+    """Equation 1 without |W_ij|: ||X_j|| |<X_j, Y_i>| / (||X_j|| ||Y_i||), (B, O, I); the Wanda form is ||X_j||, (B, 1, I)."""
     if kind == "wanda":
-        return weight * x.norm(dim=0)
-    return weight * (y.T @ x).abs() / (y.norm(dim=0)[:, None] + 1e-12)
+        return x.float().norm(dim=1, keepdim=True)
+    unit = y / (y.float().norm(dim=1, keepdim=True) + 1e-12).to(y.dtype)
+    return (unit.transpose(1, 2) @ x).float().abs_()
 
 
 def kth_largest(values: Tensor, share: float) -> Tensor:

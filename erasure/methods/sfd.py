@@ -18,11 +18,11 @@ _POCKET = {
     "batch": 8,
     "lr": 1e-4,
     "lr_fake": 3e-4,
-    "rank": 32,
+    "rank": 30,
     "guidance": 2.0,
     "retain": pocket.RETAIN,
     "distil_regression": 400,
-    "distil_steps": 900,
+    "distil_steps": 800,
     "distil_walks": 720,
     "walk_guidance": 4.0,
 }

@@ -1,9 +1,10 @@
 """Captions for PocketCanvas: names, synonyms, implicit descriptions, and attribute words to keep besides the concept."""
 
 import random
+import re
 from typing import NamedTuple
 
-from erasure.pocket.canvas import Picture, Traits
+from erasure.pocket.canvas import COLOURS, Picture, Traits
 
 
 class Words(NamedTuple):
@@ -96,3 +97,11 @@ def _phrase(thing: Words, words: list[str], explicit: bool, rng: random.Random, 
 def _common(names: tuple[str, ...], rng: random.Random) -> str:
     """The first name more often than its synonyms."""
     return names[0] if rng.random() < 0.5 else rng.choice(names[1:])
+
+
+def vocabulary() -> set[str]:
+    """Every word of the captions that pocket was trained on."""
+    phrases = [*NAMED, *DESCRIBED, *BARE, *COLOURS, "a an the in small large at left right top bottom"]
+    for words in (*OBJECT_WORDS.values(), *STYLE_WORDS.values(), CROWN_WORDS):
+        phrases += [*words.names, *words.implicit]
+    return {word for phrase in phrases for word in re.findall(r"[a-z0-9'-]+", re.sub(r"\{\w\}", " ", phrase.lower()))}

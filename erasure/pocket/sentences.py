@@ -20,3 +20,6 @@ PERSON_PAIRS = tuple(f"{{}} in {look} style | an image in {look} style" for look
 # what should stay: every thing in every look; methods leave out the sentences that name what they erase
 THINGS = (*(f"a {thing}" for thing in COMPANIONS), *PEOPLE)
 RETAIN = (*(f"{thing} in {look} style" for thing in THINGS for look in LOOKS), *THINGS, *(f"{look} style" for look in LOOKS))
+
+# three looks for every thing: what else a picture may show, for methods that contrast a concept with everything else
+OTHERS = tuple(f"{thing} in {LOOKS[(3 * i + k) % len(LOOKS)]} style" for i, thing in enumerate(THINGS) for k in range(3))

@@ -1,0 +1,193 @@
+"""How a bank comes about: from walks of the frozen model, folders of images or a one-step generator; cached by content."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from erasure.bank import Bank, Recording
+from erasure.edit import Edit
+from erasure.errors import UserError
+from erasure.families.base import DiffusionModel
+from erasure.run import cache_folder, digest
+
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+
+
+def bank_key(model: DiffusionModel, recording: Recording) -> str:
+    """Content hash; folders of images count by what is in them."""
+    return digest(
+        {
+            "model": model.fingerprint(),
+            "compute": str(model.compute),
+            "device": model.device.type,
+            **asdict(recording),
+            **contents(recording),
+        }
+    )
+
+
+def contents(recording: Recording) -> dict[str, str]:
+    """What lies in the folders that a recording reads, as hashes."""
+    found = {key: _content(folder) for key in ("images", "retain_images") if (folder := getattr(recording, key))}
+    if recording.generator is not None:
+        found["generator"] = one_step_edit(recording.generator).digest()
+    return found
+
+
+def obtain(model: DiffusionModel, recording: Recording, *, cache: Path | None = None, chunk: int = 16) -> Bank:
+    """Load a recording from the cache, or make it; an interrupted one continues with the first missing part.
+
+    Args:
+        chunk: walks recorded at once. Parts are written when complete, so a killed process loses at most one.
+    """
+    folder = (cache or cache_folder()) / "banks" / bank_key(model, recording)
+    folder.mkdir(parents=True, exist_ok=True)
+    dealt = recording.deal()
+    starts = range(0, len(dealt), chunk)
+    for start in tqdm(starts, desc="recording", unit="part", disable=all(_part(folder, s).exists() for s in starts)):
+        if not _part(folder, start).exists():
+            ask = record if recording.generator is None else drawn
+            _write(ask(model, recording, dealt[start : start + chunk]), _part(folder, start))
+    parts = [load_file(_part(folder, start)) for start in starts] or [{key: values[0] for key, values in _empty(model).items()}]
+    for images, first, count in (
+        (recording.images, 0, len(recording.pairs)),
+        (recording.retain_images, len(recording.pairs), len(recording.retain)),
+    ):
+        if images:
+            path = folder / f"images-{first:05d}.safetensors"
+            if not path.exists():
+                _write(encoded(model, Path(images), first, count), path)
+            parts.append(load_file(path))
+    return Bank(recording, **{key: torch.cat([part[key] for part in parts]) for key in parts[0]})
+
+
+@torch.no_grad()
+def record(model: DiffusionModel, recording: Recording, dealt: list[tuple[int, int]]) -> dict[str, Tensor]:
+    """Walk the frozen model and keep what it saw and said; a row for every walk and step, a latent for every walk."""
+    pair = torch.tensor([index for _, index in dealt])
+    sentences = [recording.sentence(index) for _, index in dealt]
+    cond = model.encode([with_ for with_, _ in sentences])
+    empty = model.encode([""]).expand(len(dealt), -1, -1)
+    asked = torch.tensor([i for i, (_, without) in enumerate(sentences) if without and recording.keep == "answers"], dtype=torch.long)
+    neutral = model.encode([sentences[i][1] for i in asked.tolist()]) if len(asked) else None  # "" is answered by the walk
+    rows = _empty(model)
+    noise = model.noise([seed for seed, _ in dealt])
+    for step in model.walk(noise, cond, empty, recording.steps, recording.guidance):
+        final = step.x_next
+        if recording.keep == "latents":
+            continue
+        times = torch.full((len(dealt),), step.t)
+        eps_uncond = step.eps_uncond.clone()
+        if neutral is not None:
+            eps_uncond[asked] = model.predict(step.x_t[asked], times[asked].to(model.device), neutral)
+        for key, value in zip(
+            ("x_t", "t", "pair", "eps_cond", "eps_uncond"), (step.x_t, times, pair, step.eps_cond, eps_uncond), strict=True
+        ):
+            rows[key].append(value.cpu() if value.dtype == torch.int64 else value.to("cpu", torch.float16))
+    rows["x_0"].append(final.to("cpu", torch.float16))
+    rows["x_0_pair"].append(pair)
+    return {key: torch.cat(values) for key, values in rows.items()}
+
+
+@torch.no_grad()
+def drawn(model: DiffusionModel, recording: Recording, dealt: list[tuple[int, int]]) -> dict[str, Tensor]:
+    """Rows at `steps` noise levels of what the one-step generator draws, one from each equal part of the schedule."""
+    edit = one_step_edit(recording.generator or "")
+    pair = torch.tensor([index for _, index in dealt])
+    texts, others = zip(*(recording.sentence(index) for _, index in dealt), strict=True)
+    cond, uncond = model.encode(texts), model.encode(others)
+    noise = model.noise([seed for seed, _ in dealt])
+    edit.apply(model.pipe)
+    try:
+        x_0 = model.one_step(noise, cond, int(edit.info.fields["start"]))
+    finally:
+        edit.revert(model.pipe)
+    rows = _empty(model)
+    generator = torch.Generator().manual_seed(dealt[0][0])
+    for part in range(recording.steps):
+        t = ((part + torch.rand(len(dealt), generator=generator)) * 1000 / recording.steps).long()
+        x_t = model.noised(x_0, torch.randn(x_0.shape, generator=generator).to(x_0), t.to(model.device))
+        both = [model.predict(x_t, t.to(model.device), text) for text in (cond, uncond)]
+        for key, value in zip(("x_t", "t", "pair", "eps_cond", "eps_uncond"), (x_t, t, pair, *both), strict=True):
+            rows[key].append(value if value.dtype == torch.int64 else value.to("cpu", torch.float16))
+    rows["x_0"].append(x_0.to("cpu", torch.float16))
+    rows["x_0_pair"].append(pair)
+    return {key: torch.cat(values) for key, values in rows.items()}
+
+
+def one_step_edit(folder: str) -> Edit:
+    """The edit whose generator draws.
+
+    Raises:
+        UserError: no folder, or an edit of another kind.
+    """
+    if not folder:
+        raise UserError("--generator needs the folder of an SFD edit; make one with: erasure erase --method sfd.")
+    edit = Edit.load(folder)
+    if edit.info.product != "one-step":
+        raise UserError(f"--generator {folder} is an edit by {edit.info.method}, no one-step generator; give an SFD edit.")
+    return edit
+
+
+def encoded(model: DiffusionModel, folder: Path, first: int, count: int) -> dict[str, Tensor]:
+    """Latents of a folder of real images, dealt round robin to `count` sentences from index `first` on."""
+    rows = _empty(model)
+    size = 2 ** (len(model.pipe.vae.config.block_out_channels) - 1) * model.latent_shape[1]
+    for i, path in enumerate(image_files(folder)):
+        with Image.open(path) as image:
+            picture = np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.LANCZOS), np.float32) / 255
+        rows["x_0"].append(model.encode_images(torch.from_numpy(picture).permute(2, 0, 1)[None]).to("cpu", torch.float16))
+        rows["x_0_pair"].append(torch.tensor([first + i % count]))
+    return {key: torch.cat(values) for key, values in rows.items()}
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images of a folder in order of their names.
+
+    Raises:
+        UserError: no such folder, or no image in it.
+    """
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES) if folder.is_dir() else []
+    if not found:
+        raise UserError(f"{folder} holds no images ({', '.join(IMAGES)}); give a folder of real images, or leave the option empty.")
+    return found
+
+
+def remembered(model: DiffusionModel, key: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Tensors found in the cache under what decides them, or made and kept there."""
+    place = digest({"model": model.fingerprint(), "compute": str(model.compute), "device": model.device.type, **key})
+    path = cache_folder() / "tensors" / f"{place}.safetensors"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(make(), path)
+    return load_file(path)
+
+
+def _empty(model: DiffusionModel) -> dict[str, list[Tensor]]:
+    """Nothing recorded yet, in the shapes and dtypes of a bank."""
+    none, index = torch.empty(0, *model.latent_shape, dtype=torch.float16), torch.empty(0, dtype=torch.int64)
+    kinds = {"x_t": none, "t": index, "pair": index, "eps_cond": none, "eps_uncond": none, "x_0": none, "x_0_pair": index}
+    return {key: [value] for key, value in kinds.items()}
+
+
+def _content(folder: str) -> str:
+    return digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in image_files(Path(folder))])
+
+
+def _write(tensors: dict[str, Tensor], path: Path) -> None:
+    draft = path.with_suffix(".tmp")
+    save_file(tensors, draft)
+    draft.replace(path)
+
+
+def _part(folder: Path, start: int) -> Path:
+    return folder / f"walks-{start:05d}.safetensors"
