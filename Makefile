@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo studio test test-slow browser lint clean
 
 .venv/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -12,6 +12,13 @@ BIN = .venv/bin
 
 demo: .venv/.ready
 	$(BIN)/erasure demo
+
+studio: .venv/.ready
+	$(BIN)/erasure studio
+
+# system packages, for the browser tests alone; everything else runs without
+browser:
+	command -v chromium || (apt-get update -qq && apt-get install -y -qq chromium)
 
 test: lint
 	$(BIN)/pytest

@@ -11,28 +11,32 @@ COMMANDS = {
     "erase": "erase concepts from a model and save an edit",
     "audit": "measure an edit: what is gone, what else went with it; writes report.html",
     "export": "turn an edit into a diffusers folder or a LoRA file",
+    "jobs": "run plans of many erasures and audits; status and leaderboard",
+    "studio": "serve the web page: compare, erase, audit, board",
     "demo": "erase a style from the shipped pocket model, audit it and write a report",
     "methods": "list the erasure methods",
     "doctor": "say what is installed, which device is used, what is missing",
 }
 USAGE_ERROR, INCOMPLETE = 1, 2
-COMPUTE = ("erase", "audit", "demo", "export")
+COMPUTE = ("erase", "audit", "demo", "export", "jobs", "studio")
 # glibc keeps large tensors in the heap instead of fetching fresh pages for each; about a third of a training step on a CPU
-# (docs/performance.md). It reads these at start only.
-ALLOCATION = {
+# (docs/performance.md). OpenMP threads that wait for each other spin for long; two processes on the same cores then slow each other down
+# several times over. Both are read at start only.
+ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
     "MALLOC_TOP_PAD_": "268435456",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+    "GOMP_SPINCOUNT": "1000",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Exit codes: 0 done, 1 usage error, 2 incomplete (interrupted; the same command continues)."""
     arguments = sys.argv[1:] if argv is None else argv
-    if argv is None and sys.platform == "linux" and arguments and arguments[0] in COMPUTE and not ALLOCATION.keys() & os.environ.keys():
-        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **ALLOCATION})
+    if argv is None and sys.platform == "linux" and arguments and arguments[0] in COMPUTE and not ENVIRONMENT.keys() & os.environ.keys():
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **ENVIRONMENT})
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
         return 0

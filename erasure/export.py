@@ -79,6 +79,12 @@ def to_lora(model: DiffusionModel, edit: Edit, out: Path, rank: int, other_base:
     return float((missed / max(total, 1e-30)) ** 0.5)
 
 
+def to_edit(edit: Edit, out: Path) -> None:
+    """Save the edit as it is, without the log and the job of its run."""
+    _empty(out)
+    edit.save(out)
+
+
 def to_text_encoder(model: DiffusionModel, edit: Edit, out: Path, other_base: bool = False) -> None:
     """Save the edited text encoder alone, for `from_pretrained(base, text_encoder=CLIPTextModel.from_pretrained(out))`.
 

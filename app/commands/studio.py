@@ -1,0 +1,63 @@
+"""`erasure studio`: the web page."""
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.parsing import parse
+from erasure.errors import UserError
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Serve the studio: compare, erase, audit, board. On this machine alone, unless --auth names a user and a password."""
+
+    model: str = "pocket"  # pocket, a hub id, a diffusers folder, or one .safetensors file
+    runs: Path = Path("runs")  # where jobs, edits and audits are; nothing else of this machine can be read through the page
+    host: str = "127.0.0.1"  # address to listen on; any but this machine's own needs --auth
+    port: int = 7860  # 0: any free one
+    safety_checker: str = ""  # hub id or folder of a safety checker that hides pictures; for pages that strangers see
+    auth: str = ""  # user:password that everyone has to give
+    device: str = "auto"  # auto, cpu, cuda, cuda:1
+
+
+def main(argv: list[str]) -> int:
+    options = parse(Options, argv, "studio")
+    login = checked(options)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    from app.web.page import build, launch
+    from app.web.safety import load_checker
+    from app.web.studio import Studio
+    from app.web.worker import Worker
+    from erasure.loading import load_model
+
+    checker = load_checker(options.safety_checker) if options.safety_checker else None
+    studio = Studio(load_model(options.model, device=options.device), options.runs, local=options.host in LOCAL, checker=checker)
+    print("making a first erasure to look at" if studio.is_pocket else f"loaded {options.model}", file=sys.stderr)
+    studio.prepare()
+    worker = Worker(options.runs / "jobs")
+    worker.start()
+    try:
+        url = launch(build(studio), host=options.host, port=options.port or None, auth=login)
+        print(f"the studio is at {url}", flush=True)
+        worker.join()
+    finally:
+        worker.stop()
+    return 0
+
+
+def checked(options: Options) -> tuple[str, str] | None:
+    """User and password.
+
+    Raises:
+        UserError: an open address without a login, or a login that is none.
+    """
+    user, colon, password = options.auth.partition(":")
+    if options.auth and not (user and colon and password):
+        raise UserError("--auth takes user:password, such as --auth ada:a-long-password.")
+    if options.host not in LOCAL and not options.auth:
+        raise UserError(f"--host {options.host} can be reached from other machines; give --auth user:password, or leave it at 127.0.0.1.")
+    return (user, password) if options.auth else None

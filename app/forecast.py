@@ -1,0 +1,51 @@
+"""What the jobs of a plan would cost, recordings that several ask for counted once."""
+
+from dataclasses import dataclass
+
+from app.plan import Plan
+from app.work import prepared
+from erasure.bank import recording_cost
+from erasure.families.base import DiffusionModel
+from erasure.loading import load_model
+from erasure.methods.base import Trained
+from erasure.recorder import bank_key
+from eval.cases import cases, load_suite
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Network passes per sample of one job."""
+
+    forwards: int  # of the erasure, without its recording where a job above it makes that
+    backwards: int
+    recording: str  # which recording it trains from; none for methods that need none
+    pictures: int  # that its audit draws of the erased model
+
+
+def forecasts(plan: Plan) -> list[Forecast]:
+    """One for every job, in the order of the plan.
+
+    Raises:
+        UserError: a method, field, suite or concept that does not exist.
+    """
+    models: dict[str, DiffusionModel] = {}
+    made: set[str] = set()
+    found = []
+    for spec in plan.jobs:
+        if spec.model not in models:
+            models[spec.model] = load_model(spec.model)
+        model = models[spec.model]
+        method, concepts = prepared(model, spec)
+        cost, key = method.forecast(model, concepts), ""
+        forwards = cost.unet_forwards
+        if isinstance(method, Trained):
+            recording = method.record(concepts, spec.seed)
+            key = bank_key(model, recording)
+            forwards -= recording_cost(recording) if key in made else 0
+            made.add(key)
+        pictures = 0
+        if spec.suite:
+            suite = load_suite(spec.suite)
+            pictures = sum(case.count for case in cases(suite, [suite.find(c.name) for c in concepts], spec.tier))
+        found.append(Forecast(forwards, cost.unet_backwards, key, pictures))
+    return found

@@ -1,0 +1,157 @@
+"""Plans: strict YAML whose lists multiply into jobs. No torch in here."""
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from erasure.concept import Concept, Kind
+from erasure.errors import UserError, unknown
+from erasure.run import digest, read_json, write_json
+
+SETTINGS = ("model", "out", "suite", "tier", "seed", "kind", "method", "fields")
+ENTRY = ("concept", "kind", "anchor", "prompts", "method", "fields", "seed", "model", "suite", "tier")
+CONCEPT = tuple(f.name for f in fields(Concept))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """One job as it was asked for: erase, then audit where a suite is named; or the audit of edits that exist."""
+
+    concepts: tuple[Concept, ...] = ()
+    edits: tuple[str, ...] = ()  # folders of edits to audit, in place of erasing anything
+    method: str = "esd"
+    fields: dict[str, Any] = field(default_factory=dict)  # of the method, where they differ from the recipe
+    seed: int = 0
+    model: str = "pocket"
+    suite: str = ""  # none: no audit
+    tier: str = "smoke"
+
+    @property
+    def name(self) -> str:
+        """For people: concepts and method. What tells jobs apart is the hash."""
+        if self.edits:
+            return f"audit of {' + '.join(Path(e).name for e in self.edits)} · {self.suite}, {self.tier}"
+        return f"{'; '.join(c.name for c in self.concepts)} · {self.method}"
+
+    def record(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @property
+    def folder_name(self) -> str:
+        """Readable, and unlike any other job's."""
+        said = re.sub(r"[^\w+]+", "-", "+".join(c.name for c in self.concepts))[:40].strip("-")
+        return f"{'audit' if self.edits else self.method}-{said + '-' if said else ''}{digest(self.record())[:8]}"
+
+    def save(self, path: Path) -> None:
+        """Write the file that `erasure jobs run-one` takes."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, self.record())
+
+    @classmethod
+    def load(cls, path: Path) -> "Spec":
+        """Read such a file.
+
+        Raises:
+            UserError: no such file, unknown keys, values that are no concept.
+        """
+        record = read_json(path)
+        if not isinstance(record, dict) or not (record.get("concepts") or record.get("edits")):
+            raise UserError(f"{path} is no job: expected a mapping with concepts (or edits), method, fields, seed, model, suite and tier.")
+        allowed = [f.name for f in fields(cls)]
+        for key in record:
+            if key not in allowed:
+                raise unknown(f"key in {path}", key, allowed)
+        try:
+            concepts = tuple(Concept.from_record(c) for c in record.get("concepts", ()))
+            return cls(**{**record, "concepts": concepts, "edits": tuple(record.get("edits", ()))})
+        except TypeError as error:
+            raise UserError(f"{path}: {error}.") from error
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The jobs of a plan file, in the order of the file, and where their folders go."""
+
+    jobs: tuple[Spec, ...]
+    out: Path
+
+    def folder(self, spec: Spec) -> Path:
+        return self.out / spec.folder_name
+
+
+def load_plan(path: Path) -> Plan:
+    """Read a plan and multiply its lists.
+
+    Raises:
+        UserError: no YAML, an unknown key, a value of the wrong shape, or two entries that mean the same job.
+    """
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"{path} cannot be read as a plan: {str(error).splitlines()[0]}.") from error
+    if not isinstance(record, dict) or not isinstance(record.get("jobs"), list) or not record["jobs"]:
+        raise UserError(f"{path} must be a mapping with a list under `jobs`, and may set {', '.join(SETTINGS)} for all of them.")
+    for key in record:
+        if key not in (*SETTINGS, "jobs"):
+            raise unknown(f"key in {path}", key, (*SETTINGS, "jobs"))
+    common = {key: value for key, value in record.items() if key not in ("jobs", "out")}
+    specs: dict[str, Spec] = {}
+    for number, entry in enumerate(record["jobs"], 1):
+        where = f"{path}, job {number}"
+        if not isinstance(entry, dict):
+            raise UserError(f"{where} must be a mapping such as {{concept: neon, method: esd}}, got {entry!r}.")
+        for spec in expand({**common, **entry, "fields": {**_mapping(common, where), **_mapping(entry, where)}}, where):
+            if spec.folder_name in specs:
+                raise UserError(f"{where} asks again for a job that stands above it: {spec.name}, seed {spec.seed}.")
+            specs[spec.folder_name] = spec
+    return Plan(tuple(specs.values()), Path(record.get("out") or Path("runs") / path.stem))
+
+
+def expand(entry: dict[str, Any], where: str) -> Iterator[Spec]:
+    """Every combination of an entry's lists: concepts x methods x seeds x models x tiers x fields."""
+    for key in entry:
+        if key not in ENTRY:
+            raise unknown(f"key in {where}", key, ENTRY)
+    if not entry.get("concept"):
+        raise UserError(f"{where} names no concept.")
+    options = {name: _list(value) for name, value in _mapping(entry, where).items()}
+    axes = [_list(entry.get(key, default)) for key, default in (("method", "esd"), ("seed", 0), ("model", "pocket"), ("suite", ""))]
+    for concept in _list(entry["concept"]):
+        concepts = _concepts(concept, entry, where)
+        for method, seed, model, suite, *values in itertools.product(*axes, *options.values()):
+            if not isinstance(seed, int) or isinstance(seed, bool):
+                raise UserError(f"{where}: a seed is a whole number, got {seed!r}.")
+            spec = Spec(concepts=concepts, method=str(method), fields=dict(zip(options, values, strict=True)), seed=seed, model=str(model))
+            yield replace(spec, suite=str(suite or ""), tier=str(entry.get("tier", "smoke")))
+
+
+def _concepts(value: Any, entry: dict[str, Any], where: str) -> tuple[Concept, ...]:
+    """ "a; b" means both in one edit; a mapping sets the fields of one concept."""
+    shared = {"kind": entry.get("kind", "style"), "anchor": entry.get("anchor", ""), "prompts": tuple(entry.get("prompts", ()))}
+    if isinstance(value, dict):
+        for key in value:
+            if key not in CONCEPT:
+                raise unknown(f"key of a concept in {where}", key, CONCEPT)
+        if "name" not in value:
+            raise UserError(f"{where}: a concept written as a mapping needs a name, got {value!r}.")
+        return (Concept.from_record({**shared, **value}),)
+    if not isinstance(value, str):
+        raise UserError(f"{where}: a concept is a name or a mapping with a name, got {value!r}.")
+    kind: Kind = shared["kind"]
+    return tuple(Concept(name=name.strip(), kind=kind, anchor=shared["anchor"], prompts=shared["prompts"]) for name in value.split(";"))
+
+
+def _mapping(entry: dict[str, Any], where: str) -> dict[str, Any]:
+    found = entry.get("fields") or {}
+    if not isinstance(found, dict):
+        raise UserError(f"{where}: fields must be a mapping of a method's options, got {found!r}.")
+    return found
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

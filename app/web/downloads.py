@@ -1,0 +1,61 @@
+"""The finished edit of a job as one file to take away."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from app.web.studio import Studio
+from erasure import export
+from erasure.edit import Edit
+from erasure.errors import UserError, unknown
+
+FORMS = ("edit", "lora", "text-encoder", "folder")
+
+
+def prepare(studio: Studio) -> Callable[[str | None, str], Any]:
+    """The handler of the download button."""
+
+    def download(job: str | None, form: str) -> Any:
+        """A zip of a finished job's edit, as an edit, a LoRA, a text encoder or a whole diffusers folder."""
+        try:
+            if not job:
+                raise UserError("there is no job yet.")
+            return gr.File(str(packed(studio, studio.job(job), form)), visible=True)
+        except UserError as error:
+            raise gr.Error(str(error), duration=12) from None
+
+    return download
+
+
+def packed(studio: Studio, job: Path, form: str) -> Path:
+    """The zip of one form, made once.
+
+    Raises:
+        UserError: an unknown form, a job without a finished edit, a form that this edit cannot take.
+    """
+    if form not in FORMS:
+        raise unknown("form", form, FORMS)
+    folder = job / "edit"
+    if not (folder / "result.json").exists():
+        raise UserError(f"{job.name} has no finished edit yet.")
+    file = job / "downloads" / f"{job.name}-{form}.zip"
+    if file.exists():
+        return file
+    edit, out = Edit.load(folder), job / "downloads" / form
+    shutil.rmtree(out, ignore_errors=True)
+    with studio.lock:
+        error = None
+        if form == "edit":
+            export.to_edit(edit, out)
+        elif form == "lora":
+            error = export.to_lora(studio.model, edit, out, rank=16)
+        elif form == "text-encoder":
+            export.to_text_encoder(studio.model, edit, out)
+        else:
+            export.to_folder(studio.model, edit, out)
+        export.write_card(out, edit, export.before_after(studio.model, edit), form, error)
+    shutil.make_archive(str(file.with_suffix("")), "zip", out)
+    return file

@@ -1,0 +1,219 @@
+"""What the web studio can do, without a page: compare, list edits, queue work. Pages and the API call this."""
+
+import re
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app import jobs
+from app.plan import Spec
+from app.web.safety import Checker
+from erasure.concept import Concept, Kind
+from erasure.discover import load
+from erasure.edit import Edit
+from erasure.erase import applied, configure, erase
+from erasure.errors import UserError, unknown
+from erasure.families.base import DiffusionModel
+from erasure.methods.base import Method
+from erasure.methods.uce import UCE
+from erasure.pocket.captions import OBJECT_WORDS, STYLE_WORDS, vocabulary
+from eval.judges.base import Judge
+
+PROMPT_LIMIT, PICTURES, STEPS, QUEUED = 500, 8, 100, 32
+FIRST = "a watercolor picture of a house"
+READY = Concept(name="watercolor", kind="style")  # what the shipped page has erased already
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Pictures of one prompt before and after, from the same noise."""
+
+    seeds: list[int]
+    base: Tensor  # (N, 3, H, W) uint8
+    erased: Tensor  # (N, 3, H, W) uint8
+    readings: list[tuple[dict[str, Any], dict[str, Any]]]  # per picture what the judges read before and after; empty without judges
+    sensitive: bool = False  # an edit of the nsfw kind is involved: blurred until asked for
+    hidden: tuple[int, ...] = ()  # pictures, before or after, that the safety checker does not let through
+
+    def difference(self, i: int) -> Tensor:
+        """Mean absolute difference over colours of picture i, (H, W) in [0, 1]."""
+        return (self.base[i].float() - self.erased[i].float()).abs().mean(0) / 255
+
+
+@dataclass
+class Studio:
+    """A loaded model, a folder of runs, and a lock, since edits are applied to the one model in memory."""
+
+    model: DiffusionModel
+    root: Path
+    local: bool = True  # whether everyone who sees the page may name paths of this machine
+    checker: Checker | None = None  # what hides pictures on public pages
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    base_pictures: "OrderedDict[tuple[Any, ...], Tensor]" = field(default_factory=OrderedDict)
+
+    @property
+    def source(self) -> str:
+        return self.model.source
+
+    @property
+    def is_pocket(self) -> bool:
+        return self.source == "pocket"
+
+    def prepare(self) -> None:
+        """A ready erasure for the first look: a closed form that takes two seconds, once."""
+        if self.is_pocket:
+            method, concepts, _ = configure(UCE, [READY], self.model.family, {})
+            erase(self.model, concepts, method, out=self.root / "ready" / "watercolor-uce")
+            self.compare(FIRST, [], 0, 1, 2, 4.0, 1.0)  # loads the judges and warms the kernels up
+
+    def edits(self) -> dict[str, Path]:
+        """Edits below the runs folder that were made on the loaded model, newest first, by a name for people."""
+        files = sorted(self.root.glob("**/edit.json"), key=lambda path: -path.stat().st_mtime_ns)
+        here, found = self.model.fingerprint(), {}
+        for file in files:
+            try:
+                edit = Edit.load(file)
+            except UserError:
+                continue  # one broken folder must not take the page down; loading it by name says what is wrong
+            if edit.info.base["fingerprint"] == here:
+                name = edit.name + (f", seed {edit.info.seed}" if edit.info.seed else "")
+                found[name if name not in found else f"{name} [{edit.digest()[:6]}]"] = file.parent
+        return found
+
+    def chosen(self, names: list[str]) -> list[Edit]:
+        """Edits by their names.
+
+        Raises:
+            UserError: a name that is not on the list.
+        """
+        known = self.edits()
+        for name in names:
+            if name not in known:
+                raise unknown("edit", name, known)
+        return [Edit.load(known[name]) for name in names]
+
+    def compare(self, prompt: str, names: list[str], seed: int, count: int, steps: int, guidance: float, strength: float) -> Comparison:
+        """Draw `count` pictures with the base and with the edits applied, seeds counting up from `seed`.
+
+        Raises:
+            UserError: a value out of its range, an unknown edit, edits that do not go together.
+        """
+        ranges = (
+            ("pictures", count, 1, PICTURES),
+            ("steps", steps, 1, STEPS),
+            ("guidance", guidance, 0, 30),
+            ("strength", strength, -2, 4),
+        )
+        for name, value, low, high in ranges:
+            if not low <= value <= high:
+                raise UserError(f"{name} must lie between {low} and {high}, got {value:g}.")
+        if len(prompt) > PROMPT_LIMIT:
+            raise UserError(f"a prompt may have {PROMPT_LIMIT} characters, this one has {len(prompt):,}.")
+        if not 0 <= seed < 2**53:
+            raise UserError(f"a seed lies between 0 and 2^53, got {seed}.")
+        edits, seeds = self.chosen(names), list(range(seed, seed + count))
+        with self.lock:
+            base = self._base(prompt, seeds, steps, guidance)
+            with applied(self.model, edits, strength=strength):
+                erased = self._draw(prompt, seeds, steps, guidance) if edits else base
+        sensitive = any(concept["kind"] == "nsfw" for edit in edits for concept in edit.info.concepts)
+        flagged = self.checker(torch.cat((base, erased))) if self.checker else []
+        hidden = tuple(sorted({i % count for i, flag in enumerate(flagged) if flag}))
+        return Comparison(seeds, base, erased, self._read(base, erased, prompt), sensitive, hidden)
+
+    def _base(self, prompt: str, seeds: list[int], steps: int, guidance: float) -> Tensor:
+        """The base's pictures do not depend on edits; the last few are kept."""
+        key = (prompt, tuple(seeds), steps, guidance)
+        if key not in self.base_pictures:
+            self.base_pictures[key] = self._draw(prompt, seeds, steps, guidance)
+            while len(self.base_pictures) > 32:
+                self.base_pictures.popitem(last=False)
+        return self.base_pictures[key]
+
+    def _draw(self, prompt: str, seeds: list[int], steps: int, guidance: float) -> Tensor:
+        with torch.no_grad():
+            latents = self.model.sample([prompt] * len(seeds), seeds, steps=steps, guidance=guidance)
+            return (self.model.decode(latents).cpu() * 255).round().to(torch.uint8)
+
+    def _read(self, base: Tensor, erased: Tensor, prompt: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        if not self.is_pocket:
+            return []
+        both = torch.cat((base, erased)).float() / 255
+        read = {axis: load("eval.judges", f"pocket_{axis}", Judge)().read(both, [prompt] * len(both)) for axis in ("style", "object")}
+        each = [{axis: read[axis][i] for axis in read} for i in range(len(both))]
+        return list(zip(each[: len(base)], each[len(base) :], strict=True))
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words of a prompt that the shipped model never saw in a caption; nothing is known about other models."""
+        if not self.is_pocket:
+            return []
+        known = vocabulary()
+        return list(dict.fromkeys(word for word in re.findall(r"[^\W_][\w'-]*", prompt.lower()) if word not in known))
+
+    def known_names(self) -> dict[str, list[str]]:
+        """What the shipped model can draw."""
+        if not self.is_pocket:
+            return {}
+        return {
+            "styles": [words.names[0] for words in STYLE_WORDS.values()],
+            "things": [words.names[0] for key, words in OBJECT_WORDS.items() if key not in ("ada", "otto")],
+            "people": [words.names[0] for key, words in OBJECT_WORDS.items() if key in ("ada", "otto")],
+        }
+
+    def start_erasing(self, concept: str, kind: Kind, anchor: str, method: str, given: dict[str, Any], seed: int, suite: str) -> Path:
+        """Queue an erasure.
+
+        Raises:
+            UserError: a concept, method or field that does not exist; a full queue.
+        """
+        concepts = tuple(Concept(name=name.strip(), kind=kind, anchor=anchor.strip()) for name in concept.split(";"))
+        if len(concept) > PROMPT_LIMIT or len(anchor) > PROMPT_LIMIT:
+            raise UserError(f"a concept may have {PROMPT_LIMIT} characters, this one has {len(concept):,}.")
+        configure(load("erasure.methods", method, Method), list(concepts), self.model.family, given)  # complains now, not in an hour
+        spec = Spec(concepts=concepts, method=method, fields=given, seed=seed, model=self.source, suite=suite)
+        return self.queue(spec)
+
+    def start_audit(self, names: list[str], suite: str, tier: str) -> Path:
+        """Queue an audit of edits by name.
+
+        Raises:
+            UserError: no edit chosen, a suite without the concept, a full queue.
+        """
+        if not names:
+            raise UserError("choose an edit to audit.")
+        edits, known = self.chosen(names), self.edits()
+        from eval.audit import Audit
+        from eval.cases import load_suite
+
+        Audit.of(edits, load_suite(suite), tier)
+        return self.queue(Spec(edits=tuple(str(known[name]) for name in names), model=self.source, suite=suite, tier=tier))
+
+    def queue(self, spec: Spec) -> Path:
+        waiting = [folder for folder, _ in self.jobs() if jobs.progress(folder).state == "waiting"]
+        if len(waiting) >= QUEUED:
+            raise UserError(f"{QUEUED} jobs are waiting already; cancel some, or come back when they are done.")
+        folder = self.root / "jobs" / spec.folder_name
+        jobs.enqueue(folder, spec)
+        if jobs.progress(folder).state in ("failed", "cancelled", "interrupted"):
+            jobs.requeue(folder)
+        return folder
+
+    def jobs(self) -> list[tuple[Path, Spec]]:
+        """Every job of this studio, oldest first."""
+        return list(jobs.found(self.root / "jobs")) if (self.root / "jobs").is_dir() else []
+
+    def job(self, name: str) -> Path:
+        """The folder of a job by its name.
+
+        Raises:
+            UserError: no such job. A name is compared, never joined to a path.
+        """
+        known = {folder.name: folder for folder, _ in self.jobs()}
+        if name not in known:
+            raise unknown("job", name, known)
+        return known[name]

@@ -1,0 +1,86 @@
+"""Audit: how much of a concept is gone, and what else went with it."""
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from app import jobs
+from app.web.studio import Studio
+from app.web.tab_erase import job_view
+from erasure.errors import UserError
+from eval.cases import TIERS, suite_names
+
+
+def tab(studio: Studio) -> gr.Dropdown:
+    """Build the tab; returns its list of edits."""
+    with gr.Row():
+        with gr.Column(scale=3, min_width=280):
+            known = list(studio.edits())
+            edits = gr.Dropdown(known, value=known[-1:], multiselect=True, label="Edits, applied together", elem_id="audit-edits")
+            suite = gr.Dropdown(suite_names(), value="pocket", label="Suite")
+            tier = gr.Dropdown(
+                list(TIERS), value="smoke", label="Tier", info="smoke: a first look; standard: narrow intervals; full: narrower"
+            )
+            start = gr.Button("Audit", variant="primary", elem_id="audit")
+            shown = gr.Dropdown(reports(studio), value=None, label="Report", elem_id="report-choice")
+            current = gr.HTML(elem_id="audit-job")
+            running = gr.State("")
+        with gr.Column(scale=8, min_width=320):
+            report = gr.HTML(
+                '<p class="empty">Choose a report, or press Audit: pictures appear here while they are drawn.</p>', elem_id="report"
+            )
+
+    def audit(edits: list[str], suite: str, tier: str) -> tuple[str, str]:
+        """Queue an audit of edits by name; returns the name of the job."""
+        try:
+            folder = studio.start_audit(edits or [], suite, tier)
+        except UserError as error:
+            raise gr.Error(str(error), duration=12) from None
+        return folder.name, job_view(studio, folder.name)
+
+    def tick(name: str) -> tuple[Any, ...]:
+        if not name:
+            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
+        state = jobs.progress(studio.job(name)).state
+        if state != "done":
+            return job_view(studio, name), gr.skip(), gr.skip(), "" if state in ("failed", "cancelled") else name
+        mine = [label for label, path in found(studio).items() if path.parent.parent.name == name]
+        return job_view(studio, name), gr.Dropdown(choices=reports(studio), value=mine[0]), framed(found(studio)[mine[0]]), ""
+
+    start.click(audit, [edits, suite, tier], [running, current], api_name="audit")
+    gr.Timer(1.5).tick(
+        tick, running, [current, shown, report, running], api_visibility="private", show_progress="hidden", concurrency_limit=8
+    )
+    shown.input(show(studio), shown, report, api_visibility="private")
+    shown.focus(lambda: gr.Dropdown(choices=reports(studio)), None, shown, api_visibility="private", show_progress="hidden")
+    return edits
+
+
+def found(studio: Studio) -> dict[str, Path]:
+    """Reports below the runs folder by a name for people, newest first."""
+    files = sorted(studio.root.glob("**/report.html"), key=lambda path: -path.stat().st_mtime_ns)
+    return {str(path.parent.relative_to(studio.root)): path for path in files}
+
+
+def reports(studio: Studio) -> list[str]:
+    return list(found(studio))
+
+
+def show(studio: Studio) -> Any:
+    """The handler that opens a report; its name is compared with the list, never joined to a path."""
+
+    def handler(name: str | None) -> str:
+        known = found(studio)
+        if name not in known:
+            raise gr.Error(f"there is no report {name!r}.")
+        return framed(known[name])
+
+    return handler
+
+
+def framed(path: Path) -> str:
+    """A report in a frame of its own, without rights."""
+    page = escape(path.read_text(encoding="utf-8"), quote=True)
+    return f'<iframe class="report" title="audit report" sandbox srcdoc="{page}"></iframe>'

@@ -1,0 +1,77 @@
+"""What a job's own process does: erase, then audit."""
+
+import os
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from app.jobs import claim
+from app.plan import Spec
+from erasure.discover import load
+from erasure.edit import Edit
+from erasure.erase import configure, erase
+from erasure.errors import UserError
+from erasure.families.base import DiffusionModel
+from erasure.loading import load_model
+from erasure.methods.base import Method
+from erasure.preview import Preview
+from erasure.run import write_json
+from eval.audit import Audit, audit
+from eval.cases import load_suite
+from eval.report.html import write
+
+
+def work(folder: Path, spec: Spec) -> None:
+    """Do the job in a folder, from wherever it stands; errors are left in error.json and raised."""
+    begun = time.monotonic()
+    try:
+        claim(folder, "starting", 0)
+        model = load_model(spec.model)
+        edits = [Edit.load(path) for path in spec.edits] or [erased(model, folder, spec)]
+        audits = audited(model, folder, spec, edits) if spec.suite else []
+    except Exception as error:
+        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        write_json(folder / "error.json", {"error": said, "trace": "" if isinstance(error, UserError) else traceback.format_exc()})
+        raise
+    seconds = round(time.monotonic() - begun, 1)
+    write_json(folder / "done.json", {"edits": [edit.digest() for edit in edits], "audits": audits, "seconds": seconds})
+    (folder / "claim.json").unlink(missing_ok=True)
+
+
+def prepared(model: DiffusionModel, spec: Spec) -> tuple[Method, list[Any]]:
+    """The method with its recipe, and the concepts with their sentences."""
+    cls = load("erasure.methods", spec.method, Method)
+    method, concepts, _ = configure(cls, list(spec.concepts), model.family, spec.fields)
+    return method, concepts
+
+
+def erased(model: DiffusionModel, folder: Path, spec: Spec) -> Edit:
+    method, concepts = prepared(model, spec)
+    claim(folder, "erasing", getattr(method, "steps", 0))
+    watch = Preview(folder / "preview.png", [concepts[0].sentences()[-1][0], "", concepts[0].name])
+    return erase(model, concepts, method, out=folder / "edit", seed=spec.seed, watch=watch)
+
+
+def audited(model: DiffusionModel, folder: Path, spec: Spec, edits: list[Edit]) -> list[str]:
+    plans = Audit.of(edits, load_suite(spec.suite), spec.tier)
+    claim(folder, "auditing", sum(2 * len(plan.todo) for plan in plans))
+    names = []
+    for plan in plans:
+        name = f"audit-{plan.suite.name}-{plan.tier}" + (f"-{plan.axis}" if len(plans) > 1 else "")
+        audit(model, edits, plan, folder / name)
+        write(folder / name)
+        names.append(name)
+    return names
+
+
+def die_with(parent: int) -> None:
+    """End this process soon after its parent has ended, so that no orphan keeps the cores."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

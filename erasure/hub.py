@@ -1,0 +1,55 @@
+"""Exported edits on the Hugging Face Hub."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+
+from erasure.errors import UserError
+
+REPO = re.compile(r"[\w.-]+/[\w.-]+")
+SENT = (".safetensors", ".json", ".md", ".png", ".txt")  # no pickle, no log, no cache
+
+
+def contents(folder: Path) -> list[tuple[str, int]]:
+    """Names and bytes of what would be sent, in order.
+
+    Raises:
+        UserError: nothing to send.
+    """
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix in SENT]
+    if not files:
+        raise UserError(f"{folder} holds nothing to send.")
+    return [(str(path.relative_to(folder)), path.stat().st_size) for path in files]
+
+
+def push(folder: Path, repo: str, private: bool = False, endpoint: str | None = None) -> str:
+    """Create the repository where it is missing, send the folder in one commit, and return the commit's address.
+
+    Raises:
+        UserError: no login, no network, a refused request.
+    """
+    checked(repo)
+    api = HfApi(endpoint=endpoint)
+    try:
+        api.create_repo(repo, private=private, exist_ok=True)
+        done = api.upload_folder(
+            repo_id=repo, folder_path=folder, allow_patterns=[name for name, _ in contents(folder)], commit_message="Erasure Studio edit"
+        )
+    except LocalTokenNotFoundError as error:
+        raise UserError(f"pushing to {repo} needs a login: run `hf auth login`, or set HF_TOKEN.") from error
+    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        raise UserError(f"{repo} could not be written: {str(error).splitlines()[0]}") from error
+    return str(done.commit_url)
+
+
+def checked(repo: str) -> str:
+    """The repository's name.
+
+    Raises:
+        UserError: a name without an organisation or a user.
+    """
+    if not REPO.fullmatch(repo):
+        raise UserError(f"--push-to-hub takes org/name, got {repo!r}.")
+    return repo

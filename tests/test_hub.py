@@ -1,0 +1,59 @@
+"""Pushing to the Hub: what would be sent, and what is."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from huggingface_hub import HfApi
+
+from app.cli import main
+from erasure import hub
+from erasure.concept import Concept
+from erasure.erase import erase
+from erasure.errors import UserError
+from erasure.families.stable_diffusion import StableDiffusion
+from erasure.methods.esd import ESD
+from tests import tiny
+
+
+@pytest.fixture
+def edit(tmp_path: Path) -> Path:
+    model = StableDiffusion(tiny.pipeline(), str(tiny.folder(tmp_path / "model")), "fp32")
+    erase(model, [Concept(name="cat")], ESD(steps=2, batch=2, walks=4, walk_steps=2, lr=1e-2), out=tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_a_dry_run_shows_exactly_what_would_be_sent(
+    edit: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: dict[str, Any] = {}
+    monkeypatch.setattr(HfApi, "create_repo", lambda self, repo, **options: sent.update(repo=repo, **options))
+    monkeypatch.setattr(
+        HfApi,
+        "upload_folder",
+        lambda self, **options: sent.update(options) or SimpleNamespace(commit_url="https://huggingface.co/a/b/commit/1"),
+    )
+    for form, file in (("lora", "pytorch_lora_weights.safetensors"), ("edit", "edit.safetensors")):
+        assert main(["export", str(edit), "--as", form, "--out", str(edit.parent / form), "--push-to-hub", "a/b", "--dry-run"]) == 0
+        shown = capsys.readouterr().out
+        assert "would send to https://huggingface.co/a/b:" in shown and file in shown
+        assert "README.md" in shown and "before-after-0.png" in shown
+        assert not sent
+    assert main(["export", str(edit), "--as", "edit", "--out", str(edit.parent / "sent"), "--push-to-hub", "a/b", "--private"]) == 0
+    assert sent["repo"] == sent["repo_id"] == "a/b" and sent["private"]
+    listed = [line.split()[1] for line in shown.splitlines() if line.startswith(" ")]
+    assert sent["allow_patterns"] == listed
+    assert "commit/1" in capsys.readouterr().out
+
+
+def test_names_and_the_network_are_checked(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="takes org/name"):
+        hub.push(tmp_path, "no-slash")
+    with pytest.raises(UserError, match="holds nothing to send"):
+        hub.contents(tmp_path)
+    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "log.pkl").write_text("never")
+    assert hub.contents(tmp_path) == [("a.json", 2)]
+    with pytest.raises(UserError, match=r"a/b could not be written|needs a login"):
+        hub.push(tmp_path, "a/b", endpoint="http://127.0.0.1:9")

@@ -1,0 +1,180 @@
+"""The jobs engine: states read off folders, work in child processes, killed and rerun, the leaderboard."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from app import board, jobs
+from app.commands.jobs import main
+from app.plan import Spec, load_plan
+from erasure.concept import Concept
+from erasure.errors import UserError
+from erasure.run import read_json, write_json
+from eval.cases import PROMPTS
+from tests import tiny
+
+FIELDS = {"steps": 40, "batch": 2, "walks": 4, "walk_steps": 3, "lr": 1e-3}
+
+
+def small_plan(tmp_path: Path, methods: tuple[str, ...] = ("esd",), concepts: tuple[str, ...] = ("neon",), **more: object) -> Path:
+    """A plan on a tiny model whose pictures have pocket's size, audited with a suite of six cells."""
+    model = tmp_path / "model"
+    if not model.exists():
+        tiny.folder(model, size=32)
+    suite = yaml.safe_load((PROMPTS / "pocket.yaml").read_text())
+    suite |= {"steps": 2, "styles": {k: suite["styles"][k] for k in ("plain", "neon", "sketch")}}
+    suite |= {"objects": {k: suite["objects"][k] for k in ("boat", "tree")}}
+    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
+    fields = {"esd": FIELDS, "fia": {"record_steps": 2, "walk_steps": 3}}
+    entries = [{"concept": list(concepts), "method": m, "fields": fields[m]} for m in methods]
+    plan = {"model": str(model), "suite": str(tmp_path / "suite.yaml"), "out": str(tmp_path / "out"), "jobs": entries, **more}
+    path = tmp_path / "plan.yaml"
+    path.write_text(yaml.safe_dump(plan))
+    return path
+
+
+def test_a_plan_runs_to_its_end_and_is_then_skipped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = small_plan(tmp_path, ("esd", "fia"))
+    assert main(["run", str(path), "--dry-run"]) == 0
+    told = capfd.readouterr().out
+    assert "2 jobs" in told and "1 jobs train from 1 distinct recordings" in told
+    assert main(["run", str(path)]) == 0
+    plan = load_plan(path)
+    for spec in plan.jobs:
+        folder = plan.folder(spec)
+        assert jobs.progress(folder).state == "done"
+        (audit,) = read_json(folder / "done.json")["audits"]
+        assert (folder / audit / "report.html").exists()
+        assert not (folder / "claim.json").exists()
+    assert (plan.folder(plan.jobs[0]) / "preview.png").exists()
+    assert len(jobs.progress(plan.folder(plan.jobs[0])).loss) == FIELDS["steps"]
+    before = (plan.folder(plan.jobs[0]) / "done.json").stat().st_mtime_ns
+    assert main(["run", str(path)]) == 0
+    assert (plan.folder(plan.jobs[0]) / "done.json").stat().st_mtime_ns == before
+    assert main(["status", str(path)]) == 0
+    assert main(["status", str(tmp_path / "out")]) == 0
+    assert capfd.readouterr().out.count("done") >= 4
+    assert main(["board", str(tmp_path / "out")]) == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "board.csv").open()))
+    assert sorted(row["method"] for row in rows) == ["esd", "fia"]
+    assert all(float(row["UA_low"]) <= int(row["UA_k"]) / int(row["UA_n"]) <= float(row["UA_high"]) for row in rows)
+    assert all(row["bytes"] and row["seconds"] for row in rows)
+    page = (tmp_path / "out" / "board.html").read_text()
+    assert page.count("<circle") == 2 and "http://" not in page and "https://" not in page
+    assert "| esd | neon |" in (tmp_path / "out" / "board.md").read_text()
+
+
+def test_a_failed_job_is_named_and_runs_again_on_request(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = small_plan(tmp_path)
+    record = yaml.safe_load(path.read_text())
+    record["jobs"] = [{"concept": "neon", "method": "esd", "fields": {**FIELDS, "lr": 1e30}}, {"concept": "sketch", "fields": FIELDS}]
+    path.write_text(yaml.safe_dump({**record, "suite": ""}))
+    assert main(["run", str(path)]) == 2
+    plan = load_plan(path)
+    bad, good = (plan.folder(spec) for spec in plan.jobs)
+    assert "at step" in jobs.progress(bad).error
+    assert jobs.progress(good).state == "waiting"
+    assert "failed: neon" in capfd.readouterr().err
+    assert main(["run", str(path), "--keep-going"]) == 2
+    assert jobs.progress(good).state == "done"
+    first = (bad / "error.json").stat().st_mtime_ns
+    assert main(["run", str(path), "--retry"]) == 2
+    assert (bad / "error.json").stat().st_mtime_ns > first
+
+
+def test_a_running_job_shows_its_phase_and_can_be_cancelled_and_continued(tmp_path: Path) -> None:
+    path = small_plan(tmp_path)
+    plan = load_plan(path)
+    spec, folder = plan.jobs[0], plan.folder(plan.jobs[0])
+    assert jobs.progress(folder).state == "waiting"
+    jobs.enqueue(folder, spec)
+    child = jobs.start(folder)
+    end = time.monotonic() + 120
+    while jobs.progress(folder).phase not in ("erasing", "auditing") and time.monotonic() < end:
+        time.sleep(0.05)
+    assert jobs.progress(folder).state == "running"
+    jobs.cancel(folder)
+    assert child.wait() == -signal.SIGTERM
+    assert jobs.progress(folder).state == "cancelled"
+    assert jobs.start(folder).wait() == 0
+    assert jobs.progress(folder).state == "done"
+    with pytest.raises(UserError, match="nothing to cancel"):
+        jobs.cancel(folder)
+
+
+def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
+    path = small_plan(tmp_path)
+    plan = load_plan(path)
+    folder = plan.folder(plan.jobs[0])
+    parent = subprocess.Popen([sys.executable, "-m", "app.cli", "jobs", "run", str(path)], stderr=subprocess.DEVNULL)
+    while not (folder / "claim.json").exists() and parent.poll() is None:
+        time.sleep(0.01)
+    holder = read_json(folder / "claim.json")
+    parent.kill()
+    parent.wait()
+    end = time.monotonic() + 30
+    while jobs.alive(holder) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not jobs.alive(holder)
+    assert jobs.progress(folder).state in ("interrupted", "done")
+
+
+def test_states_are_read_off_the_folder(tmp_path: Path) -> None:
+    spec = Spec(concepts=(Concept(name="neon"),))
+    jobs.enqueue(tmp_path / "job", spec)
+    jobs.enqueue(tmp_path / "job", spec)
+    assert jobs.progress(tmp_path / "job").state == "waiting"
+    with pytest.raises(UserError, match="holds another job"):
+        jobs.enqueue(tmp_path / "job", Spec(concepts=(Concept(name="sketch"),)))
+    jobs.claim(tmp_path / "job", "erasing", 50)
+    assert jobs.progress(tmp_path / "job").state == "running"
+    (tmp_path / "job" / "edit").mkdir()
+    (tmp_path / "job" / "edit" / "train.jsonl").write_text('{"step": 0, "model": 0.5}\n{"step": 1, "model": 0.25}\n{"step"')
+    p = jobs.progress(tmp_path / "job")
+    assert (p.done, p.total, p.loss) == (2, 50, (0.5, 0.25))
+    assert p.eta is not None and p.eta >= 0
+    record = read_json(tmp_path / "job" / "claim.json")
+    write_json(tmp_path / "job" / "claim.json", {**record, "started": "1"})  # the number went to another process
+    assert jobs.progress(tmp_path / "job").state == "interrupted"
+    assert [folder.name for folder, _ in jobs.found(tmp_path)] == ["job"]
+
+
+def test_a_board_needs_audits(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no audit below"):
+        main(["board", str(tmp_path)])
+    with pytest.raises(UserError, match="Did you mean 'status'"):
+        main(["statsu"])
+    assert board.entries(tmp_path) == []
+
+
+@pytest.mark.slow
+def test_a_killed_plan_ends_like_an_undisturbed_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ESD, SalUn and FIA x 3 concepts with smoke audits on pocket, killed while training and while auditing."""
+    text = "suite: pocket\njobs:\n  - {concept: [neon, sketch, watercolor], method: [esd, salun, fia]}\n"
+    hashes = []
+    for run in ("straight", "killed"):
+        path = tmp_path / f"{run}.yaml"
+        path.write_text(f"out: {tmp_path / run}\n" + text)
+        environment = {**os.environ, "ERASURE_CACHE": str(tmp_path / f"cache-{run}")}
+        argv = [sys.executable, "-m", "app.cli", "jobs", "run", str(path)]
+        for phase in ("erasing", "auditing") if run == "killed" else ():
+            parent = subprocess.Popen(argv, env=environment, stderr=subprocess.DEVNULL)
+            while not any(read_json(c)["phase"] == phase for c in (tmp_path / run).glob("*/claim.json")):
+                time.sleep(0.2)
+            time.sleep(random.uniform(0, 8))
+            parent.kill()
+            parent.wait()
+            time.sleep(3)  # its child ends within a second
+        assert subprocess.run(argv, env=environment, check=False).returncode == 0
+        plan = load_plan(path)
+        kinds = ("edit/edit.safetensors", "audit-pocket-smoke/samples.jsonl", "audit-pocket-smoke/result.json")
+        hashes.append([(plan.folder(spec) / kind).read_bytes() for spec in plan.jobs for kind in kinds])
+    assert hashes[0] == hashes[1]

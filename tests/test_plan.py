@@ -1,0 +1,84 @@
+"""Plans: lists multiply, mistakes are named, jobs are told apart."""
+
+from pathlib import Path
+
+import pytest
+
+from app.plan import Spec, load_plan
+from erasure.concept import Concept
+from erasure.errors import UserError
+
+
+def written(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "plan.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_lists_multiply(tmp_path: Path) -> None:
+    plan = load_plan(
+        written(
+            tmp_path,
+            """
+suite: pocket
+fields: {steps: 5}
+jobs:
+  - {concept: [neon, sketch, "fish; boat"], method: [esd, salun], seed: [0, 1], fields: {lr: [1.0e-4, 2.0e-4, 3.0e-4]}}
+  - {concept: {name: tree, anchor: house}, kind: object, method: fia, fields: {steps: 9}, tier: standard}
+""",
+        )
+    )
+    assert len(plan.jobs) == 3 * 2 * 2 * 3 + 1
+    assert len({plan.folder(spec) for spec in plan.jobs}) == len(plan.jobs)
+    first, last = plan.jobs[0], plan.jobs[-1]
+    assert (first.method, first.seed, first.fields, first.suite, first.tier) == ("esd", 0, {"lr": 1e-4, "steps": 5}, "pocket", "smoke")
+    assert last.concepts == (Concept(name="tree", kind="object", anchor="house"),)
+    assert (last.fields, last.tier) == ({"steps": 9}, "standard")
+    assert [c.name for c in plan.jobs[24].concepts] == ["fish", "boat"]
+    assert plan.out == Path("runs/plan")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("jobs: []", "list under `jobs`"),
+        ("- neon", "list under `jobs`"),
+        ("jobs: [neon]", "job 1 must be a mapping"),
+        ("suit: pocket\njobs: [{concept: neon}]", "Did you mean 'suite'"),
+        ("jobs: [{concpt: neon}]", "Did you mean 'concept'"),
+        ("jobs: [{method: esd}]", "names no concept"),
+        ("jobs: [{concept: neon, fields: [1]}]", "must be a mapping of a method's options"),
+        ("jobs: [{concept: 5}]", "a name or a mapping"),
+        ("jobs: [{concept: {kind: style}}]", "needs a name"),
+        ("jobs: [{concept: {name: neon, sort: style}}]", "unknown key of a concept"),
+        ("jobs: [{concept: neon, kind: colour}]", "unknown kind"),
+        ("jobs: [{concept: neon, seed: many}]", "a seed is a whole number"),
+        ("jobs: [{concept: neon}, {concept: [sketch, neon]}]", "asks again for a job"),
+        ("jobs: [{concept: neon", "cannot be read as a plan"),
+    ],
+)
+def test_mistakes_are_named(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        load_plan(written(tmp_path, text))
+
+
+def test_a_missing_plan(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read as a plan"):
+        load_plan(tmp_path / "none.yaml")
+
+
+def test_a_spec_survives_its_file(tmp_path: Path) -> None:
+    spec = Spec(concepts=(Concept(name="a/b c", prompts=("{}", "x {} | x")),), fields={"retain": ["a", "b"], "lr": 0.1}, suite="pocket")
+    spec.save(tmp_path / "spec.json")
+    again = Spec.load(tmp_path / "spec.json")
+    assert again == spec
+    assert again.folder_name == spec.folder_name
+    assert "/" not in spec.folder_name and " " not in spec.folder_name
+
+
+def test_a_broken_spec_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "spec.json"
+    for text, complaint in (("[]", "is no job"), ('{"concepts": [], "metod": "esd"}', "Did you mean 'method'"), ("{", "cannot be read")):
+        path.write_text(text)
+        with pytest.raises(UserError, match=complaint):
+            Spec.load(path)
