@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
 
 from erasure.errors import UserError
 
@@ -39,7 +39,7 @@ def push(folder: Path, repo: str, private: bool = False, endpoint: str | None = 
         )
     except LocalTokenNotFoundError as error:
         raise UserError(f"pushing to {repo} needs a login: run `hf auth login`, or set HF_TOKEN.") from error
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (HTTPError, OfflineModeIsEnabled, OSError) as error:
         raise UserError(f"{repo} could not be written: {str(error).splitlines()[0]}") from error
     return str(done.commit_url)
 

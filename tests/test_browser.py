@@ -145,7 +145,7 @@ def test_erase_to_the_end_with_progress_cancel_and_reload(page: Any, studio: str
     page.locator("#file a").first.wait_for()
     tab(page, "Compare")
     page.locator("#edits input").click()
-    assert page.get_by_role("option", name=re.compile("esd \\(sketch\\)")).count()
+    page.get_by_role("option", name=re.compile("esd \\(sketch\\)")).first.wait_for()
 
 
 def test_audit_and_board(page: Any) -> None:

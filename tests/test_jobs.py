@@ -33,7 +33,7 @@ def small_plan(tmp_path: Path, methods: tuple[str, ...] = ("esd",), concepts: tu
     suite |= {"steps": 2, "styles": {k: suite["styles"][k] for k in ("plain", "neon", "sketch")}}
     suite |= {"objects": {k: suite["objects"][k] for k in ("boat", "tree")}}
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
-    fields = {"esd": FIELDS, "fia": {"record_steps": 2, "walk_steps": 3}}
+    fields = {"esd": FIELDS, "uce": {}}
     entries = [{"concept": list(concepts), "method": m, "fields": fields[m]} for m in methods]
     plan = {"model": str(model), "suite": str(tmp_path / "suite.yaml"), "out": str(tmp_path / "out"), "jobs": entries, **more}
     path = tmp_path / "plan.yaml"
@@ -42,7 +42,7 @@ def small_plan(tmp_path: Path, methods: tuple[str, ...] = ("esd",), concepts: tu
 
 
 def test_a_plan_runs_to_its_end_and_is_then_skipped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    path = small_plan(tmp_path, ("esd", "fia"))
+    path = small_plan(tmp_path, ("esd", "uce"))
     assert main(["run", str(path), "--dry-run"]) == 0
     told = capfd.readouterr().out
     assert "2 jobs" in told and "1 jobs train from 1 distinct recordings" in told
@@ -64,7 +64,7 @@ def test_a_plan_runs_to_its_end_and_is_then_skipped(tmp_path: Path, capfd: pytes
     assert capfd.readouterr().out.count("done") >= 4
     assert main(["board", str(tmp_path / "out")]) == 0
     rows = list(csv.DictReader((tmp_path / "out" / "board.csv").open()))
-    assert sorted(row["method"] for row in rows) == ["esd", "fia"]
+    assert sorted(row["method"] for row in rows) == ["esd", "uce"]
     assert all(float(row["UA_low"]) <= int(row["UA_k"]) / int(row["UA_n"]) <= float(row["UA_high"]) for row in rows)
     assert all(row["bytes"] and row["seconds"] for row in rows)
     page = (tmp_path / "out" / "board.html").read_text()

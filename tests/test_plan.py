@@ -78,7 +78,11 @@ def test_a_spec_survives_its_file(tmp_path: Path) -> None:
 
 def test_a_broken_spec_is_named(tmp_path: Path) -> None:
     path = tmp_path / "spec.json"
-    for text, complaint in (("[]", "is no job"), ('{"concepts": [], "metod": "esd"}', "Did you mean 'method'"), ("{", "cannot be read")):
+    for text, complaint in (
+        ("[]", "is no job"),
+        ('{"concepts": [{"name": "a"}], "metod": "esd"}', "Did you mean 'method'"),
+        ("{", "cannot be read"),
+    ):
         path.write_text(text)
         with pytest.raises(UserError, match=complaint):
             Spec.load(path)

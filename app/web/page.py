@@ -20,7 +20,7 @@ def build(studio: Studio) -> gr.Blocks:
             with gr.Tab("Compare", id="compare"):
                 edits = tab_compare.tab(studio)
             with gr.Tab("Erase", id="erase"):
-                tab_erase.tab(studio)
+                newest, job = tab_erase.tab(studio)
             with gr.Tab("Audit", id="audit") as auditing:
                 audited = tab_audit.tab(studio)
             with gr.Tab("Board", id="board") as boarding:
@@ -28,6 +28,7 @@ def build(studio: Studio) -> gr.Blocks:
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         for event, target in ((edits.focus, edits), (auditing.select, audited), (audited.focus, audited)):
             event(lambda: gr.Dropdown(choices=list(studio.edits())), None, target, **quiet)
+        page.load(newest, None, job, **quiet)
         gr.on([page.load, boarding.select], fill, None, outputs, **quiet)
     return page.queue(max_size=QUEUED, default_concurrency_limit=4)
 

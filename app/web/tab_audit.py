@@ -18,13 +18,13 @@ def tab(studio: Studio) -> gr.Dropdown:
     with gr.Row():
         with gr.Column(scale=3, min_width=280):
             known = list(studio.edits())
-            edits = gr.Dropdown(known, value=known[-1:], multiselect=True, label="Edits, applied together", elem_id="audit-edits")
+            edits = gr.Dropdown(known, value=known[-1:], multiselect=True, allow_custom_value=True, label="Edits", elem_id="audit-edits")
             suite = gr.Dropdown(suite_names(), value="pocket", label="Suite")
             tier = gr.Dropdown(
                 list(TIERS), value="smoke", label="Tier", info="smoke: a first look; standard: narrow intervals; full: narrower"
             )
             start = gr.Button("Audit", variant="primary", elem_id="audit")
-            shown = gr.Dropdown(reports(studio), value=None, label="Report", elem_id="report-choice")
+            shown = gr.Dropdown(reports(studio), value=None, label="Report", allow_custom_value=True, elem_id="report-choice")
             current = gr.HTML(elem_id="audit-job")
             running = gr.State("")
         with gr.Column(scale=8, min_width=320):

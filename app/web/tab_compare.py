@@ -25,7 +25,7 @@ def tab(studio: Studio) -> gr.Dropdown:
                 elem_id="prompt",
             )
             known = list(studio.edits())
-            edits = gr.Dropdown(known, value=known[-1:], multiselect=True, label="Edits to apply", elem_id="edits")
+            edits = gr.Dropdown(known, value=known[-1:], multiselect=True, allow_custom_value=True, label="Edits to apply", elem_id="edits")
             with gr.Row():
                 seed = gr.Number(7, label="Seed", precision=0, minimum=0, min_width=90)
                 count = gr.Slider(1, PICTURES, 4, step=1, label="Pictures", min_width=120)

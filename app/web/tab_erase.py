@@ -25,30 +25,54 @@ from eval.cases import suite_names
 FOLDERS = ("images", "retain_images", "generator")  # fields that name paths of this machine
 
 
-def tab(studio: Studio) -> None:
+def tab(studio: Studio) -> tuple[Any, gr.Dropdown]:
+    """Build the tab; returns what finds the newest job, and the list that shows it, for when the page loads."""
+    known = job_names(studio)
+    job = gr.Dropdown(
+        known, value=known[0] if known else None, label="Job", elem_id="job", allow_custom_value=True, interactive=True, render=False
+    )  # a custom value is one that appeared since; it is checked where it is used
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
             concept = gr.Textbox(
-                "neon" if studio.is_pocket else "", label="Concept", info="several: a; b", max_length=PROMPT_LIMIT, elem_id="concept"
+                "neon" if studio.is_pocket else "",
+                label="Concept",
+                info="several: a; b",
+                max_length=PROMPT_LIMIT,
+                elem_id="concept",
+                interactive=True,
             )
             with gr.Row():
-                kind = gr.Dropdown(list(get_args(Kind)), value="style", label="Kind", min_width=110)
-                anchor = gr.Textbox("", label="Becomes", placeholder="nothing", min_width=140, max_length=PROMPT_LIMIT)
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=80)
+                kind = gr.Dropdown(list(get_args(Kind)), value="style", label="Kind", min_width=110, interactive=True)
+                anchor = gr.Textbox("", label="Becomes", placeholder="nothing", min_width=140, max_length=PROMPT_LIMIT, interactive=True)
+                seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=80, interactive=True)
             method = gr.Dropdown(
-                [(f"{n} · {about(n)}", n) for n in names("erasure.methods")], value="esd", label="Method", elem_id="method"
+                [(f"{n} · {about(n)}", n) for n in names("erasure.methods")],
+                value="esd",
+                label="Method",
+                elem_id="method",
+                interactive=True,
             )
             suite = gr.Dropdown(
-                [("no audit", ""), *suite_names()], value="pocket" if studio.is_pocket else "", label="Audit afterwards, tier smoke"
+                [("no audit", ""), *suite_names()],
+                value="pocket" if studio.is_pocket else "",
+                label="Audit afterwards, tier smoke",
+                interactive=True,
             )
             said = gr.HTML(elem_id="erase-note")
 
             @gr.render(inputs=[method, kind])
             def form(name: str, of_kind: Kind) -> None:
-                build_form(studio, name, of_kind, [concept, kind, anchor, seed, suite], said)
+                build_form(studio, name, of_kind, [concept, kind, anchor, seed, suite], [said, job])
 
         with gr.Column(scale=6, min_width=320):
-            watch(studio)
+            job.render()
+            watch(studio, job)
+
+    def newest() -> Any:
+        names_ = job_names(studio)
+        return gr.Dropdown(choices=names_, value=names_[0] if names_ else None)
+
+    return newest, job
 
 
 def about(name: str) -> str:
@@ -56,7 +80,7 @@ def about(name: str) -> str:
     return summary("erasure.methods", name).partition(": ")[2].split("(")[0].rstrip(" .")[:52]
 
 
-def build_form(studio: Studio, name: str, kind: Kind, common: list[Any], said: gr.HTML) -> None:
+def build_form(studio: Studio, name: str, kind: Kind, common: list[Any], outputs: list[Any]) -> None:
     """The method's own options, filled with its recipe, and the button that starts it."""
     cls = load("erasure.methods", name, Method)
     method, _, _ = configure(cls, [Concept(name="concept", kind=kind)], studio.model.family, {})
@@ -69,15 +93,16 @@ def build_form(studio: Studio, name: str, kind: Kind, common: list[Any], said: g
             if studio.local or f.name not in FOLDERS:
                 widgets[f.name] = widget(f.name, types[f.name], getattr(method, f.name), help_.get(f.name, ""))
 
-    def run(concept: str, kind: Kind, anchor: str, seed: int, suite: str, *values: Any) -> str:
+    def run(concept: str, kind: Kind, anchor: str, seed: int, suite: str, *values: Any) -> tuple[str, Any]:
         try:
             given = {k: v for k, v in read(widgets, values, types).items() if v != getattr(method, k)}
             folder = studio.start_erasing(concept, kind, anchor, name, given, int(seed or 0), suite)
         except UserError as error:
             raise gr.Error(str(error), duration=12) from None
-        return f"<p>Queued as <b>{escape(folder.name)}</b>. It goes on when this page is closed.</p>"
+        note = f"<p>Queued as <b>{escape(folder.name)}</b>. It goes on when this page is closed.</p>"
+        return note, gr.Dropdown(choices=job_names(studio), value=folder.name)
 
-    start.click(run, [*common, *widgets.values()], said, api_visibility="private")
+    start.click(run, [*common, *widgets.values()], outputs, api_visibility="private")
 
 
 def widget(name: str, kind: Any, value: Any, help_: str) -> Any:
@@ -111,11 +136,14 @@ def read(widgets: dict[str, Any], values: tuple[Any, ...], types: dict[str, Any]
     return found
 
 
-def watch(studio: Studio) -> None:
-    """Every job of the studio, and one of them in full; read off the folders, so that any tab and any restart shows the same."""
-    names_ = [folder.name for folder, _ in studio.jobs()][::-1]
-    job = gr.Dropdown(names_, value=names_[0] if names_ else None, label="Job", elem_id="job", allow_custom_value=False)
-    view = gr.HTML(job_view(studio, names_[0] if names_ else None), elem_id="job-view")
+def job_names(studio: Studio) -> list[str]:
+    """Newest first."""
+    return [folder.name for folder, _ in studio.jobs()][::-1]
+
+
+def watch(studio: Studio, job: gr.Dropdown) -> None:
+    """One job in full and all jobs in short; read off the folders, so that any tab and any restart shows the same."""
+    view = gr.HTML(job_view(studio, job.value), elem_id="job-view")
     with gr.Row():
         stop = gr.Button("Cancel", elem_id="cancel", min_width=90)
         again = gr.Button("Continue", elem_id="continue", min_width=90)
@@ -125,14 +153,14 @@ def watch(studio: Studio) -> None:
     queue = gr.HTML(queue_view(studio), elem_id="queue")
 
     def tick(name: str | None, seen: list[str]) -> tuple[Any, ...]:
-        known = [folder.name for folder, _ in studio.jobs()][::-1]
-        fresh = known != seen
-        chosen = known[0] if fresh and known else name
-        return gr.Dropdown(choices=known, value=chosen) if fresh else gr.skip(), job_view(studio, chosen), queue_view(studio), known
+        known = job_names(studio)
+        fresh = gr.Dropdown(choices=known) if known != seen else gr.skip()
+        return fresh, job_view(studio, name), queue_view(studio), known
 
-    seen = gr.State(names_)
-    gr.Timer(1.0).tick(tick, [job, seen], [job, view, queue, seen], api_visibility="private", show_progress="hidden", concurrency_limit=8)
-    job.input(lambda name: job_view(studio, name), job, view, api_visibility="private", show_progress="hidden")
+    seen = gr.State(job_names(studio))
+    quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 8}
+    gr.Timer(1.0).tick(tick, [job, seen], [job, view, queue, seen], **quiet)
+    job.change(lambda name: job_view(studio, name), job, view, **quiet)
     stop.click(told(studio, lambda folder: jobs.cancel(folder)), job, view, api_name="cancel")
     again.click(told(studio, resume), job, view, api_name="resume")
     take.click(downloads.prepare(studio), [job, form], file, api_name="download", concurrency_id="model")

@@ -92,8 +92,8 @@ class FIA(Solved):
 
     recipes: ClassVar[dict[tuple[Kind, str], dict[str, Any]]] = {
         ("style", "pocket"): {**_POCKET, "prompts": pocket.STYLE_PAIRS},
-        ("object", "pocket"): {**_POCKET, "prompts": pocket.OBJECT_PAIRS},
-        ("person", "pocket"): {**_POCKET, "prompts": pocket.PERSON_PAIRS},
+        ("object", "pocket"): {**_POCKET, "r2": 0.4, "prompts": pocket.OBJECT_PAIRS},
+        ("person", "pocket"): {**_POCKET, "r2": 0.4, "prompts": pocket.PERSON_PAIRS},
         # shares and prompt counts are the paper's; nothing below was run on real SD weights
         **{("style", family): {"prompts": sentences.STYLE, "r2": 0.02, "alpha": 0.8} for family in ("sd1", "sd2")},
         **{("object", family): {"prompts": sentences.OBJECT, "r2": 0.007} for family in ("sd1", "sd2")},
