@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo studio test test-slow browser lint clean
+.PHONY: demo studio screenshots test test-slow browser lint clean
 
 .venv/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -22,6 +22,10 @@ browser:
 
 test: lint
 	$(BIN)/pytest
+
+# the README's pictures of the studio, taken by the browser tests
+screenshots: .venv/.ready
+	ERASURE_SCREENSHOTS=docs/images $(BIN)/pytest tests/test_browser.py
 
 test-slow: .venv/.ready
 	$(BIN)/pytest -m slow

@@ -26,7 +26,6 @@ from erasure.errors import UserError
 from erasure.run import canonical_json, read_json, write_json
 
 State = Literal["waiting", "running", "done", "failed", "interrupted", "cancelled"]
-PHASES = ("starting", "erasing", "auditing")
 
 
 @dataclass(frozen=True)
@@ -40,11 +39,17 @@ class Progress:
     seconds: float = 0.0  # since the process that works on it started, or what the whole job took
     loss: tuple[float, ...] = ()  # of every training step so far
     error: str = ""
+    first: int = 0  # how many of `done` were there before the process that works on it began
+
+    @property
+    def rate(self) -> float | None:
+        """How many a second in this phase; None while that is unknown."""
+        return (self.done - self.first) / self.seconds if self.state == "running" and self.done > self.first and self.seconds else None
 
     @property
     def eta(self) -> float | None:
-        """Seconds that the phase should still take at its rate so far; None while that is unknown."""
-        return self.seconds * (self.total - self.done) / self.done if self.state == "running" and 0 < self.done < self.total else None
+        """Seconds that the phase should still take at this rate."""
+        return (self.total - self.done) / self.rate if self.rate else None
 
 
 def progress(folder: Path) -> Progress:
@@ -61,8 +66,15 @@ def progress(folder: Path) -> Progress:
     if not alive(claim):
         return Progress("interrupted", loss=losses(folder))
     loss = losses(folder)
-    done = len(loss) if claim["phase"] == "erasing" else sum(1 for _ in folder.glob("audit-*/images/*/*.png"))
-    return Progress("running", claim["phase"], min(done, claim["total"]), claim["total"], time.time() - claim["since"], loss)
+    done = min(counted(folder, claim["phase"]), claim["total"])
+    return Progress("running", claim["phase"], done, claim["total"], time.time() - claim["since"], loss, first=min(done, claim["first"]))
+
+
+def counted(folder: Path, phase: str) -> int:
+    """Steps or pictures that the files of a job show."""
+    if phase == "erasing":
+        return len(losses(folder))
+    return sum(1 for _ in folder.glob("audit-*/images/*/*.png")) if phase == "auditing" else 0
 
 
 def losses(folder: Path) -> tuple[float, ...]:
@@ -92,7 +104,7 @@ def started(pid: int) -> str | None:
 
 
 def claim(folder: Path, phase: str, total: int) -> None:
-    """Say that this process works on the job."""
+    """Say that this process works on the job, and begins a phase of so many steps or pictures."""
     record = {
         "pid": os.getpid(),
         "host": os.uname().nodename,
@@ -100,6 +112,7 @@ def claim(folder: Path, phase: str, total: int) -> None:
         "phase": phase,
         "total": total,
         "since": time.time(),
+        "first": counted(folder, phase),
     }
     write_json(folder / "claim.json", record)
 

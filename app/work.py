@@ -15,7 +15,7 @@ from erasure.erase import configure, erase
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.loading import load_model
-from erasure.methods.base import Method
+from erasure.methods.base import Method, Play, Trained
 from erasure.preview import Preview
 from erasure.run import write_json
 from eval.audit import Audit, audit
@@ -49,8 +49,17 @@ def prepared(model: DiffusionModel, spec: Spec) -> tuple[Method, list[Any]]:
 
 def erased(model: DiffusionModel, folder: Path, spec: Spec) -> Edit:
     method, concepts = prepared(model, spec)
-    claim(folder, "erasing", getattr(method, "steps", 0))
-    watch = Preview(folder / "preview.png", [concepts[0].sentences()[-1][0], "", concepts[0].name])
+    claim(folder, "recording" if isinstance(method, Trained) else "solving", 0)
+    preview = Preview(folder / "preview.png", [concepts[0].sentences()[-1][0], "", concepts[0].name])
+    phases: list[str] = []
+
+    def watch(running: Trained, play: Play) -> None:
+        phase = "erasing" if running is method else "distilling"  # what SFD starts from
+        if phases[-1:] != [phase]:
+            phases.append(phase)
+            claim(folder, phase, running.steps if phase == "erasing" else 0)
+        preview(running, play)
+
     return erase(model, concepts, method, out=folder / "edit", seed=spec.seed, watch=watch)
 
 

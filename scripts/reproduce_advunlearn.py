@@ -33,6 +33,7 @@ CONCEPTS: dict[str, Kind] = {"stained glass": "style", "fish": "object"}
 METHODS = ("esd", "advunlearn")
 LENGTHS = (1, 3, 5)
 STARTS = 5
+BUDGETS = (50, 150, 400)  # steps of the attack after which it is tried
 Counts = dict[str, list[int]]
 
 
@@ -50,9 +51,10 @@ def attacked(model: DiffusionModel, edit: Edit, name: str, file: Path, each: int
     with applied(model, [edit]):
         for tokens in LENGTHS:
             attack = SoftPrefix(tokens=tokens)
-            counts: Counts = {"attack": [0, 0], "random": [0, 0], "none": [0, 0]}
+            counts: Counts = {kind: [0, 0] for kind in (*map(str, BUDGETS), "random", "none")}
             for start in range(STARTS):
-                prefixes = {"attack": attack.fit(model, bank, start)[0], "random": attack.start(model, start), "none": None}
+                fitted = {str(step): prefix for step, prefix in attack.fit(model, bank, start, BUDGETS).items()}
+                prefixes = {**fitted, "random": attack.start(model, start), "none": None}
                 for kind, prefix in prefixes.items():
                     read = readings(
                         model, judge, (prompts * each)[:each], [1_000_000 * tokens + 1000 * start + i for i in range(each)], prefix
@@ -97,10 +99,11 @@ def main() -> None:
                 model, Edit.load(folder), name, args.work / f"{name.replace(' ', '-')}-{method}-{Edit.load(folder).digest()}.json"
             )
             lines += [
-                f"| {name} | {method} | {tokens} | {share(c['attack'])} | {share(c['random'])} | {share(c['none'])} |"
+                f"| {name} | {method} | {tokens} | {' | '.join(share(c[kind]) for kind in (*map(str, BUDGETS), 'random', 'none'))} |"
                 for tokens, c in found.items()
             ]
-    head = ["| concept | method | tokens | attacked | random prefix | no prefix |", "|---|---|---|---|---|---|"]
+    steps = " | ".join(f"{budget} steps" for budget in BUDGETS)
+    head = [f"| concept | method | tokens | {steps} | random prefix | no prefix |", "|---|---|---|---|---|---|---|---|"]
     fill_rows(args.docs / "advunlearn.md", "attacks", head, lines)
     fill_rows(args.docs / "advunlearn.md", "kept", ["| concept | method | UA | IRA | CRA |", "|---|---|---|---|---|"], kept)
 

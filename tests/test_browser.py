@@ -168,7 +168,6 @@ def test_a_phone_and_the_dark(browser: Any, studio: str) -> None:
     page.goto(studio)
     page.locator("#compare").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
-    shot(page, "studio-phone")
     context.close()
 
 

@@ -71,7 +71,7 @@ def curve(values: Sequence[float], label: str) -> str:
     )
     return (
         f'<svg class="curve" viewBox="0 0 300 70" role="img" aria-label="{escape(label)}, from {parts[0]:.4g} to {parts[-1]:.4g}">'
-        f'<polyline points="{points}" fill="none" stroke="currentColor" stroke-width="2"/></svg>'
+        f'<polyline points="{points}" fill="none" stroke="var(--color-accent)" stroke-width="2"/></svg>'
         f'<div class="small">{escape(label)}: {parts[0]:.4g} → {parts[-1]:.4g} over {len(values)} steps</div>'
     )
 

@@ -64,10 +64,11 @@ def scatter(rows: list[Entry]) -> str:
     for i, e in enumerate(rows):
         ua, x, y = e.rates["UA"], 46 + 540 * e.rates["UA"]["estimate"], 300 - 280 * e.kept
         label = escape(f"{e.method}, {e.concepts}: UA {said(e, 'UA')}, IRA {said(e, 'IRA')}, CRA {said(e, 'CRA')}", quote=True)
+        low, high, tone = 46 + 540 * ua["low"], 46 + 540 * ua["high"], colour[e.method]
         marks.append(
-            f'<g data-row="{i}" tabindex="0" role="button" aria-label="{label}" style="color:{colour[e.method]}"><title>{label}</title>'
-            f'<line class="whisker" x1="{46 + 540 * ua["low"]:.1f}" x2="{46 + 540 * ua["high"]:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6"/></g>'
+            f'<g data-row="{i}" tabindex="0" role="button" aria-label="{label}"><title>{label}</title>'
+            f'<line class="whisker" stroke="{tone}" x1="{low:.1f}" x2="{high:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{tone}"/></g>'
         )
     key = "".join(f'<span><i style="background:{colour[m]}"></i>{escape(m)}</span>' for m in methods)
     return (

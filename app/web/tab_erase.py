@@ -204,7 +204,7 @@ def job_view(studio: Studio, name: str | None) -> str:
     if p.loss and not spec.edits:
         parts.append(pictures.curve(p.loss, "loss"))
     preview = folder / "preview.png"
-    if preview.exists() and p.state == "running" and p.phase == "erasing":
+    if preview.exists() and p.state == "running" and p.phase in ("erasing", "distilling"):
         parts.append(
             f'<img class="preview" alt="what the model draws now: the concept, nothing, the name alone" src="{pictures.data_url(preview)}">'
         )
@@ -219,7 +219,7 @@ def progress_line(p: Progress) -> str:
         return f'<p class="small">took {clock(p.seconds)}</p>'
     if p.state != "running":
         return ""
-    rate = f" · {p.done / p.seconds:.1f} a second" if p.done and p.seconds else ""
+    rate = f" · {p.rate:.1f} a second" if p.rate else ""
     eta = f" · {clock(p.eta)} left" if p.eta is not None else ""
     counted = f"{p.done} of {p.total}" if p.total else ""
     return (

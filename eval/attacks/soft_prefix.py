@@ -3,6 +3,7 @@
 The attack inside AdvUnlearn (arXiv:2405.15234) with one prefix for all prompts, as textual inversion (arXiv:2208.01618) would learn it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +20,8 @@ class SoftPrefix:
     """Its budget is `steps` backward passes of `batch` samples for every start."""
 
     tokens: int = 3  # soft tokens
-    steps: int = 150  # Adam steps
-    lr: float = 0.05  # step size, in units of the input embeddings
+    steps: int = 400  # Adam steps
+    lr: float = 0.1  # step size, in units of the input embeddings
     batch: int = 8  # recorded rows per step
 
     def __post_init__(self) -> None:
@@ -34,23 +35,30 @@ class SoftPrefix:
         chosen = torch.randint(len(vocabulary), (self.tokens,), generator=torch.Generator().manual_seed(seed))
         return vocabulary[chosen.to(vocabulary.device)]
 
-    def fit(self, model: DiffusionModel, bank: Bank, seed: int) -> tuple[Tensor, float]:
-        """A prefix (k, E) for the model as it is now, and its final loss.
+    def fit(self, model: DiffusionModel, bank: Bank, seed: int, at: Sequence[int] = ()) -> dict[int, Tensor]:
+        """Prefixes (k, E) for the model as it is now, by the number of steps that made them; the last is always there.
 
         Args:
             bank: answers of the base under prompts that ask for the concept.
+            at: further numbers of steps after which the prefix is kept, for a curve of success by budget.
+
+        Raises:
+            UserError: a number of steps that the fit does not reach.
         """
-        prefix = self.start(model, seed).clone().requires_grad_(True)
+        if wrong := [step for step in at if not 0 < step <= self.steps]:
+            raise UserError(f"the fit has {self.steps} steps; {wrong[0]} is not among them.")
+        prefix, found = self.start(model, seed).clone().requires_grad_(True), {}
         adam, generator = torch.optim.Adam([prefix], lr=self.lr), torch.Generator().manual_seed(seed)
-        rows, value = bank.rows("erase"), float("nan")
+        rows = bank.rows("erase")
         model.use_attention(training=True)
         try:
-            for _ in range(self.steps):
+            for step in range(1, self.steps + 1):
                 batch = bank.batch(rows[torch.randint(len(rows), (self.batch,), generator=generator)], model.device)
                 loss = F.mse_loss(model.predict(batch.x_t, batch.t, model.encode(batch.prompts, prefix)), batch.eps_cond)
                 prefix.grad = torch.autograd.grad(loss, prefix)[0]
                 adam.step()
-                value = loss.item()
+                if step in at or step == self.steps:
+                    found[step] = prefix.detach().clone()
         finally:
             model.use_attention(training=False)
-        return prefix.detach(), value
+        return found
