@@ -87,8 +87,8 @@ def losses(folder: Path) -> tuple[float, ...]:
 
 
 def alive(claim: dict[str, Any]) -> bool:
-    """Whether the process that claimed a job still runs, on this machine and since then."""
-    return claim["host"] == os.uname().nodename and started(claim["pid"]) == claim["started"] is not None
+    """Whether the process that claimed a job still runs; one of another machine cannot be asked and counts as running."""
+    return claim["host"] != os.uname().nodename or (claim["started"] is not None and started(claim["pid"]) == claim["started"])
 
 
 def started(pid: int) -> str | None:
@@ -149,10 +149,12 @@ def cancel(folder: Path, seconds: float = 10.0) -> None:
     state = progress(folder).state
     if state == "done":
         raise UserError(f"{folder.name} is done; there is nothing to cancel.")
+    holder = read_json(folder / "claim.json") if state == "running" else None
+    if holder and holder["host"] != os.uname().nodename:
+        raise UserError(f"{folder.name} is being worked on by {holder['host']}; cancel it there, or delete {folder / 'claim.json'}.")
     (folder / "cancelled").touch()
-    if state != "running":
+    if holder is None:
         return
-    holder = read_json(folder / "claim.json")
     os.kill(holder["pid"], signal.SIGTERM)
     end = time.monotonic() + seconds
     while alive(holder) and time.monotonic() < end:

@@ -11,12 +11,40 @@ from torch import Tensor
 from erasure import forms
 from erasure.concept import Concept
 from erasure.edit import Edit
-from erasure.errors import UserError
+from erasure.errors import UserError, unknown
 from erasure.families.base import DiffusionModel
 from erasure.one_step import OneStepPipeline
 from erasure.run import write_bytes
 
 LAYER = ".weight"
+
+
+FORMS = ("edit", "lora", "text-encoder", "folder")
+
+
+def to_form(model: DiffusionModel, edit: Edit, out: Path, form: str, rank: int = 16, other_base: bool = False) -> float | None:
+    """Save an edit in one of the forms, with its card.
+
+    Returns:
+        The relative error of a LoRA (`to_lora`), None for the exact forms.
+
+    Raises:
+        UserError: an unknown form, or one that this edit cannot take.
+    """
+    error = None
+    match form:
+        case "edit":
+            to_edit(edit, out)
+        case "lora":
+            error = to_lora(model, edit, out, rank, other_base)
+        case "text-encoder":
+            to_text_encoder(model, edit, out, other_base)
+        case "folder":
+            to_folder(model, edit, out, other_base)
+        case _:
+            raise unknown("form", form, FORMS)
+    write_card(out, edit, before_after(model, edit, other_base=other_base), form, error)
+    return error
 
 
 def to_folder(model: DiffusionModel, edit: Edit, out: Path, other_base: bool = False) -> None:

@@ -29,6 +29,7 @@ OTHERS: tuple[dict[str, Any], ...] = (
     {"layers": "full", "r2": 0.1, "saliency": "wanda"},
     {"layers": "full", "r2": 0.1, "record_steps": 50},
     {"layers": "full", "r2": 0.1, "conditional": True},
+    {"layers": "full", "r2": 0.1, "against": ()},  # the paper's base sentences: the same without the concept
     {"layers": "ff-out", "r2": 0.2, "record_steps": 50},
 )
 Point = tuple[dict[str, Any], float, float, float, int]  # fields, UA, IRA, CRA, zeroed entries

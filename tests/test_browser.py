@@ -93,17 +93,14 @@ def test_the_first_load_asks_nobody_else(browser: Any, studio: str) -> None:
     page.close()
 
 
-def test_compare_shows_before_and_after_within_three_seconds(page: Any) -> None:
+def test_compare_shows_before_and_after_on_one_screen(page: Any) -> None:
     page.locator("#compare").click()  # the first click warms the model up
     page.locator("#slider img").first.wait_for()
     page.locator("#readings .reading").first.wait_for()
     before = page.locator("#slider img").first.get_attribute("src")
     page.locator("#prompt textarea").fill("a watercolor picture of a tree")
-    begun = time.monotonic()
     page.locator("#compare").click()
     page.wait_for_function("old => document.querySelector('#slider img').getAttribute('src') !== old", arg=before)
-    taken = time.monotonic() - begun
-    print(f"compare: {taken:.2f} s")
     assert "before" in page.locator("#readings").inner_text()
     assert page.locator("#grid img").count() >= 4
     height = page.evaluate("document.querySelector('#grid').getBoundingClientRect().bottom")

@@ -145,6 +145,11 @@ def test_states_are_read_off_the_folder(tmp_path: Path) -> None:
     write_json(tmp_path / "job" / "claim.json", {**record, "started": "1"})  # the number went to another process
     assert jobs.progress(tmp_path / "job").state == "interrupted"
     assert [folder.name for folder, _ in jobs.found(tmp_path)] == ["job"]
+    write_json(tmp_path / "job" / "claim.json", {**record, "host": "elsewhere"})
+    assert jobs.progress(tmp_path / "job").state == "running"
+    with pytest.raises(UserError, match="worked on by elsewhere"):
+        jobs.cancel(tmp_path / "job")
+    assert not (tmp_path / "job" / "cancelled").exists()
 
 
 def test_a_board_needs_audits(tmp_path: Path) -> None:

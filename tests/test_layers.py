@@ -28,7 +28,10 @@ def test_no_import_runs_upwards(floor: str) -> None:
         assert not imports(path) & ABOVE[floor], path
 
 
-@pytest.mark.parametrize("module", ["erasure.concept", "erasure.discover", "eval.statistics", "eval.cases", "app.cli"])
+@pytest.mark.parametrize(
+    "module",
+    ["erasure.concept", "erasure.discover", "eval.statistics", "eval.cases", "app.cli", "app.plan", "app.jobs", "app.board", "app.table"],
+)
 def test_light_modules_import_no_torch(module: str) -> None:
     code = f"import sys, {module}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"

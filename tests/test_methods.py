@@ -18,6 +18,7 @@ from erasure.errors import UserError
 from erasure.families.base import Cost
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Guided, Method, Trained
+from erasure.preview import Preview
 from erasure.training import Loop
 from tests import tiny
 
@@ -147,6 +148,16 @@ def test_resume_equals_a_straight_run(name: str, precision: Any, tmp_path: Path,
     for file in ("edit.safetensors", "edit.json", "train.jsonl", "result.json"):
         assert (tmp_path / "straight" / file).read_bytes() == (tmp_path / "broken" / file).read_bytes(), file
     assert len(calls) == 4 + 4 - 2  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_watching_changes_nothing(name: str, model: StableDiffusion, tmp_path: Path) -> None:
+    method = ready(name, model)
+    erase(model, CAT, method, out=tmp_path / "alone")
+    erase(model, CAT, method, out=tmp_path / "watched", watch=Preview(tmp_path / "preview.png", ["a cat", ""], every=0.0))
+    assert (tmp_path / "preview.png").exists()
+    for file in ("edit.safetensors", "edit.json", "train.jsonl"):
+        assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "watched" / file).read_bytes(), file
 
 
 @pytest.mark.parametrize("name", METHODS)

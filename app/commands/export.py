@@ -38,17 +38,9 @@ def main(argv: list[str]) -> int:
     edit = Edit.load(options.edit)
     model = load_model(options.model or edit.info.base["source"], device=options.device)
     out = options.out or options.edit / options.form
-    error = None
-    if options.form == "lora":
-        error = export.to_lora(model, edit, out, options.rank, options.other_base)
+    error = export.to_form(model, edit, out, options.form, options.rank, options.other_base)
+    if error is not None:
         print(f"rank {options.rank} keeps all but {100 * error:.1f} % of the edit (relative Frobenius error)")
-    elif options.form == "edit":
-        export.to_edit(edit, out)
-    elif options.form == "text-encoder":
-        export.to_text_encoder(model, edit, out, options.other_base)
-    else:
-        export.to_folder(model, edit, out, options.other_base)
-    export.write_card(out, edit, export.before_after(model, edit, other_base=options.other_base), options.form, error)
     print(out)
     if options.push_to_hub and options.dry_run:
         print(f"would send to https://huggingface.co/{options.push_to_hub}{' (private)' if options.private else ''}:")

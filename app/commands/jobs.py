@@ -97,7 +97,8 @@ def run(options: RunOptions) -> int:
     again = ("waiting", "interrupted", *(("failed", "cancelled") if options.retry else ()))
     todo = [spec for spec, state in states if state in again]
     if busy := [spec for spec, state in states if state == "running"]:
-        raise UserError(f"{plan.folder(busy[0])} is being worked on by another process; wait for it, or cancel it.")
+        place = plan.folder(busy[0]) / "claim.json"
+        raise UserError(f"another process works on {busy[0].name}, see {place}; wait for it, or delete that file if its machine is gone.")
     with Table(plan) as table:
         for spec in todo:
             folder = plan.folder(spec)

@@ -12,8 +12,6 @@ from erasure import export
 from erasure.edit import Edit
 from erasure.errors import UserError, unknown
 
-FORMS = ("edit", "lora", "text-encoder", "folder")
-
 
 def prepare(studio: Studio) -> Callable[[str | None, str], Any]:
     """The handler of the download button."""
@@ -36,8 +34,8 @@ def packed(studio: Studio, job: Path, form: str) -> Path:
     Raises:
         UserError: an unknown form, a job without a finished edit, a form that this edit cannot take.
     """
-    if form not in FORMS:
-        raise unknown("form", form, FORMS)
+    if form not in export.FORMS:
+        raise unknown("form", form, export.FORMS)
     folder = job / "edit"
     if not (folder / "result.json").exists():
         raise UserError(f"{job.name} has no finished edit yet.")
@@ -47,15 +45,6 @@ def packed(studio: Studio, job: Path, form: str) -> Path:
     edit, out = Edit.load(folder), job / "downloads" / form
     shutil.rmtree(out, ignore_errors=True)
     with studio.lock:
-        error = None
-        if form == "edit":
-            export.to_edit(edit, out)
-        elif form == "lora":
-            error = export.to_lora(studio.model, edit, out, rank=16)
-        elif form == "text-encoder":
-            export.to_text_encoder(studio.model, edit, out)
-        else:
-            export.to_folder(studio.model, edit, out)
-        export.write_card(out, edit, export.before_after(studio.model, edit), form, error)
+        export.to_form(studio.model, edit, out, form)
     shutil.make_archive(str(file.with_suffix("")), "zip", out)
     return file

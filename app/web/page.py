@@ -1,5 +1,6 @@
 """The page: four tabs over one studio."""
 
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ DAY = 86_400
 def build(studio: Studio) -> gr.Blocks:
     """All tabs; takes what it needs, so that tests pass a tiny model."""
     with gr.Blocks(title="Erasure Studio", analytics_enabled=False, fill_width=True, delete_cache=(DAY, DAY)) as page:
-        gr.HTML(f"<h1>Erasure Studio</h1><span>{'the pocket model' if studio.is_pocket else studio.source}</span>", elem_id="head")
+        gr.HTML(f"<h1>Erasure Studio</h1><span>{'the pocket model' if studio.is_pocket else escape(studio.source)}</span>", elem_id="head")
         with gr.Tabs():
             with gr.Tab("Compare", id="compare"):
                 edits = tab_compare.tab(studio)

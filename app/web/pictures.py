@@ -1,7 +1,6 @@
 """Pictures and small drawings for the page, as arrays or as HTML that is safe to show."""
 
 import base64
-import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -43,12 +42,6 @@ def beside(before: Tensor, after: Tensor, blurred: bool = False) -> Image.Image:
 
 def data_url(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def png(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def readings(pair: tuple[dict[str, Any], dict[str, Any]]) -> str:

@@ -15,13 +15,16 @@ from app.plan import Spec
 from app.web.safety import Checker
 from erasure.concept import Concept, Kind
 from erasure.discover import load
-from erasure.edit import Edit
+from erasure.edit import Edit, EditInfo
 from erasure.erase import applied, configure, erase
 from erasure.errors import UserError, unknown
 from erasure.families.base import DiffusionModel
 from erasure.methods.base import Method
 from erasure.methods.uce import UCE
 from erasure.pocket.captions import OBJECT_WORDS, STYLE_WORDS, vocabulary
+from erasure.run import read_json
+from eval.audit import Audit
+from eval.cases import load_suite
 from eval.judges.base import Judge
 
 PROMPT_LIMIT, PICTURES, STEPS, QUEUED = 500, 8, 100, 32
@@ -56,6 +59,9 @@ class Studio:
     lock: threading.Lock = field(default_factory=threading.Lock)
     base_pictures: "OrderedDict[tuple[Any, ...], Tensor]" = field(default_factory=OrderedDict)
 
+    def __post_init__(self) -> None:
+        self.base = self.model.fingerprint()  # once: later an edit may be in place while another thread asks
+
     @property
     def source(self) -> str:
         return self.model.source
@@ -74,15 +80,15 @@ class Studio:
     def edits(self) -> dict[str, Path]:
         """Edits below the runs folder that were made on the loaded model, newest first, by a name for people."""
         files = sorted(self.root.glob("**/edit.json"), key=lambda path: -path.stat().st_mtime_ns)
-        here, found = self.model.fingerprint(), {}
+        found: dict[str, Path] = {}
         for file in files:
             try:
-                edit = Edit.load(file)
-            except UserError:
+                edit = Edit({}, EditInfo(**read_json(file)))
+            except (UserError, TypeError):
                 continue  # one broken folder must not take the page down; loading it by name says what is wrong
-            if edit.info.base["fingerprint"] == here:
+            if edit.info.base["fingerprint"] == self.base:
                 name = edit.name + (f", seed {edit.info.seed}" if edit.info.seed else "")
-                found[name if name not in found else f"{name} [{edit.digest()[:6]}]"] = file.parent
+                found[name if name not in found else f"{name} [{file.parent.relative_to(self.root)}]"] = file.parent
         return found
 
     def chosen(self, names: list[str]) -> list[Edit]:
@@ -187,9 +193,6 @@ class Studio:
         if not names:
             raise UserError("choose an edit to audit.")
         edits, known = self.chosen(names), self.edits()
-        from eval.audit import Audit
-        from eval.cases import load_suite
-
         Audit.of(edits, load_suite(suite), tier)
         return self.queue(Spec(edits=tuple(str(known[name]) for name in names), model=self.source, suite=suite, tier=tier))
 

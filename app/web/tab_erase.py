@@ -15,6 +15,7 @@ from app.plan import Spec
 from app.table import clock
 from app.web import downloads, pictures
 from app.web.studio import PROMPT_LIMIT, Studio
+from erasure import export
 from erasure.concept import Concept, Kind
 from erasure.discover import field_help, load, names, summary
 from erasure.erase import configure
@@ -147,7 +148,7 @@ def watch(studio: Studio, job: gr.Dropdown) -> None:
     with gr.Row():
         stop = gr.Button("Cancel", elem_id="cancel", min_width=90)
         again = gr.Button("Continue", elem_id="continue", min_width=90)
-        form = gr.Dropdown(list(downloads.FORMS), value="edit", label="Download as", min_width=140)
+        form = gr.Dropdown(list(export.FORMS), value="edit", label="Download as", min_width=140)
         take = gr.Button("Prepare download", elem_id="take", min_width=120)
     file = gr.File(label="Download", visible=False, elem_id="file")
     queue = gr.HTML(queue_view(studio), elem_id="queue")
