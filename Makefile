@@ -20,8 +20,9 @@ studio: .venv/.ready
 browser:
 	command -v chromium || (apt-get update -qq && apt-get install -y -qq chromium)
 
+# two workers of one thread each: torch's threads gain little on the tests' tiny models
 test: lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
 # the README's pictures of the studio, taken by the browser tests
 screenshots: .venv/.ready

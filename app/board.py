@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, Template
+from markupsafe import Markup
 
 from erasure.run import read_json, write_bytes
 
 RATES = ("UA", "IRA", "CRA")
+COLOURS = ("#2f6feb", "#d9480f", "#1f7a4d", "#9c36b5", "#c2255c", "#0b7285", "#846000", "#495057", "#5f3dc4")
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,15 @@ def said(e: Entry, name: str) -> str:
 
 def as_html(rows: Sequence[Entry]) -> str:
     """One file with a scatter and a table that sorts by its headings; no request leaves it."""
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, trim_blocks=True)
+    return _template("board.html.j2").render(rows=rows, rates=RATES, said=said, scatter=Markup(scatter(rows)))
+
+
+def scatter(rows: Sequence[Entry]) -> str:
+    """Erased against kept with intervals, as HTML; every point has a name and takes the keyboard's focus."""
     methods = sorted({e.method for e in rows})
-    return environment.get_template("board.html.j2").render(rows=rows, rates=RATES, said=said, methods=methods)
+    return _template("scatter.html.j2").render(rows=rows, said=said, methods=methods, colours=COLOURS)
+
+
+def _template(name: str) -> Template:
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    return Environment(loader=loader, autoescape=True, trim_blocks=True).get_template(name)

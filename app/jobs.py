@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,7 +83,12 @@ def losses(folder: Path) -> tuple[float, ...]:
     path = folder / "edit" / "train.jsonl"
     if not path.exists():
         return ()
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return _parsed(path, path.stat().st_size)
+
+
+@lru_cache(maxsize=64)  # pages ask every second, for every job they list
+def _parsed(path: Path, size: int) -> tuple[float, ...]:
+    lines = path.read_bytes()[:size].decode("utf-8").split("\n")[:-1]
     return tuple(sum(value for key, value in json.loads(line).items() if key != "step") for line in lines)
 
 

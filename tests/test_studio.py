@@ -26,16 +26,16 @@ def studio(model: StableDiffusion, tmp_path: Path) -> Studio:
 
 def test_compare_draws_from_the_same_noise_and_leaves_the_model(studio: Studio) -> None:
     before = studio.model.fingerprint()
-    found = studio.compare("a cat", ["esd (cat)"], 3, 2, 3, 4.0, 1.0)
+    *_, found = studio.compare("a cat", ["esd (cat)"], 3, 2, 3, 4.0, 1.0)
     assert found.base.shape == found.erased.shape == (2, 3, 16, 16)
     assert found.seeds == [3, 4]
     assert found.difference(0).max() > 0
     assert studio.model.fingerprint() == before
-    nothing = studio.compare("a cat", ["esd (cat)"], 3, 2, 3, 4.0, 0.0)
+    *_, nothing = studio.compare("a cat", ["esd (cat)"], 3, 2, 3, 4.0, 0.0)
     assert torch.equal(nothing.base, nothing.erased)
     assert torch.equal(nothing.base, found.base)
     done = studio.model.cost.unet_forwards
-    studio.compare("a cat", [], 3, 2, 3, 4.0, 1.0)
+    list(studio.compare("a cat", [], 3, 2, 3, 4.0, 1.0))
     assert studio.model.cost.unet_forwards == done  # the base's pictures are kept
 
 
@@ -52,7 +52,7 @@ def test_compare_draws_from_the_same_noise_and_leaves_the_model(studio: Studio) 
 )
 def test_values_out_of_range_are_one_line(studio: Studio, values: tuple, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        studio.compare(*values)
+        list(studio.compare(*values))
 
 
 def test_erasing_is_queued_once_and_only_if_it_can_work(studio: Studio) -> None:
@@ -120,7 +120,7 @@ def test_the_safety_checker_hides_pictures(studio: Studio, tmp_path: Path) -> No
     network.save_pretrained(tmp_path / "checker")
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path / "checker")
     studio.checker = load_checker(str(tmp_path / "checker"))
-    found = studio.compare("a cat", ["esd (cat)"], 3, 2, 3, 4.0, 1.0)
+    *_, found = studio.compare("a cat", ["esd (cat)"], 3, 2, 3, 4.0, 1.0)
     assert found.hidden == (0, 1)
     sharp, soft = (pictures.shown(found.base[0], blurred=blurred).convert("L") for blurred in (False, True))
     edges = [sum(abs(a - b) for a, b in zip(image.tobytes(), image.tobytes()[1:], strict=False)) for image in (sharp, soft)]

@@ -3,6 +3,7 @@
 import re
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,16 @@ class Comparison:
     sensitive: bool = False  # an edit of the nsfw kind is involved: blurred until asked for
     hidden: tuple[int, ...] = ()  # pictures, before or after, that the safety checker does not let through
 
+    def __add__(self, other: "Comparison") -> "Comparison":
+        return Comparison(
+            self.seeds + other.seeds,
+            torch.cat((self.base, other.base)),
+            torch.cat((self.erased, other.erased)),
+            self.readings + other.readings,
+            self.sensitive or other.sensitive,
+            self.hidden + tuple(len(self.seeds) + i for i in other.hidden),
+        )
+
     def difference(self, i: int) -> Tensor:
         """Mean absolute difference over colours of picture i, (H, W) in [0, 1]."""
         return (self.base[i].float() - self.erased[i].float()).abs().mean(0) / 255
@@ -75,7 +86,7 @@ class Studio:
         if self.is_pocket:
             method, concepts, _ = configure(UCE, [READY], self.model.family, {})
             erase(self.model, concepts, method, out=self.root / "ready" / "watercolor-uce")
-            self.compare(FIRST, [], 0, 1, 2, 4.0, 1.0)  # loads the judges and warms the kernels up
+            next(self.compare(FIRST, [], 0, 1, 2, 4.0, 1.0))  # loads the judges and warms the kernels up
 
     def edits(self) -> dict[str, Path]:
         """Edits below the runs folder that were made on the loaded model, newest first, by a name for people."""
@@ -103,8 +114,10 @@ class Studio:
                 raise unknown("edit", name, known)
         return [Edit.load(known[name]) for name in names]
 
-    def compare(self, prompt: str, names: list[str], seed: int, count: int, steps: int, guidance: float, strength: float) -> Comparison:
-        """Draw `count` pictures with the base and with the edits applied, seeds counting up from `seed`.
+    def compare(
+        self, prompt: str, names: list[str], seed: int, count: int, steps: int, guidance: float, strength: float
+    ) -> Iterator[Comparison]:
+        """Draw pictures with the base and with the edits applied, seeds counting up from `seed`: at first one, then all `count`.
 
         Raises:
             UserError: a value out of its range, an unknown edit, edits that do not go together.
@@ -123,13 +136,19 @@ class Studio:
         if not 0 <= seed < 2**53:
             raise UserError(f"a seed lies between 0 and 2^53, got {seed}.")
         edits, seeds = self.chosen(names), list(range(seed, seed + count))
+        first = self._compared(prompt, edits, seeds[:1], steps, guidance, strength)
+        yield first
+        if rest := seeds[1:]:
+            yield first + self._compared(prompt, edits, rest, steps, guidance, strength)
+
+    def _compared(self, prompt: str, edits: list[Edit], seeds: list[int], steps: int, guidance: float, strength: float) -> Comparison:
         with self.lock:
             base = self._base(prompt, seeds, steps, guidance)
             with applied(self.model, edits, strength=strength):
                 erased = self._draw(prompt, seeds, steps, guidance) if edits else base
         sensitive = any(concept["kind"] == "nsfw" for edit in edits for concept in edit.info.concepts)
         flagged = self.checker(torch.cat((base, erased))) if self.checker else []
-        hidden = tuple(sorted({i % count for i, flag in enumerate(flagged) if flag}))
+        hidden = tuple(sorted({i % len(seeds) for i, flag in enumerate(flagged) if flag}))
         return Comparison(seeds, base, erased, self._read(base, erased, prompt), sensitive, hidden)
 
     def _base(self, prompt: str, seeds: list[int], steps: int, guidance: float) -> Tensor:

@@ -11,7 +11,6 @@ from app.board import Entry, said
 from app.web import pictures
 from app.web.studio import Studio
 
-COLOURS = ("#2f6feb", "#d9480f", "#1f7a4d", "#9c36b5", "#c2255c", "#0b7285", "#846000", "#495057", "#5f3dc4")
 HEADS = ["method", "concepts", "suite", "UA %", "IRA %", "CRA %", "forwards", "backwards", "seconds"]
 POINT = """
 const choose = e => { const p = e.target.closest('[data-row]');
@@ -35,7 +34,7 @@ def tab(studio: Studio) -> tuple[Any, list[Any]]:
     def load() -> tuple[Any, ...]:
         """Every audit: method, concepts, rates in percent, cost."""
         found = board.entries(studio.root)
-        return found, scatter(found), [line(e) for e in found]
+        return found, plotted(found), [line(e) for e in found]
 
     outputs = [rows, plot, table]
     refresh.click(load, None, outputs, api_name="board")
@@ -50,32 +49,10 @@ def line(e: Entry) -> list[Any]:
     return [name, e.concepts, f"{e.suite}, {e.tier}", *rates, e.forwards, e.backwards, e.seconds]
 
 
-def scatter(rows: list[Entry]) -> str:
-    """Erased against kept with intervals; every point can be clicked or reached with the keyboard."""
+def plotted(rows: list[Entry]) -> str:
     if not rows:
         return '<p class="empty">No audit yet. Erase something with an audit, or use the Audit tab; every result appears here.</p>'
-    methods = sorted({e.method for e in rows})
-    colour = {m: COLOURS[i % len(COLOURS)] for i, m in enumerate(methods)}
-    marks = []
-    for tick in range(0, 101, 25):
-        x, y = 46 + 5.4 * tick, 300 - 2.8 * tick
-        marks.append(f'<line x1="{x}" x2="{x}" y1="20" y2="300"/><text x="{x}" y="318" text-anchor="middle">{tick}</text>')
-        marks.append(f'<line x1="46" x2="586" y1="{y}" y2="{y}"/><text x="38" y="{y + 4}" text-anchor="end">{tick}</text>')
-    for i, e in enumerate(rows):
-        ua, x, y = e.rates["UA"], 46 + 540 * e.rates["UA"]["estimate"], 300 - 280 * e.kept
-        label = escape(f"{e.method}, {e.concepts}: UA {said(e, 'UA')}, IRA {said(e, 'IRA')}, CRA {said(e, 'CRA')}", quote=True)
-        low, high, tone = 46 + 540 * ua["low"], 46 + 540 * ua["high"], colour[e.method]
-        marks.append(
-            f'<g data-row="{i}" tabindex="0" role="button" aria-label="{label}"><title>{label}</title>'
-            f'<line class="whisker" stroke="{tone}" x1="{low:.1f}" x2="{high:.1f}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="{tone}"/></g>'
-        )
-    key = "".join(f'<span><i style="background:{colour[m]}"></i>{escape(m)}</span>' for m in methods)
-    return (
-        f'<div class="key">{key}</div><svg class="scatter" viewBox="0 0 600 344">{"".join(marks)}'
-        '<text x="316" y="338" text-anchor="middle">erased: UA, percent</text>'
-        '<text x="12" y="160" text-anchor="middle" transform="rotate(-90 12 160)">kept: mean of IRA and CRA</text></svg>'
-    )
+    return board.scatter(rows)
 
 
 def point_chosen(rows: list[Entry], event: gr.EventData) -> str:

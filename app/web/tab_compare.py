@@ -1,6 +1,7 @@
 """Compare: one prompt, before and after, from the same noise."""
 
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from html import escape
 from typing import Any
@@ -73,19 +74,20 @@ def comparing(studio: Studio) -> Any:
 
     def compare(
         prompt: str, edits: list[str], seed: int, pictures_: int, steps: int, guidance: float, strength: float, reveal: bool = False
-    ) -> tuple[Any, ...]:
-        """Draw a prompt with the base model and with edits applied, from the same noise.
+    ) -> Iterator[tuple[Any, ...]]:
+        """Draw a prompt with the base model and with edits applied, from the same noise; the first seed comes before the others.
 
         Returns before and after of the first seed, their difference, the judges' readings, a grid of all seeds, and a note.
         """
+        asked = (int(seed or 0), int(pictures_), int(steps), float(guidance), float(strength))
         try:
-            found = studio.compare(prompt or "", edits or [], int(seed or 0), int(pictures_), int(steps), float(guidance), float(strength))
+            for found in studio.compare(prompt or "", edits or [], *asked):
+                found = replace(found, sensitive=found.sensitive and not reveal)
+                pairs = zip(found.base, found.erased, found.seeds, strict=True)
+                grid = [(pictures.beside(b, e, blurred(found, i)), f"seed {s}") for i, (b, e, s) in enumerate(pairs)]
+                yield *one(found, 0), grid, noted(studio, prompt or "", edits or [], found), found
         except UserError as error:
             raise gr.Error(str(error), duration=12) from None
-        found = replace(found, sensitive=found.sensitive and not reveal)
-        pairs = zip(found.base, found.erased, found.seeds, strict=True)
-        grid = [(pictures.beside(b, e, blurred(found, i)), f"seed {s}") for i, (b, e, s) in enumerate(pairs)]
-        return *one(found, 0), grid, noted(studio, prompt or "", edits or [], found), found
 
     return compare
 

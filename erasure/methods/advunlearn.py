@@ -16,11 +16,11 @@ from erasure.methods.base import Play, Trained, Update, spared
 from erasure.pocket import sentences as pocket
 
 _POCKET = {
-    "steps": 120,
+    "steps": 140,
     "batch": 8,
     "retain_batch": 16,
-    "attack_steps": 6,
-    "attack_lr": 3e-2,
+    "attack_steps": 8,
+    "attack_lr": 0.1,
     "attack_init": "latest",
     "tokens": 3,
     "warmup": 20,
