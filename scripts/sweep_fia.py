@@ -23,14 +23,14 @@ from erasure.methods.fia import FIA
 from eval.audit import Audit, audit
 from eval.cases import load_suite
 
-SHARES = (0.02, 0.05, 0.1, 0.2)
+SHARES = (0.02, 0.07, 0.2, 0.4)
 LAYERS = ("full", "xattn", "ff-out")
 OTHERS: tuple[dict[str, Any], ...] = (
-    {"layers": "full", "r2": 0.1, "saliency": "wanda"},
-    {"layers": "full", "r2": 0.1, "record_steps": 50},
-    {"layers": "full", "r2": 0.1, "conditional": True},
-    {"layers": "full", "r2": 0.1, "against": ()},  # the paper's base sentences: the same without the concept
-    {"layers": "ff-out", "r2": 0.2, "record_steps": 50},
+    {"layers": "full", "r2": 0.2, "saliency": "full"},  # equation 1 in place of the recipe's |W| ||X||
+    {"layers": "full", "r2": 0.2, "saliency": "full", "against": ()},  # and the paper's base sentences: the same without the concept
+    {"layers": "full", "r2": 0.2, "record_steps": 20, "walk_steps": 20},
+    {"layers": "full", "r2": 0.2, "conditional": True},
+    {"layers": "ff-out", "r2": 0.02, "saliency": "full", "against": ()},  # the paper's setting
 )
 Point = tuple[dict[str, Any], float, float, float, int]  # fields, UA, IRA, CRA, zeroed entries
 

@@ -28,6 +28,8 @@ def main(argv: list[str]) -> int:
     options = parse(Options, argv, "studio")
     login = checked(options)
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    import torch
+
     from app.web.page import build, launch
     from app.web.safety import load_checker
     from app.web.studio import Studio
@@ -37,6 +39,8 @@ def main(argv: list[str]) -> int:
     checker = load_checker(options.safety_checker) if options.safety_checker else None
     studio = Studio(load_model(options.model, device=options.device), options.runs, local=options.host in LOCAL, checker=checker)
     print("making a first erasure to look at" if studio.is_pocket else f"loaded {options.model}", file=sys.stderr)
+    if studio.is_pocket:
+        torch.set_num_threads(1)  # a picture of 64x64 is too little work to share; two threads made the page wait longer
     studio.prepare()
     worker = Worker(options.runs / "jobs")
     worker.start()
