@@ -4,9 +4,13 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from app.parsing import parse
 from erasure.errors import UserError
+
+if TYPE_CHECKING:
+    from app.web.studio import Studio
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -27,30 +31,40 @@ class Options:
 def main(argv: list[str]) -> int:
     options = parse(Options, argv, "studio")
     login = checked(options)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    import torch
-
-    from app.web.page import build, launch
     from app.web.safety import load_checker
     from app.web.studio import Studio
-    from app.web.worker import Worker
     from erasure.loading import load_model
 
     checker = load_checker(options.safety_checker) if options.safety_checker else None
-    studio = Studio(load_model(options.model, device=options.device), options.runs, local=options.host in LOCAL, checker=checker)
-    print("making a first erasure to look at" if studio.is_pocket else f"loaded {options.model}", file=sys.stderr)
+    serve(
+        Studio(load_model(options.model, device=options.device), options.runs, local=options.host in LOCAL, checker=checker),
+        options.host,
+        options.port or None,
+        login,
+    )
+    return 0
+
+
+def serve(studio: "Studio", host: str, port: int | None, login: tuple[str, str] | None) -> None:
+    """Open the page and work on the queue until this process is stopped."""
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+    import torch
+
+    from app.web.page import build, launch
+    from app.web.worker import Worker
+
     if studio.is_pocket:
         torch.set_num_threads(1)  # a picture of 64x64 is too little work to share; two threads made the page wait longer
+    print("making a first erasure to look at" if studio.is_pocket else f"loaded {studio.source}", file=sys.stderr)
     studio.prepare()
-    worker = Worker(options.runs / "jobs")
+    worker = Worker(studio.root / "jobs")
     worker.start()
     try:
-        url = launch(build(studio), host=options.host, port=options.port or None, auth=login)
+        url = launch(build(studio), host=host, port=port, auth=login)
         print(f"the studio is at {url}", flush=True)
         worker.join()
     finally:
         worker.stop()
-    return 0
 
 
 def checked(options: Options) -> tuple[str, str] | None:
