@@ -69,8 +69,7 @@ def audited(model: DiffusionModel, folder: Path, spec: Spec, edits: list[Edit]) 
     names = []
     for plan in plans:
         name = f"audit-{plan.suite.name}-{plan.tier}" + (f"-{plan.axis}" if len(plans) > 1 else "")
-        audit(model, edits, plan, folder / name)
-        write(folder / name)
+        write(folder / name, audit(model, edits, plan, folder / name), plan.suite.gates)
         names.append(name)
     return names
 

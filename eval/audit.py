@@ -10,9 +10,10 @@ from typing import Any
 from erasure.discover import load
 from erasure.edit import Edit
 from erasure.erase import applied
+from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.overlap import overlap
-from erasure.run import Run, digest, write_bytes, write_json
+from erasure.run import Run, digest, read_json, write_bytes, write_json
 from eval.cases import Axis, Suite, cases
 from eval.judges.base import Judge
 from eval.metrics.clip_alignment import ClipAlignment
@@ -198,7 +199,45 @@ def summary(rows: Sequence[Row], plan: Audit) -> dict[str, Any]:
             "clip": {"kept": _clip(mine, axis, plan.targets, False), "target": _clip(mine, axis, plan.targets, True)},
             "apart": _apart(mine, plan),
         }
-    return {"axis": axis, "targets": list(plan.targets), "tier": plan.tier, "models": models, "paired": _paired(rows, plan, cross)}
+    return {
+        "axis": axis,
+        "targets": list(plan.targets),
+        "tier": plan.tier,
+        "models": models,
+        "paired": paired(rows, axis, plan.targets, plan.suite.apart),
+    }
+
+
+def finished(out: Path) -> dict[str, Any]:
+    """The result of a finished audit.
+
+    Raises:
+        UserError: there is none in that folder.
+    """
+    if not (out / "result.json").is_file():
+        raise UserError(f"no finished audit at {out}: expected result.json there; `erasure audit EDIT` makes one.")
+    result: dict[str, Any] = read_json(out / "result.json")
+    if result.get("job", {}).get("task") != "audit":
+        raise UserError(f"{out} holds no audit; give the audit-... folder inside it.")
+    return result
+
+
+def recounted(out: Path, suite: Suite) -> dict[str, Any]:
+    """The result of a finished audit, counted again from its rows; `suite` may differ in its thresholds and in what is apart.
+
+    Raises:
+        UserError: no finished audit, or a suite that lacks a label of the rows.
+    """
+    result, rows = finished(out), rows_of(out)
+    for axis, known in (("style", suite.styles), ("object", suite.objects)):
+        if foreign := {row[axis] for row in rows} - known.keys():
+            raise UserError(f"suite {suite.name} has no {axis} {sorted(foreign)[0]!r}, which {out} asked for.")
+    return {**result, **summary(rows, Audit(suite, result["tier"], result["axis"], tuple(result["targets"])))}
+
+
+def rows_of(out: Path) -> list[Row]:
+    """Every picture of both models with what the judges read in it."""
+    return _lines(out / "samples.jsonl")
 
 
 def _clip(rows: Sequence[Row], axis: str, targets: Sequence[str], of_target: bool) -> dict[str, float]:
@@ -218,25 +257,29 @@ def _apart(rows: Sequence[Row], plan: Audit) -> dict[str, dict[str, int]]:
     return found
 
 
-def _paired(rows: Sequence[Row], plan: Audit, cross: str) -> dict[str, Any]:
-    """Erased minus base on the same cases and noise: difference of each rate, its interval, and McNemar's p."""
+def paired(rows: Sequence[Row], axis: Axis, targets: Sequence[str], apart: Sequence[str]) -> dict[str, Any]:
+    """Model "erased" minus model "base" on the same cases and noise: difference of each rate, its interval, and McNemar's p."""
+    cross = "object" if axis == "style" else "style"
     pairs = {(r["style"], r["object"], r["index"], r["model"]): r for r in rows}
     keys = sorted({key[:3] for key in pairs})
     tests = {
-        "UA": (plan.axis, lambda r: r[plan.axis] in plan.targets, lambda r, a: r["read"][a]["label"] != r[a]),
-        "IRA": (plan.axis, lambda r: r[plan.axis] not in plan.targets and r[plan.axis] not in plan.suite.apart, _as_prompted),
-        "CRA": (cross, lambda r: r[plan.axis] not in plan.targets and r[cross] not in plan.suite.apart, _as_prompted),
+        "UA": (axis, lambda r: r[axis] in targets, lambda r, a: r["read"][a]["label"] != r[a]),
+        "IRA": (axis, lambda r: r[axis] not in targets and r[axis] not in apart, _as_prompted),
+        "CRA": (cross, lambda r: r[axis] not in targets and r[cross] not in apart, _as_prompted),
     }
     found = {}
-    for name, (axis, counts, success) in tests.items():
+    for name, (read, counts, success) in tests.items():
         table = [0, 0, 0, 0]
         for key in keys:
             base, erased = pairs[*key, "base"], pairs[*key, "erased"]
             if counts(base):
-                table[2 * (not success(erased, axis)) + (not success(base, axis))] += 1
+                table[2 * (not success(erased, read)) + (not success(base, read))] += 1
         both, erased_only, base_only, neither = table
+        if not sum(table):
+            continue
         difference: Interval = paired_difference(both, erased_only, base_only, neither)
-        found[name] = {**difference._asdict(), "erased_only": erased_only, "base_only": base_only, "p": mcnemar(erased_only, base_only)}
+        cells = {"both": both, "erased_only": erased_only, "base_only": base_only, "neither": neither}
+        found[name] = {**difference._asdict(), **cells, "p": mcnemar(erased_only, base_only)}
     return found
 
 

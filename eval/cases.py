@@ -8,12 +8,13 @@ from typing import Any, Literal
 import yaml
 
 from erasure.errors import UserError, unknown
+from eval.gates import Gate, gates
 
 PROMPTS = Path(__file__).parent.parent / "prompts"
 Role = Literal["target", "neighbour", "cross"]
 Axis = Literal["style", "object"]
 TIERS = ("smoke", "standard", "full")
-KEYS = {"name", "version", "form", "template", "steps", "guidance", "tiers", "apart", "judges", "styles", "objects"}
+KEYS = {"name", "version", "form", "template", "steps", "guidance", "tiers", "apart", "judges", "styles", "objects", "gates"}
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Suite:
     judges: dict[str, str]  # axis -> judge
     styles: dict[str, str]  # label -> how a prompt says it
     objects: dict[str, str]
+    gates: tuple[Gate, ...] = ()
 
     def find(self, concept: str) -> tuple[Axis, str]:
         """The axis and label that a concept name means.
@@ -99,7 +101,8 @@ def _checked(record: Any, path: Path) -> Suite:
         raise UserError(f"{path}: the form must be unlearncanvas.")
     try:
         tiers = {tier: (int(a), int(b)) for tier, (a, b) in record.pop("tiers").items()}
-        suite = Suite(**{**record, "tiers": tiers, "apart": tuple(record["apart"])})
+        asked = gates(record["gates"], str(path))
+        suite = Suite(**{**record, "tiers": tiers, "apart": tuple(record["apart"]), "gates": asked})
         suite.template.format(style="", object="")
     except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
         raise UserError(f"{path}: {error}.") from error

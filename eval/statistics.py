@@ -1,6 +1,7 @@
 """Intervals for counted evidence. No torch here: every number can be checked with a pocket calculator and a table."""
 
-from math import comb, sqrt
+from collections.abc import Callable, Sequence
+from math import comb, exp, lgamma, log, sqrt
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -33,6 +34,35 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
     return Interval(p, low, high)
 
 
+def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> Interval:
+    """Exact interval of k successes in n trials (Clopper and Pearson, 1934): it covers the truth at least as often as it says.
+
+    Raises:
+        UserError: no trials, or k outside [0, n].
+    """
+    if n <= 0 or not 0 <= k <= n:
+        raise UserError(f"a rate needs 0 <= k <= n and n > 0, got k={k}, n={n}.")
+    tail = (1 - confidence) / 2
+    low = 0.0 if k == 0 else _solved(lambda p: _at_most(n - k, n, 1 - p), tail)
+    high = 1.0 if k == n else 1 - _solved(lambda q: _at_most(k, n, 1 - q), tail)
+    return Interval(k / n, low, high)
+
+
+def _at_most(k: int, n: int, p: float) -> float:
+    """P(X <= k) for X ~ Binomial(n, p), 0 < p < 1."""
+    whole = lgamma(n + 1)
+    return sum(exp(whole - lgamma(i + 1) - lgamma(n - i + 1) + i * log(p) + (n - i) * log(1 - p)) for i in range(k + 1))
+
+
+def _solved(rising: Callable[[float], float], value: float) -> float:
+    """Where a rising function on (0, 1) takes a value, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rising(middle) < value else (low, middle)
+    return (low + high) / 2
+
+
 def paired_difference(both: int, only_first: int, only_second: int, neither: int, confidence: float = 0.95) -> Interval:
     """Difference of two rates over the same cases, first minus second (Newcombe, 1998, paired method 10).
 
@@ -58,3 +88,12 @@ def mcnemar(only_first: int, only_second: int) -> float:
     n = only_first + only_second
     tail = sum(comb(n, i) for i in range(min(only_first, only_second) + 1)) / 2**n
     return min(1.0, 2 * tail)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """p-values adjusted for being a family, in the order given (Holm, 1979)."""
+    adjusted, largest = [0.0] * len(p), 0.0
+    for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
+        adjusted[i] = largest
+    return adjusted

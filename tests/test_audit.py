@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 import torch
 from PIL import Image
@@ -14,11 +15,14 @@ from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.esd import ESD
 from eval import audit as auditing
-from eval.audit import Audit, audit
+from eval.audit import Audit, audit, recounted
 from eval.cases import Suite, cases, load_suite
+from eval.compare import compared
+from eval.gates import Gate
 from eval.metrics.clip_alignment import ClipAlignment
 from eval.metrics.unlearn_canvas import UnlearnCanvas
 from eval.report.html import write
+from eval.report.record import SCHEMA
 from eval.samples import attempts
 from tests.test_esd import SMALL
 
@@ -170,11 +174,44 @@ def test_an_interrupted_audit_continues_to_the_same_result(big: StableDiffusion,
 
 
 def test_report_is_one_file_without_requests(big: StableDiffusion, tmp_path: Path) -> None:
-    run(big, tmp_path)
-    page = write(tmp_path / "audit").read_text()
+    result, _, _ = run(big, tmp_path)
+    page = write(tmp_path / "audit", result, tiny_suite().gates).read_text()
     assert page.count("data:image/png;base64,") >= 8
     assert "http://" not in page and "https://" not in page and "<script" not in page
     assert "UA" in page and "Wilson" in page
+
+
+def test_the_record_follows_its_schema_and_other_thresholds_need_no_picture(big: StableDiffusion, tmp_path: Path) -> None:
+    result, _, _ = run(big, tmp_path)
+    schema = json.loads(SCHEMA.read_text())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    write(tmp_path / "audit", result, tiny_suite().gates)
+    found = json.loads((tmp_path / "audit" / "report.json").read_text())
+    jsonschema.validate(found, schema)
+    assert len(found["verdict"]["reasons"]) == len(found["gates"]) == 3
+    assert any("No attack was tried" in line for line in found["skipped"])
+    drawn = big.cost.unet_forwards
+    again = recounted(tmp_path / "audit", tiny_suite())
+    assert again == json.loads(json.dumps(result))
+    page = write(tmp_path / "audit", again, [Gate(name="kept <i>", rate="UA", at_least=0.0)]).read_text()
+    assert json.loads((tmp_path / "audit" / "report.json").read_text())["verdict"]["state"] == "PASS"
+    assert "PASS" in page and "<i>:" not in page
+    assert big.cost.unet_forwards == drawn
+
+
+def test_two_audits_are_paired_picture_by_picture(big: StableDiffusion, tmp_path: Path) -> None:
+    result, _, _ = run(big, tmp_path)
+    lines = compared(tmp_path / "audit", tmp_path / "audit")
+    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in result["paired"]]
+    assert all("| +0.0 (" in line and line.endswith("| 1 |") for line in lines[2:])
+    record = json.loads((tmp_path / "audit" / "result.json").read_text())
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "result.json").write_text(json.dumps({**record, "job": {**record["job"], "tier": "full"}}))
+    with pytest.raises(UserError, match="tier is smoke in the first and full in the second"):
+        compared(tmp_path / "audit", other)
+    with pytest.raises(UserError, match="no finished audit"):
+        compared(tmp_path / "audit", tmp_path / "none")
 
 
 def test_an_edit_of_both_axes_is_audited_apart(big: StableDiffusion, tmp_path: Path) -> None:
@@ -196,10 +233,10 @@ def test_a_stack_is_audited_as_one(big: StableDiffusion, tmp_path: Path) -> None
     result = audit(big, edits, plan, tmp_path / "audit")
     assert [e["concepts"][0]["name"] for e in result["edits"]] == ["neon", "neon"]
     assert "neither saw the other" in result["overlap"][0]["warning"]
-    assert "neither saw the other" in write(tmp_path / "audit").read_text()
+    assert "neither saw the other" in write(tmp_path / "audit", result, tiny_suite().gates).read_text()
 
 
 def test_a_concept_that_the_base_does_not_draw_is_said_again(big: StableDiffusion, tmp_path: Path) -> None:
-    run(big, tmp_path)
-    page = write(tmp_path / "audit").read_text()
+    result, _, _ = run(big, tmp_path)
+    page = write(tmp_path / "audit", result, tiny_suite().gates).read_text()
     assert "there was little to erase" in page

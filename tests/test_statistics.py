@@ -1,10 +1,11 @@
 import random
 from collections import Counter
+from math import comb
 
 import pytest
 
 from erasure.errors import UserError
-from eval.statistics import mcnemar, paired_difference, wilson
+from eval.statistics import clopper_pearson, holm, mcnemar, paired_difference, wilson
 
 
 @pytest.mark.parametrize(
@@ -44,3 +45,24 @@ def test_identical_models_differ_by_nothing() -> None:
     interval = paired_difference(40, 0, 0, 10)
     assert interval.estimate == 0
     assert interval.low < 0 < interval.high
+
+
+@pytest.mark.parametrize(("k", "n", "low", "high"), [(0, 50, 0.0, 7.1), (1, 50, 0.1, 10.6), (30, 142, 14.7, 28.8), (50, 50, 92.9, 100.0)])
+def test_the_exact_interval_against_tables(k: int, n: int, low: float, high: float) -> None:
+    interval = clopper_pearson(k, n)
+    assert round(100 * interval.low, 1) == low
+    assert round(100 * interval.high, 1) == high
+
+
+@pytest.mark.parametrize(("n", "p"), [(30, 0.01), (50, 0.05), (142, 0.2)])
+def test_the_exact_interval_never_covers_less_than_it_says(n: int, p: float) -> None:
+    covered = sum(
+        comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1) if clopper_pearson(k, n).low <= p <= clopper_pearson(k, n).high
+    )
+    assert 0.95 <= covered <= 1
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([]) == []

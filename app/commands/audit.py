@@ -1,15 +1,18 @@
 """`erasure audit EDIT`: how much is gone, what else went with it."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from app.parsing import parse
 from erasure.errors import UserError
 from erasure.families.base import Attention, Precision
+from erasure.run import read_json
+from eval.gates import EXIT, Gate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +34,38 @@ class Options:
     fresh: bool = False  # throw away what the folder holds
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """Write report.json and report.html of a finished audit again; other thresholds need no new picture."""
+
+    audit: Annotated[Path, tyro.conf.Positional]  # folder of the audit
+    suite: str = ""  # suite whose gates decide; default: the suite of the audit, which a YAML file of your own must be named for
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Compare two finished audits of the same suite, picture by picture from the same noise."""
+
+    first: Annotated[Path, tyro.conf.Positional]  # folder of an audit
+    second: Annotated[Path, tyro.conf.Positional]  # folder of another
+
+
 def main(argv: list[str]) -> int:
-    options = parse(Options, argv, "audit")
+    match argv[:1]:
+        case ["report"]:
+            return report(parse(ReportOptions, argv[1:], "audit report"))
+        case ["compare"]:
+            return compare(parse(CompareOptions, argv[1:], "audit compare"))
+        case _:
+            return run(parse(Options, argv, "audit"))
+
+
+def run(options: Options) -> int:
+    """Audit, report, and say the verdict by the exit code: 0 pass, 3 a gate failed, 4 inconclusive."""
     from erasure.edit import Edit
     from erasure.loading import load_model
     from eval.audit import Audit, audit
     from eval.cases import load_suite
-    from eval.report.html import write
 
     if not options.edits:
         raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
@@ -46,13 +74,44 @@ def main(argv: list[str]) -> int:
     model = load_model(
         options.model or edits[0].info.base["source"], device=options.device, precision=options.dtype, attention=options.attention
     )
+    codes = []
     for plan in plans:
         out = folder(options, suite.name, plan.axis if len(plans) > 1 else "")
         result = audit(model, edits, plan, out, strength=options.strength, fresh=options.fresh, other_base=options.other_base)
         for pair in result["overlap"]:
             print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
-        print(write(out))
-        print(headline(result))
+        codes.append(reported(out, suite.gates, result))
+    return 3 if 3 in codes else max(codes)
+
+
+def reported(out: Path, gates: Sequence[Gate], result: dict[str, Any]) -> int:
+    """Write the report, print where it is, the rates and the verdict; returns the exit code."""
+    from eval.report.html import write
+
+    print(write(out, result, gates))
+    print(headline(result))
+    verdict = read_json(out / "report.json")["verdict"]
+    for reason in verdict["reasons"]:
+        print(f"  {reason}")
+    if gates:
+        print(verdict["state"])
+    return EXIT[verdict["state"]] if gates else 0
+
+
+def report(options: ReportOptions) -> int:
+    from eval.audit import recounted
+    from eval.cases import load_suite
+
+    job = read_json(options.audit / "job.json") if (options.audit / "job.json").is_file() else {}
+    suite = load_suite(options.suite or job.get("suite", "pocket"))
+    return reported(options.audit, suite.gates, recounted(options.audit, suite))
+
+
+def compare(options: CompareOptions) -> int:
+    from eval.compare import compared
+
+    for line in compared(options.first, options.second):
+        print(line)
     return 0
 
 
@@ -68,7 +127,7 @@ def folder(options: Options, suite: str, axis: str) -> Path:
     return place / (f"{name}-{axis}" if axis else name)
 
 
-def headline(result: dict) -> str:
+def headline(result: dict[str, Any]) -> str:
     """UA, IRA and CRA in one line, with counts and the base beside them."""
     erased, base = (result["models"][m]["rates"] for m in ("erased", "base"))
     parts = [

@@ -34,6 +34,6 @@ def main(argv: list[str]) -> int:
     print("2/2 drawing the audit with the base and the erased model", file=sys.stderr)
     out = options.out / "audit-pocket-smoke"
     result = audit(model, [edit], Audit.of([edit], suite, "smoke")[0], out, fresh=options.fresh)
-    print(write(out))
+    print(write(out, result, suite.gates))
     print(headline(result))
     return 0

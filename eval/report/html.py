@@ -1,16 +1,18 @@
 """report.html: one self-contained file from an audit folder; no script and no request leaves it."""
 
 import base64
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
-from erasure.run import read_json, write_bytes
+from erasure.run import write_bytes, write_json
+from eval.audit import rows_of
+from eval.gates import RATES, Gate
+from eval.report.record import WORDS, record
 
 HERE = Path(__file__).parent
-NAMES = {"UA": "erased", "IRA": "kept, same kind", "CRA": "kept, other kind"}
 MEANING = {
     "UA": "pictures asked for with the concept in which the judge no longer reads it",
     "IRA": "pictures of the other {plural} that are still read as asked",
@@ -20,24 +22,25 @@ MEANING = {
 PLURAL = {"style": "styles", "object": "objects"}
 
 
-def write(folder: Path, pairs: int = 8) -> Path:
-    """Render the report of a complete audit.
+def write(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pairs: int = 8) -> Path:
+    """Write report.json and render report.html into the folder of an audit.
 
     Args:
+        result: of the audit.
+        gates: thresholds of the verdict, as a rule the suite's.
         pairs: before/after pairs shown for the target, and as many for what should stay.
     """
-    result = read_json(folder / "result.json")
-    rows = [json.loads(line) for line in (folder / "samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    found = record(result, gates)
+    write_json(folder / "report.json", found)
+    rows = rows_of(folder)
     environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
     page = environment.get_template("report.html.j2").render(
         result=result,
+        report=found,
         rates=_rates(result),
-        concept="; ".join(c["name"] for edit in result["edits"] for c in edit["concepts"]),
-        doubts=_doubts(result),
         target_pairs=_pairs(folder, rows, result, pairs, target=True),
         kept_pairs=_pairs(folder, rows, result, pairs, target=False),
-        replaced=_replaced(result),
         matrix=result["models"]["erased"]["confusion"],
     )
     path = folder / "report.html"
@@ -51,7 +54,7 @@ def _rates(result: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "label": NAMES.get(name, ""),
+            "label": WORDS[name] if name in RATES else "",
             "meaning": text.format(**words),
             "base": result["models"]["base"]["rates"][name],
             "erased": result["models"]["erased"]["rates"][name],
@@ -60,22 +63,6 @@ def _rates(result: dict[str, Any]) -> list[dict[str, Any]]:
         for name, text in MEANING.items()
         if name in result["models"]["erased"]["rates"]
     ]
-
-
-def _doubts(result: dict[str, Any]) -> list[str]:
-    """Concepts that the base hardly knows, told by its predictions and by the judge."""
-    found = [
-        f"The name “{k['name']}” moves the base's predictions by {k['concept']:.4f}, a nonsense word by {k['nonsense']:.4f}."
-        for edit in result["edits"]
-        for k in edit["known"]
-        if k["doubtful"]
-    ]
-    base = result["models"]["base"]["rates"]["UA"]
-    if base["estimate"] > 0.5:
-        found.append(
-            f"The base itself shows the concept in only {base['n'] - base['k']} of {base['n']} pictures: there was little to erase."
-        )
-    return found
 
 
 def _pairs(folder: Path, rows: list[dict[str, Any]], result: dict[str, Any], count: int, target: bool) -> list[dict[str, Any]]:
@@ -90,12 +77,3 @@ def _pairs(folder: Path, rows: list[dict[str, Any]], result: dict[str, Any], cou
 def _shown(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
     data = base64.b64encode((folder / row["image"]).read_bytes()).decode()
     return {"src": f"data:image/png;base64,{data}", "style": row["read"]["style"], "object": row["read"]["object"]}
-
-
-def _replaced(result: dict[str, Any]) -> list[tuple[str, int, float]]:
-    """What the judge reads in the erased model's pictures of the target, most frequent first."""
-    labels, counts = (result["models"]["erased"]["confusion"][key] for key in ("labels", "counts"))
-    totals = [sum(counts[labels.index(t)][j] for t in result["targets"]) for j in range(len(labels))]
-    everything = max(sum(totals), 1)
-    found = [(label, k, k / everything) for label, k in zip(labels, totals, strict=True) if k]
-    return sorted(found, key=lambda item: -item[1])

@@ -1,0 +1,117 @@
+"""Gates: thresholds said beforehand, and a verdict in three states. No torch here.
+
+A gate passes when its whole interval lies on the good side, fails when the whole interval lies on the bad side, and is inconclusive
+otherwise: too few pictures to sign either.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from erasure.errors import UserError, unknown
+from eval.statistics import Interval, clopper_pearson, paired_difference, wilson
+
+State = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+EXIT: dict[State, int] = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
+DOUBT: State = "INCONCLUSIVE"
+RATES = ("UA", "IRA", "CRA")
+MOST = 1_000_000  # pictures beyond which no number is recommended
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One threshold of a suite. A rate has an exact interval (Clopper-Pearson); a drop is base minus erased on the same noise (Newcombe).
+
+    A drop is a test of non-inferiority: to find no significant difference does not show that something was kept.
+    """
+
+    name: str
+    rate: str  # UA, IRA or CRA
+    at_least: float | None = None  # of the erased model's rate
+    drop_at_most: float | None = None  # of the rate from base to erased
+
+    def __post_init__(self) -> None:
+        if self.rate not in RATES:
+            raise unknown(f"rate of gate {self.name!r}", self.rate, RATES)
+        given = [value for value in (self.at_least, self.drop_at_most) if value is not None]
+        if len(given) != 1 or isinstance(given[0], bool) or not isinstance(given[0], int | float) or not 0 <= given[0] <= 1:
+            raise UserError(f"gate {self.name!r} needs either at_least or drop_at_most, a share in [0, 1]; got {given}.")
+
+    def decide(self, rates: Mapping[str, Any], paired: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The gate's state with the evidence; None when nothing was measured.
+
+        Args:
+            rates: of the erased model, each with k and n.
+            paired: the table of each rate: both, erased_only, base_only, neither.
+        """
+        if self.rate not in rates:
+            return None
+        if self.at_least is not None:
+            k, n, limit = rates[self.rate]["k"], rates[self.rate]["n"], self.at_least
+            interval, method = clopper_pearson(k, n), "Clopper-Pearson"
+            state: State = "PASS" if interval.low >= limit else "FAIL" if interval.high < limit else "INCONCLUSIVE"
+            needed = _needed(n, lambda m: _apart(wilson(round(k / n * m), m), limit))
+        else:
+            table, limit = [paired[self.rate][name] for name in ("both", "base_only", "erased_only", "neither")], self.drop_at_most or 0.0
+            n, interval, method = sum(table), paired_difference(*table), "Newcombe, paired"
+            state = "PASS" if interval.high <= limit else "FAIL" if interval.low > limit else "INCONCLUSIVE"
+            needed = _needed(n, lambda m: _apart(paired_difference(*(round(c / n * m) for c in table)), limit))
+        return {
+            **asdict(self),
+            "state": state,
+            **interval._asdict(),
+            "n": n,
+            "method": method,
+            "needed": needed if state == DOUBT else None,
+        }
+
+
+def _apart(interval: Interval, limit: float) -> bool:
+    return interval.low > limit or interval.high < limit
+
+
+def _needed(n: int, decided: Callable[[int], bool]) -> int | None:
+    """About how many pictures would decide if the same shares went on; None when the estimate lies on the threshold itself."""
+    while n <= MOST:
+        n = int(n * 1.25) + 1
+        if decided(n):
+            return n
+    return None
+
+
+def gates(record: Any, place: str) -> tuple[Gate, ...]:
+    """Gates from the mapping in a suite file.
+
+    Raises:
+        UserError: no mapping, unknown keys, a threshold outside [0, 1].
+    """
+    if not isinstance(record, dict) or not all(isinstance(fields, dict) for fields in record.values()):
+        raise UserError(f"{place}: gates must map a name to rate and threshold, such as erased: {{rate: UA, at_least: 0.9}}.")
+    for name, fields in record.items():
+        for key in fields:
+            if key not in ("rate", "at_least", "drop_at_most"):
+                raise unknown(f"key of gate {name!r} in {place}", str(key), ("rate", "at_least", "drop_at_most"))
+        if "rate" not in fields:
+            raise UserError(f"{place}: gate {name!r} lacks a rate ({', '.join(RATES)}).")
+    return tuple(Gate(name=str(name), **fields) for name, fields in record.items())
+
+
+def verdict(asked: Sequence[Gate], result: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of every gate and of all together: FAIL if one fails, PASS only if all pass.
+
+    Args:
+        result: an audit's result.json.
+    """
+    rates, found, missing = result["models"]["erased"]["rates"], [], []
+    for gate in asked:
+        decided = gate.decide(rates, result["paired"])
+        if decided is None:
+            missing.append(gate.name)
+        else:
+            found.append(decided)
+    states = [gate["state"] for gate in found]
+    if "FAIL" in states:
+        state: State = "FAIL"
+    else:
+        state = "PASS" if states and not missing and all(s == "PASS" for s in states) else "INCONCLUSIVE"
+    return {"state": state, "gates": found, "unmeasured": missing}

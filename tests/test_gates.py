@@ -1,0 +1,79 @@
+"""Gates: three states, decided by the whole interval."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from erasure.errors import UserError
+from eval.cases import load_suite
+from eval.gates import EXIT, Gate, gates, verdict
+
+ERASED = Gate(name="erased", rate="UA", at_least=0.9)
+KEPT = Gate(name="kept", rate="IRA", drop_at_most=0.1)
+
+
+def result(k: int, n: int, table: tuple[int, int, int, int] = (300, 0, 0, 0)) -> dict[str, Any]:
+    """An audit in which k of n pictures are erased, and a paired table of what was kept."""
+    cells = dict(zip(("both", "erased_only", "base_only", "neither"), table, strict=True))
+    return {"models": {"erased": {"rates": {"UA": {"k": k, "n": n}, "IRA": {"k": 1, "n": 1}}}}, "paired": {"IRA": cells}}
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "state"), [(300, 300, "PASS"), (97, 100, "PASS"), (93, 100, "INCONCLUSIVE"), (9, 9, "INCONCLUSIVE"), (80, 100, "FAIL")]
+)
+def test_a_rate_passes_only_with_its_whole_interval(k: int, n: int, state: str) -> None:
+    decided = verdict([ERASED], result(k, n))
+    assert decided["state"] == decided["gates"][0]["state"] == state
+    assert (decided["gates"][0]["needed"] is not None) == (state == "INCONCLUSIVE")
+
+
+def test_an_interval_on_the_threshold_is_never_a_pass() -> None:
+    decided = verdict([ERASED], result(90, 100))
+    assert decided["state"] == "INCONCLUSIVE"
+    assert EXIT[decided["state"]] == 4
+    assert decided["gates"][0]["needed"] is None  # no number of pictures decides a share that lies on the threshold
+
+
+def test_the_number_that_would_decide_decides() -> None:
+    (gate,) = verdict([ERASED], result(93, 100))["gates"]
+    n = gate["needed"]
+    assert verdict([ERASED], result(round(0.93 * n), n))["state"] == "PASS"
+
+
+def test_kept_is_shown_and_not_assumed() -> None:
+    """Identical answers on few pictures do not show that nothing was lost."""
+    assert verdict([KEPT], result(1, 1, (300, 0, 0, 0)))["state"] == "PASS"
+    assert verdict([KEPT], result(1, 1, (8, 0, 0, 0)))["state"] == "INCONCLUSIVE"
+    assert verdict([KEPT], result(1, 1, (200, 0, 100, 0)))["state"] == "FAIL"
+    assert verdict([KEPT], result(1, 1, (280, 20, 0, 0)))["state"] == "PASS"  # it gained
+
+
+def test_one_failure_fails_all_and_nothing_measured_is_no_pass() -> None:
+    assert verdict([ERASED, KEPT], result(300, 300, (200, 0, 100, 0)))["state"] == "FAIL"
+    other = Gate(name="other", rate="CRA", at_least=0.5)
+    decided = verdict([ERASED, other], result(300, 300))
+    assert decided["state"] == "INCONCLUSIVE"
+    assert decided["unmeasured"] == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ([1], "must map a name"),
+        ({"a": {"rate": "UAA", "at_least": 0.9}}, "Did you mean 'UA'"),
+        ({"a": {"rate": "UA"}}, "either at_least or drop_at_most"),
+        ({"a": {"rate": "UA", "at_least": 90}}, r"\[0, 1\]"),
+        ({"a": {"rate": "UA", "at_least": "0.9"}}, r"\[0, 1\]"),
+        ({"a": {"rate": "UA", "at_leest": 0.9}}, "Did you mean 'at_least'"),
+        ({"a": {"at_least": 0.9}}, "lacks a rate"),
+    ],
+)
+def test_gates_are_read_strictly(tmp_path: Path, record: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        gates(record, "suite.yaml")
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load((Path("prompts") / "pocket.yaml").read_text()), "gates": record}))
+    with pytest.raises(UserError, match=words):
+        load_suite(str(path))
