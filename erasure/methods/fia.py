@@ -18,7 +18,7 @@ from erasure.recorder import remembered
 from erasure.saliency import shares
 
 # so small a UNet does not keep a concept in its feed-forward weights alone (docs/fia.md)
-_POCKET = {"layers": "full", "saliency": "wanda", "r2": 0.07, "walk_guidance": 4.0, "against": pocket.OTHERS}
+_POCKET = {"layers": "full", "saliency": "wanda", "r2": 0.1, "walk_guidance": 4.0, "against": pocket.OTHERS}
 _POCKET_THING = {**_POCKET, "r2": 0.4, "walk_steps": 20}  # shapes take form later than looks: half of the walk is observed
 
 
