@@ -18,7 +18,7 @@ from eval.cases import Axis, Suite, cases
 from eval.judges.base import Judge
 from eval.metrics.clip_alignment import ClipAlignment
 from eval.metrics.picture_distance import PictureDistance
-from eval.metrics.unlearn_canvas import UnlearnCanvas
+from eval.metrics.unlearn_canvas import Rate, UnlearnCanvas
 from eval.samples import Attempt, attempts, batches, draw
 from eval.statistics import Interval, mcnemar, paired_difference
 
@@ -167,6 +167,7 @@ def judge(todo: Sequence[Attempt], judges: dict[str, Judge], out: Path) -> list[
             "image": f"images/{model}/{a.name}",
             "prompt": a.case.prompt,
             "seed": a.seed,
+            "role": a.case.role,
             "style": a.case.style,
             "object": a.case.object,
             "index": a.index,
@@ -189,12 +190,16 @@ def summary(rows: Sequence[Row], plan: Audit) -> dict[str, Any]:
     axis, cross = plan.axis, "object" if plan.axis == "style" else "style"
     labels = {"style": [*plan.suite.styles, "none"], "object": [*plan.suite.objects, "none"]}
     models: dict[str, Any] = {}
+    grid = [row for row in rows if row["role"] == "grid"]
     for model in MODELS:
         metric = UnlearnCanvas(labels[axis], labels[cross], plan.targets, plan.suite.apart)
-        mine = [row for row in rows if row["model"] == model]
+        mine = [row for row in grid if row["model"] == model]
         metric.update([(r[axis], r[cross]) for r in mine], [(r["read"][axis]["label"], r["read"][cross]["label"]) for r in mine])
         models[model] = {
-            "rates": {name: {"k": rate.k, "n": rate.n, **rate.interval._asdict()} for name, rate in metric.compute().items()},
+            "rates": {
+                name: {"k": rate.k, "n": rate.n, **rate.interval._asdict()}
+                for name, rate in {**metric.compute(), **_otherwise([row for row in rows if row["model"] == model], axis)}.items()
+            },
             "confusion": {"labels": labels[axis], "counts": metric.confusion().tolist()},
             "clip": {"kept": _clip(mine, axis, plan.targets, False), "target": _clip(mine, axis, plan.targets, True)},
             "apart": _apart(mine, plan),
@@ -204,7 +209,7 @@ def summary(rows: Sequence[Row], plan: Audit) -> dict[str, Any]:
         "targets": list(plan.targets),
         "tier": plan.tier,
         "models": models,
-        "paired": paired(rows, axis, plan.targets, plan.suite.apart),
+        "paired": paired(grid, axis, plan.targets, plan.suite.apart),
     }
 
 
@@ -246,6 +251,16 @@ def _clip(rows: Sequence[Row], axis: str, targets: Sequence[str], of_target: boo
     metric = ClipAlignment()
     metric.update(torch.tensor([r["read"]["clip"]["cosine"] for r in rows if (r[axis] in targets) == of_target]))
     return {name: round(value, 3) for name, value in metric.compute()._asdict().items()}
+
+
+def _otherwise(rows: Sequence[Row], axis: Axis) -> dict[str, Rate]:
+    """UA of pictures that ask for the concept by a synonym, and by a description."""
+    found = {}
+    for role in ("named", "described"):
+        gone = [row["read"][axis]["label"] != row[axis] for row in rows if row["role"] == role]
+        if gone:
+            found[f"UA_{role}"] = Rate(sum(gone), len(gone))
+    return found
 
 
 def _apart(rows: Sequence[Row], plan: Audit) -> dict[str, dict[str, int]]:

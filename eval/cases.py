@@ -11,19 +11,44 @@ from erasure.errors import UserError, unknown
 from eval.gates import Gate, gates
 
 PROMPTS = Path(__file__).parent.parent / "prompts"
-Role = Literal["target", "neighbour", "cross"]
+Role = Literal["grid", "named", "described"]
 Axis = Literal["style", "object"]
 TIERS = ("smoke", "standard", "full")
-KEYS = {"name", "version", "form", "template", "steps", "guidance", "tiers", "apart", "judges", "styles", "objects", "gates"}
+KEYS = {
+    "name",
+    "version",
+    "form",
+    "template",
+    "described",
+    "aliases",
+    "steps",
+    "guidance",
+    "tiers",
+    "apart",
+    "judges",
+    "styles",
+    "objects",
+    "gates",
+}
+
+
+@dataclass(frozen=True)
+class Aliases:
+    """Other ways to ask for a concept."""
+
+    named: tuple[str, ...] = ()  # synonyms
+    described: tuple[str, ...] = ()  # descriptions that never name it
 
 
 @dataclass(frozen=True)
 class Suite:
-    """A grid of objects and styles in UnlearnCanvas form (Zhang et al., arXiv:2402.11846)."""
+    """A grid of objects and styles in UnlearnCanvas form (Zhang et al., arXiv:2402.11846), and what else asks for the same."""
 
     name: str
     version: int
     template: str
+    described: str  # the template for a style that is described and not named
+    aliases: dict[str, Aliases]  # by label of either axis
     steps: int
     guidance: float
     tiers: dict[str, tuple[int, int]]  # images per target cell, per other cell
@@ -52,16 +77,18 @@ class Suite:
 
 @dataclass(frozen=True)
 class Case:
-    """One cell of the grid; `count` images of it are drawn from each model."""
+    """One cell of the grid, or a cell of the target asked for in other words; `count` images of it are drawn from each model."""
 
     style: str
     object: str
     prompt: str
     count: int
+    role: Role = "grid"
+    alias: int = 0  # which of the aliases of this role
 
     @property
     def id(self) -> str:
-        return f"{self.style}-{self.object}"
+        return f"{self.style}-{self.object}" + (f"-{self.role}{self.alias}" if self.role != "grid" else "")
 
     def seed(self, suite: str, index: int) -> int:
         """A seed of its own for every image, whatever the order, batch or shard (63 bits)."""
@@ -101,18 +128,26 @@ def _checked(record: Any, path: Path) -> Suite:
         raise UserError(f"{path}: the form must be unlearncanvas.")
     try:
         tiers = {tier: (int(a), int(b)) for tier, (a, b) in record.pop("tiers").items()}
-        asked = gates(record["gates"], str(path))
-        suite = Suite(**{**record, "tiers": tiers, "apart": tuple(record["apart"]), "gates": asked})
-        suite.template.format(style="", object="")
+        record["gates"] = gates(record["gates"], str(path))
+        record["aliases"] = {label: _aliases(words) for label, words in record["aliases"].items()}
+        suite = Suite(**{**record, "tiers": tiers, "apart": tuple(record["apart"])})
+        for template in (suite.template, suite.described):
+            template.format(style="", object="")
     except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
         raise UserError(f"{path}: {error}.") from error
+    if foreign := suite.aliases.keys() - suite.styles.keys() - suite.objects.keys():
+        raise unknown(f"label under aliases in {path}", sorted(foreign)[0], [*suite.styles, *suite.objects])
     if set(tiers) != set(TIERS) or min(min(pair) for pair in tiers.values()) < 1:
         raise UserError(f"{path}: tiers must give two positive counts for each of {', '.join(TIERS)}.")
     return suite
 
 
+def _aliases(words: dict[str, list[str]]) -> Aliases:
+    return Aliases(**{role: tuple(str(phrase) for phrase in phrases) for role, phrases in words.items()})
+
+
 def cases(suite: Suite, targets: list[tuple[Axis, str]], tier: str) -> list[Case]:
-    """Every cell of the grid; cells that contain a target are drawn more often."""
+    """Every cell of the grid, those that contain a target more often, and the targets' cells asked for in other words."""
     if tier not in suite.tiers:
         raise unknown("tier", tier, suite.tiers)
     many, few = suite.tiers[tier]
@@ -122,4 +157,20 @@ def cases(suite: Suite, targets: list[tuple[Axis, str]], tier: str) -> list[Case
             hit = ("style", style) in targets or ("object", thing) in targets
             prompt = suite.template.format(style=style_words, object=thing_words)
             found.append(Case(style, thing, prompt, many if hit else few))
+    return found + [case for axis, label in targets for case in _asked_otherwise(suite, axis, label, few)]
+
+
+def _asked_otherwise(suite: Suite, axis: Axis, label: str, count: int) -> list[Case]:
+    """Every alias of a target in every cell of it."""
+    words = suite.aliases.get(label, Aliases())
+    said: list[tuple[Role, int, str]] = [("named", i, phrase) for i, phrase in enumerate(words.named)]
+    said += [("described", i, phrase) for i, phrase in enumerate(words.described)]
+    found = []
+    for role, i, phrase in said:
+        if axis == "object":
+            prompts = {(style, label): suite.template.format(style=text, object=phrase) for style, text in suite.styles.items()}
+        else:
+            template = suite.described if role == "described" else suite.template
+            prompts = {(label, thing): template.format(style=phrase, object=text) for thing, text in suite.objects.items()}
+        found += [Case(style, thing, prompt, count, role, i) for (style, thing), prompt in prompts.items()]
     return found

@@ -14,7 +14,7 @@ from eval.statistics import Interval, clopper_pearson, paired_difference, wilson
 State = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 EXIT: dict[State, int] = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 DOUBT: State = "INCONCLUSIVE"
-RATES = ("UA", "IRA", "CRA")
+RATES = ("UA", "UA_named", "UA_described", "IRA", "CRA")
 MOST = 1_000_000  # pictures beyond which no number is recommended
 
 
@@ -26,7 +26,7 @@ class Gate:
     """
 
     name: str
-    rate: str  # UA, IRA or CRA
+    rate: str  # one of RATES
     at_least: float | None = None  # of the erased model's rate
     drop_at_most: float | None = None  # of the rate from base to erased
 
@@ -44,7 +44,7 @@ class Gate:
             rates: of the erased model, each with k and n.
             paired: the table of each rate: both, erased_only, base_only, neither.
         """
-        if self.rate not in rates:
+        if self.rate not in (rates if self.at_least is not None else paired):
             return None
         if self.at_least is not None:
             k, n, limit = rates[self.rate]["k"], rates[self.rate]["n"], self.at_least

@@ -78,6 +78,22 @@ def test_pocket_suites_differ_in_prompts_and_seeds() -> None:
     assert not {x.seed for x in a} & {x.seed for x in b}
 
 
+def test_a_target_is_asked_for_in_other_words() -> None:
+    suite = load_suite("pocket")
+    neon = [case for case in cases(suite, [("style", "neon")], "standard") if case.role != "grid"]
+    assert {(case.style, case.count) for case in neon} == {("neon", 3)}
+    assert {case.object for case in neon} == set(suite.objects)
+    prompts = {case.prompt for case in neon}
+    assert "an image of a boat in the style of luminous tube" in prompts
+    assert "an image of a boat, bright electric lines on black" in prompts
+    assert not any("neon" in case.prompt for case in neon if case.role == "described")
+    boat = [case for case in cases(suite, [("object", "boat")], "standard") if case.role != "grid"]
+    assert "an image of a ship in the style of neon" in {case.prompt for case in boat}
+    assert len({case.id for case in neon}) == len(neon) == 4 * 10
+    assert len({case.id for case in boat}) == len(boat) == 4 * 9
+    assert not [case for case in cases(suite, [], "full") if case.role != "grid"]
+
+
 def test_concepts_are_found_by_label_or_phrase() -> None:
     suite = load_suite("pocket")
     assert suite.find("Pixel Art") == ("style", "pixel")
@@ -93,6 +109,8 @@ def test_concepts_are_found_by_label_or_phrase() -> None:
         ({"tiers": {"smoke": 1}}, "cannot unpack"),
         ({"template": "{x}"}, "'x'"),
         ({"form": "other"}, "form"),
+        ({"aliases": {"neom": {"named": ["a"]}}}, "Did you mean 'neon'"),
+        ({"aliases": {"neon": {"synonym": ["a"]}}}, "synonym"),
     ],
 )
 def test_suites_are_read_strictly(tmp_path: Path, change: dict, words: str) -> None:
@@ -143,7 +161,7 @@ def run(model: StableDiffusion, folder: Path) -> tuple[dict, Audit, Edit]:
 def test_audit_counts_every_picture_of_both_models(big: StableDiffusion, tmp_path: Path) -> None:
     result, plan, _ = run(big, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "audit" / "samples.jsonl").read_text().splitlines()]
-    assert len(rows) == 2 * len(plan.todo) == 2 * (2 * 3 + 4 * 1)
+    assert len(rows) == 2 * len(plan.todo) == 2 * (2 * 3 + 4 * 1 + 4 * 2)  # target cells, others, four aliases in both
     for row in rows:
         with Image.open(tmp_path / "audit" / row["image"]) as image:
             assert image.size == (64, 64)
@@ -188,7 +206,8 @@ def test_the_record_follows_its_schema_and_other_thresholds_need_no_picture(big:
     write(tmp_path / "audit", result, tiny_suite().gates)
     found = json.loads((tmp_path / "audit" / "report.json").read_text())
     jsonschema.validate(found, schema)
-    assert len(found["verdict"]["reasons"]) == len(found["gates"]) == 3
+    assert len(found["verdict"]["reasons"]) == len(found["gates"]) == 5
+    assert [r["name"] for r in found["rates"]] == ["UA", "UA_named", "UA_described", "IRA", "CRA", "CRA_included"]
     assert any("No attack was tried" in line for line in found["skipped"])
     drawn = big.cost.unet_forwards
     again = recounted(tmp_path / "audit", tiny_suite())

@@ -32,6 +32,7 @@ def small_plan(tmp_path: Path, methods: tuple[str, ...] = ("esd",), concepts: tu
     suite = yaml.safe_load((PROMPTS / "pocket.yaml").read_text())
     suite |= {"steps": 2, "styles": {k: suite["styles"][k] for k in ("plain", "neon", "sketch")}}
     suite |= {"objects": {k: suite["objects"][k] for k in ("boat", "tree")}}
+    suite["aliases"] = {"neon": suite["aliases"]["neon"]}
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
     fields = {"esd": FIELDS, "uce": {}}
     entries = [{"concept": list(concepts), "method": m, "fields": fields[m]} for m in methods]

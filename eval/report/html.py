@@ -9,12 +9,14 @@ from jinja2 import Environment, FileSystemLoader
 
 from erasure.run import write_bytes, write_json
 from eval.audit import rows_of
-from eval.gates import RATES, Gate
+from eval.gates import Gate
 from eval.report.record import WORDS, record
 
 HERE = Path(__file__).parent
 MEANING = {
     "UA": "pictures asked for with the concept in which the judge no longer reads it",
+    "UA_named": "the same, asked for by a synonym",
+    "UA_described": "the same, asked for by a description that does not name it",
     "IRA": "pictures of the other {plural} that are still read as asked",
     "CRA": "pictures whose {cross} is still read as asked, the erased concept's own left out",
     "CRA_included": "the same with the erased concept's pictures counted too",
@@ -54,7 +56,7 @@ def _rates(result: dict[str, Any]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "label": WORDS[name] if name in RATES else "",
+            "label": WORDS[name] if name in ("UA", "IRA", "CRA") else "",
             "meaning": text.format(**words),
             "base": result["models"]["base"]["rates"][name],
             "erased": result["models"]["erased"]["rates"][name],
@@ -68,7 +70,7 @@ def _rates(result: dict[str, Any]) -> list[dict[str, Any]]:
 def _pairs(folder: Path, rows: list[dict[str, Any]], result: dict[str, Any], count: int, target: bool) -> list[dict[str, Any]]:
     """Evenly spread before/after pairs, by position in the fixed case order and not by how they look."""
     axis = result["axis"]
-    base = [r for r in rows if r["model"] == "base" and (r[axis] in result["targets"]) == target]
+    base = [r for r in rows if (r["model"], r["role"]) == ("base", "grid") and (r[axis] in result["targets"]) == target]
     erased = {r["image"].replace("images/erased", "images/base"): r for r in rows if r["model"] == "erased"}
     chosen = [base[round(i * (len(base) - 1) / max(count - 1, 1))] for i in range(min(count, len(base)))]
     return [{"prompt": b["prompt"], "base": _shown(folder, b), "erased": _shown(folder, erased[b["image"]])} for b in chosen]

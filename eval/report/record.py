@@ -10,6 +10,8 @@ VERSION = 1
 SCHEMA = Path(__file__).parent / "report.schema.json"
 WORDS = {
     "UA": "erased",
+    "UA_named": "erased, asked for by a synonym",
+    "UA_described": "erased, asked for by a description",
     "IRA": "kept, same kind",
     "CRA": "kept, other kind",
     "CRA_included": "kept, other kind, with the concept's pictures",
@@ -36,7 +38,7 @@ def record(result: dict[str, Any], gates: Sequence[Gate]) -> dict[str, Any]:
         "detectors": result["judges"],
         "doubts": doubts(result),
         "threats_to_validity": threats(result),
-        "skipped": skipped(decided["unmeasured"]),
+        "skipped": skipped(decided["unmeasured"], "UA_named" in result["models"]["erased"]["rates"]),
     }
 
 
@@ -95,12 +97,12 @@ def threats(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def skipped(unmeasured: Sequence[str]) -> list[str]:
+def skipped(unmeasured: Sequence[str], aliases: bool) -> list[str]:
     """What was not measured, in sentences."""
     found = [f"The gate “{name}” had nothing to measure in this suite." for name in unmeasured]
     return [
         *found,
         "No attack was tried. A concept that plain prompts no longer draw can come back under adversarial prompts or fine-tuning.",
-        "Prompts name the concept in one fixed sentence; synonyms and descriptions are not part of this suite.",
+        *([] if aliases else ["This suite has no synonyms and no descriptions of the concept."]),
         "No model that never saw the concept was given, so nothing is said about the distance to one.",
     ]
