@@ -102,10 +102,27 @@ def test_compare_shows_before_and_after_on_one_screen(page: Any) -> None:
     page.locator("#compare").click()
     page.wait_for_function("old => document.querySelector('#slider img').getAttribute('src') !== old", arg=before)
     assert "before" in page.locator("#readings").inner_text()
-    assert page.locator("#grid img").count() >= 4
+    page.locator("#grid img").nth(3).wait_for()  # the first pair comes before the others
     height = page.evaluate("document.querySelector('#grid').getBoundingClientRect().bottom")
     assert height <= 768, "Compare must fit one screen"
     shot(page, "studio-compare")
+
+
+def test_the_keyboard_alone_is_enough(page: Any) -> None:
+    def tab_to(found: str) -> None:
+        for _ in range(40):
+            page.keyboard.press("Tab")
+            if page.evaluate(f"(() => {{ const e = document.activeElement; return {found}; }})()"):
+                return
+        pytest.fail(f"Tab never reaches {found}")
+
+    tab_to("e.id === 'compare'")
+    page.keyboard.press("Enter")
+    page.locator("#slider img").first.wait_for()
+    tab_to("e.getAttribute('role') === 'tab' && e.innerText === 'Erase'")
+    page.keyboard.press("Enter")
+    page.locator("#concept").wait_for()
+    tab_to("e.id === 'erase'")
 
 
 def test_unknown_words_are_named_and_html_is_text(page: Any) -> None:
