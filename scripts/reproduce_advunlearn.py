@@ -7,7 +7,7 @@ suite's prompts for the concept. Controls: no prefix, and a random prefix of the
 """
 
 import argparse
-import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from erasure.edit import Edit
 from erasure.erase import applied
 from erasure.families.base import DiffusionModel
 from erasure.loading import load_model
+from erasure.run import read_json, write_json
 from eval.attacks.soft_prefix import SoftPrefix
 from eval.audit import Audit
 from eval.cases import load_suite
@@ -37,33 +38,33 @@ BUDGETS = (50, 150, 400)  # steps of the attack after which it is tried
 Counts = dict[str, list[int]]
 
 
-def attacked(model: DiffusionModel, edit: Edit, name: str, file: Path, each: int = 24) -> dict[str, Counts]:
+def attacked(model: DiffusionModel, edit: Edit, name: str, work: Path, each: int = 24) -> dict[str, Counts]:
     """For every length: pictures in which the concept is read, of all, under the attack and under its two controls."""
-    if file.exists():
-        return json.loads(file.read_text())
     suite = load_suite("pocket")
     (plan,) = Audit.of([edit], suite, "smoke")
     target = plan.targets[0]
-    prompts = [a.case.prompt for a in plan.todo if getattr(a.case, plan.axis) == target]
+    asked = [a.case for a in plan.todo if getattr(a.case, plan.axis) == target]
+    prompts = [case.prompt for case in asked if case.role == "grid"]
     bank = recorder.obtain(model, Recording(pairs=tuple((p, "") for p in dict.fromkeys(prompts)), walks=24, steps=25, guidance=4.0))
     judge = load("eval.judges", suite.judges[plan.axis], Judge)()
-    found: dict[str, Counts] = {}
+    found: dict[str, Counts] = {str(tokens): {kind: [0, 0] for kind in (*map(str, BUDGETS), "random", "none")} for tokens in LENGTHS}
     with applied(model, [edit]):
-        for tokens in LENGTHS:
-            attack = SoftPrefix(tokens=tokens)
-            counts: Counts = {kind: [0, 0] for kind in (*map(str, BUDGETS), "random", "none")}
-            for start in range(STARTS):
+        for tokens, start in product(LENGTHS, range(STARTS)):
+            file = work / f"{name.replace(' ', '-')}-{edit.info.method}-{edit.digest()}" / f"{tokens}-{start}.json"
+            if not file.exists():
+                attack = SoftPrefix(tokens=tokens)
                 fitted = {str(step): prefix for step, prefix in attack.fit(model, bank, start, BUDGETS).items()}
-                prefixes = {**fitted, "random": attack.start(model, start), "none": None}
-                for kind, prefix in prefixes.items():
-                    read = readings(
-                        model, judge, (prompts * each)[:each], [1_000_000 * tokens + 1000 * start + i for i in range(each)], prefix
-                    )
-                    counts[kind][0] += sum(r["label"] == target for r in read)
-                    counts[kind][1] += each
-            found[str(tokens)] = counts
-            print(name, edit.info.method, tokens, counts, flush=True)
-    file.write_text(json.dumps(found))
+                seeds = [1_000_000 * tokens + 1000 * start + i for i in range(each)]
+                read = {
+                    kind: sum(r["label"] == target for r in readings(model, judge, (prompts * each)[:each], seeds, prefix))
+                    for kind, prefix in {**fitted, "random": attack.start(model, start), "none": None}.items()
+                }
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_json(file, read)
+                print(name, edit.info.method, f"{tokens} tokens, start {start}:", read, f"of {each}", flush=True)
+            for kind, k in read_json(file).items():
+                found[str(tokens)][kind][0] += k
+                found[str(tokens)][kind][1] += each
     return found
 
 
@@ -95,9 +96,7 @@ def main() -> None:
             folder = erased(method, name, kind, args.methods_work)
             result = measured(model, folder, "pocket", "standard")
             kept.append(f"| {name} | {method} | {' | '.join(cell(result, r) for r in ('UA', 'IRA', 'CRA'))} |")
-            found = attacked(
-                model, Edit.load(folder), name, args.work / f"{name.replace(' ', '-')}-{method}-{Edit.load(folder).digest()}.json"
-            )
+            found = attacked(model, Edit.load(folder), name, args.work)
             lines += [
                 f"| {name} | {method} | {tokens} | {' | '.join(share(c[kind]) for kind in (*map(str, BUDGETS), 'random', 'none'))} |"
                 for tokens, c in found.items()

@@ -61,6 +61,7 @@ def tab(studio: Studio) -> gr.Dropdown:
     state = gr.State(None, time_to_live=3600)
     inputs = [prompt, edits, seed, count, steps, guidance, strength, reveal]
     click: dict[str, Any] = {"outputs": [slider, map_, read, grid, note, state], "concurrency_id": "model", "concurrency_limit": 1}
+    click["trigger_mode"] = "always_last"  # a click while the other seeds are still being drawn counts
     handler = comparing(studio)
     draw.click(handler, inputs, api_name="compare", **click)
     prompt.submit(handler, inputs, api_visibility="private", **click)
