@@ -93,7 +93,7 @@ def threats(result: dict[str, Any]) -> list[str]:
     return [
         *([f"Fewer than 100 pictures stand behind a rate: {', '.join(small)}."] if small else []),
         "The rates are readings of classifiers that err; the base columns show what they read when nothing is erased.",
-        "Pictures of one prompt are not independent, but the intervals count each of them.",
+        "The intervals speak about other noise under these very prompts; other sentences can behave otherwise.",
     ]
 
 
