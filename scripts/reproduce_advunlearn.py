@@ -34,7 +34,7 @@ CONCEPTS: dict[str, Kind] = {"stained glass": "style", "fish": "object"}
 METHODS = ("esd", "advunlearn")
 LENGTHS = (1, 3, 5)
 STARTS = 5
-BUDGETS = (50, 150, 400)  # steps of the attack after which it is tried
+BUDGETS = (50, 200)  # steps of the attack after which it is tried
 Counts = dict[str, list[int]]
 
 
@@ -52,7 +52,7 @@ def attacked(model: DiffusionModel, edit: Edit, name: str, work: Path, each: int
         for tokens, start in product(LENGTHS, range(STARTS)):
             file = work / f"{name.replace(' ', '-')}-{edit.info.method}-{edit.digest()}" / f"{tokens}-{start}.json"
             if not file.exists():
-                attack = SoftPrefix(tokens=tokens)
+                attack = SoftPrefix(tokens=tokens, steps=BUDGETS[-1])
                 fitted = {str(step): prefix for step, prefix in attack.fit(model, bank, start, BUDGETS).items()}
                 seeds = [1_000_000 * tokens + 1000 * start + i for i in range(each)]
                 read = {
