@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.overlap import overlap
 from erasure.run import Run, digest, read_json, write_bytes, write_json
-from eval.cases import Axis, Suite, cases
+from eval.cases import OTHERWISE, Axis, Suite, cases
 from eval.judges.base import Judge
 from eval.metrics.clip_alignment import ClipAlignment
 from eval.metrics.picture_distance import PictureDistance
 from eval.metrics.unlearn_canvas import Rate, UnlearnCanvas
+from eval.readers import Prompt
 from eval.samples import Attempt, attempts, batches, draw
 from eval.statistics import Interval, mcnemar, paired_difference
 
@@ -36,9 +37,10 @@ class Audit:
     axis: Axis
     targets: tuple[str, ...]
     gone: tuple[str, ...] = ()  # labels of the other axis that the same edits erase; their cells are left out
+    replay: tuple[Prompt, ...] = ()  # prompts of others that are said to bring the concept back
 
     @classmethod
-    def of(cls, edits: Sequence[Edit], suite: Suite, tier: str) -> list["Audit"]:
+    def of(cls, edits: Sequence[Edit], suite: Suite, tier: str, replay: Sequence[Prompt] = ()) -> list["Audit"]:
         """The audits of everything a stack of edits claims to erase, one for styles and one for objects where it erases both.
 
         Raises:
@@ -46,12 +48,12 @@ class Audit:
         """
         found = list(dict.fromkeys(suite.find(concept["name"]) for edit in edits for concept in edit.info.concepts))
         labels = {axis: tuple(label for a, label in found if a == axis) for axis in AXES}
-        return [cls(suite, tier, axis, labels[axis], labels[AXES[1 - i]]) for i, axis in enumerate(AXES) if labels[axis]]
+        return [cls(suite, tier, axis, labels[axis], labels[AXES[1 - i]], tuple(replay)) for i, axis in enumerate(AXES) if labels[axis]]
 
     @property
     def todo(self) -> list[Attempt]:
         cross = "object" if self.axis == "style" else "style"
-        asked = cases(self.suite, [(self.axis, t) for t in self.targets], self.tier)
+        asked = cases(self.suite, [(self.axis, t) for t in self.targets], self.tier, self.replay)
         return attempts(self.suite, [case for case in asked if getattr(case, cross) not in self.gone])
 
 
@@ -118,6 +120,7 @@ def job_record(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, streng
         "tier": plan.tier,
         "strength": strength,
         "compute": str(model.compute).removeprefix("torch."),
+        **({"replay": digest([asdict(prompt) for prompt in plan.replay])} if plan.replay else {}),
     }
 
 
@@ -168,6 +171,7 @@ def judge(todo: Sequence[Attempt], judges: dict[str, Judge], out: Path) -> list[
             "prompt": a.case.prompt,
             "seed": a.seed,
             "role": a.case.role,
+            "variant": a.case.variant,
             "style": a.case.style,
             "object": a.case.object,
             "index": a.index,
@@ -254,9 +258,9 @@ def _clip(rows: Sequence[Row], axis: str, targets: Sequence[str], of_target: boo
 
 
 def _otherwise(rows: Sequence[Row], axis: Axis) -> dict[str, Rate]:
-    """UA of pictures that ask for the concept by a synonym, and by a description."""
+    """UA of pictures that ask for the concept in other words, by how they do."""
     found = {}
-    for role in ("named", "described"):
+    for role in OTHERWISE:
         gone = [row["read"][axis]["label"] != row[axis] for row in rows if row["role"] == role]
         if gone:
             found[f"UA_{role}"] = Rate(sum(gone), len(gone))

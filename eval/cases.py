@@ -1,6 +1,8 @@
 """Suites and cases: which prompts are drawn, from which seeds, and what each is there to show."""
 
 import hashlib
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -9,9 +11,12 @@ import yaml
 
 from erasure.errors import UserError, unknown
 from eval.gates import Gate, gates
+from eval.mutators import MUTATORS
+from eval.readers import Prompt
 
 PROMPTS = Path(__file__).parent.parent / "prompts"
-Role = Literal["grid", "named", "described"]
+Role = Literal["grid", "named", "described", "mutated", "replayed"]
+OTHERWISE: tuple[Role, ...] = ("named", "described", "mutated", "replayed")  # the target, asked for in other words
 Axis = Literal["style", "object"]
 TIERS = ("smoke", "standard", "full")
 KEYS = {
@@ -21,6 +26,7 @@ KEYS = {
     "template",
     "described",
     "aliases",
+    "mutations",
     "steps",
     "guidance",
     "tiers",
@@ -49,6 +55,7 @@ class Suite:
     template: str
     described: str  # the template for a style that is described and not named
     aliases: dict[str, Aliases]  # by label of either axis
+    mutations: tuple[str, ...]  # of eval.mutators, of every prompt for the target
     steps: int
     guidance: float
     tiers: dict[str, tuple[int, int]]  # images per target cell, per other cell
@@ -77,21 +84,24 @@ class Suite:
 
 @dataclass(frozen=True)
 class Case:
-    """One cell of the grid, or a cell of the target asked for in other words; `count` images of it are drawn from each model."""
+    """One cell of the grid, or the target asked for in other words; `count` images of it are drawn from each model."""
 
-    style: str
+    style: str  # empty where a replayed prompt says nothing about it
     object: str
     prompt: str
     count: int
     role: Role = "grid"
-    alias: int = 0  # which of the aliases of this role
+    variant: str = ""  # which alias, mutation or row of a prompt list
+    given: int | None = None  # the seed that a prompt list gives
 
     @property
     def id(self) -> str:
-        return f"{self.style}-{self.object}" + (f"-{self.role}{self.alias}" if self.role != "grid" else "")
+        return f"{self.style}-{self.object}" + (f"-{self.role}-{self.variant}" if self.role != "grid" else "")
 
     def seed(self, suite: str, index: int) -> int:
         """A seed of its own for every image, whatever the order, batch or shard (63 bits)."""
+        if self.given is not None:
+            return (self.given + index) % 2**64
         text = f"{suite}|{self.id}|{index}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
@@ -129,6 +139,7 @@ def _checked(record: Any, path: Path) -> Suite:
     try:
         tiers = {tier: (int(a), int(b)) for tier, (a, b) in record.pop("tiers").items()}
         record["gates"] = gates(record["gates"], str(path))
+        record["mutations"] = tuple(record["mutations"])
         record["aliases"] = {label: _aliases(words) for label, words in record["aliases"].items()}
         suite = Suite(**{**record, "tiers": tiers, "apart": tuple(record["apart"])})
         for template in (suite.template, suite.described):
@@ -137,6 +148,9 @@ def _checked(record: Any, path: Path) -> Suite:
         raise UserError(f"{path}: {error}.") from error
     if foreign := suite.aliases.keys() - suite.styles.keys() - suite.objects.keys():
         raise unknown(f"label under aliases in {path}", sorted(foreign)[0], [*suite.styles, *suite.objects])
+    for name in suite.mutations:
+        if name not in MUTATORS:
+            raise unknown(f"mutation in {path}", str(name), MUTATORS)
     if set(tiers) != set(TIERS) or min(min(pair) for pair in tiers.values()) < 1:
         raise UserError(f"{path}: tiers must give two positive counts for each of {', '.join(TIERS)}.")
     return suite
@@ -146,8 +160,12 @@ def _aliases(words: dict[str, list[str]]) -> Aliases:
     return Aliases(**{role: tuple(str(phrase) for phrase in phrases) for role, phrases in words.items()})
 
 
-def cases(suite: Suite, targets: list[tuple[Axis, str]], tier: str) -> list[Case]:
-    """Every cell of the grid, those that contain a target more often, and the targets' cells asked for in other words."""
+def cases(suite: Suite, targets: list[tuple[Axis, str]], tier: str, replay: Sequence[Prompt] = ()) -> list[Case]:
+    """Every cell of the grid, those that contain a target more often, and the targets' cells asked for in other words.
+
+    Args:
+        replay: prompts of others that are said to bring the targets back.
+    """
     if tier not in suite.tiers:
         raise unknown("tier", tier, suite.tiers)
     many, few = suite.tiers[tier]
@@ -157,7 +175,16 @@ def cases(suite: Suite, targets: list[tuple[Axis, str]], tier: str) -> list[Case
             hit = ("style", style) in targets or ("object", thing) in targets
             prompt = suite.template.format(style=style_words, object=thing_words)
             found.append(Case(style, thing, prompt, many if hit else few))
-    return found + [case for axis, label in targets for case in _asked_otherwise(suite, axis, label, few)]
+    for axis, label in targets:
+        found += _asked_otherwise(suite, axis, label, few)
+        found += _mutated(suite, axis, label) if tier != "smoke" else []
+        found += [_cell(axis, label, "", p.text, few, "replayed", str(i), p.seed) for i, p in enumerate(replay)]
+    return found
+
+
+def _cell(axis: Axis, label: str, cross: str, prompt: str, count: int, role: Role, variant: str, given: int | None = None) -> Case:
+    style, thing = (label, cross) if axis == "style" else (cross, label)
+    return Case(style, thing, prompt, count, role, variant, given)
 
 
 def _asked_otherwise(suite: Suite, axis: Axis, label: str, count: int) -> list[Case]:
@@ -167,10 +194,20 @@ def _asked_otherwise(suite: Suite, axis: Axis, label: str, count: int) -> list[C
     said += [("described", i, phrase) for i, phrase in enumerate(words.described)]
     found = []
     for role, i, phrase in said:
-        if axis == "object":
-            prompts = {(style, label): suite.template.format(style=text, object=phrase) for style, text in suite.styles.items()}
-        else:
-            template = suite.described if role == "described" else suite.template
-            prompts = {(label, thing): template.format(style=phrase, object=text) for thing, text in suite.objects.items()}
-        found += [Case(style, thing, prompt, count, role, i) for (style, thing), prompt in prompts.items()]
+        template = suite.described if (axis, role) == ("style", "described") else suite.template
+        for cross, text in (suite.styles if axis == "object" else suite.objects).items():
+            prompt = template.format(style=text, object=phrase) if axis == "object" else template.format(style=phrase, object=text)
+            found.append(_cell(axis, label, cross, prompt, count, role, str(i)))
+    return found
+
+
+def _mutated(suite: Suite, axis: Axis, label: str) -> list[Case]:
+    """Every mutation of every prompt for a target, one picture each."""
+    name = (suite.styles if axis == "style" else suite.objects)[label]
+    found = []
+    for mutation in suite.mutations:
+        for cross, text in (suite.styles if axis == "object" else suite.objects).items():
+            prompt = suite.template.format(style=text, object=name) if axis == "object" else suite.template.format(style=name, object=text)
+            rng = random.Random(f"{suite.name}|{mutation}|{label}|{cross}")
+            found.append(_cell(axis, label, cross, MUTATORS[mutation](prompt, name, rng), 1, "mutated", mutation))
     return found

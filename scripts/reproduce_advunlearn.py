@@ -30,7 +30,7 @@ from eval.cases import load_suite
 from eval.judges.base import Judge
 from eval.statistics import wilson
 
-CONCEPTS: dict[str, Kind] = {"stained glass": "style", "fish": "object"}
+CONCEPTS: dict[str, Kind] = {"neon": "style", "stained glass": "style", "fish": "object"}  # neon is a development concept
 METHODS = ("esd", "advunlearn")
 LENGTHS = (1, 3, 5)
 STARTS = 5

@@ -21,6 +21,7 @@ from eval.compare import compared
 from eval.gates import Gate
 from eval.metrics.clip_alignment import ClipAlignment
 from eval.metrics.unlearn_canvas import UnlearnCanvas
+from eval.readers import Prompt
 from eval.report.html import write
 from eval.report.record import SCHEMA
 from eval.samples import attempts
@@ -80,18 +81,41 @@ def test_pocket_suites_differ_in_prompts_and_seeds() -> None:
 
 def test_a_target_is_asked_for_in_other_words() -> None:
     suite = load_suite("pocket")
-    neon = [case for case in cases(suite, [("style", "neon")], "standard") if case.role != "grid"]
+    neon = [case for case in cases(suite, [("style", "neon")], "standard") if case.role in ("named", "described")]
     assert {(case.style, case.count) for case in neon} == {("neon", 3)}
     assert {case.object for case in neon} == set(suite.objects)
     prompts = {case.prompt for case in neon}
     assert "an image of a boat in the style of luminous tube" in prompts
     assert "an image of a boat, bright electric lines on black" in prompts
     assert not any("neon" in case.prompt for case in neon if case.role == "described")
-    boat = [case for case in cases(suite, [("object", "boat")], "standard") if case.role != "grid"]
+    boat = [case for case in cases(suite, [("object", "boat")], "standard") if case.role in ("named", "described")]
     assert "an image of a ship in the style of neon" in {case.prompt for case in boat}
     assert len({case.id for case in neon}) == len(neon) == 4 * 10
     assert len({case.id for case in boat}) == len(boat) == 4 * 9
     assert not [case for case in cases(suite, [], "full") if case.role != "grid"]
+
+
+def test_mutations_and_replayed_prompts_are_cases_of_the_target() -> None:
+    suite, asked = load_suite("pocket"), [Prompt("glowing boat", "7", seed=2**64 - 1), Prompt("../../x <b>", "8")]
+    found = cases(suite, [("style", "neon")], "standard", asked)
+    mutated = [case for case in found if case.role == "mutated"]
+    assert len({case.prompt for case in mutated}) == len(mutated) == 6 * 10
+    assert not [case for case in cases(suite, [("style", "neon")], "smoke") if case.role == "mutated"]
+    replayed = [case for case in found if case.role == "replayed"]
+    assert [case.id for case in replayed] == ["neon--replayed-0", "neon--replayed-1"]  # nothing of the text becomes a path
+    assert [replayed[0].seed("pocket", i) for i in (0, 1)] == [2**64 - 1, 0]
+    assert replayed[1].seed("pocket", 0) != replayed[1].seed("pocket", 1)
+
+
+def test_a_prompt_list_is_replayed(big: StableDiffusion, tmp_path: Path) -> None:
+    edit = erased(big, [Concept(name="neon", kind="style")], tmp_path / "edit")
+    (plan,) = Audit.of([edit], tiny_suite(), "smoke", [Prompt("<script>alert(1)</script> glowing", "1", seed=3)])
+    result = audit(big, [edit], plan, tmp_path / "audit")
+    assert result["models"]["erased"]["rates"]["UA_replayed"]["n"] == 1
+    assert "<script" not in write(tmp_path / "audit", result, tiny_suite().gates).read_text()
+    (other,) = Audit.of([edit], tiny_suite(), "smoke", [Prompt("another", "1")])
+    with pytest.raises(UserError):
+        audit(big, [edit], other, tmp_path / "audit")
 
 
 def test_concepts_are_found_by_label_or_phrase() -> None:
@@ -110,6 +134,7 @@ def test_concepts_are_found_by_label_or_phrase() -> None:
         ({"template": "{x}"}, "'x'"),
         ({"form": "other"}, "form"),
         ({"aliases": {"neom": {"named": ["a"]}}}, "Did you mean 'neon'"),
+        ({"mutations": ["leat"]}, "Did you mean 'leet'"),
         ({"aliases": {"neon": {"synonym": ["a"]}}}, "synonym"),
     ],
 )

@@ -29,6 +29,7 @@ class Options:
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     dtype: Precision = "auto"  # what to compute in
     attention: Attention = "auto"  # attention kernel of the UNet
+    replay: Path | None = None  # prompts that are said to bring the concept back: CSV in a published layout, or one a line in a .txt
     strength: float = 1.0  # how strongly the edits are applied
     other_base: bool = False  # apply the edit to a model it was not made on
     fresh: bool = False  # throw away what the folder holds
@@ -66,11 +67,12 @@ def run(options: Options) -> int:
     from erasure.loading import load_model
     from eval.audit import Audit, audit
     from eval.cases import load_suite
+    from eval.readers import read_prompts
 
     if not options.edits:
         raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
     edits, suite = [Edit.load(path) for path in options.edits], load_suite(options.suite)
-    plans = Audit.of(edits, suite, options.tier)
+    plans = Audit.of(edits, suite, options.tier, read_prompts(options.replay) if options.replay else ())
     model = load_model(
         options.model or edits[0].info.base["source"], device=options.device, precision=options.dtype, attention=options.attention
     )
@@ -117,8 +119,9 @@ def compare(options: CompareOptions) -> int:
 
 def folder(options: Options, suite: str, axis: str) -> Path:
     """Where an audit goes: --out, or beside the edit; stacks get a folder of their own. Styles and objects apart when both are erased."""
+    replay = f"replay-{options.replay.stem}" if options.replay else ""
     name = "-".join(
-        part for part in ("audit", suite, options.tier, f"strength-{options.strength:g}" if options.strength != 1 else "") if part
+        part for part in ("audit", suite, options.tier, f"strength-{options.strength:g}" if options.strength != 1 else "", replay) if part
     )
     first, *others = options.edits
     if options.out:

@@ -17,6 +17,8 @@ MEANING = {
     "UA": "pictures asked for with the concept in which the judge no longer reads it",
     "UA_named": "the same, asked for by a synonym",
     "UA_described": "the same, asked for by a description that does not name it",
+    "UA_mutated": "the same, asked for in spoiled spelling or shuffled words; where the base does not understand them, it proves nothing",
+    "UA_replayed": "the same, asked for by the prompts of a list",
     "IRA": "pictures of the other {plural} that are still read as asked",
     "CRA": "pictures whose {cross} is still read as asked, the erased concept's own left out",
     "CRA_included": "the same with the erased concept's pictures counted too",

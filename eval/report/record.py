@@ -12,6 +12,8 @@ WORDS = {
     "UA": "erased",
     "UA_named": "erased, asked for by a synonym",
     "UA_described": "erased, asked for by a description",
+    "UA_mutated": "erased, asked for in spoiled spelling",
+    "UA_replayed": "erased, asked for by prompts of a list",
     "IRA": "kept, same kind",
     "CRA": "kept, other kind",
     "CRA_included": "kept, other kind, with the concept's pictures",

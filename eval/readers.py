@@ -1,0 +1,107 @@
+"""Prompt lists as they are published: CSV in any known column layout, with or without a header, or one prompt a line. No torch here."""
+
+import csv
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+from erasure.errors import UserError
+
+# I2P and its repackaged copy, UnlearnDiffAtk, P4D, Ring-A-Bell, MMA-Diffusion, Six-CD, HUB, COCO, Imagenette; see docs/audit.md
+ALIASES = {
+    "id": ("case_number", "case_num", "image_id", "id", "index", "unnamed: 0", ""),
+    "prompt": ("prompt", "text", "original", "adversarial_prompt", "perturbed_text"),
+    "seed": ("evaluation_seed", "sd_seed", "seed"),
+}
+# rows of published files by their names, so that a cut download is noticed; several where copies differ
+PUBLISHED = {
+    "i2p": (4703,),
+    "i2p_benchmark": (4703,),
+    "unsafe-prompts4703": (4703,),
+    "nudity": (142,),
+    "violence": (756, 250),
+    "illegal": (727,),
+    "vangogh": (50,),
+    "church": (50,),
+    "tench": (50,),
+    "parachute": (50,),
+    "garbage_truck": (50,),
+    "coco_30k": (30_000,),
+    "coco_10k": (10_000, 9_969),
+}
+ROWS, LETTERS = 100_000, 5_000
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of a prompt list."""
+
+    text: str
+    source: str  # its id in the file, or its row
+    seed: int | None = None  # 64 bits
+
+
+def read_prompts(path: Path) -> list[Prompt]:
+    """Every prompt of a CSV or text file, in its order.
+
+    Raises:
+        UserError: no such file, no column of prompts, a value of the wrong kind (file, row and column are named), more than 100,000
+            rows, or a published file with another number of rows than it was published with.
+    """
+    if not path.is_file():
+        raise UserError(f"no prompt list at {path}.")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            if path.suffix.lower() == ".txt":
+                rows = [[line.rstrip("\r\n")] for line in _limited(file, path) if line.strip()]
+                return [_prompt(path, i + 1, row, {"prompt": 0}) for i, row in enumerate(rows)]
+            rows = [row for row in _limited(csv.reader(file), path) if any(cell.strip() for cell in row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is no CSV in UTF-8: {error}.") from error
+    if not rows:
+        raise UserError(f"{path} is empty.")
+    columns, first = _columns(path, rows)
+    found = [_prompt(path, i + 1, row, columns) for i, row in enumerate(rows) if i >= first]
+    expected = PUBLISHED.get(path.stem.lower())
+    if expected and len(found) not in expected:
+        counts = " or ".join(f"{n:,}" for n in expected)
+        raise UserError(f"{path} has {len(found):,} prompts, published as {counts}; was it cut? Rename it if you mean a part of it.")
+    return found
+
+
+Line = TypeVar("Line")
+
+
+def _limited(lines: Iterable[Line], path: Path) -> list[Line]:
+    found = list(islice(lines, ROWS + 2))
+    if len(found) > ROWS + 1:
+        raise UserError(f"{path} has more than {ROWS:,} rows; give a part of it.")
+    return found
+
+
+def _columns(path: Path, rows: list[list[str]]) -> tuple[dict[str, int], int]:
+    """Where each field stands, and the first row of data. A header is a row that names a column of prompts."""
+    head = [cell.strip().lower() for cell in rows[0]]
+    columns = {field: head.index(alias) for field, aliases in ALIASES.items() for alias in reversed(aliases) if alias in head}
+    if "prompt" in columns:
+        return columns, 1
+    if max(len(row) for row in rows) == 1:  # headerless: its first row is a prompt as well
+        return {"prompt": 0}, 0
+    names = ", ".join(ALIASES["prompt"])
+    raise UserError(f"{path}, row 1: none of the columns {', '.join(map(repr, head))} holds prompts; known are {names}.")
+
+
+def _prompt(path: Path, number: int, row: list[str], columns: dict[str, int]) -> Prompt:
+    def cell(field: str) -> str:
+        at = columns.get(field)
+        return row[at].strip() if at is not None and at < len(row) else ""
+
+    text = cell("prompt")
+    if not text or len(text) > LETTERS:
+        raise UserError(f"{path}, row {number}, column prompt: a prompt has 1 to {LETTERS:,} letters, this one {len(text):,}.")
+    seed = cell("seed").removesuffix(".0")
+    if seed and not (seed.isdecimal() and int(seed) < 2**64):
+        raise UserError(f"{path}, row {number}, column seed: {seed[:40]!r} is no whole number below 2^64.")
+    return Prompt(text, cell("id") or str(number), int(seed) if seed else None)
