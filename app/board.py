@@ -32,6 +32,7 @@ class Entry:
     backwards: int
     seconds: float | None  # the erasure took, where its run folder is known
     size: int | None  # bytes of the edit
+    verdict: str  # PASS, FAIL, INCONCLUSIVE; empty where no report was written
     sensitive: bool  # of the nsfw kind: pictures are blurred until asked for
 
     @property
@@ -52,6 +53,7 @@ def entry(folder: Path, result: dict[str, Any], runs: dict[str, tuple[Path, dict
     edits, job = result["edits"], result["job"]
     mine = [runs[digest] for digest in job["edits"] if digest in runs]
     known = len(mine) == len(edits)
+    report = read_json(folder / "report.json") if (folder / "report.json").exists() else None
     return Entry(
         folder=folder,
         method=" + ".join(e["method"] for e in edits),
@@ -65,6 +67,7 @@ def entry(folder: Path, result: dict[str, Any], runs: dict[str, tuple[Path, dict
         backwards=sum(e["cost"]["unet_backwards"] for e in edits),
         seconds=sum(read_json(run / "timing.json")["seconds"] for run, _ in mine) if known else None,
         size=sum(record["bytes"] for _, record in mine) if known else None,
+        verdict=report["verdict"]["state"] if report else "",
         sensitive=any(c["kind"] == "nsfw" for e in edits for c in e["concepts"]),
     )
 
@@ -89,6 +92,7 @@ def as_csv(rows: Sequence[Entry]) -> str:
 def flat(e: Entry) -> dict[str, Any]:
     """An entry as one row of plain values; what is unknown is empty."""
     found: dict[str, Any] = {"method": e.method, "concepts": e.concepts, "strength": e.strength, "suite": e.suite, "tier": e.tier}
+    found["verdict"] = e.verdict
     for name in RATES:
         r = e.rates[name]
         found |= {name: round(r["estimate"], 5), f"{name}_low": round(r["low"], 5), f"{name}_high": round(r["high"], 5)}
@@ -104,15 +108,15 @@ def flat(e: Entry) -> dict[str, Any]:
 
 def as_markdown(rows: Sequence[Entry]) -> str:
     lines = [
-        "| method | concepts | suite | erased: UA | kept: IRA | kept: CRA | UNet forwards | backwards | seconds |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| method | concepts | suite | verdict | erased: UA | kept: IRA | kept: CRA | UNet forwards | backwards | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for e in rows:
         name = e.method + (f" ×{e.strength:g}" if e.strength != 1 else "")
         rates = " | ".join(said(e, r) for r in RATES)
         concepts = e.concepts.replace("|", "\\|")
         seconds = "" if e.seconds is None else f"{e.seconds:.0f}"
-        lines.append(f"| {name} | {concepts} | {e.suite}, {e.tier} | {rates} | {e.forwards:,} | {e.backwards:,} | {seconds} |")
+        lines.append(f"| {name} | {concepts} | {e.suite}, {e.tier} | {e.verdict} | {rates} | {e.forwards:,} | {e.backwards:,} | {seconds} |")
     note = "Percent with 95 % Wilson intervals and the base model's rate. Nothing was attacked: there is no figure for robustness yet."
     return "\n".join([*lines, "", note, ""])
 

@@ -14,18 +14,14 @@ from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.overlap import overlap
 from erasure.run import Run, digest, read_json, write_bytes, write_json
-from eval.cases import OTHERWISE, Axis, Suite, cases
+from eval.cases import Axis, Suite, cases
+from eval.counting import MODELS, Row, counted
 from eval.judges.base import Judge
-from eval.metrics.clip_alignment import ClipAlignment
 from eval.metrics.picture_distance import PictureDistance
-from eval.metrics.unlearn_canvas import Rate, UnlearnCanvas
 from eval.readers import Prompt
 from eval.samples import Attempt, attempts, batches, draw
-from eval.statistics import Interval, mcnemar, paired_difference
 
-MODELS = ("base", "erased")
 AXES: tuple[Axis, Axis] = ("style", "object")
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -97,7 +93,8 @@ def audit(
     distance = kept_distance(plan, out)
     about = {"edits": [edit_record(edit) for edit in edits], "overlap": overlap(model, edits)}
     result = {
-        **summary(rows, plan),
+        "tier": plan.tier,
+        **counted(rows, plan.suite, plan.axis, plan.targets),
         "job": job,
         "distance": distance,
         "judges": {name: j.identity() for name, j in judges.items()},
@@ -189,34 +186,6 @@ def _lines(path: Path) -> list[Row]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def summary(rows: Sequence[Row], plan: Audit) -> dict[str, Any]:
-    """Rates of both models as k, n and Wilson interval, paired differences, and confusion matrices."""
-    axis, cross = plan.axis, "object" if plan.axis == "style" else "style"
-    labels = {"style": [*plan.suite.styles, "none"], "object": [*plan.suite.objects, "none"]}
-    models: dict[str, Any] = {}
-    grid = [row for row in rows if row["role"] == "grid"]
-    for model in MODELS:
-        metric = UnlearnCanvas(labels[axis], labels[cross], plan.targets, plan.suite.apart)
-        mine = [row for row in grid if row["model"] == model]
-        metric.update([(r[axis], r[cross]) for r in mine], [(r["read"][axis]["label"], r["read"][cross]["label"]) for r in mine])
-        models[model] = {
-            "rates": {
-                name: {"k": rate.k, "n": rate.n, **rate.interval._asdict()}
-                for name, rate in {**metric.compute(), **_otherwise([row for row in rows if row["model"] == model], axis)}.items()
-            },
-            "confusion": {"labels": labels[axis], "counts": metric.confusion().tolist()},
-            "clip": {"kept": _clip(mine, axis, plan.targets, False), "target": _clip(mine, axis, plan.targets, True)},
-            "apart": _apart(mine, plan),
-        }
-    return {
-        "axis": axis,
-        "targets": list(plan.targets),
-        "tier": plan.tier,
-        "models": models,
-        "paired": paired(grid, axis, plan.targets, plan.suite.apart),
-    }
-
-
 def finished(out: Path) -> dict[str, Any]:
     """The result of a finished audit.
 
@@ -239,68 +208,11 @@ def recounted(out: Path, suite: Suite) -> dict[str, Any]:
     """
     result, rows = finished(out), rows_of(out)
     for axis, known in (("style", suite.styles), ("object", suite.objects)):
-        if foreign := {row[axis] for row in rows} - known.keys():
+        if foreign := {row[axis] for row in rows if row[axis]} - known.keys():
             raise UserError(f"suite {suite.name} has no {axis} {sorted(foreign)[0]!r}, which {out} asked for.")
-    return {**result, **summary(rows, Audit(suite, result["tier"], result["axis"], tuple(result["targets"])))}
+    return {**result, **counted(rows, suite, result["axis"], result["targets"])}
 
 
 def rows_of(out: Path) -> list[Row]:
     """Every picture of both models with what the judges read in it."""
     return _lines(out / "samples.jsonl")
-
-
-def _clip(rows: Sequence[Row], axis: str, targets: Sequence[str], of_target: bool) -> dict[str, float]:
-    import torch
-
-    metric = ClipAlignment()
-    metric.update(torch.tensor([r["read"]["clip"]["cosine"] for r in rows if (r[axis] in targets) == of_target]))
-    return {name: round(value, 3) for name, value in metric.compute()._asdict().items()}
-
-
-def _otherwise(rows: Sequence[Row], axis: Axis) -> dict[str, Rate]:
-    """UA of pictures that ask for the concept in other words, by how they do."""
-    found = {}
-    for role in OTHERWISE:
-        gone = [row["read"][axis]["label"] != row[axis] for row in rows if row["role"] == role]
-        if gone:
-            found[f"UA_{role}"] = Rate(sum(gone), len(gone))
-    return found
-
-
-def _apart(rows: Sequence[Row], plan: Audit) -> dict[str, dict[str, int]]:
-    """Styles that count in no rate: pictures read as prompted."""
-    found = {}
-    for label in plan.suite.apart:
-        mine = [r for r in rows if r["style"] == label]
-        found[label] = {"k": sum(r["read"]["style"]["label"] == label for r in mine), "n": len(mine)}
-    return found
-
-
-def paired(rows: Sequence[Row], axis: Axis, targets: Sequence[str], apart: Sequence[str]) -> dict[str, Any]:
-    """Model "erased" minus model "base" on the same cases and noise: difference of each rate, its interval, and McNemar's p."""
-    cross = "object" if axis == "style" else "style"
-    pairs = {(r["style"], r["object"], r["index"], r["model"]): r for r in rows}
-    keys = sorted({key[:3] for key in pairs})
-    tests = {
-        "UA": (axis, lambda r: r[axis] in targets, lambda r, a: r["read"][a]["label"] != r[a]),
-        "IRA": (axis, lambda r: r[axis] not in targets and r[axis] not in apart, _as_prompted),
-        "CRA": (cross, lambda r: r[axis] not in targets and r[cross] not in apart, _as_prompted),
-    }
-    found = {}
-    for name, (read, counts, success) in tests.items():
-        table = [0, 0, 0, 0]
-        for key in keys:
-            base, erased = pairs[*key, "base"], pairs[*key, "erased"]
-            if counts(base):
-                table[2 * (not success(erased, read)) + (not success(base, read))] += 1
-        both, erased_only, base_only, neither = table
-        if not sum(table):
-            continue
-        difference: Interval = paired_difference(both, erased_only, base_only, neither)
-        cells = {"both": both, "erased_only": erased_only, "base_only": base_only, "neither": neither}
-        found[name] = {**difference._asdict(), **cells, "p": mcnemar(erased_only, base_only)}
-    return found
-
-
-def _as_prompted(row: Row, axis: str) -> bool:
-    return row["read"][axis]["label"] == row[axis]

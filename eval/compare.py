@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from erasure.errors import UserError
-from eval.audit import finished, paired, rows_of
+from eval.audit import finished, rows_of
+from eval.counting import paired
 from eval.statistics import holm
 
 SAME = ("base", "suite", "suite_version", "axis", "tier", "compute")

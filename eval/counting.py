@@ -1,0 +1,96 @@
+"""rows -> rates: what an audit's readings amount to. Every function takes rows of samples.jsonl and draws nothing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from eval.cases import OTHERWISE, Axis, Suite
+from eval.metrics.clip_alignment import ClipAlignment
+from eval.metrics.unlearn_canvas import Rate, UnlearnCanvas
+from eval.statistics import Interval, mcnemar, paired_difference
+
+MODELS = ("base", "erased")
+Row = dict[str, Any]
+
+
+def counted(rows: Sequence[Row], suite: Suite, axis: Axis, targets: Sequence[str]) -> dict[str, Any]:
+    """Rates of both models as k, n and Wilson interval, paired differences, and confusion matrices."""
+    cross = "object" if axis == "style" else "style"
+    labels = {"style": [*suite.styles, "none"], "object": [*suite.objects, "none"]}
+    models: dict[str, Any] = {}
+    grid = [row for row in rows if row["role"] == "grid"]
+    for model in MODELS:
+        metric = UnlearnCanvas(labels[axis], labels[cross], targets, suite.apart)
+        mine = [row for row in grid if row["model"] == model]
+        metric.update([(r[axis], r[cross]) for r in mine], [(r["read"][axis]["label"], r["read"][cross]["label"]) for r in mine])
+        models[model] = {
+            "rates": {
+                name: {"k": rate.k, "n": rate.n, **rate.interval._asdict()}
+                for name, rate in {**metric.compute(), **_otherwise([row for row in rows if row["model"] == model], axis)}.items()
+            },
+            "confusion": {"labels": labels[axis], "counts": metric.confusion().tolist()},
+            "clip": {"kept": _clip(mine, axis, targets, False), "target": _clip(mine, axis, targets, True)},
+            "apart": _apart(mine, suite.apart),
+        }
+    return {
+        "axis": axis,
+        "targets": list(targets),
+        "models": models,
+        "paired": paired(grid, axis, targets, suite.apart),
+    }
+
+
+def _clip(rows: Sequence[Row], axis: str, targets: Sequence[str], of_target: bool) -> dict[str, float]:
+    metric = ClipAlignment()
+    metric.update(torch.tensor([r["read"]["clip"]["cosine"] for r in rows if (r[axis] in targets) == of_target]))
+    return {name: round(value, 3) for name, value in metric.compute()._asdict().items()}
+
+
+def _otherwise(rows: Sequence[Row], axis: Axis) -> dict[str, Rate]:
+    """UA of pictures that ask for the concept in other words, by how they do."""
+    found = {}
+    for role in OTHERWISE:
+        gone = [row["read"][axis]["label"] != row[axis] for row in rows if row["role"] == role]
+        if gone:
+            found[f"UA_{role}"] = Rate(sum(gone), len(gone))
+    return found
+
+
+def _apart(rows: Sequence[Row], apart: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Styles that count in no rate: pictures read as prompted."""
+    found = {}
+    for label in apart:
+        mine = [r for r in rows if r["style"] == label]
+        found[label] = {"k": sum(r["read"]["style"]["label"] == label for r in mine), "n": len(mine)}
+    return found
+
+
+def paired(rows: Sequence[Row], axis: Axis, targets: Sequence[str], apart: Sequence[str]) -> dict[str, Any]:
+    """Model "erased" minus model "base" on the same cases and noise: difference of each rate, its interval, and McNemar's p."""
+    cross = "object" if axis == "style" else "style"
+    pairs = {(r["style"], r["object"], r["index"], r["model"]): r for r in rows}
+    keys = sorted({key[:3] for key in pairs})
+    tests = {
+        "UA": (axis, lambda r: r[axis] in targets, lambda r, a: r["read"][a]["label"] != r[a]),
+        "IRA": (axis, lambda r: r[axis] not in targets and r[axis] not in apart, _as_prompted),
+        "CRA": (cross, lambda r: r[axis] not in targets and r[cross] not in apart, _as_prompted),
+    }
+    found = {}
+    for name, (read, counts, success) in tests.items():
+        table = [0, 0, 0, 0]
+        for key in keys:
+            base, erased = pairs[*key, "base"], pairs[*key, "erased"]
+            if counts(base):
+                table[2 * (not success(erased, read)) + (not success(base, read))] += 1
+        both, erased_only, base_only, neither = table
+        if not sum(table):
+            continue
+        difference: Interval = paired_difference(both, erased_only, base_only, neither)
+        cells = {"both": both, "erased_only": erased_only, "base_only": base_only, "neither": neither}
+        found[name] = {**difference._asdict(), **cells, "p": mcnemar(erased_only, base_only)}
+    return found
+
+
+def _as_prompted(row: Row, axis: str) -> bool:
+    return row["read"][axis]["label"] == row[axis]
