@@ -19,6 +19,7 @@ from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.run import cache_folder, digest
 
+PIXELS = 100_000_000
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -143,11 +144,27 @@ def encoded(model: DiffusionModel, folder: Path, first: int, count: int) -> dict
     rows = _empty(model)
     size = 2 ** (len(model.pipe.vae.config.block_out_channels) - 1) * model.latent_shape[1]
     for i, path in enumerate(image_files(folder)):
-        with Image.open(path) as image:
-            picture = np.asarray(image.convert("RGB").resize((size, size), Image.Resampling.LANCZOS), np.float32) / 255
+        picture = np.asarray(opened(path).resize((size, size), Image.Resampling.LANCZOS), np.float32) / 255
         rows["x_0"].append(model.encode_images(torch.from_numpy(picture).permute(2, 0, 1)[None]).to("cpu", torch.float16))
         rows["x_0_pair"].append(torch.tensor([first + i % count]))
     return {key: torch.cat(values) for key, values in rows.items()}
+
+
+def opened(path: Path) -> Image.Image:
+    """An RGB image from a user's file.
+
+    Raises:
+        UserError: no image, a broken one, or one of more than PIXELS pixels; its header is asked before anything is unpacked.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > PIXELS:
+                raise UserError(
+                    f"{path} has {image.width} x {image.height} pixels; more than {PIXELS:,} are not unpacked. Make it smaller."
+                )
+            return image.convert("RGB")
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path} is no image that can be read ({error}).") from error
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -1,5 +1,7 @@
 """SalUn's mask against sorting, and the masked training against its equation."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
@@ -133,3 +135,17 @@ def test_real_images_stand_in_for_walks(model: StableDiffusion, tmp_path: Path) 
     assert len(bank.latents("retain")) == 2
     with pytest.raises(UserError, match="holds no images"):
         recorder.obtain(model, SalUn(**SMALL, images=str(tmp_path / "none")).record(CAT, 0))  # type: ignore[arg-type]
+
+
+def test_broken_and_monstrous_images_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    with pytest.raises(UserError, match=r"text\.png is no image"):
+        recorder.opened(tmp_path / "text.png")
+    for width, height in ((40_000, 25_000), (12_000, 10_000)):  # claims of 10^9 and 1.2 x 10^8 pixels in a few bytes
+        head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+        chunk = struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+        (tmp_path / "bomb.png").write_bytes(
+            b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+        )
+        with pytest.raises(UserError, match=r"bomb\.png"):
+            recorder.opened(tmp_path / "bomb.png")
