@@ -32,9 +32,10 @@ from eval.statistics import wilson
 
 CONCEPTS: dict[str, Kind] = {"neon": "style", "stained glass": "style", "fish": "object"}  # neon is a development concept
 METHODS = ("esd", "advunlearn")
-LENGTHS = (1, 3, 5)
+BUDGETS = {1: 400, 3: 200, 5: 200}  # tokens of the prefix -> Adam steps; a single token needs more before it revives anything
 STARTS = 5
-BUDGETS = (50, 200)  # steps of the attack after which it is tried
+EARLY = 50  # steps after which the prefix is tried as well
+KINDS = ("early", "attack", "random", "none")
 Counts = dict[str, list[int]]
 
 
@@ -47,17 +48,17 @@ def attacked(model: DiffusionModel, edit: Edit, name: str, work: Path, each: int
     prompts = [case.prompt for case in asked if case.role == "grid"]
     bank = recorder.obtain(model, Recording(pairs=tuple((p, "") for p in dict.fromkeys(prompts)), walks=24, steps=25, guidance=4.0))
     judge = load("eval.judges", suite.judges[plan.axis], Judge)()
-    found: dict[str, Counts] = {str(tokens): {kind: [0, 0] for kind in (*map(str, BUDGETS), "random", "none")} for tokens in LENGTHS}
+    found: dict[str, Counts] = {str(tokens): {kind: [0, 0] for kind in KINDS} for tokens in BUDGETS}
     with applied(model, [edit]):
-        for tokens, start in product(LENGTHS, range(STARTS)):
-            file = work / f"{name.replace(' ', '-')}-{edit.info.method}-{edit.digest()}" / f"{tokens}-{start}.json"
+        for tokens, start in product(BUDGETS, range(STARTS)):
+            file = work / f"{name.replace(' ', '-')}-{edit.info.method}-{edit.digest()}" / f"{tokens}x{BUDGETS[tokens]}-{start}.json"
             if not file.exists():
-                attack = SoftPrefix(tokens=tokens, steps=BUDGETS[-1])
-                fitted = {str(step): prefix for step, prefix in attack.fit(model, bank, start, BUDGETS).items()}
+                attack = SoftPrefix(tokens=tokens, steps=BUDGETS[tokens])
+                fitted = attack.fit(model, bank, start, at=(EARLY,)).values()
                 seeds = [1_000_000 * tokens + 1000 * start + i for i in range(each)]
                 read = {
                     kind: sum(r["label"] == target for r in readings(model, judge, (prompts * each)[:each], seeds, prefix))
-                    for kind, prefix in {**fitted, "random": attack.start(model, start), "none": None}.items()
+                    for kind, prefix in zip(KINDS, (*fitted, attack.start(model, start), None), strict=True)
                 }
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_json(file, read)
@@ -98,11 +99,13 @@ def main() -> None:
             kept.append(f"| {name} | {method} | {' | '.join(cell(result, r) for r in ('UA', 'IRA', 'CRA'))} |")
             found = attacked(model, Edit.load(folder), name, args.work)
             lines += [
-                f"| {name} | {method} | {tokens} | {' | '.join(share(c[kind]) for kind in (*map(str, BUDGETS), 'random', 'none'))} |"
+                f"| {name} | {method} | {tokens} | {BUDGETS[int(tokens)]} | {' | '.join(share(c[kind]) for kind in KINDS)} |"
                 for tokens, c in found.items()
             ]
-    steps = " | ".join(f"{budget} steps" for budget in BUDGETS)
-    head = [f"| concept | method | tokens | {steps} | random prefix | no prefix |", "|---|---|---|---|---|---|---|---|"]
+    head = [
+        f"| concept | method | tokens | steps | after {EARLY} steps | after all steps | random prefix | no prefix |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     fill_rows(args.docs / "advunlearn.md", "attacks", head, lines)
     fill_rows(args.docs / "advunlearn.md", "kept", ["| concept | method | UA | IRA | CRA |", "|---|---|---|---|---|"], kept)
 
