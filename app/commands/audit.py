@@ -4,26 +4,36 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from app.parsing import parse
+from erasure.concept import Kind
+from erasure.concept import parse as parse_concepts
 from erasure.errors import UserError
 from erasure.families.base import Attention, Precision
 from erasure.run import read_json
 from eval.gates import EXIT, Gate
 
+if TYPE_CHECKING:
+    from erasure.edit import Edit
+    from erasure.families.base import DiffusionModel
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Draw a suite with the base and the edited model from the same noise, judge every picture, count, and report."""
+    """Draw a suite with the base and the edited model from the same noise, judge every picture, count, and report.
 
-    edits: Annotated[
-        tuple[Path, ...], tyro.conf.Positional
-    ]  # folders that `erasure erase` made; several are applied together, in this order
+    Erasures made elsewhere are read as well: a diffusers folder or hub id, a text-encoder folder, a LoRA, or a .safetensors file of UNet
+    parameters; they need --concept, --kind, --model (their base) and --out.
+    """
+
+    edits: Annotated[tuple[Path, ...], tyro.conf.Positional]  # what `erasure erase` made; several are applied together, in this order
     suite: str = "pocket"  # name of a suite in prompts/, or a YAML file
     tier: Literal["smoke", "standard", "full"] = "standard"  # how many pictures a cell
+    concept: str = ""  # what a foreign erasure is said to erase; several: "a; b"
+    kind: Kind = "style"  # of that concept: style, object, person, nsfw
     model: str = ""  # base model; default: the one the edit was made on
     out: Path | None = None  # audit folder; default <edit>/audit-<suite>-<tier>
     device: str = "auto"  # auto, cpu, cuda, cuda:1
@@ -63,19 +73,15 @@ def main(argv: list[str]) -> int:
 
 def run(options: Options) -> int:
     """Audit, report, and say the verdict by the exit code: 0 pass, 3 a gate failed, 4 inconclusive."""
-    from erasure.edit import Edit
-    from erasure.loading import load_model
     from eval.audit import Audit, audit
     from eval.cases import load_suite
     from eval.readers import read_prompts
 
     if not options.edits:
         raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
-    edits, suite = [Edit.load(path) for path in options.edits], load_suite(options.suite)
+    suite = load_suite(options.suite)
+    model, edits = loaded(options)
     plans = Audit.of(edits, suite, options.tier, read_prompts(options.replay) if options.replay else ())
-    model = load_model(
-        options.model or edits[0].info.base["source"], device=options.device, precision=options.dtype, attention=options.attention
-    )
     codes = []
     for plan in plans:
         out = folder(options, suite.name, plan.axis if len(plans) > 1 else "")
@@ -84,6 +90,29 @@ def run(options: Options) -> int:
             print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
         codes.append(reported(out, suite.gates, result))
     return 3 if 3 in codes else max(codes)
+
+
+def loaded(options: Options) -> tuple["DiffusionModel", list["Edit"]]:
+    """The base model and the edits on it, a foreign erasure among them.
+
+    Raises:
+        UserError: a foreign erasure without what is needed to audit it.
+    """
+    from erasure.edit import Edit
+    from erasure.foreign import foreign, is_edit
+    from erasure.loading import load_model
+
+    def base(source: str) -> "DiffusionModel":
+        return load_model(source, device=options.device, precision=options.dtype, attention=options.attention)
+
+    strangers = [path for path in options.edits if not is_edit(str(path))]
+    if not any(path.exists() for path in strangers) and not options.concept:
+        edits = [Edit.load(path) for path in options.edits]
+        return base(options.model or edits[0].info.base["source"]), edits
+    if missing := [f"--{name}" for name in ("concept", "model", "out") if not getattr(options, name)]:
+        raise UserError(f"{strangers[0]} was not made by `erasure erase`; to audit it give {', '.join(missing)} as well.")
+    model, concepts = base(options.model), parse_concepts(options.concept, kind=options.kind)
+    return model, [Edit.load(path) if is_edit(str(path)) else foreign(model, str(path), concepts) for path in options.edits]
 
 
 def reported(out: Path, gates: Sequence[Gate], result: dict[str, Any]) -> int:
