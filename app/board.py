@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, Template
 from markupsafe import Markup
 
 from erasure.run import read_json, write_bytes
+from eval.cases import OTHERWISE
 
 RATES = ("UA", "IRA", "CRA")
 COLOURS = ("#2f6feb", "#d9480f", "#1f7a4d", "#9c36b5", "#c2255c", "#0b7285", "#846000", "#495057", "#5f3dc4")
@@ -28,6 +29,7 @@ class Entry:
     tier: str
     rates: dict[str, dict[str, Any]]  # of the erased model by name: k, n, estimate, low, high
     base: dict[str, dict[str, Any]]
+    robust: dict[str, Any] | None  # lowest UA of those that ask in other words: by, k, n, estimate, low, high; None where none was asked
     forwards: int
     backwards: int
     seconds: float | None  # the erasure took, where its run folder is known
@@ -63,6 +65,7 @@ def entry(folder: Path, result: dict[str, Any], runs: dict[str, tuple[Path, dict
         tier=result["tier"],
         rates={name: result["models"]["erased"]["rates"][name] for name in RATES},
         base={name: result["models"]["base"]["rates"][name] for name in RATES},
+        robust=robust(result["models"]["erased"]["rates"]),
         forwards=sum(e["cost"]["unet_forwards"] for e in edits),
         backwards=sum(e["cost"]["unet_backwards"] for e in edits),
         seconds=sum(read_json(run / "timing.json")["seconds"] for run, _ in mine) if known else None,
@@ -70,6 +73,13 @@ def entry(folder: Path, result: dict[str, Any], runs: dict[str, tuple[Path, dict
         verdict=report["verdict"]["state"] if report else "",
         sensitive=any(c["kind"] == "nsfw" for e in edits for c in e["concepts"]),
     )
+
+
+def robust(rates: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """The way of asking that brings most back."""
+    others = {role: rates[f"UA_{role}"] for role in OTHERWISE if f"UA_{role}" in rates}
+    worst = min(others, key=lambda role: others[role]["estimate"], default=None)
+    return {"by": worst, **others[worst]} if worst else None
 
 
 def write(rows: Sequence[Entry], out: Path) -> list[Path]:
@@ -97,6 +107,9 @@ def flat(e: Entry) -> dict[str, Any]:
         r = e.rates[name]
         found |= {name: round(r["estimate"], 5), f"{name}_low": round(r["low"], 5), f"{name}_high": round(r["high"], 5)}
         found |= {f"{name}_k": r["k"], f"{name}_n": r["n"], f"{name}_base": round(e.base[name]["estimate"], 5)}
+    r = e.robust or dict.fromkeys(("by", "estimate", "low", "high", "k", "n"), "")
+    found |= {"robust": r["estimate"], "robust_low": r["low"], "robust_high": r["high"], "robust_k": r["k"], "robust_n": r["n"]}
+    found["robust_by"] = r["by"]
     return found | {
         "unet_forwards": e.forwards,
         "unet_backwards": e.backwards,
@@ -108,18 +121,22 @@ def flat(e: Entry) -> dict[str, Any]:
 
 def as_markdown(rows: Sequence[Entry]) -> str:
     lines = [
-        "| method | concepts | suite | verdict | erased: UA | kept: IRA | kept: CRA | UNet forwards | backwards | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| method | concepts | suite | verdict | erased: UA | robust | kept: IRA | kept: CRA | UNet forwards | backwards | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for e in rows:
         name = e.method + (f" ×{e.strength:g}" if e.strength != 1 else "")
-        rates = " | ".join(said(e, r) for r in RATES)
+        rates = " | ".join((said(e, "UA"), said_robust(e), said(e, "IRA"), said(e, "CRA")))
         concepts = e.concepts.replace("|", "\\|")
         seconds = "" if e.seconds is None else f"{e.seconds:.0f}"
         what = f"{name} | {concepts} | {e.suite}, {e.tier} | {e.verdict}"
         lines.append(f"| {what} | {rates} | {e.forwards:,} | {e.backwards:,} | {seconds} |")
-    note = "Percent with 95 % Wilson intervals and the base model's rate. Nothing was attacked: there is no figure for robustness yet."
-    return "\n".join([*lines, "", note, ""])
+    note = [
+        "Percent with 95 % Wilson intervals and the base model's rate.",
+        "Robust: the lowest UA among synonyms, descriptions, spoiled spellings and replayed prompts.",
+        "Nothing was attacked by optimisation.",
+    ]
+    return "\n".join([*lines, "", " ".join(note), ""])
 
 
 def said(e: Entry, name: str) -> str:
@@ -127,9 +144,16 @@ def said(e: Entry, name: str) -> str:
     return f"{100 * r['estimate']:.1f} ({100 * r['low']:.0f} to {100 * r['high']:.0f}; base {100 * e.base[name]['estimate']:.0f})"
 
 
+def said_robust(e: Entry) -> str:
+    if e.robust is None:
+        return ""
+    r = e.robust
+    return f"{100 * r['estimate']:.1f} ({100 * r['low']:.0f} to {100 * r['high']:.0f}; {r['by']})"
+
+
 def as_html(rows: Sequence[Entry]) -> str:
     """One file with a scatter and a table that sorts by its headings; no request leaves it."""
-    return _template("board.html.j2").render(rows=rows, rates=RATES, said=said, scatter=Markup(scatter(rows)))
+    return _template("board.html.j2").render(rows=rows, rates=RATES, said=said, said_robust=said_robust, scatter=Markup(scatter(rows)))
 
 
 def scatter(rows: Sequence[Entry]) -> str:

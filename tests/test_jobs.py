@@ -70,6 +70,7 @@ def test_a_plan_runs_to_its_end_and_is_then_skipped(tmp_path: Path, capfd: pytes
     assert all(row["bytes"] and row["seconds"] for row in rows)
     page = (tmp_path / "out" / "board.html").read_text()
     assert page.count("<circle") == 2 and "http://" not in page and "https://" not in page
+    assert all(row["robust_by"] in ("named", "described") and int(row["robust_n"]) for row in rows)
     assert "| esd | neon |" in (tmp_path / "out" / "board.md").read_text()
 
 

@@ -11,7 +11,7 @@ from app.board import Entry, said
 from app.web import pictures
 from app.web.studio import Studio
 
-HEADS = ["method", "concepts", "suite", "verdict", "UA %", "IRA %", "CRA %", "forwards", "backwards", "seconds"]
+HEADS = ["method", "concepts", "suite", "verdict", "UA %", "robust %", "IRA %", "CRA %", "forwards", "backwards", "seconds"]
 POINT = """
 const choose = e => { const p = e.target.closest('[data-row]');
   if (p) { e.preventDefault(); trigger('click', {row: Number(p.dataset.row)}); } };
@@ -44,9 +44,10 @@ def tab(studio: Studio) -> tuple[Any, list[Any]]:
 
 
 def line(e: Entry) -> list[Any]:
-    rates = [round(100 * e.rates[name]["estimate"], 1) for name in board.RATES]
+    ua, *kept = (round(100 * e.rates[name]["estimate"], 1) for name in board.RATES)
+    robust = round(100 * e.robust["estimate"], 1) if e.robust else ""
     name = e.method + (f" ×{e.strength:g}" if e.strength != 1 else "")
-    return [name, e.concepts, f"{e.suite}, {e.tier}", e.verdict, *rates, e.forwards, e.backwards, e.seconds]
+    return [name, e.concepts, f"{e.suite}, {e.tier}", e.verdict, ua, robust, *kept, e.forwards, e.backwards, e.seconds]
 
 
 def plotted(rows: list[Entry]) -> str:
@@ -61,7 +62,7 @@ def point_chosen(rows: list[Entry], event: gr.EventData) -> str:
 
 def line_chosen(rows: list[Entry], event: gr.SelectData) -> str:
     """The table may be sorted, so that a line is found by what it says."""
-    matching = [i for i, e in enumerate(rows) if [str(v) for v in line(e)[:7]] == [str(v) for v in event.row_value[:7]]]
+    matching = [i for i, e in enumerate(rows) if [str(v) for v in line(e)[:8]] == [str(v) for v in event.row_value[:8]]]
     return detail_of(rows, matching[0]) if matching else ""
 
 
