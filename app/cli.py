@@ -33,7 +33,7 @@ ENVIRONMENT = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command. Exit codes: 0 done, 1 usage error, 2 incomplete (interrupted; the same command continues)."""
+    """Run a command. Exit codes: 0 done or PASS, 1 usage error, 2 incomplete (the same command continues), 3 FAIL, 4 INCONCLUSIVE."""
     arguments = sys.argv[1:] if argv is None else argv
     if argv is None and sys.platform == "linux" and arguments and arguments[0] in COMPUTE and not ENVIRONMENT.keys() & os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **ENVIRONMENT})
@@ -48,6 +48,9 @@ def main(argv: list[str] | None = None) -> int:
         return run(rest)
     except UserError as error:
         print(f"erasure: {error}", file=sys.stderr)
+        return USAGE_ERROR
+    except BrokenPipeError:  # the reader of our output has gone, as in `erasure methods | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return USAGE_ERROR
     except KeyboardInterrupt:
         print("erasure: interrupted; the same command continues where it stood.", file=sys.stderr)

@@ -218,3 +218,9 @@ def test_a_text_encoder_is_exported_alone(base: Path, tmp_path: Path, capsys: py
     assert torch.equal(draw(swapped), draw(applied))
     capsys.readouterr()
     assert "text encoder" in complain(["export", str(out), "--out", str(tmp_path / "x")], capsys)
+
+
+def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
+    command = f"{sys.executable} -m app.cli methods --help | head -c 1; {sys.executable} -m app.cli doctor | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr

@@ -72,8 +72,9 @@ def judges() -> int:
     for name in names("eval.judges"):
         try:
             identity = load("eval.judges", name, Judge)().identity()
-            print(f"judge         {name} ready ({identity['weights'][:12]})")
         except (UserError, OSError) as error:
             broken += 1
             print(f"judge         {name} NOT ready: {error}")
+            continue
+        print(f"judge         {name} ready ({identity['weights'][:12]})")
     return 2 if broken else 0
