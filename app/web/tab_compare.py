@@ -99,7 +99,9 @@ def blurred(found: Comparison, i: int) -> bool:
 
 def one(found: Comparison, i: int) -> tuple[Any, Any, str]:
     pair = (pictures.shown(found.base[i], blurred(found, i)), pictures.shown(found.erased[i], blurred(found, i)))
-    map_ = None if blurred(found, i) else pictures.heat(found.difference(i))
+    difference = found.difference(i)
+    # equal pictures have no map; a black one would also be one cached file that every such answer writes while others read it
+    map_ = pictures.heat(difference) if difference.any() and not blurred(found, i) else None
     return pair, map_, pictures.readings(found.readings[i]) if found.readings else ""
 
 
