@@ -46,7 +46,7 @@ def foreign(model: DiffusionModel, source: str, concepts: Sequence[Concept]) -> 
         UserError: nothing readable there, parameters that the base does not have, or an erasure that equals the base.
     """
     try:
-        found = _read(model, source)
+        found = _read(source)
     except UserError:
         raise
     except (OSError, ValueError, KeyError, SafetensorError, json.JSONDecodeError) as error:
@@ -70,7 +70,7 @@ def foreign(model: DiffusionModel, source: str, concepts: Sequence[Concept]) -> 
     )
 
 
-def _read(model: DiffusionModel, source: str) -> dict[str, Tensor]:
+def _read(source: str) -> dict[str, Tensor]:
     """Values or factors by the names of erasure.forms."""
     path = Path(source).expanduser()
     if path.is_file():

@@ -214,5 +214,12 @@ def recounted(out: Path, suite: Suite) -> dict[str, Any]:
 
 
 def rows_of(out: Path) -> list[Row]:
-    """Every picture of both models with what the judges read in it."""
-    return _lines(out / "samples.jsonl")
+    """Every picture of both models with what the judges read in it.
+
+    Raises:
+        UserError: rows of an earlier version, which do not say how a prompt asks.
+    """
+    rows = _lines(out / "samples.jsonl")
+    if any("role" not in row for row in rows):
+        raise UserError(f"{out} was made by an earlier version of this project; audit again with --fresh.")
+    return rows

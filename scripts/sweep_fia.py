@@ -26,7 +26,7 @@ from eval.cases import load_suite
 SHARES = (0.02, 0.07, 0.2, 0.4)
 LAYERS = ("full", "xattn", "ff-out")
 OTHERS: tuple[dict[str, Any], ...] = (
-    {"layers": "full", "r2": 0.2, "saliency": "full"},  # equation 1 in place of the recipe's |W| ||X||
+    {"layers": "full", "r2": 0.2, "saliency": "full"},  # equation 1, whatever the recipe of the kind takes
     {"layers": "full", "r2": 0.2, "saliency": "full", "against": ()},  # and the paper's base sentences: the same without the concept
     {"layers": "full", "r2": 0.2, "record_steps": 20, "walk_steps": 20},
     {"layers": "full", "r2": 0.2, "conditional": True},

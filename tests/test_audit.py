@@ -256,6 +256,10 @@ def test_two_audits_are_paired_picture_by_picture(big: StableDiffusion, tmp_path
         compared(tmp_path / "audit", other)
     with pytest.raises(UserError, match="no finished audit"):
         compared(tmp_path / "audit", tmp_path / "none")
+    samples = tmp_path / "audit" / "samples.jsonl"
+    samples.write_text(samples.read_text().replace('"role"', '"rolle"'))
+    with pytest.raises(UserError, match="an earlier version"):
+        recounted(tmp_path / "audit", tiny_suite())
 
 
 def test_an_edit_of_both_axes_is_audited_apart(big: StableDiffusion, tmp_path: Path) -> None:

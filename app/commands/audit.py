@@ -50,7 +50,7 @@ class ReportOptions:
     """Write report.json and report.html of a finished audit again; other thresholds need no new picture."""
 
     audit: Annotated[Path, tyro.conf.Positional]  # folder of the audit
-    suite: str = ""  # suite whose gates decide; default: the suite of the audit, which a YAML file of your own must be named for
+    suite: str = ""  # suite whose gates decide; default: the shipped one the audit used; name a YAML file of your own again
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,8 @@ from erasure.pocket import sentences as pocket
 from erasure.recorder import remembered
 from erasure.saliency import shares
 
-# so small a UNet does not keep a concept in its feed-forward weights alone; the shares are the largest that kept the rest within 20 points
-# on the development concepts (docs/fia.md)
+# so small a UNet does not keep a concept in its feed-forward weights alone; the shares are the largest of the few
+# tried that kept the rest within 20 points on the development concepts
 _POCKET = {"layers": "full", "walk_guidance": 4.0}
 _POCKET_THING = {**_POCKET, "r2": 0.2, "walk_steps": 20}  # half of the walk: shapes take form later than looks
 

@@ -104,7 +104,7 @@ def skipped(unmeasured: Sequence[str], aliases: bool) -> list[str]:
     found = [f"The gate “{name}” had nothing to measure in this suite." for name in unmeasured]
     return [
         *found,
-        "No attack was tried. A concept that plain prompts no longer draw can come back under adversarial prompts or fine-tuning.",
+        "No attack was tried that searches for prompts. What plain prompts no longer draw can come back under others or fine-tuning.",
         *([] if aliases else ["This suite has no synonyms and no descriptions of the concept."]),
         "No model that never saw the concept was given, so nothing is said about the distance to one.",
     ]
