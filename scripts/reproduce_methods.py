@@ -31,8 +31,12 @@ from eval.cases import load_suite
 
 DEVELOPMENT: dict[str, Kind] = {"neon": "style", "boat": "object"}
 HELD_OUT: dict[str, Kind] = {"sketch": "style", "stained glass": "style", "fish": "object", "tree": "object", "otto bram": "person"}
+# the recipe of FIA was revised after figures of the concepts above had been seen; these were named before it was run on them
+UNSEEN: dict[str, dict[str, Kind]] = {
+    "fia": {"watercolor": "style", "pixel art": "style", "house": "object", "star": "object", "ada finch": "person"}
+}
 RATES = ("UA", "IRA", "CRA")
-STRENGTHS = (0.25, 0.5, 0.75, 1.0, 1.5)
+STRENGTHS = (0.5, 1.0, 1.5)
 Result = dict[str, Any]
 
 
@@ -92,7 +96,9 @@ def mean(method: str, results: dict[str, Result]) -> str:
 
 
 def table(model: DiffusionModel, work: Path, docs: Path, chosen: list[str]) -> None:
-    found = {m: {c: measured(model, erased(m, c, k, work), "pocket", "standard") for c, k in HELD_OUT.items()} for m in chosen}
+    found = {
+        m: {c: measured(model, erased(m, c, k, work), "pocket", "standard") for c, k in UNSEEN.get(m, HELD_OUT).items()} for m in chosen
+    }
     head = ["| method | UA | IRA | CRA |", "|---|---|---|---|"]
     fill_rows(docs / "methods.md", "means", head, [mean(m, results) for m, results in found.items()])
     head = ["| method | concept | UA | IRA | CRA | CLIP, kept (base) | distance, kept |", "|---|---|---|---|---|---|---|"]

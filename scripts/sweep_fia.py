@@ -4,7 +4,7 @@ python scripts/sweep_fia.py --work runs/fia
 """
 
 import argparse
-import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,24 +20,30 @@ from erasure.erase import configure, erase
 from erasure.families.base import DiffusionModel
 from erasure.loading import load_model
 from erasure.methods.fia import FIA
+from erasure.pocket import sentences as pocket
+from erasure.run import digest
 from eval.audit import Audit, audit
 from eval.cases import load_suite
 
 SHARES = (0.02, 0.07, 0.2, 0.4)
 LAYERS = ("full", "xattn", "ff-out")
+# named in full, for the recipes of styles and of things differ: equation 1, base sentences of the same without the concept, half a walk
+PLAIN: dict[str, Any] = {"saliency": "full", "against": (), "walk_steps": 20, "record_steps": 10}
 OTHERS: tuple[dict[str, Any], ...] = (
-    {"layers": "full", "r2": 0.2, "saliency": "full"},  # equation 1, whatever the recipe of the kind takes
-    {"layers": "full", "r2": 0.2, "saliency": "full", "against": ()},  # and the paper's base sentences: the same without the concept
-    {"layers": "full", "r2": 0.2, "record_steps": 20, "walk_steps": 20},
+    {"layers": "full", "r2": 0.2, "saliency": "wanda"},  # without the cosine
+    {"layers": "full", "r2": 0.2, "against": pocket.OTHERS},  # against other styles and things
+    {"layers": "full", "r2": 0.2, "saliency": "wanda", "against": pocket.OTHERS},
+    {"layers": "full", "r2": 0.2, "walk_steps": 50},  # the paper's first fifth
+    {"layers": "full", "r2": 0.2, "record_steps": 20},  # all of the walk
     {"layers": "full", "r2": 0.2, "conditional": True},
-    {"layers": "ff-out", "r2": 0.02, "saliency": "full", "against": ()},  # the paper's setting
+    {"layers": "ff-out", "r2": 0.02, "walk_steps": 50},  # the paper's setting
 )
 Point = tuple[dict[str, Any], float, float, float, int]  # fields, UA, IRA, CRA, zeroed entries
 
 
 def point(model: DiffusionModel, name: str, fields: dict[str, Any], work: Path) -> Point:
-    method, concepts, _ = configure(FIA, parse(name, kind=DEVELOPMENT[name]), model.family, fields)
-    folder = work / name / "-".join(f"{k}={v}" for k, v in fields.items())
+    method, concepts, _ = configure(FIA, parse(name, kind=DEVELOPMENT[name]), model.family, PLAIN | fields)
+    folder = work / name / digest(asdict(method))
     edit = erase(model, concepts, method, out=folder)
     (plan,) = Audit.of([edit], load_suite("pocket-dev"), "smoke")
     result = audit(model, [edit], plan, folder / "audit")
@@ -56,7 +62,7 @@ def main() -> None:
     for axis, name in zip(axes, DEVELOPMENT, strict=True):
         points = [point(model, name, fields, args.work) for fields in asked]
         for fields, ua, ira, cra, zeroed in points:
-            said = json.dumps(fields)[1:-1].replace('"', "")
+            said = ", ".join(f"{k} {'others' if v == pocket.OTHERS else v}" for k, v in fields.items())
             lines.append(f"| {name} | {said} | {ua:.1f} | {ira:.1f} | {cra:.1f} | {zeroed:,} |")
         for i, layers in enumerate(LAYERS):
             mine = [p for p in points if p[0].keys() == {"layers", "r2"} and p[0]["layers"] == layers]
