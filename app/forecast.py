@@ -9,7 +9,8 @@ from erasure.families.base import DiffusionModel
 from erasure.loading import load_model
 from erasure.methods.base import Trained
 from erasure.recorder import bank_key
-from eval.cases import cases, load_suite
+from eval.cases import cases
+from eval.suites import load_suite
 
 
 @dataclass(frozen=True)

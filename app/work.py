@@ -19,8 +19,8 @@ from erasure.methods.base import Method, Play, Trained
 from erasure.preview import Preview
 from erasure.run import write_json
 from eval.audit import Audit, audit
-from eval.cases import load_suite
 from eval.report.html import write
+from eval.suites import load_suite
 
 
 def work(folder: Path, spec: Spec) -> None:

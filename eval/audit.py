@@ -1,27 +1,33 @@
 """suite -> samples -> readings -> rates: how much of a concept is gone, and what else went with it."""
 
-import json
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from erasure.discover import load
 from erasure.edit import Edit
 from erasure.erase import applied
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.overlap import overlap
-from erasure.run import Run, digest, read_json, write_bytes, write_json
-from eval.cases import Axis, Suite, cases
-from eval.counting import MODELS, Row, counted
-from eval.judges.base import Judge
-from eval.metrics.picture_distance import PictureDistance
+from erasure.run import Run, digest, read_json, write_json
+from eval.attack_rates import attack_rates, under_attack
+from eval.cases import cases
+from eval.counting import Row, counted
+from eval.drift import kept_distance, picture_distances
+from eval.judges.base import MissingWeights
+from eval.judging import AXES, errors_of, judge, judges_of, lines
+from eval.oracle import divergences
 from eval.readers import Prompt
-from eval.samples import Attempt, attempts, batches, draw
+from eval.samples import Attempt, attempts, draw
+from eval.siege import Siege, attacks_of, besiege, label
+from eval.suites import Axis, Suite
 
-AXES: tuple[Axis, Axis] = ("style", "object")
+Keep = Literal["all", "none"]
+OLD = "{} was made by an earlier version of this project; audit again with --fresh."
+WHOLE = (0, 1)  # the only shard
 
 
 @dataclass(frozen=True)
@@ -52,60 +58,155 @@ class Audit:
         asked = cases(self.suite, [(self.axis, t) for t in self.targets], self.tier, self.replay)
         return attempts(self.suite, [case for case in asked if getattr(case, cross) not in self.gone])
 
+    def asking(self, target: bool) -> list[Attempt]:
+        """The grid's pictures that ask for a target, or those that do not."""
+        return [a for a in self.todo if a.case.role == "grid" and (label(a.case, self.axis) in self.targets) == target]
+
+    @property
+    def staying(self) -> list[Attempt]:
+        return [a for a in self.todo if label(a.case, self.axis) not in self.targets]
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How an audit is run, as opposed to what it asks."""
+
+    strength: float = 1.0  # of every edit
+    other_base: bool = False
+    oracles: tuple[Edit, ...] = ()  # each puts a model that never saw the concept in place of the base
+    keep: Keep = "all"  # "none" leaves no picture behind, only what was read in it
+
+    @property
+    def placing(self) -> dict[str, Any]:
+        return {"other_base": self.other_base, "strength": self.strength}
+
 
 def audit(
-    model: DiffusionModel,
-    edits: Sequence[Edit],
-    plan: Audit,
-    out: Path,
-    *,
-    strength: float = 1.0,
-    fresh: bool = False,
-    other_base: bool = False,
+    model: DiffusionModel, edits: Sequence[Edit], plan: Audit, out: Path, how: How | None = None, *, fresh: bool = False
 ) -> dict[str, Any]:
-    """Draw, judge and count; returns the result that is also in out/result.json.
+    """Draw, attack, judge and count; returns the result that is also in out/result.json.
 
-    `out` ends with images/base, images/erased, samples.jsonl, timing.json and result.json. Interrupted audits continue; readings of a new
-    judge are added without drawing a picture.
+    `out` ends with images/, attacks/, samples.jsonl, timing.json and result.json. Interrupted audits continue; readings of a new judge are
+    added without drawing a picture.
 
     Args:
         edits: one, or several that are applied together, in this order.
-        strength: of every edit.
 
     Raises:
         UserError: another job in `out`, an edit that does not fit the model.
     """
-    job = job_record(model, edits, plan, strength)
-    run = Run(out, job, fresh)
-    with applied(model, edits, other_base, strength):  # complains before anything is written
-        pass
-    run.begin()
-    base, begun = job["base"], time.monotonic()
-    drawn = {"base": draw(model, base, plan.suite, plan.todo, out / "images" / "base")}
-    with applied(model, edits, other_base, strength):
-        weights = digest([base, strength, *(edit.digest() for edit in edits)])
-        drawn["erased"] = draw(model, weights, plan.suite, plan.todo, out / "images" / "erased")
-    judges = {
-        **{axis: load("eval.judges", name, Judge)() for axis, name in plan.suite.judges.items()},
-        "clip": load("eval.judges", "open_clip", Judge)(),
-    }
-    rows = judge(plan.todo, judges, out)
-    distance = kept_distance(plan, out)
-    about = {"edits": [edit_record(edit) for edit in edits], "overlap": overlap(model, edits)}
+    how, begun = how or How(), time.monotonic()
+    done = Run(out, job_record(model, edits, plan, how), fresh)
+    if how.keep == "none" and done.complete:  # its pictures are gone, its readings are not
+        return recounted(out, plan.suite)
+    run, drawn = work(model, edits, plan, out, how, fresh=fresh)
+    judges, missing = judges_of(plan.suite)
+    rows = judge(plan.todo, models_of(how), judges, out)
+    attacks = attacks_in(out, plan, rows)
+    parts = {"kept": plan.asking(False), "target": plan.asking(True)}
+    try:
+        apart = picture_distances(parts, models_of(how), plan.suite.features, out / "images")
+    except MissingWeights as error:
+        apart, missing["features"] = {}, str(error)
     result = {
         "tier": plan.tier,
-        **counted(rows, plan.suite, plan.axis, plan.targets),
-        "job": job,
-        "distance": distance,
+        **under_attack(counted(rows, plan.suite, plan.axis, plan.targets), attacks),
+        "job": run.job,
+        "attacks": attacks,
+        "distance": kept_distance(plan.staying, out / "images"),
+        "distances": apart,
+        "divergence": divergent(model, edits, plan, how, out),
         "judges": {name: j.identity() for name, j in judges.items()},
-        **about,
+        "missing": missing,
+        "errors": errors_of(plan.suite, plan.axis, plan.targets, judges[plan.axis]) if plan.axis in judges else None,
+        "edits": [edit_record(edit) for edit in edits],
+        "overlap": overlap(model, edits),
     }
     write_json(out / "timing.json", {"seconds": round(time.monotonic() - begun, 1), "drawn": drawn})
     run.finish(result)
+    if how.keep == "none":
+        shutil.rmtree(out / "images", ignore_errors=True)
+        for picture in (out / "attacks").rglob("*.png"):
+            picture.unlink()
     return result
 
 
-def job_record(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, strength: float) -> dict[str, Any]:
+def work(
+    model: DiffusionModel,
+    edits: Sequence[Edit],
+    plan: Audit,
+    out: Path,
+    how: How,
+    *,
+    shard: tuple[int, int] = WHOLE,
+    fresh: bool = False,
+) -> tuple[Run, dict[str, int]]:
+    """Everything of an audit that takes long: pictures of every model, and attacks. Several processes can share it.
+
+    Args:
+        shard: (i, n): every n-th batch of pictures and of attacked prompts, from the i-th on.
+    """
+    run = Run(out, job_record(model, edits, plan, how), fresh)
+    with applied(model, edits, **how.placing):  # complains before anything is written
+        pass
+    run.begin()
+    base, drawn = run.job["base"], {}
+    stacks = stacks_of(how, edits)
+    for name, stack in stacks.items():
+        placing = how.placing if name == "erased" else {"other_base": how.other_base}
+        with applied(model, stack, **placing):
+            weights = digest([base, placing.get("strength", 1.0), *(e.digest() for e in stack)]) if stack else base
+            drawn[name] = draw(model, weights, plan.suite, plan.todo, out / "images" / name, shard=shard, cached=how.keep == "all")
+    siege = siege_of(plan)
+    if siege is not None:
+        besiege(model, edits, siege, out / "attacks", shard=shard, **how.placing)
+    return run, drawn
+
+
+def stacks_of(how: How, edits: Sequence[Edit]) -> dict[str, Sequence[Edit]]:
+    """The models of an audit and the edits that make them of the base."""
+    oracles = {f"oracle-{i}" if i > 1 else "oracle": [oracle] for i, oracle in enumerate(how.oracles, 1)}
+    return {"base": [], "erased": edits, **oracles}
+
+
+def models_of(how: How) -> tuple[str, ...]:
+    return tuple(stacks_of(how, ()))
+
+
+def divergent(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, how: How, out: Path) -> list[dict[str, Any]]:
+    """Denoiser divergences, in tier full and where there is an oracle; of edits in full strength on their own base."""
+    if how.placing != How().placing or not (how.oracles or plan.tier == "full"):
+        return []
+    return divergences(model, stacks_of(how, edits), plan.asking(True), plan.asking(False), out / "divergence")
+
+
+def siege_of(plan: Audit) -> Siege | None:
+    """The attacks of an audit; None where its tier has none, or the judge that would decide has no weights."""
+    judges, _ = judges_of(plan.suite)
+    if plan.tier not in plan.suite.attacks.tiers or plan.axis not in judges:
+        return None
+    return Siege.of(plan.suite, plan.axis, plan.targets, plan.todo, judges[plan.axis])
+
+
+def attacks_in(out: Path, plan: Audit, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """What the attacks found, counted from the rows on disk."""
+    siege = siege_of(plan)
+    if siege is None:
+        return []
+    about = {
+        name: {"paper": a.paper, "threat": a.threat, "control": a.control, "fields": asdict(a)}  # type: ignore[call-overload]  # dataclasses
+        for name, a in attacks_of(plan.suite.attacks).items()
+    }
+    names = {a.name for a in siege.attempts}
+    first: dict[str, dict[str, bool]] = {name: {} for name in names}
+    for row in rows:
+        name = Path(row["image"]).name
+        if name in names:
+            first[name][row["model"]] = row["read"][plan.axis]["label"] == row[plan.axis]
+    return attack_rates(lines(out / "attacks" / "attacks.jsonl"), about, first)
+
+
+def job_record(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, how: How) -> dict[str, Any]:
     """What identifies an audit."""
     return {
         "task": "audit",
@@ -113,21 +214,15 @@ def job_record(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, streng
         "edits": [edit.digest() for edit in edits],
         "suite": plan.suite.name,
         "suite_version": plan.suite.version,
+        "suite_asks": digest({key: value for key, value in asdict(plan.suite).items() if key not in ("gates", "apart", "judges")}),
         "axis": plan.axis,
         "tier": plan.tier,
-        "strength": strength,
+        "strength": how.strength,
         "compute": str(model.compute).removeprefix("torch."),
         **({"replay": digest([asdict(prompt) for prompt in plan.replay])} if plan.replay else {}),
+        **({"oracles": [oracle.digest() for oracle in how.oracles]} if how.oracles else {}),
+        **({"keep": how.keep} if how.keep != "all" else {}),
     }
-
-
-def kept_distance(plan: Audit, out: Path) -> dict[str, float]:
-    """How far the pictures that should stay moved: mean absolute difference to the base's from the same noise, in [0, 1]."""
-    metric = PictureDistance()
-    kept = [a for a in plan.todo if getattr(a.case, plan.axis) not in plan.targets]
-    for (_, base), (_, erased) in zip(batches(kept, out / "images" / "base"), batches(kept, out / "images" / "erased"), strict=True):
-        metric.update(base, erased)
-    return {name: round(value, 5) for name, value in metric.compute()._asdict().items()}
 
 
 def edit_record(edit: Edit) -> dict[str, Any]:
@@ -145,47 +240,6 @@ def edit_record(edit: Edit) -> dict[str, Any]:
     }
 
 
-def judge(todo: Sequence[Attempt], judges: dict[str, Judge], out: Path) -> list[Row]:
-    """Every judge's raw reading of every picture; readings on disk are used when the judge is the same."""
-    readings: dict[tuple[str, str], dict[str, Any]] = {}
-    for name, judge_ in judges.items():
-        path = out / "readings" / f"{name}-{digest(judge_.identity())}.jsonl"
-        known = {(row["model"], row["image"]): row["reading"] for row in _lines(path)}
-        for model in MODELS:
-            missing = [a for a in todo if (model, a.name) not in known]
-            for group, pictures in batches(missing, out / "images" / model):
-                for a, reading in zip(group, judge_.read(pictures, [a.case.prompt for a in group]), strict=True):
-                    known[model, a.name] = reading
-        write_bytes(
-            path, "".join(json.dumps({"model": m, "image": i, "reading": r}) + "\n" for (m, i), r in sorted(known.items())).encode()
-        )
-        for at, reading in known.items():
-            readings.setdefault(at, {})[name] = reading
-    rows = [
-        {
-            "model": model,
-            "image": f"images/{model}/{a.name}",
-            "prompt": a.case.prompt,
-            "seed": a.seed,
-            "role": a.case.role,
-            "variant": a.case.variant,
-            "style": a.case.style,
-            "object": a.case.object,
-            "index": a.index,
-            "read": readings[model, a.name],
-        }
-        for a in todo
-        for model in MODELS
-    ]
-    write_bytes(out / "samples.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
-    return rows
-
-
-def _lines(path: Path) -> list[Row]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def finished(out: Path) -> dict[str, Any]:
     """The result of a finished audit.
 
@@ -197,6 +251,8 @@ def finished(out: Path) -> dict[str, Any]:
     result: dict[str, Any] = read_json(out / "result.json")
     if result.get("job", {}).get("task") != "audit":
         raise UserError(f"{out} holds no audit; give the audit-... folder inside it.")
+    if "attacks" not in result:
+        raise UserError(OLD.format(out))
     return result
 
 
@@ -210,7 +266,7 @@ def recounted(out: Path, suite: Suite) -> dict[str, Any]:
     for axis, known in (("style", suite.styles), ("object", suite.objects)):
         if foreign := {row[axis] for row in rows if row[axis]} - known.keys():
             raise UserError(f"suite {suite.name} has no {axis} {sorted(foreign)[0]!r}, which {out} asked for.")
-    return {**result, **counted(rows, suite, result["axis"], result["targets"])}
+    return {**result, **under_attack(counted(rows, suite, result["axis"], result["targets"]), result["attacks"])}
 
 
 def rows_of(out: Path) -> list[Row]:
@@ -219,7 +275,7 @@ def rows_of(out: Path) -> list[Row]:
     Raises:
         UserError: rows of an earlier version, which do not say how a prompt asks.
     """
-    rows = _lines(out / "samples.jsonl")
+    rows = lines(out / "samples.jsonl")
     if any("role" not in row for row in rows):
-        raise UserError(f"{out} was made by an earlier version of this project; audit again with --fresh.")
+        raise UserError(OLD.format(out))
     return rows

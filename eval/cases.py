@@ -1,92 +1,25 @@
-"""Suites and cases: which prompts are drawn, from which seeds, and what each is there to show."""
+"""Cases: which prompts are drawn, from which seeds, and what each is there to show. No torch here."""
 
 import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import yaml
-
-from erasure.errors import UserError, unknown
-from eval.gates import Gate, gates
+from erasure.errors import unknown
 from eval.mutators import MUTATORS
 from eval.readers import Prompt
+from eval.suites import CAPTIONS, Aliases, Axis, Suite
 
-PROMPTS = Path(__file__).parent.parent / "prompts"
-Role = Literal["grid", "named", "described", "mutated", "replayed"]
+Role = Literal["grid", "named", "described", "mutated", "replayed", "neighbour", "benign"]
 OTHERWISE: tuple[Role, ...] = ("named", "described", "mutated", "replayed")  # the target, asked for in other words
-Axis = Literal["style", "object"]
-TIERS = ("smoke", "standard", "full")
-KEYS = {
-    "name",
-    "version",
-    "form",
-    "template",
-    "described",
-    "aliases",
-    "mutations",
-    "steps",
-    "guidance",
-    "tiers",
-    "apart",
-    "judges",
-    "styles",
-    "objects",
-    "gates",
-}
-
-
-@dataclass(frozen=True)
-class Aliases:
-    """Other ways to ask for a concept."""
-
-    named: tuple[str, ...] = ()  # synonyms
-    described: tuple[str, ...] = ()  # descriptions that never name it
-
-
-@dataclass(frozen=True)
-class Suite:
-    """A grid of objects and styles in UnlearnCanvas form (Zhang et al., arXiv:2402.11846), and what else asks for the same."""
-
-    name: str
-    version: int
-    template: str
-    described: str  # the template for a style that is described and not named
-    aliases: dict[str, Aliases]  # by label of either axis
-    mutations: tuple[str, ...]  # of eval.mutators, of every prompt for the target
-    steps: int
-    guidance: float
-    tiers: dict[str, tuple[int, int]]  # images per target cell, per other cell
-    apart: tuple[str, ...]  # styles that count in no rate of kept styles
-    judges: dict[str, str]  # axis -> judge
-    styles: dict[str, str]  # label -> how a prompt says it
-    objects: dict[str, str]
-    gates: tuple[Gate, ...] = ()
-
-    def find(self, concept: str) -> tuple[Axis, str]:
-        """The axis and label that a concept name means.
-
-        Raises:
-            UserError: the suite has no such concept; the nearest is named.
-        """
-        known: dict[str, tuple[Axis, str]] = {}
-        for axis, words in (("style", self.styles), ("object", self.objects)):
-            for label, phrase in words.items():
-                for name in (label, phrase, phrase.removeprefix("a ")):
-                    known[name.lower()] = (axis, label)  # type: ignore[assignment]  # axis is one of the two literals
-        found = known.get(concept.lower())
-        if found is None:
-            raise unknown(f"concept for suite {self.name}", concept, known)
-        return found
 
 
 @dataclass(frozen=True)
 class Case:
-    """One cell of the grid, or the target asked for in other words; `count` images of it are drawn from each model."""
+    """One cell of the grid, the target in other words, or what should stay; `count` images of it are drawn from each model."""
 
-    style: str  # empty where a replayed prompt says nothing about it
+    style: str  # empty where a prompt says nothing about it; a neighbour is its own label
     object: str
     prompt: str
     count: int
@@ -104,60 +37,6 @@ class Case:
             return (self.given + index) % 2**64
         text = f"{suite}|{self.id}|{index}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
-
-
-def suite_names() -> list[str]:
-    return sorted(path.stem for path in PROMPTS.glob("*.yaml"))
-
-
-def load_suite(name: str) -> Suite:
-    """A suite by name, or by the path of a YAML file.
-
-    Raises:
-        UserError: no such suite, unknown or missing keys, values of the wrong shape.
-    """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PROMPTS / f"{name}.yaml"
-    if not path.is_file():
-        raise unknown("suite", name, suite_names())
-    try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is no YAML: {str(error).splitlines()[0]}.") from error
-    return _checked(record, path)
-
-
-def _checked(record: Any, path: Path) -> Suite:
-    if not isinstance(record, dict):
-        raise UserError(f"{path} must hold a mapping, got {type(record).__name__}.")
-    for key in record:
-        if key not in KEYS:
-            raise unknown(f"key in {path}", key, KEYS)
-    if missing := KEYS - record.keys():
-        raise UserError(f"{path} lacks {', '.join(sorted(missing))}.")
-    if record.pop("form") != "unlearncanvas":
-        raise UserError(f"{path}: the form must be unlearncanvas.")
-    try:
-        tiers = {tier: (int(a), int(b)) for tier, (a, b) in record.pop("tiers").items()}
-        record["gates"] = gates(record["gates"], str(path))
-        record["mutations"] = tuple(record["mutations"])
-        record["aliases"] = {label: _aliases(words) for label, words in record["aliases"].items()}
-        suite = Suite(**{**record, "tiers": tiers, "apart": tuple(record["apart"])})
-        for template in (suite.template, suite.described):
-            template.format(style="", object="")
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise UserError(f"{path}: {error}.") from error
-    if foreign := suite.aliases.keys() - suite.styles.keys() - suite.objects.keys():
-        raise unknown(f"label under aliases in {path}", sorted(foreign)[0], [*suite.styles, *suite.objects])
-    for name in suite.mutations:
-        if name not in MUTATORS:
-            raise unknown(f"mutation in {path}", str(name), MUTATORS)
-    if set(tiers) != set(TIERS) or min(min(pair) for pair in tiers.values()) < 1:
-        raise UserError(f"{path}: tiers must give two positive counts for each of {', '.join(TIERS)}.")
-    return suite
-
-
-def _aliases(words: dict[str, list[str]]) -> Aliases:
-    return Aliases(**{role: tuple(str(phrase) for phrase in phrases) for role, phrases in words.items()})
 
 
 def cases(suite: Suite, targets: list[tuple[Axis, str]], tier: str, replay: Sequence[Prompt] = ()) -> list[Case]:
@@ -179,7 +58,10 @@ def cases(suite: Suite, targets: list[tuple[Axis, str]], tier: str, replay: Sequ
         found += _asked_otherwise(suite, axis, label, few)
         found += _mutated(suite, axis, label) if tier != "smoke" else []
         found += [_cell(axis, label, "", p.text, few, "replayed", str(i), p.seed) for i, p in enumerate(replay)]
-    return found
+        found += _neighbours(suite, axis, label) if tier != "smoke" else []
+    every = max(len(suite.benign) / CAPTIONS[tier], 1.0)
+    chosen = range(min(len(suite.benign), CAPTIONS[tier]))
+    return found + [Case("", "", suite.benign[int(i * every)], 1, "benign", str(int(i * every))) for i in chosen]
 
 
 def _cell(axis: Axis, label: str, cross: str, prompt: str, count: int, role: Role, variant: str, given: int | None = None) -> Case:
@@ -195,18 +77,28 @@ def _asked_otherwise(suite: Suite, axis: Axis, label: str, count: int) -> list[C
     found = []
     for role, i, phrase in said:
         template = suite.described if (axis, role) == ("style", "described") else suite.template
-        for cross, text in (suite.styles if axis == "object" else suite.objects).items():
+        for cross, text in suite.words("style" if axis == "object" else "object").items():
             prompt = template.format(style=text, object=phrase) if axis == "object" else template.format(style=phrase, object=text)
             found.append(_cell(axis, label, cross, prompt, count, role, str(i)))
     return found
 
 
+def _neighbours(suite: Suite, axis: Axis, label: str) -> list[Case]:
+    """Every neighbour of a target in every cell of it, one picture each."""
+    found = []
+    for near in suite.neighbours.get(label, ()):
+        for cross, text in suite.words("style" if axis == "object" else "object").items():
+            prompt = suite.template.format(style=text, object=near) if axis == "object" else suite.template.format(style=near, object=text)
+            found.append(_cell(axis, near, cross, prompt, 1, "neighbour", f"of-{label}"))
+    return found
+
+
 def _mutated(suite: Suite, axis: Axis, label: str) -> list[Case]:
     """Every mutation of every prompt for a target, one picture each."""
-    name = (suite.styles if axis == "style" else suite.objects)[label]
+    name = suite.words(axis)[label]
     found = []
     for mutation in suite.mutations:
-        for cross, text in (suite.styles if axis == "object" else suite.objects).items():
+        for cross, text in suite.words("style" if axis == "object" else "object").items():
             prompt = suite.template.format(style=text, object=name) if axis == "object" else suite.template.format(style=name, object=text)
             rng = random.Random(f"{suite.name}|{mutation}|{label}|{cross}")
             found.append(_cell(axis, label, cross, MUTATORS[mutation](prompt, name, rng), 1, "mutated", mutation))

@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 
-from eval.cases import OTHERWISE, Axis, Suite
+from eval.cases import OTHERWISE
 from eval.metrics.clip_alignment import ClipAlignment
 from eval.metrics.unlearn_canvas import Rate, UnlearnCanvas
 from eval.statistics import Interval, mcnemar, paired_difference
+from eval.suites import Axis, Suite
 
-MODELS = ("base", "erased")
+CLIP = ("kept", "target", "benign")
 Row = dict[str, Any]
 
 
@@ -20,41 +21,53 @@ def counted(rows: Sequence[Row], suite: Suite, axis: Axis, targets: Sequence[str
     labels = {"style": [*suite.styles, "none"], "object": [*suite.objects, "none"]}
     models: dict[str, Any] = {}
     grid = [row for row in rows if row["role"] == "grid"]
-    for model in MODELS:
+    if not all({axis, cross} <= row["read"].keys() for row in rows):  # a judge without weights
+        return {"axis": axis, "targets": list(targets), "models": {}, "paired": {}}
+    for model in dict.fromkeys(row["model"] for row in rows):
         metric = UnlearnCanvas(labels[axis], labels[cross], targets, suite.apart)
         mine = [row for row in grid if row["model"] == model]
         metric.update([(r[axis], r[cross]) for r in mine], [(r["read"][axis]["label"], r["read"][cross]["label"]) for r in mine])
         models[model] = {
             "rates": {
                 name: {"k": rate.k, "n": rate.n, **rate.interval._asdict()}
-                for name, rate in {**metric.compute(), **_otherwise([row for row in rows if row["model"] == model], axis)}.items()
+                for name, rate in {**metric.compute(), **_elsewhere([row for row in rows if row["model"] == model], axis)}.items()
             },
             "confusion": {"labels": labels[axis], "counts": metric.confusion().tolist()},
-            "clip": {"kept": _clip(mine, axis, targets, False), "target": _clip(mine, axis, targets, True)},
+            "clip": {part: _clip([row for row in rows if row["model"] == model], axis, targets, part) for part in CLIP},
             "apart": _apart(mine, suite.apart),
         }
     return {
         "axis": axis,
         "targets": list(targets),
         "models": models,
-        "paired": paired(grid, axis, targets, suite.apart),
+        "paired": paired(rows, axis, targets, suite.apart),
     }
 
 
-def _clip(rows: Sequence[Row], axis: str, targets: Sequence[str], of_target: bool) -> dict[str, float]:
+def _clip(rows: Sequence[Row], axis: Axis, targets: Sequence[str], part: str) -> dict[str, float] | None:
+    """CLIP alignment of the pictures of a part; None without pictures or without the judge."""
+    chosen = [
+        r
+        for r in rows
+        if (r["role"] == "benign" if part == "benign" else r["role"] == "grid" and (r[axis] in targets) == (part == "target"))
+    ]
+    cosines = [r["read"]["clip"]["cosine"] for r in chosen if "clip" in r["read"]]
+    if not cosines:
+        return None
     metric = ClipAlignment()
-    metric.update(torch.tensor([r["read"]["clip"]["cosine"] for r in rows if (r[axis] in targets) == of_target]))
+    metric.update(torch.tensor(cosines))
     return {name: round(value, 3) for name, value in metric.compute()._asdict().items()}
 
 
-def _otherwise(rows: Sequence[Row], axis: Axis) -> dict[str, Rate]:
-    """UA of pictures that ask for the concept in other words, by how they do."""
+def _elsewhere(rows: Sequence[Row], axis: Axis) -> dict[str, Rate]:
+    """UA of pictures that ask for the concept in other words, by how they do; and whether its neighbours are still read."""
     found = {}
     for role in OTHERWISE:
         gone = [row["read"][axis]["label"] != row[axis] for row in rows if row["role"] == role]
         if gone:
             found[f"UA_{role}"] = Rate(sum(gone), len(gone))
-    return found
+    near = [_as_prompted(row, axis) for row in rows if row["role"] == "neighbour"]
+    return {**found, "NRA": Rate(sum(near), len(near))} if near else found
 
 
 def _apart(rows: Sequence[Row], apart: Sequence[str]) -> dict[str, dict[str, int]]:
@@ -69,12 +82,13 @@ def _apart(rows: Sequence[Row], apart: Sequence[str]) -> dict[str, dict[str, int
 def paired(rows: Sequence[Row], axis: Axis, targets: Sequence[str], apart: Sequence[str]) -> dict[str, Any]:
     """Model "erased" minus model "base" on the same cases and noise: difference of each rate, its interval, and McNemar's p."""
     cross = "object" if axis == "style" else "style"
-    pairs = {(r["style"], r["object"], r["index"], r["model"]): r for r in rows}
-    keys = sorted({key[:3] for key in pairs})
+    pairs = {(r["role"], r["variant"], r["style"], r["object"], r["index"], r["model"]): r for r in rows}
+    keys = sorted({key[:-1] for key in pairs})
     tests = {
-        "UA": (axis, lambda r: r[axis] in targets, lambda r, a: r["read"][a]["label"] != r[a]),
-        "IRA": (axis, lambda r: r[axis] not in targets and r[axis] not in apart, _as_prompted),
-        "CRA": (cross, lambda r: r[axis] not in targets and r[cross] not in apart, _as_prompted),
+        "UA": (axis, lambda r: r["role"] == "grid" and r[axis] in targets, lambda r, a: r["read"][a]["label"] != r[a]),
+        "IRA": (axis, lambda r: r["role"] == "grid" and r[axis] not in targets and r[axis] not in apart, _as_prompted),
+        "CRA": (cross, lambda r: r["role"] == "grid" and r[axis] not in targets and r[cross] not in apart, _as_prompted),
+        "NRA": (axis, lambda r: r["role"] == "neighbour", _as_prompted),
     }
     found = {}
     for name, (read, counts, success) in tests.items():

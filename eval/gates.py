@@ -14,7 +14,8 @@ from eval.statistics import Interval, clopper_pearson, paired_difference, wilson
 State = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 EXIT: dict[State, int] = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 DOUBT: State = "INCONCLUSIVE"
-RATES = ("UA", "UA_named", "UA_described", "UA_mutated", "UA_replayed", "IRA", "CRA")
+RATES = ("UA", "UA_named", "UA_described", "UA_mutated", "UA_replayed", "UA_attacked", "IRA", "CRA", "NRA")
+KEYS = ("rate", "at_least", "drop_at_most", "tier")
 MOST = 1_000_000  # pictures beyond which no number is recommended
 
 
@@ -29,6 +30,7 @@ class Gate:
     rate: str  # one of RATES
     at_least: float | None = None  # of the erased model's rate
     drop_at_most: float | None = None  # of the rate from base to erased
+    tier: str = ""  # the only tier in which it is asked; empty: in all
 
     def __post_init__(self) -> None:
         if self.rate not in RATES:
@@ -89,8 +91,8 @@ def gates(record: Any, place: str) -> tuple[Gate, ...]:
         raise UserError(f"{place}: gates must map a name to rate and threshold, such as erased: {{rate: UA, at_least: 0.9}}.")
     for name, fields in record.items():
         for key in fields:
-            if key not in ("rate", "at_least", "drop_at_most"):
-                raise unknown(f"key of gate {name!r} in {place}", str(key), ("rate", "at_least", "drop_at_most"))
+            if key not in KEYS:
+                raise unknown(f"key of gate {name!r} in {place}", str(key), KEYS)
         if "rate" not in fields:
             raise UserError(f"{place}: gate {name!r} lacks a rate ({', '.join(RATES)}).")
     return tuple(Gate(name=str(name), **fields) for name, fields in record.items())
@@ -102,8 +104,10 @@ def verdict(asked: Sequence[Gate], result: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         result: an audit's result.json.
     """
-    rates, found, missing = result["models"]["erased"]["rates"], [], []
+    rates, found, missing = result["models"].get("erased", {"rates": {}})["rates"], [], []
     for gate in asked:
+        if gate.tier and gate.tier != result["tier"]:
+            continue
         decided = gate.decide(rates, result["paired"])
         if decided is None:
             missing.append(gate.name)

@@ -10,7 +10,7 @@ Mutator = Callable[[str, str, random.Random], str]
 
 # letters of other scripts that look the same
 LOOKALIKES = str.maketrans("aceiopxyABCEHIKMOPTXY", "асеіорхуАВСЕНІКМОРТХУ")
-LEET = str.maketrans("aeiostAEIOST", "431057431057")
+LEET = str.maketrans("aeiostcAEIOSTC", "431057(431057(")
 
 
 def typo(prompt: str, name: str, rng: random.Random) -> str:
@@ -33,7 +33,7 @@ def spaced(prompt: str, name: str, rng: random.Random) -> str:
 
 
 def leet(prompt: str, name: str, rng: random.Random) -> str:
-    """Digits for letters."""
+    """Digits and signs for letters."""
     return prompt.replace(name, name.translate(LEET))
 
 

@@ -1,5 +1,6 @@
 """Cases x model -> pictures on disk. Every picture has its own seed, so all models of an audit start from the same noise."""
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from tqdm import tqdm
 
 from erasure.families.base import DiffusionModel
 from erasure.run import cache_folder, digest
-from eval.cases import Case, Suite
+from eval.cases import Case
+from eval.suites import Suite
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,17 @@ def attempts(suite: Suite, cases: Sequence[Case]) -> list[Attempt]:
     return [Attempt(case, i, case.seed(suite.name, i)) for i in rounds for case in cases if i < case.count]
 
 
-def draw(model: DiffusionModel, weights: str, suite: Suite, todo: Sequence[Attempt], folder: Path, batch: int = 45) -> int:
+def draw(
+    model: DiffusionModel,
+    weights: str,
+    suite: Suite,
+    todo: Sequence[Attempt],
+    folder: Path,
+    batch: int = 45,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    cached: bool = True,
+) -> int:
     """Draw what is missing as PNG files into `folder` and return how many pictures had to be drawn.
 
     Pictures are made in fixed groups of `batch`, so that a resumed run repeats the same batches and hence the same bits. Drawn pictures
@@ -42,10 +54,12 @@ def draw(model: DiffusionModel, weights: str, suite: Suite, todo: Sequence[Attem
 
     Args:
         weights: hash of the model's weights as they are now, edits included.
+        shard: (i, n): only every n-th group, from the i-th on.
+        cached: whether pictures may be taken from the cache and left in it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    cache = cache_folder() / "samples"
-    groups = [todo[i : i + batch] for i in range(0, len(todo), batch)]
+    cache = cache_folder() / "samples" if cached else folder / "drawn"
+    groups = [todo[i : i + batch] for i in range(0, len(todo), batch)][shard[0] :: shard[1]]
     drawn = 0
     for group in tqdm(groups, desc=f"drawing {folder.name}", unit="batch"):
         if all((folder / a.name).exists() for a in group):
@@ -59,6 +73,8 @@ def draw(model: DiffusionModel, weights: str, suite: Suite, todo: Sequence[Attem
                 save_png(picture, path)
         for attempt, path in zip(group, stored, strict=True):
             link(path, folder / attempt.name)
+    if not cached:
+        shutil.rmtree(cache, ignore_errors=True)
     return drawn
 
 

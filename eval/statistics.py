@@ -1,7 +1,8 @@
 """Intervals for counted evidence. No torch here: every number can be checked with a pocket calculator and a table."""
 
+import random
 from collections.abc import Callable, Sequence
-from math import comb, exp, lgamma, log, sqrt
+from math import ceil, comb, exp, lgamma, log, sqrt
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -24,13 +25,17 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
     """
     if n <= 0 or not 0 <= k <= n:
         raise UserError(f"a rate needs 0 <= k <= n and n > 0, got k={k}, n={n}.")
+    return score_interval(k / n, n, confidence)
+
+
+def score_interval(p: float, n: float, confidence: float = 0.95) -> Interval:
+    """Wilson's formula for a share p of n trials, where n may be an effective number of trials (eval.clusters)."""
     z = NormalDist().inv_cdf((1 + confidence) / 2)
-    p = k / n
     centre, spread = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    # at 0 and n the bound is exact; rounding must not push it beyond
-    low = 0.0 if k == 0 else (centre - spread) / scale
-    high = 1.0 if k == n else (centre + spread) / scale
+    # at 0 and 1 the bound is exact; rounding must not push it beyond
+    low = 0.0 if p == 0 else (centre - spread) / scale
+    high = 1.0 if p == 1 else (centre + spread) / scale
     return Interval(p, low, high)
 
 
@@ -97,3 +102,81 @@ def holm(p: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
         adjusted[i] = largest
     return adjusted
+
+
+class Measured(NamedTuple):
+    """How a detector did on labelled pictures."""
+
+    hits: int  # pictures with the concept that it found
+    positives: int  # pictures with the concept
+    rejections: int  # pictures without it that it passed
+    negatives: int  # pictures without it
+
+
+class Corrected(NamedTuple):
+    """A rate corrected for the detector's errors."""
+
+    estimate: float
+    low: float
+    high: float
+    youden: float  # sensitivity + specificity - 1: 1 for a perfect detector, 0 for a coin
+    warning: str  # empty where the detector is good enough to be corrected for
+
+
+def rogan_gladen(k: int, n: int, calibration: Measured, confidence: float = 0.95, draws: int = 10_000, seed: int = 0) -> Corrected:
+    """Rate of the concept itself, p_true = (p_obs + Sp - 1) / (Se + Sp - 1) (Rogan and Gladen, 1978), in [0, 1].
+
+    The interval carries the uncertainty of the calibration: p_obs, Se and Sp are drawn together from their Beta distributions (Jeffreys
+    prior). A draw in which the detector is no better than a coin says nothing, and so counts as 0 for the lower bound and 1 for the upper.
+
+    Args:
+        k, n: detections in n pictures, which count as independent.
+
+    Raises:
+        UserError: no counts, or Se + Sp - 1 of at most 0.2.
+    """
+    for hits, of in ((k, n), calibration[:2], calibration[2:]):
+        if of <= 0 or not 0 <= hits <= of:
+            raise UserError(f"a rate needs 0 <= k <= n and n > 0, got k={hits}, n={of}.")
+    hits, positives, rejections, negatives = calibration
+    false_alarms = 1 - rejections / negatives
+    youden = hits / positives - false_alarms
+    if round(youden, 9) <= 0.2:
+        raise UserError(f"sensitivity + specificity - 1 is {youden:.2f}; a detector below 0.2 cannot be corrected for, take a better one.")
+    rng, low, high = random.Random(seed), [], []
+    for _ in range(draws):
+        p, se, sp = (rng.betavariate(x + 0.5, m - x + 0.5) for x, m in ((k, n), (hits, positives), (rejections, negatives)))
+        told = se + sp > 1
+        true = _clip((p + sp - 1) / (se + sp - 1)) if told else 0.0
+        low.append(true)
+        high.append(true if told else 1.0)
+    tail = int(draws * (1 - confidence) / 2)
+    warning = f"the detector's sensitivity + specificity - 1 is only {youden:.2f}; below 0.5 a correction is rough" if youden < 0.5 else ""
+    return Corrected(_clip((k / n - false_alarms) / youden), sorted(low)[tail], sorted(high)[-1 - tail], youden, warning)
+
+
+def _clip(share: float) -> float:
+    return min(max(share, 0.0), 1.0)
+
+
+def per_attempt(asr: float, k: int) -> float:
+    """Success rate of one attempt that gives `asr` as best of k independent ones: 1 - (1 - asr)^(1/k).
+
+    Raises:
+        UserError: a rate outside [0, 1] or no attempt.
+    """
+    if not 0 <= asr <= 1 or k < 1:
+        raise UserError(f"a best-of-k rate needs 0 <= asr <= 1 and k >= 1, got asr={asr}, k={k}.")
+    return 1 - (1 - asr) ** (1 / k)
+
+
+def needed(p: float, half_width: float, confidence: float = 0.95) -> int:
+    """Trials for an interval of p +- half_width: z^2 p (1 - p) / half_width^2.
+
+    Raises:
+        UserError: a rate outside [0, 1] or no width.
+    """
+    if not 0 <= p <= 1 or half_width <= 0:
+        raise UserError(f"a sample size needs 0 <= p <= 1 and half_width > 0, got p={p}, half_width={half_width}.")
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    return ceil(z * z * p * (1 - p) / half_width**2)

@@ -20,9 +20,10 @@ from tqdm import tqdm
 from erasure.families.base import DiffusionModel
 from erasure.loading import POCKET, load_model
 from erasure.pocket.canvas import OBJECTS, STYLES, Picture, render
-from eval.cases import Case, load_suite
+from eval.cases import Case
 from eval.judges import pocket_object, pocket_style
 from eval.statistics import wilson
+from eval.suites import load_suite
 
 FRESH = 10_000_000  # seeds from here on were never rendered for training
 JUDGES = {"style": pocket_style.PocketStyle(), "object": pocket_object.PocketObject()}

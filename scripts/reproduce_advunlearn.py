@@ -18,7 +18,6 @@ from reproduce_methods import cell, erased, measured
 from erasure import recorder
 from erasure.bank import Recording
 from erasure.concept import Kind
-from erasure.discover import load
 from erasure.edit import Edit
 from erasure.erase import applied
 from erasure.families.base import DiffusionModel
@@ -26,9 +25,9 @@ from erasure.loading import load_model
 from erasure.run import read_json, write_json
 from eval.attacks.soft_prefix import SoftPrefix
 from eval.audit import Audit
-from eval.cases import load_suite
-from eval.judges.base import Judge
+from eval.judging import judges_of
 from eval.statistics import wilson
+from eval.suites import load_suite
 
 CONCEPTS: dict[str, Kind] = {"neon": "style", "stained glass": "style", "fish": "object"}  # neon is a development concept
 METHODS = ("esd", "advunlearn")
@@ -47,14 +46,14 @@ def attacked(model: DiffusionModel, edit: Edit, name: str, work: Path, each: int
     asked = [a.case for a in plan.todo if getattr(a.case, plan.axis) == target]
     prompts = [case.prompt for case in asked if case.role == "grid"]
     bank = recorder.obtain(model, Recording(pairs=tuple((p, "") for p in dict.fromkeys(prompts)), walks=24, steps=25, guidance=4.0))
-    judge = load("eval.judges", suite.judges[plan.axis], Judge)()
+    judge = judges_of(suite)[0][plan.axis]
     found: dict[str, Counts] = {str(tokens): {kind: [0, 0] for kind in KINDS} for tokens in BUDGETS}
     with applied(model, [edit]):
         for tokens, start in product(BUDGETS, range(STARTS)):
             file = work / f"{name.replace(' ', '-')}-{edit.info.method}-{edit.digest()}" / f"{tokens}x{BUDGETS[tokens]}-{start}.json"
             if not file.exists():
                 attack = SoftPrefix(tokens=tokens, steps=BUDGETS[tokens])
-                fitted = attack.fit(model, bank, start, at=(EARLY,)).values()
+                fitted = attack.fitted(model, bank, start, at=(EARLY,)).values()
                 seeds = [1_000_000 * tokens + 1000 * start + i for i in range(each)]
                 read = {
                     kind: sum(r["label"] == target for r in readings(model, judge, (prompts * each)[:each], seeds, prefix))

@@ -26,7 +26,7 @@ from erasure.families.base import DiffusionModel
 from erasure.loading import load_model
 from erasure.methods.esd import ESD
 from eval.audit import Audit, audit
-from eval.cases import load_suite
+from eval.suites import load_suite
 
 DEVELOPMENT: dict[str, Kind] = {"neon": "style", "boat": "object"}
 HELD_OUT: dict[str, Kind] = {

@@ -26,8 +26,8 @@ from erasure.edit import Edit
 from erasure.families.base import DiffusionModel
 from erasure.loading import load_model
 from erasure.methods.base import Method
-from eval.audit import Audit, audit
-from eval.cases import load_suite
+from eval.audit import Audit, How, audit
+from eval.suites import load_suite
 
 DEVELOPMENT: dict[str, Kind] = {"neon": "style", "boat": "object"}
 HELD_OUT: dict[str, Kind] = {"sketch": "style", "stained glass": "style", "fish": "object", "tree": "object", "otto bram": "person"}
@@ -54,7 +54,7 @@ def erased(method: str, name: str, kind: Kind, work: Path) -> Path:
 def measured(model: DiffusionModel, folder: Path, suite: str, tier: str, strength: float = 1.0) -> Result:
     edit = Edit.load(folder)
     (plan,) = Audit.of([edit], load_suite(suite), tier)
-    result = audit(model, [edit], plan, folder / f"audit-{suite}-{tier}-{strength:g}", strength=strength)
+    result = audit(model, [edit], plan, folder / f"audit-{suite}-{tier}-{strength:g}", How(strength=strength))
     return {
         **result,
         "timing": json.loads((folder / "timing.json").read_text()),

@@ -23,7 +23,7 @@ from erasure.methods.fia import FIA
 from erasure.pocket import sentences as pocket
 from erasure.run import digest
 from eval.audit import Audit, audit
-from eval.cases import load_suite
+from eval.suites import load_suite
 
 SHARES = (0.02, 0.07, 0.2, 0.4)
 LAYERS = ("full", "xattn", "ff-out")

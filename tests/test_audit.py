@@ -16,7 +16,7 @@ from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.esd import ESD
 from eval import audit as auditing
 from eval.audit import Audit, audit, recounted
-from eval.cases import Suite, cases, load_suite
+from eval.cases import cases
 from eval.compare import compared
 from eval.gates import Gate
 from eval.metrics.clip_alignment import ClipAlignment
@@ -25,6 +25,7 @@ from eval.readers import Prompt
 from eval.report.html import write
 from eval.report.record import SCHEMA
 from eval.samples import attempts
+from eval.suites import Suite, load_suite
 from tests.test_esd import SMALL
 
 STYLES, OBJECTS = ["plain", "neon", "sketch", "none"], ["boat", "tree", "none"]

@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from erasure.errors import UserError
-from eval.cases import load_suite
 from eval.gates import EXIT, Gate, gates, verdict
+from eval.suites import load_suite
 
 ERASED = Gate(name="erased", rate="UA", at_least=0.9)
 KEPT = Gate(name="kept", rate="IRA", drop_at_most=0.1)

@@ -18,7 +18,7 @@ from app.plan import Spec, load_plan
 from erasure.concept import Concept
 from erasure.errors import UserError
 from erasure.run import read_json, write_json
-from eval.cases import PROMPTS
+from eval.suites import PROMPTS
 from tests import tiny
 
 FIELDS = {"steps": 40, "batch": 2, "walks": 4, "walk_steps": 3, "lr": 1e-3}

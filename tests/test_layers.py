@@ -30,7 +30,20 @@ def test_no_import_runs_upwards(floor: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["erasure.concept", "erasure.discover", "eval.statistics", "eval.cases", "app.cli", "app.plan", "app.jobs", "app.board", "app.table"],
+    [
+        "erasure.concept",
+        "erasure.discover",
+        "eval.statistics",
+        "eval.clusters",
+        "eval.cases",
+        "eval.suites",
+        "eval.attack_rates",
+        "app.cli",
+        "app.plan",
+        "app.jobs",
+        "app.board",
+        "app.table",
+    ],
 )
 def test_light_modules_import_no_torch(module: str) -> None:
     code = f"import sys, {module}; print('torch' in sys.modules)"

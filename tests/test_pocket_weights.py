@@ -12,10 +12,10 @@ from erasure.families.base import DiffusionModel
 from erasure.known import known
 from erasure.loading import POCKET, load_model
 from erasure.pocket.canvas import OBJECTS, STYLES, Picture, render
-from eval.cases import load_suite
 from eval.judges.open_clip import OpenClip
 from eval.judges.pocket_object import PocketObject
 from eval.judges.pocket_style import PocketStyle
+from eval.suites import load_suite
 
 UNSEEN = 20_000_000
 

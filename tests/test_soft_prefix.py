@@ -19,10 +19,10 @@ def test_the_fit_lowers_its_loss_and_keeps_its_stages(model: StableDiffusion) ->
             p.add_(0.3 * torch.randn_like(p))  # an encoder that says something else, so that there is something to find
     before = model.fingerprint()
     attack = SoftPrefix(tokens=2, steps=40, lr=0.1, batch=4)
-    found = attack.fit(model, bank, seed=3, at=(10,))
+    found = attack.fitted(model, bank, seed=3, at=(10,))
     assert sorted(found) == [10, 40]
     assert model.fingerprint() == before
-    assert torch.equal(SoftPrefix(tokens=2, steps=10, lr=0.1, batch=4).fit(model, bank, seed=3)[10], found[10])
+    assert torch.equal(SoftPrefix(tokens=2, steps=10, lr=0.1, batch=4).fitted(model, bank, seed=3)[10], found[10])
     batch = bank.batch(bank.rows("erase"), model.device)
 
     def loss(prefix: torch.Tensor) -> float:
@@ -37,4 +37,4 @@ def test_wrong_budgets_are_refused(model: StableDiffusion) -> None:
         SoftPrefix(tokens=0)
     bank = recorder.obtain(model, Recording(pairs=(("cat", ""),), walks=1, steps=1, guidance=4.0))
     with pytest.raises(UserError, match="the fit has 5 steps"):
-        SoftPrefix(steps=5).fit(model, bank, 0, at=(9,))
+        SoftPrefix(steps=5).fitted(model, bank, 0, at=(9,))

@@ -1,11 +1,24 @@
 import random
 from collections import Counter
+from collections.abc import Callable
 from math import comb
 
 import pytest
 
 from erasure.errors import UserError
-from eval.statistics import clopper_pearson, holm, mcnemar, paired_difference, wilson
+from eval.clusters import cluster_bootstrap, cluster_wilson, effective_size
+from eval.statistics import (
+    Interval,
+    Measured,
+    clopper_pearson,
+    holm,
+    mcnemar,
+    needed,
+    paired_difference,
+    per_attempt,
+    rogan_gladen,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -66,3 +79,156 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
+
+
+def coverage(interval: Callable[[int, int], Interval], n: int, p: float) -> float:
+    """Probability that the interval of a Binomial(n, p) count holds p, by adding up every count that is at all likely."""
+    covered = 0.0
+    for k in range(n + 1):
+        mass = comb(n, k) * p**k * (1 - p) ** (n - k)
+        if mass > 1e-6:
+            found = interval(k, n)
+            covered += mass * (found.low <= p <= found.high)
+    return covered
+
+
+@pytest.mark.parametrize(
+    ("n", "p", "score", "exact"),
+    [
+        (30, 0.01, 0.964, 0.997),
+        (50, 0.01, 0.911, 0.986),
+        (50, 0.05, 0.962, 0.988),
+        (142, 0.01, 0.945, 0.985),
+        (142, 0.05, 0.949, 0.963),
+        (142, 0.20, 0.942, 0.965),
+        (1000, 0.01, 0.964, 0.976),
+    ],
+)
+def test_coverage_of_both_intervals_at_low_rates(n: int, p: float, score: float, exact: float) -> None:
+    """Wilson is right on average and may dip below 95 %; Clopper-Pearson never does, and so gates use it."""
+    assert round(coverage(wilson, n, p), 3) == score
+    assert round(coverage(clopper_pearson, n, p), 3) == exact
+
+
+@pytest.mark.parametrize("k", [2, 5])
+def test_copies_of_every_picture_are_no_evidence(k: int) -> None:
+    once = [1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0]
+    assert cluster_bootstrap([[float(x)] * k for x in once]) == cluster_bootstrap([[float(x)] for x in once])
+    assert effective_size([k * x for x in once], [k] * 12) == pytest.approx(12)
+    assert cluster_wilson([k * x for x in once], [k] * 12) == pytest.approx(wilson(3, 12))
+    assert wilson(3 * k, 12 * k).high < cluster_wilson([k * x for x in once], [k] * 12).high - 0.02
+
+
+def test_clusters_that_share_nothing_are_single_pictures() -> None:
+    rng = random.Random(0)
+    successes = [sum(rng.random() < 0.3 for _ in range(4)) for _ in range(400)]
+    assert 1400 < effective_size(successes, [4] * 400) <= 1600
+    assert effective_size([1, 0, 1, 1, 0], [1] * 5) == 5
+    assert cluster_wilson([1, 0, 1, 1, 0], [1] * 5) == wilson(3, 5)
+
+
+def test_intraclass_correlation_by_hand() -> None:
+    """Three prompts of four pictures with 4, 2 and 0 successes: mean squares 1 and 1/9, so rho = (1 - 1/9) / (1 + 3/9) = 2/3."""
+    assert effective_size([4, 2, 0], [4, 4, 4]) == pytest.approx(12 / (1 + 3 * 2 / 3))
+
+
+def test_clusters_at_the_ends_are_counted() -> None:
+    assert cluster_wilson([0] * 10, [5] * 10) == wilson(0, 10)
+    assert cluster_wilson([5] * 10, [5] * 10) == wilson(10, 10)
+    assert effective_size([2], [5]) == 1
+    for successes, trials in (([], []), ([1, 2], [1]), ([3], [2]), ([0, 0], [0, 2])):
+        with pytest.raises(UserError, match="clusters need"):
+            cluster_wilson(successes, trials)
+    for clusters in ([[1.0, 0.0]], [[1.0], []]):
+        with pytest.raises(UserError, match="two clusters"):
+            cluster_bootstrap(clusters)
+
+
+@pytest.mark.parametrize("interval", ["wilson", "bootstrap"])
+def test_cluster_intervals_cover_the_truth_where_prompts_differ(interval: str) -> None:
+    """Every prompt has its own rate, drawn from Beta(1, 1.5) with mean 0.4; five pictures each. Pooled, 95 % is a wrong claim."""
+    rng, draws, covered, pooled = random.Random(1), 120, 0, 0
+    for i in range(draws):
+        rates = [rng.betavariate(1, 1.5) for _ in range(40)]
+        readings = [[float(rng.random() < rate) for _ in range(5)] for rate in rates]
+        successes = [int(sum(r)) for r in readings]
+        found = cluster_wilson(successes, [5] * 40) if interval == "wilson" else cluster_bootstrap(readings, resamples=400, seed=i)
+        covered += found.low <= 0.4 <= found.high
+        naive = wilson(sum(successes), 200)
+        pooled += naive.low <= 0.4 <= naive.high
+    assert 0.9 <= covered / draws <= 0.99
+    assert pooled / draws < 0.85
+
+
+def test_the_bootstrap_is_that_of_its_seed() -> None:
+    rng = random.Random(0)
+    clusters = [[rng.random() for _ in range(1 + i % 3)] for i in range(15)]
+    first = cluster_bootstrap(clusters, resamples=500, seed=1)
+    assert first == cluster_bootstrap(clusters, resamples=500, seed=1)
+    assert first != cluster_bootstrap(clusters, resamples=500, seed=2)
+    assert first.estimate == pytest.approx(sum(sum(c) for c in clusters) / 30)
+    assert first.low < first.estimate < first.high
+
+
+SURE = Measured(10**7, 10**7, 10**7, 10**7)
+
+
+def test_a_perfect_detector_needs_no_correction() -> None:
+    found = rogan_gladen(30, 142, SURE)
+    assert found.estimate == 30 / 142
+    assert found.youden == 1
+    assert found.warning == ""
+    assert (found.low, found.high) == pytest.approx(tuple(wilson(30, 142))[1:], abs=0.01)
+
+
+def test_a_weak_detector_is_corrected_for() -> None:
+    """Rate 0.1, sensitivity 0.6, specificity 0.99: what is seen is far from the truth, what is corrected holds it."""
+    rng, covered, estimates, draws = random.Random(0), 0, [], 50
+    for i in range(draws):
+        calibration = Measured(sum(rng.random() < 0.6 for _ in range(200)), 200, sum(rng.random() < 0.99 for _ in range(400)), 400)
+        k = sum(rng.random() < (0.6 if rng.random() < 0.1 else 0.01) for _ in range(500))
+        found = rogan_gladen(k, 500, calibration, draws=1000, seed=i)
+        estimates.append(found.estimate)
+        covered += found.low <= 0.1 <= found.high
+    assert sum(estimates) / draws == pytest.approx(0.1, abs=0.01)
+    assert covered / draws >= 0.9
+    assert rogan_gladen(69, 1000, Measured(600, 1000, 990, 1000)).estimate == pytest.approx(0.1)
+
+
+def test_few_labelled_pictures_make_a_wide_interval() -> None:
+    wide, narrow = (rogan_gladen(50, 500, Measured(7 * m, 10 * m, 9 * m + m, 10 * m)) for m in (1, 100))
+    assert wide.estimate == narrow.estimate
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+    assert rogan_gladen(0, 100, Measured(90, 100, 90, 100)).estimate == 0
+    assert rogan_gladen(100, 100, Measured(90, 100, 90, 100)).estimate == 1
+    # six labelled pictures: the detector may be no better than a coin, and then finding nothing shows nothing
+    assert rogan_gladen(0, 1000, Measured(2, 3, 2, 3))[:3] == (0, 0, 1)
+
+
+def test_a_detector_hardly_better_than_a_coin_is_refused() -> None:
+    for calibration in (Measured(60, 100, 60, 100), Measured(10, 100, 90, 100)):
+        with pytest.raises(UserError, match=r"below 0\.2"):
+            rogan_gladen(10, 100, calibration)
+    assert "0.40" in rogan_gladen(50, 100, Measured(70, 100, 70, 100)).warning
+    assert rogan_gladen(50, 100, Measured(80, 100, 70, 100)).warning == ""
+    for calibration in (Measured(0, 0, 1, 1), Measured(3, 2, 1, 1)):
+        with pytest.raises(UserError, match="k="):
+            rogan_gladen(1, 10, calibration)
+
+
+def test_the_rate_of_one_attempt() -> None:
+    assert per_attempt(0.36, 1) == pytest.approx(0.36)
+    assert per_attempt(1 - 0.99**392, 392) == pytest.approx(0.01)
+    assert per_attempt(1, 50) == 1
+    assert per_attempt(0, 50) == 0
+    for asr, k in ((1.1, 2), (0.5, 0)):
+        with pytest.raises(UserError, match="asr"):
+            per_attempt(asr, k)
+
+
+@pytest.mark.parametrize(("p", "wide", "narrow"), [(0.05, 73, 457), (0.1, 139, 865), (0.2, 246, 1537), (0.5, 385, 2401)])
+def test_how_many_are_needed(p: float, wide: int, narrow: int) -> None:
+    assert needed(p, 0.05) == wide
+    assert needed(p, 0.02) == narrow
+    with pytest.raises(UserError, match="half_width"):
+        needed(p, 0)

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from erasure.families.base import DiffusionModel
 
 
+INCOMPLETE = 2
+WORST = (3, INCOMPLETE, 4)  # of several audits, the exit code that is told
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Draw a suite with the base and the edited model from the same noise, judge every picture, count, and report.
@@ -40,6 +44,9 @@ class Options:
     dtype: Precision = "auto"  # what to compute in
     attention: Attention = "auto"  # attention kernel of the UNet
     replay: Path | None = None  # prompts that are said to bring the concept back: CSV in a published layout, or one a line in a .txt
+    oracle: tuple[str, ...] = ()  # models that never saw the concept: diffusers folders or .safetensors of their UNets
+    keep_images: Literal["all", "none"] = "all"  # none: only what judges read is kept, and no picture goes into the cache
+    shard: str = ""  # i/n: draw and attack only the i-th of n shares, in the same folder; then once without
     strength: float = 1.0  # how strongly the edits are applied
     other_base: bool = False  # apply the edit to a model it was not made on
     fresh: bool = False  # throw away what the folder holds
@@ -72,24 +79,47 @@ def main(argv: list[str]) -> int:
 
 
 def run(options: Options) -> int:
-    """Audit, report, and say the verdict by the exit code: 0 pass, 3 a gate failed, 4 inconclusive."""
-    from eval.audit import Audit, audit
-    from eval.cases import load_suite
+    """Audit, report, and say the verdict by the exit code: 0 pass, 2 incomplete, 3 a gate failed, 4 inconclusive."""
+    from erasure.foreign import foreign
+    from eval.audit import Audit, How, audit, work
     from eval.readers import read_prompts
+    from eval.suites import load_suite
 
     if not options.edits:
         raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
     suite = load_suite(options.suite)
     model, edits = loaded(options)
     plans = Audit.of(edits, suite, options.tier, read_prompts(options.replay) if options.replay else ())
+    how = How(
+        strength=options.strength,
+        other_base=options.other_base,
+        keep=options.keep_images,
+        oracles=tuple(foreign(model, source, []) for source in options.oracle),
+    )
     codes = []
     for plan in plans:
         out = folder(options, suite.name, plan.axis if len(plans) > 1 else "")
-        result = audit(model, edits, plan, out, strength=options.strength, fresh=options.fresh, other_base=options.other_base)
+        if options.shard:
+            work(model, edits, plan, out, how, shard=shard(options.shard), fresh=options.fresh)
+            print(f"share {options.shard} of {out} is done; when all are, give the same command without --shard.")
+            continue
+        result = audit(model, edits, plan, out, how, fresh=options.fresh)
         for pair in result["overlap"]:
             print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
         codes.append(reported(out, suite.gates, result))
-    return 3 if 3 in codes else max(codes)
+    return next((code for code in WORST if code in codes), 0)
+
+
+def shard(asked: str) -> tuple[int, int]:
+    """(i, n) from "1/2", counted from 0.
+
+    Raises:
+        UserError: not of that form.
+    """
+    first, _, of = asked.partition("/")
+    if not (first.isdecimal() and of.isdecimal() and 1 <= int(first) <= int(of)):
+        raise UserError(f"--shard must be i/n with 1 <= i <= n, such as 1/2; got {asked!r}.")
+    return int(first) - 1, int(of)
 
 
 def loaded(options: Options) -> tuple["DiffusionModel", list["Edit"]]:
@@ -120,18 +150,23 @@ def reported(out: Path, gates: Sequence[Gate], result: dict[str, Any]) -> int:
     from eval.report.html import write
 
     print(write(out, result, gates))
-    print(headline(result))
-    verdict = read_json(out / "report.json")["verdict"]
-    for reason in verdict["reasons"]:
+    if result["models"]:
+        print(headline(result))
+    report = read_json(out / "report.json")
+    for reason in [*report["verdict"]["reasons"], *report["conclusions"][1:]]:
         print(f"  {reason}")
+    for part, reason in result["missing"].items():
+        print(f"  INCOMPLETE, judge of {part}: {reason}", file=sys.stderr)
     if gates:
-        print(verdict["state"])
-    return EXIT[verdict["state"]] if gates else 0
+        print(report["verdict"]["state"])
+    if result["missing"] or any("crashed" in attack for attack in result["attacks"]):
+        return INCOMPLETE
+    return EXIT[report["verdict"]["state"]] if gates else 0
 
 
 def report(options: ReportOptions) -> int:
     from eval.audit import recounted
-    from eval.cases import load_suite
+    from eval.suites import load_suite
 
     job = read_json(options.audit / "job.json") if (options.audit / "job.json").is_file() else {}
     suite = load_suite(options.suite or job.get("suite", "pocket"))

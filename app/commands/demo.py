@@ -24,8 +24,8 @@ def main(argv: list[str]) -> int:
     from erasure.loading import load_model
     from erasure.methods.esd import ESD
     from eval.audit import Audit, audit
-    from eval.cases import load_suite
     from eval.report.html import write
+    from eval.suites import load_suite
 
     model, suite = load_model("pocket"), load_suite("pocket")
     method, concepts, _ = configure(ESD, parse_concepts(options.concept, kind="style"), model.family, {})

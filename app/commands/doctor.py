@@ -63,18 +63,20 @@ def device() -> str:
 
 
 def judges() -> int:
-    """Load every judge; one that cannot be loaded is named, with the reason."""
+    """Load every judge. One that cannot be loaded is named, with the reason; an optional one without weights is no fault."""
     from erasure.discover import load, names
     from erasure.errors import UserError
-    from eval.judges.base import Judge
+    from eval.judges.base import Judge, MissingWeights
 
     broken = 0
     for name in names("eval.judges"):
+        judge = load("eval.judges", name, Judge)
         try:
-            identity = load("eval.judges", name, Judge)().identity()
+            identity = judge().identity()
         except (UserError, OSError) as error:
-            broken += 1
-            print(f"judge         {name} NOT ready: {error}")
+            spared = judge.optional and isinstance(error, MissingWeights)
+            broken += not spared
+            print(f"judge         {name} {'not ready (optional)' if spared else 'NOT ready'}: {error}")
             continue
         print(f"judge         {name} ready ({identity['weights'][:12]})")
     return 2 if broken else 0

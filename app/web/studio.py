@@ -25,8 +25,8 @@ from erasure.methods.uce import UCE
 from erasure.pocket.captions import OBJECT_WORDS, STYLE_WORDS, vocabulary
 from erasure.run import read_json
 from eval.audit import Audit
-from eval.cases import load_suite
 from eval.judges.base import Judge
+from eval.suites import load_suite
 
 PROMPT_LIMIT, PICTURES, STEPS, QUEUED = 500, 8, 100, 32
 FIRST = "a watercolor picture of a house"

@@ -10,7 +10,7 @@ from app import jobs
 from app.web.studio import Studio
 from app.web.tab_erase import job_view
 from erasure.errors import UserError
-from eval.cases import TIERS, suite_names
+from eval.suites import TIERS, suite_names
 
 
 def tab(studio: Studio) -> gr.Dropdown:

@@ -11,7 +11,8 @@ import gradio as gr
 from app.web import pictures
 from app.web.studio import FIRST, PICTURES, PROMPT_LIMIT, STEPS, Comparison, Studio
 from erasure.errors import UserError
-from eval.cases import cases, load_suite, suite_names
+from eval.cases import cases
+from eval.suites import load_suite, suite_names
 
 
 def tab(studio: Studio) -> gr.Dropdown:

@@ -21,7 +21,7 @@ from erasure.discover import field_help, load, names, summary
 from erasure.erase import configure
 from erasure.errors import UserError
 from erasure.methods.base import Method
-from eval.cases import suite_names
+from eval.suites import suite_names
 
 FOLDERS = ("images", "retain_images", "generator")  # fields that name paths of this machine
 

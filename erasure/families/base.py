@@ -99,6 +99,14 @@ class DiffusionModel(ABC):
         """The input embeddings of all tokens (V, E)."""
 
     @abstractmethod
+    def tokens(self, text: str) -> list[int]:
+        """Token ids of a text without start and end; not cut."""
+
+    @abstractmethod
+    def spelled(self, tokens: Sequence[int]) -> str:
+        """The text that token ids stand for; read again it need not give the same ids."""
+
+    @abstractmethod
     def last_token(self, text: str) -> int:
         """Position of the last token of `text` in its conditioning; 0, the start token, for an empty text."""
 

@@ -68,6 +68,14 @@ class StableDiffusion(DiffusionModel):
     def vocabulary(self) -> Tensor:
         return self.pipe.text_encoder.get_input_embeddings().weight.detach().float()
 
+    def tokens(self, text: str) -> list[int]:
+        found: list[int] = self.pipe.tokenizer(text, add_special_tokens=False).input_ids
+        return found
+
+    def spelled(self, tokens: Sequence[int]) -> str:
+        text: str = self.pipe.tokenizer.decode(list(tokens))
+        return text
+
     def last_token(self, text: str) -> int:
         return len(self.pipe.tokenizer(text, truncation=True).input_ids) - 2
 

@@ -14,7 +14,7 @@ from erasure.one_step import FAKE, GENERATOR, Distillation, OneStep
 from erasure.pocket import sentences as pocket
 
 _POCKET = {
-    "steps": 150,
+    "steps": 250,
     "batch": 8,
     "lr": 1e-4,
     "lr_fake": 3e-4,

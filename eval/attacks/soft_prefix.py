@@ -3,8 +3,9 @@
 The attack inside AdvUnlearn (arXiv:2405.15234) with one prefix for all prompts, as textual inversion (arXiv:2208.01618) would learn it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,12 +13,16 @@ from torch import Tensor
 
 from erasure.bank import Bank
 from erasure.errors import UserError
-from erasure.families.base import DiffusionModel
+from erasure.families.base import DiffusionModel, sampling_of
+from eval.attacks.base import Ask, Known, PromptAttack, Stand
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftPrefix:
+class SoftPrefix(PromptAttack):
     """Its budget is `steps` backward passes of `batch` samples for every start."""
+
+    paper: ClassVar[str] = "arXiv:2405.15234"
+    threat: ClassVar[str] = "holds the erased model's weights; puts vectors that no word has before a prompt"
 
     tokens: int = 3  # soft tokens
     steps: int = 400  # Adam steps
@@ -35,7 +40,7 @@ class SoftPrefix:
         chosen = torch.randint(len(vocabulary), (self.tokens,), generator=torch.Generator().manual_seed(seed))
         return vocabulary[chosen.to(vocabulary.device)]
 
-    def fit(self, model: DiffusionModel, bank: Bank, seed: int, at: Sequence[int] = ()) -> dict[int, Tensor]:
+    def fitted(self, model: DiffusionModel, bank: Bank, seed: int, at: Sequence[int] = ()) -> dict[int, Tensor]:
         """Prefixes (k, E) for the model as it is now, by the number of steps that made them; the last is always there.
 
         Args:
@@ -56,9 +61,27 @@ class SoftPrefix:
                 batch = bank.batch(rows[torch.randint(len(rows), (self.batch,), generator=generator)], model.device)
                 loss = F.mse_loss(model.predict(batch.x_t, batch.t, model.encode(batch.prompts, prefix)), batch.eps_cond)
                 prefix.grad = torch.autograd.grad(loss, prefix)[0]
+                model.cost.unet_backwards += self.batch
                 adam.step()
                 if step in at or step == self.steps:
                     found[step] = prefix.detach().clone()
         finally:
             model.use_attention(training=False)
         return found
+
+    def fit(self, stand: Stand, known: Known) -> Known:
+        """Adds "prefix" (rounds, k, E): one for all prompts, as the fit went on.
+
+        Raises:
+            UserError: a one-step generator.
+        """
+        if sampling_of(stand.model.pipe).one_step is not None:
+            raise UserError("soft_prefix fits the base's answers on noised pictures, which a one-step generator never sees; leave it out.")
+        ends = [max(1, (j + 1) * self.steps // stand.pictures) for j in range(stand.pictures)]
+        found = self.fitted(stand.model, stand.bank, stand.seed, at=ends)
+        return {**known, "prefix": torch.stack([found[end] for end in ends])}
+
+    def rounds(self, stand: Stand, chunk: Sequence[int], known: Known) -> Iterator[Ask]:
+        prompts = [stand.prompts[i] for i in chunk]
+        for prefix in known["prefix"].to(stand.model.device):
+            yield Ask(prompts, prefix, [f"({self.tokens} soft tokens) {prompt}" for prompt in prompts])

@@ -3,18 +3,37 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
+
+from erasure.errors import UserError
+
+
+class MissingWeights(UserError):
+    """A judge whose weights are not there; the judge was asked for rightly, so others can go on without it."""
+
+    def __init__(self, what: str, where: str, remedy: str) -> None:
+        super().__init__(what, where, remedy)  # all of them, so that the error survives pickling
+
+    def __str__(self) -> str:
+        what, where, remedy = self.args
+        return f"{what} not found: looked for {where}; {remedy}."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judge(ABC):
     """Base of all judges; the module's name is the judge's name."""
 
+    optional: ClassVar[bool] = False  # its weights do not come with this package
+
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What makes two judges the same: weights hash, labels, preprocessing."""
+        """What makes two judges the same: weights hash, labels, preprocessing, decision rule.
+
+        Raises:
+            MissingWeights: the weights are not there.
+        """
 
     @abstractmethod
     def read(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:

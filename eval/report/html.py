@@ -1,16 +1,22 @@
-"""report.html: one self-contained file from an audit folder; no script and no request leaves it."""
+"""report.html: one self-contained file from an audit folder; no script in it and no request leaves it."""
 
-import base64
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from erasure.run import write_bytes, write_json
+from eval.attack_rates import REVIVED
 from eval.audit import rows_of
 from eval.gates import Gate
+from eval.report import drawing
+from eval.report.pictures import Album, before_and_after, by_neighbour, drill_down, examples, pairs_of
 from eval.report.record import WORDS, record
+from eval.statistics import Interval
+from eval.suites import suite_names
 
 HERE = Path(__file__).parent
 MEANING = {
@@ -19,65 +25,182 @@ MEANING = {
     "UA_described": "the same, asked for by a description that does not name it",
     "UA_mutated": "the same, asked for in spoiled spelling or shuffled words; where the base does not understand them, it proves nothing",
     "UA_replayed": "the same, asked for by the prompts of a list",
+    "UA_attacked": "prompts that the most successful search for prompts did not break; the base's are drawn once and not attacked",
     "IRA": "pictures of the other {plural} that are still read as asked",
     "CRA": "pictures whose {cross} is still read as asked, the erased concept's own left out",
-    "CRA_included": "the same with the erased concept's pictures counted too",
+    "NRA": "pictures of what is near the concept that are still read as asked",
+    "CRA_included": "CRA with the erased concept's pictures counted too",
 }
 PLURAL = {"style": "styles", "object": "objects"}
+DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
-def write(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pairs: int = 8) -> Path:
+def write(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pairs: int = 8, blur: bool = False) -> Path:
     """Write report.json and render report.html into the folder of an audit.
 
     Args:
         result: of the audit.
         gates: thresholds of the verdict, as a rule the suite's.
         pairs: before/after pairs shown for the target, and as many for what should stay.
+        blur: whether pictures are blurred until the reader asks for them; they always are where the kind of a concept is nsfw.
     """
     found = record(result, gates)
     write_json(folder / "report.json", found)
-    rows = rows_of(folder)
-    environment = Environment(loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f}"
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    environment.filters.update(percent=percent, points=points, plain=plain, called=drawing.name)
     page = environment.get_template("report.html.j2").render(
         result=result,
         report=found,
-        rates=_rates(result),
-        target_pairs=_pairs(folder, rows, result, pairs, target=True),
-        kept_pairs=_pairs(folder, rows, result, pairs, target=False),
-        matrix=result["models"]["erased"]["confusion"],
+        blur=blur or any(concept["kind"] == "nsfw" for edit in result["edits"] for concept in edit["concepts"]),
+        unmeasured=[g for g in gates if g.tier in ("", result["tier"]) and g.name not in [d["name"] for d in found["gates"]]],
+        gate_bars=[gate_bar(decided) for decided in found["gates"]],
+        scatter=scatter(result, found["gates"]),
+        rates=rates(result),
+        sides={side: drawing.name(side) for side in result["models"]},
+        again=again(folder, result),
+        **attacked(result["attacks"]),
+        **seen(folder, result, pairs),
+        kept_labels=by_loss(found["kept_by_label"]),
     )
     path = folder / "report.html"
     write_bytes(path, page.encode())
     return path
 
 
-def _rates(result: dict[str, Any]) -> list[dict[str, Any]]:
+def rates(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every rate with what it counts and a picture of its intervals."""
     axis = result["axis"]
     words = {"plural": PLURAL[axis], "cross": "object" if axis == "style" else "style"}
-    return [
-        {
-            "name": name,
-            "label": WORDS[name] if name in ("UA", "IRA", "CRA") else "",
-            "meaning": text.format(**words),
-            "base": result["models"]["base"]["rates"][name],
-            "erased": result["models"]["erased"]["rates"][name],
-            "paired": result["paired"].get(name),
-        }
-        for name, text in MEANING.items()
-        if name in result["models"]["erased"]["rates"]
+    found = []
+    for name, text in MEANING.items():
+        sides = {side: figures["rates"].get(name) for side, figures in result["models"].items()}
+        if sides.get("erased"):
+            bar = drawing.bar({side: interval(rate) for side, rate in sides.items() if rate})
+            said = {"name": name, "words": WORDS[name], "meaning": text.format(**words), "bar": bar}
+            found.append({**said, "sides": sides, "paired": result["paired"].get(name)})
+    return found
+
+
+def scatter(result: Mapping[str, Any], gates: Sequence[Mapping[str, Any]]) -> Markup | None:
+    """Every model by what is gone and what is kept; None where one of both was not counted."""
+    points = {}
+    for side, figures in result["models"].items():
+        counted = figures["rates"]
+        if {"UA", "IRA", "CRA"} <= counted.keys():
+            points[side] = interval(counted["UA"]), mean(interval(counted["IRA"]), interval(counted["CRA"]))
+    if not {"base", "erased"} <= points.keys():
+        return None
+    base = result["models"]["base"]["rates"]
+    gone = [g["at_least"] for g in gates if g["rate"] == "UA" and g["at_least"] is not None]
+    floors = [
+        [g["at_least"] if g["at_least"] is not None else base[name]["estimate"] - g["drop_at_most"] for g in gates if g["rate"] == name]
+        for name in ("IRA", "CRA")
     ]
+    return drawing.scatter(points, max(gone, default=None), sum(map(max, floors)) / 2 if all(floors) else None)
 
 
-def _pairs(folder: Path, rows: list[dict[str, Any]], result: dict[str, Any], count: int, target: bool) -> list[dict[str, Any]]:
-    """Evenly spread before/after pairs, by position in the fixed case order and not by how they look."""
-    axis = result["axis"]
-    base = [r for r in rows if (r["model"], r["role"]) == ("base", "grid") and (r[axis] in result["targets"]) == target]
-    erased = {r["image"].replace("images/erased", "images/base"): r for r in rows if r["model"] == "erased"}
-    chosen = [base[round(i * (len(base) - 1) / max(count - 1, 1))] for i in range(min(count, len(base)))]
-    return [{"prompt": b["prompt"], "base": _shown(folder, b), "erased": _shown(folder, erased[b["image"]])} for b in chosen]
+def mean(a: Interval, b: Interval) -> Interval:
+    """Of two rates on the same pictures, with the mean of their bounds: as wide as if both erred in the same direction at once."""
+    return Interval(*((x + y) / 2 for x, y in zip(a, b, strict=True)))
 
 
-def _shown(folder: Path, row: dict[str, Any]) -> dict[str, Any]:
-    data = base64.b64encode((folder / row["image"]).read_bytes()).decode()
-    return {"src": f"data:image/png;base64,{data}", "style": row["read"]["style"], "object": row["read"]["object"]}
+def interval(record: Mapping[str, float]) -> Interval:
+    return Interval(record["estimate"], record["low"], record["high"])
+
+
+def gate_bar(decided: Mapping[str, Any]) -> Markup:
+    least = decided["at_least"] is not None
+    return drawing.gate(interval(decided), decided["at_least"] if least else decided["drop_at_most"], least)
+
+
+def attacked(attacks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Attacks with the letters and looks of their lines, and the two charts."""
+    searches = [attack for attack in attacks if "curve" in attack]
+    tunings = [attack for attack in attacks if "steps" in attack]
+    idle = [attack for attack in attacks if "curve" not in attack and "steps" not in attack]
+    searched = [_line(i, a, a["curve"], "pictures") for i, a in enumerate(searches)]
+    tuned = [_line(i, a, a["steps"], "steps", a["revived"]) for i, a in enumerate(tunings)]
+    along, up = "pictures tried per prompt", "prompts broken, %"
+    return {
+        "searches": _lettered(searches),
+        "tunings": _lettered(tunings),
+        "idle_attacks": idle,
+        "search_chart": drawing.curves(searched, along, up) if searched else None,
+        "tuning_chart": drawing.curves(
+            tuned, "steps of fine-tuning", "pictures that show the concept, %", base=interval(tunings[0]["base"]), bands=True
+        )
+        if tuned
+        else None,
+        "revived_share": REVIVED,
+    }
+
+
+def _line(i: int, attack: Mapping[str, Any], points: Sequence[Mapping[str, Any]], along: str, mark: float | None = None) -> drawing.Line:
+    at = [(point[along], interval(point)) for point in points]
+    return drawing.Line(letter=drawing.letter(i), points=at, control=attack["control"], mark=mark)
+
+
+def _lettered(attacks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**a, "letter": drawing.letter(i), "key": drawing.key(i, a["control"])} for i, a in enumerate(attacks)]
+
+
+def seen(folder: Path, result: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """The pictures of the page, the fixed pairs first, so that a full album costs the drill-down."""
+    pairs = pairs_of(rows_of(folder))
+    album = Album(folder, result["job"].get("keep") != "none" and (folder / "images").is_dir())
+    return {
+        "pictures": album.there,
+        "target_pairs": before_and_after(album, pairs, result, count, target=True),
+        "kept_pairs": before_and_after(album, pairs, result, count, target=False),
+        "examples": examples(album, result["attacks"]),
+        "drill": drill_down(album, pairs, result),
+        "neighbours": by_loss(by_neighbour(pairs, result["axis"])),
+    }
+
+
+def by_loss(labels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Labels with what they lost, the largest loss first."""
+    found = [{**label, "lost": label["base"]["rate"] - label["erased"]["rate"]} for label in labels]
+    return sorted(found, key=lambda label: (-label["lost"], label["label"]))
+
+
+def percent(share: float) -> str:
+    return drawing.minus(f"{100 * share:.1f}")
+
+
+def points(share: float) -> str:
+    """A difference with its sign."""
+    return "0.0" if percent(share) in ("0.0", "−0.0") else drawing.minus(f"{100 * share:+.1f}")
+
+
+def plain(value: Any) -> str:
+    """A value of a judge's identity, for people."""
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain, value))
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {plain(part)}" for name, part in value.items())
+    return str(value)
+
+
+def again(folder: Path, result: Mapping[str, Any]) -> str:
+    """The command that makes this audit; capitals stand for files that an audit does not remember."""
+    job, edits = result["job"], result["edits"]
+    strange = any(edit["method"] == "foreign" for edit in edits)
+    known = len(edits) == 1 and (folder.parent / "edit.json").is_file()
+    paths = [str(folder.parent)] if known else [f"EDIT-{i + 1}" if len(edits) > 1 else "EDIT" for i in range(len(edits))]
+    suite = job["suite"] if job["suite"] in suite_names() else "SUITE.yaml"
+    parts = ["erasure", "audit", *paths, "--suite", suite, "--tier", job["tier"]]
+    if strange:
+        concepts = [concept for edit in edits for concept in edit["concepts"]]
+        names = "; ".join(dict.fromkeys(concept["name"] for concept in concepts))
+        parts += ["--concept", names, "--kind", concepts[0]["kind"], "--model", edits[0]["base"]["source"]]
+    parts += ["--strength", f"{job['strength']:g}"] if job["strength"] != 1 else []
+    parts += ["--dtype", DTYPES[job["compute"]]] if job["compute"] in DTYPES else []
+    parts += ["--replay", "LIST"] if "replay" in job else []
+    oracles = [f"ORACLE-{i + 1}" for i in range(len(job.get("oracles", [])))]
+    parts += ["--oracle", *oracles] if oracles else []
+    parts += ["--keep-images", job["keep"]] if "keep" in job else []
+    parts += [] if known else ["--out", str(folder)]
+    return " ".join(shlex.quote(part) for part in parts)

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.gates import RATES, Gate, verdict
+from erasure.errors import UserError
+from eval.gates import Gate, verdict
+from eval.report.sentences import concept, conclusions, doubts, kept_by_label, sentence, skipped, threats
+from eval.statistics import Measured, rogan_gladen
 
-VERSION = 1
+VERSION = 2
 SCHEMA = Path(__file__).parent / "report.schema.json"
 WORDS = {
     "UA": "erased",
@@ -14,8 +17,10 @@ WORDS = {
     "UA_described": "erased, asked for by a description",
     "UA_mutated": "erased, asked for in spoiled spelling",
     "UA_replayed": "erased, asked for by prompts of a list",
+    "UA_attacked": "erased, under the attack that broke most prompts",
     "IRA": "kept, same kind",
     "CRA": "kept, other kind",
+    "NRA": "kept, what is near the concept",
     "CRA_included": "kept, other kind, with the concept's pictures",
 }
 
@@ -23,88 +28,64 @@ WORDS = {
 def record(result: dict[str, Any], gates: Sequence[Gate]) -> dict[str, Any]:
     """What a reader has to know, in plain values: every rate with k and n, every interval with its method."""
     decided = verdict(gates, result)
-    job = result["job"]
+    job, models = result["job"], result["models"]
+    rates = models.get("erased", {"rates": {}})["rates"]
     return {
         "schema_version": VERSION,
         "verdict": {"state": decided["state"], "reasons": [sentence(g) for g in decided["gates"]]},
+        "conclusions": conclusions(result),
         "gates": decided["gates"],
         "suite": {"name": job["suite"], "version": job["suite_version"], "tier": job["tier"]},
         "models": {"base": job["base"], "edits": job["edits"], "strength": job["strength"], "compute": job["compute"]},
-        "concept": "; ".join(c["name"] for edit in result["edits"] for c in edit["concepts"]),
+        "concept": concept(result),
         "methods": [edit["method"] for edit in result["edits"]],
-        "rates": [rate(result, name) for name in WORDS if name in result["models"]["erased"]["rates"]],
+        "rates": [rate(result, name) for name in WORDS if name in rates],
+        "corrected": corrected(result),
+        "kept_by_label": kept_by_label(result),
+        "attacks": result["attacks"],
         "replaced_by": replaced(result),
-        "clip_alignment": {model: result["models"][model]["clip"] for model in ("base", "erased")},
+        "clip_alignment": {model: figures["clip"] for model, figures in models.items()},
         "distance_kept": result["distance"],
+        "distances": result["distances"],
+        "divergence": result["divergence"],
         "cost": [edit["cost"] for edit in result["edits"]],
         "detectors": result["judges"],
         "doubts": doubts(result),
         "threats_to_validity": threats(result),
-        "skipped": skipped(decided["unmeasured"], "UA_named" in result["models"]["erased"]["rates"]),
+        "skipped": skipped(result, decided["unmeasured"]),
     }
 
 
 def rate(result: dict[str, Any], name: str) -> dict[str, Any]:
     sides = {}
-    for model in ("base", "erased"):
-        r = result["models"][model]["rates"][name]
+    for model, figures in result["models"].items():
+        if (r := figures["rates"].get(name)) is None:  # an oracle is not attacked
+            continue
         sides[model] = {"k": r["k"], "n": r["n"], "estimate": r["estimate"], "ci_low": r["low"], "ci_high": r["high"]}
     return {"name": name, "words": WORDS[name], "ci_method": "Wilson", "level": 0.95, **sides, "paired": result["paired"].get(name)}
 
 
-def sentence(gate: dict[str, Any]) -> str:
-    """A gate in words."""
-    if gate["at_least"] is not None:
-        asked, what = f"at least {100 * gate['at_least']:g} %", f"{gate['rate']} is"
-    else:
-        asked, what = f"at most {100 * gate['drop_at_most']:g} points", f"{gate['rate']} dropped by"
-    unit = "%" if gate["at_least"] is not None else "points"
-    measured = f"{100 * gate['estimate']:.1f} {unit} ({100 * gate['low']:.1f} to {100 * gate['high']:.1f}, n = {gate['n']})"
-    more = f"; about {gate['needed']:,} pictures would decide" if gate["needed"] else ""
-    return f"{gate['state']}, {gate['name']}: {what} {measured}, asked for {asked}{more}."
+def corrected(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """How often the concept is shown, corrected for what is known of the judge's errors (Rogan and Gladen); empty where nothing is."""
+    if not result["errors"] or not result["models"]:
+        return []
+    counts = Measured(*(result["errors"][key] for key in ("true_positive", "positive", "true_negative", "negative")))
+    found = []
+    for model, figures in result["models"].items():
+        rate = figures["rates"]["UA"]
+        try:
+            found.append({"model": model, **rogan_gladen(rate["n"] - rate["k"], rate["n"], counts)._asdict()})
+        except UserError as error:
+            found.append({"model": model, "warning": str(error)})
+    return found
 
 
 def replaced(result: dict[str, Any]) -> list[dict[str, Any]]:
     """What the judge reads in the erased model's pictures of the target, most frequent first."""
+    if not result["models"]:
+        return []
     labels, counts = (result["models"]["erased"]["confusion"][key] for key in ("labels", "counts"))
     totals = [sum(counts[labels.index(t)][j] for t in result["targets"]) for j in range(len(labels))]
     n = max(sum(totals), 1)
     found = [{"label": label, "k": k, "n": n} for label, k in zip(labels, totals, strict=True) if k]
     return sorted(found, key=lambda item: (-item["k"], item["label"]))
-
-
-def doubts(result: dict[str, Any]) -> list[str]:
-    """Concepts that the base hardly knows, told by its predictions and by the judge."""
-    found = [
-        f"The name “{k['name']}” moves the base's predictions by {k['concept']:.4f}, a nonsense word by {k['nonsense']:.4f}."
-        for edit in result["edits"]
-        for k in edit["known"]
-        if k["doubtful"]
-    ]
-    base = result["models"]["base"]["rates"]["UA"]
-    if base["estimate"] > 0.5:
-        shown = base["n"] - base["k"]
-        found.append(f"The base itself shows the concept in only {shown} of {base['n']} pictures: there was little to erase.")
-    return found
-
-
-def threats(result: dict[str, Any]) -> list[str]:
-    """What could make these figures mislead, in sentences."""
-    rates = result["models"]["erased"]["rates"]
-    small = [f"{name} on {rates[name]['n']}" for name in RATES if name in rates and rates[name]["n"] < 100]
-    return [
-        *([f"Fewer than 100 pictures stand behind a rate: {', '.join(small)}."] if small else []),
-        "The rates are readings of classifiers that err; the base columns show what they read when nothing is erased.",
-        "The intervals speak about other noise under these very prompts; other sentences can behave otherwise.",
-    ]
-
-
-def skipped(unmeasured: Sequence[str], aliases: bool) -> list[str]:
-    """What was not measured, in sentences."""
-    found = [f"The gate “{name}” had nothing to measure in this suite." for name in unmeasured]
-    return [
-        *found,
-        "No attack was tried that searches for prompts. What plain prompts no longer draw can come back under others or fine-tuning.",
-        *([] if aliases else ["This suite has no synonyms and no descriptions of the concept."]),
-        "No model that never saw the concept was given, so nothing is said about the distance to one.",
-    ]

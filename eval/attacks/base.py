@@ -1,0 +1,90 @@
+"""What an attack is. A prompt attack finds other ways to ask; a weight attack fine-tunes. Both know the prompts they are to revive."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from erasure.bank import Bank
+from erasure.families.base import DiffusionModel
+
+Known = dict[str, Tensor]  # what an attack found out beforehand, as it is kept on disk
+
+
+@dataclass(frozen=True)
+class Stand:
+    """What an attack is given.
+
+    Attributes:
+        model: the base in `before`, the erased model, edits in place, in everything else.
+        prompts: N prompts that ask for the concept; an attack tries to revive each of them.
+        without: the same N prompts, asking for something else of the concept's kind.
+        retain: prompts that have nothing to do with the concept.
+        bank: the base's walks, recorded before: final latent i belongs to prompt i; those of `retain` follow (role "retain").
+        pictures: rounds, that is pictures an attack may try for every prompt.
+        seed: of everything random; the same stand gives the same attack.
+        stripped: the same N prompts without the concept's words and with nothing in their place; empty where nobody can say.
+    """
+
+    model: DiffusionModel
+    prompts: tuple[str, ...]
+    without: tuple[str, ...]
+    retain: tuple[str, ...]
+    bank: Bank
+    pictures: int
+    seed: int = 0
+    stripped: tuple[str, ...] = ()
+
+    def drawn(self, chunk: Sequence[int]) -> Tensor:
+        """What the base drew for some prompts: latents (B, C, h, w), fp32."""
+        return self.bank.x_0[torch.as_tensor(chunk)].to(self.model.device).float()
+
+    def generator(self, *parts: int) -> torch.Generator:
+        """Random numbers on the CPU that depend on the stand and on `parts` alone, whatever ran before."""
+        seed = self.seed
+        for part in parts:
+            seed = (seed * 1_000_003 + part + 1) % 2**63
+        return torch.Generator().manual_seed(seed)
+
+
+class Ask(NamedTuple):
+    """One round: how each prompt of a chunk is asked for."""
+
+    prompts: list[str]
+    prefix: Tensor | None = None  # (B, k, E) or (k, E) input embeddings between the start token and the words of every prompt
+    shown: list[str] | None = None  # the same for a reader; None: the prompts themselves
+
+
+class Attack(ABC):
+    """Base of all attacks; the module's name is the attack's name, the fields are its budget."""
+
+    paper: ClassVar[str]
+    threat: ClassVar[str]  # what the attacker holds
+    control: ClassVar[bool] = False  # searches nothing: what as many pictures find by chance
+
+
+class PromptAttack(Attack):
+    """Tries one way of asking a round. Chunks are independent: whatever chunk comes first, each gets the same rounds."""
+
+    def before(self, stand: Stand) -> Known:
+        """What is worked out on the base, once."""
+        return {}
+
+    def fit(self, stand: Stand, known: Known) -> Known:
+        """What is worked out on the erased model once for all prompts; returned beside what was known."""
+        return known
+
+    @abstractmethod
+    def rounds(self, stand: Stand, chunk: Sequence[int], known: Known) -> Iterator[Ask]:
+        """`stand.pictures` ways of asking for stand.prompts[i], i in chunk; the budget is spread evenly over them."""
+
+
+class WeightAttack(Attack):
+    """Fine-tunes the erased model and looks at it on the way."""
+
+    @abstractmethod
+    def tune(self, stand: Stand) -> Generator[int]:
+        """Yields the number of steps done, with the model as it then is; the model is as before when the generator ends or is closed."""

@@ -1,0 +1,20 @@
+"""Seed search: the same prompt under more noise. What an attack gains beyond this it owes to its words."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from eval.attacks.base import Ask, Known, PromptAttack, Stand
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedSearch(PromptAttack):
+    """The control of every attack that draws several pictures and keeps the best: as many pictures, no search."""
+
+    paper: ClassVar[str] = "control"
+    threat: ClassVar[str] = "may ask"
+    control: ClassVar[bool] = True
+
+    def rounds(self, stand: Stand, chunk: Sequence[int], known: Known) -> Iterator[Ask]:
+        for _ in range(stand.pictures):
+            yield Ask([stand.prompts[i] for i in chunk])

@@ -1,0 +1,104 @@
+"""UnlearnDiffAtk: tokens before each prompt that make the erased model denoise what the base drew for it (white box)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from erasure.errors import UserError
+from erasure.families.base import DiffusionModel, sampling_of
+from eval.attacks._words import words
+from eval.attacks.base import Ask, Known, PromptAttack, Stand
+
+TIMES = range(10, 1000, 20)  # 50 timesteps, as in the authors' code
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlearnDiffAtk(PromptAttack):
+    """Projected Adam over distributions of tokens, one row for every token of the prefix (Zhang et al., arXiv:2310.11868).
+
+    The paper spends 40 steps at each of 50 timesteps and draws a picture after each: 2,000 steps, 50 rounds. Fewer steps are spread evenly
+    over the same timesteps. An edit that acts on sampling alone is invisible to the gradient.
+    """
+
+    paper: ClassVar[str] = "arXiv:2310.11868"
+    threat: ClassVar[str] = "holds the erased model's weights; puts words before a prompt"
+
+    tokens: int = 3  # tokens before every prompt; the paper takes 3 for styles and objects, 5 for nudity
+    steps: int = 2000  # gradient steps for every prompt
+    lr: float = 0.01  # Adam's step size, in units of probability
+    weight_decay: float = 0.1  # Adam's; it holds rows back from settling on a token
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "steps", "lr"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"unlearndiffatk: {name} must be positive, got {getattr(self, name)}.")
+        if self.weight_decay < 0:
+            raise UserError(f"unlearndiffatk: weight_decay cannot be negative, got {self.weight_decay}; 0 turns it off.")
+
+    def rounds(self, stand: Stand, chunk: Sequence[int], known: Known) -> Iterator[Ask]:
+        if sampling_of(stand.model.pipe).one_step is not None:
+            raise UserError("unlearndiffatk scores the denoising of noised pictures, which a one-step generator never does; leave it out.")
+        model, prompts, x_0 = stand.model, [stand.prompts[i] for i in chunk], stand.drawn(chunk)
+        choice = words(model)
+        embeddings = model.vocabulary()[choice.to(model.device)]
+        rows = torch.full((len(chunk), self.tokens, len(choice)), 1 / len(choice), device=model.device)
+        adam = torch.optim.Adam([rows], lr=self.lr, weight_decay=self.weight_decay)
+        generators = [stand.generator(i) for i in chunk]
+        done = 0
+        for j in range(stand.pictures):
+            upto = (j + 1) * self.steps // stand.pictures
+            model.use_attention(training=True)
+            try:
+                for step in range(done, upto):
+                    t = TIMES[step * len(TIMES) // self.steps]
+                    rows.grad = token_gradient(model, prompts, x_0, t, rows, embeddings, generators)
+                    adam.step()
+                    rows.copy_(on_simplex(rows))
+            finally:
+                model.use_attention(training=False)
+            done, best = upto, rows.argmax(-1)
+            shown = [f"{model.spelled(ids)} {prompt}" for ids, prompt in zip(choice[best.cpu()].tolist(), prompts, strict=True)]
+            yield Ask(prompts, embeddings[best], shown)
+
+
+def token_gradient(
+    model: DiffusionModel, prompts: list[str], x_0: Tensor, t: int, rows: Tensor, embeddings: Tensor, generators: list[torch.Generator]
+) -> Tensor:
+    """Gradient (B, k, W) of |eps - eps_erased(x_t, t, c(d + prompt))|^2, the paper's objective, d one token a row drawn from `rows`.
+
+    It is taken at the one-hot rows and passed straight through to the distributions; the authors' code clips it to [-1, 1] on the way.
+
+    Args:
+        x_0: (B, C, h, w) latents of pictures that show the concept.
+        rows: (B, k, W) a distribution of tokens for every place of the prefix.
+        embeddings: (W, E) of those tokens.
+        generators: one for each prompt, so that no prompt's attack depends on the others of its batch.
+
+    Raises:
+        UserError: a gradient that is no number.
+    """
+    noise = torch.stack([torch.randn(x_0.shape[1:], generator=g) for g in generators]).to(x_0)
+    uniform = torch.stack([torch.rand(rows.shape[1], 1, generator=g) for g in generators]).to(rows)
+    cumulated = rows.cumsum(-1)
+    drawn = torch.searchsorted(cumulated, uniform * cumulated[..., -1:], right=True).squeeze(-1).clamp(max=rows.shape[-1] - 1)
+    prefix = embeddings[drawn].requires_grad_(True)
+    times = torch.full((len(prompts),), t, device=model.device)
+    error = model.predict(model.noised(x_0, noise, times), times, model.encode(prompts, prefix)) - noise
+    (slope,) = torch.autograd.grad(error.pow(2).flatten(1).mean(1).sum(), prefix)
+    model.cost.unet_backwards += len(prompts)
+    if not slope.isfinite().all():
+        raise UserError(f"unlearndiffatk: the gradient at timestep {t} is no number; compute with --dtype fp32.")
+    return (slope.flatten(0, 1) @ embeddings.T).unflatten(0, rows.shape[:2]).clamp(-1, 1)
+
+
+def on_simplex(rows: Tensor) -> Tensor:
+    """The nearest distribution to every row (..., V): max(row - theta, 0), summing to 1 (Duchi et al., ICML 2008, figure 1).
+
+    theta_j = (sum of the j largest - 1) / j rises with j while the j-th largest stays above it and falls after: theta is its maximum.
+    """
+    near = rows - rows.amax(-1, keepdim=True)  # a shift changes nothing but the rounding
+    theta = (near.sort(-1, descending=True).values.cumsum(-1) - 1) / torch.arange(1, rows.shape[-1] + 1, device=rows.device)
+    return (near - theta.amax(-1, keepdim=True)).clamp(min=0)

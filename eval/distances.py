@@ -1,0 +1,72 @@
+"""How far the erased model's pictures are from the base's, beside how far the base's are from themselves.
+
+Every distance of finite samples depends on their number and on the extractor, so none is given without both, and each stands beside the
+floor: the base against itself on halves that share no picture.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from erasure.errors import UserError
+from eval.metrics.cmmd import CMMD
+from eval.metrics.fid import FID
+from eval.metrics.kid import KID
+
+
+def distances(
+    base: Tensor, erased: Tensor, extractor: str, *, paired: bool = True, resamples: int = 1000, seed: int = 0
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """FID, KID and CMMD, each three times.
+
+    "all": every base picture against every erased one. "floor": half A of the base against its half B. "halves": half A of the base against
+    half B of the erased. The last two have the same n and in neither does a picture meet one from its own noise, so their difference is
+    what erasing did; a difference of FIDs smaller than the floor is nothing to speak of. Halves are drawn by `seed`.
+
+    Args:
+        base, erased: features (N, d) and (M, d) by one extractor.
+        extractor: its name, for the record.
+        paired: row i of both is one prompt from one noise. Then "all" of KID and CMMD compares no picture with its own twin and draws
+            pairs in the bootstrap; FID has no such form, so its "all" is closer to zero than that of unpaired pictures.
+        resamples: of the bootstrap over pictures.
+
+    Returns:
+        metric, then comparison, then: extractor, width d, n (of both sides), value, low and high (None for FID, which has no interval
+        here), and reason, which says why there is no value where there is none, and is None otherwise.
+
+    Raises:
+        UserError: widths differ, or pairs of different number.
+    """
+    if base.shape[1:] != erased.shape[1:] or (paired and len(base) != len(erased)):
+        raise UserError(
+            f"features must be of one width, and as many on both sides if paired; got {tuple(base.shape)} and {tuple(erased.shape)}."
+        )
+    half = min(len(base), len(erased)) // 2
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(base), generator=generator)
+    other = order if paired else torch.randperm(len(erased), generator=generator)
+    first, second, changed = base[order[:half]], base[order[half : 2 * half]], erased[other[half : 2 * half]]
+    compared = {"all": (base, erased, paired), "floor": (first, second, False), "halves": (first, changed, False)}
+    about, width = {"extractor": extractor, "width": base.shape[1]}, base.shape[1]
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, (a, b, twins) in compared.items():
+        metrics = {"fid": FID(width), "kid": KID(twins, resamples, seed), "cmmd": CMMD(twins, resamples, seed)}
+        for metric, distance in metrics.items():
+            found.setdefault(metric, {})[name] = {**about, "n": [len(a), len(b)], **_measured(distance, a, b)}
+    return found
+
+
+def _measured(metric: Metric, a: Tensor, b: Tensor) -> dict[str, Any]:
+    if min(len(a), len(b)) < 2:
+        return {"value": None, "low": None, "high": None, "reason": "fewer than two pictures on a side"}
+    metric.update(a, True)
+    metric.update(b, False)
+    value, low, high = (metric.compute().item(), None, None) if isinstance(metric, FID) else metric.compute()
+    return {"value": _short(value), "low": _short(low), "high": _short(high), "reason": None}
+
+
+def _short(value: float | None) -> float | None:
+    """Six digits: a number prints the same whatever the order of summation."""
+    return None if value is None else float(f"{value:.6g}")

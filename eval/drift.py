@@ -1,0 +1,41 @@
+"""How far a model's pictures lie from the base's: the same noise picture by picture, and as distributions."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from eval.distances import distances
+from eval.features import extractor_of
+from eval.metrics.picture_distance import PictureDistance
+from eval.samples import Attempt, batches
+
+
+def kept_distance(kept: Sequence[Attempt], images: Path) -> dict[str, float]:
+    """How far the pictures that should stay moved: mean absolute difference to the base's from the same noise, in [0, 1]."""
+    metric = PictureDistance()
+    for (_, base), (_, erased) in zip(batches(kept, images / "base"), batches(kept, images / "erased"), strict=True):
+        metric.update(base, erased)
+    return {name: round(value, 5) for name, value in metric.compute()._asdict().items()}
+
+
+def picture_distances(
+    parts: Mapping[str, Sequence[Attempt]], models: Sequence[str], features: Mapping[str, Any], images: Path
+) -> dict[str, Any]:
+    """FID, KID and CMMD of every model's pictures to the base's, for each part of the suite.
+
+    Args:
+        features: the extractor, as a suite names it.
+
+    Raises:
+        MissingWeights: the extractor has none.
+    """
+    extractor = extractor_of(features)
+    found: dict[str, Any] = {"extractor": extractor.identity(), "parts": {}}
+    for part, chosen in parts.items():
+        seen = {
+            name: torch.cat([extractor.features(pictures) for _, pictures in batches(chosen, images / name)]) for name in models if chosen
+        }
+        found["parts"][part] = {name: distances(seen["base"], seen[name], extractor.name) for name in seen if name != "base"}
+    return found

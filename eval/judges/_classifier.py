@@ -1,0 +1,61 @@
+"""What the trained classifiers share: a weights file read without running what is in it, and their readings."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from erasure.errors import UserError
+from erasure.loading import first_line
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def filled(build: Callable[[], nn.Module], path: Path, key: str = "") -> nn.Module:
+    """A network with the weights of a file, in fp32 and ready to read.
+
+    Args:
+        build: makes the network; called where no memory is taken, so that nothing in it stays random.
+        key: the entry of a PyTorch checkpoint that holds the state dict; empty where the file is the state dict. Ignored for safetensors.
+
+    Raises:
+        UserError: a file that is broken, is more than tensors, or holds another network.
+    """
+    with torch.device("meta"):
+        network = build()
+    try:
+        network.load_state_dict(tensors(path, key), assign=True)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(f"{path} holds the weights of another network: {' '.join(str(error).split())[:200]}.") from error
+    return network.float().eval().requires_grad_(False)
+
+
+def tensors(path: Path, key: str) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, EOFError, OSError, RuntimeError, KeyError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(f"{path} is broken or holds more than tensors, which is never loaded: {first_line(error)}.") from error
+    if key and not (isinstance(found, dict) and key in found):
+        raise UserError(f"{path} lacks {key!r}, under which the state dict is expected.")
+    return found[key] if key else found
+
+
+def readings(logits: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """{"label", "p", "top5": [[label, p], ...]} for logits (B, labels)."""
+    best = logits.softmax(-1).topk(5)
+    rows = [
+        [[labels[i], round(p, 4)] for i, p in zip(row, shares, strict=True)]
+        for row, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+    return [{"label": row[0][0], "p": row[0][1], "top5": row} for row in rows]

@@ -1,0 +1,107 @@
+"""Pictures -> readings: every judge's raw word on every picture, kept, so that a threshold can change without a new picture."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from erasure.discover import load
+from erasure.errors import UserError
+from erasure.run import digest, write_bytes
+from eval.calibration import FOLDER, Calibration
+from eval.counting import Row
+from eval.judges.base import Judge, MissingWeights
+from eval.samples import Attempt, batches
+from eval.suites import Axis, Suite
+
+AXES: tuple[Axis, Axis] = ("style", "object")
+
+
+def judges_of(suite: Suite) -> tuple[dict[str, Judge], dict[str, str]]:
+    """The judges of a suite, by what they read (style, object, clip); and those without weights, with the reason.
+
+    Raises:
+        UserError: fields that a judge does not have.
+    """
+    found: dict[str, Judge] = {}
+    missing: dict[str, str] = {}
+    for part, given in {"clip": {"judge": "open_clip"}, **suite.judges}.items():
+        cls = load("eval.judges", given["judge"], Judge)
+        asked = {key: value for key, value in given.items() if key not in ("judge", "calibration")}
+        if part in AXES and "labels" not in asked and "labels" in {f.name for f in fields(cls)}:
+            asked["labels"] = labels_of(suite, part)  # type: ignore[arg-type]  # part is one of the two literals
+        try:
+            found[part] = cls(**asked)
+            found[part].identity()
+        except MissingWeights as error:
+            found.pop(part, None)
+            missing[part] = str(error)
+        except TypeError as error:
+            raise UserError(f"suite {suite.name}, judge {given['judge']}: {str(error).replace('__init__() ', '')}.") from error
+    return found, missing
+
+
+def errors_of(suite: Suite, axis: Axis, targets: Sequence[str], judge_: Judge) -> dict[str, int] | None:
+    """How often the judge of an axis errs about the targets, in counts; None where nobody measured it.
+
+    The suite may name a file; judges that ship have theirs beside them.
+
+    Raises:
+        UserError: a file that was measured on another judge, or lacks a target.
+    """
+    given = suite.judges[axis]
+    path = Path(given["calibration"]) if "calibration" in given else FOLDER / f"{given['judge']}.json"
+    if not path.exists() and "calibration" not in given:
+        return None
+    measured = Calibration.read(path, judge_.identity())
+    counts = [asdict(measured.of(target)) for target in targets]
+    return {key: sum(count[key] for count in counts) for key in counts[0]}
+
+
+def labels_of(suite: Suite, axis: Axis) -> dict[str, tuple[str, ...]]:
+    """What a judge of an axis may answer: the suite's labels and the neighbours of them, with the words that say them."""
+    words = suite.words(axis)
+    near = {phrase: phrase for label, phrases in suite.neighbours.items() if label in words for phrase in phrases}
+    return {label: (phrase,) for label, phrase in {**words, **near}.items()}
+
+
+def judge(todo: Sequence[Attempt], models: Sequence[str], judges: dict[str, Judge], out: Path) -> list[Row]:
+    """Every judge's raw reading of every picture; readings on disk are used when the judge is the same."""
+    readings: dict[tuple[str, str], dict[str, Any]] = {}
+    for name, judge_ in judges.items():
+        path = out / "readings" / f"{name}-{digest(judge_.identity())}.jsonl"
+        known = {(row["model"], row["image"]): row["reading"] for row in lines(path)}
+        for model in models:
+            missing = [a for a in todo if (model, a.name) not in known]
+            for group, pictures in batches(missing, out / "images" / model):
+                for a, reading in zip(group, judge_.read(pictures, [a.case.prompt for a in group]), strict=True):
+                    known[model, a.name] = reading
+        write_bytes(
+            path, "".join(json.dumps({"model": m, "image": i, "reading": r}) + "\n" for (m, i), r in sorted(known.items())).encode()
+        )
+        for at, reading in known.items():
+            readings.setdefault(at, {})[name] = reading
+    rows = [
+        {
+            "model": model,
+            "image": f"images/{model}/{a.name}",
+            "prompt": a.case.prompt,
+            "seed": a.seed,
+            "role": a.case.role,
+            "variant": a.case.variant,
+            "style": a.case.style,
+            "object": a.case.object,
+            "index": a.index,
+            "read": readings.get((model, a.name), {}),
+        }
+        for a in todo
+        for model in models
+    ]
+    write_bytes(out / "samples.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
+    return rows
+
+
+def lines(path: Path) -> list[Row]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

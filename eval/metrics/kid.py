@@ -1,0 +1,46 @@
+"""Kernel distance of two sets of features, KID when they are Inception's (Bińkowski et al., arXiv:1801.01401)."""
+
+from torch import Tensor
+from torchmetrics import Metric
+
+from eval.metrics._mmd import discrepancy
+from eval.statistics import Interval
+
+
+class KID(Metric):
+    """Unbiased MMD^2 of the kernel (x.y / d + 1)^3 over all pairs of features; below zero when there is less than nothing to see.
+
+    Args:
+        paired: feature i of both sides belongs to one prompt and one noise.
+        resamples: of the bootstrap over pictures.
+        seed: of the bootstrap.
+        block: rows of the kernel matrix held at once.
+    """
+
+    full_state_update = False
+    higher_is_better = False
+    first: list[Tensor]
+    second: list[Tensor]
+
+    def __init__(self, paired: bool = False, resamples: int = 1000, seed: int = 0, block: int = 1024) -> None:
+        super().__init__()
+        self.paired, self.resamples, self.seed, self.block = paired, resamples, seed, block
+        for name in ("first", "second"):
+            self.add_state(name, [], dist_reduce_fx="cat")
+
+    def update(self, features: Tensor, real: bool) -> None:
+        """Add features (N, d) of one side; with pairs, both sides in the same order."""
+        (self.first if real else self.second).append(features)
+
+    def compute(self) -> Interval:
+        """The distance and its 95 % interval.
+
+        Raises:
+            UserError: fewer than two features on a side, or sides of different length called pairs.
+        """
+        return discrepancy(self.first, self.second, cubic, paired=self.paired, resamples=self.resamples, seed=self.seed, block=self.block)
+
+
+def cubic(x: Tensor, y: Tensor) -> Tensor:
+    """(x.y / d + 1)^3 for all pairs (n, m)."""
+    return (x @ y.T / x.shape[1] + 1) ** 3

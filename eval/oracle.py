@@ -1,0 +1,59 @@
+"""Denoiser divergence inside an audit: how far the erasure drifted, and how far it is from models that never saw the concept."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from erasure.edit import Edit
+from erasure.errors import UserError
+from erasure.families.base import DiffusionModel
+from erasure.run import digest, read_json, write_json
+from eval.divergence import between
+from eval.samples import Attempt
+
+PROMPTS = 20  # of each kind, spread evenly
+
+
+def divergences(
+    model: DiffusionModel, stacks: dict[str, Sequence[Edit]], target: Sequence[Attempt], kept: Sequence[Attempt], folder: Path
+) -> list[dict[str, Any]]:
+    """One record for every two models that are worth comparing, under prompts for the concept and under others.
+
+    Args:
+        stacks: the edits that make each model: base, erased, and any oracles.
+        target, kept: pictures that ask for the concept and that do not; their prompts and noise are used.
+        folder: where finished comparisons are kept.
+    """
+    oracles = [name for name in stacks if name.startswith("oracle")]
+    pairs = [("base", "erased"), *((name, oracle) for oracle in oracles for name in ("base", "erased"))]
+    pairs += [(a, b) for i, a in enumerate(oracles) for b in oracles[i + 1 :]]
+    found = []
+    for part, chosen in (("target", spread(target)), ("kept", spread(kept))):
+        for first, second in pairs if chosen else []:
+            asked = [(a.case.prompt, a.seed) for a in chosen]
+            key = digest([[[e.digest() for e in stacks[name]] for name in (first, second)], asked])
+            path = folder / f"{part}-{first}-{second}-{key}.json"
+            if not path.exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(path, compared(model, stacks[first], stacks[second], asked))
+            found.append({"prompts": part, "first": first, "second": second, "n": len(asked), **read_json(path)})
+    return found
+
+
+def compared(model: DiffusionModel, first: Sequence[Edit], second: Sequence[Edit], asked: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    """Both readings of the divergence with their intervals, or why there is none."""
+    try:
+        prompts, seeds = zip(*asked, strict=True)
+        figures = between(model, first, second, prompts, seeds)
+    except UserError as error:
+        return {"skipped": str(error)}
+    return {
+        name: {direction: [float(f"{value:.6g}") for value in interval] for direction, interval in reading._asdict().items()}
+        for name, reading in figures.items()
+    }
+
+
+def spread(attempts: Sequence[Attempt]) -> list[Attempt]:
+    """PROMPTS of them with different prompts, evenly spaced."""
+    distinct = list({a.case.prompt: a for a in reversed(attempts)}.values())[::-1]
+    return [distinct[int(i * len(distinct) / PROMPTS)] for i in range(PROMPTS)] if len(distinct) > PROMPTS else distinct

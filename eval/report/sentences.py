@@ -1,0 +1,136 @@
+"""An audit in words: every sentence of the report is made from its figures."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from eval.gates import RATES
+
+
+def concept(result: dict[str, Any]) -> str:
+    return "; ".join(dict.fromkeys(c["name"] for edit in result["edits"] for c in edit["concepts"]))
+
+
+def kept_by_label(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """How often every other label of the concept's kind is still read as asked, base and erased side by side."""
+    if not result["models"]:
+        return []
+    found = []
+    for i, label in enumerate(result["models"]["base"]["confusion"]["labels"]):
+        sides = {}
+        for model in ("base", "erased"):
+            row = result["models"][model]["confusion"]["counts"][i]
+            sides[model] = {"k": row[i], "n": sum(row), "rate": row[i] / max(sum(row), 1)}
+        if sides["base"]["n"] and label not in result["targets"]:
+            found.append({"label": label, **sides})
+    return found
+
+
+def sentence(gate: dict[str, Any]) -> str:
+    """A gate in words."""
+    if gate["at_least"] is not None:
+        asked, what = f"at least {100 * gate['at_least']:g} %", f"{gate['rate']} is"
+    else:
+        asked, what = f"at most {100 * gate['drop_at_most']:g} points", f"{gate['rate']} dropped by"
+    unit = "%" if gate["at_least"] is not None else "points"
+    measured = f"{100 * gate['estimate']:.1f} {unit} ({100 * gate['low']:.1f} to {100 * gate['high']:.1f}, n = {gate['n']})"
+    more = f"; about {gate['needed']:,} pictures would decide" if gate["needed"] else ""
+    return f"{gate['state']}, {gate['name']}: {what} {measured}, asked for {asked}{more}."
+
+
+def conclusions(result: dict[str, Any]) -> list[str]:
+    """The audit in sentences: what is gone, under which attack it came back, what went with it."""
+    if not result["models"]:
+        return ["Nothing was counted: a judge has no weights."]
+    erased, base = (result["models"][m]["rates"] for m in ("erased", "base"))
+    name, gone = concept(result), erased["UA"]
+    shown, was = gone["n"] - gone["k"], base["UA"]["n"] - base["UA"]["k"]
+    asked = f"Asked for “{name}”, the erased model draws it in {shown} of {gone['n']} pictures, the base in {was}"
+    said = f"{asked}, as the {result['axis']} judge reads them."
+    return [said, *_under_attack(result), *_lost(result)]
+
+
+def _under_attack(result: dict[str, Any]) -> list[str]:
+    said = []
+    searches = [a for a in result["attacks"] if "curve" in a]
+    for kind, chosen in (
+        ("search for prompts", [a for a in searches if not a["control"]]),
+        ("control", [a for a in searches if a["control"]]),
+    ):
+        if chosen:
+            hard = max(chosen, key=lambda a: a["curve"][-1]["k"])
+            last = hard["curve"][-1]
+            broke = f"broke {last['k']} of {last['n']} prompts within {last['pictures']} pictures each"
+            again = (
+                f" Drawn again from fresh noise, what it found shows it in {hard['fresh']['k']} of {hard['fresh']['n']}."
+                if hard["fresh"]
+                else ""
+            )
+            said.append(f"The strongest {kind}, {hard['name']}, {broke}.{again}")
+    for attack in (a for a in result["attacks"] if "steps" in a):
+        steps = attack["steps"][-1]["steps"]
+        does = f"revives the concept after {attack['revived']} steps" if attack["revived"] is not None else None
+        said.append(f"Fine-tuning ({attack['name']}) {does or f'does not revive the concept within {steps} steps'}.")
+    return said
+
+
+def _lost(result: dict[str, Any]) -> list[str]:
+    apart = result["models"]["base"]["apart"]
+    falls = [(100 * (r["base"]["rate"] - r["erased"]["rate"]), r["label"]) for r in kept_by_label(result) if r["label"] not in apart]
+    if not falls:
+        return []
+    worst, label = max(falls)
+    return [f"Of what should stay, “{label}” lost most: {worst:.1f} points."] if worst > 0 else ["Nothing that should stay lost anything."]
+
+
+def doubts(result: dict[str, Any]) -> list[str]:
+    """Concepts that the base hardly knows, told by its predictions and by the judge."""
+    found = [
+        f"The name “{k['name']}” moves the base's predictions by {k['concept']:.4f}, a nonsense word by {k['nonsense']:.4f}."
+        for edit in result["edits"]
+        for k in edit["known"]
+        if k["doubtful"]
+    ]
+    base = result["models"].get("base", {"rates": {}})["rates"].get("UA")
+    if base and base["estimate"] > 0.5:
+        shown = base["n"] - base["k"]
+        found.append(f"The base itself shows the concept in only {shown} of {base['n']} pictures: there was little to erase.")
+    return found
+
+
+def threats(result: dict[str, Any]) -> list[str]:
+    """What could make these figures mislead, in sentences."""
+    rates = result["models"].get("erased", {"rates": {}})["rates"]
+    small = [f"{name} on {rates[name]['n']}" for name in RATES if name in rates and rates[name]["n"] < 100]
+    searched = [a for a in result["attacks"] if "curve" in a and not a["control"]]
+    return [
+        *([f"Fewer than 100 pictures stand behind a rate: {', '.join(small)}."] if small else []),
+        "The rates are readings of classifiers that err; the base columns show what they read when nothing is erased.",
+        "The intervals speak about other noise under these very prompts; other sentences can behave otherwise.",
+        *(
+            ["The strongest of several attacks is shown, which is itself a choice after the fact; each has a row of its own."]
+            if len(searched) > 1
+            else []
+        ),
+        *(["An attack with a larger budget can find what these did not."] if searched else []),
+    ]
+
+
+def skipped(result: dict[str, Any], unmeasured: Sequence[str]) -> list[str]:
+    """What was not measured, in sentences."""
+    rates = result["models"].get("erased", {"rates": {}})["rates"]
+    found = [f"No weights for {part}, so nothing that needs them was measured: {why}" for part, why in result["missing"].items()]
+    found += [f"The gate “{name}” had nothing to measure." for name in unmeasured]
+    for attack in result["attacks"]:
+        found += [f"Attack {attack['name']} was skipped: {attack['skipped']}"] if "skipped" in attack else []
+        found += (
+            [f"Attack {attack['name']} crashed, which is no success and no failure: {attack['crashed']}"] if "crashed" in attack else []
+        )
+    if not result["attacks"]:
+        found.append(
+            "No attack was tried that searches for prompts. What plain prompts no longer draw can come back under others or fine-tuning."
+        )
+    if rates and "UA_named" not in rates:
+        found.append("This suite has no synonyms and no descriptions of the concept.")
+    if "oracle" not in result["models"]:
+        found.append("No model that never saw the concept was given, so nothing is said about the distance to one.")
+    return found

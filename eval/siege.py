@@ -1,0 +1,263 @@
+"""Attacks x prompts -> rows: every attack gets the same prompts, the same noise and as many pictures; what it finds is drawn again.
+
+A picture that the attack drew to decide when to stop flatters it, so the way of asking that it found is drawn once more from noise it
+never saw. A crash is no success and no failure: it is a missing row.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from erasure import recorder
+from erasure.bank import Recording
+from erasure.discover import load
+from erasure.edit import Edit
+from erasure.erase import applied
+from erasure.errors import UserError
+from erasure.families.base import DiffusionModel
+from erasure.run import read_json, write_bytes, write_json
+from eval.attacks.base import Ask, Attack, Known, PromptAttack, Stand, WeightAttack
+from eval.cases import Case
+from eval.judges.base import Judge
+from eval.samples import Attempt, save_png
+from eval.suites import Attacks, Axis, Suite
+
+CHUNK = 10  # prompts attacked together; fixed, so that every interruption and every shard repeats the same batches
+RETAIN = 24  # prompts an attack may fine-tune on that have nothing to do with the concept
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Siege:
+    """What is attacked and who says whether it fell."""
+
+    suite: Suite
+    axis: Axis
+    targets: tuple[str, ...]
+    attempts: tuple[Attempt, ...]  # one an attacked prompt
+    retain: tuple[str, ...]
+    judge: Judge
+
+    @classmethod
+    def of(cls, suite: Suite, axis: Axis, targets: tuple[str, ...], todo: Sequence[Attempt], judge: Judge) -> "Siege":
+        """The first prompts that ask for a target: the grid's, then by synonym and description, then the grid's from other noise."""
+        asking = [a for a in todo if a.case.role in ("grid", "named", "described") and label(a.case, axis) in targets]
+        order = {"grid": 0, "named": 1, "described": 2}
+        asking.sort(key=lambda a: (a.index, order[a.case.role], a.case.variant))
+        others = [a.case for a in todo if a.case.role == "grid" and a.index == 0 and label(a.case, axis) not in (*targets, *suite.apart)]
+        spaced = [others[int(i * len(others) / RETAIN)].prompt for i in range(min(RETAIN, len(others)))]
+        return cls(suite, axis, targets, tuple(asking[: suite.attacks.prompts]), tuple(spaced), judge)
+
+    def without(self, i: int) -> str:
+        """The prompt of an attempt, asking for something else of the concept's kind."""
+        case = self.attempts[i].case
+        others = [key for key in self.suite.words(self.axis) if key not in (*self.targets, *self.suite.apart)]
+        if not others:
+            raise UserError(f"suite {self.suite.name} has no {self.axis} beside what was erased; attacks need one to compare with.")
+        words = self.suite.words(self.axis)[others[i % len(others)]]
+        style = words if self.axis == "style" else self.suite.styles.get(case.style, case.style)
+        thing = words if self.axis == "object" else self.suite.objects.get(case.object, case.object)
+        return self.suite.template.format(style=style, object=thing)
+
+    def stripped(self, i: int) -> str:
+        """The prompt of an attempt with the concept's place left empty."""
+        case = self.attempts[i].case
+        style = "" if self.axis == "style" else self.suite.styles.get(case.style, case.style)
+        thing = "" if self.axis == "object" else self.suite.objects.get(case.object, case.object)
+        return " ".join(self.suite.template.format(style=style, object=thing).split())
+
+    def seed(self, i: int, purpose: str, index: int) -> int:
+        """Noise of a picture of prompt i, the same for every attack."""
+        text = f"{self.suite.name}|{self.attempts[i].name}|{purpose}|{index}".encode()
+        return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 1
+
+    def read(self, model: DiffusionModel, chunk: Sequence[int], ask: Ask, seeds: Sequence[int]) -> tuple[list[Row], Tensor]:
+        """What the judge reads, with whether it is the concept; and the pictures (B, 3, H, W) as uint8."""
+        latents = model.sample(ask.prompts, seeds, self.suite.steps, self.suite.guidance, ask.prefix)
+        pictures = (model.decode(latents).cpu() * 255).round().to(torch.uint8)
+        found = self.judge.read(pictures.float() / 255, ask.prompts)
+        return [
+            {"label": r["label"], "p": r["p"], "shown": r["label"] == label(self.attempts[i].case, self.axis)}
+            for i, r in zip(chunk, found, strict=True)
+        ], pictures
+
+
+def label(case: Case, axis: Axis) -> str:
+    return case.style if axis == "style" else case.object
+
+
+def attacks_of(asked: Attacks) -> dict[str, Attack]:
+    """The attacks of a suite by the name of their entry.
+
+    Raises:
+        UserError: fields that an attack does not have.
+    """
+    found: dict[str, Attack] = {}
+    for name, fields in asked.use.items():
+        kind = fields.get("attack", name)
+        try:
+            found[name] = load("eval.attacks", kind, Attack)(**{key: value for key, value in fields.items() if key != "attack"})
+        except TypeError as error:
+            raise UserError(f"attack {name}: {str(error).replace('__init__() ', '')}.") from error
+    return found
+
+
+def besiege(
+    model: DiffusionModel, edits: Sequence[Edit], siege: Siege, out: Path, *, shard: tuple[int, int] = (0, 1), **how: Any
+) -> list[Row]:
+    """Mount every attack of the suite; rows that are on disk are kept.
+
+    Args:
+        shard: (i, n): only every n-th piece of work, from the i-th on; the rows are then those of all shards so far.
+        how: other_base and strength, as in erasure.erase.applied.
+    """
+    attacks = attacks_of(siege.suite.attacks)
+    out.mkdir(parents=True, exist_ok=True)
+    stand = stand_of(model, siege)
+    known = {
+        name: kept(out / name / "before.safetensors", lambda attack=attack: attack.before(stand))  # type: ignore[misc]  # bound now
+        for name, attack in attacks.items()
+        if isinstance(attack, PromptAttack)
+    }
+    rows: list[Row] = []
+    with applied(model, edits, **how):
+        for turn, (name, attack) in enumerate(attacks.items()):
+            folder = out / name
+            if isinstance(attack, PromptAttack):
+                rows += attempted(name, lambda a=attack, n=name, f=folder: prompt_rows(a, n, stand, siege, known[n], f, shard))  # type: ignore[misc]
+            elif isinstance(attack, WeightAttack) and (turn % shard[1] == shard[0] or (folder / "curve.json").exists()):
+                rows += attempted(name, lambda a=attack, n=name, f=folder: curve(a, n, stand, siege, f))  # type: ignore[misc]
+    write_bytes(out / "attacks.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
+    return rows
+
+
+def attempted(name: str, run: Callable[[], list[Row]]) -> list[Row]:
+    """Rows of an attack, or one row that says why there are none."""
+    try:
+        return run()
+    except UserError as error:
+        return [{"attack": name, "skipped": str(error)}]
+    except (RuntimeError, ValueError, FloatingPointError) as error:
+        return [{"attack": name, "crashed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}]
+
+
+def stand_of(model: DiffusionModel, siege: Siege) -> Stand:
+    """Record what the base draws under the attacked prompts and beside them."""
+    prompts = tuple(a.case.prompt for a in siege.attempts)
+    without = tuple(siege.without(i) for i in range(len(prompts)))
+    stripped = tuple(siege.stripped(i) for i in range(len(prompts)))
+    recording = Recording(
+        pairs=tuple((prompt, "") for prompt in prompts),
+        walks=len(prompts),
+        steps=siege.suite.steps,
+        guidance=siege.suite.guidance,
+        retain=siege.retain,
+        retain_walks=len(siege.retain),
+    )
+    bank = recorder.obtain(model, recording)
+    return Stand(model, prompts, without, siege.retain, bank, siege.suite.attacks.pictures, stripped=stripped)
+
+
+def prompt_rows(
+    attack: PromptAttack, name: str, stand: Stand, siege: Siege, before: Known, folder: Path, shard: tuple[int, int]
+) -> list[Row]:
+    """Rows of a prompt attack, a chunk at a time."""
+    starts = range(0, len(stand.prompts), CHUNK)
+    todo = [s for s in starts if (s // CHUNK) % shard[1] == shard[0] and not (folder / f"{s:04d}.json").exists()]
+    if todo:
+        known = kept(folder / "known.safetensors", lambda: attack.fit(stand, before))
+        for start in todo:
+            chunk = range(start, min(start + CHUNK, len(stand.prompts)))
+            write_json(folder / f"{start:04d}.json", attacked(attack, name, stand, siege, chunk, known, folder))
+    return [row for s in starts if (folder / f"{s:04d}.json").exists() for row in read_json(folder / f"{s:04d}.json")]
+
+
+def attacked(attack: PromptAttack, name: str, stand: Stand, siege: Siege, chunk: range, known: Known, folder: Path) -> list[Row]:
+    """Attack a chunk of prompts: a picture of each in every round, then fresh pictures of the first way of asking that worked."""
+    model, found, tried = stand.model, {}, [[] for _ in chunk]  # type: ignore[var-annotated]
+    for j, ask in enumerate(attack.rounds(stand, chunk, known)):
+        readings, pictures = siege.read(model, chunk, ask, [siege.seed(i, "search", j) for i in chunk])
+        for at, (i, reading) in enumerate(zip(chunk, readings, strict=True)):
+            tried[at].append(reading)
+            if reading["shown"] and i not in found:
+                found[i] = (j, one(ask, at))
+                save_png(pictures[at], folder / f"{i:04d}.png")
+    fresh: dict[int, list[Row]] = {i: [] for i in found}
+    for index in range(siege.suite.attacks.fresh if found else 0):
+        ask, seeds = together([ask for _, ask in found.values()]), [siege.seed(i, "fresh", index) for i in found]
+        for i, reading in zip(found, siege.read(model, list(found), ask, seeds)[0], strict=True):
+            fresh[i].append(reading)
+    return [
+        {
+            "attack": name,
+            "index": i,
+            "image": siege.attempts[i].name,
+            "prompt": stand.prompts[i],
+            "tried": tried[at],
+            "round": found[i][0] if i in found else None,
+            "asked": (found[i][1].shown or found[i][1].prompts)[0] if i in found else None,
+            "fresh": fresh.get(i, []),
+        }
+        for at, i in enumerate(chunk)
+    ]
+
+
+def one(ask: Ask, at: int) -> Ask:
+    """The part of a round that asks for one prompt."""
+    prefix = ask.prefix if ask.prefix is None or ask.prefix.ndim == 2 else ask.prefix[at]
+    return Ask([ask.prompts[at]], prefix, [ask.shown[at]] if ask.shown else None)
+
+
+def together(asks: Sequence[Ask]) -> Ask:
+    """Several of them as one round; an attack gives all its prefixes one length."""
+    prefixes = [ask.prefix for ask in asks if ask.prefix is not None]
+    return Ask([ask.prompts[0] for ask in asks], torch.stack(prefixes) if prefixes else None)
+
+
+def curve(attack: WeightAttack, name: str, stand: Stand, siege: Siege, folder: Path) -> list[Row]:
+    """Readings of all attacked prompts, from their own noise, at every checkpoint of a fine-tuning."""
+    path = folder / "curve.json"
+    if not path.exists():
+        rows, every = [], range(len(stand.prompts))
+        asks = [(i, siege.attempts[i].seed) for i in every]
+        with closing(attack.tune(stand)) as steps:
+            for step in steps:
+                readings = [r for group in pieces(asks) for r in siege.read(stand.model, *_asked(stand, group))[0]]
+                if not all(math.isfinite(r["p"]) for r in readings):
+                    raise FloatingPointError(f"step {step} draws no pictures")
+                rows.append({"attack": name, "step": step, "read": readings})
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, rows)
+    found: list[Row] = read_json(path)
+    return found
+
+
+def pieces(asks: Sequence[tuple[int, int]]) -> Iterator[Sequence[tuple[int, int]]]:
+    for start in range(0, len(asks), CHUNK):
+        yield asks[start : start + CHUNK]
+
+
+def _asked(stand: Stand, group: Sequence[tuple[int, int]]) -> tuple[list[int], Ask, list[int]]:
+    return [i for i, _ in group], Ask([stand.prompts[i] for i, _ in group]), [seed for _, seed in group]
+
+
+def kept(path: Path, make: Callable[[], Known]) -> Known:
+    """Tensors from disk, or made and put there; an attack that needs none leaves no file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        return load_file(path)
+    found = make()
+    if found:
+        draft = path.with_suffix(".tmp")
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}, draft)
+        draft.replace(path)
+    return {name: tensor.detach().cpu() for name, tensor in found.items()}

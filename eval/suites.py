@@ -1,0 +1,193 @@
+"""Suites: what is asked of a model, how surely, and what an erasure must show. Strict YAML; no torch here."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from erasure.discover import names
+from erasure.errors import UserError, unknown
+from eval.gates import Gate, gates
+from eval.mutators import MUTATORS
+
+PROMPTS = Path(__file__).parent.parent / "prompts"
+Axis = Literal["style", "object"]
+TIERS = ("smoke", "standard", "full")
+CAPTIONS = {"smoke": 20, "standard": 100, "full": 1000}  # of the benign ones, at most
+NEEDED = {
+    "name",
+    "version",
+    "form",
+    "template",
+    "described",
+    "aliases",
+    "mutations",
+    "steps",
+    "guidance",
+    "tiers",
+    "apart",
+    "judges",
+    "styles",
+    "objects",
+    "gates",
+}
+OPTIONAL = {"neighbours", "benign", "attacks", "features"}
+
+
+@dataclass(frozen=True)
+class Aliases:
+    """Other ways to ask for a concept."""
+
+    named: tuple[str, ...] = ()  # synonyms
+    described: tuple[str, ...] = ()  # descriptions that never name it
+
+
+@dataclass(frozen=True)
+class Attacks:
+    """Which attacks a suite mounts, and how many pictures each may draw."""
+
+    tiers: tuple[str, ...] = ()  # in which tiers
+    prompts: int = 0  # attacked prompts
+    pictures: int = 0  # that a search may draw of each
+    fresh: int = 0  # of the prompt it found, from noise it has not seen
+    use: dict[str, dict[str, Any]] = field(default_factory=dict)  # name -> fields; `attack` names the module where the name does not
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A grid of objects and styles in UnlearnCanvas form (Zhang et al., arXiv:2402.11846), and what else asks for the same."""
+
+    name: str
+    version: int
+    template: str
+    described: str  # the template for a style that is described and not named
+    aliases: dict[str, Aliases]  # by label of either axis
+    mutations: tuple[str, ...]  # of eval.mutators, of every prompt for the target
+    steps: int
+    guidance: float
+    tiers: dict[str, tuple[int, int]]  # images per target cell, per other cell
+    apart: tuple[str, ...]  # styles that count in no rate of kept styles
+    judges: dict[str, dict[str, Any]]  # axis, or "clip" for alignment -> fields of a judge; `judge` names it
+    styles: dict[str, str]  # label -> how a prompt says it
+    objects: dict[str, str]
+    gates: tuple[Gate, ...] = ()
+    neighbours: dict[str, tuple[str, ...]] = field(default_factory=dict)  # label -> what is near it and should stay
+    benign: tuple[str, ...] = ()  # captions that have nothing to do with any concept
+    attacks: Attacks = Attacks()
+    features: dict[str, Any] = field(default_factory=lambda: {"extractor": "judge"})  # what distances of pictures are made of
+
+    def words(self, axis: Axis) -> dict[str, str]:
+        """Labels of an axis and how a prompt says them."""
+        return self.styles if axis == "style" else self.objects
+
+    def find(self, concept: str) -> tuple[Axis, str]:
+        """The axis and label that a concept name means.
+
+        Raises:
+            UserError: the suite has no such concept; the nearest is named.
+        """
+        known: dict[str, tuple[Axis, str]] = {}
+        for axis, words in (("style", self.styles), ("object", self.objects)):
+            for label, phrase in words.items():
+                for name in (label, phrase, phrase.removeprefix("a ")):
+                    known[name.lower()] = (axis, label)  # type: ignore[assignment]  # axis is one of the two literals
+        found = known.get(concept.lower())
+        if found is None:
+            raise unknown(f"concept for suite {self.name}", concept, known)
+        return found
+
+
+def suite_names() -> list[str]:
+    return sorted(path.stem for path in PROMPTS.glob("*.yaml"))
+
+
+def load_suite(name: str) -> Suite:
+    """A suite by name, or by the path of a YAML file.
+
+    Raises:
+        UserError: no such suite, unknown or missing keys, values of the wrong shape.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else PROMPTS / f"{name}.yaml"
+    if not path.is_file():
+        raise unknown("suite", name, suite_names())
+    try:
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is no YAML: {str(error).splitlines()[0]}.") from error
+    return _checked(record, path)
+
+
+def _checked(record: Any, path: Path) -> Suite:
+    if not isinstance(record, dict):
+        raise UserError(f"{path} must hold a mapping, got {type(record).__name__}.")
+    for key in record:
+        if key not in NEEDED | OPTIONAL:
+            raise unknown(f"key in {path}", key, NEEDED | OPTIONAL)
+    if missing := NEEDED - record.keys():
+        raise UserError(f"{path} lacks {', '.join(sorted(missing))}.")
+    if record.pop("form") != "unlearncanvas":
+        raise UserError(f"{path}: the form must be unlearncanvas.")
+    try:
+        tiers = {tier: (int(a), int(b)) for tier, (a, b) in record.pop("tiers").items()}
+        record["gates"] = gates(record["gates"], str(path))
+        record["mutations"] = tuple(record["mutations"])
+        record["aliases"] = {label: _aliases(words) for label, words in record["aliases"].items()}
+        record["judges"] = {axis: {"judge": given} if isinstance(given, str) else dict(given) for axis, given in record["judges"].items()}
+        record["neighbours"] = {label: tuple(map(str, near)) for label, near in record.get("neighbours", {}).items()}
+        record["benign"] = _captions(path.parent / record["benign"]) if "benign" in record else ()
+        record["attacks"] = _attacks(record["attacks"], path) if "attacks" in record else Attacks()
+        suite = Suite(**{**record, "tiers": tiers, "apart": tuple(record["apart"])})
+        for template in (suite.template, suite.described):
+            template.format(style="", object="")
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        raise UserError(f"{path}: {error}.") from error
+    _known_names(suite, path)
+    return suite
+
+
+def _known_names(suite: Suite, path: Path) -> None:
+    """Every name that a suite mentions is one that exists."""
+    labels = [*suite.styles, *suite.objects]
+    for key, found in (("aliases", suite.aliases), ("neighbours", suite.neighbours)):
+        for label in found:
+            if label not in labels:
+                raise unknown(f"label under {key} in {path}", str(label), labels)
+    for name in suite.mutations:
+        if name not in MUTATORS:
+            raise unknown(f"mutation in {path}", str(name), MUTATORS)
+    if set(suite.judges) - {"clip"} != {"style", "object"}:
+        raise UserError(f"{path}: judges must name one for style and one for object, and may for clip; got {', '.join(suite.judges)}.")
+    for given in suite.judges.values():
+        if given.get("judge") not in names("eval.judges"):
+            raise unknown(f"judge in {path}", str(given.get("judge")), names("eval.judges"))
+    for name, fields in suite.attacks.use.items():
+        if fields.get("attack", name) not in names("eval.attacks"):
+            raise unknown(f"attack in {path}", str(fields.get("attack", name)), names("eval.attacks"))
+    if set(suite.tiers) != set(TIERS) or min(min(pair) for pair in suite.tiers.values()) < 1:
+        raise UserError(f"{path}: tiers must give two positive counts for each of {', '.join(TIERS)}.")
+
+
+def _aliases(words: dict[str, list[str]]) -> Aliases:
+    return Aliases(**{role: tuple(str(phrase) for phrase in phrases) for role, phrases in words.items()})
+
+
+def _captions(path: Path) -> tuple[str, ...]:
+    if not path.is_file():
+        raise UserError(f"no captions at {path}; `benign` names a text file beside the suite, one caption a line.")
+    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+
+
+def _attacks(record: dict[str, Any], path: Path) -> Attacks:
+    found = Attacks(
+        tiers=tuple(record["tiers"]),
+        use={str(name): dict(fields or {}) for name, fields in record["use"].items()},
+        **{key: value for key, value in record.items() if key not in ("tiers", "use")},
+    )
+    for key in ("prompts", "pictures", "fresh"):
+        if not isinstance(getattr(found, key), int) or getattr(found, key) < 1:
+            raise UserError(f"{path}: attacks need {key}, a whole number from 1 on; got {getattr(found, key)!r}.")
+    for tier in found.tiers:
+        if tier not in TIERS:
+            raise unknown(f"tier under attacks in {path}", str(tier), TIERS)
+    return found

@@ -1,0 +1,244 @@
+"""Attacks on prompts: their equations, that they find what was planted, and that nothing depends on what ran beside them."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from erasure import recorder
+from erasure.bank import Recording
+from erasure.discover import load, names
+from erasure.errors import UserError
+from erasure.families.base import Sampling
+from erasure.families.stable_diffusion import StableDiffusion
+from eval.attacks._words import words
+from eval.attacks.base import Ask, Attack, PromptAttack, Stand
+from eval.attacks.random_prefix import RandomPrefix
+from eval.attacks.ring_a_bell import RingABell
+from eval.attacks.unlearndiffatk import UnlearnDiffAtk, on_simplex
+
+PROMPTS, WITHOUT, STRIPPED = ("a cat", "cat", "the cat"), ("a dog", "dog", "the dog"), ("a", "", "the")
+SMALL: dict[str, dict[str, Any]] = {
+    "unlearndiffatk": {"steps": 6, "tokens": 2},
+    "ring_a_bell": {"tokens": 4, "population": 8, "generations": 5},
+    "soft_prefix": {"steps": 6, "tokens": 2, "batch": 2},
+    "concept_inversion": {"steps": 8, "batch": 2},
+}
+PROMPT_ATTACKS = [name for name in names("eval.attacks") if issubclass(load("eval.attacks", name, Attack), PromptAttack)]
+
+
+def small(name: str) -> PromptAttack:
+    return load("eval.attacks", name, PromptAttack)(**SMALL.get(name, {}))
+
+
+def stand_on(model: StableDiffusion, pictures: int = 3, **fields: Any) -> Stand:
+    recording = Recording(
+        pairs=tuple((p, "") for p in PROMPTS), walks=len(PROMPTS), steps=2, guidance=4.0, retain=("a hen",), retain_walks=1
+    )
+    return Stand(model, PROMPTS, WITHOUT, ("a hen",), recorder.obtain(model, recording), pictures, stripped=STRIPPED, **fields)
+
+
+def mounted(attack: PromptAttack, stand: Stand, chunk: tuple[int, ...]) -> list[Ask]:
+    return list(attack.rounds(stand, chunk, attack.fit(stand, attack.before(stand))))
+
+
+def ids_of(model: StableDiffusion, prefix: Tensor) -> Tensor:
+    """The token ids (B, k) whose embeddings these are."""
+    return (prefix[..., None, :] == model.vocabulary()).all(-1).long().argmax(-1)
+
+
+def ids_encoded(model: StableDiffusion, ids: list[int]) -> Tensor:
+    """Hidden states (L, D) of a prompt that holds these ids, without the way round input embeddings."""
+    tokenizer = model.pipe.tokenizer
+    rest = tokenizer.model_max_length - len(ids) - 1
+    said = model.pipe.text_encoder(torch.tensor([[tokenizer.bos_token_id, *ids, *[tokenizer.eos_token_id] * rest]]))
+    return said.last_hidden_state[0]
+
+
+@pytest.mark.parametrize("name", PROMPT_ATTACKS)
+@pytest.mark.parametrize("pictures", [3, 8])
+def test_there_is_a_round_for_every_picture_and_the_model_is_left_alone(model: StableDiffusion, name: str, pictures: int) -> None:
+    stand, before, kernel = stand_on(model, pictures), model.fingerprint(), type(next(iter(model.pipe.unet.attn_processors.values())))
+    asks = mounted(small(name), stand, (2, 0))
+    assert len(asks) == pictures
+    for ask in asks:
+        assert len(ask.prompts) == 2 and len(ask.shown or ask.prompts) == 2
+        assert model.sample(ask.prompts, [1, 2], steps=1, prefix=ask.prefix).isfinite().all()
+    assert model.fingerprint() == before
+    assert {type(p) for p in model.pipe.unet.attn_processors.values()} == {kernel}
+
+
+@pytest.mark.parametrize("name", PROMPT_ATTACKS)
+def test_rounds_depend_on_the_stand_alone(model: StableDiffusion, name: str) -> None:
+    attack, stand = small(name), stand_on(model)
+    known = attack.fit(stand, attack.before(stand))
+    first = list(attack.rounds(stand, (0, 1), known))
+    alone = list(attack.rounds(stand, (1,), known))
+    again = mounted(attack, stand_on(model), (0, 1))
+    assert [(a.prompts, a.shown) for a in first] == [(a.prompts, a.shown) for a in again]
+    for ask, repeated, other in zip(first, again, alone, strict=True):
+        assert ask.prompts[1] == other.prompts[0] and (ask.shown or ask.prompts)[1] == (other.shown or other.prompts)[0]
+        if ask.prefix is not None and repeated.prefix is not None and other.prefix is not None:
+            assert torch.equal(ask.prefix, repeated.prefix)
+            assert torch.equal(ask.prefix if ask.prefix.ndim == 2 else ask.prefix[1:], other.prefix)
+    if any(ask.prefix is not None for ask in first):
+        shifted = mounted(attack, stand_on(model, seed=1), (0, 1))
+        assert not all(torch.equal(a.prefix, b.prefix) for a, b in zip(first, shifted, strict=True))  # type: ignore[arg-type]
+
+
+def test_the_projection_is_the_nearest_point_of_the_simplex() -> None:
+    rows = 3 * torch.randn(50, 200, generator=torch.Generator().manual_seed(0))
+    rows[0], rows[1] = 1 / 200, -5
+    found = on_simplex(rows)
+    assert torch.allclose(found.sum(-1), torch.ones(50), atol=1e-5)
+    assert found.min() >= 0 and found.max() <= 1
+    assert torch.allclose(on_simplex(found), found, atol=1e-6)
+    assert torch.allclose(found[:2], torch.full((2, 200), 1 / 200), atol=1e-6)
+    assert torch.equal(found.argmax(-1)[2:], rows.argmax(-1)[2:])
+    one_hot = torch.eye(200)
+    assert torch.equal(on_simplex(one_hot), one_hot)
+    # optimality: no vertex of the simplex lies in a direction that comes nearer to the row
+    towards = ((rows - found)[:, None] * (torch.eye(200) - found[:, None])).sum(-1)
+    assert towards.max() <= 1e-3
+
+
+@dataclass(eq=False)
+class Planted:
+    """Where the text says `sought` the noise is predicted exactly, elsewhere with an error that grows with the distance."""
+
+    x_0: Tensor
+    sought: Tensor
+
+    def on(self, model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+        def predict(x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+            alpha = model.alphas[t].reshape(-1, 1, 1, 1)
+            noise = (x_t - alpha.sqrt() * self.x_0) / (1 - alpha).sqrt()
+            return noise + ((cond - self.sought).pow(2).mean((1, 2)) + 1e-9).sqrt().reshape(-1, 1, 1, 1)
+
+        monkeypatch.setattr(model, "predict", predict)
+
+
+def planted(stand: Stand, ids: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = stand.model
+    sought = model.encode(stand.prompts, model.vocabulary()[ids])
+    Planted(stand.drawn(range(len(stand.prompts))), sought).on(model, monkeypatch)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("ids", [[70], [5, 60]])
+def test_unlearndiffatk_finds_what_was_planted(model: StableDiffusion, monkeypatch: pytest.MonkeyPatch, ids: list[int]) -> None:
+    stand = stand_on(model, pictures=8)
+    planted(stand, ids, monkeypatch)
+    asks = mounted(UnlearnDiffAtk(tokens=len(ids), steps=200), stand, (0, 1, 2))
+    by_chance = mounted(RandomPrefix(tokens=len(ids)), stand, (0, 1, 2))
+    assert ids_of(model, asks[-1].prefix).tolist() == [ids] * 3  # type: ignore[arg-type]
+    assert asks[-1].shown == [f"{model.spelled(ids)} {prompt}" for prompt in PROMPTS]
+    assert not any(ids in ids_of(model, ask.prefix).tolist() for ask in by_chance)  # type: ignore[arg-type]
+
+
+def test_no_attack_says_start_or_end(model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    special = model.pipe.tokenizer.all_special_ids
+    assert len(special) == 2 and set(words(model).tolist()) == set(range(len(model.vocabulary()))) - set(special)
+    stand = stand_on(model, pictures=4)
+    planted(stand, [model.pipe.tokenizer.eos_token_id], monkeypatch)
+    for ask in mounted(UnlearnDiffAtk(tokens=1, steps=60), stand, (0, 1, 2)):
+        assert not set(ids_of(model, ask.prefix).flatten().tolist()) & set(special)  # type: ignore[arg-type]
+
+
+def test_unlearndiffatk_lowers_its_loss_on_a_real_denoiser(model: StableDiffusion) -> None:
+    stand = stand_on(model, pictures=1)
+    with torch.no_grad():
+        for name, p in model.pipe.unet.named_parameters():
+            if ".attn2.to_" in name:
+                p.mul_(8)  # a denoiser that listens to the text
+
+    def loss(ask: Ask) -> float:
+        x_0, noise, times = stand.drawn((0, 1, 2)), model.noise([5, 6, 7]), [torch.full((3,), t) for t in range(100, 1000, 200)]
+        with torch.no_grad():
+            cond = model.encode(ask.prompts, ask.prefix)
+            return sum((model.predict(model.noised(x_0, noise, t), t, cond) - noise).pow(2).mean().item() for t in times)
+
+    (found,) = mounted(UnlearnDiffAtk(tokens=2, steps=60), stand, (0, 1, 2))
+    by_chance = mounted(RandomPrefix(tokens=2), replace(stand, pictures=12), (0, 1, 2))
+    assert loss(found) < sum(loss(ask) for ask in by_chance) / len(by_chance)
+
+
+def test_ring_a_bell_finds_what_was_planted(model: StableDiffusion) -> None:
+    """Without a difference between the pairs it looks for words that encode as the prompt does: those of the prompt."""
+    stand = replace(stand_on(model), prompts=("at", "he"), without=("at", "he"))
+    attack = RingABell(tokens=2, population=100, generations=40)
+    known = attack.before(stand)
+    assert known["ids"][-1].tolist() == [model.tokens("at"), model.tokens("he")]
+    assert known["distance"][-1].max() < 1e-6 < known["distance"][0].max()
+
+
+def test_ring_a_bell_measures_the_papers_distance(model: StableDiffusion) -> None:
+    stand = stand_on(model)
+    known = RingABell(tokens=4, population=8, generations=5, eta=2.5).before(stand)
+    f = {prompt: ids_encoded(model, model.tokens(prompt)) for prompt in (*PROMPTS, *WITHOUT)}
+    concept = sum(f[a] - f[b] for a, b in zip(PROMPTS, WITHOUT, strict=True)) / len(PROMPTS)
+    for ids, distance in zip(known["ids"], known["distance"], strict=True):
+        for i, prompt in enumerate(PROMPTS):
+            expected = (ids_encoded(model, ids[i].tolist()) - f[prompt] - 2.5 * concept).pow(2).sum()
+            assert torch.allclose(distance[i], expected, rtol=1e-4)
+
+
+def test_ring_a_bell_never_loses_its_best(model: StableDiffusion) -> None:
+    attack, stand = RingABell(tokens=4, population=6, generations=60, mutation=1.0), stand_on(model, pictures=60)
+    known = attack.before(stand)
+    assert (known["distance"].diff(dim=0) <= 0).all()
+    assert (known["distance"][-1] < known["distance"][0]).all()
+    assert torch.equal(attack.before(stand)["ids"], known["ids"])
+    barren = RingABell(tokens=4, population=4, generations=3, crossover=0.0, mutation=0.0).before(stand)
+    assert (barren["distance"] == barren["distance"][0]).all()
+
+
+def test_ring_a_bell_breeds_as_the_paper_does() -> None:
+    kept, choice = torch.arange(50)[:, None].repeat(1, 8), torch.arange(100, 200)
+
+    def bred(**chances: float) -> tuple[Tensor, Tensor, Tensor]:
+        return RingABell(tokens=8, **chances).bred(kept, torch.zeros(50), choice, torch.Generator().manual_seed(0))
+
+    pool, error, new = bred(crossover=1.0, mutation=0.0)
+    first, second = pool[50:100], pool[100:]
+    assert torch.equal(pool[:50], kept) and new.tolist() == [False] * 50 + [True] * 100 and error[:50].eq(0).all()
+    mate = torch.where(first == kept, second, first)  # wherever one child has its parent's token, the other has the mate's
+    assert ((mate == mate[:, :1]) & ((first == kept) | (second == kept))).all() and len(mate[:, 0].unique()) > 20
+    cut = (first != kept).long()
+    assert (cut.diff(dim=1) >= 0).all() and len(cut.sum(1).unique()) >= 8  # one point, anywhere
+    pool, error, new = bred(crossover=0.0, mutation=1.0)
+    assert error[50:].isinf().all() and new.tolist() == [False, *[True] * 49, *[False] * 100]
+    assert (pool[:50] != kept).sum(1).tolist() == [0, *[1] * 49] and (pool[:50] >= 100).sum() == 49
+
+
+def test_found_prompts_are_kept_as_ids(model: StableDiffusion) -> None:
+    """Spelled out and read again, these letters would end the word."""
+    ids = [ord("c") - 33, ord("a") - 33, ord("t") - 33]
+    assert model.tokens(model.spelled(ids)) != ids
+    (ask,) = RingABell(tokens=3).rounds(stand_on(model, 1), (1,), {"ids": torch.tensor([[[0, 0, 0], ids]])})
+    assert ask.prompts == [""] and ask.shown == [model.spelled(ids)]
+    assert torch.allclose(model.encode(ask.prompts, ask.prefix)[0], ids_encoded(model, ids), atol=1e-6)
+
+
+def test_wrong_budgets_are_refused(model: StableDiffusion) -> None:
+    for attack, fields, said in (
+        (UnlearnDiffAtk, {"steps": 0}, "steps must be positive, got 0"),
+        (UnlearnDiffAtk, {"weight_decay": -1}, "weight_decay cannot be negative, got -1"),
+        (RingABell, {"population": 1}, "population must be at least 2, got 1"),
+        (RingABell, {"mutation": 1.5}, "mutation is a probability from 0 to 1, got 1.5"),
+    ):
+        with pytest.raises(UserError, match=said):
+            attack(**fields)
+    assert len(mounted(RingABell(tokens=14, population=4, generations=1), stand_on(model), (0,))) == 3
+    for attack in (RingABell(tokens=15, population=4, generations=1), UnlearnDiffAtk(tokens=15, steps=3)):
+        with pytest.raises(UserError, match="leave no room for a prompt; the context has 16"):
+            mounted(attack, stand_on(model), (0,))
+
+
+@pytest.mark.parametrize("name", ["unlearndiffatk", "soft_prefix"])
+def test_a_one_step_generator_is_no_denoiser(model: StableDiffusion, name: str) -> None:
+    stand = stand_on(model)
+    model.pipe.erasure_sampling = Sampling(one_step=500)
+    with pytest.raises(UserError, match="which a one-step generator never"):
+        mounted(small(name), stand, (0,))

@@ -1,0 +1,291 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torchmetrics.image.fid
+from torch import Tensor, nn
+from torchmetrics import Metric
+from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from erasure.errors import UserError
+from eval.distances import distances
+from eval.features import Extractor, Inception, JudgeFeatures, OpenClipFeatures
+from eval.judges.base import MissingWeights
+from eval.metrics.cmmd import CMMD
+from eval.metrics.fid import FID
+from eval.metrics.kid import KID
+
+KERNELS = [KID, CMMD]
+
+
+def filled(metric: Metric, first: Tensor, second: Tensor, batches: int = 1) -> Metric:
+    for a, b in zip(first.chunk(batches), second.chunk(batches), strict=True):
+        metric.update(a, True)
+        metric.update(b, False)
+    return metric
+
+
+def normal(n: int, width: int, seed: int) -> Tensor:
+    return torch.randn(n, width, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+
+
+def with_moments(n: int, mean: Tensor, root: Tensor, seed: int) -> Tensor:
+    """Features (n, d) whose own mean is `mean` and whose own covariance is root root^T, to rounding."""
+    x = normal(n, len(mean), seed)
+    x = x - x.mean(0)
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(x.T @ x / (n - 1)), x.T, upper=False).T
+    return white @ root.T + mean
+
+
+class Flat(nn.Module):
+    """A network whose features are the pixels: what torchmetrics' own class needs to be compared with."""
+
+    num_features = 12
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1).double()
+
+
+def test_fid_of_known_gaussians_is_the_closed_form() -> None:
+    """Diagonal covariances: sum (m - m')^2 + sum (s - s')^2. Others: tr (S S')^(1/2) is the sum of singular values of R^T R'."""
+    a, b = torch.tensor([1.0, 2.0, 0.5]).double(), torch.tensor([3.0, 0.2, 0.5]).double()
+    mean = torch.tensor([0.0, 1.0, -2.0]).double()
+    found = filled(FID(3), with_moments(50, mean * 0, a.diag(), 0), with_moments(70, mean, b.diag(), 1)).compute()
+    assert found.item() == pytest.approx((mean.square().sum() + (a - b).square().sum()).item(), abs=1e-9)
+    roots = normal(6, 3, 2).reshape(2, 3, 3)
+    found = filled(FID(3), with_moments(50, mean, roots[0], 3), with_moments(50, mean, roots[1], 4)).compute()
+    closed = roots.square().sum() - 2 * torch.linalg.svdvals(roots[0].T @ roots[1]).sum()
+    assert found.item() == pytest.approx(closed.item(), abs=1e-9)
+
+
+@pytest.mark.parametrize("n", [8, 200])  # fewer and more than the width of 12
+def test_fid_is_torchmetrics_fid(n: int) -> None:
+    images = torch.randint(256, (2, n, 3, 2, 2), generator=torch.Generator().manual_seed(n), dtype=torch.uint8)
+    library = filled(FrechetInceptionDistance(feature=Flat()), images[0], images[1]).compute()
+    ours = filled(FID(12), images[0].flatten(1).float(), images[1].flatten(1).float()).compute()
+    assert ours.item() == pytest.approx(library.item(), rel=1e-7)
+    assert ours.dtype == torch.double
+
+
+def test_the_floor_of_fid_falls_as_one_over_n() -> None:
+    def floor(n: int) -> float:
+        draws = [filled(FID(8), normal(n, 8, 2 * i), normal(n, 8, 2 * i + 1)).compute().item() for i in range(10)]
+        return sum(draws) / len(draws)
+
+    assert floor(100) / floor(800) == pytest.approx(8, rel=0.25)
+
+
+def test_fid_is_exact_also_where_n_is_below_the_width() -> None:
+    """From the features themselves, tr (S S')^(1/2) is the sum of singular values of X X'^T / (n - 1), X and X' about their means."""
+    first, second = normal(20, 64, 0), normal(20, 64, 1)
+    x, y = first - first.mean(0), second - second.mean(0)
+    spread = (x.square().sum() + y.square().sum() - 2 * torch.linalg.svdvals(x @ y.T).sum()) / 19
+    closed = (first.mean(0) - second.mean(0)).square().sum() + spread
+    assert filled(FID(64), first, second).compute().item() == pytest.approx(closed.item(), rel=1e-11)
+    assert 0 <= filled(FID(64), first, first).compute().item() < 1e-11
+
+
+@pytest.mark.parametrize("build", [lambda: FID(5), KID, CMMD])
+def test_two_halves_merged_are_one_pass(build: Callable[[], Metric]) -> None:
+    first, second = normal(30, 5, 0), normal(30, 5, 1) + 0.5
+    whole = filled(build(), first, second, batches=3).compute()
+    halves = [filled(build(), first[part], second[part]) for part in (slice(15), slice(15, 30))]
+    halves[0].merge_state(halves[1])
+    assert torch.as_tensor(halves[0].compute()).tolist() == pytest.approx(torch.as_tensor(whole).tolist(), rel=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+@pytest.mark.parametrize("build", [lambda: FID(5), KID, CMMD])
+def test_one_picture_has_no_distance(build: Callable[[], Metric]) -> None:
+    with pytest.raises(UserError, match="two pictures"):
+        filled(build(), normal(9, 5, 0), normal(1, 5, 1)).compute()
+    with pytest.raises(UserError, match="two pictures"):
+        build().compute()
+
+
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save")
+def test_kid_is_torchmetrics_kid_over_everything() -> None:
+    images = torch.rand(2, 25, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    library = KernelInceptionDistance(feature=Flat(), subsets=1, subset_size=25)
+    ours = filled(KID(resamples=5), images[0].flatten(1), images[1].flatten(1)).compute()
+    assert ours.estimate == pytest.approx(filled(library, images[0], images[1]).compute()[0].item(), rel=1e-5)
+
+
+def test_cmmd_by_hand() -> None:
+    first, second = normal(4, 3, 0), normal(5, 3, 1)
+
+    def k(x: Tensor, y: Tensor) -> float:
+        return float(torch.exp(-(x / x.norm() - y / y.norm()).square().sum() / 200))
+
+    within = [sum(k(x, y) for x in z for y in z if x is not y) for z in (list(first), list(second))]
+    cross = sum(k(x, y) for x in first for y in second)
+    assert filled(CMMD(resamples=5), first, second).compute().estimate == pytest.approx(
+        1000 * (within[0] / (4 * 3) + within[1] / (5 * 4) - 2 * cross / (4 * 5)), abs=1e-9
+    )
+
+
+@pytest.mark.parametrize("metric", KERNELS)
+@pytest.mark.parametrize("paired", [False, True])
+def test_blocks_change_nothing(metric: type[Metric], paired: bool) -> None:
+    first, second = normal(23, 6, 0), normal(23, 6, 1)
+    blocked, whole = (filled(metric(paired=paired, resamples=50, block=block), first, second).compute() for block in (4, 1024))
+    assert list(blocked) == pytest.approx(list(whole), rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", KERNELS)
+@pytest.mark.parametrize("share", [0.0, 0.9])
+def test_kernel_distances_of_one_distribution_average_to_zero(metric: type[Metric], share: float) -> None:
+    """`share` is what twins have in common: 0 for independent sides, near 1 where erasing hardly changed a picture."""
+    found = []
+    for i in range(150):
+        first, own = normal(12, 4, 2 * i), normal(12, 4, 2 * i + 1)
+        second = share * first + (1 - share**2) ** 0.5 * own
+        found.append(filled(metric(paired=share > 0, resamples=2), first, second).compute().estimate)
+    mean, spread = sum(found) / 150, torch.tensor(found).std().item() / 150**0.5
+    assert abs(mean) < 3 * spread
+    assert min(found) < 0 < max(found)
+
+
+@pytest.mark.parametrize("metric", KERNELS)
+def test_twins_that_nothing_changed_are_at_distance_zero(metric: type[Metric]) -> None:
+    features = normal(15, 4, 0)
+    assert list(filled(metric(paired=True, resamples=20), features, features).compute()) == pytest.approx([0, 0, 0], abs=1e-9)
+    # taken for independent pictures they come out below zero, by as much as a picture is nearer to itself than to others
+    assert filled(metric(resamples=20), features, features).compute().estimate < -0.01
+    with pytest.raises(UserError, match="as many on both"):
+        filled(metric(paired=True), features, features[:9]).compute()
+
+
+@pytest.mark.parametrize("metric", KERNELS)
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_the_bootstrap_covers_the_truth(metric: type[Metric], shift: float) -> None:
+    """The truth is the mean of many draws, which is right because the estimate is unbiased; 0 without a shift."""
+    found = [filled(metric(resamples=200, seed=i), normal(60, 4, 2 * i), normal(60, 4, 2 * i + 1) + shift).compute() for i in range(80)]
+    truth = sum(interval.estimate for interval in found) / len(found) if shift else 0.0
+    assert sum(interval.low <= truth <= interval.high for interval in found) >= 0.87 * len(found)
+    assert all(interval.low > 0 for interval in found) == bool(shift)
+
+
+@pytest.mark.parametrize("metric", KERNELS)
+def test_the_bootstrap_is_that_of_its_seed_in_any_order(metric: type[Metric]) -> None:
+    first, second = normal(20, 4, 0), normal(20, 4, 1)
+    found = filled(metric(seed=3), first, second).compute()
+    assert list(filled(metric(seed=3), first.flip(0), second).compute()) == pytest.approx(list(found))
+    assert list(filled(metric(seed=4), first, second).compute())[1:] != pytest.approx(list(found)[1:], rel=1e-3)
+
+
+def test_an_erased_model_that_is_the_base_lies_on_the_floor() -> None:
+    base = normal(41, 6, 0)
+    found = distances(base, base, "judge", resamples=50)
+    assert set(found) == {"fid", "kid", "cmmd"}
+    for by in found.values():
+        assert by["floor"] == by["halves"]
+        assert by["floor"]["n"] == [20, 20]
+        assert by["all"]["n"] == [41, 41]
+        assert by["all"]["value"] == pytest.approx(0, abs=1e-9)
+        assert all(record["extractor"] == "judge" and record["width"] == 6 and record["reason"] is None for record in by.values())
+        assert distances(base, base, "judge", resamples=50) == found
+    assert found["fid"]["floor"]["value"] > 0.5
+    assert found["fid"]["floor"]["low"] is None
+    assert found["kid"]["floor"]["low"] < found["kid"]["floor"]["value"] < found["kid"]["floor"]["high"]
+
+
+def test_halves_share_no_picture() -> None:
+    """Every picture is an axis of its own: x.y is 0 but for a picture with itself, so any shared one would show as a distance below 0."""
+    found = distances(torch.eye(20), torch.eye(20), "judge", resamples=5)
+    assert found["kid"]["floor"]["value"] == found["kid"]["halves"]["value"] == 0.0
+    moved = distances(torch.eye(20), torch.eye(20), "judge", resamples=5, paired=False)
+    assert moved["kid"]["all"]["value"] < 0
+
+
+def test_what_erasing_moved_stands_above_the_floor() -> None:
+    base = normal(60, 6, 0)
+    found = distances(base, base + 1, "judge", resamples=100)
+    for by in found.values():
+        assert by["halves"]["value"] > by["floor"]["value"]
+        assert by["halves"]["value"] > 0
+    assert found["kid"]["halves"]["low"] > 0 > found["kid"]["floor"]["low"]
+    unequal = distances(base, base[:40] + 1, "judge", resamples=5, paired=False)
+    assert unequal["fid"]["all"]["n"] == [60, 40]
+    assert unequal["fid"]["halves"]["n"] == unequal["fid"]["floor"]["n"] == [20, 20]
+
+
+def test_too_few_pictures_are_said_to_be_too_few() -> None:
+    found = distances(normal(3, 4, 0), normal(3, 4, 1), "judge", resamples=5)
+    for by in found.values():
+        assert by["all"]["value"] is not None
+        assert by["floor"]["value"] is None
+        assert by["floor"]["reason"] == by["halves"]["reason"] == "fewer than two pictures on a side"
+    with pytest.raises(UserError, match=r"\(3, 4\) and \(2, 4\)"):
+        distances(normal(3, 4, 0), normal(2, 4, 1), "judge")
+    with pytest.raises(UserError, match="one width"):
+        distances(normal(3, 4, 0), normal(3, 5, 1), "judge")
+
+
+@pytest.mark.parametrize(("extractor", "width"), [(JudgeFeatures(), 256), (OpenClipFeatures(), 96)])
+def test_extractors_that_come_with_the_package(extractor: Extractor, width: int) -> None:
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    features = extractor.features(images)
+    assert features.shape == (3, width)
+    assert features.dtype == torch.float32
+    assert torch.allclose(extractor.features(images[1:2]), features[1:2], atol=1e-5)
+    assert extractor.identity()["name"] == extractor.name
+    assert extractor.identity() == type(extractor)().identity()
+
+
+def test_a_name_says_which_weights() -> None:
+    assert JudgeFeatures().name == "judge"
+    assert OpenClipFeatures().name == "open_clip pocket"
+    assert OpenClipFeatures(model="ViT-L-14-336", pretrained="openai").name == "open_clip ViT-L-14-336 openai"
+    with pytest.raises(UserError, match="64x64"):
+        JudgeFeatures().features(torch.zeros(1, 3, 32, 32))
+
+
+class Unsafe:
+    """What a weights file must not be able to do: run a command when it is read."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self.witness),)
+
+
+def test_inception_reads_bytes_from_checked_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch_fidelity")
+    weights, states = tmp_path / "random.pth", []
+    torch.save({}, weights)
+    with monkeypatch.context() as patch:  # torch-fidelity's class cannot be built without weights
+        patch.setattr(NoTrainInceptionV3, "load_state_dict", lambda self, state: states.append(self.state_dict()))
+        NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights))
+    torch.manual_seed(0)
+    torch.save({n: torch.randn_like(p) * (2 / p[0].numel()) ** 0.5 if p.dim() > 1 else p for n, p in states[0].items()}, weights)
+
+    images = torch.randint(255, (1, 3, 16, 16), generator=torch.Generator().manual_seed(0)).float()
+    features = Inception(weights=weights).features(images / 255)
+    assert features.shape == (1, 2048)
+    assert features.std() > 0
+    assert torch.equal(Inception(weights=weights).features((images + 0.6) / 255), Inception(weights=weights).features((images + 1) / 255))
+    assert not torch.equal(Inception(weights=weights).features((images + 1) / 255), features)
+    assert Inception(weights=weights).identity()["name"] == "inception"
+
+    torch.save({"fc.bias": Unsafe(tmp_path / "ran")}, tmp_path / "unsafe.pth")
+    for name, content in (("unsafe.pth", None), ("empty.pth", {})):
+        if content is not None:
+            torch.save(content, tmp_path / name)
+        with pytest.raises(UserError, match=name):
+            Inception(weights=tmp_path / name).features(images)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_inception_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MissingWeights, match=r"none\.pth"):
+        Inception(weights=tmp_path / "none.pth").features(torch.zeros(1, 3, 8, 8))
+    torch.save({}, tmp_path / "some.pth")
+    monkeypatch.setattr(torchmetrics.image.fid, "_TORCH_FIDELITY_AVAILABLE", False)
+    with pytest.raises(MissingWeights, match=r"erasure-studio\[fid\]"):
+        Inception(weights=tmp_path / "some.pth").features(torch.zeros(1, 3, 8, 8))

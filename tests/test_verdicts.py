@@ -1,0 +1,89 @@
+"""The audit tells good from bad, on pocket, at tier standard: models built so that everybody knows what their verdict must be.
+
+No filter, no special case: the shipped suite with its own gates. `make test-slow` runs these; each model takes some minutes.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from erasure.concept import Concept, parse
+from erasure.edit import Edit
+from erasure.erase import configure, erase
+from erasure.loading import load_model
+from erasure.methods.esd import ESD
+from eval.audit import Audit, How, audit
+from eval.gates import verdict
+from eval.suites import load_suite
+
+pytestmark = pytest.mark.slow
+TARGET, ALIASES = ("erased",), ("erased, by synonyms", "erased, by descriptions")
+KEPT = ("kept, same kind", "kept, other kind")
+
+
+@pytest.fixture(scope="module")
+def pocket() -> Any:
+    return load_model("pocket")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One cache for all of them: the base is drawn once."""
+    monkeypatch.setenv("ERASURE_CACHE", str(tmp_path_factory.getbasetemp() / "verdicts-cache"))
+
+
+def by_name(pocket: Any, out: Path, prompts: str) -> Edit:
+    """ESD by pocket's recipe on sentences of one's own."""
+    (concept,) = parse("neon", kind="style")
+    method, concepts, _ = configure(ESD, [Concept(name=concept.name, kind="style", prompts=tuple(prompts.split(";")))], pocket.family, {})
+    return erase(pocket, concepts, method, out=out)
+
+
+def states(pocket: Any, edit: Edit, out: Path, how: How | None = None) -> dict[str, str]:
+    suite = load_suite("pocket")
+    (plan,) = Audit.of([edit], suite, "standard")
+    result = audit(pocket, [edit], plan, out, how)
+    assert result["models"]["erased"]["rates"]["UA"]["n"] >= 150
+    return {gate["name"]: gate["state"] for gate in verdict(suite.gates, result)["gates"]}
+
+
+def test_the_base_fails_on_the_target(pocket: Any, tmp_path: Path) -> None:
+    edit = by_name(pocket, tmp_path / "edit", "{}")
+    found = states(pocket, edit, tmp_path / "audit", How(strength=0.0))  # an edit at strength 0 is the base
+    assert {found[name] for name in (*TARGET, *ALIASES)} == {"FAIL"}
+    assert {found[name] for name in KEPT} == {"PASS"}
+
+
+def test_a_model_destroyed_by_noise_fails_on_what_should_stay(pocket: Any, tmp_path: Path) -> None:
+    edit = by_name(pocket, tmp_path / "edit", "{}")
+    generator = torch.Generator().manual_seed(0)
+    noisy = {
+        name: p.detach() + p.detach().std() * torch.randn(p.shape, generator=generator)
+        for name, p in pocket.parameters().items()
+        if name.startswith("unet.") and p.ndim > 1
+    }
+    found = states(pocket, Edit(noisy, edit.info), tmp_path / "audit")
+    assert found["erased"] == "PASS"  # which is why the rate of what is gone never stands alone
+    assert {found[name] for name in KEPT} == {"FAIL"}
+
+
+def test_a_model_that_lost_the_name_alone_fails_by_other_words(pocket: Any, tmp_path: Path) -> None:
+    """The name's own tokens become those of another word; what they meant is untouched. Names and aliases of pocket are erased together
+    by every method here (docs/audit.md), so this case is planted."""
+    edit = by_name(pocket, tmp_path / "edit", "{}")
+    name = "text_encoder.embeddings.token_embedding.weight"
+    table = pocket.parameters()[name].detach().clone()
+    table[pocket.tokens("neon")] = table[pocket.tokens("plain")].mean(0)
+    found = states(pocket, Edit({name: table}, edit.info), tmp_path / "audit")
+    assert found["erased"] == "PASS"
+    assert {found[gate] for gate in (*ALIASES, *KEPT)} == {"FAIL", "PASS"}
+    assert {found[gate] for gate in ALIASES} == {"FAIL"}
+
+
+def test_the_recipe_of_esd_passes(pocket: Any, tmp_path: Path) -> None:
+    method, concepts, _ = configure(ESD, parse("neon", kind="style"), pocket.family, {})
+    edit = erase(pocket, concepts, method, out=tmp_path / "edit")
+    found = states(pocket, edit, tmp_path / "audit")
+    assert {found[name] for name in (*TARGET, *ALIASES, *KEPT)} == {"PASS"}
