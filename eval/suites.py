@@ -1,5 +1,6 @@
 """Suites: what is asked of a model, how surely, and what an erasure must show. Strict YAML; no torch here."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,7 @@ PROMPTS = Path(__file__).parent.parent / "prompts"
 Axis = Literal["style", "object"]
 TIERS = ("smoke", "standard", "full")
 CAPTIONS = {"smoke": 20, "standard": 100, "full": 1000}  # of the benign ones, at most
+LABEL = re.compile(r"\w[\w .'&-]{0,79}")
 NEEDED = {
     "name",
     "version",
@@ -149,6 +151,9 @@ def _checked(record: Any, path: Path) -> Suite:
 def _known_names(suite: Suite, path: Path) -> None:
     """Every name that a suite mentions is one that exists."""
     labels = [*suite.styles, *suite.objects]
+    for text in (*labels, *(near for phrases in suite.neighbours.values() for near in phrases)):
+        if not LABEL.fullmatch(str(text)):  # they name files
+            raise UserError(f"{path}: {text!r} cannot be a label: letters, digits, spaces and . ' & - are allowed, at most 80.")
     for key, found in (("aliases", suite.aliases), ("neighbours", suite.neighbours)):
         for label in found:
             if label not in labels:

@@ -137,6 +137,17 @@ def test_concepts_are_found_by_label_or_phrase() -> None:
         ({"aliases": {"neom": {"named": ["a"]}}}, "Did you mean 'neon'"),
         ({"mutations": ["leat"]}, "Did you mean 'leet'"),
         ({"aliases": {"neon": {"synonym": ["a"]}}}, "synonym"),
+        ({"neighbours": {"neon": ["../../x"]}}, "cannot be a label"),
+        ({"neighbours": {"neom": ["glow"]}}, "Did you mean 'neon'"),
+        ({"benign": "nowhere.txt"}, "no captions at"),
+        ({"judges": {"style": "pocket_stile", "object": "pocket_object"}}, "Did you mean 'pocket_style'"),
+        ({"judges": {"style": "pocket_style"}}, "must name one for style and one for object"),
+        (
+            {"attacks": {"tiers": ["full"], "prompts": 1, "pictures": 1, "fresh": 1, "use": {"seed_serch": {}}}},
+            "Did you mean 'seed_search'",
+        ),
+        ({"attacks": {"tiers": ["ful"], "prompts": 1, "pictures": 1, "fresh": 1, "use": {}}}, "Did you mean 'full'"),
+        ({"attacks": {"tiers": ["full"], "prompts": 0, "pictures": 1, "fresh": 1, "use": {}}}, "attacks need prompts"),
     ],
 )
 def test_suites_are_read_strictly(tmp_path: Path, change: dict, words: str) -> None:
@@ -146,6 +157,13 @@ def test_suites_are_read_strictly(tmp_path: Path, change: dict, words: str) -> N
     path = tmp_path / "s.yaml"
     path.write_text(yaml.safe_dump({**record, **change}))
     with pytest.raises(UserError, match=words):
+        load_suite(str(path))
+
+
+def test_yaml_that_is_too_deep_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="is no YAML"):
         load_suite(str(path))
 
 
