@@ -47,7 +47,8 @@ def entries(root: Path) -> list[Entry]:
     """Every complete audit below a folder, best first: by erased, then by kept."""
     results = [(path.parent, read_json(path)) for path in sorted(root.glob("**/result.json"))]
     runs = {record["edit"]: (folder, record) for folder, record in results if "edit" in record}
-    found = [entry(folder, record, runs) for folder, record in results if record.get("job", {}).get("task") == "audit"]
+    audits = [(folder, r) for folder, r in results if r.get("job", {}).get("task") == "audit" and r["models"]]  # some judge counted
+    found = [entry(folder, record, runs) for folder, record in audits]
     return sorted(found, key=lambda e: (-e.rates["UA"]["estimate"], -e.kept))
 
 
@@ -76,8 +77,8 @@ def entry(folder: Path, result: dict[str, Any], runs: dict[str, tuple[Path, dict
 
 
 def robust(rates: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """The way of asking that brings most back."""
-    others = {role: rates[f"UA_{role}"] for role in OTHERWISE if f"UA_{role}" in rates}
+    """The way of asking that brings most back, attacks among them."""
+    others = {role: rates[f"UA_{role}"] for role in (*OTHERWISE, "attacked") if f"UA_{role}" in rates}
     worst = min(others, key=lambda role: others[role]["estimate"], default=None)
     return {"by": worst, **others[worst]} if worst else None
 

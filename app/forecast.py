@@ -20,7 +20,7 @@ class Forecast:
     forwards: int  # of the erasure, without its recording where a job above it makes that
     backwards: int
     recording: str  # which recording it trains from; none for methods that need none
-    pictures: int  # that its audit draws of the erased model
+    pictures: int  # that its audit draws of the erased model, at most
 
 
 def forecasts(plan: Plan) -> list[Forecast]:
@@ -48,5 +48,7 @@ def forecasts(plan: Plan) -> list[Forecast]:
         if spec.suite:
             suite = load_suite(spec.suite)
             pictures = sum(case.count for case in cases(suite, [suite.find(c.name) for c in concepts], spec.tier))
+            if spec.tier in (attacks := suite.attacks).tiers:
+                pictures += attacks.prompts * (attacks.pictures + attacks.fresh) * len(attacks.use)
         found.append(Forecast(forwards, cost.unet_backwards, key, pictures))
     return found

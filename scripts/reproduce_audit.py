@@ -1,0 +1,100 @@
+"""Reproduce the figures of docs/audit.md: what pocket's erasures do under other words, and what attacks bring back.
+
+    python scripts/reproduce_audit.py --work runs/audit --part words
+    python scripts/reproduce_audit.py --work runs/audit --part attacks    # most of an hour an edit on two cores
+
+Run folders under --work are resumed.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from figures import fill
+from reproduce_methods import DEVELOPMENT, erased
+
+from erasure.concept import parse
+from erasure.edit import Edit
+from erasure.erase import configure, erase
+from erasure.families.base import DiffusionModel
+from erasure.loading import load_model
+from erasure.methods.esd import ESD
+from eval.audit import Audit, audit
+from eval.report.html import write
+from eval.suites import load_suite
+
+METHODS = ("esd", "uce")
+EARLY = 40  # steps of an ESD edit that was stopped too early
+ROLES = {"UA": "its name", "UA_named": "synonyms", "UA_described": "descriptions", "UA_mutated": "spoiled spelling"}
+Result = dict[str, Any]
+
+
+def audited(model: DiffusionModel, folder: Path, tier: str) -> Result:
+    edit, suite = Edit.load(folder), load_suite("pocket")
+    (plan,) = Audit.of([edit], suite, tier)
+    out = folder / f"audit-pocket-{tier}"
+    result = audit(model, [edit], plan, out)
+    write(out, result, suite.gates)
+    return result
+
+
+def share(rate: dict[str, Any]) -> str:
+    return f"{100 * rate['estimate']:.1f} ({100 * rate['low']:.0f} to {100 * rate['high']:.0f}; {rate['k']}/{rate['n']})"
+
+
+def words(model: DiffusionModel, work: Path, docs: Path) -> None:
+    lines = ["| concept | method | asked by | not read in the erased model's pictures, % | in the base's, % |", "|---|---|---|---|---|"]
+    for name, kind in DEVELOPMENT.items():
+        for method in METHODS:
+            models = audited(model, erased(method, name, kind, work), "standard")["models"]
+            for rate, said in ROLES.items():
+                sides = " | ".join(share(models[side]["rates"][rate]) for side in ("erased", "base"))
+                lines.append(f"| {name} | {method} | {said} | {sides} |")
+    fill(docs / "audit.md", "words", lines)
+
+
+def early(model: DiffusionModel, work: Path) -> Path:
+    """An ESD edit that was stopped after EARLY steps: the concept is gone from most pictures, and easily brought back."""
+    folder = work / f"esd-{EARLY}-steps" / "neon"
+    method, concepts, _ = configure(ESD, parse("neon", kind="style"), model.family, {"steps": EARLY})
+    erase(model, concepts, method, out=folder)
+    return folder
+
+
+def attacks(model: DiffusionModel, work: Path, docs: Path) -> None:
+    edits = {f"esd, {EARLY} steps": early(model, work), **{m: erased(m, "neon", "style", work) for m in ("esd", "advunlearn")}}
+    head = [
+        "| edit of neon | attack | broken, % of prompts | minus random prefix, points | fresh noise, % | no attack, % |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines, tuned = list(head), ["| edit of neon | fine-tuning | " + "shown at steps: rate, % | revived after |", "|---|---|---|---|"]
+    for name, folder in edits.items():
+        for a in audited(model, folder, "full")["attacks"]:
+            if "curve" in a:
+                last, first = a["curve"][-1], a["curve"][0]
+                gain = a.get("beyond", {}).get("random_prefix")
+                more = f"{100 * gain['estimate']:+.0f} ({100 * gain['low']:+.0f} to {100 * gain['high']:+.0f})" if gain else "control"
+                again = share(a["fresh"]) if a["fresh"] else "nothing found"
+                lines.append(f"| {name} | {a['name']} | {share(last)} | {more} | {again} | {100 * first['estimate']:.0f} |")
+            elif "steps" in a:
+                points = ", ".join(f"{p['steps']}: {100 * p['estimate']:.0f}" for p in a["steps"])
+                tuned.append(f"| {name} | {a['name']} | {points} | {a['revived'] if a['revived'] is not None else 'not within these'} |")
+            else:
+                lines.append(f"| {name} | {a['name']} | {a.get('skipped') or a.get('crashed')} | | | |")
+    fill(docs / "audit.md", "attacks", lines)
+    fill(docs / "audit.md", "tuning", tuned)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/audit"))
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--part", choices=("words", "attacks"), action="append", help="one part alone; may be repeated")
+    args = parser.parse_args()
+    model = load_model("pocket")
+    for part in args.part or ("words", "attacks"):
+        {"words": words, "attacks": attacks}[part](model, args.work, args.docs)
+
+
+if __name__ == "__main__":
+    main()
