@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from app.commands.audit import reported
 from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
+from erasure.run import read_json
 from eval import siege as besieging
 from eval.attack_rates import attack_rates, under_attack
 from eval.attacks.base import Stand
@@ -168,3 +170,57 @@ def test_steps_to_revival_are_censored() -> None:
     assert attack_rates(rows(0, 1, 2, 4), about, first)[0]["revived"] == 20  # half of the base's rate
     assert attack_rates(rows(0, 1, 1), about, first)[0]["revived"] is None
     assert attack_rates([], about, first)[0]["skipped"] == "none of it has been run yet"
+
+
+def test_a_judge_without_weights_is_a_named_gap_and_no_pass(
+    big: StableDiffusion,  # noqa: F811
+    edit: Edit,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    suite = replace(tiny_suite(), judges={"style": {"judge": "imagenet", "weights": "nowhere.pth"}, "object": {"judge": "pocket_object"}})
+    (plan,) = Audit.of([edit], suite, "smoke")
+    result = audit(big, [edit], plan, tmp_path / "audit")
+    assert result["models"] == {} and list(result["missing"]) == ["style"]
+    assert reported(tmp_path / "audit", suite.gates, result) == 2
+    assert "INCOMPLETE, judge of style" in capsys.readouterr().err
+    assert read_json(tmp_path / "audit/report.json")["verdict"]["state"] == "INCONCLUSIVE"
+
+
+def test_features_without_weights_leave_the_rates(big: StableDiffusion, edit: Edit, tmp_path: Path) -> None:  # noqa: F811
+    suite = replace(tiny_suite(), features={"extractor": "inception", "weights": "nowhere.pth"})
+    (plan,) = Audit.of([edit], suite, "smoke")
+    result = audit(big, [edit], plan, tmp_path / "audit")
+    assert list(result["missing"]) == ["features"] and result["distances"] == {} and result["models"]
+    assert reported(tmp_path / "audit", suite.gates, result) == 2
+
+
+def test_a_crashed_attack_is_incomplete(
+    big: StableDiffusion,  # noqa: F811
+    edit: Edit,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fails(*_: object) -> list[dict]:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(besieging, "attacked", fails)
+    plan = plan_of(edit, {"seed_search": {}})
+    result = audit(big, [edit], plan, tmp_path / "audit")
+    assert result["attacks"][0]["crashed"] == "RuntimeError: out of memory"
+    assert "UA_attacked" not in result["models"]["erased"]["rates"]
+    assert reported(tmp_path / "audit", plan.suite.gates, result) == 2
+
+
+def test_an_oracle_is_a_third_model(big: StableDiffusion, edit: Edit, tmp_path: Path) -> None:  # noqa: F811
+    """The base itself as the model that never saw it: the divergence to it is 0, and its rates are the base's."""
+    same = Edit({name: p.detach().clone() for name, p in big.parameters().items() if name in edit.moved()}, edit.info)
+    plan = plan_of(edit, {})
+    result = audit(big, [edit], plan, tmp_path / "audit", How(oracles=(same,)))
+    assert result["models"]["oracle"]["rates"] == result["models"]["base"]["rates"]
+    found = {(d["prompts"], d["first"], d["second"]): d for d in result["divergence"]}
+    assert found["target", "base", "oracle"]["nats"]["mean"] == [0.0, 0.0, 0.0]
+    assert found["target", "erased", "oracle"]["nats"]["mean"][0] > 0
+    assert ("kept", "base", "erased") in found
+    reported(tmp_path / "audit", plan.suite.gates, result)
+    assert [r["oracle"] for r in read_json(tmp_path / "audit/report.json")["rates"] if r["name"] == "UA"]
