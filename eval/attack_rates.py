@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from eval.statistics import paired_difference, wilson
+from eval.clusters import cluster_wilson
+from eval.statistics import paired_difference, per_attempt, wilson
 
 Row = dict[str, Any]
 REVIVED = 0.5  # a fine-tuning has revived a concept when it is shown this often, as a share of the base's rate
@@ -36,7 +37,7 @@ def _by_pictures(rows: Sequence[Row], first: dict[str, dict[str, bool]]) -> dict
     rounds = max(len(row["tried"]) for row in rows)
     n = len(rows)
     curve = [sum(at is not None and at <= j for at in broken.values()) for j in range(rounds + 1)]
-    again = [r["shown"] for row in rows for r in row["fresh"]]
+    again = [[r["shown"] for r in row["fresh"]] for row in rows if row["fresh"]]
     return {
         "broken": broken,
         "n": n,
@@ -44,9 +45,9 @@ def _by_pictures(rows: Sequence[Row], first: dict[str, dict[str, bool]]) -> dict
         "curve": [{"pictures": j, **_rate(k, n)} for j, k in enumerate(curve)],
         "base": _rate(sum(first[row["image"]]["base"] for row in rows), n),
         # one a picture: what a single picture's rate would be if all were alike
-        "per_picture": round(1 - (1 - curve[-1] / n) ** (1 / (rounds + 1)), 4),
+        "per_picture": round(per_attempt(curve[-1] / n, rounds + 1), 4),
         "found": sum(row["round"] is not None for row in rows),
-        "fresh": _rate(sum(again), len(again)) if again else None,
+        "fresh": _clustered(again) if again else None,
     }
 
 
@@ -72,6 +73,12 @@ def _curve(rows: Sequence[Row], first: dict[str, dict[str, bool]]) -> dict[str, 
     base = _rate(sum(shown["base"] for shown in first.values()), len(first))
     revived = [p["steps"] for p in points if p["estimate"] >= REVIVED * base["estimate"] and p["k"]]
     return {"n": points[0]["n"], "steps": points, "base": base, "revived": revived[0] if revived else None}
+
+
+def _clustered(pictures: Sequence[Sequence[bool]]) -> dict[str, Any]:
+    """A rate of pictures that come several a prompt."""
+    successes, trials = [sum(some) for some in pictures], [len(some) for some in pictures]
+    return {"k": sum(successes), "n": sum(trials), **cluster_wilson(successes, trials)._asdict()}
 
 
 def _rate(k: int, n: int) -> dict[str, Any]:

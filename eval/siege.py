@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from erasure import recorder
 from erasure.bank import Recording
@@ -184,7 +185,8 @@ def prompt_rows(
 def attacked(attack: PromptAttack, name: str, stand: Stand, siege: Siege, chunk: range, known: Known, folder: Path) -> list[Row]:
     """Attack a chunk of prompts: a picture of each in every round, then fresh pictures of the first way of asking that worked."""
     model, found, tried = stand.model, {}, [[] for _ in chunk]  # type: ignore[var-annotated]
-    for j, ask in enumerate(attack.rounds(stand, chunk, known)):
+    asks = tqdm(attack.rounds(stand, chunk, known), f"{name}, prompts {chunk[0] + 1} to {chunk[-1] + 1}", stand.pictures, unit="round")
+    for j, ask in enumerate(asks):
         readings, pictures = siege.read(model, chunk, ask, [siege.seed(i, "search", j) for i in chunk])
         for at, (i, reading) in enumerate(zip(chunk, readings, strict=True)):
             tried[at].append(reading)
@@ -230,7 +232,7 @@ def curve(attack: WeightAttack, name: str, stand: Stand, siege: Siege, folder: P
         rows, every = [], range(len(stand.prompts))
         asks = [(i, siege.attempts[i].seed) for i in every]
         with closing(attack.tune(stand)) as steps:
-            for step in steps:
+            for step in tqdm(steps, f"{name}, looking at checkpoints", unit="look"):
                 readings = [r for group in pieces(asks) for r in siege.read(stand.model, *_asked(stand, group))[0]]
                 if not all(math.isfinite(r["p"]) for r in readings):
                     raise FloatingPointError(f"step {step} draws no pictures")
@@ -255,7 +257,9 @@ def kept(path: Path, make: Callable[[], Known]) -> Known:
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         return load_file(path)
-    found = make()
+    with tqdm(desc=f"{path.parent.name}, preparing", total=1, unit="search") as bar:
+        found = make()
+        bar.update()
     if found:
         draft = path.with_suffix(".tmp")
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}, draft)

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from math import ceil, comb, exp, lgamma, log, sqrt
+from math import comb, exp, lgamma, log, sqrt
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -168,15 +168,3 @@ def per_attempt(asr: float, k: int) -> float:
     if not 0 <= asr <= 1 or k < 1:
         raise UserError(f"a best-of-k rate needs 0 <= asr <= 1 and k >= 1, got asr={asr}, k={k}.")
     return 1 - (1 - asr) ** (1 / k)
-
-
-def needed(p: float, half_width: float, confidence: float = 0.95) -> int:
-    """Trials for an interval of p +- half_width: z^2 p (1 - p) / half_width^2.
-
-    Raises:
-        UserError: a rate outside [0, 1] or no width.
-    """
-    if not 0 <= p <= 1 or half_width <= 0:
-        raise UserError(f"a sample size needs 0 <= p <= 1 and half_width > 0, got p={p}, half_width={half_width}.")
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    return ceil(z * z * p * (1 - p) / half_width**2)

@@ -13,7 +13,6 @@ from eval.statistics import (
     clopper_pearson,
     holm,
     mcnemar,
-    needed,
     paired_difference,
     per_attempt,
     rogan_gladen,
@@ -224,11 +223,3 @@ def test_the_rate_of_one_attempt() -> None:
     for asr, k in ((1.1, 2), (0.5, 0)):
         with pytest.raises(UserError, match="asr"):
             per_attempt(asr, k)
-
-
-@pytest.mark.parametrize(("p", "wide", "narrow"), [(0.05, 73, 457), (0.1, 139, 865), (0.2, 246, 1537), (0.5, 385, 2401)])
-def test_how_many_are_needed(p: float, wide: int, narrow: int) -> None:
-    assert needed(p, 0.05) == wide
-    assert needed(p, 0.02) == narrow
-    with pytest.raises(UserError, match="half_width"):
-        needed(p, 0)
