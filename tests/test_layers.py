@@ -43,6 +43,8 @@ def test_no_import_runs_upwards(floor: str) -> None:
         "app.jobs",
         "app.board",
         "app.table",
+        "app.commands.audit",
+        "app.commands.erase",
     ],
 )
 def test_light_modules_import_no_torch(module: str) -> None:

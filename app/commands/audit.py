@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from app.parsing import parse
+from erasure.choices import Attention, Precision
 from erasure.concept import Kind
 from erasure.concept import parse as parse_concepts
 from erasure.errors import UserError
-from erasure.families.base import Attention, Precision
 from erasure.run import read_json
 from eval.gates import EXIT, Gate
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from app.parsing import combined, given, parse
+from erasure.choices import Attention, Precision
 from erasure.concept import Kind
 from erasure.concept import parse as parse_concepts
 from erasure.discover import load, summary
 from erasure.errors import UserError
-from erasure.families.base import Attention, Precision
 
 
 @dataclass(frozen=True, kw_only=True)
