@@ -137,6 +137,27 @@ def test_unlearndiffatk_finds_what_was_planted(model: StableDiffusion, monkeypat
     assert not any(ids in ids_of(model, ask.prefix).tolist() for ask in by_chance)  # type: ignore[arg-type]
 
 
+def test_unlearndiffatk_goes_through_the_timesteps_in_order(model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    predict = model.predict
+
+    def noted(x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        asked.append(int(t[0]))
+        return predict(x_t, t, cond)
+
+    monkeypatch.setattr(model, "predict", noted)
+    stand = stand_on(model, pictures=5)
+    for steps, t_min, expected in (
+        (100, 10, [t for t in range(10, 1000, 20) for _ in range(2)]),
+        (5, 10, [10, 210, 410, 610, 810]),
+        (5, 900, [900, 920, 940, 960, 980]),
+    ):
+        asked.clear()
+        rounds = UnlearnDiffAtk(tokens=1, steps=steps, t_min=t_min).rounds(stand, (0,), {})
+        for j, _ in enumerate(rounds):
+            assert asked == expected[: (j + 1) * steps // 5]
+
+
 def test_no_attack_says_start_or_end(model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     special = model.pipe.tokenizer.all_special_ids
     assert len(special) == 2 and set(words(model).tolist()) == set(range(len(model.vocabulary()))) - set(special)
@@ -224,6 +245,7 @@ def test_found_prompts_are_kept_as_ids(model: StableDiffusion) -> None:
 def test_wrong_budgets_are_refused(model: StableDiffusion) -> None:
     for attack, fields, said in (
         (UnlearnDiffAtk, {"steps": 0}, "steps must be positive, got 0"),
+        (UnlearnDiffAtk, {"t_min": 1000}, "t_min is a timestep from 0 to 999, got 1000"),
         (UnlearnDiffAtk, {"weight_decay": -1}, "weight_decay cannot be negative, got -1"),
         (RingABell, {"population": 1}, "population must be at least 2, got 1"),
         (RingABell, {"mutation": 1.5}, "mutation is a probability from 0 to 1, got 1.5"),

@@ -12,8 +12,6 @@ from erasure.families.base import DiffusionModel, sampling_of
 from eval.attacks._words import words
 from eval.attacks.base import Ask, Known, PromptAttack, Stand
 
-TIMES = range(10, 1000, 20)  # 50 timesteps, as in the authors' code
-
 
 @dataclass(frozen=True, kw_only=True)
 class UnlearnDiffAtk(PromptAttack):
@@ -30,11 +28,14 @@ class UnlearnDiffAtk(PromptAttack):
     steps: int = 2000  # gradient steps for every prompt
     lr: float = 0.01  # Adam's step size, in units of probability
     weight_decay: float = 0.1  # Adam's; it holds rows back from settling on a token
+    t_min: int = 10  # timesteps go from here to 990 by 20; a small budget is lost on low ones where the words matter least
 
     def __post_init__(self) -> None:
         for name in ("tokens", "steps", "lr"):
             if not getattr(self, name) > 0:
                 raise UserError(f"unlearndiffatk: {name} must be positive, got {getattr(self, name)}.")
+        if not 0 <= self.t_min < 1000:
+            raise UserError(f"unlearndiffatk: t_min is a timestep from 0 to 999, got {self.t_min}.")
         if self.weight_decay < 0:
             raise UserError(f"unlearndiffatk: weight_decay cannot be negative, got {self.weight_decay}; 0 turns it off.")
 
@@ -46,14 +47,14 @@ class UnlearnDiffAtk(PromptAttack):
         embeddings = model.vocabulary()[choice.to(model.device)]
         rows = torch.full((len(chunk), self.tokens, len(choice)), 1 / len(choice), device=model.device)
         adam = torch.optim.Adam([rows], lr=self.lr, weight_decay=self.weight_decay)
-        generators = [stand.generator(i) for i in chunk]
+        generators, times = [stand.generator(i) for i in chunk], range(self.t_min, 1000, 20)
         done = 0
         for j in range(stand.pictures):
             upto = (j + 1) * self.steps // stand.pictures
             model.use_attention(training=True)
             try:
                 for step in range(done, upto):
-                    t = TIMES[step * len(TIMES) // self.steps]
+                    t = times[step * len(times) // self.steps]
                     rows.grad = token_gradient(model, prompts, x_0, t, rows, embeddings, generators)
                     adam.step()
                     rows.copy_(on_simplex(rows))
