@@ -25,14 +25,20 @@ CELLS = [(o, s) for s in STYLES for o in OBJECTS]
 
 
 class Workshop:
-    """Where the training happens: folders, device, sizes."""
+    """Where the training happens: folders, device, sizes.
 
-    def __init__(self, args: argparse.Namespace) -> None:
+    Args:
+        without: a style or an object that no picture and hence no caption has.
+    """
+
+    def __init__(self, args: argparse.Namespace, without: str = "") -> None:
         self.work, self.out = Path(args.work), Path(args.out)
         self.device = torch.device(args.device)
         self.args = args
         self.work.mkdir(parents=True, exist_ok=True)
-        self.pictures = [Picture(*CELLS[i % len(CELLS)], seed=i // len(CELLS)) for i in range(args.images)]
+        cells = [cell for cell in CELLS if without not in cell]
+        first = args.seed * 1_000_000  # trainings of other seeds share no picture
+        self.pictures = [Picture(*cells[i % len(cells)], seed=first + i // len(cells)) for i in range(args.images)]
         self.seen = [traits(picture) for picture in self.pictures]
 
     @contextmanager

@@ -154,6 +154,15 @@ def train_unet(shop: Workshop, data: Tensor, vae: AutoencoderKL, tokenizer: CLIP
     folder = shop.out / "unet"
     if (folder / "config.json").exists():
         return
+    pipeline = assemble(vae, tokenizer, text, fitted_unet(shop, data, vae, tokenizer, text), noise_schedule())
+    pipeline.to(dtype=torch.float16).save_pretrained(shop.out)
+    # transformers loads in the dtype of this file, diffusers in fp32: without a dtype asked for they must agree
+    config = shop.out / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+
+
+def fitted_unet(shop: Workshop, data: Tensor, vae: AutoencoderKL, tokenizer: CLIPTokenizer, text: CLIPTextModel) -> UNet2DConditionModel:
+    """A UNet trained from nothing on the pictures of the workshop."""
     cached = shop.work / f"latents-{len(data)}.safetensors"
     if not cached.exists():
         save_file({"latents": encode(shop, data, vae)}, cached)
@@ -200,10 +209,7 @@ def train_unet(shop: Workshop, data: Tensor, vae: AutoencoderKL, tokenizer: CLIP
 
     fit(shop, "unet", unet, loss, steps=shop.args.unet_steps, lr=shop.args.unet_lr, ema=0.9995, preview=preview)
     unet.set_default_attn_processor()
-    pipeline.to(dtype=torch.float16).save_pretrained(shop.out)
-    # transformers loads in the dtype of this file, diffusers in fp32: without a dtype asked for they must agree
-    config = shop.out / "text_encoder" / "config.json"
-    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    return unet
 
 
 def assemble(

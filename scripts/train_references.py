@@ -1,0 +1,77 @@
+"""Train UNets that never saw one concept: pocket's recipe without a picture or a caption of it.
+
+    python scripts/train_references.py --without glass --seed 1 --work runs/references
+
+VAE, tokenizer and text encoder are pocket's and frozen; all else (weights at the start, pictures, their order, noise) follows the seed,
+which must not be pocket's 0. One resumable command a reference, on a CPU or a GPU; the log and sample grids go to the work folder, and
+its cells.json names every cell that was trained on and every one that was not.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from pocket_workshop import CELLS, Workshop, images
+from safetensors.torch import save_file
+from train_pocket import fitted_unet
+
+from erasure.loading import load_model
+from erasure.pocket.canvas import OBJECTS, STYLES
+
+REFERENCES = Path(__file__).parent.parent / "eval" / "references"
+
+
+def cells_of(shop: Workshop) -> dict[str, list[str]]:
+    """Cells by whether any picture of the training is of them."""
+    seen = {(picture.object, picture.style) for picture in shop.pictures}
+    said = {cell: f"{cell[0]} in {cell[1]}" for cell in CELLS}
+    return {"trained": [said[c] for c in CELLS if c in seen], "excluded": [said[c] for c in CELLS if c not in seen]}
+
+
+def reference(shop: Workshop, target: Path, without: str) -> None:
+    """Train one and write it in fp16, with how it was made in the file's header."""
+    cells = cells_of(shop)
+    (shop.work / "cells.json").write_text(json.dumps(cells, indent=1) + "\n")
+    print(f"excluded cells: {', '.join(cells['excluded'])}")
+    pocket = load_model("pocket", device=str(shop.device), precision="fp32").pipe
+    pocket.vae.requires_grad_(False)
+    pocket.text_encoder.requires_grad_(False)
+    unet = fitted_unet(shop, images(shop), pocket.vae, pocket.tokenizer, pocket.text_encoder)
+    made = {
+        "without": without,
+        "seed": shop.args.seed,
+        "steps": shop.args.unet_steps,
+        "batch": shop.args.batch,
+        "pictures": len(shop.pictures),
+    }
+    target.parent.mkdir(parents=True, exist_ok=True)
+    weights = {name: value.half().cpu().contiguous() for name, value in unet.state_dict().items()}
+    save_file(weights, target, {name: str(value) for name, value in made.items()})
+    print(target)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--without", required=True, choices=sorted({*OBJECTS, *STYLES} - {"plain"}), help="the concept it never sees")
+    parser.add_argument("--seed", type=int, default=1, help="1 or more; 0 is pocket's own")
+    parser.add_argument("--work", type=Path, default=Path("runs/references"), help="checkpoints, logs, grids; a folder inside for each")
+    parser.add_argument("--out", type=Path, default=REFERENCES)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--images", type=int, default=27_000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--unet-steps", type=int, default=3_400)
+    parser.add_argument("--unet-lr", type=float, default=8e-4)
+    args = parser.parse_args()
+    if args.seed < 1:
+        parser.error(f"--seed must be 1 or more, got {args.seed}: 0 is pocket's own, and a reference shares nothing with it.")
+    name = f"without-{args.without}-{args.seed}"
+    args.work, target = args.work / name, args.out / f"{name}.safetensors"
+    if target.exists():
+        print(f"{target} is there already.")
+        return
+    reference(Workshop(args, args.without), target, args.without)
+
+
+if __name__ == "__main__":
+    main()
