@@ -20,6 +20,7 @@ from eval.drift import kept_distance, picture_distances
 from eval.judges.base import MissingWeights
 from eval.judging import AXES, errors_of, judge, judges_of, lines
 from eval.oracle import divergences
+from eval.placing import gaps
 from eval.readers import Prompt
 from eval.samples import Attempt, attempts, draw
 from eval.siege import Siege, attacks_of, besiege, label
@@ -111,6 +112,7 @@ def audit(
     result = {
         "tier": plan.tier,
         **under_attack(counted(rows, plan.suite, plan.axis, plan.targets), attacks),
+        **({"gaps": gaps(rows, plan.axis, plan.targets, plan.suite.apart)} if how.oracles and plan.axis in judges else {}),
         "job": run.job,
         "attacks": attacks,
         "distance": kept_distance(plan.staying, out / "images"),

@@ -79,8 +79,10 @@ def _apart(rows: Sequence[Row], apart: Sequence[str]) -> dict[str, dict[str, int
     return found
 
 
-def paired(rows: Sequence[Row], axis: Axis, targets: Sequence[str], apart: Sequence[str]) -> dict[str, Any]:
-    """Model "erased" minus model "base" on the same cases and noise: difference of each rate, its interval, and McNemar's p."""
+def paired(
+    rows: Sequence[Row], axis: Axis, targets: Sequence[str], apart: Sequence[str], first: str = "base", second: str = "erased"
+) -> dict[str, Any]:
+    """The second model minus the first on the same cases and noise: difference of each rate, its interval, and McNemar's p."""
     cross = "object" if axis == "style" else "style"
     pairs = {(r["role"], r["variant"], r["style"], r["object"], r["index"], r["model"]): r for r in rows}
     keys = sorted({key[:-1] for key in pairs})
@@ -94,7 +96,7 @@ def paired(rows: Sequence[Row], axis: Axis, targets: Sequence[str], apart: Seque
     for name, (read, counts, success) in tests.items():
         table = [0, 0, 0, 0]
         for key in keys:
-            base, erased = pairs[*key, "base"], pairs[*key, "erased"]
+            base, erased = pairs[*key, first], pairs[*key, second]
             if counts(base):
                 table[2 * (not success(erased, read)) + (not success(base, read))] += 1
         both, erased_only, base_only, neither = table

@@ -5,10 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from eval.distances import distances
 from eval.features import extractor_of
+from eval.metrics.kid import KID
 from eval.metrics.picture_distance import PictureDistance
+from eval.placing import pairs
 from eval.samples import Attempt, batches
 
 
@@ -23,7 +26,7 @@ def kept_distance(kept: Sequence[Attempt], images: Path) -> dict[str, float]:
 def picture_distances(
     parts: Mapping[str, Sequence[Attempt]], models: Sequence[str], features: Mapping[str, Any], images: Path
 ) -> dict[str, Any]:
-    """FID, KID and CMMD of every model's pictures to the base's, for each part of the suite.
+    """FID, KID and CMMD of every model's pictures to the base's, for each part of the suite; and KID of the pairs that place an erasure.
 
     Args:
         features: the extractor, as a suite names it.
@@ -38,4 +41,18 @@ def picture_distances(
             name: torch.cat([extractor.features(pictures) for _, pictures in batches(chosen, images / name)]) for name in models if chosen
         }
         found["parts"][part] = {name: distances(seen["base"], seen[name], extractor.name) for name in seen if name != "base"}
+        for first, second in pairs(tuple(seen)):
+            between = {"first": first, "second": second, **kernel_distance(seen[first], seen[second])}
+            found.setdefault("between", {}).setdefault(part, []).append(between)
     return found
+
+
+def kernel_distance(first: Tensor, second: Tensor) -> dict[str, float | None]:
+    """KID of features of the same prompts and noise, no picture compared with its own twin; None for fewer than two pictures."""
+    if len(first) < 2:
+        return {"value": None, "low": None, "high": None}
+    metric = KID(paired=True)
+    metric.update(first, True)
+    metric.update(second, False)
+    value, low, high = metric.compute()
+    return {name: float(f"{v:.6g}") for name, v in (("value", value), ("low", low), ("high", high))}

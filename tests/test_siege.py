@@ -223,4 +223,17 @@ def test_an_oracle_is_a_third_model(big: StableDiffusion, edit: Edit, tmp_path: 
     assert found["target", "erased", "oracle"]["nats"]["mean"][0] > 0
     assert ("kept", "base", "erased") in found
     reported(tmp_path / "audit", plan.suite.gates, result)
-    assert [r["oracle"] for r in read_json(tmp_path / "audit/report.json")["rates"] if r["name"] == "UA"]
+    report = read_json(tmp_path / "audit/report.json")
+    assert [r["oracle"] for r in report["rates"] if r["name"] == "UA"]
+    assert {(p["reading"], p["prompts"]) for p in report["placing"]} >= {("UA", "target"), ("replaced", "target"), ("nats", "kept")}
+    assert all(p["way"] is None for p in report["placing"])  # the base has no way to go to itself
+    assert "How near to never having known" in (tmp_path / "audit/report.html").read_text()
+
+
+def test_an_edit_that_is_the_oracle_went_all_the_way(big: StableDiffusion, edit: Edit, tmp_path: Path) -> None:  # noqa: F811
+    plan = plan_of(edit, {})
+    result = audit(big, [edit], plan, tmp_path / "audit", How(oracles=(edit, edit)))
+    reported(tmp_path / "audit", plan.suite.gates, result)
+    places = read_json(tmp_path / "audit/report.json")["placing"]
+    (nats,) = [p for p in places if p["reading"] == "nats" and p["prompts"] == "target"]
+    assert nats["base"][0] > 0 and nats["erased"] == [0, 0, 0] == nats["floor"] and nats["way"] == 1

@@ -6,6 +6,7 @@ from typing import Any
 
 from erasure.errors import UserError
 from eval.gates import Gate, verdict
+from eval.placing import placed
 from eval.report.sentences import concept, conclusions, doubts, kept_by_label, sentence, skipped, threats
 from eval.statistics import Measured, rogan_gladen
 
@@ -48,6 +49,7 @@ def record(result: dict[str, Any], gates: Sequence[Gate]) -> dict[str, Any]:
         "distance_kept": result["distance"],
         "distances": result["distances"],
         "divergence": result["divergence"],
+        "placing": placed(result),
         "cost": [edit["cost"] for edit in result["edits"]],
         "detectors": result["judges"],
         "doubts": doubts(result),

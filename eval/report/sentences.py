@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from eval.gates import RATES
+from eval.placing import placed
+from eval.placing import said as where
 
 
 def concept(result: dict[str, Any]) -> str:
@@ -46,7 +48,7 @@ def conclusions(result: dict[str, Any]) -> list[str]:
     shown, was = gone["n"] - gone["k"], base["UA"]["n"] - base["UA"]["k"]
     asked = f"Asked for “{name}”, the erased model draws it in {shown} of {gone['n']} pictures, the base in {was}"
     said = f"{asked}, as the {result['axis']} judge reads them."
-    return [said, *_under_attack(result), *_lost(result)]
+    return [said, *_under_attack(result), *_lost(result), *where(placed(result))]
 
 
 def _under_attack(result: dict[str, Any]) -> list[str]:

@@ -1,0 +1,129 @@
+"""Where an erasure lies between its base and models that never saw the concept: reading by reading, each beside its floor.
+
+A reading is a distance of two models under the same prompts and noise. Against a model that never saw the concept it says how far an
+erased model still is from never having known; two such models apart from each other are the floor, which no erasure can be asked to beat.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from eval.counting import Row, paired
+from eval.statistics import Interval
+from eval.suites import Axis
+
+RESAMPLES = 2_000
+RATES = ("UA", "IRA", "CRA")
+WORDS = {
+    "UA": "UA, percentage points",
+    "IRA": "IRA, percentage points",
+    "CRA": "CRA, percentage points",
+    "replaced": "what is read in the concept's place, total variation",
+    "kid": "KID of pictures",
+    "nats": "denoiser divergence, nats per picture, mean of both ways",
+}
+Record = dict[str, Any]
+
+
+def pairs(models: Sequence[str]) -> list[tuple[str, str]]:
+    """Which models are compared: base and erased with every oracle, and the oracles with each other."""
+    oracles = [name for name in models if name.startswith("oracle")]
+    return [(name, oracle) for oracle in oracles for name in ("base", "erased")] + list(combinations(oracles, 2))
+
+
+def gaps(rows: Sequence[Row], axis: Axis, targets: Sequence[str], apart: Sequence[str]) -> list[Record]:
+    """Differences of rates (Newcombe, paired) and of what is read in the concept's place, for every pair of models that is compared."""
+    found = []
+    for first, second in pairs(tuple(dict.fromkeys(row["model"] for row in rows))):
+        tables = paired(rows, axis, targets, apart, first, second)
+        for rate in RATES:
+            if rate in tables:
+                value = [tables[rate][key] for key in ("estimate", "low", "high")]
+                found.append({"reading": rate, "first": first, "second": second, "value": value})
+        asked = [row for row in rows if row["role"] == "grid" and row[axis] in targets]
+        values = total_variation([r for r in asked if r["model"] == first], [r for r in asked if r["model"] == second], axis)
+        found.append({"reading": "replaced", "first": first, "second": second, "value": [round(value, 6) for value in values]})
+    return found
+
+
+def total_variation(first: Sequence[Row], second: Sequence[Row], axis: Axis, seed: int = 0) -> Interval:
+    """Half the sum of |p - q| over labels, p and q what a judge reads in pictures of two models.
+
+    The interval is a percentile bootstrap over prompts, which keeps the pictures of a prompt together. Finite counts bias it upwards, for
+    equal models too: read it beside the floor.
+    """
+    prompts = sorted({row["prompt"] for row in (*first, *second)})
+    labels = sorted({row["read"][axis]["label"] for row in (*first, *second)})
+    counts = []
+    for side in (first, second):
+        read = Counter((row["prompt"], row["read"][axis]["label"]) for row in side)
+        counts.append(np.array([[read[prompt, label] for label in labels] for prompt in prompts], dtype=float))
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)), size=RESAMPLES)
+    resampled = _variation(*(drawn @ side for side in counts))
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    return Interval(float(_variation(*(side.sum(0, keepdims=True) for side in counts))[0]), float(low), float(high))
+
+
+def _variation(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+    shares = [side / side.sum(1, keepdims=True).clip(min=1) for side in (p, q)]
+    return np.abs(shares[0] - shares[1]).sum(1) / 2
+
+
+def placed(result: Mapping[str, Any]) -> list[Record]:
+    """Every reading as base to oracle, erased to oracle, and oracle to oracle; empty without an oracle.
+
+    Several oracles are averaged, bounds as well: as wide as if all erred in one direction. `way` is the share of the distance from the
+    base to the floor that the erasure went: 1 where it lies as near as oracles lie to each other, below 0 where it went away from them.
+
+    Returns:
+        reading, words, prompts ("target" or "kept"), base, erased, floor (each value, low, high, or None) and way.
+    """
+    readings: dict[tuple[str, str], list[Record]] = {}
+    for gap in result.get("gaps", []):
+        part = "target" if gap["reading"] in ("UA", "replaced") else "kept"
+        scale = 100 if gap["reading"] in RATES else 1
+        readings.setdefault((gap["reading"], part), []).append({**gap, "value": [scale * value for value in gap["value"]]})
+    for part, found in result["distances"].get("between", {}).items():
+        for gap in found:
+            if gap["value"] is not None:
+                readings.setdefault(("kid", part), []).append({**gap, "value": [gap[key] for key in ("value", "low", "high")]})
+    for gap in result["divergence"]:
+        if "nats" in gap and gap["second"].startswith("oracle"):
+            readings.setdefault(("nats", gap["prompts"]), []).append({**gap, "value": gap["nats"]["mean"]})
+    order = sorted(readings, key=lambda key: (key[1] != "target", list(WORDS).index(key[0])))
+    return [_placed(*key, readings[key]) for key in order]
+
+
+def _placed(reading: str, part: str, found: Sequence[Record]) -> Record:
+    sides: dict[str, list[float] | None] = {}
+    for side in ("base", "erased", "floor"):
+        mine = [gap["value"] for gap in found if (gap["first"] if not gap["first"].startswith("oracle") else "floor") == side]
+        sides[side] = [float(f"{value:.6g}") for value in np.mean(mine, axis=0)] if mine else None
+    return {"reading": reading, "words": WORDS[reading], "prompts": part, **sides, "way": _way(sides)}
+
+
+def _way(sides: Mapping[str, Sequence[float] | None]) -> float | None:
+    """(d(base) - d(erased)) / (d(base) - floor); None where base and oracles are no further apart than oracles, so nothing was to go."""
+    base, erased = sides["base"], sides["erased"]
+    if base is None or erased is None:
+        return None
+    floor = abs((sides["floor"] or [0.0])[0])
+    if base[1] <= 0 <= base[2] or abs(base[0]) <= floor:
+        return None
+    return round((abs(base[0]) - abs(erased[0])) / (abs(base[0]) - floor), 4)
+
+
+def said(placing: Sequence[Record]) -> list[str]:
+    """One sentence: where the erasure lies on the concept's own prompts, by the reading that says most about pictures."""
+    for reading in ("kid", "nats", "UA"):
+        for place in placing:
+            if place["reading"] == reading and place["prompts"] == "target" and place["way"] is not None:
+                base, erased = (f"{abs(place[side][0]):.3g}" for side in ("base", "erased"))
+                floor = f", two such models {abs(place['floor'][0]):.3g} from each other" if place["floor"] else ""
+                lies = f"the erased model lies {erased} from models that never saw the concept, the base {base}{floor}"
+                return [f"By {place['words']}, {lies}: it went {100 * place['way']:.0f} % of the way."]
+    return []

@@ -1,0 +1,82 @@
+"""Where an erasure lies between its base and models that never saw the concept, on planted rows."""
+
+from typing import Any
+
+import pytest
+
+from eval.placing import gaps, pairs, placed, said, total_variation
+
+Row = dict[str, Any]
+
+
+def rows(model: str, read: dict[str, int], kept: int = 8, of: int = 10) -> list[Row]:
+    """Pictures that ask for neon and are read as planted, two prompts in turn; and ten of sketch, of which `kept` are read as asked."""
+    labels = [label for label, k in read.items() for _ in range(k)] + ["sketch"] * kept + ["none"] * (of - kept)
+    asked = ["neon"] * (len(labels) - of) + ["sketch"] * of
+    return [
+        {
+            "model": model,
+            "role": "grid",
+            "variant": "",
+            "prompt": f"{style} {i % 2}",
+            "style": style,
+            "object": "boat",
+            "index": i,
+            "read": {"style": {"label": label}, "object": {"label": "boat"}},
+        }
+        for i, (style, label) in enumerate(zip(asked, labels, strict=True))
+    ]
+
+
+def test_pairs_are_of_oracles() -> None:
+    assert pairs(("base", "erased")) == []
+    assert pairs(("base", "erased", "oracle")) == [("base", "oracle"), ("erased", "oracle")]
+    assert pairs(("base", "erased", "oracle", "oracle-2"))[-1] == ("oracle", "oracle-2")
+    assert len(pairs(("base", "erased", "oracle", "oracle-2"))) == 5
+
+
+def test_total_variation_is_half_the_sum_of_differences() -> None:
+    base, erased = rows("base", {"neon": 20}, of=0, kept=0), rows("erased", {"neon": 2, "sketch": 12, "glass": 6}, of=0, kept=0)
+    found = total_variation(base, erased, "style")
+    assert found.estimate == pytest.approx((abs(1 - 0.1) + 0.6 + 0.3) / 2)
+    assert found.low <= found.estimate <= found.high
+    assert total_variation(base, base, "style") == (0, 0, 0)
+
+
+def test_gaps_are_the_oracles_rate_minus_the_others() -> None:
+    models = rows("base", {"neon": 20}) + rows("erased", {"neon": 5, "sketch": 15}) + rows("oracle", {"sketch": 20}, kept=9)
+    found = {(gap["reading"], gap["first"]): gap["value"] for gap in gaps(models, "style", ["neon"], [])}
+    assert found["UA", "base"][0] == pytest.approx(1) and found["UA", "erased"][0] == pytest.approx(0.25)
+    assert found["IRA", "base"][0] == pytest.approx(0.1) and found["CRA", "base"][0] == 0
+    assert found["replaced", "erased"][0] == pytest.approx(0.25)
+    assert all(low <= value <= high for value, low, high in found.values())
+
+
+def result(base: float, erased: float, floor: float | None, spread: float = 0.01) -> dict[str, Any]:
+    def gap(first: str, second: str, value: float) -> dict[str, Any]:
+        return {"first": first, "second": second, "value": value, "low": value - spread, "high": value + spread}
+
+    between = [gap("base", "oracle", base), gap("erased", "oracle", erased)]
+    if floor is not None:
+        between += [gap("base", "oracle-2", base), gap("erased", "oracle-2", erased), gap("oracle", "oracle-2", floor)]
+    nats = {"prompts": "kept", "first": "base", "second": "erased", "n": 2, "nats": {"mean": [5.0, 4.0, 6.0]}}
+    return {"gaps": [], "distances": {"between": {"target": between}}, "divergence": [nats]}
+
+
+def test_the_way_ends_at_the_floor() -> None:
+    (place,) = placed(result(1.0, 0.2, 0.1))
+    assert place["base"] == pytest.approx([1.0, 0.99, 1.01]) and place["floor"] == pytest.approx([0.1, 0.09, 0.11])
+    assert place["way"] == pytest.approx((1.0 - 0.2) / (1.0 - 0.1), abs=1e-4)
+    assert "89 % of the way" in said([place])[0] and "0.1 from each other" in said([place])[0]
+    assert placed(result(1.0, 1.5, 0.1))[0]["way"] < 0
+    assert placed(result(1.0, 0.0, None))[0]["way"] == 1
+
+
+def test_where_base_and_oracles_do_not_differ_there_is_no_way() -> None:
+    (place,) = placed(result(0.005, 0.2, 0.0))
+    assert place["way"] is None and said([place]) == []
+    assert placed(result(0.1, 0.2, 0.3))[0]["way"] is None
+
+
+def test_without_an_oracle_nothing_is_placed() -> None:
+    assert placed({"distances": {}, "divergence": []}) == []
