@@ -21,7 +21,10 @@ def tab(studio: Studio) -> gr.Dropdown:
             edits = gr.Dropdown(known, value=known[-1:], multiselect=True, allow_custom_value=True, label="Edits", elem_id="audit-edits")
             suite = gr.Dropdown(suite_names(), value="pocket", label="Suite")
             tier = gr.Dropdown(
-                list(TIERS), value="smoke", label="Tier", info="smoke: a first look; standard: narrow intervals; full: narrower"
+                list(TIERS),
+                value="smoke",
+                label="Tier",
+                info="smoke: a first look; standard: narrow intervals; full: attacks too, most of an hour on two cores",
             )
             start = gr.Button("Audit", variant="primary", elem_id="audit")
             shown = gr.Dropdown(reports(studio), value=None, label="Report", allow_custom_value=True, elem_id="report-choice")
