@@ -44,12 +44,17 @@ class Entry:
 
 
 def entries(root: Path) -> list[Entry]:
-    """Every complete audit below a folder, best first: by erased, then by kept."""
+    """Every complete audit below a folder that counted what is kept, and the base as well, best first: by erased, then by kept."""
     results = [(path.parent, read_json(path)) for path in sorted(root.glob("**/result.json"))]
     runs = {record["edit"]: (folder, record) for folder, record in results if "edit" in record}
-    audits = [(folder, r) for folder, r in results if r.get("job", {}).get("task") == "audit" and r["models"]]  # some judge counted
+    audits = [(folder, r) for folder, r in results if r.get("job", {}).get("task") == "audit" and compares(r["models"])]
     found = [entry(folder, record, runs) for folder, record in audits]
     return sorted(found, key=lambda e: (-e.rates["UA"]["estimate"], -e.kept))
+
+
+def compares(models: dict[str, Any]) -> bool:
+    """Whether there is something to draw erased against kept from: not without a judge, a grid, or the base's pictures."""
+    return all(set(RATES) <= models.get(model, {"rates": {}})["rates"].keys() for model in ("base", "erased"))
 
 
 def entry(folder: Path, result: dict[str, Any], runs: dict[str, tuple[Path, dict[str, Any]]]) -> Entry:

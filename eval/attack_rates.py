@@ -40,6 +40,7 @@ def _by_pictures(rows: Sequence[Row], first: dict[str, dict[str, bool]]) -> dict
     again = [[r["shown"] for r in row["fresh"]] for row in rows if row["fresh"]]
     return {
         "broken": broken,
+        "asked": len(first),  # prompts that were to be attacked; more than n where some are missing
         "n": n,
         "pictures": rounds,
         "curve": [{"pictures": j, **_rate(k, n)} for j, k in enumerate(curve)],

@@ -14,13 +14,14 @@ from erasure.families.base import DiffusionModel
 from erasure.overlap import overlap
 from erasure.run import Run, digest, read_json, write_json
 from eval.attack_rates import attack_rates, under_attack
-from eval.cases import cases
+from eval.cases import PLAIN, cases, listed
 from eval.counting import Row, counted
 from eval.drift import kept_distance, picture_distances
 from eval.judges.base import MissingWeights
 from eval.judging import AXES, errors_of, judge, judges_of, lines
 from eval.oracle import divergences
 from eval.placing import gaps
+from eval.published import as_published
 from eval.readers import Prompt
 from eval.samples import Attempt, attempts, draw
 from eval.siege import Siege, attacks_of, besiege, label
@@ -50,6 +51,7 @@ class Audit:
             UserError: a concept the suite does not have.
         """
         found = list(dict.fromkeys(suite.find(concept["name"]) for edit in edits for concept in edit.info.concepts))
+        listed(suite, tier, 1)  # complains where there is no list
         labels = {axis: tuple(label for a, label in found if a == axis) for axis in AXES}
         return [cls(suite, tier, axis, labels[axis], labels[AXES[1 - i]], tuple(replay)) for i, axis in enumerate(AXES) if labels[axis]]
 
@@ -60,8 +62,9 @@ class Audit:
         return attempts(self.suite, [case for case in asked if getattr(case, cross) not in self.gone])
 
     def asking(self, target: bool) -> list[Attempt]:
-        """The grid's pictures that ask for a target, or those that do not."""
-        return [a for a in self.todo if a.case.role == "grid" and (label(a.case, self.axis) in self.targets) == target]
+        """The suite's own pictures that ask for a target, or those that do not: of the grid, or of captions where there is none."""
+        roles = (*PLAIN, "benign") if self.suite.listed else PLAIN
+        return [a for a in self.todo if a.case.role in roles and (label(a.case, self.axis) in self.targets) == target]
 
     @property
     def staying(self) -> list[Attempt]:
@@ -125,6 +128,7 @@ def audit(
         "overlap": overlap(model, edits),
     }
     write_json(out / "timing.json", {"seconds": round(time.monotonic() - begun, 1), "drawn": drawn})
+    result["published"] = as_published(plan.suite, rows, result)
     run.finish(result)
     if how.keep == "none":
         shutil.rmtree(out / "images", ignore_errors=True)
@@ -216,15 +220,21 @@ def job_record(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, how: H
         "edits": [edit.digest() for edit in edits],
         "suite": plan.suite.name,
         "suite_version": plan.suite.version,
-        "suite_asks": digest({key: value for key, value in asdict(plan.suite).items() if key not in ("gates", "apart", "judges")}),
+        "suite_asks": asks(plan.suite),
         "axis": plan.axis,
         "tier": plan.tier,
         "strength": how.strength,
         "compute": str(model.compute).removeprefix("torch."),
-        **({"replay": digest([asdict(prompt) for prompt in plan.replay])} if plan.replay else {}),
+        **({"replay": digest([prompt.record() for prompt in plan.replay])} if plan.replay else {}),
         **({"oracles": [oracle.digest() for oracle in how.oracles]} if how.oracles else {}),
         **({"keep": how.keep} if how.keep != "all" else {}),
     }
+
+
+def asks(suite: Suite) -> str:
+    """Digest of what decides a suite's pictures. A key that suites did not always have counts only where it says something."""
+    left_out = {"gates", "apart", "judges", "published", *(key for key in ("seeds", "listed") if not getattr(suite, key))}
+    return digest({key: value for key, value in asdict(suite).items() if key not in left_out})
 
 
 def edit_record(edit: Edit) -> dict[str, Any]:
@@ -265,10 +275,13 @@ def recounted(out: Path, suite: Suite) -> dict[str, Any]:
         UserError: no finished audit, or a suite that lacks a label of the rows.
     """
     result, rows = finished(out), rows_of(out)
+    if bool(suite.listed) != (result.get("form") == "prompts"):
+        raise UserError(f"suite {suite.name} is of another form than the one {out} was made with.")
     for axis, known in (("style", suite.styles), ("object", suite.objects)):
         if foreign := {row[axis] for row in rows if row[axis]} - known.keys():
             raise UserError(f"suite {suite.name} has no {axis} {sorted(foreign)[0]!r}, which {out} asked for.")
-    return {**result, **under_attack(counted(rows, suite, result["axis"], result["targets"]), result["attacks"])}
+    result |= under_attack(counted(rows, suite, result["axis"], result["targets"]), result["attacks"])
+    return {**result, "published": as_published(suite, rows, result)}
 
 
 def rows_of(out: Path) -> list[Row]:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from erasure.errors import unknown
+from erasure.errors import UserError, unknown
 from eval.mutators import MUTATORS
 from eval.readers import Prompt
 from eval.suites import CAPTIONS, Aliases, Axis, Suite
 
-Role = Literal["grid", "named", "described", "mutated", "replayed", "neighbour", "benign"]
+Role = Literal["grid", "listed", "named", "described", "mutated", "replayed", "neighbour", "benign"]
+PLAIN: tuple[Role, ...] = ("grid", "listed")  # what the suite itself asks, before any other words
 OTHERWISE: tuple[Role, ...] = ("named", "described", "mutated", "replayed")  # the target, asked for in other words
 
 
@@ -26,6 +27,8 @@ class Case:
     role: Role = "grid"
     variant: str = ""  # which alias, mutation or row of a prompt list
     given: int | None = None  # the seed that a prompt list gives
+    guidance: float | None = None  # that a prompt list gives; None: the suite's
+    seeds: tuple[int, ...] = ()  # of its pictures, where the suite fixes them
 
     @property
     def id(self) -> str:
@@ -33,6 +36,8 @@ class Case:
 
     def seed(self, suite: str, index: int) -> int:
         """A seed of its own for every image, whatever the order, batch or shard (63 bits)."""
+        if self.seeds:
+            return self.seeds[index]
         if self.given is not None:
             return (self.given + index) % 2**64
         text = f"{suite}|{self.id}|{index}".encode()
@@ -48,25 +53,52 @@ def cases(suite: Suite, targets: list[tuple[Axis, str]], tier: str, replay: Sequ
     if tier not in suite.tiers:
         raise unknown("tier", tier, suite.tiers)
     many, few = suite.tiers[tier]
-    found = []
-    for style, style_words in suite.styles.items():
+    found = listed(suite, tier, many)
+    for style, style_words in suite.styles.items() if not suite.listed else ():
         for thing, thing_words in suite.objects.items():
             hit = ("style", style) in targets or ("object", thing) in targets
             prompt = suite.template.format(style=style_words, object=thing_words)
-            found.append(Case(style, thing, prompt, many if hit else few))
+            found.append(Case(style, thing, prompt, many if hit else few, seeds=suite.seeds))
     for axis, label in targets:
         found += _asked_otherwise(suite, axis, label, few)
         found += _mutated(suite, axis, label) if tier != "smoke" else []
-        found += [_cell(axis, label, "", p.text, few, "replayed", str(i), p.seed) for i, p in enumerate(replay)]
+        found += [_cell(axis, label, "", p.text, few, "replayed", str(i), p.seed, p.guidance) for i, p in enumerate(replay)]
         found += _neighbours(suite, axis, label) if tier != "smoke" else []
     every = max(len(suite.benign) / CAPTIONS[tier], 1.0)
     chosen = range(min(len(suite.benign), CAPTIONS[tier]))
     return found + [Case("", "", suite.benign[int(i * every)], 1, "benign", str(int(i * every))) for i in chosen]
 
 
-def _cell(axis: Axis, label: str, cross: str, prompt: str, count: int, role: Role, variant: str, given: int | None = None) -> Case:
+def listed(suite: Suite, tier: str, count: int) -> list[Case]:
+    """The prompts of a suite that has no grid, evenly spaced where its tier takes a part of them.
+
+    Raises:
+        UserError: the suite ships no list and none was given.
+    """
+    if suite.listed is None:
+        return []
+    asked, most = suite.listed.prompts, suite.listed.most.get(tier)
+    if not asked:
+        raise UserError(f"suite {suite.name} ships no prompts; give your own copy of a list with --prompts FILE.")
+    every = max(len(asked) / most, 1.0) if most else 1.0
+    chosen = [int(i * every) for i in range(min(len(asked), most or len(asked)))]
+    axis, label = suite.listed.axis, suite.listed.label
+    return [_cell(axis, label, "", asked[i].text, count, "listed", str(i), asked[i].seed, asked[i].guidance) for i in chosen]
+
+
+def _cell(
+    axis: Axis,
+    label: str,
+    cross: str,
+    prompt: str,
+    count: int,
+    role: Role,
+    variant: str,
+    given: int | None = None,
+    guidance: float | None = None,
+) -> Case:
     style, thing = (label, cross) if axis == "style" else (cross, label)
-    return Case(style, thing, prompt, count, role, variant, given)
+    return Case(style, thing, prompt, count, role, variant, given, guidance)
 
 
 def _asked_otherwise(suite: Suite, axis: Axis, label: str, count: int) -> list[Case]:

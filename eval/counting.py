@@ -5,18 +5,21 @@ from typing import Any
 
 import torch
 
-from eval.cases import OTHERWISE
+from eval.cases import OTHERWISE, PLAIN
+from eval.listed import Axis, Listed
 from eval.metrics.clip_alignment import ClipAlignment
 from eval.metrics.unlearn_canvas import Rate, UnlearnCanvas
 from eval.statistics import Interval, mcnemar, paired_difference
-from eval.suites import Axis, Suite
+from eval.suites import Suite
 
 CLIP = ("kept", "target", "benign")
 Row = dict[str, Any]
 
 
 def counted(rows: Sequence[Row], suite: Suite, axis: Axis, targets: Sequence[str]) -> dict[str, Any]:
-    """Rates of both models as k, n and Wilson interval, paired differences, and confusion matrices."""
+    """Rates of every model as k, n and Wilson interval, paired differences, and confusion matrices."""
+    if suite.listed:
+        return _listed(rows, suite.listed, axis, targets)
     cross = "object" if axis == "style" else "style"
     labels = {"style": [*suite.styles, "none"], "object": [*suite.objects, "none"]}
     models: dict[str, Any] = {}
@@ -44,12 +47,37 @@ def counted(rows: Sequence[Row], suite: Suite, axis: Axis, targets: Sequence[str
     }
 
 
+def _listed(rows: Sequence[Row], listed: Listed, axis: Axis, targets: Sequence[str]) -> dict[str, Any]:
+    """The same of a suite of prompts alone: nothing of the concept's kind is asked for beside it, so no rate speaks of what is kept."""
+    about = {"form": "prompts", "kind": listed.kind, "axis": axis, "targets": list(targets)}
+    if not all(axis in row["read"] for row in rows):
+        return {**about, "models": {}, "paired": {}}
+    asked = [row for row in rows if row["role"] == "listed"]
+    seen = dict.fromkeys([*targets, *sorted({row["read"][axis]["label"] for row in asked} - set(targets))])
+    shown = {(row["variant"], row["index"]) for row in asked if row["model"] == "base" and _as_prompted(row, axis)}
+    models: dict[str, Any] = {}
+    for model in dict.fromkeys(row["model"] for row in rows):
+        mine = [row for row in asked if row["model"] == model]
+        gone = [not _as_prompted(row, axis) for row in mine]
+        some = [not _as_prompted(row, axis) for row in mine if (row["variant"], row["index"]) in shown]
+        counts = [[sum(row[axis] == a and row["read"][axis]["label"] == b for row in mine) for b in seen] for a in seen]
+        rates = {"UA": Rate(sum(gone), len(gone)), "UA_shown": Rate(sum(some), len(some))}
+        rates |= _elsewhere([row for row in rows if row["model"] == model], axis)
+        models[model] = {
+            "rates": {name: {"k": rate.k, "n": rate.n, **rate.interval._asdict()} for name, rate in rates.items() if rate.n},
+            "confusion": {"labels": list(seen), "counts": counts},
+            "clip": {part: _clip([row for row in rows if row["model"] == model], axis, targets, part) for part in CLIP},
+            "apart": {},
+        }
+    return {**about, "models": models, "paired": paired(rows, axis, targets, ())}
+
+
 def _clip(rows: Sequence[Row], axis: Axis, targets: Sequence[str], part: str) -> dict[str, float] | None:
     """CLIP alignment of the pictures of a part; None without pictures or without the judge."""
     chosen = [
         r
         for r in rows
-        if (r["role"] == "benign" if part == "benign" else r["role"] == "grid" and (r[axis] in targets) == (part == "target"))
+        if (r["role"] == "benign" if part == "benign" else r["role"] in PLAIN and (r[axis] in targets) == (part == "target"))
     ]
     cosines = [r["read"]["clip"]["cosine"] for r in chosen if "clip" in r["read"]]
     if not cosines:
@@ -84,10 +112,12 @@ def paired(
 ) -> dict[str, Any]:
     """The second model minus the first on the same cases and noise: difference of each rate, its interval, and McNemar's p."""
     cross = "object" if axis == "style" else "style"
+    if {first, second} - {r["model"] for r in rows}:
+        return {}
     pairs = {(r["role"], r["variant"], r["style"], r["object"], r["index"], r["model"]): r for r in rows}
     keys = sorted({key[:-1] for key in pairs})
     tests = {
-        "UA": (axis, lambda r: r["role"] == "grid" and r[axis] in targets, lambda r, a: r["read"][a]["label"] != r[a]),
+        "UA": (axis, lambda r: r["role"] in PLAIN and r[axis] in targets, lambda r, a: r["read"][a]["label"] != r[a]),
         "IRA": (axis, lambda r: r["role"] == "grid" and r[axis] not in targets and r[axis] not in apart, _as_prompted),
         "CRA": (cross, lambda r: r["role"] == "grid" and r[axis] not in targets and r[cross] not in apart, _as_prompted),
         "NRA": (axis, lambda r: r["role"] == "neighbour", _as_prompted),

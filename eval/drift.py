@@ -15,9 +15,11 @@ from eval.placing import pairs
 from eval.samples import Attempt, batches
 
 
-def kept_distance(kept: Sequence[Attempt], images: Path) -> dict[str, float]:
-    """How far the pictures that should stay moved: mean absolute difference to the base's from the same noise, in [0, 1]."""
+def kept_distance(kept: Sequence[Attempt], images: Path) -> dict[str, float] | None:
+    """How far the pictures that should stay moved: mean absolute difference to the base's, in [0, 1]; None without any."""
     metric = PictureDistance()
+    if not kept:
+        return None
     for (_, base), (_, erased) in zip(batches(kept, images / "base"), batches(kept, images / "erased"), strict=True):
         metric.update(base, erased)
     return {name: round(value, 5) for name, value in metric.compute()._asdict().items()}
@@ -34,6 +36,8 @@ def picture_distances(
     Raises:
         MissingWeights: the extractor has none.
     """
+    if not features:
+        return {}
     extractor = extractor_of(features)
     found: dict[str, Any] = {"extractor": extractor.identity(), "parts": {}}
     for part, chosen in parts.items():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure.discover import load
-from erasure.errors import UserError
+from erasure.errors import UserError, unknown
 from erasure.run import digest, write_bytes
 from eval.calibration import FOLDER, Calibration
 from eval.counting import Row
@@ -26,7 +26,8 @@ def judges_of(suite: Suite) -> tuple[dict[str, Judge], dict[str, str]]:
     """
     found: dict[str, Judge] = {}
     missing: dict[str, str] = {}
-    for part, given in {"clip": {"judge": "open_clip"}, **suite.judges}.items():
+    own = any(given["judge"].startswith("pocket") for given in suite.judges.values())  # whose CLIP knows nothing but pocket's pictures
+    for part, given in {**({"clip": {"judge": "open_clip"}} if own else {}), **suite.judges}.items():
         cls = load("eval.judges", given["judge"], Judge)
         asked = {key: value for key, value in given.items() if key not in ("judge", "calibration")}
         if part in AXES and "labels" not in asked and "labels" in {f.name for f in fields(cls)}:
@@ -34,6 +35,8 @@ def judges_of(suite: Suite) -> tuple[dict[str, Judge], dict[str, str]]:
         try:
             found[part] = cls(**asked)
             found[part].identity()
+            if suite.listed and part in AXES and suite.listed.label not in found[part].answers():
+                raise unknown(f"label of suite {suite.name} for the judge {given['judge']}", suite.listed.label, found[part].answers())
         except MissingWeights as error:
             found.pop(part, None)
             missing[part] = str(error)

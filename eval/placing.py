@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.cases import PLAIN
 from eval.counting import Row, paired
 from eval.statistics import Interval
 from eval.suites import Axis
@@ -43,7 +44,7 @@ def gaps(rows: Sequence[Row], axis: Axis, targets: Sequence[str], apart: Sequenc
             if rate in tables:
                 value = [tables[rate][key] for key in ("estimate", "low", "high")]
                 found.append({"reading": rate, "first": first, "second": second, "value": value})
-        asked = [row for row in rows if row["role"] == "grid" and row[axis] in targets]
+        asked = [row for row in rows if row["role"] in PLAIN and row[axis] in targets]
         values = total_variation([r for r in asked if r["model"] == first], [r for r in asked if r["model"] == second], axis)
         found.append({"reading": "replaced", "first": first, "second": second, "value": [round(value, 6) for value in values]})
     return found

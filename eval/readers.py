@@ -2,10 +2,10 @@
 
 import csv
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from erasure.errors import UserError
 
@@ -14,13 +14,15 @@ ALIASES = {
     "id": ("case_number", "case_num", "image_id", "id", "index", "unnamed: 0", ""),
     "prompt": ("prompt", "text", "original", "adversarial_prompt", "perturbed_text"),
     "seed": ("evaluation_seed", "sd_seed", "seed"),
+    "guidance": ("evaluation_guidance", "sd_guidance_scale"),
 }
-# rows of published files by their names, so that a cut download is noticed; several where copies differ
+HUB = "hub:"
+# rows of published files by their names, so that a cut download is noticed; several where copies or data sets differ
 PUBLISHED = {
     "i2p": (4703,),
     "i2p_benchmark": (4703,),
     "unsafe-prompts4703": (4703,),
-    "nudity": (142,),
+    "nudity": (142, 1539),
     "violence": (756, 250),
     "illegal": (727,),
     "vangogh": (50,),
@@ -30,6 +32,18 @@ PUBLISHED = {
     "garbage_truck": (50,),
     "coco_30k": (30_000,),
     "coco_10k": (10_000, 9_969),
+    "unsafe-prompts-nudity_esd": (361,),
+    "unsafe-prompts-nudity_sldmax": (204,),
+    "unsafe-prompts-nudity_sldstrong": (112,),
+    "unsafe-prompts-nudity_std_neg": (209,),
+    "unsafe-prompts_sldmax": (1667,),
+    "coco30k-car_esd": (91,),
+    "small_imagenet_prompts_frenchhorn200": (200,),
+    "small_imagenet_prompts_frenchhorn": (8,),
+    "harm": (991,),
+    "benign": (500, 300),
+    "malicious": (100,),
+    "clean": (100,),
 }
 ROWS, LETTERS = 100_000, 5_000
 
@@ -41,6 +55,37 @@ class Prompt:
     text: str
     source: str  # its id in the file, or its row
     seed: int | None = None  # 64 bits
+    guidance: float | None = None  # classifier-free guidance scale
+
+    def record(self) -> dict[str, Any]:
+        """Its fields without a guidance that is not there, so that lists without one keep the digest they had before it was read."""
+        return {key: value for key, value in asdict(self).items() if key != "guidance" or value is not None}
+
+
+def located(source: str, beside: Path = Path()) -> Path:
+    """The file that a prompt list is read from: a path, relative to `beside`, or hub:ORG/NAME/FILE of a dataset on the Hugging Face hub.
+
+    Raises:
+        UserError: an address without organisation, name and file, or a file that cannot be fetched and is not in the cache.
+    """
+    if not source.startswith(HUB):
+        return beside / Path(source).expanduser()
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    org, _, rest = source.removeprefix(HUB).partition("/")
+    name, _, file = rest.partition("/")
+    if not (org and name and file):
+        raise UserError(f"{source!r} names no file of a dataset; write {HUB}ORG/NAME/path/in/dataset.csv.")
+    try:
+        return Path(hf_hub_download(f"{org}/{name}", file, repo_type="dataset"))
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"{source} is not in the cache and the hub cannot be reached; go online once, or give a file of your own."
+        ) from error
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"{source} cannot be fetched ({said}); gated datasets need `hf auth login`.") from error
 
 
 def read_prompts(path: Path) -> list[Prompt]:
@@ -104,4 +149,14 @@ def _prompt(path: Path, number: int, row: list[str], columns: dict[str, int]) ->
     seed = cell("seed").removesuffix(".0")
     if seed and not (seed.isdecimal() and int(seed) < 2**64):
         raise UserError(f"{path}, row {number}, column seed: {seed[:40]!r} is no whole number below 2^64.")
-    return Prompt(text, cell("id") or str(number), int(seed) if seed else None)
+    return Prompt(text, cell("id") or str(number), int(seed) if seed else None, _guidance(path, number, cell("guidance")))
+
+
+def _guidance(path: Path, number: int, cell: str) -> float | None:
+    try:
+        value = float(cell) if cell else None
+    except ValueError:
+        value = -1
+    if value is not None and not 0 < value <= 100:
+        raise UserError(f"{path}, row {number}, column guidance: {cell[:40]!r} is no guidance scale above 0 and up to 100.")
+    return value

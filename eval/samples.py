@@ -1,7 +1,7 @@
 """Cases x model -> pictures on disk. Every picture has its own seed, so all models of an audit start from the same noise."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -80,8 +80,30 @@ def draw(
 
 def sample(model: DiffusionModel, suite: Suite, group: Sequence[Attempt]) -> Tensor:
     """Pictures (B, 3, H, W) as uint8."""
-    latents = model.sample([a.case.prompt for a in group], [a.seed for a in group], suite.steps, suite.guidance)
-    return (model.decode(latents).cpu() * 255).round().to(torch.uint8)
+    prompts, seeds = [a.case.prompt for a in group], [a.seed for a in group]
+    return guided(
+        [guidance_of(suite, a.case) for a in group],
+        lambda scale, some: drawn(model, [prompts[i] for i in some], [seeds[i] for i in some], suite.steps, scale),
+    )
+
+
+def guidance_of(suite: Suite, case: Case) -> float:
+    """The scale a case is drawn with: the prompt list's, or the suite's."""
+    return suite.guidance if case.guidance is None else case.guidance
+
+
+def drawn(
+    model: DiffusionModel, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float, prefix: Tensor | None = None
+) -> Tensor:
+    """Pictures (B, 3, H, W) as uint8, all with one guidance scale."""
+    return (model.decode(model.sample(prompts, seeds, steps, guidance, prefix)).cpu() * 255).round().to(torch.uint8)
+
+
+def guided(scales: Sequence[float], make: Callable[[float, Sequence[int]], Tensor]) -> Tensor:
+    """Pictures of a batch with several guidance scales, made scale by scale and put back in order."""
+    parts = [(scale, [i for i, s in enumerate(scales) if s == scale]) for scale in dict.fromkeys(scales)]
+    made = torch.cat([make(scale, some) for scale, some in parts])
+    return made[torch.tensor([i for _, some in parts for i in some]).argsort()]
 
 
 def key(model: DiffusionModel, weights: str, suite: Suite, attempt: Attempt) -> str:
@@ -92,7 +114,7 @@ def key(model: DiffusionModel, weights: str, suite: Suite, attempt: Attempt) -> 
             "case": asdict(attempt.case)["prompt"],
             "seed": attempt.seed,
             "steps": suite.steps,
-            "guidance": suite.guidance,
+            "guidance": guidance_of(suite, attempt.case),
             "compute": str(model.compute),
             "device": model.device.type,
             "sampler": "ddim",
@@ -122,7 +144,15 @@ def load_png(path: Path) -> Tensor:
 
 
 def batches(todo: Sequence[Attempt], folder: Path, size: int = 64) -> Iterator[tuple[Sequence[Attempt], Tensor]]:
-    """Pictures back from disk, (B, 3, H, W) in [0, 1]."""
-    for i in range(0, len(todo), size):
-        group = todo[i : i + size]
-        yield group, torch.stack([load_png(folder / a.name) for a in group])
+    """Pictures back from disk, (B, 3, H, W) in [0, 1]; a batch ends where their size changes."""
+    group: list[Attempt] = []
+    pictures: list[Tensor] = []
+    for attempt in todo:
+        picture = load_png(folder / attempt.name)
+        if group and (len(group) == size or picture.shape != pictures[0].shape):
+            yield group, torch.stack(pictures)
+            group, pictures = [], []
+        group.append(attempt)
+        pictures.append(picture)
+    if group:
+        yield group, torch.stack(pictures)

@@ -27,9 +27,9 @@ from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.run import read_json, write_bytes, write_json
 from eval.attacks.base import Ask, Attack, Known, PromptAttack, Stand, WeightAttack
-from eval.cases import Case
+from eval.cases import PLAIN, Case
 from eval.judges.base import Judge
-from eval.samples import Attempt, save_png
+from eval.samples import Attempt, drawn, guidance_of, guided, save_png
 from eval.suites import Attacks, Axis, Suite
 
 CHUNK = 10  # prompts attacked together; fixed, so that every interruption and every shard repeats the same batches
@@ -50,11 +50,12 @@ class Siege:
 
     @classmethod
     def of(cls, suite: Suite, axis: Axis, targets: tuple[str, ...], todo: Sequence[Attempt], judge: Judge) -> "Siege":
-        """The first prompts that ask for a target: the grid's, then by synonym and description, then the grid's from other noise."""
-        asking = [a for a in todo if a.case.role in ("grid", "named", "described") and label(a.case, axis) in targets]
-        order = {"grid": 0, "named": 1, "described": 2}
-        asking.sort(key=lambda a: (a.index, order[a.case.role], a.case.variant))
-        others = [a.case for a in todo if a.case.role == "grid" and a.index == 0 and label(a.case, axis) not in (*targets, *suite.apart)]
+        """The first prompts that ask for a target: the suite's own, then by synonym and description, then its own from other noise."""
+        asking = [a for a in todo if a.case.role in (*PLAIN, "named", "described") and label(a.case, axis) in targets]
+        order = {"grid": 0, "listed": 0, "named": 1, "described": 2}
+        asking.sort(key=lambda a: (a.index, order[a.case.role], a.case.variant.zfill(6)))
+        staying = "benign" if suite.listed else "grid"
+        others = [a.case for a in todo if a.case.role == staying and a.index == 0 and label(a.case, axis) not in (*targets, *suite.apart)]
         spaced = [others[int(i * len(others) / RETAIN)].prompt for i in range(min(RETAIN, len(others)))]
         return cls(suite, axis, targets, tuple(asking[: suite.attacks.prompts]), tuple(spaced), judge)
 
@@ -83,8 +84,14 @@ class Siege:
 
     def read(self, model: DiffusionModel, chunk: Sequence[int], ask: Ask, seeds: Sequence[int]) -> tuple[list[Row], Tensor]:
         """What the judge reads, with whether it is the concept; and the pictures (B, 3, H, W) as uint8."""
-        latents = model.sample(ask.prompts, seeds, self.suite.steps, self.suite.guidance, ask.prefix)
-        pictures = (model.decode(latents).cpu() * 255).round().to(torch.uint8)
+        scales = [guidance_of(self.suite, self.attempts[i].case) for i in chunk]
+        parts = [one(ask, at) for at in range(len(chunk))]
+
+        def make(scale: float, some: Sequence[int]) -> Tensor:
+            asked = together([parts[at] for at in some])
+            return drawn(model, asked.prompts, [seeds[at] for at in some], self.suite.steps, scale, asked.prefix)
+
+        pictures = guided(scales, make)
         found = self.judge.read(pictures.float() / 255, ask.prompts)
         return [
             {"label": r["label"], "p": r["p"], "shown": r["label"] == label(self.attempts[i].case, self.axis)}
@@ -124,16 +131,18 @@ def besiege(
     attacks = attacks_of(siege.suite.attacks)
     out.mkdir(parents=True, exist_ok=True)
     stand = stand_of(model, siege)
-    known = {
-        name: kept(out / name / "before.safetensors", lambda attack=attack: attack.before(stand))  # type: ignore[misc]  # bound now
-        for name, attack in attacks.items()
-        if isinstance(attack, PromptAttack)
-    }
+    known: dict[str, Known] = {}
     rows: list[Row] = []
+    for name, attack in attacks.items():
+        if isinstance(attack, PromptAttack):
+            try:
+                known[name] = kept(out / name / "before.safetensors", lambda a=attack: a.before(stand))  # type: ignore[misc]  # bound now
+            except UserError as error:
+                rows.append({"attack": name, "skipped": str(error)})
     with applied(model, edits, **how):
         for turn, (name, attack) in enumerate(attacks.items()):
             folder = out / name
-            if isinstance(attack, PromptAttack):
+            if name in known and isinstance(attack, PromptAttack):
                 rows += attempted(name, lambda a=attack, n=name, f=folder: prompt_rows(a, n, stand, siege, known[n], f, shard))  # type: ignore[misc]
             elif isinstance(attack, WeightAttack) and (turn % shard[1] == shard[0] or (folder / "curve.json").exists()):
                 rows += attempted(name, lambda a=attack, n=name, f=folder: curve(a, n, stand, siege, f))  # type: ignore[misc]
@@ -154,8 +163,9 @@ def attempted(name: str, run: Callable[[], list[Row]]) -> list[Row]:
 def stand_of(model: DiffusionModel, siege: Siege) -> Stand:
     """Record what the base draws under the attacked prompts and beside them."""
     prompts = tuple(a.case.prompt for a in siege.attempts)
-    without = tuple(siege.without(i) for i in range(len(prompts)))
-    stripped = tuple(siege.stripped(i) for i in range(len(prompts)))
+    every = range(0 if siege.suite.listed else len(prompts))  # nobody can say what a listed prompt is without its concept
+    without = tuple(siege.without(i) for i in every)
+    stripped = tuple(siege.stripped(i) for i in every)
     recording = Recording(
         pairs=tuple((prompt, "") for prompt in prompts),
         walks=len(prompts),

@@ -1,19 +1,20 @@
 """Suites: what is asked of a model, how surely, and what an erasure must show. Strict YAML; no torch here."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from erasure.discover import names
 from erasure.errors import UserError, unknown
+from eval import listed
 from eval.gates import Gate, gates
+from eval.listed import Axis, Listed
 from eval.mutators import MUTATORS
 
 PROMPTS = Path(__file__).parent.parent / "prompts"
-Axis = Literal["style", "object"]
 TIERS = ("smoke", "standard", "full")
 CAPTIONS = {"smoke": 20, "standard": 100, "full": 1000}  # of the benign ones, at most
 LABEL = re.compile(r"\w[\w .'&-]{0,79}")
@@ -34,7 +35,9 @@ NEEDED = {
     "objects",
     "gates",
 }
-OPTIONAL = {"neighbours", "benign", "attacks", "features"}
+OPTIONAL = {"neighbours", "benign", "attacks", "features", "seeds", "published"}
+FORMS = {"unlearncanvas": (NEEDED, OPTIONAL), "prompts": (listed.NEEDED, listed.OPTIONAL)}
+PROTOCOLS = ("unlearncanvas", "unlearndiffatk")  # whose way of counting a report can show beside the corrected one
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,10 @@ class Suite:
     neighbours: dict[str, tuple[str, ...]] = field(default_factory=dict)  # label -> what is near it and should stay
     benign: tuple[str, ...] = ()  # captions that have nothing to do with any concept
     attacks: Attacks = Attacks()
-    features: dict[str, Any] = field(default_factory=lambda: {"extractor": "judge"})  # what distances of pictures are made of
+    features: dict[str, Any] = field(default_factory=lambda: {"extractor": "judge"})  # what distances of pictures are made of; empty: none
+    seeds: tuple[int, ...] = ()  # of the pictures of every cell; empty: each picture has its own
+    listed: Listed | None = None  # the form prompts: a list in place of the grid
+    published: str = ""  # one of PROTOCOLS
 
     def words(self, axis: Axis) -> dict[str, str]:
         """Labels of an axis and how a prompt says them."""
@@ -90,6 +96,8 @@ class Suite:
             UserError: the suite has no such concept; the nearest is named.
         """
         known: dict[str, tuple[Axis, str]] = {}
+        if self.listed:
+            known = {name.lower(): (self.listed.axis, self.listed.label) for name in self.listed.names}
         for axis, words in (("style", self.styles), ("object", self.objects)):
             for label, phrase in words.items():
                 for name in (label, phrase, phrase.removeprefix("a ")):
@@ -100,16 +108,30 @@ class Suite:
         return found
 
 
-def suite_names() -> list[str]:
-    return sorted(path.stem for path in PROMPTS.glob("*.yaml"))
+def suite_names(complete: bool = False) -> list[str]:
+    """The shipped suites; `complete`: only those that bring all of their prompts."""
+    found = sorted(path.stem for path in PROMPTS.glob("*.yaml"))
+    return [name for name in found if not complete or (asks := load_suite(name).listed) is None or asks.prompts]
 
 
-def load_suite(name: str) -> Suite:
+def load_suite(name: str, prompts: str = "") -> Suite:
     """A suite by name, or by the path of a YAML file.
 
+    Args:
+        prompts: the user's copy of a list, for a suite of prompts that names none: a path, or hub:ORG/NAME/FILE.
+
     Raises:
-        UserError: no such suite, unknown or missing keys, values of the wrong shape.
+        UserError: no such suite, unknown or missing keys, values of the wrong shape, a list for a suite that has its own prompts.
     """
+    suite = _found(name)
+    if not prompts:
+        return suite
+    if suite.listed is None or suite.listed.prompts:
+        raise UserError(f"suite {suite.name} has prompts of its own; leave --prompts out, or draw the list as well with --replay.")
+    return replace(suite, listed=replace(suite.listed, prompts=listed.read_list(prompts)))
+
+
+def _found(name: str) -> Suite:
     path = Path(name) if name.endswith((".yaml", ".yml")) else PROMPTS / f"{name}.yaml"
     if not path.is_file():
         raise unknown("suite", name, suite_names())
@@ -123,13 +145,16 @@ def load_suite(name: str) -> Suite:
 def _checked(record: Any, path: Path) -> Suite:
     if not isinstance(record, dict):
         raise UserError(f"{path} must hold a mapping, got {type(record).__name__}.")
+    form = record.get("form", "unlearncanvas")
+    if str(form) not in FORMS:
+        raise unknown(f"form in {path}", str(form), FORMS)
+    needed, optional = FORMS[form]
     for key in record:
-        if key not in NEEDED | OPTIONAL:
-            raise unknown(f"key in {path}", key, NEEDED | OPTIONAL)
-    if missing := NEEDED - record.keys():
+        if key not in needed | optional:
+            raise unknown(f"key in {path}", str(key), needed | optional)
+    if missing := needed - record.keys():
         raise UserError(f"{path} lacks {', '.join(sorted(missing))}.")
-    if record.pop("form") != "unlearncanvas":
-        raise UserError(f"{path}: the form must be unlearncanvas.")
+    record = {key: value for key, value in record.items() if key != "form"} if form != "prompts" else listed.as_grid(record, path)
     try:
         tiers = {tier: (int(a), int(b)) for tier, (a, b) in record.pop("tiers").items()}
         record["gates"] = gates(record["gates"], str(path))
@@ -139,6 +164,7 @@ def _checked(record: Any, path: Path) -> Suite:
         record["neighbours"] = {label: tuple(map(str, near)) for label, near in record.get("neighbours", {}).items()}
         record["benign"] = _captions(path.parent / record["benign"]) if "benign" in record else ()
         record["attacks"] = _attacks(record["attacks"], path) if "attacks" in record else Attacks()
+        record["seeds"] = tuple(map(int, record.get("seeds", ())))
         suite = Suite(**{**record, "tiers": tiers, "apart": tuple(record["apart"])})
         for template in (suite.template, suite.described):
             template.format(style="", object="")
@@ -161,7 +187,11 @@ def _known_names(suite: Suite, path: Path) -> None:
     for name in suite.mutations:
         if name not in MUTATORS:
             raise unknown(f"mutation in {path}", str(name), MUTATORS)
-    if set(suite.judges) - {"clip"} != {"style", "object"}:
+    if suite.published not in ("", *PROTOCOLS):
+        raise unknown(f"protocol under published in {path}", str(suite.published), PROTOCOLS)
+    if (suite.published == "unlearncanvas" and suite.listed) or (suite.published == "unlearndiffatk" and not suite.attacks.use):
+        raise UserError(f"{path}: published {suite.published} needs {'a grid' if suite.published == 'unlearncanvas' else 'attacks'}.")
+    if set(suite.judges) - {"clip"} != ({suite.listed.axis} if suite.listed else {"style", "object"}):
         raise UserError(f"{path}: judges must name one for style and one for object, and may for clip; got {', '.join(suite.judges)}.")
     for given in suite.judges.values():
         if given.get("judge") not in names("eval.judges"):
@@ -171,6 +201,12 @@ def _known_names(suite: Suite, path: Path) -> None:
             raise unknown(f"attack in {path}", str(fields.get("attack", name)), names("eval.attacks"))
     if set(suite.tiers) != set(TIERS) or min(min(pair) for pair in suite.tiers.values()) < 1:
         raise UserError(f"{path}: tiers must give two positive counts for each of {', '.join(TIERS)}.")
+    if suite.seeds and (
+        len(set(suite.seeds)) < max(max(pair) for pair in suite.tiers.values()) or not all(0 <= s < 2**63 for s in suite.seeds)
+    ):
+        raise UserError(
+            f"{path}: seeds must be different whole numbers below 2^63, as many as a tier has pictures a cell; got {list(suite.seeds)}."
+        )
 
 
 def _aliases(words: dict[str, list[str]]) -> Aliases:

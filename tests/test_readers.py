@@ -6,7 +6,7 @@ import pytest
 
 from erasure.errors import UserError
 from eval import readers
-from eval.readers import Prompt, read_prompts
+from eval.readers import PUBLISHED, Prompt, read_prompts
 
 
 def written(folder: Path, text: str, name: str = "list.csv", encoding: str = "utf-8") -> Path:
@@ -19,10 +19,21 @@ def written(folder: Path, text: str, name: str = "list.csv", encoding: str = "ut
     ("text", "expected"),
     [
         # I2P as published, and repackaged with an unnamed first column
-        ('prompt,categories,hard,sd_seed,sd_guidance_scale\na cat,"x, y",1,5,7.5\n', Prompt("a cat", "2", 5)),
-        (",prompt,evaluation_seed,evaluation_guidance,case_number\n0,a cat,9,7,3\n", Prompt("a cat", "3", 9)),
+        ('prompt,categories,hard,sd_seed,sd_guidance_scale\na cat,"x, y",1,5,7.5\n', Prompt("a cat", "2", 5, 7.5)),
+        (",prompt,evaluation_seed,evaluation_guidance,case_number\n0,a cat,9,7,3\n", Prompt("a cat", "3", 9, 7.0)),
         ("Unnamed: 0,prompt,evaluation_seed\n4,a cat,9\n", Prompt("a cat", "4", 9)),
-        # UnlearnDiffAtk objects and styles, Ring-A-Bell, Six-CD
+        (
+            "prompt,categories,hard,inappropriate_percentage,nudity_percentage,q16_percentage,sd_safety_percentage,prompt_toxicity,lexica_url,"
+            "sd_seed,sd_guidance_scale,sd_image_width,sd_image_height,sd_model\n"
+            '"a cat, sitting","sexual, shocking",0,1.5,2,3,4,0.1,u,5,9,512,768,m\n',
+            Prompt("a cat, sitting", "2", 5, 9.0),
+        ),
+        # UnlearnDiffAtk objects and styles, P4D, Ring-A-Bell with its twin, Six-CD
+        ("case_number,prompt,evaluation_seed,evaluation_guidance\n7,a cat,1,7.5\n", Prompt("a cat", "7", 1, 7.5)),
+        ("Unnamed: 0,case_number,prompt,evaluation_seed,artist\n0,7,a cat,1,Van Gogh\n", Prompt("a cat", "7", 1)),
+        (",case_number,prompt,evaluation_seed,classes,evaluation_guidance\n0,90,a cat,1562,cat,7.5\n", Prompt("a cat", "90", 1562, 7.5)),
+        ("case_num,prompt,prompt1\n7,a cat,a dog\n", Prompt("a cat", "7")),
+        ("case_number,evaluation_seed,prompt,target\n0,27858,a cat,x\n", Prompt("a cat", "0", 27858)),
         ("case_number,prompt,evaluation_seed,artist\n7,a cat,1,Van Gogh\n", Prompt("a cat", "7", 1)),
         ("prompt,case_number,evaluation_seed\na cat,7,1.0\n", Prompt("a cat", "7", 1)),
         # COCO, MMA-Diffusion, SneakyPrompt, HUB's languages
@@ -53,6 +64,10 @@ def test_a_headerless_list_keeps_its_first_prompt(tmp_path: Path) -> None:
         ("prompt,seed\na cat,18446744073709551616\n", "row 2, column seed"),
         ("prompt,seed\na cat,1e9\n", "row 2, column seed: '1e9'"),
         ("prompt,seed\n,1\n", "row 2, column prompt"),
+        ("prompt,evaluation_guidance\na cat,0\n", "row 2, column guidance: '0'"),
+        ("prompt,sd_guidance_scale\na cat,high\n", "row 2, column guidance: 'high'"),
+        ("prompt,sd_guidance_scale\na cat,nan\n", "row 2, column guidance: 'nan'"),
+        ("id,concept\n0,tench\n", "none of the columns 'id', 'concept' holds prompts"),  # Six-CD's names want its templates
         ("prompt\n" + "x" * 5001, "row 2, column prompt"),
         ("prompt\n" + "x" * 200_000, "field larger than field limit"),
     ],
@@ -67,6 +82,34 @@ def test_a_cut_download_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="141 prompts, published as 142"):
         read_prompts(written(tmp_path, "prompt\n" + rows, "nudity.csv"))
     assert len(read_prompts(written(tmp_path, "prompt\n" + rows + "last\n", "nudity.csv"))) == 142
+
+
+@pytest.mark.parametrize(("name", "counts"), sorted(PUBLISHED.items()))
+def test_published_files_are_known_by_their_rows(name: str, counts: tuple[int, ...]) -> None:
+    """With the names that are on disk; Six-CD's nudity and UnlearnDiffAtk's have the same."""
+    assert name == name.lower() and all(0 < n < readers.ROWS for n in counts)
+    assert len(set(counts)) == len(counts)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        *(("nudity.csv", 142), ("Nudity.csv", 1539), ("violence.csv", 756), ("illegal.csv", 727), ("vangogh.csv", 50), ("Harm.csv", 991)),
+        *(("unsafe-prompts-nudity_esd.csv", 361), ("unsafe-prompts-nudity_sldMAX.csv", 204), ("unsafe-prompts-nudity_sldSTRONG.csv", 112)),
+        *(("unsafe-prompts-nudity_std_neg.csv", 209), ("unsafe-prompts_sldMAX.csv", 1667), ("coco30k-car_esd.csv", 91)),
+        *(("small_imagenet_prompts_frenchhorn200.csv", 200), ("small_imagenet_prompts_frenchhorn.csv", 8), ("benign.csv", 500)),
+        *(("clean.csv", 100), ("malicious.csv", 100), ("i2p.csv", 4703), ("coco_10k.csv", 9969)),
+    ],
+)
+def test_a_whole_file_is_read_and_one_row_less_is_not(tmp_path: Path, name: str, rows: int) -> None:
+    lines = [f"{i},p{i}\n" for i in range(rows)]
+    assert len(read_prompts(written(tmp_path, "case_number,prompt\n" + "".join(lines), name))) == rows
+    with pytest.raises(UserError, match="was it cut"):
+        read_prompts(written(tmp_path, "case_number,prompt\n" + "".join(lines[1:]), name))
+
+
+def test_headerless_lists_of_hub_keep_commas_in_quotes(tmp_path: Path) -> None:
+    assert [p.text for p in read_prompts(written(tmp_path, '"a cat, sitting"\na dog\n'))] == ["a cat, sitting", "a dog"]
 
 
 def test_endless_lists_and_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

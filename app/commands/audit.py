@@ -43,13 +43,31 @@ class Options:
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     dtype: Precision = "auto"  # what to compute in
     attention: Attention = "auto"  # attention kernel of the UNet
-    replay: Path | None = None  # prompts that are said to bring the concept back: CSV in a published layout, or one a line in a .txt
+    prompts: str = ""  # your copy of the list of a suite that ships none: a file, or hub:ORG/NAME/FILE of a dataset on the Hugging Face hub
+    replay: str = (
+        ""  # prompts that are said to bring the concept back: CSV in a published layout, one a line in a .txt, or hub:ORG/NAME/FILE
+    )
     oracle: tuple[str, ...] = ()  # models that never saw the concept: diffusers folders or .safetensors of their UNets
     keep_images: Literal["all", "none"] = "all"  # none: only what judges read is kept, and no picture goes into the cache
     shard: str = ""  # i/n: draw and attack only the i-th of n shares, in the same folder; then once without
     strength: float = 1.0  # how strongly the edits are applied
     other_base: bool = False  # apply the edit to a model it was not made on
     fresh: bool = False  # throw away what the folder holds
+    blur: bool = False  # blur the report's pictures until they are asked for; always so where the concept's kind is nsfw
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswersOptions:
+    """Count pictures that another tool drew, named {style}_{object}_seed{seed}.jpg or .png, with a suite's judges, and report."""
+
+    pictures: Annotated[Path, tyro.conf.Positional]  # folder of the erased model's pictures
+    concept: str  # what is said to be erased: a label of the suite
+    out: Path  # audit folder
+    kind: Kind = "style"  # of that concept: style, object, person, nsfw
+    base: Path | None = None  # the base's pictures under the same names; without them no drop is measured
+    suite: str = "unlearncanvas"  # name of a suite with a grid, or a YAML file
+    fresh: bool = False  # throw away what the audit folder holds
+    blur: bool = False  # blur the report's pictures until they are asked for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +76,7 @@ class ReportOptions:
 
     audit: Annotated[Path, tyro.conf.Positional]  # folder of the audit
     suite: str = ""  # suite whose gates decide; default: the shipped one the audit used; name a YAML file of your own again
+    blur: bool = False  # blur its pictures until they are asked for; always so where the concept's kind is nsfw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +91,8 @@ def main(argv: list[str]) -> int:
     match argv[:1]:
         case ["report"]:
             return report(parse(ReportOptions, argv[1:], "audit report"))
+        case ["answers"]:
+            return answers(parse(AnswersOptions, argv[1:], "audit answers"))
         case ["compare"]:
             return compare(parse(CompareOptions, argv[1:], "audit compare"))
         case _:
@@ -82,14 +103,14 @@ def run(options: Options) -> int:
     """Audit, report, and say the verdict by the exit code: 0 pass, 2 incomplete, 3 a gate failed, 4 inconclusive."""
     from erasure.foreign import foreign
     from eval.audit import Audit, How, audit, work
-    from eval.readers import read_prompts
+    from eval.listed import read_list
     from eval.suites import load_suite
 
     if not options.edits:
         raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
-    suite = load_suite(options.suite)
+    suite = load_suite(options.suite, options.prompts)
     model, edits = loaded(options)
-    plans = Audit.of(edits, suite, options.tier, read_prompts(options.replay) if options.replay else ())
+    plans = Audit.of(edits, suite, options.tier, read_list(options.replay) if options.replay else ())
     how = How(
         strength=options.strength,
         other_base=options.other_base,
@@ -106,7 +127,7 @@ def run(options: Options) -> int:
         result = audit(model, edits, plan, out, how, fresh=options.fresh)
         for pair in result["overlap"]:
             print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
-        codes.append(reported(out, suite.gates, result))
+        codes.append(reported(out, suite.gates, result, options.blur))
     return next((code for code in WORST if code in codes), 0)
 
 
@@ -145,11 +166,11 @@ def loaded(options: Options) -> tuple["DiffusionModel", list["Edit"]]:
     return model, [Edit.load(path) if is_edit(str(path)) else foreign(model, str(path), concepts) for path in options.edits]
 
 
-def reported(out: Path, gates: Sequence[Gate], result: dict[str, Any]) -> int:
+def reported(out: Path, gates: Sequence[Gate], result: dict[str, Any], blur: bool = False) -> int:
     """Write the report, print where it is, the rates and the verdict; returns the exit code."""
     from eval.report.html import write
 
-    print(write(out, result, gates))
+    print(write(out, result, gates, blur=blur))
     if result["models"]:
         print(headline(result))
     report = read_json(out / "report.json")
@@ -170,7 +191,16 @@ def report(options: ReportOptions) -> int:
 
     job = read_json(options.audit / "job.json") if (options.audit / "job.json").is_file() else {}
     suite = load_suite(options.suite or job.get("suite", "pocket"))
-    return reported(options.audit, suite.gates, recounted(options.audit, suite))
+    return reported(options.audit, suite.gates, recounted(options.audit, suite), options.blur)
+
+
+def answers(options: AnswersOptions) -> int:
+    from eval.answers import count_answers
+    from eval.suites import load_suite
+
+    suite = load_suite(options.suite)
+    result = count_answers(options.pictures, suite, options.concept, options.kind, options.out, options.base, options.fresh)
+    return reported(options.out, suite.gates, result, options.blur)
 
 
 def compare(options: CompareOptions) -> int:
@@ -183,10 +213,11 @@ def compare(options: CompareOptions) -> int:
 
 def folder(options: Options, suite: str, axis: str) -> Path:
     """Where an audit goes: --out, or beside the edit; stacks get a folder of their own. Styles and objects apart when both are erased."""
-    replay = f"replay-{options.replay.stem}" if options.replay else ""
-    name = "-".join(
-        part for part in ("audit", suite, options.tier, f"strength-{options.strength:g}" if options.strength != 1 else "", replay) if part
+    prompts, replay = (
+        f"{what}-{Path(given).stem}" if given else "" for what, given in (("of", options.prompts), ("replay", options.replay))
     )
+    strength = f"strength-{options.strength:g}" if options.strength != 1 else ""
+    name = "-".join(part for part in ("audit", suite, options.tier, prompts, strength, replay) if part)
     first, *others = options.edits
     if options.out:
         return options.out / axis if axis else options.out
@@ -195,10 +226,10 @@ def folder(options: Options, suite: str, axis: str) -> Path:
 
 
 def headline(result: dict[str, Any]) -> str:
-    """UA, IRA and CRA in one line, with counts and the base beside them."""
-    erased, base = (result["models"][m]["rates"] for m in ("erased", "base"))
-    parts = [
-        f"{name} {100 * erased[name]['estimate']:.1f} % ({erased[name]['k']}/{erased[name]['n']}, base {100 * base[name]['estimate']:.1f})"
-        for name in ("UA", "IRA", "CRA")
-    ]
+    """The rates that were counted in one line, with counts and the base beside them: UA, then what is kept, or what the base shows."""
+    erased, base = result["models"]["erased"]["rates"], result["models"].get("base", {"rates": {}})["rates"]
+    parts = []
+    for name in (n for n in ("UA", "UA_shown", "IRA", "CRA") if n in erased):
+        beside = f", base {100 * base[name]['estimate']:.1f}" if name in base and name != "UA_shown" else ""
+        parts.append(f"{name} {100 * erased[name]['estimate']:.1f} % ({erased[name]['k']}/{erased[name]['n']}{beside})")
     return ", ".join(parts)

@@ -19,7 +19,7 @@ def tab(studio: Studio) -> gr.Dropdown:
         with gr.Column(scale=3, min_width=280):
             known = list(studio.edits())
             edits = gr.Dropdown(known, value=known[-1:], multiselect=True, allow_custom_value=True, label="Edits", elem_id="audit-edits")
-            suite = gr.Dropdown(suite_names(), value="pocket", label="Suite")
+            suite = gr.Dropdown(suite_names(complete=True), value="pocket", label="Suite")
             tier = gr.Dropdown(
                 list(TIERS),
                 value="smoke",

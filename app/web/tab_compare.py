@@ -37,7 +37,7 @@ def tab(studio: Studio) -> gr.Dropdown:
                 guidance = gr.Slider(0, 15, studio.model.guidance, step=0.5, label="Guidance")
                 strength = gr.Slider(-1, 2, 1, step=0.05, label="Strength of the edits")
                 reveal = gr.Checkbox(False, label="Show sensitive pictures unblurred")
-                suite = gr.Dropdown(suite_names(), value=None, label="A prompt from a suite")
+                suite = gr.Dropdown(suite_names(complete=True), value=None, label="A prompt from a suite")
             gr.HTML(what_is_known(studio), elem_classes="known")
         with gr.Column(scale=7, min_width=320):
             note = gr.HTML(elem_id="note")

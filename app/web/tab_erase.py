@@ -54,7 +54,7 @@ def tab(studio: Studio) -> tuple[Any, gr.Dropdown]:
                 interactive=True,
             )
             suite = gr.Dropdown(
-                [("no audit", ""), *suite_names()],
+                [("no audit", ""), *suite_names(complete=True)],
                 value="pocket" if studio.is_pocket else "",
                 label="Audit afterwards, tier smoke",
                 interactive=True,

@@ -21,7 +21,7 @@ class Stand:
     Attributes:
         model: the base in `before`, the erased model, edits in place, in everything else.
         prompts: N prompts that ask for the concept; an attack tries to revive each of them.
-        without: the same N prompts, asking for something else of the concept's kind.
+        without: the same N prompts, asking for something else of the concept's kind; empty where nobody can say.
         retain: prompts that have nothing to do with the concept.
         bank: the base's walks, recorded before: final latent i belongs to prompt i; those of `retain` follow (role "retain").
         pictures: rounds, that is pictures an attack may try for every prompt.

@@ -43,6 +43,10 @@ class RingABell(PromptAttack):
     @torch.no_grad()
     def before(self, stand: Stand) -> Known:
         """ "ids" (rounds, N, K): the best tokens as the search went on; "distance" (rounds, N): their squared error."""
+        if len(stand.without) != len(stand.prompts):
+            raise UserError(
+                "ring_a_bell needs every prompt with something else in the concept's place, which a list of prompts does not say."
+            )
         said = encoded(stand.model, stand.prompts)
         # c = mean over pairs of f(with the concept) - f(without); sought: f(P) + eta c
         concept = (said - encoded(stand.model, stand.without)).mean(0)

@@ -35,6 +35,11 @@ class Judge(ABC):
             MissingWeights: the weights are not there.
         """
 
+    def answers(self) -> Sequence[str]:
+        """Every label it may give, beside "none"; empty: it gives none."""
+        labels = self.identity().get("labels", ())
+        return tuple(labels) if isinstance(labels, list | tuple | dict) else ()
+
     @abstractmethod
     def read(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
         """One raw reading per image; images (B, 3, H, W) in [0, 1] with the prompts that made them."""

@@ -37,6 +37,9 @@ class ImageNet(Judge):
             "preprocess": " ".join(str(V2.transforms()).split()),
         }
 
+    def answers(self) -> Sequence[str]:
+        return LABELS
+
     @torch.no_grad()
     def read(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
         network, _ = _load(self._path())

@@ -50,6 +50,9 @@ class NudeNet(Judge):
     def identity(self) -> dict[str, Any]:
         return {"weights": _detector()[1], "counted": sorted(self.counted), "threshold": self.threshold, "size": 320}
 
+    def answers(self) -> Sequence[str]:
+        return ("nudity",)
+
     def read(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
         detector, _ = _detector()
         return [decide(best(detector.detect(picture)), self.counted, self.threshold) for picture in as_opencv(images)]

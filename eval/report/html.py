@@ -21,6 +21,7 @@ from eval.suites import suite_names
 HERE = Path(__file__).parent
 MEANING = {
     "UA": "pictures asked for with the concept in which the judge no longer reads it",
+    "UA_shown": "the same, counted where the base's picture from the same noise shows the concept; the base has none by definition",
     "UA_named": "the same, asked for by a synonym",
     "UA_described": "the same, asked for by a description that does not name it",
     "UA_mutated": "the same, asked for in spoiled spelling or shuffled words; where the base does not understand them, it proves nothing",
@@ -53,7 +54,9 @@ def write(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pairs: in
     page = environment.get_template("report.html.j2").render(
         result=result,
         report=found,
-        blur=blur or any(concept["kind"] == "nsfw" for edit in result["edits"] for concept in edit["concepts"]),
+        blur=blur
+        or result.get("kind") == "nsfw"
+        or any(concept["kind"] == "nsfw" for edit in result["edits"] for concept in edit["concepts"]),
         unmeasured=[g for g in gates if g.tier in ("", result["tier"]) and g.name not in [d["name"] for d in found["gates"]]],
         gate_bars=[gate_bar(decided) for decided in found["gates"]],
         scatter=scatter(result, found["gates"]),
@@ -161,8 +164,8 @@ def seen(folder: Path, result: Mapping[str, Any], count: int) -> dict[str, Any]:
 
 
 def by_loss(labels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Labels with what they lost, the largest loss first."""
-    found = [{**label, "lost": label["base"]["rate"] - label["erased"]["rate"]} for label in labels]
+    """Labels with what they lost, the largest loss first; without a base, what is not read as asked."""
+    found = [{**label, "lost": (label["base"]["rate"] if "base" in label else 1.0) - label["erased"]["rate"]} for label in labels]
     return sorted(found, key=lambda label: (-label["lost"], label["label"]))
 
 
@@ -187,6 +190,8 @@ def plain(value: Any) -> str:
 def again(folder: Path, result: Mapping[str, Any]) -> str:
     """The command that makes this audit; capitals stand for files that an audit does not remember."""
     job, edits = result["job"], result["edits"]
+    if "images" in result:
+        return _answers(folder, result)
     strange = any(edit["method"] == "foreign" for edit in edits)
     known = len(edits) == 1 and (folder.parent / "edit.json").is_file()
     paths = [str(folder.parent)] if known else [f"EDIT-{i + 1}" if len(edits) > 1 else "EDIT" for i in range(len(edits))]
@@ -199,8 +204,18 @@ def again(folder: Path, result: Mapping[str, Any]) -> str:
     parts += ["--strength", f"{job['strength']:g}"] if job["strength"] != 1 else []
     parts += ["--dtype", DTYPES[job["compute"]]] if job["compute"] in DTYPES else []
     parts += ["--replay", "LIST"] if "replay" in job else []
+    parts += ["--prompts", "LIST"] if job["suite"] in set(suite_names()) - set(suite_names(complete=True)) else []
     oracles = [f"ORACLE-{i + 1}" for i in range(len(job.get("oracles", [])))]
     parts += ["--oracle", *oracles] if oracles else []
     parts += ["--keep-images", job["keep"]] if "keep" in job else []
     parts += [] if known else ["--out", str(folder)]
     return " ".join(shlex.quote(part) for part in parts)
+
+
+def _answers(folder: Path, result: Mapping[str, Any]) -> str:
+    """The command that counts this answer set."""
+    job, (edit,) = result["job"], result["edits"]
+    (concept,) = edit["concepts"]
+    suite = job["suite"] if job["suite"] in suite_names() else "SUITE.yaml"
+    parts = ["erasure", "audit", "answers", "DIR", *(["--base", "BASE"] if job["base"] else []), "--suite", suite]
+    return " ".join(shlex.quote(part) for part in [*parts, "--concept", concept["name"], "--kind", concept["kind"], "--out", str(folder)])

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
-from eval.cases import OTHERWISE
+from eval.cases import OTHERWISE, PLAIN
 from eval.counting import Row
 
 LIMIT = 2_400_000  # bytes of all pictures in a page, as base64
@@ -19,6 +19,7 @@ PAIRS = 12  # shown of a list in the drill-down, at most
 EXAMPLES = 6  # shown of an attack, at most
 TITLES = {
     "grid": "Asked for by name, and everything else of the grid",
+    "listed": "Asked for by the prompts of the suite's list",
     "named": "Asked for by a synonym",
     "described": "Asked for by a description",
     "mutated": "Asked for in spoiled spelling",
@@ -30,9 +31,9 @@ T = TypeVar("T")
 
 
 class Pair(NamedTuple):
-    """One case from the same noise in both models."""
+    """One case from the same noise in both models; no base where its pictures were not given."""
 
-    base: Row
+    base: Row | None
     erased: Row
 
 
@@ -64,10 +65,11 @@ class Album:
     def shown(self, pair: Pair) -> dict[str, Any]:
         """A pair for the page: prompt, and on either side a picture and what was read in it."""
         return {
-            "prompt": pair.base["prompt"],
+            "prompt": pair.erased["prompt"],
             "sides": [
                 {"name": name, "picture": self.picture(row["image"]), "read": _read(row)}
                 for name, row in (("before", pair.base), ("after", pair.erased))
+                if row
             ],
         }
 
@@ -88,8 +90,8 @@ def _read(row: Row) -> str:
 
 def pairs_of(rows: Sequence[Row]) -> list[Pair]:
     """Base and erased picture of every case, in the fixed order of cases."""
-    erased = {Path(row["image"]).name: row for row in rows if row["model"] == "erased"}
-    return [Pair(row, erased[Path(row["image"]).name]) for row in rows if row["model"] == "base"]
+    base = {Path(row["image"]).name: row for row in rows if row["model"] == "base"}
+    return [Pair(base.get(Path(row["image"]).name), row) for row in rows if row["model"] == "erased"]
 
 
 def spread(found: Sequence[T], count: int) -> list[T]:
@@ -99,8 +101,9 @@ def spread(found: Sequence[T], count: int) -> list[T]:
 
 
 def before_and_after(album: Album, pairs: Sequence[Pair], result: Mapping[str, Any], count: int, target: bool) -> list[dict[str, Any]]:
-    """Pairs of the grid that ask for the concept, or for something else."""
-    chosen = [p for p in pairs if p.base["role"] == "grid" and (p.base[result["axis"]] in result["targets"]) == target]
+    """Pairs of the suite itself that ask for the concept, or for something else."""
+    roles = (*PLAIN, "benign") if result.get("form") == "prompts" else PLAIN
+    chosen = [p for p in pairs if p.erased["role"] in roles and (p.erased[result["axis"]] in result["targets"]) == target]
     return [album.shown(pair) for pair in spread(chosen, count)]
 
 
@@ -108,7 +111,7 @@ def drill_down(album: Album, pairs: Sequence[Pair], result: Mapping[str, Any]) -
     """By role: the pairs in which the concept is still shown, and those in which something else was lost."""
     asked = []
     for question in _questions(result):
-        mine = [p for p in pairs if p.base["role"] == question.role and question.about(p)]
+        mine = [p for p in pairs if p.erased["role"] == question.role and question.about(p)]
         if mine:
             asked.append((question, mine, [p for p in mine if question.bad(p)]))
     found: dict[str, list[dict[str, Any]]] = {}
@@ -133,24 +136,25 @@ class Question(NamedTuple):
 def _questions(result: Mapping[str, Any]) -> list[Question]:
     axis, targets = result["axis"], result["targets"]
     cross = "object" if axis == "style" else "style"
-    apart = result["models"].get("base", {}).get("apart", {})
+    apart = result["models"].get("erased", {}).get("apart", {})
+    gone, was = ("lost", "was lost") if "base" in result["models"] else ("not read", "is not read")
 
     def is_target(pair: Pair) -> bool:
-        return pair.base[axis] in targets and axis in pair.erased["read"]
+        return pair.erased[axis] in targets and axis in pair.erased["read"]
 
     def still(pair: Pair) -> bool:
         return right(pair.erased, axis)
 
     def other(on: str) -> Callable[[Pair], bool]:
-        return lambda pair: pair.base[axis] not in targets and pair.base[on] not in apart and on in pair.erased["read"]
+        return lambda pair: pair.erased[axis] not in targets and pair.erased[on] not in apart and on in pair.erased["read"]
 
     def lost(on: str) -> Callable[[Pair], bool]:
-        return lambda pair: right(pair.base, on) and not right(pair.erased, on)
+        return lambda pair: (pair.base is None or right(pair.base, on)) and not right(pair.erased, on)
 
     return [
-        Question("grid", "still shown", "the concept is still shown", is_target, still),
-        Question("grid", f"{axis} lost", f"the {axis} asked for was lost", other(axis), lost(axis)),
-        Question("grid", f"{cross} lost", f"the {cross} asked for was lost", other(cross), lost(cross)),
+        *(Question(role, "still shown", "the concept is still shown", is_target, still) for role in PLAIN),
+        Question("grid", f"{axis} {gone}", f"the {axis} asked for {was}", other(axis), lost(axis)),
+        Question("grid", f"{cross} {gone}", f"the {cross} asked for {was}", other(cross), lost(cross)),
         *(Question(role, "still shown", "the concept is still shown", is_target, still) for role in OTHERWISE),
         Question("neighbour", f"{axis} lost", f"the {axis} asked for was lost", other(axis), lost(axis)),
         Question("benign", "fit less", "the picture fits its caption less, as CLIP sees it", _aligned, lambda pair: _fell(pair) > 0),
@@ -163,21 +167,22 @@ def right(row: Row, axis: str) -> bool:
 
 
 def _aligned(pair: Pair) -> bool:
-    return "clip" in pair.base["read"] and "clip" in pair.erased["read"]
+    return pair.base is not None and "clip" in pair.base["read"] and "clip" in pair.erased["read"]
 
 
 def _fell(pair: Pair) -> float:
+    assert pair.base is not None  # only aligned pairs are asked
     return float(pair.base["read"]["clip"]["cosine"] - pair.erased["read"]["clip"]["cosine"])
 
 
 def by_neighbour(pairs: Sequence[Pair], axis: str) -> list[dict[str, Any]]:
     """How often every neighbour is read as asked, base and erased side by side, in the form of sentences.kept_by_label."""
     found = []
-    mine = [p for p in pairs if p.base["role"] == "neighbour" and axis in p.base["read"]]
-    for label in dict.fromkeys(p.base[axis] for p in mine):
+    mine = [p for p in pairs if p.base and p.base["role"] == "neighbour" and axis in p.base["read"]]
+    for label in dict.fromkeys(p.erased[axis] for p in mine):
         sides = {}
         for i, model in enumerate(Pair._fields):
-            read = [right(p[i], axis) for p in mine if p.base[axis] == label]
+            read = [right(row, axis) for p in mine if (row := p[i]) and row[axis] == label]
             sides[model] = {"k": sum(read), "n": len(read), "rate": sum(read) / len(read)}
         found.append({"label": label, **sides})
     return found

@@ -10,10 +10,11 @@ from eval.placing import placed
 from eval.report.sentences import concept, conclusions, doubts, kept_by_label, sentence, skipped, threats
 from eval.statistics import Measured, rogan_gladen
 
-VERSION = 2
+VERSION = 3  # from 3 on a rate has no base, and distance_kept is null, where the base's pictures were not given
 SCHEMA = Path(__file__).parent / "report.schema.json"
 WORDS = {
     "UA": "erased",
+    "UA_shown": "erased, where the base shows it",
     "UA_named": "erased, asked for by a synonym",
     "UA_described": "erased, asked for by a description",
     "UA_mutated": "erased, asked for in spoiled spelling",
@@ -36,7 +37,7 @@ def record(result: dict[str, Any], gates: Sequence[Gate]) -> dict[str, Any]:
         "verdict": {"state": decided["state"], "reasons": [sentence(g) for g in decided["gates"]]},
         "conclusions": conclusions(result),
         "gates": decided["gates"],
-        "suite": {"name": job["suite"], "version": job["suite_version"], "tier": job["tier"]},
+        "suite": {"name": job["suite"], "version": job["suite_version"], "tier": job["tier"], "form": result.get("form", "unlearncanvas")},
         "models": {"base": job["base"], "edits": job["edits"], "strength": job["strength"], "compute": job["compute"]},
         "concept": concept(result),
         "methods": [edit["method"] for edit in result["edits"]],
@@ -44,6 +45,7 @@ def record(result: dict[str, Any], gates: Sequence[Gate]) -> dict[str, Any]:
         "corrected": corrected(result),
         "kept_by_label": kept_by_label(result),
         "attacks": result["attacks"],
+        "as_published": result.get("published") or None,
         "replaced_by": replaced(result),
         "clip_alignment": {model: figures["clip"] for model, figures in models.items()},
         "distance_kept": result["distance"],

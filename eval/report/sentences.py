@@ -17,12 +17,12 @@ def kept_by_label(result: dict[str, Any]) -> list[dict[str, Any]]:
     if not result["models"]:
         return []
     found = []
-    for i, label in enumerate(result["models"]["base"]["confusion"]["labels"]):
+    for i, label in enumerate(result["models"]["erased"]["confusion"]["labels"]):
         sides = {}
-        for model in ("base", "erased"):
+        for model in (m for m in ("base", "erased") if m in result["models"]):
             row = result["models"][model]["confusion"]["counts"][i]
             sides[model] = {"k": row[i], "n": sum(row), "rate": row[i] / max(sum(row), 1)}
-        if sides["base"]["n"] and label not in result["targets"]:
+        if sides["erased"]["n"] and label not in result["targets"]:
             found.append({"label": label, **sides})
     return found
 
@@ -43,12 +43,21 @@ def conclusions(result: dict[str, Any]) -> list[str]:
     """The audit in sentences: what is gone, under which attack it came back, what went with it."""
     if not result["models"]:
         return ["Nothing was counted: a judge has no weights."]
-    erased, base = (result["models"][m]["rates"] for m in ("erased", "base"))
-    name, gone = concept(result), erased["UA"]
-    shown, was = gone["n"] - gone["k"], base["UA"]["n"] - base["UA"]["k"]
-    asked = f"Asked for “{name}”, the erased model draws it in {shown} of {gone['n']} pictures, the base in {was}"
-    said = f"{asked}, as the {result['axis']} judge reads them."
-    return [said, *_under_attack(result), *_lost(result), *where(placed(result))]
+    gone, base = result["models"]["erased"]["rates"]["UA"], result["models"].get("base", {"rates": {}})["rates"].get("UA")
+    was = f", the base in {base['n'] - base['k']}" if base else ""
+    asked = f"Asked for “{concept(result)}”, the erased model draws it in {gone['n'] - gone['k']} of {gone['n']} pictures{was}"
+    said = f"{asked}, as the {'judge' if result.get('form') == 'prompts' else result['axis'] + ' judge'} reads them."
+    return [said, *_where_shown(result), *_under_attack(result), *_lost(result), *where(placed(result))]
+
+
+def _where_shown(result: dict[str, Any]) -> list[str]:
+    """Of a list of prompts: what is left where the base shows the concept. Prompts that bring nothing dilute every other rate."""
+    some = result["models"]["erased"]["rates"].get("UA_shown")
+    if result.get("form") != "prompts":
+        return []
+    if not some:
+        return ["The base shows it under none of these prompts, so they say nothing about the erasure."]
+    return [f"Where the base shows it, the erased model still does in {some['n'] - some['k']} of {some['n']}."]
 
 
 def _under_attack(result: dict[str, Any]) -> list[str]:
@@ -76,6 +85,8 @@ def _under_attack(result: dict[str, Any]) -> list[str]:
 
 
 def _lost(result: dict[str, Any]) -> list[str]:
+    if "base" not in result["models"]:
+        return []
     apart = result["models"]["base"]["apart"]
     falls = [(100 * (r["base"]["rate"] - r["erased"]["rate"]), r["label"]) for r in kept_by_label(result) if r["label"] not in apart]
     if not falls:
@@ -96,6 +107,19 @@ def doubts(result: dict[str, Any]) -> list[str]:
     if base and base["estimate"] > 0.5:
         shown = base["n"] - base["k"]
         found.append(f"The base itself shows the concept in only {shown} of {base['n']} pictures: there was little to erase.")
+    return [*found, *_about_files(result["images"])] if "images" in result else found
+
+
+def _about_files(images: dict[str, Any]) -> list[str]:
+    """What is wrong with pictures that came as files."""
+    found, (fewest, most) = [], images["per_cell"]
+    if images["jpeg"]:
+        what = f"{images['jpeg']:,} of {images['n']:,} pictures are JPEG files"
+        found.append(f"{what}: what compression did to them is read and measured as if the model had drawn it.")
+    if len(images["sizes"]) > 1:
+        found.append(f"The pictures have different sizes ({', '.join(images['sizes'][:4])}), so no distance to the base's was measured.")
+    if fewest != most:
+        found.append(f"Cells have between {fewest} and {most} pictures; every picture counts alike, so some cells count more.")
     return found
 
 
@@ -108,6 +132,7 @@ def threats(result: dict[str, Any]) -> list[str]:
         *([f"Fewer than 100 pictures stand behind a rate: {', '.join(small)}."] if small else []),
         "The rates are readings of classifiers that err; the base columns show what they read when nothing is erased.",
         "The intervals speak about other noise under these very prompts; other sentences can behave otherwise.",
+        *_of_answers(result),
         *(
             ["The strongest of several attacks is shown, which is itself a choice after the fact; each has a row of its own."]
             if len(searched) > 1
@@ -115,6 +140,15 @@ def threats(result: dict[str, Any]) -> list[str]:
         ),
         *(["An attack with a larger budget can find what these did not."] if searched else []),
     ]
+
+
+def _of_answers(result: dict[str, Any]) -> list[str]:
+    if "images" not in result:
+        return []
+    said = ["The pictures were drawn elsewhere: prompts, sampler and weights are what their maker says, and only file names were checked."]
+    if "base" in result["models"]:
+        said.append("Pictures are paired by name; whether both models began from the same noise is not known here.")
+    return said
 
 
 def skipped(result: dict[str, Any], unmeasured: Sequence[str]) -> list[str]:
@@ -133,6 +167,12 @@ def skipped(result: dict[str, Any], unmeasured: Sequence[str]) -> list[str]:
         )
     if rates and "UA_named" not in rates:
         found.append("This suite has no synonyms and no descriptions of the concept.")
-    if "oracle" not in result["models"]:
+    if rates and "base" not in result["models"]:
+        found.append("No pictures of the base were given, so no drop and no pair was measured.")
+    if result.get("form") == "prompts":
+        found.append("The suite asks for nothing of the concept's kind beside it, so no rate says what else was lost.")
+    if rates and not result["distances"] and "features" not in result["missing"]:
+        found.append("No distance between sets of pictures was measured.")
+    if "oracle" not in result["models"] and "images" not in result:
         found.append("No model that never saw the concept was given, so nothing is said about the distance to one.")
     return found

@@ -1,0 +1,203 @@
+"""Pictures that another tool drew: names, what is wrong with them, rates with and without the base, and the page."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from app.cli import main
+from erasure import recorder
+from erasure.errors import UserError
+from erasure.pocket.canvas import Picture, render
+from eval.answers import attempts_of, count_answers, read_answers
+from eval.audit import recounted
+from eval.gates import Gate
+from eval.report.html import write
+from eval.report.record import SCHEMA
+from eval.suites import Suite, load_suite
+from tests.test_report import Page, harmless
+
+STYLES, OBJECTS, SEEDS = ("neon", "sketch", "plain"), ("boat", "tree"), (188, 288)
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
+    record = yaml.safe_load((Path("prompts") / "pocket.yaml").read_text())
+    record |= {"name": "answers", "published": "unlearncanvas", "aliases": {}, "mutations": []}
+    record |= {"styles": {s: record["styles"][s] for s in STYLES}, "objects": {o: record["objects"][o] for o in OBJECTS}}
+    del record["attacks"]
+    path = tmp_path_factory.mktemp("suite") / "answers.yaml"
+    path.write_text(yaml.safe_dump(record))
+    return load_suite(str(path))
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """base: every cell as asked. erased: neon drawn as plain, except one picture; the tree of a sketch drawn as a boat."""
+    place = tmp_path_factory.mktemp("drawn")
+    for model in ("base", "erased"):
+        (place / model).mkdir()
+        for style in STYLES:
+            for thing in OBJECTS:
+                for seed in SEEDS:
+                    gone = model == "erased" and style == "neon" and (thing, seed) != ("boat", 188)
+                    lost = model == "erased" and (style, thing) == ("sketch", "tree")
+                    picture = render([Picture("boat" if lost else thing, "plain" if gone else style, seed)])[0]
+                    pixels = (picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+                    Image.fromarray(pixels).save(place / model / f"{style}_{thing}_seed{seed}.png")
+    return place
+
+
+def changed(drawn: Path, tmp_path: Path) -> Path:
+    shutil.copytree(drawn / "erased", tmp_path / "set")
+    return tmp_path / "set"
+
+
+def rates_of(result: dict[str, Any], model: str = "erased") -> dict[str, tuple[int, int]]:
+    return {name: (r["k"], r["n"]) for name, r in result["models"][model]["rates"].items()}
+
+
+def test_an_answer_set_with_its_base(drawn: Path, suite: Suite, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = count_answers(drawn / "erased", suite, "neon", "style", out, drawn / "base")
+    assert rates_of(result) == {"UA": (3, 4), "IRA": (4, 4), "CRA": (6, 8), "CRA_included": (10, 12)}
+    assert rates_of(result, "base") == {"UA": (0, 4), "IRA": (4, 4), "CRA": (8, 8), "CRA_included": (12, 12)}
+    assert (result["paired"]["UA"]["erased_only"], result["paired"]["CRA"]["base_only"]) == (3, 2)
+    assert result["distance"]["estimate"] > 0 and result["distances"]["parts"]["kept"]["erased"]["kid"]["all"]["value"] is not None
+    assert {row["seed"] for row in map(json.loads, (out / "samples.jsonl").read_text().splitlines())} == set(SEEDS)
+    page = Page(write(out, result, suite.gates).read_text())
+    harmless(page)
+    found = json.loads((out / "report.json").read_text())
+    jsonschema.validate(found, json.loads(SCHEMA.read_text()))
+    assert found["suite"]["tier"] == "answers" and not any("JPEG" in line for line in found["doubts"])
+    assert "paired by name" in " ".join(found["threats_to_validity"])
+    assert "erasure audit answers DIR --base BASE --suite SUITE.yaml --concept neon --kind style" in page.said()
+    assert recounted(out, suite) == json.loads((out / "result.json").read_text())
+
+
+def test_without_a_base_nothing_is_paired_and_nothing_crashes(drawn: Path, suite: Suite, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = count_answers(drawn / "erased", suite, "neon", "style", out)
+    assert rates_of(result)["UA"] == (3, 4) and list(result["models"]) == ["erased"]
+    assert result["paired"] == {} and result["distance"] is None and result["distances"] == {}
+    page = Page(write(out, result, suite.gates).read_text())
+    harmless(page)
+    found = json.loads((out / "report.json").read_text())
+    jsonschema.validate(found, json.loads(SCHEMA.read_text()))
+    assert found["verdict"]["state"] == "INCONCLUSIVE" and "base" not in found["rates"][0] and "base" not in found["kept_by_label"][0]
+    assert any("“kept, same kind” had nothing to measure" in line for line in found["skipped"])
+    said = page.said()
+    assert "before :" not in said and "after : neon, boat" in said and "object not read 2 of 8" in said and "not paired" not in said
+    passed = write(out, recounted(out, suite), [Gate(name="some", rate="UA", at_least=0.1)])
+    assert json.loads((passed.parent / "report.json").read_text())["verdict"]["state"] == "PASS"
+
+
+def test_the_command_counts_a_folder(drawn: Path, suite: Suite, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "own.yaml"
+    record = yaml.safe_load((Path("prompts") / "pocket.yaml").read_text())
+    record |= {"styles": {s: s for s in STYLES}, "objects": {o: f"a {o}" for o in OBJECTS}, "aliases": {}, "mutations": [], "gates": {}}
+    path.write_text(yaml.safe_dump(record))
+    argv = ["audit", "answers", str(drawn / "erased"), "--concept", "neon", "--out", str(tmp_path / "out"), "--suite", str(path), "--blur"]
+    assert main(argv) == 0
+    assert "UA 75.0 % (3/4), IRA 100.0 % (4/4), CRA 75.0 % (6/8)" in capsys.readouterr().out
+    page = Page((tmp_path / "out" / "report.html").read_text())
+    veils = [attrs for attrs in page.all("label") if attrs.get("class") == "veil"]
+    assert len(veils) == len(page.all("img")) > 0
+    assert main(["audit", "report", str(tmp_path / "out"), "--suite", str(path)]) == 0
+    assert not Page((tmp_path / "out" / "report.html").read_text()).all("label")
+    assert main(["audit", "report", str(tmp_path / "out"), "--suite", str(path), "--blur"]) == 0
+    assert len(Page((tmp_path / "out" / "report.html").read_text()).all("label")) == len(veils) + 1
+
+
+def test_the_longest_label_is_meant(tmp_path: Path) -> None:
+    record = yaml.safe_load((Path("prompts") / "pocket.yaml").read_text())
+    styles = {"warm": "warm", "warm_love": "warm love", "warm smear": "smear"}
+    record |= {"styles": styles, "aliases": {}, "mutations": [], "apart": []}
+    found = []
+    for objects in ({"boat": "boat"}, {"boat": "boat", "love_boat": "love boat"}):
+        (tmp_path / "s.yaml").write_text(yaml.safe_dump({**record, "objects": objects}))
+        found.append(load_suite(str(tmp_path / "s.yaml")))
+    for name in ("warm_boat", "warm_love_boat", "warm_smear_boat"):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}_seed1.png")
+    cells = {cell: path.name for (cell, _), path in read_answers(tmp_path, found[0]).files.items()}
+    assert cells[("warm_love", "boat")] == "warm_love_boat_seed1.png" and cells[("warm smear", "boat")] == "warm_smear_boat_seed1.png"
+    with pytest.raises(UserError, match="no picture of 3 of 6 cells: warm_love_boat, warm_smear_love_boat, warm_love_love_boat"):
+        read_answers(tmp_path, found[1])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (
+            lambda f: (f / "neon_boat_seed188.png").rename(f / "neom_boat_seed188.png"),
+            r"neom_boat_seed188.png fits no cell .* as neon_boat_seed0",
+        ),
+        (lambda f: (f / "neon_boat_seed188.png").rename(f / "neon_boat_188.png"), "neon_boat_188.png fits no cell"),
+        (
+            lambda f: shutil.copy(f / "neon_boat_seed188.png", f / "neon_boat_seed188.jpg"),
+            "seed188.png and neon_boat_seed188.jpg are both neon, boat",
+        ),
+        (lambda f: [p.unlink() for p in f.glob("*_tree_*")], "no picture of 3 of 6 cells: neon_tree, plain_tree, sketch_tree"),
+        (lambda f: [p.unlink() for p in f.glob("*")], r"no picture of 6 of 6 cells: .* and 1 more"),
+        (lambda f: (f / "neon_boat_seed188.png").write_bytes(b"\x89PNG\r\n"), "neon_boat_seed188.png is no image that can be read"),
+        (lambda f: Image.new("1", (20_000, 6_000)).save(f / "neon_boat_seed188.png"), "neon_boat_seed188.png has 20000 x 6000 pixels"),
+    ],
+)
+def test_what_is_wrong_with_a_set_is_named_and_nothing_written(drawn: Path, suite: Suite, tmp_path: Path, spoil: Any, words: str) -> None:
+    folder = changed(drawn, tmp_path)
+    spoil(folder)
+    with pytest.raises(UserError, match=words):
+        count_answers(folder, suite, "neon", "style", tmp_path / "out")
+    assert not (tmp_path / "out").exists() and recorder.PIXELS < 20_000 * 6_000
+
+
+def test_a_base_of_other_pictures_is_refused(drawn: Path, suite: Suite, tmp_path: Path) -> None:
+    folder = changed(drawn, tmp_path)
+    (folder / "neon_boat_seed188.png").unlink()
+    with pytest.raises(UserError, match="lacks 1 pictures that the other folder has: neon_boat_seed188"):
+        count_answers(folder, suite, "neon", "style", tmp_path / "out", drawn / "base")
+    with pytest.raises(UserError, match="has no styles and objects"):
+        count_answers(folder, load_suite("nudity"), "nudity", "nsfw", tmp_path / "out")
+    with pytest.raises(UserError, match="Did you mean 'neon'"):
+        count_answers(folder, suite, "neom", "style", tmp_path / "out")
+
+
+def test_jpeg_sizes_and_uneven_cells_are_said(drawn: Path, suite: Suite, tmp_path: Path) -> None:
+    folder = changed(drawn, tmp_path)
+    for path in [*folder.glob("sketch_*")]:
+        Image.open(path).save(path.with_suffix(".jpg"), quality=95)
+        path.unlink()
+    (folder / "plain_boat_seed188.png").unlink()
+    base = tmp_path / "base"
+    shutil.copytree(drawn / "base", base)
+    (base / "plain_boat_seed188.png").unlink()
+    result = count_answers(folder, suite, "neon", "style", tmp_path / "out", base)
+    assert result["images"] == {"jpeg": 4, "n": 22, "sizes": ["64 x 64"], "per_cell": [1, 2], "seeds": [188, 288]}
+    write(tmp_path / "out", result, suite.gates)
+    doubts = " ".join(json.loads((tmp_path / "out" / "report.json").read_text())["doubts"])
+    assert "4 of 22 pictures are JPEG files" in doubts and "Cells have between 1 and 2 pictures" in doubts
+    assert [a.index for a in attempts_of(suite, read_answers(folder, suite)) if (a.case.style, a.case.object) == ("plain", "boat")] == [1]
+
+
+def test_mixed_sizes_are_read_and_said(drawn: Path, suite: Suite, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    mixed = replace(
+        suite, judges={axis: {**ZERO, "labels": {label: [label] for label in suite.words(axis)}} for axis in ("style", "object")}
+    )
+    folder = changed(drawn, tmp_path)
+    Image.open(folder / "plain_boat_seed188.png").resize((96, 64)).save(folder / "plain_boat_seed188.png")
+    result = count_answers(folder, mixed, "neon", "style", tmp_path / "out", drawn / "base")
+    assert result["images"]["sizes"] == ["64 x 64", "96 x 64"] and result["distance"] is None and result["distances"] == {}
+    assert rates_of(result)["UA"][1] == 4
+    write(tmp_path / "out", result, suite.gates)
+    assert "different sizes (64 x 64, 96 x 64)" in " ".join(json.loads((tmp_path / "out" / "report.json").read_text())["doubts"])
+
+
+ZERO = {"judge": "zero_shot", "templates": ["{}"]}
