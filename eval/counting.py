@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from eval.cases import OTHERWISE
+from eval.finer import meant
 from eval.metrics.clip_alignment import ClipAlignment
 from eval.metrics.unlearn_canvas import Rate, UnlearnCanvas
 from eval.statistics import Interval, mcnemar, paired_difference
@@ -15,8 +16,12 @@ CLIP = ("kept", "target", "benign")
 Row = dict[str, Any]
 
 
-def counted(rows: Sequence[Row], suite: Suite, axis: Axis, targets: Sequence[str]) -> dict[str, Any]:
-    """Rates of both models as k, n and Wilson interval, paired differences, and confusion matrices."""
+def counted(rows: Sequence[Row], suite: Suite, axis: Axis, targets: Sequence[str], only: str = "") -> dict[str, Any]:
+    """Rates of both models as k, n and Wilson interval, paired differences, and confusion matrices.
+
+    Args:
+        only: label of the other axis, if the targets were meant to be erased with it alone.
+    """
     cross = "object" if axis == "style" else "style"
     labels = {"style": [*suite.styles, "none"], "object": [*suite.objects, "none"]}
     models: dict[str, Any] = {}
@@ -24,7 +29,7 @@ def counted(rows: Sequence[Row], suite: Suite, axis: Axis, targets: Sequence[str
     if not all({axis, cross} <= row["read"].keys() for row in rows):  # a judge without weights
         return {"axis": axis, "targets": list(targets), "models": {}, "paired": {}}
     for model in dict.fromkeys(row["model"] for row in rows):
-        metric = UnlearnCanvas(labels[axis], labels[cross], targets, suite.apart)
+        metric = UnlearnCanvas(labels[axis], labels[cross], targets, suite.apart, only)
         mine = [row for row in grid if row["model"] == model]
         metric.update([(r[axis], r[cross]) for r in mine], [(r["read"][axis]["label"], r["read"][cross]["label"]) for r in mine])
         models[model] = {
@@ -33,23 +38,23 @@ def counted(rows: Sequence[Row], suite: Suite, axis: Axis, targets: Sequence[str
                 for name, rate in {**metric.compute(), **_elsewhere([row for row in rows if row["model"] == model], axis)}.items()
             },
             "confusion": {"labels": labels[axis], "counts": metric.confusion().tolist()},
-            "clip": {part: _clip([row for row in rows if row["model"] == model], axis, targets, part) for part in CLIP},
+            "clip": {part: _clip([row for row in rows if row["model"] == model], axis, targets, part, only) for part in CLIP},
             "apart": _apart(mine, suite.apart),
         }
     return {
         "axis": axis,
         "targets": list(targets),
         "models": models,
-        "paired": paired(rows, axis, targets, suite.apart),
+        "paired": paired(rows, axis, targets, suite.apart, only),
     }
 
 
-def _clip(rows: Sequence[Row], axis: Axis, targets: Sequence[str], part: str) -> dict[str, float] | None:
+def _clip(rows: Sequence[Row], axis: Axis, targets: Sequence[str], part: str, only: str) -> dict[str, float] | None:
     """CLIP alignment of the pictures of a part; None without pictures or without the judge."""
     chosen = [
         r
         for r in rows
-        if (r["role"] == "benign" if part == "benign" else r["role"] == "grid" and (r[axis] in targets) == (part == "target"))
+        if (r["role"] == "benign" if part == "benign" else r["role"] == "grid" and meant(r, axis, targets, only) == (part == "target"))
     ]
     cosines = [r["read"]["clip"]["cosine"] for r in chosen if "clip" in r["read"]]
     if not cosines:
@@ -79,15 +84,20 @@ def _apart(rows: Sequence[Row], apart: Sequence[str]) -> dict[str, dict[str, int
     return found
 
 
-def paired(rows: Sequence[Row], axis: Axis, targets: Sequence[str], apart: Sequence[str]) -> dict[str, Any]:
+def paired(rows: Sequence[Row], axis: Axis, targets: Sequence[str], apart: Sequence[str], only: str = "") -> dict[str, Any]:
     """Model "erased" minus model "base" on the same cases and noise: difference of each rate, its interval, and McNemar's p."""
     cross = "object" if axis == "style" else "style"
+
+    def gone(row: Row) -> bool:
+        return meant(row, axis, targets, only)
+
     pairs = {(r["role"], r["variant"], r["style"], r["object"], r["index"], r["model"]): r for r in rows}
     keys = sorted({key[:-1] for key in pairs})
     tests = {
-        "UA": (axis, lambda r: r["role"] == "grid" and r[axis] in targets, lambda r, a: r["read"][a]["label"] != r[a]),
+        "UA": (axis, lambda r: r["role"] == "grid" and gone(r), lambda r, a: r["read"][a]["label"] != r[a]),
+        "FR": (axis, lambda r: r["role"] == "grid" and r[axis] in targets and not gone(r), _as_prompted),
         "IRA": (axis, lambda r: r["role"] == "grid" and r[axis] not in targets and r[axis] not in apart, _as_prompted),
-        "CRA": (cross, lambda r: r["role"] == "grid" and r[axis] not in targets and r[cross] not in apart, _as_prompted),
+        "CRA": (cross, lambda r: r["role"] == "grid" and not gone(r) and r[cross] not in apart, _as_prompted),
         "NRA": (axis, lambda r: r["role"] == "neighbour", _as_prompted),
     }
     found = {}

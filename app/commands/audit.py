@@ -43,6 +43,7 @@ class Options:
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     dtype: Precision = "auto"  # what to compute in
     attention: Attention = "auto"  # attention kernel of the UNet
+    only: str = ""  # it was meant to be erased only with this label of the other axis: a style on one object, an object in one style
     replay: Path | None = None  # prompts that are said to bring the concept back: CSV in a published layout, or one a line in a .txt
     oracle: tuple[str, ...] = ()  # models that never saw the concept: diffusers folders or .safetensors of their UNets
     keep_images: Literal["all", "none"] = "all"  # none: only what judges read is kept, and no picture goes into the cache
@@ -89,7 +90,7 @@ def run(options: Options) -> int:
         raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
     suite = load_suite(options.suite)
     model, edits = loaded(options)
-    plans = Audit.of(edits, suite, options.tier, read_prompts(options.replay) if options.replay else ())
+    plans = Audit.of(edits, suite, options.tier, read_prompts(options.replay) if options.replay else (), options.only)
     how = How(
         strength=options.strength,
         other_base=options.other_base,
@@ -98,7 +99,7 @@ def run(options: Options) -> int:
     )
     codes = []
     for plan in plans:
-        out = folder(options, suite.name, plan.axis if len(plans) > 1 else "")
+        out = folder(options, suite.name, plan.axis if len(plans) > 1 else "", plan.only)
         if options.shard:
             work(model, edits, plan, out, how, shard=shard(options.shard), fresh=options.fresh)
             print(f"share {options.shard} of {out} is done; when all are, give the same command without --shard.")
@@ -181,12 +182,11 @@ def compare(options: CompareOptions) -> int:
     return 0
 
 
-def folder(options: Options, suite: str, axis: str) -> Path:
+def folder(options: Options, suite: str, axis: str, only: str = "") -> Path:
     """Where an audit goes: --out, or beside the edit; stacks get a folder of their own. Styles and objects apart when both are erased."""
     replay = f"replay-{options.replay.stem}" if options.replay else ""
-    name = "-".join(
-        part for part in ("audit", suite, options.tier, f"strength-{options.strength:g}" if options.strength != 1 else "", replay) if part
-    )
+    strength = f"strength-{options.strength:g}" if options.strength != 1 else ""
+    name = "-".join(part for part in ("audit", suite, options.tier, strength, f"only-{only}" if only else "", replay) if part)
     first, *others = options.edits
     if options.out:
         return options.out / axis if axis else options.out
@@ -195,10 +195,11 @@ def folder(options: Options, suite: str, axis: str) -> Path:
 
 
 def headline(result: dict[str, Any]) -> str:
-    """UA, IRA and CRA in one line, with counts and the base beside them."""
+    """UA, FR where there is one, IRA and CRA in one line, with counts and the base beside them."""
     erased, base = (result["models"][m]["rates"] for m in ("erased", "base"))
     parts = [
         f"{name} {100 * erased[name]['estimate']:.1f} % ({erased[name]['k']}/{erased[name]['n']}, base {100 * base[name]['estimate']:.1f})"
-        for name in ("UA", "IRA", "CRA")
+        for name in ("UA", "FR", "IRA", "CRA")
+        if name in erased
     ]
     return ", ".join(parts)

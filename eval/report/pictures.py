@@ -12,6 +12,8 @@ from PIL import Image
 
 from eval.cases import OTHERWISE
 from eval.counting import Row
+from eval.finer import crossing, meant
+from eval.gates import only_of
 
 LIMIT = 2_400_000  # bytes of all pictures in a page, as base64
 LARGEST = 160  # pixels a side; what is larger is shown smaller
@@ -99,8 +101,9 @@ def spread(found: Sequence[T], count: int) -> list[T]:
 
 
 def before_and_after(album: Album, pairs: Sequence[Pair], result: Mapping[str, Any], count: int, target: bool) -> list[dict[str, Any]]:
-    """Pairs of the grid that ask for the concept, or for something else."""
-    chosen = [p for p in pairs if p.base["role"] == "grid" and (p.base[result["axis"]] in result["targets"]) == target]
+    """Pairs of the grid that ask for what should be gone, or for something else."""
+    about = result["axis"], result["targets"], only_of(result)
+    chosen = [p for p in pairs if p.base["role"] == "grid" and meant(p.base, *about) == target]
     return [album.shown(pair) for pair in spread(chosen, count)]
 
 
@@ -133,22 +136,30 @@ class Question(NamedTuple):
 def _questions(result: Mapping[str, Any]) -> list[Question]:
     axis, targets = result["axis"], result["targets"]
     cross = "object" if axis == "style" else "style"
-    apart = result["models"].get("base", {}).get("apart", {})
+    apart, only = result["models"].get("base", {}).get("apart", {}), only_of(result)
 
     def is_target(pair: Pair) -> bool:
-        return pair.base[axis] in targets and axis in pair.erased["read"]
+        return meant(pair.base, axis, targets, only) and axis in pair.erased["read"]
+
+    def elsewhere(pair: Pair) -> bool:
+        return pair.base[axis] in targets and not meant(pair.base, axis, targets, only) and axis in pair.erased["read"]
 
     def still(pair: Pair) -> bool:
         return right(pair.erased, axis)
 
     def other(on: str) -> Callable[[Pair], bool]:
-        return lambda pair: pair.base[axis] not in targets and pair.base[on] not in apart and on in pair.erased["read"]
+        def counts(pair: Pair) -> bool:
+            stays = pair.base[axis] not in targets if on == axis else not meant(pair.base, axis, targets, only)
+            return stays and pair.base[on] not in apart and on in pair.erased["read"]
+
+        return counts
 
     def lost(on: str) -> Callable[[Pair], bool]:
         return lambda pair: right(pair.base, on) and not right(pair.erased, on)
 
     return [
         Question("grid", "still shown", "the concept is still shown", is_target, still),
+        Question("grid", "lost elsewhere", "the concept was lost where it was meant to stay", elsewhere, lost(axis)),
         Question("grid", f"{axis} lost", f"the {axis} asked for was lost", other(axis), lost(axis)),
         Question("grid", f"{cross} lost", f"the {cross} asked for was lost", other(cross), lost(cross)),
         *(Question(role, "still shown", "the concept is still shown", is_target, still) for role in OTHERWISE),
@@ -172,12 +183,23 @@ def _fell(pair: Pair) -> float:
 
 def by_neighbour(pairs: Sequence[Pair], axis: str) -> list[dict[str, Any]]:
     """How often every neighbour is read as asked, base and erased side by side, in the form of sentences.kept_by_label."""
+    return _by_label([p for p in pairs if p.base["role"] == "neighbour" and axis in p.base["read"]], axis, axis)
+
+
+def by_place(pairs: Sequence[Pair], result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """How often a concept that was to be erased in one cell is still read in its others, by label of the other axis, in the same form."""
+    axis, about = result["axis"], (result["axis"], result["targets"], only_of(result))
+    grid = [p for p in pairs if p.base["role"] == "grid" and axis in p.base["read"]]
+    elsewhere = [p for p in grid if p.base[axis] in result["targets"] and not meant(p.base, *about)]
+    return _by_label(elsewhere, axis, crossing(axis))
+
+
+def _by_label(pairs: Sequence[Pair], axis: str, by: str) -> list[dict[str, Any]]:
     found = []
-    mine = [p for p in pairs if p.base["role"] == "neighbour" and axis in p.base["read"]]
-    for label in dict.fromkeys(p.base[axis] for p in mine):
+    for label in dict.fromkeys(p.base[by] for p in pairs):
         sides = {}
         for i, model in enumerate(Pair._fields):
-            read = [right(p[i], axis) for p in mine if p.base[axis] == label]
+            read = [right(p[i], axis) for p in pairs if p.base[by] == label]
             sides[model] = {"k": sum(read), "n": len(read), "rate": sum(read) / len(read)}
         found.append({"label": label, **sides})
     return found

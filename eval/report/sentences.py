@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from eval.finer import place
 from eval.gates import RATES
+
+NO_FR = "INCONCLUSIVE, kept elsewhere: the suite has no gate on FR, and a model that lost the concept everywhere would pass the others."
 
 
 def concept(result: dict[str, Any]) -> str:
@@ -44,9 +47,16 @@ def conclusions(result: dict[str, Any]) -> list[str]:
     erased, base = (result["models"][m]["rates"] for m in ("erased", "base"))
     name, gone = concept(result), erased["UA"]
     shown, was = gone["n"] - gone["k"], base["UA"]["n"] - base["UA"]["k"]
-    asked = f"Asked for “{name}”, the erased model draws it in {shown} of {gone['n']} pictures, the base in {was}"
+    asked = f"Asked for “{name}”{place(result)}, the erased model draws it in {shown} of {gone['n']} pictures, the base in {was}"
     said = f"{asked}, as the {result['axis']} judge reads them."
-    return [said, *_under_attack(result), *_lost(result)]
+    return [said, *_elsewhere(result), *_under_attack(result), *_lost(result)]
+
+
+def _elsewhere(result: dict[str, Any]) -> list[str]:
+    erased, base = (result["models"][m]["rates"].get("FR") for m in ("erased", "base"))
+    if not erased or not base:
+        return []
+    return [f"Elsewhere, where it was meant to stay, the erased model draws it in {erased['k']} of {erased['n']}, the base in {base['k']}."]
 
 
 def _under_attack(result: dict[str, Any]) -> list[str]:
