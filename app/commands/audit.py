@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from app.parsing import parse
+from app.sequence import main as sequence
 from erasure.choices import Attention, Precision
 from erasure.concept import Kind
 from erasure.concept import parse as parse_concepts
@@ -75,6 +76,8 @@ def main(argv: list[str]) -> int:
             return report(parse(ReportOptions, argv[1:], "audit report"))
         case ["compare"]:
             return compare(parse(CompareOptions, argv[1:], "audit compare"))
+        case ["sequence"]:
+            return sequence(argv[1:])
         case _:
             return run(parse(Options, argv, "audit"))
 
