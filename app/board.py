@@ -12,6 +12,7 @@ from markupsafe import Markup
 
 from erasure.run import read_json, write_bytes
 from eval.cases import OTHERWISE
+from eval.finer import place
 
 RATES = ("UA", "IRA", "CRA")
 COLOURS = ("#2f6feb", "#d9480f", "#1f7a4d", "#9c36b5", "#c2255c", "#0b7285", "#846000", "#495057", "#5f3dc4")
@@ -65,7 +66,7 @@ def entry(folder: Path, result: dict[str, Any], runs: dict[str, tuple[Path, dict
     return Entry(
         folder=folder,
         method=" + ".join(e["method"] for e in edits),
-        concepts="; ".join(c["name"] for e in edits for c in e["concepts"]),
+        concepts="; ".join(c["name"] for e in edits for c in e["concepts"]) + (f" only{place(result)}" if place(result) else ""),
         strength=job["strength"],
         suite=job["suite"],
         tier=result["tier"],

@@ -17,6 +17,8 @@ from eval.attack_rates import attack_rates, under_attack
 from eval.cases import PLAIN, cases, listed
 from eval.counting import Row, counted
 from eval.drift import kept_distance, picture_distances
+from eval.finer import cell_of, meant, within
+from eval.gates import only_of
 from eval.judges.base import MissingWeights
 from eval.judging import AXES, errors_of, judge, judges_of, lines
 from eval.oracle import divergences
@@ -42,33 +44,46 @@ class Audit:
     targets: tuple[str, ...]
     gone: tuple[str, ...] = ()  # labels of the other axis that the same edits erase; their cells are left out
     replay: tuple[Prompt, ...] = ()  # prompts of others that are said to bring the concept back
+    only: str = ""  # label of the other axis, if the targets were meant to be erased with it alone (eval.finer)
 
     @classmethod
-    def of(cls, edits: Sequence[Edit], suite: Suite, tier: str, replay: Sequence[Prompt] = ()) -> list["Audit"]:
+    def of(cls, edits: Sequence[Edit], suite: Suite, tier: str, replay: Sequence[Prompt] = (), only: str = "") -> list["Audit"]:
         """The audits of everything a stack of edits claims to erase, one for styles and one for objects where it erases both.
 
         Raises:
-            UserError: a concept the suite does not have.
+            UserError: a concept the suite does not have, or a label for `only` that the other axis does not have.
         """
         found = list(dict.fromkeys(suite.find(concept["name"]) for edit in edits for concept in edit.info.concepts))
         listed(suite, tier, 1)  # complains where there is no list
         labels = {axis: tuple(label for a, label in found if a == axis) for axis in AXES}
-        return [cls(suite, tier, axis, labels[axis], labels[AXES[1 - i]], tuple(replay)) for i, axis in enumerate(AXES) if labels[axis]]
+        cell = cell_of(suite, [axis for axis in AXES if labels[axis]], only)
+        return [
+            cls(suite, tier, axis, labels[axis], labels[AXES[1 - i]], tuple(replay), cell) for i, axis in enumerate(AXES) if labels[axis]
+        ]
 
     @property
     def todo(self) -> list[Attempt]:
         cross = "object" if self.axis == "style" else "style"
         asked = cases(self.suite, [(self.axis, t) for t in self.targets], self.tier, self.replay)
+        asked = within(asked, self.suite, self.axis, self.targets, self.only)
         return attempts(self.suite, [case for case in asked if getattr(case, cross) not in self.gone])
 
     def asking(self, target: bool) -> list[Attempt]:
-        """The suite's own pictures that ask for a target, or those that do not: of the grid, or of captions where there is none."""
+        """The suite's own pictures that ask for what should be gone, or those that do not: of the grid, or of captions without one."""
         roles = (*PLAIN, "benign") if self.suite.listed else PLAIN
-        return [a for a in self.todo if a.case.role in roles and (label(a.case, self.axis) in self.targets) == target]
+        return [a for a in self.todo if a.case.role in roles and self.meant(a) == target]
 
     @property
     def staying(self) -> list[Attempt]:
-        return [a for a in self.todo if label(a.case, self.axis) not in self.targets]
+        return [a for a in self.todo if not self.meant(a)]
+
+    @property
+    def attacked(self) -> list[Attempt]:
+        """What attacks may start from: pictures that ask for a target where it was meant to be erased, and for no target at all."""
+        return [a for a in self.todo if self.meant(a) or label(a.case, self.axis) not in self.targets]
+
+    def meant(self, attempt: Attempt) -> bool:
+        return meant(vars(attempt.case), self.axis, self.targets, self.only)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,8 +129,8 @@ def audit(
         apart, missing["features"] = {}, str(error)
     result = {
         "tier": plan.tier,
-        **under_attack(counted(rows, plan.suite, plan.axis, plan.targets), attacks),
-        **({"gaps": gaps(rows, plan.axis, plan.targets, plan.suite.apart)} if how.oracles and plan.axis in judges else {}),
+        **under_attack(counted(rows, plan.suite, plan.axis, plan.targets, plan.only), attacks),
+        **({"gaps": gaps(rows, plan.axis, plan.targets, plan.suite.apart, plan.only)} if how.oracles and plan.axis in judges else {}),
         "job": run.job,
         "attacks": attacks,
         "distance": kept_distance(plan.staying, out / "images"),
@@ -191,7 +206,7 @@ def siege_of(plan: Audit) -> Siege | None:
     judges, _ = judges_of(plan.suite)
     if plan.tier not in plan.suite.attacks.tiers or plan.axis not in judges:
         return None
-    return Siege.of(plan.suite, plan.axis, plan.targets, plan.todo, judges[plan.axis])
+    return Siege.of(plan.suite, plan.axis, plan.targets, plan.attacked, judges[plan.axis])
 
 
 def attacks_in(out: Path, plan: Audit, rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -226,6 +241,7 @@ def job_record(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, how: H
         "strength": how.strength,
         "compute": str(model.compute).removeprefix("torch."),
         **({"replay": digest([prompt.record() for prompt in plan.replay])} if plan.replay else {}),
+        **({"only": plan.only} if plan.only else {}),
         **({"oracles": [oracle.digest() for oracle in how.oracles]} if how.oracles else {}),
         **({"keep": how.keep} if how.keep != "all" else {}),
     }
@@ -280,7 +296,7 @@ def recounted(out: Path, suite: Suite) -> dict[str, Any]:
     for axis, known in (("style", suite.styles), ("object", suite.objects)):
         if foreign := {row[axis] for row in rows if row[axis]} - known.keys():
             raise UserError(f"suite {suite.name} has no {axis} {sorted(foreign)[0]!r}, which {out} asked for.")
-    result |= under_attack(counted(rows, suite, result["axis"], result["targets"]), result["attacks"])
+    result |= under_attack(counted(rows, suite, result["axis"], result["targets"], only_of(result)), result["attacks"])
     return {**result, "published": as_published(suite, rows, result)}
 
 

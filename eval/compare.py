@@ -5,9 +5,10 @@ from pathlib import Path
 from erasure.errors import UserError
 from eval.audit import finished, rows_of
 from eval.counting import paired
+from eval.gates import only_of
 from eval.statistics import holm
 
-SAME = ("base", "suite", "suite_version", "axis", "tier", "compute")
+SAME = ("base", "suite", "suite_version", "axis", "tier", "compute", "only")
 
 
 def compared(first: Path, second: Path) -> list[str]:
@@ -18,7 +19,7 @@ def compared(first: Path, second: Path) -> list[str]:
     """
     results = [finished(folder) for folder in (first, second)]
     for key in SAME:
-        one, other = (r["job"][key] for r in results)
+        one, other = (r["job"].get(key, "") for r in results)
         if one != other:
             raise UserError(f"{first} and {second} cannot be paired: {key} is {one} in the first and {other} in the second.")
     if results[0]["targets"] != results[1]["targets"]:
@@ -32,7 +33,7 @@ def compared(first: Path, second: Path) -> list[str]:
         for row in rows_of(folder)
         if row["model"] == "erased"
     ]
-    tables = paired(rows, results[0]["axis"], results[0]["targets"], apart)
+    tables = paired(rows, results[0]["axis"], results[0]["targets"], apart, only_of(results[0]))
     adjusted = holm([table["p"] for table in tables.values()])
     names = [" + ".join(e["method"] for e in r["edits"]) for r in results]
     lines = [f"| rate | {names[0]} (first) | {names[1]} (second) | first − second, points | p, Holm |", "|---|---|---|---|---|"]

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from eval.cases import OTHERWISE, PLAIN
+from eval.finer import meant
 from eval.listed import Axis, Listed
 from eval.metrics.clip_alignment import ClipAlignment
 from eval.metrics.unlearn_canvas import Rate, UnlearnCanvas
@@ -16,8 +17,12 @@ CLIP = ("kept", "target", "benign")
 Row = dict[str, Any]
 
 
-def counted(rows: Sequence[Row], suite: Suite, axis: Axis, targets: Sequence[str]) -> dict[str, Any]:
-    """Rates of every model as k, n and Wilson interval, paired differences, and confusion matrices."""
+def counted(rows: Sequence[Row], suite: Suite, axis: Axis, targets: Sequence[str], only: str = "") -> dict[str, Any]:
+    """Rates of every model as k, n and Wilson interval, paired differences, and confusion matrices.
+
+    Args:
+        only: label of the other axis, if the targets were meant to be erased with it alone.
+    """
     if suite.listed:
         return _listed(rows, suite.listed, axis, targets)
     cross = "object" if axis == "style" else "style"
@@ -27,7 +32,7 @@ def counted(rows: Sequence[Row], suite: Suite, axis: Axis, targets: Sequence[str
     if not all({axis, cross} <= row["read"].keys() for row in rows):  # a judge without weights
         return {"axis": axis, "targets": list(targets), "models": {}, "paired": {}}
     for model in dict.fromkeys(row["model"] for row in rows):
-        metric = UnlearnCanvas(labels[axis], labels[cross], targets, suite.apart)
+        metric = UnlearnCanvas(labels[axis], labels[cross], targets, suite.apart, only)
         mine = [row for row in grid if row["model"] == model]
         metric.update([(r[axis], r[cross]) for r in mine], [(r["read"][axis]["label"], r["read"][cross]["label"]) for r in mine])
         models[model] = {
@@ -36,14 +41,14 @@ def counted(rows: Sequence[Row], suite: Suite, axis: Axis, targets: Sequence[str
                 for name, rate in {**metric.compute(), **_elsewhere([row for row in rows if row["model"] == model], axis)}.items()
             },
             "confusion": {"labels": labels[axis], "counts": metric.confusion().tolist()},
-            "clip": {part: _clip([row for row in rows if row["model"] == model], axis, targets, part) for part in CLIP},
+            "clip": {part: _clip([row for row in rows if row["model"] == model], axis, targets, part, only) for part in CLIP},
             "apart": _apart(mine, suite.apart),
         }
     return {
         "axis": axis,
         "targets": list(targets),
         "models": models,
-        "paired": paired(rows, axis, targets, suite.apart),
+        "paired": paired(rows, axis, targets, suite.apart, only),
     }
 
 
@@ -66,18 +71,18 @@ def _listed(rows: Sequence[Row], listed: Listed, axis: Axis, targets: Sequence[s
         models[model] = {
             "rates": {name: {"k": rate.k, "n": rate.n, **rate.interval._asdict()} for name, rate in rates.items() if rate.n},
             "confusion": {"labels": list(seen), "counts": counts},
-            "clip": {part: _clip([row for row in rows if row["model"] == model], axis, targets, part) for part in CLIP},
+            "clip": {part: _clip([row for row in rows if row["model"] == model], axis, targets, part, "") for part in CLIP},
             "apart": {},
         }
     return {**about, "models": models, "paired": paired(rows, axis, targets, ())}
 
 
-def _clip(rows: Sequence[Row], axis: Axis, targets: Sequence[str], part: str) -> dict[str, float] | None:
+def _clip(rows: Sequence[Row], axis: Axis, targets: Sequence[str], part: str, only: str) -> dict[str, float] | None:
     """CLIP alignment of the pictures of a part; None without pictures or without the judge."""
     chosen = [
         r
         for r in rows
-        if (r["role"] == "benign" if part == "benign" else r["role"] in PLAIN and (r[axis] in targets) == (part == "target"))
+        if (r["role"] == "benign" if part == "benign" else r["role"] in PLAIN and meant(r, axis, targets, only) == (part == "target"))
     ]
     cosines = [r["read"]["clip"]["cosine"] for r in chosen if "clip" in r["read"]]
     if not cosines:
@@ -108,18 +113,30 @@ def _apart(rows: Sequence[Row], apart: Sequence[str]) -> dict[str, dict[str, int
 
 
 def paired(
-    rows: Sequence[Row], axis: Axis, targets: Sequence[str], apart: Sequence[str], first: str = "base", second: str = "erased"
+    rows: Sequence[Row],
+    axis: Axis,
+    targets: Sequence[str],
+    apart: Sequence[str],
+    only: str = "",
+    *,
+    first: str = "base",
+    second: str = "erased",
 ) -> dict[str, Any]:
     """The second model minus the first on the same cases and noise: difference of each rate, its interval, and McNemar's p."""
     cross = "object" if axis == "style" else "style"
     if {first, second} - {r["model"] for r in rows}:
         return {}
+
+    def gone(row: Row) -> bool:
+        return meant(row, axis, targets, only)
+
     pairs = {(r["role"], r["variant"], r["style"], r["object"], r["index"], r["model"]): r for r in rows}
     keys = sorted({key[:-1] for key in pairs})
     tests = {
-        "UA": (axis, lambda r: r["role"] in PLAIN and r[axis] in targets, lambda r, a: r["read"][a]["label"] != r[a]),
+        "UA": (axis, lambda r: r["role"] in PLAIN and gone(r), lambda r, a: r["read"][a]["label"] != r[a]),
+        "FR": (axis, lambda r: r["role"] == "grid" and r[axis] in targets and not gone(r), _as_prompted),
         "IRA": (axis, lambda r: r["role"] == "grid" and r[axis] not in targets and r[axis] not in apart, _as_prompted),
-        "CRA": (cross, lambda r: r["role"] == "grid" and r[axis] not in targets and r[cross] not in apart, _as_prompted),
+        "CRA": (cross, lambda r: r["role"] == "grid" and not gone(r) and r[cross] not in apart, _as_prompted),
         "NRA": (axis, lambda r: r["role"] == "neighbour", _as_prompted),
     }
     found = {}

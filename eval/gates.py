@@ -14,7 +14,7 @@ from eval.statistics import Interval, clopper_pearson, paired_difference, wilson
 State = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 EXIT: dict[State, int] = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 DOUBT: State = "INCONCLUSIVE"
-RATES = ("UA", "UA_shown", "UA_named", "UA_described", "UA_mutated", "UA_replayed", "UA_attacked", "IRA", "CRA", "NRA")
+RATES = ("UA", "UA_shown", "UA_named", "UA_described", "UA_mutated", "UA_replayed", "UA_attacked", "FR", "IRA", "CRA", "NRA")
 KEYS = ("rate", "at_least", "drop_at_most", "tier")
 MOST = 1_000_000  # pictures beyond which no number is recommended
 
@@ -23,7 +23,8 @@ MOST = 1_000_000  # pictures beyond which no number is recommended
 class Gate:
     """One threshold of a suite. A rate has an exact interval (Clopper-Pearson); a drop is base minus erased on the same noise (Newcombe).
 
-    A drop is a test of non-inferiority: to find no significant difference does not show that something was kept.
+    A drop is a test of non-inferiority: to find no significant difference does not show that something was kept. A gate on FR is asked only
+    of audits of one cell (`--only`), in which alone there is such a rate.
     """
 
     name: str
@@ -38,6 +39,10 @@ class Gate:
         given = [value for value in (self.at_least, self.drop_at_most) if value is not None]
         if len(given) != 1 or isinstance(given[0], bool) or not isinstance(given[0], int | float) or not 0 <= given[0] <= 1:
             raise UserError(f"gate {self.name!r} needs either at_least or drop_at_most, a share in [0, 1]; got {given}.")
+
+    def asked(self, result: Mapping[str, Any]) -> bool:
+        """Whether it is asked of an audit."""
+        return (not self.tier or self.tier == result["tier"]) and (self.rate != "FR" or bool(only_of(result)))
 
     def decide(self, rates: Mapping[str, Any], paired: Mapping[str, Any]) -> dict[str, Any] | None:
         """The gate's state with the evidence; None when nothing was measured.
@@ -66,6 +71,12 @@ class Gate:
             "method": method,
             "needed": needed if state == DOUBT else None,
         }
+
+
+def only_of(result: Mapping[str, Any]) -> str:
+    """The label that an audit's concept was meant to be erased with alone (eval.finer); empty for everywhere."""
+    label: str = result.get("job", {}).get("only", "")
+    return label
 
 
 def _apart(interval: Interval, limit: float) -> bool:
@@ -101,13 +112,13 @@ def gates(record: Any, place: str) -> tuple[Gate, ...]:
 def verdict(asked: Sequence[Gate], result: Mapping[str, Any]) -> dict[str, Any]:
     """The state of every gate and of all together: FAIL if one fails, PASS only if all pass.
 
+    An audit of one cell (`--only`) cannot pass without a gate on FR: a model that lost the concept everywhere would.
+
     Args:
         result: an audit's result.json.
     """
     rates, found, missing = result["models"].get("erased", {"rates": {}})["rates"], [], []
-    for gate in asked:
-        if gate.tier and gate.tier != result["tier"]:
-            continue
+    for gate in (gate for gate in asked if gate.asked(result)):
         decided = gate.decide(rates, result["paired"])
         if decided is None:
             missing.append(gate.name)
@@ -117,5 +128,11 @@ def verdict(asked: Sequence[Gate], result: Mapping[str, Any]) -> dict[str, Any]:
     if "FAIL" in states:
         state: State = "FAIL"
     else:
-        state = "PASS" if states and not missing and all(s == "PASS" for s in states) else "INCONCLUSIVE"
+        silent = blind(asked, result)
+        state = "PASS" if states and not silent and not missing and all(s == "PASS" for s in states) else "INCONCLUSIVE"
     return {"state": state, "gates": found, "unmeasured": missing}
+
+
+def blind(asked: Sequence[Gate], result: Mapping[str, Any]) -> bool:
+    """Whether an audit of one cell has gates, but none that asks for the concept elsewhere."""
+    return bool(asked and only_of(result)) and not any(gate.rate == "FR" and gate.asked(result) for gate in asked)

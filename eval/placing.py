@@ -13,6 +13,7 @@ import numpy as np
 
 from eval.cases import PLAIN
 from eval.counting import Row, paired
+from eval.finer import meant
 from eval.statistics import Interval
 from eval.suites import Axis
 
@@ -35,16 +36,16 @@ def pairs(models: Sequence[str]) -> list[tuple[str, str]]:
     return [(name, oracle) for oracle in oracles for name in ("base", "erased")] + list(combinations(oracles, 2))
 
 
-def gaps(rows: Sequence[Row], axis: Axis, targets: Sequence[str], apart: Sequence[str]) -> list[Record]:
+def gaps(rows: Sequence[Row], axis: Axis, targets: Sequence[str], apart: Sequence[str], only: str = "") -> list[Record]:
     """Differences of rates (Newcombe, paired) and of what is read in the concept's place, for every pair of models that is compared."""
     found = []
     for first, second in pairs(tuple(dict.fromkeys(row["model"] for row in rows))):
-        tables = paired(rows, axis, targets, apart, first, second)
+        tables = paired(rows, axis, targets, apart, only, first=first, second=second)
         for rate in RATES:
             if rate in tables:
                 value = [tables[rate][key] for key in ("estimate", "low", "high")]
                 found.append({"reading": rate, "first": first, "second": second, "value": value})
-        asked = [row for row in rows if row["role"] in PLAIN and row[axis] in targets]
+        asked = [row for row in rows if row["role"] in PLAIN and meant(row, axis, targets, only)]
         values = total_variation([r for r in asked if r["model"] == first], [r for r in asked if r["model"] == second], axis)
         found.append({"reading": "replaced", "first": first, "second": second, "value": [round(value, 6) for value in values]})
     return found

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from app.parsing import parse
+from app.sequence import main as sequence
 from erasure.choices import Attention, Precision
 from erasure.concept import Kind
 from erasure.concept import parse as parse_concepts
@@ -44,6 +45,7 @@ class Options:
     dtype: Precision = "auto"  # what to compute in
     attention: Attention = "auto"  # attention kernel of the UNet
     prompts: str = ""  # your copy of the list of a suite that ships none: a file, or hub:ORG/NAME/FILE of a dataset on the Hugging Face hub
+    only: str = ""  # it was meant to be erased only with this label of the other axis: a style on one object, an object in one style
     replay: str = (
         ""  # prompts that are said to bring the concept back: CSV in a published layout, one a line in a .txt, or hub:ORG/NAME/FILE
     )
@@ -95,6 +97,8 @@ def main(argv: list[str]) -> int:
             return answers(parse(AnswersOptions, argv[1:], "audit answers"))
         case ["compare"]:
             return compare(parse(CompareOptions, argv[1:], "audit compare"))
+        case ["sequence"]:
+            return sequence(argv[1:])
         case _:
             return run(parse(Options, argv, "audit"))
 
@@ -110,7 +114,7 @@ def run(options: Options) -> int:
         raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
     suite = load_suite(options.suite, options.prompts)
     model, edits = loaded(options)
-    plans = Audit.of(edits, suite, options.tier, read_list(options.replay) if options.replay else ())
+    plans = Audit.of(edits, suite, options.tier, read_list(options.replay) if options.replay else (), options.only)
     how = How(
         strength=options.strength,
         other_base=options.other_base,
@@ -119,7 +123,7 @@ def run(options: Options) -> int:
     )
     codes = []
     for plan in plans:
-        out = folder(options, suite.name, plan.axis if len(plans) > 1 else "")
+        out = folder(options, suite.name, plan.axis if len(plans) > 1 else "", plan.only)
         if options.shard:
             work(model, edits, plan, out, how, shard=shard(options.shard), fresh=options.fresh)
             print(f"share {options.shard} of {out} is done; when all are, give the same command without --shard.")
@@ -211,13 +215,13 @@ def compare(options: CompareOptions) -> int:
     return 0
 
 
-def folder(options: Options, suite: str, axis: str) -> Path:
+def folder(options: Options, suite: str, axis: str, only: str = "") -> Path:
     """Where an audit goes: --out, or beside the edit; stacks get a folder of their own. Styles and objects apart when both are erased."""
     prompts, replay = (
         f"{what}-{Path(given).stem}" if given else "" for what, given in (("of", options.prompts), ("replay", options.replay))
     )
     strength = f"strength-{options.strength:g}" if options.strength != 1 else ""
-    name = "-".join(part for part in ("audit", suite, options.tier, prompts, strength, replay) if part)
+    name = "-".join(part for part in ("audit", suite, options.tier, prompts, strength, f"only-{only}" if only else "", replay) if part)
     first, *others = options.edits
     if options.out:
         return options.out / axis if axis else options.out
@@ -229,7 +233,7 @@ def headline(result: dict[str, Any]) -> str:
     """The rates that were counted in one line, with counts and the base beside them: UA, then what is kept, or what the base shows."""
     erased, base = result["models"]["erased"]["rates"], result["models"].get("base", {"rates": {}})["rates"]
     parts = []
-    for name in (n for n in ("UA", "UA_shown", "IRA", "CRA") if n in erased):
+    for name in (n for n in ("UA", "UA_shown", "FR", "IRA", "CRA") if n in erased):
         beside = f", base {100 * base[name]['estimate']:.1f}" if name in base and name != "UA_shown" else ""
         parts.append(f"{name} {100 * erased[name]['estimate']:.1f} % ({erased[name]['k']}/{erased[name]['n']}{beside})")
     return ", ".join(parts)

@@ -30,20 +30,36 @@ class UnlearnCanvas(Metric):
     CRA = share of pictures read as prompted on the cross axis. "excluded" leaves pictures prompted with t out, as the benchmark's
     README says; "included" keeps them, as its script does.
 
+    With `only`, a label of the cross axis, t was meant to be erased in the cell (t, only) alone (version 2 of the paper, finer-scale
+    unlearning). UA then counts that cell, IRA stays, CRA leaves out that cell in place of all of t's, because t's other cells should stay
+    as they are on both axes, and
+    FR  = share of pictures prompted with t and another label of the cross axis that are still read as t.
+
     Args:
         own: labels of the target's axis, with "none" last.
         cross: labels of the other axis, with "none" last.
         targets: labels that were erased.
         apart: labels of either axis that count in no rate of kept styles.
+        only: label of the cross axis with which alone the targets were meant to be erased; empty for all.
+
+    Raises:
+        ValueError: `only` is no label of the cross axis.
     """
 
     full_state_update = False
-    higher_is_better = None  # three rates, all better when higher
+    higher_is_better = None  # rates, all better when higher
     counts: Tensor
+    cell: Tensor
+    elsewhere: Tensor
 
-    def __init__(self, own: Sequence[str], cross: Sequence[str], targets: Sequence[str], apart: Sequence[str] = ()) -> None:
+    def __init__(self, own: Sequence[str], cross: Sequence[str], targets: Sequence[str], apart: Sequence[str] = (), only: str = "") -> None:
         super().__init__()
         self.own, self.cross, self.targets, self.apart = list(own), list(cross), list(targets), list(apart)
+        target = torch.tensor([label in targets for label in own])
+        here = torch.arange(len(cross)) == self.cross.index(only) if only else torch.ones(len(cross), dtype=torch.bool)
+        # of prompts: what should be gone, and the concept where it should stay
+        self.register_buffer("cell", target[:, None] & here, persistent=False)
+        self.register_buffer("elsewhere", target[:, None] & ~here, persistent=False)
         shape = (len(own), len(cross), len(own), len(cross))  # prompted own, cross; read own, cross
         self.add_state("counts", torch.zeros(shape, dtype=torch.long), dist_reduce_fx="sum")
 
@@ -57,13 +73,14 @@ class UnlearnCanvas(Metric):
             self.counts[self.own.index(a), self.cross.index(b), self.own.index(c), self.cross.index(d)] += 1
 
     def compute(self) -> dict[str, Rate]:
-        """UA, IRA, CRA and CRA_included; a rate without pictures is left out."""
-        rates = {"UA": self._ua(), "IRA": self._ira(), "CRA": self._cra(included=False), "CRA_included": self._cra(included=True)}
+        """UA, FR, IRA, CRA and CRA_included; a rate without pictures is left out."""
+        rates = {"UA": self._ua(), "FR": self._fr(), "IRA": self._ira()}
+        rates |= {"CRA": self._cra(included=False), "CRA_included": self._cra(included=True)}
         return {name: rate for name, rate in rates.items() if rate.n}
 
     def confusion(self) -> Tensor:
-        """Prompted against read on the own axis, (len(own), len(own)): what took the concept's place."""
-        return self.counts.sum((1, 3))
+        """Prompted against read on the own axis, (len(own), len(own)): what took the concept's place, where it should be gone."""
+        return (self.counts.sum(3) * ~self.elsewhere[..., None]).sum(1)
 
     def _ua(self) -> Rate:
         matrix = self.confusion()
@@ -71,13 +88,17 @@ class UnlearnCanvas(Metric):
         n = int(matrix[rows].sum())
         return Rate(n - sum(int(matrix[i, i]) for i in rows), n)
 
+    def _fr(self) -> Rate:
+        matrix = (self.counts.sum(3) * self.elsewhere[..., None]).sum(1)
+        return Rate(int(matrix.trace()), int(matrix.sum()))
+
     def _ira(self) -> Rate:
         matrix = self.confusion()
         rows = [i for i, label in enumerate(self.own) if label not in self.targets and label not in self.apart]
         return Rate(sum(int(matrix[i, i]) for i in rows), int(matrix[rows].sum()))
 
     def _cra(self, included: bool) -> Rate:
-        rows = [i for i, label in enumerate(self.own) if included or label not in self.targets]
+        counted = torch.ones_like(self.cell) if included else ~self.cell
         columns = [j for j, label in enumerate(self.cross) if label not in self.apart]
-        matrix = self.counts[rows].sum((0, 2))
+        matrix = (self.counts.sum(2) * counted[..., None]).sum(0)
         return Rate(sum(int(matrix[j, j]) for j in columns), int(matrix[columns].sum()))

@@ -11,26 +11,29 @@ from markupsafe import Markup
 from erasure.run import write_bytes, write_json
 from eval.attack_rates import REVIVED
 from eval.audit import rows_of
-from eval.gates import Gate
+from eval.finer import place
+from eval.gates import Gate, blind, only_of
 from eval.report import drawing
-from eval.report.pictures import Album, before_and_after, by_neighbour, drill_down, examples, pairs_of
+from eval.report.pictures import Album, before_and_after, by_neighbour, by_place, drill_down, examples, pairs_of
 from eval.report.record import WORDS, record
+from eval.report.sentences import NO_FR
 from eval.statistics import Interval
 from eval.suites import suite_names
 
 HERE = Path(__file__).parent
 MEANING = {
-    "UA": "pictures asked for with the concept in which the judge no longer reads it",
+    "UA": "pictures asked for with the concept{place} in which the judge no longer reads it",
     "UA_shown": "the same, counted where the base's picture from the same noise shows the concept; the base has none by definition",
     "UA_named": "the same, asked for by a synonym",
     "UA_described": "the same, asked for by a description that does not name it",
     "UA_mutated": "the same, asked for in spoiled spelling or shuffled words; where the base does not understand them, it proves nothing",
     "UA_replayed": "the same, asked for by the prompts of a list",
     "UA_attacked": "prompts that the most successful search for prompts did not break; the base's are drawn once and not attacked",
+    "FR": "pictures of the concept with any other {cross}, where it was meant to stay, in which it is still read",
     "IRA": "pictures of the other {plural} that are still read as asked",
-    "CRA": "pictures whose {cross} is still read as asked, the erased concept's own left out",
+    "CRA": "pictures whose {cross} is still read as asked, {own} left out",
     "NRA": "pictures of what is near the concept that are still read as asked",
-    "CRA_included": "CRA with the erased concept's pictures counted too",
+    "CRA_included": "CRA with {own} counted too",
 }
 PLURAL = {"style": "styles", "object": "objects"}
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
@@ -57,7 +60,9 @@ def write(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pairs: in
         blur=blur
         or result.get("kind") == "nsfw"
         or any(concept["kind"] == "nsfw" for edit in result["edits"] for concept in edit["concepts"]),
-        unmeasured=[g for g in gates if g.tier in ("", result["tier"]) and g.name not in [d["name"] for d in found["gates"]]],
+        place=place(result),
+        unjudged=NO_FR if blind(gates, result) else "",
+        unmeasured=[g for g in gates if g.asked(result) and g.name not in [d["name"] for d in found["gates"]]],
         gate_bars=[gate_bar(decided) for decided in found["gates"]],
         scatter=scatter(result, found["gates"]),
         rates=rates(result),
@@ -75,7 +80,8 @@ def write(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pairs: in
 def rates(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every rate with what it counts and a picture of its intervals."""
     axis = result["axis"]
-    words = {"plural": PLURAL[axis], "cross": "object" if axis == "style" else "style"}
+    own = f"pictures of the concept{place(result)}" if only_of(result) else "the erased concept's pictures"
+    words = {"plural": PLURAL[axis], "cross": "object" if axis == "style" else "style", "place": place(result), "own": own}
     found = []
     for name, text in MEANING.items():
         sides = {side: figures["rates"].get(name) for side, figures in result["models"].items()}
@@ -160,6 +166,7 @@ def seen(folder: Path, result: Mapping[str, Any], count: int) -> dict[str, Any]:
         "examples": examples(album, result["attacks"]),
         "drill": drill_down(album, pairs, result),
         "neighbours": by_loss(by_neighbour(pairs, result["axis"])),
+        "elsewhere": by_loss(by_place(pairs, result)),
     }
 
 
@@ -203,6 +210,7 @@ def again(folder: Path, result: Mapping[str, Any]) -> str:
         parts += ["--concept", names, "--kind", concepts[0]["kind"], "--model", edits[0]["base"]["source"]]
     parts += ["--strength", f"{job['strength']:g}"] if job["strength"] != 1 else []
     parts += ["--dtype", DTYPES[job["compute"]]] if job["compute"] in DTYPES else []
+    parts += ["--only", job["only"]] if "only" in job else []
     parts += ["--replay", "LIST"] if "replay" in job else []
     parts += ["--prompts", "LIST"] if job["suite"] in set(suite_names()) - set(suite_names(complete=True)) else []
     oracles = [f"ORACLE-{i + 1}" for i in range(len(job.get("oracles", [])))]

@@ -12,6 +12,8 @@ from PIL import Image
 
 from eval.cases import OTHERWISE, PLAIN
 from eval.counting import Row
+from eval.finer import crossing, meant
+from eval.gates import only_of
 
 LIMIT = 2_400_000  # bytes of all pictures in a page, as base64
 LARGEST = 160  # pixels a side; what is larger is shown smaller
@@ -101,9 +103,10 @@ def spread(found: Sequence[T], count: int) -> list[T]:
 
 
 def before_and_after(album: Album, pairs: Sequence[Pair], result: Mapping[str, Any], count: int, target: bool) -> list[dict[str, Any]]:
-    """Pairs of the suite itself that ask for the concept, or for something else."""
+    """Pairs of the suite itself that ask for what should be gone, or for something else."""
+    about = result["axis"], result["targets"], only_of(result)
     roles = (*PLAIN, "benign") if result.get("form") == "prompts" else PLAIN
-    chosen = [p for p in pairs if p.erased["role"] in roles and (p.erased[result["axis"]] in result["targets"]) == target]
+    chosen = [p for p in pairs if p.erased["role"] in roles and meant(p.erased, *about) == target]
     return [album.shown(pair) for pair in spread(chosen, count)]
 
 
@@ -136,23 +139,31 @@ class Question(NamedTuple):
 def _questions(result: Mapping[str, Any]) -> list[Question]:
     axis, targets = result["axis"], result["targets"]
     cross = "object" if axis == "style" else "style"
-    apart = result["models"].get("erased", {}).get("apart", {})
+    apart, only = result["models"].get("erased", {}).get("apart", {}), only_of(result)
     gone, was = ("lost", "was lost") if "base" in result["models"] else ("not read", "is not read")
 
     def is_target(pair: Pair) -> bool:
-        return pair.erased[axis] in targets and axis in pair.erased["read"]
+        return meant(pair.erased, axis, targets, only) and axis in pair.erased["read"]
+
+    def elsewhere(pair: Pair) -> bool:
+        return pair.erased[axis] in targets and not meant(pair.erased, axis, targets, only) and axis in pair.erased["read"]
 
     def still(pair: Pair) -> bool:
         return right(pair.erased, axis)
 
     def other(on: str) -> Callable[[Pair], bool]:
-        return lambda pair: pair.erased[axis] not in targets and pair.erased[on] not in apart and on in pair.erased["read"]
+        def counts(pair: Pair) -> bool:
+            stays = pair.erased[axis] not in targets if on == axis else not meant(pair.erased, axis, targets, only)
+            return stays and pair.erased[on] not in apart and on in pair.erased["read"]
+
+        return counts
 
     def lost(on: str) -> Callable[[Pair], bool]:
         return lambda pair: (pair.base is None or right(pair.base, on)) and not right(pair.erased, on)
 
     return [
         *(Question(role, "still shown", "the concept is still shown", is_target, still) for role in PLAIN),
+        Question("grid", "lost elsewhere", "the concept was lost where it was meant to stay", elsewhere, lost(axis)),
         Question("grid", f"{axis} {gone}", f"the {axis} asked for {was}", other(axis), lost(axis)),
         Question("grid", f"{cross} {gone}", f"the {cross} asked for {was}", other(cross), lost(cross)),
         *(Question(role, "still shown", "the concept is still shown", is_target, still) for role in OTHERWISE),
@@ -177,12 +188,23 @@ def _fell(pair: Pair) -> float:
 
 def by_neighbour(pairs: Sequence[Pair], axis: str) -> list[dict[str, Any]]:
     """How often every neighbour is read as asked, base and erased side by side, in the form of sentences.kept_by_label."""
+    return _by_label([p for p in pairs if p.base and p.base["role"] == "neighbour" and axis in p.base["read"]], axis, axis)
+
+
+def by_place(pairs: Sequence[Pair], result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """How often a concept that was to be erased in one cell is still read in its others, by label of the other axis, in the same form."""
+    axis, about = result["axis"], (result["axis"], result["targets"], only_of(result))
+    grid = [p for p in pairs if p.base and p.base["role"] == "grid" and axis in p.base["read"]]
+    elsewhere = [p for p in grid if p.erased[axis] in result["targets"] and not meant(p.erased, *about)]
+    return _by_label(elsewhere, axis, crossing(axis))
+
+
+def _by_label(pairs: Sequence[Pair], axis: str, by: str) -> list[dict[str, Any]]:
     found = []
-    mine = [p for p in pairs if p.base and p.base["role"] == "neighbour" and axis in p.base["read"]]
-    for label in dict.fromkeys(p.erased[axis] for p in mine):
+    for label in dict.fromkeys(p.erased[by] for p in pairs):
         sides = {}
         for i, model in enumerate(Pair._fields):
-            read = [right(row, axis) for p in mine if (row := p[i]) and row[axis] == label]
+            read = [right(row, axis) for p in pairs if (row := p[i]) and row[by] == label]
             sides[model] = {"k": sum(read), "n": len(read), "rate": sum(read) / len(read)}
         found.append({"label": label, **sides})
     return found

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from erasure.errors import UserError
-from eval.gates import Gate, verdict
+from eval.gates import Gate, blind, only_of, verdict
 from eval.placing import placed
-from eval.report.sentences import concept, conclusions, doubts, kept_by_label, sentence, skipped, threats
+from eval.report.sentences import NO_FR, concept, conclusions, doubts, kept_by_label, sentence, skipped, threats
 from eval.statistics import Measured, rogan_gladen
 
 VERSION = 3  # from 3 on a rate has no base, and distance_kept is null, where the base's pictures were not given
@@ -20,6 +20,7 @@ WORDS = {
     "UA_mutated": "erased, asked for in spoiled spelling",
     "UA_replayed": "erased, asked for by prompts of a list",
     "UA_attacked": "erased, under the attack that broke most prompts",
+    "FR": "kept, the concept elsewhere",
     "IRA": "kept, same kind",
     "CRA": "kept, other kind",
     "NRA": "kept, what is near the concept",
@@ -34,12 +35,13 @@ def record(result: dict[str, Any], gates: Sequence[Gate]) -> dict[str, Any]:
     rates = models.get("erased", {"rates": {}})["rates"]
     return {
         "schema_version": VERSION,
-        "verdict": {"state": decided["state"], "reasons": [sentence(g) for g in decided["gates"]]},
+        "verdict": {"state": decided["state"], "reasons": [sentence(g) for g in decided["gates"]] + [NO_FR] * blind(gates, result)},
         "conclusions": conclusions(result),
         "gates": decided["gates"],
         "suite": {"name": job["suite"], "version": job["suite_version"], "tier": job["tier"], "form": result.get("form", "unlearncanvas")},
         "models": {"base": job["base"], "edits": job["edits"], "strength": job["strength"], "compute": job["compute"]},
         "concept": concept(result),
+        **({"only": only_of(result)} if only_of(result) else {}),
         "methods": [edit["method"] for edit in result["edits"]],
         "rates": [rate(result, name) for name in WORDS if name in rates],
         "corrected": corrected(result),

@@ -3,9 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
+from eval.finer import place
 from eval.gates import RATES
 from eval.placing import placed
 from eval.placing import said as where
+
+NO_FR = "INCONCLUSIVE, kept elsewhere: the suite has no gate on FR, and a model that lost the concept everywhere would pass the others."
 
 
 def concept(result: dict[str, Any]) -> str:
@@ -45,9 +48,17 @@ def conclusions(result: dict[str, Any]) -> list[str]:
         return ["Nothing was counted: a judge has no weights."]
     gone, base = result["models"]["erased"]["rates"]["UA"], result["models"].get("base", {"rates": {}})["rates"].get("UA")
     was = f", the base in {base['n'] - base['k']}" if base else ""
-    asked = f"Asked for “{concept(result)}”, the erased model draws it in {gone['n'] - gone['k']} of {gone['n']} pictures{was}"
+    drawn = f"draws it in {gone['n'] - gone['k']} of {gone['n']} pictures{was}"
+    asked = f"Asked for “{concept(result)}”{place(result)}, the erased model {drawn}"
     said = f"{asked}, as the {'judge' if result.get('form') == 'prompts' else result['axis'] + ' judge'} reads them."
-    return [said, *_where_shown(result), *_under_attack(result), *_lost(result), *where(placed(result))]
+    return [said, *_elsewhere(result), *_where_shown(result), *_under_attack(result), *_lost(result), *where(placed(result))]
+
+
+def _elsewhere(result: dict[str, Any]) -> list[str]:
+    erased, base = (result["models"].get(m, {"rates": {}})["rates"].get("FR") for m in ("erased", "base"))
+    if not erased or not base:
+        return []
+    return [f"Elsewhere, where it was meant to stay, the erased model draws it in {erased['k']} of {erased['n']}, the base in {base['k']}."]
 
 
 def _where_shown(result: dict[str, Any]) -> list[str]:
