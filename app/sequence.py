@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
         raise UserError("audit sequence needs folders of edits: erasure audit sequence runs/FIRST runs/SECOND.")
     from erasure.edit import Edit
     from erasure.loading import load_model
-    from eval.audit import finished
+    from eval.finished import finished
     from eval.report import html, sequence_page
     from eval.sequence import incomplete, sequence
     from eval.suites import load_suite

@@ -9,16 +9,15 @@ from typing import Any, Literal
 
 from erasure.edit import Edit
 from erasure.erase import applied
-from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.overlap import overlap
-from erasure.run import Run, digest, read_json, write_json
+from erasure.run import Run, digest, write_json
 from eval.attack_rates import attack_rates, under_attack
 from eval.cases import PLAIN, cases, listed
 from eval.counting import Row, counted
 from eval.drift import kept_distance, picture_distances
 from eval.finer import cell_of, meant, within
-from eval.gates import only_of
+from eval.finished import recounted
 from eval.judges.base import MissingWeights
 from eval.judging import AXES, errors_of, judge, judges_of, lines
 from eval.oracle import divergences
@@ -30,7 +29,6 @@ from eval.siege import Siege, attacks_of, besiege, label
 from eval.suites import Axis, Suite
 
 Keep = Literal["all", "none"]
-OLD = "{} was made by an earlier version of this project; audit again with --fresh."
 WHOLE = (0, 1)  # the only shard
 
 
@@ -266,47 +264,3 @@ def edit_record(edit: Edit) -> dict[str, Any]:
         "notes": info.notes,
         "product": info.product,
     }
-
-
-def finished(out: Path) -> dict[str, Any]:
-    """The result of a finished audit.
-
-    Raises:
-        UserError: there is none in that folder.
-    """
-    if not (out / "result.json").is_file():
-        raise UserError(f"no finished audit at {out}: expected result.json there; `erasure audit EDIT` makes one.")
-    result: dict[str, Any] = read_json(out / "result.json")
-    if result.get("job", {}).get("task") != "audit":
-        raise UserError(f"{out} holds no audit; give the audit-... folder inside it.")
-    if "attacks" not in result:
-        raise UserError(OLD.format(out))
-    return result
-
-
-def recounted(out: Path, suite: Suite) -> dict[str, Any]:
-    """The result of a finished audit, counted again from its rows; `suite` may differ in its thresholds and in what is apart.
-
-    Raises:
-        UserError: no finished audit, or a suite that lacks a label of the rows.
-    """
-    result, rows = finished(out), rows_of(out)
-    if bool(suite.listed) != (result.get("form") == "prompts"):
-        raise UserError(f"suite {suite.name} is of another form than the one {out} was made with.")
-    for axis, known in (("style", suite.styles), ("object", suite.objects)):
-        if foreign := {row[axis] for row in rows if row[axis]} - known.keys():
-            raise UserError(f"suite {suite.name} has no {axis} {sorted(foreign)[0]!r}, which {out} asked for.")
-    result |= under_attack(counted(rows, suite, result["axis"], result["targets"], only_of(result)), result["attacks"])
-    return {**result, "published": as_published(suite, rows, result)}
-
-
-def rows_of(out: Path) -> list[Row]:
-    """Every picture of both models with what the judges read in it.
-
-    Raises:
-        UserError: rows of an earlier version, which do not say how a prompt asks.
-    """
-    rows = lines(out / "samples.jsonl")
-    if any("role" not in row for row in rows):
-        raise UserError(OLD.format(out))
-    return rows

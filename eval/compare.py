@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from erasure.errors import UserError
-from eval.audit import finished, rows_of
 from eval.counting import paired
+from eval.finished import finished, rows_of
 from eval.gates import only_of
 from eval.statistics import holm
 

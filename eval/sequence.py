@@ -14,9 +14,10 @@ from erasure.erase import applied
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.run import write_json
-from eval.audit import Audit, audit, rows_of
+from eval.audit import Audit, audit
 from eval.counting import Row
 from eval.finer import crossing
+from eval.finished import rows_of
 from eval.judging import AXES
 from eval.statistics import holm, mcnemar, paired_difference, wilson
 from eval.suites import Axis, Suite

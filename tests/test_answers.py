@@ -16,7 +16,7 @@ from erasure import recorder
 from erasure.errors import UserError
 from erasure.pocket.canvas import Picture, render
 from eval.answers import attempts_of, count_answers, read_answers
-from eval.audit import recounted
+from eval.finished import recounted
 from eval.gates import Gate
 from eval.report.html import write
 from eval.report.record import SCHEMA

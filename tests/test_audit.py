@@ -15,9 +15,10 @@ from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.esd import ESD
 from eval import audit as auditing
-from eval.audit import Audit, audit, recounted
+from eval.audit import Audit, audit
 from eval.cases import cases
 from eval.compare import compared
+from eval.finished import recounted
 from eval.gates import Gate
 from eval.metrics.clip_alignment import ClipAlignment
 from eval.metrics.unlearn_canvas import UnlearnCanvas

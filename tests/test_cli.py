@@ -1,5 +1,7 @@
 """The command as a user types it: exit codes, one-line complaints, nothing written."""
 
+import contextlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -224,3 +226,13 @@ def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
     command = f"{sys.executable} -m app.cli methods --help | head -c 1; {sys.executable} -m app.cli doctor | head -n 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["audit", "audit answers", "audit sequence", "audit report", "erase", "export", "demo", "studio"])
+def test_every_option_says_what_it_is(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A comment that the formatter moved to another line is no help text any more."""
+    with contextlib.suppress(SystemExit):
+        main([*command.split(), "--help"])
+    options = re.findall(r"^\W{1,3}(--\S.*)", capsys.readouterr().out, re.MULTILINE)
+    assert options
+    assert not [option for option in options if re.match(r"--\S+( \S+)?\s+\(default", option)]

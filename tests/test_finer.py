@@ -15,10 +15,11 @@ from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from eval.audit import Audit, audit, finished, recounted
+from eval.audit import Audit, audit
 from eval.compare import compared
 from eval.counting import counted, paired
 from eval.finer import cell_of
+from eval.finished import finished, recounted
 from eval.gates import Gate, verdict
 from eval.metrics.unlearn_canvas import UnlearnCanvas
 from eval.report.html import again, write

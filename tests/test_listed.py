@@ -16,9 +16,10 @@ from erasure.edit import Edit
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from eval import samples
-from eval.audit import Audit, audit, recounted, rows_of
+from eval.audit import Audit, audit
 from eval.cases import cases
 from eval.counting import counted
+from eval.finished import recounted, rows_of
 from eval.gates import verdict
 from eval.judging import judges_of
 from eval.readers import Prompt

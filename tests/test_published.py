@@ -11,9 +11,10 @@ import pytest
 from erasure.concept import Concept
 from erasure.families.stable_diffusion import StableDiffusion
 from eval.attack_rates import attack_rates
-from eval.audit import Audit, audit, recounted
+from eval.audit import Audit, audit
 from eval.cases import cases
 from eval.clusters import cluster_wilson
+from eval.finished import recounted
 from eval.judges.nudenet import COUNTED, LABELS
 from eval.published import as_published
 from eval.report.html import write

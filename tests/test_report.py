@@ -17,8 +17,9 @@ from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.families.stable_diffusion import StableDiffusion
 from eval.attack_rates import attack_rates, under_attack
-from eval.audit import Audit, How, audit, finished, rows_of
+from eval.audit import Audit, How, audit
 from eval.counting import counted
+from eval.finished import finished, rows_of
 from eval.gates import Gate
 from eval.report import drawing
 from eval.report.html import again, attacked, by_loss, write

@@ -46,9 +46,7 @@ class Options:
     attention: Attention = "auto"  # attention kernel of the UNet
     prompts: str = ""  # your copy of the list of a suite that ships none: a file, or hub:ORG/NAME/FILE of a dataset on the Hugging Face hub
     only: str = ""  # it was meant to be erased only with this label of the other axis: a style on one object, an object in one style
-    replay: str = (
-        ""  # prompts that are said to bring the concept back: CSV in a published layout, one a line in a .txt, or hub:ORG/NAME/FILE
-    )
+    replay: str = ""  # prompts said to bring the concept back: CSV in a published layout, .txt with one a line, or hub:ORG/NAME/FILE
     oracle: tuple[str, ...] = ()  # models that never saw the concept: diffusers folders or .safetensors of their UNets
     keep_images: Literal["all", "none"] = "all"  # none: only what judges read is kept, and no picture goes into the cache
     shard: str = ""  # i/n: draw and attack only the i-th of n shares, in the same folder; then once without
@@ -190,7 +188,7 @@ def reported(out: Path, gates: Sequence[Gate], result: dict[str, Any], blur: boo
 
 
 def report(options: ReportOptions) -> int:
-    from eval.audit import recounted
+    from eval.finished import recounted
     from eval.suites import load_suite
 
     job = read_json(options.audit / "job.json") if (options.audit / "job.json").is_file() else {}

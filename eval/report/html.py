@@ -10,8 +10,8 @@ from markupsafe import Markup
 
 from erasure.run import write_bytes, write_json
 from eval.attack_rates import REVIVED
-from eval.audit import rows_of
 from eval.finer import place
+from eval.finished import rows_of
 from eval.gates import Gate, blind, only_of
 from eval.report import drawing
 from eval.report.pictures import Album, before_and_after, by_neighbour, by_place, drill_down, examples, pairs_of
