@@ -69,6 +69,8 @@ def main() -> None:
             axis.plot(SHARES, [p[1] for p in mine], "o-", color=f"C{i}", label=f"{layers}: UA")
             axis.plot(SHARES, [(p[2] + p[3]) / 2 for p in mine], "s--", color=f"C{i}", label=f"{layers}: kept")
         axis.set(title=f"erasing {name}", xlabel="r2", xscale="log", ylim=(-3, 103))
+        axis.set_xticks(SHARES, [f"{share:g}" for share in SHARES])
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("percent")
     axes[-1].legend(fontsize=8)
