@@ -260,6 +260,7 @@ def edit_record(edit: Edit) -> dict[str, Any]:
         "seed": info.seed,
         "cost": info.cost,
         "base": info.base,
+        "versions": info.versions,
         "known": info.known,
         "notes": info.notes,
         "product": info.product,
