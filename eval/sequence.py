@@ -1,7 +1,8 @@
 """Requests one after another: is what the earlier ones erased still gone after the later ones, and what is left of the rest?
 
 (Sequential unlearning: Zhang et al., arXiv:2402.11846, version 2.) After every request there is an ordinary audit of all edits so far, in a
-folder of its own, so that an interrupted sequence continues and the base is drawn once. What is said here is counted from their rows.
+folder of its own, so that an interrupted sequence continues and the base's pictures are shared. What is said here is counted from their
+rows.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -66,7 +67,7 @@ def sequence(model: DiffusionModel, edits: Sequence[Edit], suite: Suite, tier: s
     with applied(model, edits):  # complains about an order that does not work before anything is drawn
         pass
     steps = [step(model, edits[: i + 1], suite, tier, out / str(i + 1), fresh) for i in range(len(edits))]
-    found = {
+    found: dict[str, Any] = {
         "task": "sequence",
         "suite": {"name": suite.name, "version": suite.version, "tier": tier},
         "base": {"source": model.source, "fingerprint": model.fingerprint(), "compute": str(model.compute).removeprefix("torch.")},
@@ -122,7 +123,7 @@ def request_record(edit: Edit, at: Step, out: Path) -> dict[str, Any]:
 
 def erased_after(steps: Sequence[Step], targets: Sequence[Target]) -> list[dict[str, Any]]:
     """UA of every target after its own request and every later one, and how it changed since its own."""
-    found = []
+    found: list[dict[str, Any]] = []
     for target in targets:
         first = steps[target.request - 1]
         begun = gone(first.rows[target.axis], target, "erased")
