@@ -1,7 +1,8 @@
 """Requests one after another: is what the earlier ones erased still gone after the later ones, and what is left of the rest?
 
 (Sequential unlearning: Zhang et al., arXiv:2402.11846, version 2.) After every request there is an ordinary audit of all edits so far, in a
-folder of its own, so that an interrupted sequence continues and the base is drawn once. What is said here is counted from their rows.
+folder of its own, so that an interrupted sequence continues and the base's pictures are shared. What is said here is counted from their
+rows.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
