@@ -118,18 +118,20 @@ def what(docs: Path) -> None:
 def pareto(model: DiffusionModel, work: Path, docs: Path, chosen: list[str]) -> None:
     """UA against what is kept on the development concepts, a line per method over strength."""
     figure, axes = plt.subplots(1, len(DEVELOPMENT), figsize=(12, 5.4), sharey=True)
+    lowest = 100.0
     for axis, (name, kind) in zip(axes, DEVELOPMENT.items(), strict=True):
         for i, method in enumerate(chosen):
             folder = erased(method, name, kind, work)
             strengths = (1.0,) if load("erasure.methods", method, Method).product == "one-step" else STRENGTHS
             points = [measured(model, folder, "pocket-dev", "smoke", s) for s in strengths]
             x, y = [rate(r, "UA") for r in points], [(rate(r, "IRA") + rate(r, "CRA")) / 2 for r in points]
+            lowest = min(lowest, *y)
             axis.plot(x, y, "o-", color=f"C{i}", label=method, markersize=4, alpha=0.8)
             at = list(strengths).index(1.0)
             axis.plot(x[at], y[at], "o", color=f"C{i}", markersize=10, alpha=0.5)
-        axis.set(title=f"erasing {name}", xlabel="erased: UA (%)", xlim=(-3, 103), ylim=(0, 103))
+        axis.set(title=f"erasing {name}", xlabel="erased: UA (%)", xlim=(-3, 103))
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("kept: mean of IRA and CRA (%)")
+    axes[0].set(ylabel="kept: mean of IRA and CRA (%)", ylim=(max(lowest - 5, 0), 101.5))
     axes[-1].legend(loc="lower left")
     figure.suptitle(f"strengths {', '.join(f'{s:g}' for s in STRENGTHS)}; large mark: strength 1")
     figure.tight_layout()
