@@ -66,6 +66,12 @@ def one(name: str, device: str) -> dict[str, Any]:
     }
 
 
+def reason(done: subprocess.CompletedProcess[str]) -> str:
+    if done.returncode < 0:  # a process that takes more memory than there is gets signal 9
+        return f"killed by signal {-done.returncode}"
+    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:120]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=[n for n in names("erasure.methods") if n not in UNMEASURED])
@@ -84,9 +90,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as cache:
             done = subprocess.run(argv, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin", "ERASURE_CACHE": cache})
         if done.returncode:
-            lines.append(
-                f"| {name} | did not finish: {(done.stderr.strip().splitlines() or [f'exit code {done.returncode}'])[-1][:120]} | | | |"
-            )
+            lines.append(f"| {name} | did not finish: {reason(done)} | | | |")
             continue
         r = json.loads(done.stdout.strip().splitlines()[-1])
         lines.append(f"| {name} | {r['forwards']} | {r['backwards']} | {r['seconds']} | {r['mib']:,} |")
