@@ -48,7 +48,7 @@ def _by_pictures(rows: Sequence[Row], first: dict[str, dict[str, bool]]) -> dict
         # one a picture: what a single picture's rate would be if all were alike
         "per_picture": round(per_attempt(curve[-1] / n, rounds + 1), 4),
         "found": sum(row["round"] is not None for row in rows),
-        "fresh": _clustered(again) if again else None,
+        "fresh": clustered(again) if again else None,
     }
 
 
@@ -76,7 +76,7 @@ def _curve(rows: Sequence[Row], first: dict[str, dict[str, bool]]) -> dict[str, 
     return {"n": points[0]["n"], "steps": points, "base": base, "revived": revived[0] if revived else None}
 
 
-def _clustered(pictures: Sequence[Sequence[bool]]) -> dict[str, Any]:
+def clustered(pictures: Sequence[Sequence[bool]]) -> dict[str, Any]:
     """A rate of pictures that come several a prompt."""
     successes, trials = [sum(some) for some in pictures], [len(some) for some in pictures]
     return {"k": sum(successes), "n": sum(trials), **cluster_wilson(successes, trials)._asdict()}

@@ -20,6 +20,7 @@ from eval.finer import cell_of, meant, within
 from eval.finished import recounted
 from eval.judges.base import MissingWeights
 from eval.judging import AXES, errors_of, judge, judges_of, lines
+from eval.listed import crossing
 from eval.oracle import divergences
 from eval.placing import gaps
 from eval.published import as_published
@@ -61,7 +62,7 @@ class Audit:
 
     @property
     def todo(self) -> list[Attempt]:
-        cross = "object" if self.axis == "style" else "style"
+        cross = crossing(self.axis)
         asked = cases(self.suite, [(self.axis, t) for t in self.targets], self.tier, self.replay)
         asked = within(asked, self.suite, self.axis, self.targets, self.only)
         return attempts(self.suite, [case for case in asked if getattr(case, cross) not in self.gone])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from erasure.errors import UserError, unknown
+from eval.listed import crossing
 from eval.mutators import MUTATORS
 from eval.readers import Prompt
 from eval.suites import CAPTIONS, Aliases, Axis, Suite
@@ -109,7 +110,7 @@ def _asked_otherwise(suite: Suite, axis: Axis, label: str, count: int) -> list[C
     found = []
     for role, i, phrase in said:
         template = suite.described if (axis, role) == ("style", "described") else suite.template
-        for cross, text in suite.words("style" if axis == "object" else "object").items():
+        for cross, text in suite.words(crossing(axis)).items():
             prompt = template.format(style=text, object=phrase) if axis == "object" else template.format(style=phrase, object=text)
             found.append(_cell(axis, label, cross, prompt, count, role, str(i)))
     return found
@@ -119,7 +120,7 @@ def _neighbours(suite: Suite, axis: Axis, label: str) -> list[Case]:
     """Every neighbour of a target in every cell of it, one picture each."""
     found = []
     for near in suite.neighbours.get(label, ()):
-        for cross, text in suite.words("style" if axis == "object" else "object").items():
+        for cross, text in suite.words(crossing(axis)).items():
             prompt = suite.template.format(style=text, object=near) if axis == "object" else suite.template.format(style=near, object=text)
             found.append(_cell(axis, near, cross, prompt, 1, "neighbour", f"of-{label}"))
     return found
@@ -130,7 +131,7 @@ def _mutated(suite: Suite, axis: Axis, label: str) -> list[Case]:
     name = suite.words(axis)[label]
     found = []
     for mutation in suite.mutations:
-        for cross, text in suite.words("style" if axis == "object" else "object").items():
+        for cross, text in suite.words(crossing(axis)).items():
             prompt = suite.template.format(style=text, object=name) if axis == "object" else suite.template.format(style=name, object=text)
             rng = random.Random(f"{suite.name}|{mutation}|{label}|{cross}")
             found.append(_cell(axis, label, cross, MUTATORS[mutation](prompt, name, rng), 1, "mutated", mutation))

@@ -7,7 +7,7 @@ import torch
 
 from eval.cases import OTHERWISE, PLAIN
 from eval.finer import meant
-from eval.listed import Axis, Listed
+from eval.listed import Axis, Listed, crossing
 from eval.metrics.clip_alignment import ClipAlignment
 from eval.metrics.unlearn_canvas import Rate, UnlearnCanvas
 from eval.statistics import Interval, mcnemar, paired_difference
@@ -25,7 +25,7 @@ def counted(rows: Sequence[Row], suite: Suite, axis: Axis, targets: Sequence[str
     """
     if suite.listed:
         return _listed(rows, suite.listed, axis, targets)
-    cross = "object" if axis == "style" else "style"
+    cross = crossing(axis)
     labels = {"style": [*suite.styles, "none"], "object": [*suite.objects, "none"]}
     models: dict[str, Any] = {}
     grid = [row for row in rows if row["role"] == "grid"]
@@ -123,7 +123,7 @@ def paired(
     second: str = "erased",
 ) -> dict[str, Any]:
     """The second model minus the first on the same cases and noise: difference of each rate, its interval, and McNemar's p."""
-    cross = "object" if axis == "style" else "style"
+    cross = crossing(axis)
     if {first, second} - {r["model"] for r in rows}:
         return {}
 

@@ -17,9 +17,9 @@ from eval.samples import Attempt, batches
 
 def kept_distance(kept: Sequence[Attempt], images: Path) -> dict[str, float] | None:
     """How far the pictures that should stay moved: mean absolute difference to the base's, in [0, 1]; None without any."""
-    metric = PictureDistance()
     if not kept:
         return None
+    metric = PictureDistance()
     for (_, base), (_, erased) in zip(batches(kept, images / "base"), batches(kept, images / "erased"), strict=True):
         metric.update(base, erased)
     return {name: round(value, 5) for name, value in metric.compute()._asdict().items()}

@@ -10,11 +10,8 @@ from typing import Any
 from erasure.errors import UserError, unknown
 from eval.cases import OTHERWISE, Case
 from eval.gates import only_of
+from eval.listed import crossing
 from eval.suites import Axis, Suite
-
-
-def crossing(axis: Axis) -> Axis:
-    return "object" if axis == "style" else "style"
 
 
 def meant(row: Mapping[str, Any], axis: Axis, targets: Sequence[str], only: str = "") -> bool:

@@ -9,6 +9,7 @@ from eval.attack_rates import under_attack
 from eval.counting import Row, counted
 from eval.gates import only_of
 from eval.judging import lines
+from eval.placing import gaps
 from eval.published import as_published
 from eval.suites import Suite
 
@@ -44,6 +45,8 @@ def recounted(out: Path, suite: Suite) -> dict[str, Any]:
         if foreign := {row[axis] for row in rows if row[axis]} - known.keys():
             raise UserError(f"suite {suite.name} has no {axis} {sorted(foreign)[0]!r}, which {out} asked for.")
     result |= under_attack(counted(rows, suite, result["axis"], result["targets"], only_of(result)), result["attacks"])
+    if "gaps" in result:  # what is apart decides IRA and CRA
+        result["gaps"] = gaps(rows, result["axis"], result["targets"], suite.apart, only_of(result))
     return {**result, "published": as_published(suite, rows, result)}
 
 

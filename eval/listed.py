@@ -14,6 +14,11 @@ OPTIONAL = {"names", "label", "list", "clip", "benign", "attacks", "features", "
 PART = ("pictures", "prompts")  # of a tier
 
 
+def crossing(axis: Axis) -> Axis:
+    """The other axis."""
+    return "object" if axis == "style" else "style"
+
+
 @dataclass(frozen=True)
 class Listed:
     """What a suite of prompts alone asks about."""

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from erasure.errors import UserError
+from eval.attack_rates import clustered
 from eval.cases import PLAIN
-from eval.clusters import cluster_wilson
 from eval.judges.nudenet import COUNTED, NudeNet
+from eval.listed import crossing
 from eval.statistics import Interval, Measured, rogan_gladen, wilson
 from eval.suites import Suite
 
@@ -41,7 +42,7 @@ def unlearncanvas(suite: Suite, rows: Sequence[Row], result: Mapping[str, Any]) 
     if not result["models"]:
         return []
     axis, targets = result["axis"], result["targets"]
-    cross = "object" if axis == "style" else "style"
+    cross = crossing(axis)
     mine = [row for row in rows if row["model"] == "erased" and row["role"] == "grid"]
     asked, others = ([row for row in mine if (row[axis] in targets) == target] for target in (True, False))
     labels = len(suite.words(axis))
@@ -171,8 +172,7 @@ def _clustered(rows: Sequence[Row], success: Callable[[Row], bool]) -> Row:
     prompts: dict[str, list[bool]] = {}
     for row in rows:
         prompts.setdefault(row["prompt"], []).append(success(row))
-    successes, trials = [sum(some) for some in prompts.values()], [len(some) for some in prompts.values()]
-    return {"k": sum(successes), "n": sum(trials), **cluster_wilson(successes, trials)._asdict()}
+    return clustered(list(prompts.values()))
 
 
 def _without_errors(rows: Sequence[Row], axis: str, errors: Mapping[str, int] | None) -> Row:

@@ -33,6 +33,7 @@ from erasure.foreign import foreign
 from erasure.loading import load_model
 from eval.audit import Audit, How, audit
 from eval.cases import Case
+from eval.listed import crossing
 from eval.report.html import write
 from eval.report.record import record
 from eval.statistics import wilson
@@ -57,7 +58,7 @@ def asked(label: str) -> dict[str, list[tuple[str, int]]]:
     suite = load_suite("pocket")
     axis, _ = suite.find(label)
     words, aliases = suite.words(axis), suite.aliases[label]
-    others = list(suite.words("style" if axis == "object" else "object").items())
+    others = list(suite.words(crossing(axis)).items())
     ways = {"its name": (words[label],), "synonyms": aliases.named, "descriptions": aliases.described, "a nonsense word": (NONSENSE,)}
     found: dict[str, list[tuple[str, int]]] = {}
     for way, phrases in ways.items():
@@ -107,7 +108,7 @@ def kept(model: DiffusionModel, found: Oracles, docs: Path, seeds: int = 5) -> N
 
 
 def placed(model: DiffusionModel, folder: Path, how: How) -> tuple[dict[str, Any], dict[str, Any]]:
-    """An audit with oracles of one erasure, or of one oracle in an erasure's place, and its report."""
+    """An audit of one erasure with oracles, and its report."""
     edit, suite = Edit.load(folder), load_suite("pocket")
     (plan,) = Audit.of([edit], suite, "standard")
     out = folder / "audit-pocket-standard-oracles"
@@ -127,9 +128,10 @@ def methods(model: DiffusionModel, found: Oracles, docs: Path, work: Path, chose
             places = {p["reading"]: p for p in report["placing"] if p["prompts"] == "target"}
             figures = [f"{places[r]['erased'][0]:.3g}" if r in places and places[r]["erased"] else "–" for r in READINGS]
             way = places["kid"]["way"]
+            went = "–" if way is None else f"{100 * way:.0f} %"
             rates = " | ".join(rate_cell(result, r) for r in ("UA", "IRA", "CRA"))
-            lines.append(f"| {label} | {method} | {rates} | {' | '.join(figures)} | {100 * way:.0f} % | {report['verdict']['state']} |")
-            points.append((label, method, rate(result, "UA"), 100 * way))
+            lines.append(f"| {label} | {method} | {rates} | {' | '.join(figures)} | {went} | {report['verdict']['state']} |")
+            points += [] if way is None else [(label, method, rate(result, "UA"), 100 * way)]
             floors = floors or [
                 [f"{(places[r][side] or [0])[0]:.3g}" if r in places else "–" for r in READINGS] for side in ("base", "floor")
             ]

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 
 import torch
+from measure_pocket import FRESH
 from pocket_workshop import CELLS, Workshop, images
 from safetensors.torch import save_file
 from train_pocket import fitted_unet
@@ -54,7 +55,7 @@ def reference(shop: Workshop, target: Path, without: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--without", required=True, choices=sorted({*OBJECTS, *STYLES} - {"plain"}), help="the concept it never sees")
-    parser.add_argument("--seed", type=int, default=1, help="1 or more; 0 is pocket's own")
+    parser.add_argument("--seed", type=int, default=1, help="1 to 9; 0 is pocket's own")
     parser.add_argument("--work", type=Path, default=Path("runs/references"), help="checkpoints, logs, grids; a folder inside for each")
     parser.add_argument("--out", type=Path, default=REFERENCES)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -63,8 +64,10 @@ def main() -> None:
     parser.add_argument("--unet-steps", type=int, default=3_400)
     parser.add_argument("--unet-lr", type=float, default=8e-4)
     args = parser.parse_args()
-    if args.seed < 1:
-        parser.error(f"--seed must be 1 or more, got {args.seed}: 0 is pocket's own, and a reference shares nothing with it.")
+    if not 1 <= args.seed < FRESH // 1_000_000:  # a seed has a million pictures of a cell to itself
+        parser.error(
+            f"--seed must be 1 to {FRESH // 1_000_000 - 1}, got {args.seed}: 0 is pocket's own, on later ones judges are measured."
+        )
     name = f"without-{args.without}-{args.seed}"
     args.work, target = args.work / name, args.out / f"{name}.safetensors"
     if target.exists():

@@ -59,7 +59,8 @@ def test_the_command_names_excluded_cells_and_is_not_repeated(tmp_path: Path) ->
     assert made.stat().st_mtime_ns == before
 
 
-def test_pockets_own_seed_is_refused(tmp_path: Path) -> None:
-    argv = [sys.executable, "scripts/train_references.py", "--without", "fish", "--seed", "0", "--work", str(tmp_path)]
+@pytest.mark.parametrize("seed", ["0", "10"])
+def test_seeds_of_pocket_and_of_its_judges_are_refused(tmp_path: Path, seed: str) -> None:
+    argv = [sys.executable, "scripts/train_references.py", "--without", "fish", "--seed", seed, "--work", str(tmp_path)]
     done = subprocess.run(argv, capture_output=True, text=True)
-    assert done.returncode == 2 and "1 or more, got 0" in done.stderr and not list(tmp_path.iterdir())
+    assert done.returncode == 2 and f"1 to 9, got {seed}" in done.stderr and not list(tmp_path.iterdir())

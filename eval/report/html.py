@@ -13,6 +13,7 @@ from eval.attack_rates import REVIVED
 from eval.finer import place
 from eval.finished import rows_of
 from eval.gates import Gate, blind, only_of
+from eval.listed import crossing
 from eval.report import drawing
 from eval.report.pictures import Album, before_and_after, by_neighbour, by_place, drill_down, examples, pairs_of
 from eval.report.record import WORDS, record
@@ -81,7 +82,7 @@ def rates(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every rate with what it counts and a picture of its intervals."""
     axis = result["axis"]
     own = f"pictures of the concept{place(result)}" if only_of(result) else "the erased concept's pictures"
-    words = {"plural": PLURAL[axis], "cross": "object" if axis == "style" else "style", "place": place(result), "own": own}
+    words = {"plural": PLURAL[axis], "cross": crossing(axis), "place": place(result), "own": own}
     found = []
     for name, text in MEANING.items():
         sides = {side: figures["rates"].get(name) for side, figures in result["models"].items()}

@@ -12,8 +12,9 @@ from PIL import Image
 
 from eval.cases import OTHERWISE, PLAIN
 from eval.counting import Row
-from eval.finer import crossing, meant
+from eval.finer import meant
 from eval.gates import only_of
+from eval.listed import crossing
 
 LIMIT = 2_400_000  # bytes of all pictures in a page, as base64
 LARGEST = 160  # pixels a side; what is larger is shown smaller
@@ -138,7 +139,7 @@ class Question(NamedTuple):
 
 def _questions(result: Mapping[str, Any]) -> list[Question]:
     axis, targets = result["axis"], result["targets"]
-    cross = "object" if axis == "style" else "style"
+    cross = crossing(axis)
     apart, only = result["models"].get("erased", {}).get("apart", {}), only_of(result)
     gone, was = ("lost", "was lost") if "base" in result["models"] else ("not read", "is not read")
 
