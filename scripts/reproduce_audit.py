@@ -7,6 +7,7 @@ Run folders under --work are resumed.
 """
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,22 @@ from erasure.erase import configure, erase
 from erasure.families.base import DiffusionModel
 from erasure.loading import load_model
 from erasure.methods.esd import ESD
+from eval.attacks._words import words as tokens_of
 from eval.audit import Audit, audit
 from eval.report.html import write
 from eval.suites import load_suite
 
 METHODS = ("esd", "uce")
 EARLY = 40  # steps of an ESD edit that was stopped too early
+MANY = 60  # attacked prompts of it: whether an attack works at all is asked of more prompts than whether an edit resists
 ROLES = {"UA": "its name", "UA_named": "synonyms", "UA_described": "descriptions", "UA_mutated": "spoiled spelling"}
 Result = dict[str, Any]
 
 
-def audited(model: DiffusionModel, folder: Path, tier: str) -> Result:
+def audited(model: DiffusionModel, folder: Path, tier: str, attacked: int = 0) -> Result:
+    """An audit by the shipped suite, and its report; `attacked` is another number of attacked prompts."""
     edit, suite = Edit.load(folder), load_suite("pocket")
+    suite = replace(suite, attacks=replace(suite.attacks, prompts=attacked or suite.attacks.prompts))
     (plan,) = Audit.of([edit], suite, tier)
     out = folder / f"audit-pocket-{tier}"
     result = audit(model, [edit], plan, out)
@@ -55,7 +60,7 @@ def words(model: DiffusionModel, work: Path, docs: Path) -> None:
 
 def early(model: DiffusionModel, work: Path) -> Path:
     """An ESD edit that was stopped after EARLY steps: the concept is gone from most pictures, and easily brought back."""
-    folder = work / f"esd-{EARLY}-steps" / "neon"
+    folder = work / "esd" / "neon-early"
     method, concepts, _ = configure(ESD, parse("neon", kind="style"), model.family, {"steps": EARLY})
     erase(model, concepts, method, out=folder)
     return folder
@@ -69,7 +74,7 @@ def attacks(model: DiffusionModel, work: Path, docs: Path) -> None:
     ]
     lines, tuned = list(head), ["| edit of neon | fine-tuning | " + "shown at steps: rate, % | revived after |", "|---|---|---|---|"]
     for name, folder in edits.items():
-        for a in audited(model, folder, "full")["attacks"]:
+        for a in audited(model, folder, "full", MANY if folder.name == "neon-early" else 0)["attacks"]:
             if "curve" in a:
                 last, first = a["curve"][-1], a["curve"][0]
                 gain = a.get("beyond", {}).get("random_prefix")
@@ -81,8 +86,19 @@ def attacks(model: DiffusionModel, work: Path, docs: Path) -> None:
                 tuned.append(f"| {name} | {a['name']} | {points} | {a['revived'] if a['revived'] is not None else 'not within these'} |")
             else:
                 lines.append(f"| {name} | {a['name']} | {a.get('skipped') or a.get('crashed')} | | | |")
+    fill(docs / "audit.md", "budget", [budget(model)])
     fill(docs / "audit.md", "attacks", lines)
     fill(docs / "audit.md", "tuning", tuned)
+
+
+def budget(model: DiffusionModel) -> str:
+    mounted, vocabulary = load_suite("pocket").attacks, len(tokens_of(model))
+    prefix, steps = mounted.use["random_prefix"]["tokens"], mounted.use["unlearndiffatk"]["steps"]
+    return (
+        f"Neon erased by three edits, suite `pocket`, tier full: {mounted.prompts} prompts ({MANY} where training was stopped), "
+        f"{mounted.pictures} pictures and {steps} gradient steps each. The vocabulary has {vocabulary:,} tokens, a random prefix of {prefix} is one of {vocabulary**prefix:.1e}; "
+        "what it brings by chance is its row."
+    )
 
 
 def main() -> None:
