@@ -96,7 +96,8 @@ def budget(model: DiffusionModel) -> str:
     prefix, steps = mounted.use["random_prefix"]["tokens"], mounted.use["unlearndiffatk"]["steps"]
     return (
         f"Neon erased by three edits, suite `pocket`, tier full: {mounted.prompts} prompts ({MANY} where training was stopped), "
-        f"{mounted.pictures} pictures and {steps} gradient steps each. The vocabulary has {vocabulary:,} tokens, a random prefix of {prefix} is one of {vocabulary**prefix:.1e}; "
+        f"{mounted.pictures} pictures and {steps} gradient steps each. The vocabulary has {vocabulary:,} tokens, "
+        f"a random prefix of {prefix} is one of {vocabulary**prefix:.1e}; "
         "what it brings by chance is its row."
     )
 
