@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from app.commands.audit import Options, about, asked, loaded
 from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.erase import erase
@@ -292,6 +293,25 @@ def test_an_edit_of_both_axes_is_audited_apart(big: StableDiffusion, tmp_path: P
     result = audit(big, [edit], styles, tmp_path / "audit")
     assert {row["object"] for row in map(json.loads, (tmp_path / "audit" / "samples.jsonl").read_text().splitlines())} == {"tree"}
     assert result["models"]["base"]["rates"]["UA"]["n"] == 3
+
+
+def test_a_suite_is_asked_about_one_concept(big: StableDiffusion, tmp_path: Path) -> None:
+    assert [asked(name) for name in ("pocket", "pocket/stained glass", "my/suite.yaml")] == [
+        ("pocket", ""),
+        ("pocket", "stained glass"),
+        ("my/suite.yaml", ""),
+    ]
+    edit = erased(big, [Concept(name="neon"), Concept(name="boat", kind="object")], tmp_path / "edit")
+    plans = Audit.of([edit], load_suite("pocket"), "smoke")
+    assert about("a boat", plans) == [plans[1]]
+    with pytest.raises(UserError, match="asks about sketch alone, the edits erase neon, boat"):
+        about("sketch", plans)
+    with pytest.raises(UserError, match="Did you mean 'neon'"):
+        about("noen", plans)
+    with pytest.raises(UserError, match="says itself what it erases"):
+        loaded(Options(edits=(tmp_path / "edit",), concept="neon"))
+    with pytest.raises(UserError, match="give --model, --out as well"):  # whose concept the suite names
+        loaded(Options(edits=(tmp_path,)), ("style", "neon"))
 
 
 def test_a_stack_is_audited_as_one(big: StableDiffusion, tmp_path: Path) -> None:

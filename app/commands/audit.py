@@ -20,6 +20,8 @@ from eval.gates import EXIT, Gate
 if TYPE_CHECKING:
     from erasure.edit import Edit
     from erasure.families.base import DiffusionModel
+    from eval.audit import Audit
+    from eval.suites import Axis
 
 
 INCOMPLETE = 2
@@ -35,7 +37,7 @@ class Options:
     """
 
     edits: Annotated[tuple[Path, ...], tyro.conf.Positional]  # what `erasure erase` made; several are applied together, in this order
-    suite: str = "pocket"  # name of a suite in prompts/, or a YAML file
+    suite: str = "pocket"  # name of a suite in prompts/, SUITE/CONCEPT for one concept of it, or a YAML file
     tier: Literal["smoke", "standard", "full"] = "standard"  # how many pictures a cell
     concept: str = ""  # what a foreign erasure is said to erase; several: "a; b"
     kind: Kind = "style"  # of that concept: style, object, person, nsfw
@@ -110,9 +112,12 @@ def run(options: Options) -> int:
 
     if not options.edits:
         raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
-    suite = load_suite(options.suite, options.prompts)
-    model, edits = loaded(options)
+    name, concept = asked(options.suite)
+    suite = load_suite(name, options.prompts)
+    model, edits = loaded(options, suite.find(concept) if concept else None)
     plans = Audit.of(edits, suite, options.tier, read_list(options.replay) if options.replay else (), options.only)
+    both = len(plans) > 1
+    plans = about(concept, plans) if concept else plans
     how = How(
         strength=options.strength,
         other_base=options.other_base,
@@ -121,7 +126,7 @@ def run(options: Options) -> int:
     )
     codes = []
     for plan in plans:
-        out = folder(options, suite.name, plan.axis if len(plans) > 1 else "", plan.only)
+        out = folder(options, suite.name, plan.axis if both else "", plan.only)
         if options.shard:
             work(model, edits, plan, out, how, shard=shard(options.shard), fresh=options.fresh)
             print(f"share {options.shard} of {out} is done; when all are, give the same command without --shard.")
@@ -133,23 +138,43 @@ def run(options: Options) -> int:
     return next((code for code in WORST if code in codes), 0)
 
 
-def shard(asked: str) -> tuple[int, int]:
+def asked(suite: str) -> tuple[str, str]:
+    """Suite and concept of "pocket/neon"; the concept is empty where none is named, and always of a YAML file."""
+    name, _, concept = suite.partition("/") if not suite.endswith((".yaml", ".yml")) else (suite, "", "")
+    return name, concept
+
+
+def about(concept: str, plans: Sequence["Audit"]) -> list["Audit"]:
+    """The audit of that concept among those of what the edits erase.
+
+    Raises:
+        UserError: they do not erase it, or not alone: all styles, or all things, that edits erase are counted together.
+    """
+    suite = plans[0].suite
+    found = [plan for plan in plans if (plan.axis, plan.targets) == (suite.find(concept)[0], (suite.find(concept)[1],))]
+    if not found:
+        erased = ", ".join(target for plan in plans for target in plan.targets)
+        raise UserError(f"--suite {suite.name}/{concept} asks about {concept} alone, the edits erase {erased}; give --suite {suite.name}.")
+    return found
+
+
+def shard(given: str) -> tuple[int, int]:
     """(i, n) from "1/2", counted from 0.
 
     Raises:
         UserError: not of that form.
     """
-    first, _, of = asked.partition("/")
+    first, _, of = given.partition("/")
     if not (first.isdecimal() and of.isdecimal() and 1 <= int(first) <= int(of)):
-        raise UserError(f"--shard must be i/n with 1 <= i <= n, such as 1/2; got {asked!r}.")
+        raise UserError(f"--shard must be i/n with 1 <= i <= n, such as 1/2; got {given!r}.")
     return int(first) - 1, int(of)
 
 
-def loaded(options: Options) -> tuple["DiffusionModel", list["Edit"]]:
-    """The base model and the edits on it, a foreign erasure among them.
+def loaded(options: Options, about: "tuple[Axis, str] | None" = None) -> tuple["DiffusionModel", list["Edit"]]:
+    """The base model and the edits on it, a foreign erasure among them, which is of `about` if no --concept is given.
 
     Raises:
-        UserError: a foreign erasure without what is needed to audit it.
+        UserError: a foreign erasure without what is needed to audit it, --concept for edits that tell it themselves.
     """
     from erasure.edit import Edit
     from erasure.foreign import foreign, is_edit
@@ -158,13 +183,17 @@ def loaded(options: Options) -> tuple["DiffusionModel", list["Edit"]]:
     def base(source: str) -> "DiffusionModel":
         return load_model(source, device=options.device, precision=options.dtype, attention=options.attention)
 
+    kind, concept = (options.kind, options.concept) if options.concept or about is None else about
     strangers = [path for path in options.edits if not is_edit(str(path))]
-    if not any(path.exists() for path in strangers) and not options.concept:
+    if not strangers or not (options.concept or any(path.exists() for path in strangers)):
         edits = [Edit.load(path) for path in options.edits]
+        if options.concept:
+            raise UserError("--concept is for erasures made elsewhere; this edit says itself what it erases. Leave it out.")
         return base(options.model or edits[0].info.base["source"]), edits
-    if missing := [f"--{name}" for name in ("concept", "model", "out") if not getattr(options, name)]:
+    needed = {"concept": concept, "model": options.model, "out": options.out}
+    if missing := [f"--{name}" for name, given in needed.items() if not given]:
         raise UserError(f"{strangers[0]} was not made by `erasure erase`; to audit it give {', '.join(missing)} as well.")
-    model, concepts = base(options.model), parse_concepts(options.concept, kind=options.kind)
+    model, concepts = base(options.model), parse_concepts(concept, kind=kind)
     return model, [Edit.load(path) if is_edit(str(path)) else foreign(model, str(path), concepts) for path in options.edits]
 
 
