@@ -66,8 +66,8 @@ def rates_of(result: dict[str, Any], model: str = "erased") -> dict[str, tuple[i
 def test_an_answer_set_with_its_base(drawn: Path, suite: Suite, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = count_answers(drawn / "erased", suite, "neon", "style", out, drawn / "base")
-    assert rates_of(result) == {"UA": (3, 4), "IRA": (4, 4), "CRA": (6, 8), "CRA_included": (10, 12)}
-    assert rates_of(result, "base") == {"UA": (0, 4), "IRA": (4, 4), "CRA": (8, 8), "CRA_included": (12, 12)}
+    assert rates_of(result) == {"UA": (3, 4), "IRA": (4, 4), "CRA": (6, 8), "IPA": (4, 4), "CRA_included": (10, 12)}
+    assert rates_of(result, "base") == {"UA": (0, 4), "IRA": (4, 4), "CRA": (8, 8), "IPA": (4, 4), "CRA_included": (12, 12)}
     assert (result["paired"]["UA"]["erased_only"], result["paired"]["CRA"]["base_only"]) == (3, 2)
     assert result["distance"]["estimate"] > 0 and result["distances"]["parts"]["kept"]["erased"]["kid"]["all"]["value"] is not None
     assert {row["seed"] for row in map(json.loads, (out / "samples.jsonl").read_text().splitlines())} == set(SEEDS)
