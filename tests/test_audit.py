@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import jsonschema
 import pytest
@@ -273,12 +274,21 @@ def test_the_record_follows_its_schema_and_other_thresholds_need_no_picture(big:
     assert len(found["verdict"]["reasons"]) == len(found["gates"]) == 5
     assert [r["name"] for r in found["rates"]] == ["UA", "UA_named", "UA_described", "IRA", "CRA", "IPA", "CRA_included"]
     assert any("No attack was tried" in line for line in found["skipped"])
+    suite = ElementTree.parse(tmp_path / "audit" / "junit.xml").getroot()[0]
+    told = {case.get("name"): bool(case.findall("failure")) for case in suite.iter("testcase") if not case.findall("skipped")}
+    assert told == {gate["name"]: gate["state"] != "PASS" for gate in found["gates"]}
     drawn = big.cost.unet_forwards
     again = recounted(tmp_path / "audit", tiny_suite())
     assert again == json.loads(json.dumps(result))
     page = write(tmp_path / "audit", again, [Gate(name="kept <i>", rate="UA", at_least=0.0)]).read_text()
     assert json.loads((tmp_path / "audit" / "report.json").read_text())["verdict"]["state"] == "PASS"
     assert "PASS" in page and "<i>:" not in page
+    assert ElementTree.parse(tmp_path / "audit" / "junit.xml").getroot().attrib == {
+        "tests": "1",
+        "failures": "0",
+        "errors": "0",
+        "skipped": "0",
+    }
     assert big.cost.unet_forwards == drawn
 
 

@@ -15,6 +15,7 @@ from eval.finished import rows_of
 from eval.gates import Gate, blind, only_of
 from eval.listed import crossing
 from eval.report import drawing
+from eval.report.junit import junit
 from eval.report.pictures import Album, before_and_after, by_neighbour, by_place, drill_down, examples, pairs_of
 from eval.report.record import WORDS, record
 from eval.report.sentences import NO_FR
@@ -42,7 +43,7 @@ DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def write(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pairs: int = 8, blur: bool = False) -> Path:
-    """Write report.json and render report.html into the folder of an audit.
+    """Write report.json and junit.xml, and render report.html, into the folder of an audit.
 
     Args:
         result: of the audit.
@@ -52,6 +53,7 @@ def write(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pairs: in
     """
     found = record(result, gates)
     write_json(folder / "report.json", found)
+    write_bytes(folder / "junit.xml", junit(found, result, gates))
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
