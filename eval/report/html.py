@@ -35,7 +35,7 @@ MEANING = {
     "IRA": "pictures of the other {plural} that are still read as asked",
     "CRA": "pictures whose {cross} is still read as asked, {own} left out",
     "NRA": "pictures of what is near the concept that are still read as asked",
-    "IPA": "{own} by name whose {cross} is still read as asked: whether the rest of the sentence survived",
+    "IPA": "{own}, asked for by name, whose {cross} is still read as asked: whether the rest of the sentence survived",
     "CRA_included": "CRA with {own} counted too",
 }
 PLURAL = {"style": "styles", "object": "objects"}
