@@ -18,10 +18,11 @@ from erasure.families.stable_diffusion import StableDiffusion
 from eval.audit import Audit, audit
 from eval.compare import compared
 from eval.counting import counted, paired
-from eval.finer import cell_of
+from eval.finer import cell_of, place
 from eval.finished import finished, recounted
 from eval.gates import Gate, verdict
 from eval.metrics.unlearn_canvas import UnlearnCanvas
+from eval.readers import Prompt
 from eval.report.html import again, write
 from eval.report.record import SCHEMA
 from eval.suites import Attacks, load_suite
@@ -105,8 +106,8 @@ def counts(plan: Audit) -> dict[str, dict[tuple[str, str], int]]:
 @pytest.mark.parametrize(("axis", "target", "only"), [("style", "neon", "fish"), ("object", "fish", "neon")])
 def test_one_cell_is_asked_as_often_as_all_would_be(axis: Any, target: str, only: str) -> None:
     suite = load_suite("pocket")
-    suite = replace(suite, neighbours={target: ("glow", "shine")})
-    whole, finer = (Audit(suite, "standard", axis, (target,), only=cell) for cell in ("", only))
+    suite, listed = replace(suite, neighbours={target: ("glow", "shine")}, benign=("a bowl of soup",)), (Prompt("something bright", "1"),)
+    whole, finer = (Audit(suite, "standard", axis, (target,), replay=listed, only=cell) for cell in ("", only))
     everywhere, here = counts(whole), counts(finer)
     assert ("neon", "fish") in here["grid"] and set(here["grid"]) == set(everywhere["grid"])
     own = {cell: n for cell, n in everywhere["grid"].items() if target in cell}
@@ -114,7 +115,8 @@ def test_one_cell_is_asked_as_often_as_all_would_be(axis: Any, target: str, only
     assert {cell: n for cell, n in here["grid"].items() if cell != ("neon", "fish")} == {
         cell: n for cell, n in everywhere["grid"].items() if cell != ("neon", "fish")
     }
-    for role in ("named", "described", "mutated"):
+    assert here["benign"] == everywhere["benign"] == {("", ""): 1}
+    for role in ("named", "described", "mutated", "replayed"):
         assert here[role] == {("neon", "fish"): sum(everywhere[role].values())}
     assert sum(here["neighbour"].values()) == sum(everywhere["neighbour"].values())
     assert {cell[axis == "style"] for cell in here["neighbour"]} == {only}
@@ -224,6 +226,7 @@ def test_a_concept_kept_elsewhere_is_seen(big: StableDiffusion, tmp_path: Path) 
 
 
 def test_the_default_folder_says_where() -> None:
+    assert [place({"axis": axis, "job": {"only": "x"}}) for axis in ("style", "object")] == [" on “x”", " in “x”"]
     options = Options(edits=(Path("runs/a"),), only="a boat", tier="smoke")
     assert folder(options, "pocket", "", "boat") == Path("runs/a/audit-pocket-smoke-only-boat")
     assert folder(options, "pocket", "") == Path("runs/a/audit-pocket-smoke")
