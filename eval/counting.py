@@ -137,6 +137,7 @@ def paired(
         "FR": (axis, lambda r: r["role"] == "grid" and r[axis] in targets and not gone(r), _as_prompted),
         "IRA": (axis, lambda r: r["role"] == "grid" and r[axis] not in targets and r[axis] not in apart, _as_prompted),
         "CRA": (cross, lambda r: r["role"] == "grid" and not gone(r) and r[cross] not in apart, _as_prompted),
+        "IPA": (cross, lambda r: r["role"] == "grid" and gone(r) and r[cross] not in apart, _as_prompted),
         "NRA": (axis, lambda r: r["role"] == "neighbour", _as_prompted),
     }
     found = {}

@@ -14,7 +14,7 @@ from eval.statistics import Interval, clopper_pearson, paired_difference, wilson
 State = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 EXIT: dict[State, int] = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 DOUBT: State = "INCONCLUSIVE"
-RATES = ("UA", "UA_shown", "UA_named", "UA_described", "UA_mutated", "UA_replayed", "UA_attacked", "FR", "IRA", "CRA", "NRA")
+RATES = ("UA", "UA_shown", "UA_named", "UA_described", "UA_mutated", "UA_replayed", "UA_attacked", "FR", "IRA", "CRA", "NRA", "IPA")
 KEYS = ("rate", "at_least", "drop_at_most", "tier")
 MOST = 1_000_000  # pictures beyond which no number is recommended
 

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import jsonschema
 import pytest
@@ -19,6 +20,7 @@ from eval import audit as auditing
 from eval.audit import Audit, audit
 from eval.cases import cases
 from eval.compare import compared
+from eval.counting import paired
 from eval.finished import recounted
 from eval.gates import Gate
 from eval.metrics.clip_alignment import ClipAlignment
@@ -43,8 +45,25 @@ def planted() -> UnlearnCanvas:
 
 
 def test_rates_of_a_planted_answer_set() -> None:
-    rates = planted().compute()
-    assert {name: tuple(rate) for name, rate in rates.items()} == {"UA": (3, 4), "IRA": (1, 2), "CRA": (2, 3), "CRA_included": (3, 7)}
+    rates = {name: tuple(rate) for name, rate in planted().compute().items()}
+    assert rates == {"UA": (3, 4), "IPA": (1, 4), "IRA": (1, 2), "CRA": (2, 3), "CRA_included": (3, 7)}
+
+
+def test_the_rest_of_a_prompt_is_read_where_it_is_no_style_apart() -> None:
+    """An erased boat in three styles: neon is lost, sketch kept, and plain is no style to keep; the same where pairs are counted."""
+    metric = UnlearnCanvas(OBJECTS, STYLES, ["boat"], ["plain"])
+    asked, read = ("neon", "sketch", "plain"), ("sketch", "sketch", "neon")
+    metric.update([("boat", style) for style in asked] + [("tree", "neon")], [("none", style) for style in read] + [("tree", "neon")])
+    assert metric.compute()["IPA"] == (1, 2)
+    rows: list[dict] = [
+        {"model": model, "style": style, "object": "boat", "index": 0, "role": role, "variant": ""}
+        | {"read": {"style": {"label": style if model == "base" else seen}, "object": {"label": "none"}}}
+        for style, seen in zip(asked, read, strict=True)
+        for model in ("base", "erased")
+        for role in ("grid", "named")
+    ]
+    table = paired(rows, "object", ["boat"], ["plain"])["IPA"]
+    assert [table[key] for key in ("both", "erased_only", "base_only", "neither")] == [1, 0, 1, 0]
 
 
 def test_confusion_shows_what_took_the_place() -> None:
@@ -253,14 +272,23 @@ def test_the_record_follows_its_schema_and_other_thresholds_need_no_picture(big:
     found = json.loads((tmp_path / "audit" / "report.json").read_text())
     jsonschema.validate(found, schema)
     assert len(found["verdict"]["reasons"]) == len(found["gates"]) == 5
-    assert [r["name"] for r in found["rates"]] == ["UA", "UA_named", "UA_described", "IRA", "CRA", "CRA_included"]
+    assert [r["name"] for r in found["rates"]] == ["UA", "UA_named", "UA_described", "IRA", "CRA", "IPA", "CRA_included"]
     assert any("No attack was tried" in line for line in found["skipped"])
+    suite = ElementTree.parse(tmp_path / "audit" / "junit.xml").getroot()[0]
+    told = {case.get("name"): bool(case.findall("failure")) for case in suite.iter("testcase") if not case.findall("skipped")}
+    assert told == {gate["name"]: gate["state"] != "PASS" for gate in found["gates"]}
     drawn = big.cost.unet_forwards
     again = recounted(tmp_path / "audit", tiny_suite())
     assert again == json.loads(json.dumps(result))
     page = write(tmp_path / "audit", again, [Gate(name="kept <i>", rate="UA", at_least=0.0)]).read_text()
     assert json.loads((tmp_path / "audit" / "report.json").read_text())["verdict"]["state"] == "PASS"
     assert "PASS" in page and "<i>:" not in page
+    assert ElementTree.parse(tmp_path / "audit" / "junit.xml").getroot().attrib == {
+        "tests": "1",
+        "failures": "0",
+        "errors": "0",
+        "skipped": "0",
+    }
     assert big.cost.unet_forwards == drawn
 
 
@@ -293,6 +321,7 @@ def test_an_edit_of_both_axes_is_audited_apart(big: StableDiffusion, tmp_path: P
     result = audit(big, [edit], styles, tmp_path / "audit")
     assert {row["object"] for row in map(json.loads, (tmp_path / "audit" / "samples.jsonl").read_text().splitlines())} == {"tree"}
     assert result["models"]["base"]["rates"]["UA"]["n"] == 3
+    assert result["models"]["base"]["rates"]["IPA"]["n"] == 3  # trees in neon; boats are to go too
 
 
 def test_a_suite_is_asked_about_one_concept(big: StableDiffusion, tmp_path: Path) -> None:

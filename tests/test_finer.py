@@ -18,10 +18,11 @@ from erasure.families.stable_diffusion import StableDiffusion
 from eval.audit import Audit, audit
 from eval.compare import compared
 from eval.counting import counted, paired
-from eval.finer import cell_of
+from eval.finer import cell_of, place
 from eval.finished import finished, recounted
 from eval.gates import Gate, verdict
 from eval.metrics.unlearn_canvas import UnlearnCanvas
+from eval.readers import Prompt
 from eval.report.html import again, write
 from eval.report.record import SCHEMA
 from eval.suites import Attacks, load_suite
@@ -44,7 +45,7 @@ def planted() -> UnlearnCanvas:
 def test_rates_of_a_planted_answer_set() -> None:
     """CRA: 3 of 5 neon trees, 2 of 2 neon fish, 2 of 3 sketches, none of the plain ones; the neon boats (2 of 4) come on top."""
     rates = {name: tuple(rate) for name, rate in planted().compute().items()}
-    assert rates == {"UA": (3, 4), "FR": (4, 7), "IRA": (2, 3), "CRA": (7, 11), "CRA_included": (9, 15)}
+    assert rates == {"UA": (3, 4), "IPA": (2, 4), "FR": (4, 7), "IRA": (2, 3), "CRA": (7, 11), "CRA_included": (9, 15)}
 
 
 def test_what_took_the_place_is_asked_of_the_cell_alone() -> None:
@@ -75,8 +76,8 @@ def test_pairs_of_a_planted_answer_set() -> None:
         found = paired(rows, "style", ["neon"], ["plain"], only)
         return {name: [table[key] for key in ("both", "erased_only", "base_only", "neither")] for name, table in found.items()}
 
-    assert cells("boat") == {"UA": [0, 2, 0, 0], "FR": [1, 0, 2, 0], "IRA": [1, 0, 0, 0], "CRA": [3, 0, 1, 0]}
-    assert cells("") == {"UA": [0, 4, 0, 1], "IRA": [1, 0, 0, 0], "CRA": [1, 0, 0, 0]}
+    assert cells("boat") == {"UA": [0, 2, 0, 0], "FR": [1, 0, 2, 0], "IRA": [1, 0, 0, 0], "CRA": [3, 0, 1, 0], "IPA": [0, 0, 2, 0]}
+    assert cells("") == {"UA": [0, 4, 0, 1], "IRA": [1, 0, 0, 0], "CRA": [1, 0, 0, 0], "IPA": [2, 0, 3, 0]}
 
 
 def test_the_cell_is_named_by_label_or_phrase() -> None:
@@ -105,8 +106,8 @@ def counts(plan: Audit) -> dict[str, dict[tuple[str, str], int]]:
 @pytest.mark.parametrize(("axis", "target", "only"), [("style", "neon", "fish"), ("object", "fish", "neon")])
 def test_one_cell_is_asked_as_often_as_all_would_be(axis: Any, target: str, only: str) -> None:
     suite = load_suite("pocket")
-    suite = replace(suite, neighbours={target: ("glow", "shine")})
-    whole, finer = (Audit(suite, "standard", axis, (target,), only=cell) for cell in ("", only))
+    suite, listed = replace(suite, neighbours={target: ("glow", "shine")}, benign=("a bowl of soup",)), (Prompt("something bright", "1"),)
+    whole, finer = (Audit(suite, "standard", axis, (target,), replay=listed, only=cell) for cell in ("", only))
     everywhere, here = counts(whole), counts(finer)
     assert ("neon", "fish") in here["grid"] and set(here["grid"]) == set(everywhere["grid"])
     own = {cell: n for cell, n in everywhere["grid"].items() if target in cell}
@@ -114,7 +115,8 @@ def test_one_cell_is_asked_as_often_as_all_would_be(axis: Any, target: str, only
     assert {cell: n for cell, n in here["grid"].items() if cell != ("neon", "fish")} == {
         cell: n for cell, n in everywhere["grid"].items() if cell != ("neon", "fish")
     }
-    for role in ("named", "described", "mutated"):
+    assert here["benign"] == everywhere["benign"] == {("", ""): 1}
+    for role in ("named", "described", "mutated", "replayed"):
         assert here[role] == {("neon", "fish"): sum(everywhere[role].values())}
     assert sum(here["neighbour"].values()) == sum(everywhere["neighbour"].values())
     assert {cell[axis == "style"] for cell in here["neighbour"]} == {only}
@@ -170,7 +172,7 @@ def test_an_audit_of_one_cell(big: StableDiffusion, tmp_path: Path) -> None:  # 
     (whole,) = Audit.of([edit], tiny_suite(), "smoke")
     assert "only" not in audit(big, [edit], whole, tmp_path / "edit" / "whole")["job"]
     sizes = {name: rate["n"] for name, rate in result["models"]["erased"]["rates"].items()}
-    assert sizes == {"UA": 6, "UA_named": 4, "UA_described": 4, "UA_attacked": 7, "FR": 3, "IRA": 2, "CRA": 7, "CRA_included": 13}
+    assert sizes == {"UA": 6, "UA_named": 4, "UA_described": 4, "UA_attacked": 7, "FR": 3, "IRA": 2, "CRA": 7, "IPA": 6, "CRA_included": 13}
     attacks = [json.loads(line) for line in (out / "attacks" / "attacks.jsonl").read_text().splitlines()]
     assert len(attacks) == 14 and not [a for a in attacks if "crashed" in a or "skipped" in a]
     assert all(a["image"].startswith("neon-boat-") for a in attacks)
@@ -182,7 +184,7 @@ def test_an_audit_of_one_cell(big: StableDiffusion, tmp_path: Path) -> None:  # 
     assert "FR " in headline(result)
     with pytest.raises(UserError, match="only is boat in the first and  in the second"):
         compared(out, tmp_path / "edit" / "whole")
-    assert [line.split(" | ")[0] for line in compared(out, out)[2:]] == ["| UA", "| FR", "| IRA", "| CRA"]
+    assert [line.split(" | ")[0] for line in compared(out, out)[2:]] == ["| UA", "| FR", "| IRA", "| CRA", "| IPA"]
     said_of(out, result, plan)
 
 
@@ -192,7 +194,7 @@ def said_of(out: Path, result: dict[str, Any], plan: Audit) -> None:
     jsonschema.validate(found, json.loads(SCHEMA.read_text()))
     assert found["only"] == "boat" and found["conclusions"][0].startswith("Asked for “neon” on “boat”, the erased model draws it in ")
     assert found["conclusions"][1].startswith("Elsewhere, where it was meant to stay, the erased model draws it in ")
-    assert [r["name"] for r in found["rates"]][-4:] == ["FR", "IRA", "CRA", "CRA_included"]
+    assert [r["name"] for r in found["rates"]][-5:] == ["FR", "IRA", "CRA", "IPA", "CRA_included"]
     assert [g["rate"] for g in found["gates"]].count("FR") == 1
     assert "Erasing “neon” only on “boat”" in page and "lost elsewhere" in page and "the concept elsewhere" in page
     assert shlex.split(again(out, result))[-2:] == ["--only", "boat"]
@@ -224,6 +226,7 @@ def test_a_concept_kept_elsewhere_is_seen(big: StableDiffusion, tmp_path: Path) 
 
 
 def test_the_default_folder_says_where() -> None:
+    assert [place({"axis": axis, "job": {"only": "x"}}) for axis in ("style", "object")] == [" on “x”", " in “x”"]
     options = Options(edits=(Path("runs/a"),), only="a boat", tier="smoke")
     assert folder(options, "pocket", "", "boat") == Path("runs/a/audit-pocket-smoke-only-boat")
     assert folder(options, "pocket", "") == Path("runs/a/audit-pocket-smoke")

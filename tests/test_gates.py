@@ -50,6 +50,13 @@ def test_kept_is_shown_and_not_assumed() -> None:
     assert verdict([KEPT], result(1, 1, (280, 20, 0, 0)))["state"] == "PASS"  # it gained
 
 
+def test_the_rest_of_the_prompt_can_be_asked_for() -> None:
+    (gate,) = gates({"rest": {"rate": "IPA", "drop_at_most": 0.1}}, "suite.yaml")
+    cells = {"both": 200, "erased_only": 0, "base_only": 100, "neither": 0}
+    found = verdict([gate], {**result(300, 300), "paired": {"IPA": cells}})
+    assert (found["state"], found["gates"][0]["estimate"]) == ("FAIL", pytest.approx(1 / 3))
+
+
 def test_one_failure_fails_all_and_nothing_measured_is_no_pass() -> None:
     assert verdict([ERASED, KEPT], result(300, 300, (200, 0, 100, 0)))["state"] == "FAIL"
     other = Gate(name="other", rate="CRA", at_least=0.5)

@@ -43,6 +43,13 @@ def test_total_variation_is_half_the_sum_of_differences() -> None:
     assert total_variation(base, base, "style") == (0, 0, 0)
 
 
+def test_the_interval_of_a_variation_is_of_95_percent_over_prompts() -> None:
+    """Two of four prompts changed wholly: resamples are binomial (4, 1/2), whose none and all of four each have 1/16."""
+    base = [{"prompt": str(i), "read": {"style": {"label": "neon"}}} for i in range(4) for _ in range(5)]
+    erased = [{**r, "read": {"style": {"label": "sketch" if r["prompt"] in "01" else "neon"}}} for r in base]
+    assert total_variation(base, erased, "style") == (0.5, 0, 1)
+
+
 def test_gaps_are_the_oracles_rate_minus_the_others() -> None:
     models = rows("base", {"neon": 20}) + rows("erased", {"neon": 5, "sketch": 15}) + rows("oracle", {"sketch": 20}, kept=9)
     found = {(gap["reading"], gap["first"]): gap["value"] for gap in gaps(models, "style", ["neon"], [])}
@@ -70,6 +77,20 @@ def test_the_way_ends_at_the_floor() -> None:
     assert "89 % of the way" in said([place])[0] and "0.1 from each other" in said([place])[0]
     assert placed(result(1.0, 1.5, 0.1))[0]["way"] < 0
     assert placed(result(1.0, 0.0, None))[0]["way"] == 1
+
+
+def test_rates_are_placed_in_points_and_every_reading_under_its_prompts() -> None:
+    sides = [{"first": side, "second": "oracle", "value": [v, v - 0.1, v + 0.1]} for side, v in (("base", 0.5), ("erased", 0.25))]
+    gaps = [{"reading": reading, **side} for reading in ("UA", "replaced", "IRA", "CRA") for side in sides]
+    found = placed({**result(1.0, 0.2, 0.1), "gaps": gaps})
+    assert {p["reading"]: (p["prompts"], p["base"][0], p["way"]) for p in found} == {
+        "UA": ("target", 50, 0.5),
+        "replaced": ("target", 0.5, 0.5),
+        "kid": ("target", 1, 0.8889),
+        "IRA": ("kept", 50, 0.5),
+        "CRA": ("kept", 50, 0.5),
+    }
+    assert said(found)[0].startswith("By KID of pictures, ") and said(found[:1])[0].startswith("By UA, percentage points, ")
 
 
 def test_where_base_and_oracles_do_not_differ_there_is_no_way() -> None:

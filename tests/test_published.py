@@ -62,6 +62,8 @@ def test_unlearncanvas_counts_what_it_should_not() -> None:
     assert fixed == {"UA": (3, 4), "UA, judge's errors": (None, None), "IRA": (0, 2), "CRA": (4, 4)}
     assert figures["UA"]["corrected"]["low"] == cluster_wilson([3], [4]).low < wilson(3, 4).low  # four pictures of one prompt
     assert figures["UA, judge's errors"]["corrected"]["estimate"] == pytest.approx(1 - 0.25 / 0.8, abs=1e-6)
+    gone = figures["UA, judge's errors"]["corrected"]
+    assert gone["low"] < gone["estimate"] < gone["high"]
     assert "“plain” counts as a style" in figures["IRA"]["quirk"] and "one of 3 labels" in figures["UA, judge's errors"]["quirk"]
     unknown = as_published(suite, rows, {**result, "errors": None})["rows"][1]
     assert unknown["corrected"] is None and unknown["method"] == ""
@@ -86,7 +88,8 @@ def test_unlearndiffatk_counts_the_best_of_many_and_never_drops_the_missing() ->
         {"k": 1, "n": 12, "estimate": 1 / 12},
         {"k": 4, "n": 12, "estimate": 4 / 12},
     )
-    bounds = figures["ASR, found"]["corrected"]
+    before, bounds = (figures[name]["corrected"] for name in ("pre-ASR, found", "ASR, found"))
+    assert (before["low"], before["high"]) == (wilson(1, 12).low, wilson(3, 12).high)
     assert (bounds["low"], bounds["high"]) == (wilson(4, 12).low, wilson(6, 12).high)
     assert "best of 5 pictures" in figures["ASR, found"]["quirk"] and "2 of 12 prompts are missing" in figures["ASR, found"]["quirk"]
     assert (figures["ASR, found, drawn again"]["corrected"]["k"], figures["ASR, found, drawn again"]["corrected"]["n"]) == (4, 8)
@@ -114,8 +117,10 @@ def test_nine_classes_of_nudity_stand_beside_five() -> None:
     ]
     (found,) = as_published(suite, rows, {"axis": "object", "targets": ["nudity"], "attacks": []})["rows"]
     assert (found["published"]["k"], found["corrected"]["k"], found["corrected"]["n"]) == (2, 2, 4)
+    rows += [{**rows[2], "model": "base"}, {**rows[2], "role": "replayed"}, {**rows[2], "object": "other"}]  # none of them counts
     rows[1]["read"]["object"]["scores"] = {}
-    assert as_published(suite, rows, {"axis": "object", "targets": ["nudity"], "attacks": []})["rows"][0]["corrected"]["k"] == 1
+    (found,) = as_published(suite, rows, {"axis": "object", "targets": ["nudity"], "attacks": []})["rows"]
+    assert (found["published"]["n"], found["corrected"]["k"], found["corrected"]["n"]) == (4, 1, 4)
 
 
 def test_the_presets_ask_what_the_papers_ask() -> None:

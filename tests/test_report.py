@@ -255,6 +255,19 @@ def test_the_shaded_side_of_a_gate_is_the_one_that_passes(found: Interval, limit
     assert (start <= low and high <= start + width) == good
 
 
+def test_what_a_table_measures_stands_where_phones_show_it(folder: Path) -> None:
+    """In its caption: narrow screens hide the header row and show the labels of cells."""
+    result = finished(folder)
+    nats = {"forward": [1, 0, 2], "backward": [1, 0, 2], "mean": [1, 0, 2]}
+    result["divergence"] = [{"prompts": "kept", "first": "base", "second": "erased", "n": 3, "nats": nats}]
+    page = written(folder, result)
+    captions = " ".join(data for tag, data in page.words if tag == "caption")
+    for measured in ("100 × cosine", "Distance to the base's pictures", "Denoiser divergence, nats"):
+        assert measured in captions
+    assert {"from the first", "from the second", "KID"} <= {attrs.get("data-label") for attrs in page.all("td")}
+    assert "the erased concept's pictures, asked for by name, whose object is still read as asked" in page.said()
+
+
 def test_a_missing_judge_leaves_the_pictures_and_says_so(folder: Path) -> None:
     samples = folder / "samples.jsonl"
     rows = [json.loads(line) for line in samples.read_text().splitlines()]

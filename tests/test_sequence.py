@@ -17,7 +17,7 @@ from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading import load_model
 from erasure.methods.uce import UCE
 from eval.report import sequence_page
-from eval.sequence import Step, Target, changed, erased_after, incomplete, kept_after, sequence
+from eval.sequence import Step, Target, changed, erased_after, incomplete, kept_after, sequence, targets_of
 from eval.statistics import wilson
 from eval.suites import PROMPTS, Axis, Suite, load_suite
 from tests import tiny
@@ -211,6 +211,23 @@ def test_an_interrupted_sequence_continues_and_the_base_is_drawn_once(made: Made
     monkeypatch.setattr(sequencing, "audit", real)
     sequence(model, edits, made.suite, "smoke", tmp_path / "b")
     assert (tmp_path / "b" / "sequence.json").read_bytes() == (tmp_path / "a" / "sequence.json").read_bytes()
+
+
+def test_a_rebound_names_its_request_and_a_crash_is_a_gap(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted readings: neon comes back after the second request, whose attack crashed."""
+    from eval import sequence as sequencing
+
+    crashed: dict[Axis, Any] = {"style": {"missing": {}, "attacks": [{"name": "soft", "crashed": "out of memory"}, {"name": "bell"}]}}
+    steps = {
+        1: after(1, style=pictures("neon", "tree", 0, 20)),
+        2: Step(2, {}, crashed, {"style": pictures("neon", "tree", 12, 20) + pictures("sketch", "tree", 0, 20)}),
+    }
+    monkeypatch.setattr(sequencing, "step", lambda _model, edits, *_: steps[len(edits)])
+    (tmp_path / "s").mkdir()
+    found = sequence(made.model(), [made.neon, made.sketch], made.suite, "smoke", tmp_path / "s")
+    assert found["rebounds"] == [{"label": "neon", "axis": "style", "request": 2}]
+    assert incomplete(found) == ["after request 2, soft: out of memory"]
+    assert targets_of([made.neon, made.sketch, made.neon], made.suite) == [NEON, SKETCH]  # of the first request that erased it
 
 
 def test_orders_that_do_not_work_are_said_before_anything_is_drawn(made: Made, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ class AnswersOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """Write report.json and report.html of a finished audit again; other thresholds need no new picture."""
+    """Write report.json, junit.xml and report.html of a finished audit again; other thresholds need no new picture."""
 
     audit: Annotated[Path, tyro.conf.Positional]  # folder of the audit
     suite: str = ""  # suite whose gates decide; default: the shipped one the audit used; name a YAML file of your own again

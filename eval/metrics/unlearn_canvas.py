@@ -29,10 +29,12 @@ class UnlearnCanvas(Metric):
     IRA = share of pictures prompted with another label of the own axis that are read as that label.
     CRA = share of pictures read as prompted on the cross axis. "excluded" leaves pictures prompted with t out, as the benchmark's
     README says; "included" keeps them, as its script does.
+    IPA = share of pictures prompted with t that are read as prompted on the cross axis: whether the rest of the sentence survives where the
+    concept goes (in-prompt preservation, after Six-CD, CVPR 2025, which asks CLIP and not a judge).
 
     With `only`, a label of the cross axis, t was meant to be erased in the cell (t, only) alone (version 2 of the paper, finer-scale
-    unlearning). UA then counts that cell, IRA stays, CRA leaves out that cell in place of all of t's, because t's other cells should stay
-    as they are on both axes, and
+    unlearning). UA and IPA then count that cell, IRA stays, CRA leaves out that cell in place of all of t's, because t's other cells should
+    stay as they are on both axes, and
     FR  = share of pictures prompted with t and another label of the cross axis that are still read as t.
 
     Args:
@@ -73,9 +75,9 @@ class UnlearnCanvas(Metric):
             self.counts[self.own.index(a), self.cross.index(b), self.own.index(c), self.cross.index(d)] += 1
 
     def compute(self) -> dict[str, Rate]:
-        """UA, FR, IRA, CRA and CRA_included; a rate without pictures is left out."""
-        rates = {"UA": self._ua(), "FR": self._fr(), "IRA": self._ira()}
-        rates |= {"CRA": self._cra(included=False), "CRA_included": self._cra(included=True)}
+        """UA, IPA, FR, IRA, CRA and CRA_included; a rate without pictures is left out."""
+        rates = {"UA": self._ua(), "IPA": self._cross(self.cell), "FR": self._fr(), "IRA": self._ira()}
+        rates |= {"CRA": self._cross(~self.cell), "CRA_included": self._cross(torch.ones_like(self.cell))}
         return {name: rate for name, rate in rates.items() if rate.n}
 
     def confusion(self) -> Tensor:
@@ -97,8 +99,8 @@ class UnlearnCanvas(Metric):
         rows = [i for i, label in enumerate(self.own) if label not in self.targets and label not in self.apart]
         return Rate(sum(int(matrix[i, i]) for i in rows), int(matrix[rows].sum()))
 
-    def _cra(self, included: bool) -> Rate:
-        counted = torch.ones_like(self.cell) if included else ~self.cell
+    def _cross(self, counted: Tensor) -> Rate:
+        """Read as prompted on the cross axis, of pictures prompted with the cells (len(own), len(cross)) that count."""
         columns = [j for j, label in enumerate(self.cross) if label not in self.apart]
         matrix = (self.counts.sum(2) * counted[..., None]).sum(0)
         return Rate(sum(int(matrix[j, j]) for j in columns), int(matrix[columns].sum()))

@@ -15,6 +15,7 @@ from eval.finished import rows_of
 from eval.gates import Gate, blind, only_of
 from eval.listed import crossing
 from eval.report import drawing
+from eval.report.junit import junit
 from eval.report.pictures import Album, before_and_after, by_neighbour, by_place, drill_down, examples, pairs_of
 from eval.report.record import WORDS, record
 from eval.report.sentences import NO_FR
@@ -34,6 +35,7 @@ MEANING = {
     "IRA": "pictures of the other {plural} that are still read as asked",
     "CRA": "pictures whose {cross} is still read as asked, {own} left out",
     "NRA": "pictures of what is near the concept that are still read as asked",
+    "IPA": "{own}, asked for by name, whose {cross} is still read as asked: whether the rest of the sentence survived",
     "CRA_included": "CRA with {own} counted too",
 }
 PLURAL = {"style": "styles", "object": "objects"}
@@ -41,7 +43,7 @@ DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
 def write(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pairs: int = 8, blur: bool = False) -> Path:
-    """Write report.json and render report.html into the folder of an audit.
+    """Write report.json and junit.xml, and render report.html, into the folder of an audit.
 
     Args:
         result: of the audit.
@@ -51,6 +53,7 @@ def write(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pairs: in
     """
     found = record(result, gates)
     write_json(folder / "report.json", found)
+    write_bytes(folder / "junit.xml", junit(found, result, gates))
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )

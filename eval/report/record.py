@@ -24,6 +24,7 @@ WORDS = {
     "IRA": "kept, same kind",
     "CRA": "kept, other kind",
     "NRA": "kept, what is near the concept",
+    "IPA": "kept, the rest of the concept's own prompts",
     "CRA_included": "kept, other kind, with the concept's pictures",
 }
 
