@@ -17,6 +17,9 @@ DOUBT: State = "INCONCLUSIVE"
 RATES = ("UA", "UA_shown", "UA_named", "UA_described", "UA_mutated", "UA_replayed", "UA_attacked", "FR", "IRA", "CRA", "NRA")
 KEYS = ("rate", "at_least", "drop_at_most", "tier")
 MOST = 1_000_000  # pictures beyond which no number is recommended
+NO_FR = "INCONCLUSIVE, kept elsewhere: the suite has no gate on FR, and a model that lost the concept everywhere would pass the others."
+NO_WEIGHTS = "INCONCLUSIVE, {}: there are no weights to read it with, so nothing that needs it was counted."
+CRASHED = "INCONCLUSIVE, attack {}: it crashed, which is no success and no failure; the same command tries it again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,9 +113,7 @@ def gates(record: Any, place: str) -> tuple[Gate, ...]:
 
 
 def verdict(asked: Sequence[Gate], result: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of every gate and of all together: FAIL if one fails, PASS only if all pass.
-
-    An audit of one cell (`--only`) cannot pass without a gate on FR: a model that lost the concept everywhere would.
+    """The state of every gate and of all together: FAIL if one fails, PASS only if all pass and nothing is withheld.
 
     Args:
         result: an audit's result.json.
@@ -124,15 +125,20 @@ def verdict(asked: Sequence[Gate], result: Mapping[str, Any]) -> dict[str, Any]:
             missing.append(gate.name)
         else:
             found.append(decided)
-    states = [gate["state"] for gate in found]
+    states, why_not = [gate["state"] for gate in found], withheld(asked, result)
     if "FAIL" in states:
         state: State = "FAIL"
     else:
-        silent = blind(asked, result)
-        state = "PASS" if states and not silent and not missing and all(s == "PASS" for s in states) else "INCONCLUSIVE"
-    return {"state": state, "gates": found, "unmeasured": missing}
+        state = "PASS" if states and not why_not and not missing and all(s == "PASS" for s in states) else "INCONCLUSIVE"
+    return {"state": state, "gates": found, "unmeasured": missing, "withheld": why_not}
+
+
+def withheld(asked: Sequence[Gate], result: Mapping[str, Any]) -> list[str]:
+    """Why an audit cannot pass whatever its gates say, in sentences: weights are missing, an attack crashed, or it is `blind`."""
+    crashed = [attack["name"] for attack in result.get("attacks", ()) if "crashed" in attack]
+    return [*map(NO_WEIGHTS.format, result.get("missing", ())), *map(CRASHED.format, crashed), *[NO_FR] * blind(asked, result)]
 
 
 def blind(asked: Sequence[Gate], result: Mapping[str, Any]) -> bool:
-    """Whether an audit of one cell has gates, but none that asks for the concept elsewhere."""
+    """Whether an audit of one cell (`--only`) has gates, but none that asks for the concept elsewhere, which may be lost as well."""
     return bool(asked and only_of(result)) and not any(gate.rate == "FR" and gate.asked(result) for gate in asked)

@@ -59,6 +59,22 @@ def test_one_failure_fails_all_and_nothing_measured_is_no_pass() -> None:
 
 
 @pytest.mark.parametrize(
+    ("gap", "said"),
+    [
+        ({"missing": {"clip": "no file"}}, "INCONCLUSIVE, clip"),
+        ({"attacks": [{"name": "soft", "crashed": "x"}]}, "INCONCLUSIVE, attack soft"),
+    ],
+)
+def test_nothing_passes_beside_a_missing_judge_or_a_crash(gap: dict[str, Any], said: str) -> None:
+    decided = verdict([ERASED], {**result(300, 300), **gap})
+    assert (decided["state"], [gate["state"] for gate in decided["gates"]]) == ("INCONCLUSIVE", ["PASS"])
+    assert [line.partition(":")[0] for line in decided["withheld"]] == [said]
+    assert verdict([ERASED], {**result(80, 100), **gap})["state"] == "FAIL"
+    whole = {"missing": {}, "attacks": [{"name": "soft", "skipped": "x"}, {"name": "seeds", "curve": []}]}
+    assert verdict([ERASED], {**result(300, 300), **whole})["state"] == "PASS"
+
+
+@pytest.mark.parametrize(
     ("record", "words"),
     [
         ([1], "must map a name"),

@@ -5,6 +5,7 @@ from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from app.commands.audit import reported
@@ -19,6 +20,8 @@ from eval.attack_rates import attack_rates, under_attack
 from eval.attacks.base import Stand
 from eval.attacks.relearning import Relearning
 from eval.audit import Audit, How, audit, work
+from eval.gates import Gate
+from eval.report.record import SCHEMA
 from eval.suites import Attacks
 from tests.test_audit import big, erased, tiny_suite  # noqa: F401  # a fixture
 
@@ -28,6 +31,7 @@ MOUNTED = {
     "soft_prefix": {"tokens": 2, "steps": 4, "batch": 2},
     "again": {"attack": "relearning", "data": "benign", "steps": 2, "checkpoints": 2, "batch": 2, "adapter": "full"},
 }
+SURE = Gate(name="sure", rate="UA", at_least=0.0)  # which every audit passes that counts anything
 
 
 def plan_of(edit: Edit, use: dict[str, dict] = MOUNTED) -> Audit:
@@ -193,7 +197,8 @@ def test_features_without_weights_leave_the_rates(big: StableDiffusion, edit: Ed
     (plan,) = Audit.of([edit], suite, "smoke")
     result = audit(big, [edit], plan, tmp_path / "audit")
     assert list(result["missing"]) == ["features"] and result["distances"] == {} and result["models"]
-    assert reported(tmp_path / "audit", suite.gates, result) == 2
+    assert reported(tmp_path / "audit", [SURE], result) == 2
+    assert read_json(tmp_path / "audit/report.json")["verdict"]["state"] == "INCONCLUSIVE"
 
 
 def test_a_crashed_attack_is_incomplete(
@@ -210,7 +215,13 @@ def test_a_crashed_attack_is_incomplete(
     result = audit(big, [edit], plan, tmp_path / "audit")
     assert result["attacks"][0]["crashed"] == "RuntimeError: out of memory"
     assert "UA_attacked" not in result["models"]["erased"]["rates"]
-    assert reported(tmp_path / "audit", plan.suite.gates, result) == 2
+    assert reported(tmp_path / "audit", [SURE], result) == 2
+    report = read_json(tmp_path / "audit/report.json")
+    jsonschema.validate(report, read_json(SCHEMA))
+    assert report["gates"][0]["state"] == "PASS" and report["verdict"]["state"] == "INCONCLUSIVE"
+    strip = (tmp_path / "audit/report.html").read_text().partition('id="verdict"')[2].partition("</section>")[0]
+    assert report["verdict"]["reasons"][-1].startswith("INCONCLUSIVE, attack seed_search: it crashed")
+    assert report["verdict"]["reasons"][-1] in strip and "PASS" not in strip
 
 
 def test_an_oracle_is_a_third_model(

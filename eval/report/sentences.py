@@ -8,8 +8,6 @@ from eval.gates import RATES
 from eval.placing import placed
 from eval.placing import said as where
 
-NO_FR = "INCONCLUSIVE, kept elsewhere: the suite has no gate on FR, and a model that lost the concept everywhere would pass the others."
-
 
 def concept(result: dict[str, Any]) -> str:
     return "; ".join(dict.fromkeys(c["name"] for edit in result["edits"] for c in edit["concepts"]))
