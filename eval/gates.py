@@ -15,6 +15,8 @@ State = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 EXIT: dict[State, int] = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 DOUBT: State = "INCONCLUSIVE"
 RATES = ("UA", "UA_shown", "UA_named", "UA_described", "UA_mutated", "UA_replayed", "UA_attacked", "FR", "IRA", "CRA", "NRA")
+PAIRED = ("UA", "FR", "IRA", "CRA", "NRA")  # of which a drop from the base can be measured (eval.counting.paired)
+TIERS = ("smoke", "standard", "full")
 KEYS = ("rate", "at_least", "drop_at_most", "tier")
 MOST = 1_000_000  # pictures beyond which no number is recommended
 NO_FR = "INCONCLUSIVE, kept elsewhere: the suite has no gate on FR, and a model that lost the concept everywhere would pass the others."
@@ -33,8 +35,8 @@ class Gate:
     name: str
     rate: str  # one of RATES
     at_least: float | None = None  # of the erased model's rate
-    drop_at_most: float | None = None  # of the rate from base to erased
-    tier: str = ""  # the only tier in which it is asked; empty: in all
+    drop_at_most: float | None = None  # of the rate from base to erased; of one of PAIRED
+    tier: str = ""  # the only one of TIERS in which it is asked; empty: in all
 
     def __post_init__(self) -> None:
         if self.rate not in RATES:
@@ -42,6 +44,10 @@ class Gate:
         given = [value for value in (self.at_least, self.drop_at_most) if value is not None]
         if len(given) != 1 or isinstance(given[0], bool) or not isinstance(given[0], int | float) or not 0 <= given[0] <= 1:
             raise UserError(f"gate {self.name!r} needs either at_least or drop_at_most, a share in [0, 1]; got {given}.")
+        if self.drop_at_most is not None and self.rate not in PAIRED:
+            raise UserError(f"gate {self.name!r}: no drop of {self.rate} is measured, only of {', '.join(PAIRED)}; give at_least.")
+        if self.tier not in ("", *TIERS):
+            raise unknown(f"tier of gate {self.name!r}", self.tier, TIERS)
 
     def asked(self, result: Mapping[str, Any]) -> bool:
         """Whether it is asked of an audit."""

@@ -10,12 +10,11 @@ import yaml
 from erasure.discover import names
 from erasure.errors import UserError, unknown
 from eval import listed
-from eval.gates import Gate, gates
+from eval.gates import TIERS, Gate, gates
 from eval.listed import Axis, Listed
 from eval.mutators import MUTATORS
 
 PROMPTS = Path(__file__).parent.parent / "prompts"
-TIERS = ("smoke", "standard", "full")
 CAPTIONS = {"smoke": 20, "standard": 100, "full": 1000}  # of the benign ones, at most
 LABEL = re.compile(r"\w[\w .'&-]{0,79}")
 NEEDED = {
