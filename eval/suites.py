@@ -5,10 +5,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from erasure.discover import names
 from erasure.errors import UserError, unknown
+from erasure.strict_yaml import read_yaml
 from eval import listed
 from eval.gates import TIERS, Gate, gates
 from eval.listed import Axis, Listed
@@ -134,11 +133,7 @@ def _found(name: str) -> Suite:
     path = Path(name) if name.endswith((".yaml", ".yml")) else PROMPTS / f"{name}.yaml"
     if not path.is_file():
         raise unknown("suite", name, suite_names())
-    try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is no YAML: {str(error).splitlines()[0]}.") from error
-    return _checked(record, path)
+    return _checked(read_yaml(path), path)
 
 
 def _checked(record: Any, path: Path) -> Suite:

@@ -165,7 +165,7 @@ def test_suites_are_read_strictly(tmp_path: Path, change: dict, words: str) -> N
 def test_yaml_that_is_too_deep_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text("[" * 100_000)
-    with pytest.raises(UserError, match="is no YAML"):
+    with pytest.raises(UserError, match="cannot be read as YAML"):
         load_suite(str(path))
 
 
