@@ -6,7 +6,7 @@ otherwise: too few pictures to sign either.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from erasure.errors import UserError, unknown
 from eval.statistics import Interval, clopper_pearson, paired_difference, wilson
@@ -16,7 +16,8 @@ EXIT: dict[State, int] = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 DOUBT: State = "INCONCLUSIVE"
 RATES = ("UA", "UA_shown", "UA_named", "UA_described", "UA_mutated", "UA_replayed", "UA_attacked", "FR", "IRA", "CRA", "NRA")
 PAIRED = ("UA", "FR", "IRA", "CRA", "NRA")  # of which a drop from the base can be measured (eval.counting.paired)
-TIERS = ("smoke", "standard", "full")
+Tier = Literal["smoke", "standard", "full"]
+TIERS: tuple[Tier, ...] = get_args(Tier)
 KEYS = ("rate", "at_least", "drop_at_most", "tier")
 MOST = 1_000_000  # pictures beyond which no number is recommended
 NO_FR = "INCONCLUSIVE, kept elsewhere: the suite has no gate on FR, and a model that lost the concept everywhere would pass the others."
