@@ -9,6 +9,7 @@ from erasure.families.base import DiffusionModel
 from erasure.loading import load_model
 from erasure.methods.base import Trained
 from erasure.recorder import bank_key
+from eval.audit import buildable
 from eval.cases import cases
 from eval.suites import load_suite
 
@@ -47,6 +48,7 @@ def forecasts(plan: Plan) -> list[Forecast]:
         pictures = 0
         if spec.suite:
             suite = load_suite(spec.suite)
+            buildable(suite)
             pictures = sum(case.count for case in cases(suite, [suite.find(c.name) for c in concepts], spec.tier))
             if spec.tier in (attacks := suite.attacks).tiers:
                 pictures += attacks.prompts * (attacks.pictures + attacks.fresh) * len(attacks.use)

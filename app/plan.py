@@ -7,11 +7,10 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from erasure.concept import Concept, Kind
 from erasure.errors import UserError, unknown
 from erasure.run import digest, read_json, write_json
+from erasure.strict_yaml import read_yaml
 
 SETTINGS = ("model", "out", "suite", "tier", "seed", "kind", "method", "fields")
 ENTRY = ("concept", "kind", "anchor", "prompts", "method", "fields", "seed", "model", "suite", "tier")
@@ -88,12 +87,9 @@ def load_plan(path: Path) -> Plan:
     """Read a plan and multiply its lists.
 
     Raises:
-        UserError: no YAML, an unknown key, a value of the wrong shape, or two entries that mean the same job.
+        UserError: no file, no YAML, a key twice, an unknown key, a value of the wrong shape, or two entries that mean the same job.
     """
-    try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as a plan: {str(error).splitlines()[0]}.") from error
+    record = read_yaml(path)
     if not isinstance(record, dict) or not isinstance(record.get("jobs"), list) or not record["jobs"]:
         raise UserError(f"{path} must be a mapping with a list under `jobs`, and may set {', '.join(SETTINGS)} for all of them.")
     for key in record:

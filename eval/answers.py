@@ -15,7 +15,7 @@ from erasure.errors import UserError
 from erasure.recorder import opened
 from erasure.run import Run
 from eval.attack_rates import under_attack
-from eval.audit import asks
+from eval.audit import asks, buildable
 from eval.cases import Case
 from eval.counting import counted
 from eval.drift import kept_distance, picture_distances
@@ -58,6 +58,7 @@ def count_answers(
     """
     if suite.listed:
         raise UserError(f"suite {suite.name} has no styles and objects, by which answers are named; choose one with a grid.")
+    buildable(suite)
     axis, target = suite.find(concept)
     sets = {"base": read_answers(base, suite)} if base else {}
     sets["erased"] = read_answers(folder, suite)

@@ -16,10 +16,11 @@ from eval.attack_rates import attack_rates, under_attack
 from eval.cases import PLAIN, cases, listed
 from eval.counting import Row, counted
 from eval.drift import kept_distance, picture_distances
+from eval.features import extractor_of
 from eval.finer import cell_of, meant, within
 from eval.finished import recounted
 from eval.judges.base import MissingWeights
-from eval.judging import AXES, errors_of, judge, judges_of, lines
+from eval.judging import AXES, configured, errors_of, judge, judges_of, lines
 from eval.listed import crossing
 from eval.oracle import divergences
 from eval.placing import gaps
@@ -50,8 +51,9 @@ class Audit:
         """The audits of everything a stack of edits claims to erase, one for styles and one for objects where it erases both.
 
         Raises:
-            UserError: a concept the suite does not have, or a label for `only` that the other axis does not have.
+            UserError: a concept the suite does not have, or a label for `only` that the other axis does not have; see `buildable`.
         """
+        buildable(suite)
         found = list(dict.fromkeys(suite.find(concept["name"]) for edit in edits for concept in edit.info.concepts))
         listed(suite, tier, 1)  # complains where there is no list
         labels = {axis: tuple(label for a, label in found if a == axis) for axis in AXES}
@@ -169,6 +171,7 @@ def work(
     run = Run(out, job_record(model, edits, plan, how), fresh)
     with applied(model, edits, **how.placing):  # complains before anything is written
         pass
+    siege = siege_of(plan)  # before anything is drawn, since it complains about a label that a judge never says
     run.begin()
     base, drawn = run.job["base"], {}
     stacks = stacks_of(how, edits)
@@ -177,7 +180,6 @@ def work(
         with applied(model, stack, **placing):
             weights = digest([base, placing.get("strength", 1.0), *(e.digest() for e in stack)]) if stack else base
             drawn[name] = draw(model, weights, plan.suite, plan.todo, out / "images" / name, shard=shard, cached=how.keep == "all")
-    siege = siege_of(plan)
     if siege is not None:
         besiege(model, edits, siege, out / "attacks", shard=shard, **how.placing)
     return run, drawn
@@ -224,6 +226,14 @@ def attacks_in(out: Path, plan: Audit, rows: Sequence[Row]) -> list[dict[str, An
         if name in names:
             first[name][row["model"]] = row["read"][plan.axis]["label"] == row[plan.axis]
     return attack_rates(lines(out / "attacks" / "attacks.jsonl"), about, first)
+
+
+def buildable(suite: Suite) -> None:
+    """Complain, before anything is drawn, about fields that a suite's judges, attacks or extractor do not have; no weights are loaded."""
+    configured(suite)
+    attacks_of(suite.attacks)
+    if suite.features:
+        extractor_of(suite.features)
 
 
 def job_record(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, how: How) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from erasure.errors import UserError, unknown
 from erasure.pocket.canvas import SIZE
 from eval.judges import _open_clip, _pocket
 from eval.judges.base import MissingWeights
+from eval.shapes import built
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,16 +118,12 @@ def extractor_of(given: Mapping[str, Any]) -> Extractor:
     """The extractor that a suite asks for: {"extractor": name, and its fields}.
 
     Raises:
-        UserError: an unknown extractor, or fields that it does not have.
+        UserError: an unknown extractor, or fields that it does not have, or has with other values.
     """
     name = str(given.get("extractor"))
     if name not in EXTRACTORS:
         raise unknown("extractor", name, EXTRACTORS)
-    asked = {key: Path(value) if key == "weights" else value for key, value in given.items() if key != "extractor"}
-    try:
-        return EXTRACTORS[name](**asked)
-    except TypeError as error:
-        raise UserError(f"extractor {name}: {str(error).replace('__init__() ', '')}.") from error
+    return built(EXTRACTORS[name], {key: value for key, value in given.items() if key != "extractor"}, f"extractor {name}")
 
 
 @cache

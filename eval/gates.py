@@ -6,7 +6,7 @@ otherwise: too few pictures to sign either.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from erasure.errors import UserError, unknown
 from eval.statistics import Interval, clopper_pearson, paired_difference, wilson
@@ -15,8 +15,14 @@ State = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 EXIT: dict[State, int] = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 DOUBT: State = "INCONCLUSIVE"
 RATES = ("UA", "UA_shown", "UA_named", "UA_described", "UA_mutated", "UA_replayed", "UA_attacked", "FR", "IRA", "CRA", "NRA", "IPA")
+PAIRED = ("UA", "FR", "IRA", "CRA", "NRA", "IPA")  # of which a drop from the base can be measured (eval.counting.paired)
+Tier = Literal["smoke", "standard", "full"]
+TIERS: tuple[Tier, ...] = get_args(Tier)
 KEYS = ("rate", "at_least", "drop_at_most", "tier")
 MOST = 1_000_000  # pictures beyond which no number is recommended
+NO_FR = "INCONCLUSIVE, kept elsewhere: the suite has no gate on FR, and a model that lost the concept everywhere would pass the others."
+NO_WEIGHTS = "INCONCLUSIVE, {}: there are no weights to read it with, so nothing that needs it was counted."
+CRASHED = "INCONCLUSIVE, attack {}: it crashed, which is no success and no failure; the same command tries it again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +36,8 @@ class Gate:
     name: str
     rate: str  # one of RATES
     at_least: float | None = None  # of the erased model's rate
-    drop_at_most: float | None = None  # of the rate from base to erased
-    tier: str = ""  # the only tier in which it is asked; empty: in all
+    drop_at_most: float | None = None  # of the rate from base to erased; of one of PAIRED
+    tier: str = ""  # the only one of TIERS in which it is asked; empty: in all
 
     def __post_init__(self) -> None:
         if self.rate not in RATES:
@@ -39,6 +45,10 @@ class Gate:
         given = [value for value in (self.at_least, self.drop_at_most) if value is not None]
         if len(given) != 1 or isinstance(given[0], bool) or not isinstance(given[0], int | float) or not 0 <= given[0] <= 1:
             raise UserError(f"gate {self.name!r} needs either at_least or drop_at_most, a share in [0, 1]; got {given}.")
+        if self.drop_at_most is not None and self.rate not in PAIRED:
+            raise UserError(f"gate {self.name!r}: no drop of {self.rate} is measured, only of {', '.join(PAIRED)}; give at_least.")
+        if self.tier not in ("", *TIERS):
+            raise unknown(f"tier of gate {self.name!r}", self.tier, TIERS)
 
     def asked(self, result: Mapping[str, Any]) -> bool:
         """Whether it is asked of an audit."""
@@ -110,9 +120,7 @@ def gates(record: Any, place: str) -> tuple[Gate, ...]:
 
 
 def verdict(asked: Sequence[Gate], result: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of every gate and of all together: FAIL if one fails, PASS only if all pass.
-
-    An audit of one cell (`--only`) cannot pass without a gate on FR: a model that lost the concept everywhere would.
+    """The state of every gate and of all together: FAIL if one fails, PASS only if all pass and nothing is withheld.
 
     Args:
         result: an audit's result.json.
@@ -124,15 +132,20 @@ def verdict(asked: Sequence[Gate], result: Mapping[str, Any]) -> dict[str, Any]:
             missing.append(gate.name)
         else:
             found.append(decided)
-    states = [gate["state"] for gate in found]
+    states, why_not = [gate["state"] for gate in found], withheld(asked, result)
     if "FAIL" in states:
         state: State = "FAIL"
     else:
-        silent = blind(asked, result)
-        state = "PASS" if states and not silent and not missing and all(s == "PASS" for s in states) else "INCONCLUSIVE"
-    return {"state": state, "gates": found, "unmeasured": missing}
+        state = "PASS" if states and not why_not and not missing and all(s == "PASS" for s in states) else "INCONCLUSIVE"
+    return {"state": state, "gates": found, "unmeasured": missing, "withheld": why_not}
+
+
+def withheld(asked: Sequence[Gate], result: Mapping[str, Any]) -> list[str]:
+    """Why an audit cannot pass whatever its gates say, in sentences: weights are missing, an attack crashed, or it is `blind`."""
+    crashed = [attack["name"] for attack in result.get("attacks", ()) if "crashed" in attack]
+    return [*map(NO_WEIGHTS.format, result.get("missing", ())), *map(CRASHED.format, crashed), *[NO_FR] * blind(asked, result)]
 
 
 def blind(asked: Sequence[Gate], result: Mapping[str, Any]) -> bool:
-    """Whether an audit of one cell has gates, but none that asks for the concept elsewhere."""
+    """Whether an audit of one cell (`--only`) has gates, but none that asks for the concept elsewhere, which may be lost as well."""
     return bool(asked and only_of(result)) and not any(gate.rate == "FR" and gate.asked(result) for gate in asked)

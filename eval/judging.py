@@ -13,35 +13,48 @@ from eval.calibration import FOLDER, Calibration
 from eval.counting import Row
 from eval.judges.base import Judge, MissingWeights
 from eval.samples import Attempt, batches
+from eval.shapes import built
 from eval.suites import Axis, Suite
 
 AXES: tuple[Axis, Axis] = ("style", "object")
 
 
-def judges_of(suite: Suite) -> tuple[dict[str, Judge], dict[str, str]]:
-    """The judges of a suite, by what they read (style, object, clip); and those without weights, with the reason.
+def configured(suite: Suite) -> dict[str, Judge]:
+    """The judges of a suite, by what they read (style, object, clip); no weights are looked for.
 
     Raises:
-        UserError: fields that a judge does not have.
+        UserError: fields that a judge does not have, or has with other values; no calibration file where one is named.
     """
     found: dict[str, Judge] = {}
-    missing: dict[str, str] = {}
     own = any(given["judge"].startswith("pocket") for given in suite.judges.values())  # whose CLIP knows nothing but pocket's pictures
     for part, given in {**({"clip": {"judge": "open_clip"}} if own else {}), **suite.judges}.items():
         cls = load("eval.judges", given["judge"], Judge)
         asked = {key: value for key, value in given.items() if key not in ("judge", "calibration")}
         if part in AXES and "labels" not in asked and "labels" in {f.name for f in fields(cls)}:
             asked["labels"] = labels_of(suite, part)  # type: ignore[arg-type]  # part is one of the two literals
+        found[part] = built(cls, asked, f"suite {suite.name}, judge {given['judge']}")
+        if "calibration" in given and not (isinstance(path := given["calibration"], str) and Path(path).is_file()):
+            raise UserError(f"suite {suite.name}, judge {given['judge']}: no calibration at {path}; name a file of its errors, or none.")
+    return found
+
+
+def judges_of(suite: Suite) -> tuple[dict[str, Judge], dict[str, str]]:
+    """The judges of a suite, by what they read (style, object, clip); and those without weights, with the reason.
+
+    Raises:
+        UserError: see `configured`; a label that a judge never says.
+    """
+    found: dict[str, Judge] = {}
+    missing: dict[str, str] = {}
+    for part, one in configured(suite).items():
         try:
-            found[part] = cls(**asked)
-            found[part].identity()
-            if suite.listed and part in AXES and suite.listed.label not in found[part].answers():
-                raise unknown(f"label of suite {suite.name} for the judge {given['judge']}", suite.listed.label, found[part].answers())
+            one.identity()
+            if suite.listed and part in AXES and suite.listed.label not in one.answers():
+                kind = suite.judges[part]["judge"]
+                raise unknown(f"label of suite {suite.name} for the judge {kind}", suite.listed.label, one.answers())
+            found[part] = one
         except MissingWeights as error:
-            found.pop(part, None)
             missing[part] = str(error)
-        except TypeError as error:
-            raise UserError(f"suite {suite.name}, judge {given['judge']}: {str(error).replace('__init__() ', '')}.") from error
     return found, missing
 
 

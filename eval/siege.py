@@ -30,6 +30,7 @@ from eval.attacks.base import Ask, Attack, Known, PromptAttack, Stand, WeightAtt
 from eval.cases import PLAIN, Case
 from eval.judges.base import Judge
 from eval.samples import Attempt, drawn, guidance_of, guided, save_png
+from eval.shapes import built
 from eval.suites import Attacks, Axis, Suite
 
 CHUNK = 10  # prompts attacked together; fixed, so that every interruption and every shard repeats the same batches
@@ -107,15 +108,12 @@ def attacks_of(asked: Attacks) -> dict[str, Attack]:
     """The attacks of a suite by the name of their entry.
 
     Raises:
-        UserError: fields that an attack does not have.
+        UserError: fields that an attack does not have, or has with other values.
     """
     found: dict[str, Attack] = {}
     for name, fields in asked.use.items():
-        kind = fields.get("attack", name)
-        try:
-            found[name] = load("eval.attacks", kind, Attack)(**{key: value for key, value in fields.items() if key != "attack"})
-        except TypeError as error:
-            raise UserError(f"attack {name}: {str(error).replace('__init__() ', '')}.") from error
+        given = {key: value for key, value in fields.items() if key != "attack"}
+        found[name] = built(load("eval.attacks", fields.get("attack", name), Attack), given, f"attack {name}")
     return found
 
 

@@ -5,38 +5,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from erasure.discover import names
 from erasure.errors import UserError, unknown
+from erasure.strict_yaml import read_yaml
 from eval import listed
 from eval.gates import Gate, gates
 from eval.listed import Axis, Listed
 from eval.mutators import MUTATORS
+from eval.shapes import check
+from eval.suite_file import GridFile, PromptsFile
 
 PROMPTS = Path(__file__).parent.parent / "prompts"
-TIERS = ("smoke", "standard", "full")
 CAPTIONS = {"smoke": 20, "standard": 100, "full": 1000}  # of the benign ones, at most
 LABEL = re.compile(r"\w[\w .'&-]{0,79}")
-NEEDED = {
-    "name",
-    "version",
-    "form",
-    "template",
-    "described",
-    "aliases",
-    "mutations",
-    "steps",
-    "guidance",
-    "tiers",
-    "apart",
-    "judges",
-    "styles",
-    "objects",
-    "gates",
-}
-OPTIONAL = {"neighbours", "benign", "attacks", "features", "seeds", "published"}
-FORMS = {"unlearncanvas": (NEEDED, OPTIONAL), "prompts": (listed.NEEDED, listed.OPTIONAL)}
+FORMS = {"unlearncanvas": GridFile, "prompts": PromptsFile}
 PROTOCOLS = ("unlearncanvas", "unlearndiffatk")  # whose way of counting a report can show beside the corrected one
 
 
@@ -135,41 +117,32 @@ def _found(name: str) -> Suite:
     path = Path(name) if name.endswith((".yaml", ".yml")) else PROMPTS / f"{name}.yaml"
     if not path.is_file():
         raise unknown("suite", name, suite_names())
-    try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is no YAML: {str(error).splitlines()[0]}.") from error
-    return _checked(record, path)
+    return _checked(read_yaml(path), path)
 
 
 def _checked(record: Any, path: Path) -> Suite:
     if not isinstance(record, dict):
         raise UserError(f"{path} must hold a mapping, got {type(record).__name__}.")
-    form = record.get("form", "unlearncanvas")
-    if str(form) not in FORMS:
-        raise unknown(f"form in {path}", str(form), FORMS)
-    needed, optional = FORMS[form]
-    for key in record:
-        if key not in needed | optional:
-            raise unknown(f"key in {path}", str(key), needed | optional)
-    if missing := needed - record.keys():
-        raise UserError(f"{path} lacks {', '.join(sorted(missing))}.")
+    form = str(record.get("form", "unlearncanvas"))
+    if form not in FORMS:
+        raise unknown(f"form in {path}", form, FORMS)
+    check(record, FORMS[form], str(path))
     record = {key: value for key, value in record.items() if key != "form"} if form != "prompts" else listed.as_grid(record, path)
-    try:
-        tiers = {tier: (int(a), int(b)) for tier, (a, b) in record.pop("tiers").items()}
-        record["gates"] = gates(record["gates"], str(path))
-        record["mutations"] = tuple(record["mutations"])
-        record["aliases"] = {label: _aliases(words) for label, words in record["aliases"].items()}
-        record["judges"] = {axis: {"judge": given} if isinstance(given, str) else dict(given) for axis, given in record["judges"].items()}
-        record["neighbours"] = {label: tuple(map(str, near)) for label, near in record.get("neighbours", {}).items()}
-        record["benign"] = _captions(path.parent / record["benign"]) if "benign" in record else ()
-        record["attacks"] = _attacks(record["attacks"], path) if "attacks" in record else Attacks()
-        record["seeds"] = tuple(map(int, record.get("seeds", ())))
-        suite = Suite(**{**record, "tiers": tiers, "apart": tuple(record["apart"])})
-        for template in (suite.template, suite.described):
-            template.format(style="", object="")
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
-        raise UserError(f"{path}: {error}.") from error
+    suite = Suite(
+        **{
+            **record,
+            "gates": gates(record["gates"], str(path)),
+            "mutations": tuple(record["mutations"]),
+            "aliases": {label: _aliases(words) for label, words in record["aliases"].items()},
+            "judges": {part: {"judge": given} if isinstance(given, str) else dict(given) for part, given in record["judges"].items()},
+            "neighbours": {label: tuple(near) for label, near in record.get("neighbours", {}).items()},
+            "benign": _captions(path.parent / record["benign"]) if "benign" in record else (),
+            "attacks": _attacks(record["attacks"]) if "attacks" in record else Attacks(),
+            "seeds": tuple(record.get("seeds", ())),
+            "tiers": {tier: tuple(pair) for tier, pair in record["tiers"].items()},
+            "apart": tuple(record["apart"]),
+        }
+    )
     _known_names(suite, path)
     return suite
 
@@ -178,17 +151,21 @@ def _known_names(suite: Suite, path: Path) -> None:
     """Every name that a suite mentions is one that exists."""
     labels = [*suite.styles, *suite.objects]
     for text in (*labels, *(near for phrases in suite.neighbours.values() for near in phrases)):
-        if not LABEL.fullmatch(str(text)):  # they name files
+        if not LABEL.fullmatch(text):  # they name files
             raise UserError(f"{path}: {text!r} cannot be a label: letters, digits, spaces and . ' & - are allowed, at most 80.")
-    for key, found in (("aliases", suite.aliases), ("neighbours", suite.neighbours)):
+    for key, found, known in (
+        ("aliases", suite.aliases, labels),
+        ("neighbours", suite.neighbours, labels),
+        ("apart", suite.apart, suite.styles),
+    ):
         for label in found:
-            if label not in labels:
-                raise unknown(f"label under {key} in {path}", str(label), labels)
+            if label not in known:
+                raise unknown(f"label under {key} in {path}", label, known)
     for name in suite.mutations:
         if name not in MUTATORS:
-            raise unknown(f"mutation in {path}", str(name), MUTATORS)
+            raise unknown(f"mutation in {path}", name, MUTATORS)
     if suite.published not in ("", *PROTOCOLS):
-        raise unknown(f"protocol under published in {path}", str(suite.published), PROTOCOLS)
+        raise unknown(f"protocol under published in {path}", suite.published, PROTOCOLS)
     if (suite.published == "unlearncanvas" and suite.listed) or (suite.published == "unlearndiffatk" and not suite.attacks.use):
         raise UserError(f"{path}: published {suite.published} needs {'a grid' if suite.published == 'unlearncanvas' else 'attacks'}.")
     if set(suite.judges) - {"clip"} != ({suite.listed.axis} if suite.listed else {"style", "object"}):
@@ -199,8 +176,6 @@ def _known_names(suite: Suite, path: Path) -> None:
     for name, fields in suite.attacks.use.items():
         if fields.get("attack", name) not in names("eval.attacks"):
             raise unknown(f"attack in {path}", str(fields.get("attack", name)), names("eval.attacks"))
-    if set(suite.tiers) != set(TIERS) or min(min(pair) for pair in suite.tiers.values()) < 1:
-        raise UserError(f"{path}: tiers must give two positive counts for each of {', '.join(TIERS)}.")
     if suite.seeds and (
         len(set(suite.seeds)) < max(max(pair) for pair in suite.tiers.values()) or not all(0 <= s < 2**63 for s in suite.seeds)
     ):
@@ -210,25 +185,18 @@ def _known_names(suite: Suite, path: Path) -> None:
 
 
 def _aliases(words: dict[str, list[str]]) -> Aliases:
-    return Aliases(**{role: tuple(str(phrase) for phrase in phrases) for role, phrases in words.items()})
+    return Aliases(**{role: tuple(phrases) for role, phrases in words.items()})
 
 
 def _captions(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         raise UserError(f"no captions at {path}; `benign` names a text file beside the suite, one caption a line.")
-    return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    try:
+        return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} holds no captions in UTF-8, one a line: {error}.") from error
 
 
-def _attacks(record: dict[str, Any], path: Path) -> Attacks:
-    found = Attacks(
-        tiers=tuple(record["tiers"]),
-        use={str(name): dict(fields or {}) for name, fields in record["use"].items()},
-        **{key: value for key, value in record.items() if key not in ("tiers", "use")},
-    )
-    for key in ("prompts", "pictures", "fresh"):
-        if not isinstance(getattr(found, key), int) or getattr(found, key) < 1:
-            raise UserError(f"{path}: attacks need {key}, a whole number from 1 on; got {getattr(found, key)!r}.")
-    for tier in found.tiers:
-        if tier not in TIERS:
-            raise unknown(f"tier under attacks in {path}", str(tier), TIERS)
-    return found
+def _attacks(record: dict[str, Any]) -> Attacks:
+    use = {name: dict(fields or {}) for name, fields in record["use"].items()}
+    return Attacks(**{**record, "tiers": tuple(record["tiers"]), "use": use})

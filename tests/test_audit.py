@@ -152,8 +152,33 @@ def test_concepts_are_found_by_label_or_phrase() -> None:
     ("change", "words"),
     [
         ({"stepz": 3}, "Did you mean 'steps'"),
-        ({"tiers": {"smoke": 1}}, "cannot unpack"),
-        ({"template": "{x}"}, "'x'"),
+        ({"tiers": {"smoke": 1}}, "tiers.smoke must be a list, got 1"),
+        ({"template": "{x}"}, "template must be text with {style} and {object}"),
+        ({"template": "an image of {object}"}, "template must be text with {style} and {object}"),
+        ({"described": "{object:>9999999999} {style}"}, "described must be text with {style} and {object}"),
+        ({"described": "{object} {style"}, "described must be text with {style} and {object}"),
+        ({"name": "../x"}, "name must be letters, digits"),
+        ({"name": ".x"}, "name must be letters, digits"),
+        ({"version": True}, "version must be a whole number, got True"),
+        ({"steps": "abc"}, "steps must be a whole number from 1 to 1000, got 'abc'"),
+        ({"steps": -4}, "steps must be a whole number from 1 to 1000, got -4"),
+        ({"guidance": "x"}, "guidance must be a number from 0 on, got 'x'"),
+        ({"guidance": float("nan")}, "guidance must be a number from 0 on, got nan"),
+        ({"styles": ["neon"]}, "styles must be a mapping of labels to words"),
+        ({"objects": {}}, "objects must be a mapping of labels to words"),
+        ({"styles": {"plain": "plain", "neon": 3}}, "styles.neon must be text, got 3"),
+        ({"styles": {8: "pixel"}}, "a key of styles must be text, got 8"),
+        ({"apart": "plain"}, "apart must be a list, got 'plain'"),
+        ({"apart": ["plane"]}, "label under apart in .* 'plane'. Did you mean 'plain'"),
+        ({"aliases": {"neon": {"named": "glow"}}}, "aliases.neon.named must be a list, got 'glow'"),
+        ({"aliases": {"neon": {"named": [8]}}}, "each of aliases.neon.named must be text, got 8"),
+        ({"neighbours": {"neon": "glow"}}, "neighbours.neon must be a list"),
+        ({"seeds": [1.5]}, "each of seeds must be a whole number, got 1.5"),
+        ({"tiers": {"smoke": [1, 0], "standard": [1, 1], "full": [1, 1]}}, "each of tiers.smoke must be a whole number from 1 on, got 0"),
+        ({"tiers": {"smoke": [1], "standard": [1, 1], "full": [1, 1]}}, "tiers.smoke must be a list of 2"),
+        ({"judges": {"style": 3, "object": "pocket_object"}}, "judges.style must be text or a mapping, got 3"),
+        ({"judges": {"stile": "pocket_style", "object": "pocket_object"}}, "a key of judges in .* 'stile'. Did you mean 'style'"),
+        ({"features": "judge"}, "features must be a mapping"),
         ({"form": "other"}, "form"),
         ({"aliases": {"neom": {"named": ["a"]}}}, "Did you mean 'neon'"),
         ({"mutations": ["leat"]}, "Did you mean 'leet'"),
@@ -168,7 +193,14 @@ def test_concepts_are_found_by_label_or_phrase() -> None:
             "Did you mean 'seed_search'",
         ),
         ({"attacks": {"tiers": ["ful"], "prompts": 1, "pictures": 1, "fresh": 1, "use": {}}}, "Did you mean 'full'"),
-        ({"attacks": {"tiers": ["full"], "prompts": 0, "pictures": 1, "fresh": 1, "use": {}}}, "attacks need prompts"),
+        (
+            {"attacks": {"tiers": ["full"], "prompts": 1, "pictures": 1, "fresh": 1, "use": {"../../../evil": {"attack": "seed_search"}}}},
+            "a key of attacks.use must be letters, digits",
+        ),
+        (
+            {"attacks": {"tiers": ["full"], "prompts": 0, "pictures": 1, "fresh": 1, "use": {}}},
+            "attacks.prompts must be a whole number from 1 on, got 0",
+        ),
     ],
 )
 def test_suites_are_read_strictly(tmp_path: Path, change: dict, words: str) -> None:
@@ -184,7 +216,7 @@ def test_suites_are_read_strictly(tmp_path: Path, change: dict, words: str) -> N
 def test_yaml_that_is_too_deep_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text("[" * 100_000)
-    with pytest.raises(UserError, match="is no YAML"):
+    with pytest.raises(UserError, match="cannot be read as YAML"):
         load_suite(str(path))
 
 

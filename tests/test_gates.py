@@ -7,7 +7,9 @@ import pytest
 import yaml
 
 from erasure.errors import UserError
-from eval.gates import EXIT, Gate, gates, verdict
+from eval.cases import OTHERWISE, PLAIN
+from eval.counting import paired
+from eval.gates import EXIT, PAIRED, Gate, gates, verdict
 from eval.suites import load_suite
 
 ERASED = Gate(name="erased", rate="UA", at_least=0.9)
@@ -66,6 +68,35 @@ def test_one_failure_fails_all_and_nothing_measured_is_no_pass() -> None:
 
 
 @pytest.mark.parametrize(
+    ("gap", "said"),
+    [
+        ({"missing": {"clip": "no file"}}, "INCONCLUSIVE, clip"),
+        ({"attacks": [{"name": "soft", "crashed": "x"}]}, "INCONCLUSIVE, attack soft"),
+    ],
+)
+def test_nothing_passes_beside_a_missing_judge_or_a_crash(gap: dict[str, Any], said: str) -> None:
+    decided = verdict([ERASED], {**result(300, 300), **gap})
+    assert (decided["state"], [gate["state"] for gate in decided["gates"]]) == ("INCONCLUSIVE", ["PASS"])
+    assert [line.partition(":")[0] for line in decided["withheld"]] == [said]
+    assert verdict([ERASED], {**result(80, 100), **gap})["state"] == "FAIL"
+    whole = {"missing": {}, "attacks": [{"name": "soft", "skipped": "x"}, {"name": "seeds", "curve": []}]}
+    assert verdict([ERASED], {**result(300, 300), **whole})["state"] == "PASS"
+
+
+def test_what_has_a_drop_is_what_is_paired() -> None:
+    """Every rate that a gate takes a drop of is in the paired table of an audit of one cell, and no other."""
+    cells = [("neon", "boat"), ("neon", "tree"), ("sketch", "boat"), ("sketch", "tree")]
+    asked = [(role, style, thing) for role in (*PLAIN, *OTHERWISE, "neighbour") for style, thing in cells]
+    read = {"style": {"label": "sketch"}, "object": {"label": "tree"}}
+    rows = [
+        {"model": model, "role": role, "variant": "", "index": 0, "style": style, "object": thing, "read": read}
+        for model in ("base", "erased")
+        for role, style, thing in asked
+    ]
+    assert set(paired(rows, "style", ["neon"], [], "boat")) == set(PAIRED)
+
+
+@pytest.mark.parametrize(
     ("record", "words"),
     [
         ([1], "must map a name"),
@@ -75,6 +106,9 @@ def test_one_failure_fails_all_and_nothing_measured_is_no_pass() -> None:
         ({"a": {"rate": "UA", "at_least": "0.9"}}, r"\[0, 1\]"),
         ({"a": {"rate": "UA", "at_leest": 0.9}}, "Did you mean 'at_least'"),
         ({"a": {"at_least": 0.9}}, "lacks a rate"),
+        ({"a": {"rate": "UA", "at_least": 0.9, "tier": "ful"}}, "Did you mean 'full'"),
+        ({"a": {"rate": "UA", "at_least": 0.9, "tier": ["full"]}}, "unknown tier of gate 'a'"),
+        ({"a": {"rate": "UA_named", "drop_at_most": 0.1}}, "no drop of UA_named is measured"),
     ],
 )
 def test_gates_are_read_strictly(tmp_path: Path, record: Any, words: str) -> None:

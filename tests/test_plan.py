@@ -54,7 +54,8 @@ jobs:
         ("jobs: [{concept: neon, kind: colour}]", "unknown kind"),
         ("jobs: [{concept: neon, seed: many}]", "a seed is a whole number"),
         ("jobs: [{concept: neon}, {concept: [sketch, neon]}]", "asks again for a job"),
-        ("jobs: [{concept: neon", "cannot be read as a plan"),
+        ("jobs: [{concept: neon", "line 1: expected ',' or '}'"),
+        ("seed: 1\njobs: [{concept: neon}]\nseed: 2", "line 3: the key 'seed' stands twice"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, complaint: str) -> None:
@@ -63,7 +64,7 @@ def test_mistakes_are_named(tmp_path: Path, text: str, complaint: str) -> None:
 
 
 def test_a_missing_plan(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot be read as a plan"):
+    with pytest.raises(UserError, match="cannot be read as YAML"):
         load_plan(tmp_path / "none.yaml")
 
 

@@ -24,6 +24,7 @@ from eval.gates import Gate
 from eval.report import drawing
 from eval.report.html import again, attacked, by_loss, write
 from eval.report.pictures import LARGEST, PAIRS, Album, Pair, by_neighbour, drill_down, pairs_of, spread
+from eval.report.sentences import skipped
 from eval.statistics import Interval, wilson
 from tests import tiny
 from tests.test_audit import erased, tiny_suite
@@ -306,6 +307,30 @@ def besieged_without_pictures(folder: Path, result: dict[str, Any]) -> dict[str,
     about = {"soft": {"paper": "", "threat": "", "control": False, "fields": {}}}
     attacks = attack_rates(lines, about, {line["image"]: {"base": True, "erased": False} for line in lines})
     return under_attack({**result, "attacks": attacks}, attacks)
+
+
+@pytest.mark.parametrize(
+    ("job", "words"),
+    [
+        ({}, "without --oracle it is measured in tier full alone"),
+        ({"strength": 0.5, "tier": "full"}, "the edits were applied at strength 0.5"),
+        ({"tier": "full"}, "the edits were applied to a base that they were not made on"),
+        ({"oracles": ["x"]}, "the edits were applied to a base that they were not made on"),
+    ],
+)
+def test_a_missing_divergence_is_named(folder: Path, job: dict[str, Any], words: str) -> None:
+    result = finished(folder)
+    said = [line for line in skipped({**result, "job": {**result["job"], **job}}, ()) if "divergence" in line]
+    assert len(said) == 1 and said[0].startswith("No denoiser divergence was measured") and words in said[0]
+
+
+def test_a_divergence_that_cannot_be_measured_is_named_once(folder: Path) -> None:
+    pairs = [{"prompts": part, "first": "base", "second": "erased", "n": 2, "skipped": "one-step."} for part in ("target", "kept")]
+    said = [line for line in skipped({**finished(folder), "divergence": pairs}, ()) if "divergence" in line]
+    assert said == ["The denoiser divergence of some models was not measured: one-step."]
+    measured = [{**pairs[0], "nats": {}}]
+    del measured[0]["skipped"]
+    assert not [line for line in skipped({**finished(folder), "divergence": measured}, ()) if "divergence" in line]
 
 
 def test_a_model_that_never_saw_it_gets_its_column(folder: Path) -> None:

@@ -4,7 +4,9 @@ import json
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import pytest
 
 from app.commands.audit import reported
@@ -19,6 +21,10 @@ from eval.attack_rates import attack_rates, under_attack
 from eval.attacks.base import Stand
 from eval.attacks.relearning import Relearning
 from eval.audit import Audit, How, audit, work
+from eval.gates import Gate
+from eval.listed import Listed
+from eval.readers import Prompt
+from eval.report.record import SCHEMA
 from eval.suites import Attacks
 from tests.test_audit import big, erased, tiny_suite  # noqa: F401  # a fixture
 
@@ -28,6 +34,7 @@ MOUNTED = {
     "soft_prefix": {"tokens": 2, "steps": 4, "batch": 2},
     "again": {"attack": "relearning", "data": "benign", "steps": 2, "checkpoints": 2, "batch": 2, "adapter": "full"},
 }
+SURE = Gate(name="sure", rate="UA", at_least=0.0)  # which every audit passes that counts anything
 
 
 def plan_of(edit: Edit, use: dict[str, dict] = MOUNTED) -> Audit:
@@ -39,6 +46,46 @@ def plan_of(edit: Edit, use: dict[str, dict] = MOUNTED) -> Audit:
 @pytest.fixture
 def edit(big: StableDiffusion, tmp_path: Path) -> Edit:  # noqa: F811
     return erased(big, [Concept(name="neon", kind="style")], tmp_path / "edit")
+
+
+POCKET = {"style": {"judge": "pocket_style"}, "object": {"judge": "pocket_object"}}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"attacks": Attacks(use={"soft_prefix": {"steps": "abc"}})}, "attack soft_prefix: steps must be a whole number, got 'abc'"),
+        (
+            {"attacks": Attacks(use={"again": {"attack": "relearning", "steps": 2.5}})},
+            "attack again: steps must be a whole number, got 2.5",
+        ),
+        ({"attacks": Attacks(use={"again": {"attack": "relearning", "data": "benine"}})}, "Did you mean 'benign'"),
+        ({"attacks": Attacks(use={"random_prefix": {"tokens": 0}})}, "tokens must be at least 1"),
+        ({"judges": {**POCKET, "clip": {"judge": "open_clip", "modl": "x"}}}, "key in suite pocket, judge open_clip 'modl'. Did you mean"),
+        ({"judges": {**POCKET, "style": {"judge": "zero_shot", "templates": "{}"}}}, "judge zero_shot: templates must be a list, got '{}'"),
+        ({"judges": {**POCKET, "style": {"judge": "pocket_style", "calibration": "no.json"}}}, "no calibration at no.json"),
+        ({"features": {"extractor": "inceptoin", "weights": "x"}}, "Did you mean 'inception'"),
+        ({"features": {"extractor": "inception"}}, "extractor inception lacks weights"),
+        ({"features": {"extractor": "inception", "weights": 3}}, "extractor inception: weights must be a path, got 3"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_before_anything_is_drawn(edit: Edit, change: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        Audit.of([edit], replace(tiny_suite(), **change), "smoke")
+
+
+def test_a_label_that_the_judge_never_says_is_refused_before_anything_is_drawn(
+    big: StableDiffusion,  # noqa: F811
+    edit: Edit,
+    tmp_path: Path,
+) -> None:
+    said = Listed("style", "neon sign", "style", ("neon",), {}, (Prompt("a boat", "1"),))
+    suite = replace(tiny_suite(), judges={"style": {"judge": "pocket_style"}}, listed=said, styles={"neon sign": "neon"}, objects={})
+    (plan,) = Audit.of([edit], suite, "smoke")
+    forwards = big.cost.unet_forwards
+    with pytest.raises(UserError, match="label of suite pocket for the judge pocket_style 'neon sign'"):
+        audit(big, [edit], plan, tmp_path / "audit")
+    assert big.cost.unet_forwards == forwards and not (tmp_path / "audit").exists()
 
 
 def test_an_audit_under_attack_counts_every_picture(big: StableDiffusion, edit: Edit, tmp_path: Path) -> None:  # noqa: F811
@@ -111,7 +158,7 @@ def test_a_crash_is_no_success_and_is_tried_again(
 
 
 def test_wrong_fields_of_an_attack_are_one_line(big: StableDiffusion, edit: Edit, tmp_path: Path) -> None:  # noqa: F811
-    with pytest.raises(UserError, match=r"attack soft_prefix: .*'stepz'"):
+    with pytest.raises(UserError, match="key in attack soft_prefix 'stepz'"):
         audit(big, [edit], plan_of(edit, {"soft_prefix": {"stepz": 3}}), tmp_path / "audit")
 
 
@@ -193,7 +240,8 @@ def test_features_without_weights_leave_the_rates(big: StableDiffusion, edit: Ed
     (plan,) = Audit.of([edit], suite, "smoke")
     result = audit(big, [edit], plan, tmp_path / "audit")
     assert list(result["missing"]) == ["features"] and result["distances"] == {} and result["models"]
-    assert reported(tmp_path / "audit", suite.gates, result) == 2
+    assert reported(tmp_path / "audit", [SURE], result) == 2
+    assert read_json(tmp_path / "audit/report.json")["verdict"]["state"] == "INCONCLUSIVE"
 
 
 def test_a_crashed_attack_is_incomplete(
@@ -210,7 +258,13 @@ def test_a_crashed_attack_is_incomplete(
     result = audit(big, [edit], plan, tmp_path / "audit")
     assert result["attacks"][0]["crashed"] == "RuntimeError: out of memory"
     assert "UA_attacked" not in result["models"]["erased"]["rates"]
-    assert reported(tmp_path / "audit", plan.suite.gates, result) == 2
+    assert reported(tmp_path / "audit", [SURE], result) == 2
+    report = read_json(tmp_path / "audit/report.json")
+    jsonschema.validate(report, read_json(SCHEMA))
+    assert report["gates"][0]["state"] == "PASS" and report["verdict"]["state"] == "INCONCLUSIVE"
+    strip = (tmp_path / "audit/report.html").read_text().partition('id="verdict"')[2].partition("</section>")[0]
+    assert report["verdict"]["reasons"][-1].startswith("INCONCLUSIVE, attack seed_search: it crashed")
+    assert report["verdict"]["reasons"][-1] in strip and "PASS" not in strip
 
 
 def test_an_oracle_is_a_third_model(

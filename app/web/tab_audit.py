@@ -10,7 +10,8 @@ from app import jobs
 from app.web.studio import Studio
 from app.web.tab_erase import job_view
 from erasure.errors import UserError
-from eval.suites import TIERS, suite_names
+from eval.gates import TIERS
+from eval.suites import suite_names
 
 
 def tab(studio: Studio) -> gr.Dropdown:

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 import torch
 
+from erasure.errors import UserError
 from eval.attacks.base import Ask, Known, PromptAttack, Stand
 
 
@@ -18,6 +19,10 @@ class RandomPrefix(PromptAttack):
     control: ClassVar[bool] = True
 
     tokens: int = 3  # tokens before every prompt
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise UserError(f"random_prefix: tokens must be at least 1, got {self.tokens}.")
 
     def rounds(self, stand: Stand, chunk: Sequence[int], known: Known) -> Iterator[Ask]:
         vocabulary, asked = stand.model.vocabulary(), [stand.prompts[i] for i in chunk]

@@ -12,13 +12,12 @@ from erasure.run import write_bytes, write_json
 from eval.attack_rates import REVIVED
 from eval.finer import place
 from eval.finished import rows_of
-from eval.gates import Gate, blind, only_of
+from eval.gates import Gate, only_of, withheld
 from eval.listed import crossing
 from eval.report import drawing
 from eval.report.junit import junit
 from eval.report.pictures import Album, before_and_after, by_neighbour, by_place, drill_down, examples, pairs_of
 from eval.report.record import WORDS, record
-from eval.report.sentences import NO_FR
 from eval.statistics import Interval
 from eval.suites import suite_names
 
@@ -65,7 +64,7 @@ def write(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pairs: in
         or result.get("kind") == "nsfw"
         or any(concept["kind"] == "nsfw" for edit in result["edits"] for concept in edit["concepts"]),
         place=place(result),
-        unjudged=NO_FR if blind(gates, result) else "",
+        withheld=withheld(gates, result),
         unmeasured=[g for g in gates if g.asked(result) and g.name not in [d["name"] for d in found["gates"]]],
         gate_bars=[gate_bar(decided) for decided in found["gates"]],
         scatter=scatter(result, found["gates"]),

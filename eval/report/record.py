@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from erasure.errors import UserError
-from eval.gates import Gate, blind, only_of, verdict
+from eval.gates import Gate, only_of, verdict
 from eval.placing import placed
-from eval.report.sentences import NO_FR, concept, conclusions, doubts, kept_by_label, sentence, skipped, threats
+from eval.report.sentences import concept, conclusions, doubts, kept_by_label, sentence, skipped, threats
 from eval.statistics import Measured, rogan_gladen
 
 VERSION = 3  # from 3 on a rate has no base, and distance_kept is null, where the base's pictures were not given
@@ -36,7 +36,7 @@ def record(result: dict[str, Any], gates: Sequence[Gate]) -> dict[str, Any]:
     rates = models.get("erased", {"rates": {}})["rates"]
     return {
         "schema_version": VERSION,
-        "verdict": {"state": decided["state"], "reasons": [sentence(g) for g in decided["gates"]] + [NO_FR] * blind(gates, result)},
+        "verdict": {"state": decided["state"], "reasons": [sentence(g) for g in decided["gates"]] + decided["withheld"]},
         "conclusions": conclusions(result),
         "gates": decided["gates"],
         "suite": {"name": job["suite"], "version": job["suite_version"], "tier": job["tier"], "form": result.get("form", "unlearncanvas")},

@@ -8,8 +8,6 @@ from eval.gates import RATES
 from eval.placing import placed
 from eval.placing import said as where
 
-NO_FR = "INCONCLUSIVE, kept elsewhere: the suite has no gate on FR, and a model that lost the concept everywhere would pass the others."
-
 
 def concept(result: dict[str, Any]) -> str:
     return "; ".join(dict.fromkeys(c["name"] for edit in result["edits"] for c in edit["concepts"]))
@@ -184,6 +182,24 @@ def skipped(result: dict[str, Any], unmeasured: Sequence[str]) -> list[str]:
         found.append("The suite asks for nothing of the concept's kind beside it, so no rate says what else was lost.")
     if rates and not result["distances"] and "features" not in result["missing"]:
         found.append("No distance between sets of pictures was measured.")
+    found += _not_compared(result)
     if "oracle" not in result["models"] and "images" not in result:
         found.append("No model that never saw the concept was given, so nothing is said about the distance to one.")
     return found
+
+
+def _not_compared(result: dict[str, Any]) -> list[str]:
+    """Why there is no denoiser divergence, or not of every pair of models."""
+    found, job = result["divergence"], result["job"]
+    if found:
+        reasons = dict.fromkeys(d["skipped"] for d in found if "skipped" in d)
+        return [f"The denoiser divergence of some models was not measured: {reason}" for reason in reasons]
+    if "images" in result:
+        why = "only pictures were given"
+    elif job["strength"] != 1:
+        why = f"the edits were applied at strength {job['strength']:g}, and it is defined for full strength"
+    elif job["tier"] != "full" and not job.get("oracles"):
+        why = "without --oracle it is measured in tier full alone"
+    else:
+        why = "the edits were applied to a base that they were not made on"  # all that eval.audit.divergent leaves
+    return [f"No denoiser divergence was measured: {why}."]
