@@ -15,7 +15,7 @@ from eval.finished import rows_of
 from eval.gates import Gate, blind, only_of
 from eval.listed import crossing
 from eval.report import drawing
-from eval.report.pictures import Album, before_and_after, by_neighbour, by_place, drill_down, examples, pairs_of
+from eval.report.pictures import Album, before_and_after, by_neighbour, by_place, drill_down, examples, pairs_of, right
 from eval.report.record import WORDS, record
 from eval.report.sentences import NO_FR
 from eval.statistics import Interval
@@ -164,7 +164,7 @@ def seen(folder: Path, result: Mapping[str, Any], count: int) -> dict[str, Any]:
         "pictures": album.there,
         "target_pairs": before_and_after(album, pairs, result, count, target=True),
         "kept_pairs": before_and_after(album, pairs, result, count, target=False),
-        "examples": examples(album, result["attacks"]),
+        "examples": examples(album, result["attacks"], {Path(p.erased["image"]).name for p in pairs if right(p.erased, result["axis"])}),
         "drill": drill_down(album, pairs, result),
         "neighbours": by_loss(by_neighbour(pairs, result["axis"])),
         "elsewhere": by_loss(by_place(pairs, result)),
