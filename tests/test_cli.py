@@ -10,7 +10,9 @@ import pytest
 from safetensors.torch import save_file
 
 from app.cli import main
+from app.workers import together
 from erasure.discover import names
+from erasure.errors import UserError
 from erasure.loading import POCKET
 from tests import tiny
 
@@ -226,6 +228,14 @@ def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
     command = f"{sys.executable} -m app.cli methods --help | head -c 1; {sys.executable} -m app.cli doctor | head -n 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert "Traceback" not in done.stderr and "Exception ignored" not in done.stderr
+
+
+def test_workers_that_fail_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError, match="2 of 2 workers failed"):
+        together([str(tmp_path / "none")], 2)
+    assert "no edit" in capsys.readouterr().err
+    assert "without --shard" in complain(["audit", str(tmp_path), "--workers", "2", "--shard", "1/2"], capsys)
+    assert "from 1 on" in complain(["audit", str(tmp_path), "--workers", "0"], capsys)
 
 
 @pytest.mark.parametrize("command", ["audit", "audit answers", "audit sequence", "audit report", "erase", "export", "demo", "studio"])

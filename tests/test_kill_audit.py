@@ -82,3 +82,6 @@ def test_killed_three_times_and_in_two_shards_it_ends_with_the_same_report(tmp_p
     assert [shard.wait() for shard in shards] == [0, 0]
     assert audit(tmp_path, suite, "shards").wait() == verdict
     assert (tmp_path / "shards" / "report.json").read_bytes() == expected
+
+    assert audit(tmp_path, suite, "workers", "--workers", "2").wait() == verdict
+    assert (tmp_path / "workers" / "report.json").read_bytes() == expected

@@ -10,6 +10,7 @@ import tyro
 
 from app.parsing import parse
 from app.sequence import main as sequence
+from app.workers import together
 from erasure.choices import Attention, Precision
 from erasure.concept import Kind
 from erasure.concept import parse as parse_concepts
@@ -51,6 +52,7 @@ class Options:
     replay: str = ""  # prompts said to bring the concept back: CSV in a published layout, .txt with one a line, or hub:ORG/NAME/FILE
     oracle: tuple[str, ...] = ()  # models that never saw the concept: diffusers folders or .safetensors of their UNets
     keep_images: Literal["all", "none"] = "all"  # none: only what judges read is kept, and no picture goes into the cache
+    workers: int = 1  # processes on this machine that share the work; on a CPU about as many as it has cores
     shard: str = ""  # i/n: draw and attack only the i-th of n shares, in the same folder; then once without
     strength: float = 1.0  # how strongly the edits are applied
     other_base: bool = False  # apply the edit to a model it was not made on
@@ -100,16 +102,19 @@ def main(argv: list[str]) -> int:
         case ["sequence"]:
             return sequence(argv[1:])
         case _:
-            return run(parse(Options, argv, "audit"))
+            return run(parse(Options, argv, "audit"), argv)
 
 
-def run(options: Options) -> int:
+def run(options: Options, argv: Sequence[str]) -> int:
     """Audit, report, and say the verdict by the exit code: 0 pass, 2 incomplete, 3 a gate failed, 4 inconclusive."""
     from erasure.foreign import foreign
-    from eval.audit import Audit, How, audit, work
+    from erasure.run import Run
+    from eval.audit import Audit, How, audit, job_record, work
     from eval.listed import read_list
     from eval.suites import load_suite
 
+    if options.workers < 1 or (options.workers > 1 and options.shard):
+        raise UserError(f"--workers is a number from 1 on, and goes without --shard; got {options.workers}.")
     if not options.edits:
         raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
     name, concept = asked(options.suite)
@@ -124,14 +129,19 @@ def run(options: Options) -> int:
         keep=options.keep_images,
         oracles=tuple(foreign(model, source, []) for source in options.oracle),
     )
-    codes = []
-    for plan in plans:
-        out = folder(options, suite.name, plan.axis if both else "", plan.only)
-        if options.shard:
+    outs = [folder(options, suite.name, plan.axis if both else "", plan.only) for plan in plans]
+    if options.shard:
+        for plan, out in zip(plans, outs, strict=True):
             work(model, edits, plan, out, how, shard=shard(options.shard), fresh=options.fresh)
             print(f"share {options.shard} of {out} is done; when all are, give the same command without --shard.")
-            continue
-        result = audit(model, edits, plan, out, how, fresh=options.fresh)
+        return 0
+    if options.workers > 1:
+        for plan, out in zip(plans, outs, strict=True) if options.fresh else ():
+            Run(out, job_record(model, edits, plan, how), fresh=True).begin()  # once, not once a worker
+        together(argv, options.workers)
+    codes = []
+    for plan, out in zip(plans, outs, strict=True):
+        result = audit(model, edits, plan, out, how, fresh=options.fresh and options.workers == 1)
         for pair in result["overlap"]:
             print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
         codes.append(reported(out, suite.gates, result, options.blur))
