@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,7 +17,7 @@ from erasure.bank import Bank, Recording
 from erasure.edit import Edit
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
-from erasure.run import cache_folder, digest
+from erasure.run import cache_folder, digest, write_bytes
 
 PIXELS = 100_000_000
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
@@ -57,7 +57,7 @@ def obtain(model: DiffusionModel, recording: Recording, *, cache: Path | None = 
     for start in tqdm(starts, desc="recording", unit="part", disable=all(_part(folder, s).exists() for s in starts)):
         if not _part(folder, start).exists():
             ask = record if recording.generator is None else drawn
-            _write(ask(model, recording, dealt[start : start + chunk]), _part(folder, start))
+            write_bytes(_part(folder, start), save(ask(model, recording, dealt[start : start + chunk])))
     parts = [load_file(_part(folder, start)) for start in starts] or [{key: values[0] for key, values in _empty(model).items()}]
     for images, first, count in (
         (recording.images, 0, len(recording.pairs)),
@@ -66,7 +66,7 @@ def obtain(model: DiffusionModel, recording: Recording, *, cache: Path | None = 
         if images:
             path = folder / f"images-{first:05d}.safetensors"
             if not path.exists():
-                _write(encoded(model, Path(images), first, count), path)
+                write_bytes(path, save(encoded(model, Path(images), first, count)))
             parts.append(load_file(path))
     return Bank(recording, **{key: torch.cat([part[key] for part in parts]) for key in parts[0]})
 
@@ -185,7 +185,7 @@ def remembered(model: DiffusionModel, key: dict[str, Any], make: Callable[[], di
     path = cache_folder() / "tensors" / f"{place}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(make(), path)
+        write_bytes(path, save(make()))
     return load_file(path)
 
 
@@ -198,12 +198,6 @@ def _empty(model: DiffusionModel) -> dict[str, list[Tensor]]:
 
 def _content(folder: str) -> str:
     return digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in image_files(Path(folder))])
-
-
-def _write(tensors: dict[str, Tensor], path: Path) -> None:
-    draft = path.with_suffix(".tmp")
-    save_file(tensors, draft)
-    draft.replace(path)
 
 
 def _part(folder: Path, start: int) -> Path:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def write_json(path: Path, record: Any) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    """Write a file in one atomic step; processes of several machines may write the same one at once."""
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     part.write_bytes(data)
     part.replace(path)
 

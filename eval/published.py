@@ -114,7 +114,7 @@ def _success(attack: Mapping[str, Any]) -> list[Row]:
             total,
             {key: fresh[key] for key in ("estimate", "low", "high", "k", "n")} if fresh else None,
             CLUSTERED,
-            "the search stops at a picture it likes; corrected: pictures of what it found, from noise that it never saw",
+            "the search stops at a picture it likes; corrected: what it found, where one was needed, drawn from noise that it never saw",
         ),
     ]
     for control, beyond in sorted(attack.get("beyond", {}).items()):

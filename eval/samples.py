@@ -1,5 +1,6 @@
 """Cases x model -> pictures on disk. Every picture has its own seed, so all models of an audit start from the same noise."""
 
+import io
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -11,10 +12,14 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
-from erasure.run import cache_folder, digest
+from erasure.run import cache_folder, digest, write_bytes
 from eval.cases import Case
 from eval.suites import Suite
+
+AT_ONCE = 45  # pictures drawn together, at most
+PLACES = 8 * 64 * 64  # places of latents drawn together, at most: eight pictures of 512 pixels fit beside Stable Diffusion in 24 GB
 
 
 @dataclass(frozen=True)
@@ -42,23 +47,26 @@ def draw(
     suite: Suite,
     todo: Sequence[Attempt],
     folder: Path,
-    batch: int = 45,
     *,
     shard: tuple[int, int] = (0, 1),
     cached: bool = True,
 ) -> int:
     """Draw what is missing as PNG files into `folder` and return how many pictures had to be drawn.
 
-    Pictures are made in fixed groups of `batch`, so that a resumed run repeats the same batches and hence the same bits. Drawn pictures
+    Pictures are made in groups of `at_once`, so that a resumed run repeats the same batches and hence the same bits. Drawn pictures
     are kept in a cache by content, so that a base model is drawn once for many audits.
 
     Args:
         weights: hash of the model's weights as they are now, edits included.
         shard: (i, n): only every n-th group, from the i-th on.
         cached: whether pictures may be taken from the cache and left in it.
+
+    Raises:
+        UserError: pictures that are no numbers.
     """
     folder.mkdir(parents=True, exist_ok=True)
     cache = cache_folder() / "samples" if cached else folder / "drawn"
+    batch = at_once(model)
     groups = [todo[i : i + batch] for i in range(0, len(todo), batch)][shard[0] :: shard[1]]
     drawn = 0
     for group in tqdm(groups, desc=f"drawing {folder.name}", unit="batch"):
@@ -67,7 +75,10 @@ def draw(
         keys = [key(model, weights, suite, a) for a in group]
         stored = [cache / k[:2] / f"{k}.png" for k in keys]
         if not all(path.exists() for path in stored):
-            pictures = sample(model, suite, group)
+            try:
+                pictures = sample(model, suite, group)
+            except FloatingPointError as error:
+                raise UserError(f"model {folder.name} of the audit: {error}.") from error
             drawn += len(group)
             for picture, path in zip(pictures, stored, strict=True):
                 save_png(picture, path)
@@ -76,6 +87,12 @@ def draw(
     if not cached:
         shutil.rmtree(cache, ignore_errors=True)
     return drawn
+
+
+def at_once(model: DiffusionModel) -> int:
+    """Pictures drawn together: decided by the size of the latents alone, so that every machine draws the same batches."""
+    _, height, width = model.latent_shape
+    return max(1, min(AT_ONCE, PLACES // (height * width)))
 
 
 def sample(model: DiffusionModel, suite: Suite, group: Sequence[Attempt]) -> Tensor:
@@ -95,8 +112,15 @@ def guidance_of(suite: Suite, case: Case) -> float:
 def drawn(
     model: DiffusionModel, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float, prefix: Tensor | None = None
 ) -> Tensor:
-    """Pictures (B, 3, H, W) as uint8, all with one guidance scale."""
-    return (model.decode(model.sample(prompts, seeds, steps, guidance, prefix)).cpu() * 255).round().to(torch.uint8)
+    """Pictures (B, 3, H, W) as uint8, all with one guidance scale.
+
+    Raises:
+        FloatingPointError: a picture that is no numbers; as integers it would be black, and black shows no concept.
+    """
+    pictures = model.decode(model.sample(prompts, seeds, steps, guidance, prefix)).cpu()
+    if not pictures.isfinite().all():
+        raise FloatingPointError("its pictures are no numbers; compute with --dtype fp32, and if they stay so the weights are broken")
+    return (pictures * 255).round().to(torch.uint8)
 
 
 def guided(scales: Sequence[float], make: Callable[[float, Sequence[int]], Tensor]) -> Tensor:
@@ -125,16 +149,14 @@ def key(model: DiffusionModel, weights: str, suite: Suite, attempt: Attempt) -> 
 def save_png(picture: Tensor, path: Path) -> None:
     """Write a (3, H, W) uint8 picture in one atomic step."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(draft, format="PNG")
-    draft.replace(path)
+    png = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(png, format="PNG")
+    write_bytes(path, png.getvalue())
 
 
 def link(source: Path, target: Path) -> None:
     """Copy a picture in one atomic step."""
-    draft = target.with_suffix(".tmp")
-    draft.write_bytes(source.read_bytes())
-    draft.replace(target)
+    write_bytes(target, source.read_bytes())
 
 
 def load_png(path: Path) -> Tensor:

@@ -5,7 +5,6 @@ never saw. A crash is no success and no failure: it is a missing row.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -25,15 +24,15 @@ from erasure.edit import Edit
 from erasure.erase import applied
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
-from erasure.run import read_json, write_bytes, write_json
-from eval.attacks.base import Ask, Attack, Known, PromptAttack, Stand, WeightAttack
+from erasure.run import canonical_json, difference, read_json, write_bytes, write_json
+from eval.attacks.base import Ask, Attack, Known, PromptAttack, Stand, Unsuited, WeightAttack
 from eval.cases import PLAIN, Case
 from eval.judges.base import Judge
-from eval.samples import Attempt, drawn, guidance_of, guided, save_png
+from eval.samples import Attempt, at_once, drawn, guidance_of, guided, save_png
 from eval.shapes import built
 from eval.suites import Attacks, Axis, Suite
 
-CHUNK = 10  # prompts attacked together; fixed, so that every interruption and every shard repeats the same batches
+CHUNK = 10  # prompts attacked together, at most; see chunk_of
 RETAIN = 24  # prompts an attack may fine-tune on that have nothing to do with the concept
 Row = dict[str, Any]
 
@@ -125,18 +124,19 @@ def besiege(
     Args:
         shard: (i, n): only every n-th piece of work, from the i-th on; the rows are then those of all shards so far.
         how: other_base and strength, as in erasure.erase.applied.
+
+    Raises:
+        UserError: rows on disk that another judge read, a file or a field that an attack cannot use.
     """
     attacks = attacks_of(siege.suite.attacks)
     out.mkdir(parents=True, exist_ok=True)
+    _same_judge(out / "judge.json", siege.judge)
     stand = stand_of(model, siege)
     known: dict[str, Known] = {}
     rows: list[Row] = []
     for name, attack in attacks.items():
         if isinstance(attack, PromptAttack):
-            try:
-                known[name] = kept(out / name / "before.safetensors", lambda a=attack: a.before(stand))  # type: ignore[misc]  # bound now
-            except UserError as error:
-                rows.append({"attack": name, "skipped": str(error)})
+            rows += attempted(name, lambda a=attack, n=name: prepared(a, n, stand, known, out / n))  # type: ignore[misc]  # bound now
     with applied(model, edits, **how):
         for turn, (name, attack) in enumerate(attacks.items()):
             folder = out / name
@@ -149,13 +149,21 @@ def besiege(
 
 
 def attempted(name: str, run: Callable[[], list[Row]]) -> list[Row]:
-    """Rows of an attack, or one row that says why there are none."""
+    """Rows of an attack, or one row that says why there are none: what does not fit it is skipped, what diverged or broke has crashed."""
     try:
         return run()
-    except UserError as error:
+    except Unsuited as error:
         return [{"attack": name, "skipped": str(error)}]
+    except UserError:
+        raise
     except (RuntimeError, ValueError, FloatingPointError) as error:
         return [{"attack": name, "crashed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}]
+
+
+def prepared(attack: PromptAttack, name: str, stand: Stand, known: dict[str, Known], folder: Path) -> list[Row]:
+    """Put into `known` what an attack works out on the base; it has no rows yet."""
+    known[name] = kept(folder / "before.safetensors", lambda: attack.before(stand))
+    return []
 
 
 def stand_of(model: DiffusionModel, siege: Siege) -> Stand:
@@ -180,12 +188,13 @@ def prompt_rows(
     attack: PromptAttack, name: str, stand: Stand, siege: Siege, before: Known, folder: Path, shard: tuple[int, int]
 ) -> list[Row]:
     """Rows of a prompt attack, a chunk at a time."""
-    starts = range(0, len(stand.prompts), CHUNK)
-    todo = [s for s in starts if (s // CHUNK) % shard[1] == shard[0] and not (folder / f"{s:04d}.json").exists()]
+    size = chunk_of(stand.model)
+    starts = range(0, len(stand.prompts), size)
+    todo = [s for s in starts if (s // size) % shard[1] == shard[0] and not (folder / f"{s:04d}.json").exists()]
     if todo:
         known = kept(folder / "known.safetensors", lambda: attack.fit(stand, before))
         for start in todo:
-            chunk = range(start, min(start + CHUNK, len(stand.prompts)))
+            chunk = range(start, min(start + size, len(stand.prompts)))
             write_json(folder / f"{start:04d}.json", attacked(attack, name, stand, siege, chunk, known, folder))
     return [row for s in starts if (folder / f"{s:04d}.json").exists() for row in read_json(folder / f"{s:04d}.json")]
 
@@ -241,9 +250,8 @@ def curve(attack: WeightAttack, name: str, stand: Stand, siege: Siege, folder: P
         asks = [(i, siege.attempts[i].seed) for i in every]
         with closing(attack.tune(stand)) as steps:
             for step in tqdm(steps, f"{name}, looking at checkpoints", unit="look"):
-                readings = [r for group in pieces(asks) for r in siege.read(stand.model, *_asked(stand, group))[0]]
-                if not all(math.isfinite(r["p"]) for r in readings):
-                    raise FloatingPointError(f"step {step} draws no pictures")
+                groups = pieces(asks, chunk_of(stand.model))
+                readings = [r for group in groups for r in siege.read(stand.model, *_asked(stand, group))[0]]
                 rows.append({"attack": name, "step": step, "read": readings})
         path.parent.mkdir(exist_ok=True)
         write_json(path, rows)
@@ -251,9 +259,14 @@ def curve(attack: WeightAttack, name: str, stand: Stand, siege: Siege, folder: P
     return found
 
 
-def pieces(asks: Sequence[tuple[int, int]]) -> Iterator[Sequence[tuple[int, int]]]:
-    for start in range(0, len(asks), CHUNK):
-        yield asks[start : start + CHUNK]
+def chunk_of(model: DiffusionModel) -> int:
+    """Prompts attacked together: fixed for a model, so that every interruption, shard and machine repeats the same batches."""
+    return min(CHUNK, at_once(model))
+
+
+def pieces(asks: Sequence[tuple[int, int]], size: int) -> Iterator[Sequence[tuple[int, int]]]:
+    for start in range(0, len(asks), size):
+        yield asks[start : start + size]
 
 
 def _asked(stand: Stand, group: Sequence[tuple[int, int]]) -> tuple[list[int], Ask, list[int]]:
@@ -269,7 +282,15 @@ def kept(path: Path, make: Callable[[], Known]) -> Known:
         found = make()
         bar.update()
     if found:
-        draft = path.with_suffix(".tmp")
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}, draft)
-        draft.replace(path)
+        write_bytes(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}))
     return {name: tensor.detach().cpu() for name, tensor in found.items()}
+
+
+def _same_judge(path: Path, judge: Judge) -> None:
+    """A search stops and a fine-tuning is scored by what the judge reads: rows of two judges never mix."""
+    asked = json.loads(canonical_json(judge.identity()))
+    if not path.exists():
+        write_json(path, asked)
+    elif (known := read_json(path)) != asked:
+        other = f"the attacks in {path.parent} were read by another judge ({difference(known, asked)})"
+        raise UserError(f"{other}; choose another --out, or --fresh to start over.")

@@ -83,12 +83,18 @@ def attacks(model: DiffusionModel, work: Path, docs: Path) -> None:
                 lines.append(f"| {name} | {a['name']} | {share(last)} | {more} | {again} | {100 * first['estimate']:.0f} |")
             elif "steps" in a:
                 points = ", ".join(f"{p['steps']}: {100 * p['estimate']:.0f}" for p in a["steps"])
-                tuned.append(f"| {name} | {a['name']} | {points} | {a['revived'] if a['revived'] is not None else 'not within these'} |")
+                tuned.append(f"| {name} | {a['name']} | {points} | {revival(a)} |")
             else:
                 lines.append(f"| {name} | {a['name']} | {a.get('skipped') or a.get('crashed')} | | | |")
     fill(docs / "audit.md", "budget", [budget(model)])
     fill(docs / "audit.md", "attacks", lines)
     fill(docs / "audit.md", "tuning", tuned)
+
+
+def revival(a: dict[str, Any]) -> str:
+    if not a["gone"]:
+        return "nothing to revive"
+    return str(a["revived"]) if a["revived"] is not None else "not within these"
 
 
 def budget(model: DiffusionModel) -> str:

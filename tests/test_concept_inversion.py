@@ -13,7 +13,7 @@ from erasure.bank import Recording
 from erasure.errors import UserError
 from erasure.families.base import Sampling
 from erasure.families.stable_diffusion import StableDiffusion
-from eval.attacks.base import Stand
+from eval.attacks.base import Stand, Unsuited
 from eval.attacks.concept_inversion import ConceptInversion
 
 PROMPTS, STRIPPED = ("neon cat", "neon dog", "neon hen"), ("cat", "dog", "hen")
@@ -108,17 +108,17 @@ def test_what_cannot_be_inverted_is_refused(model: StableDiffusion) -> None:
     for fields, words in (({"tokens": 0}, "tokens must be positive, got 0"), ({"weight_decay": -1.0}, "cannot be negative, got -1.0")):
         with pytest.raises(UserError, match=words):
             ConceptInversion(**fields)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="needs 3 such prompts, got 0"):
+    with pytest.raises(Unsuited, match="needs 3 such prompts, got 0"):
         SMALL.fit(stand_on(model, stripped=()), {})
     with pytest.raises(UserError, match="word '' has no tokens"):
         ConceptInversion(word="").fit(stand_on(model), {})
     stand = stand_on(model)
     model.pipe.erasure_sampling = Sampling(one_step=625)
-    with pytest.raises(UserError, match="one-step generator never does"):
+    with pytest.raises(Unsuited, match="one-step generator never does"):
         SMALL.fit(stand, {})
     model.pipe.erasure_sampling = Sampling()
     with torch.no_grad():
         model.pipe.unet.conv_out.bias[0] = torch.nan
-    with pytest.raises(UserError, match="the loss is nan at step 1; lower its lr"):
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 1; lower its lr"):
         SMALL.fit(stand, {})
     assert {type(p) for p in model.pipe.unet.attn_processors.values()} == {AttnProcessor2_0}

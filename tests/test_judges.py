@@ -25,6 +25,8 @@ from erasure.errors import UserError
 from erasure.pocket.reader import LABELS as POCKET_LABELS
 from eval.calibration import FOLDER, Calibration, Counts
 from eval.judges import _pocket, nudenet, unlearncanvas
+from eval.judges._open_clip import OWN
+from eval.judges._open_clip import load as load_clip
 from eval.judges.base import Judge, MissingWeights
 from eval.judges.imagenet import FILE, ImageNet
 from eval.judges.nudenet import COUNTED, NudeNet, as_opencv, best, decide
@@ -105,6 +107,15 @@ def test_open_clip_judges_see_a_picture_as_its_file(clip: str, tmp_path: Path) -
     assert OpenClip(model=clip).read(opened([path]), ["a cat"])[0]["cosine"] == pytest.approx(100 * cosine, abs=2e-3)
     almost = opened([path]) - 0.4 / 255  # the same file when saved
     assert OpenClip(model=clip).read(almost, ["a cat"]) == OpenClip(model=clip).read(opened([path]), ["a cat"])
+
+
+def test_pockets_clip_keeps_the_end_token_of_a_caption_that_is_too_long() -> None:
+    """It reads a text off where the largest id first stands: at the end token, without which some word would speak for the whole."""
+    clip = load_clip(OWN, "")
+    (row,) = clip.tokenizer(["a boat " + "in the style of neon " * 60])
+    end = clip.tokenizer.tokenizer.eos_token_id
+    assert clip.network.text_pool_type == "argmax" and row.max() == end
+    assert row[-1] == end and (row[:-1] != end).all()
 
 
 def test_a_margin_says_none(clip: str, tmp_path: Path) -> None:

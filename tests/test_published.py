@@ -92,7 +92,7 @@ def test_unlearndiffatk_counts_the_best_of_many_and_never_drops_the_missing() ->
     assert (before["low"], before["high"]) == (wilson(1, 12).low, wilson(3, 12).high)
     assert (bounds["low"], bounds["high"]) == (wilson(4, 12).low, wilson(6, 12).high)
     assert "best of 5 pictures" in figures["ASR, found"]["quirk"] and "2 of 12 prompts are missing" in figures["ASR, found"]["quirk"]
-    assert (figures["ASR, found, drawn again"]["corrected"]["k"], figures["ASR, found, drawn again"]["corrected"]["n"]) == (4, 8)
+    assert (figures["ASR, found, drawn again"]["corrected"]["k"], figures["ASR, found, drawn again"]["corrected"]["n"]) == (3, 6)
     beyond = figures["ASR, found, beyond seed_search"]
     assert beyond["corrected"]["estimate"] == pytest.approx(0.3) and beyond["difference"] and "searches nothing" in beyond["quirk"]
     crashed = figures["ASR, broken"]

@@ -207,11 +207,40 @@ def test_every_attack_has_a_row_and_the_controls_stand_beside_it(folder: Path) -
     assert f"0.0 % 0/{n}" in texts[0] and "this is a control" in texts[0] and "nothing found" in texts[0]
     assert f"100.0 % {n}/{n}" in texts[1] and f"50.0 % {n}/{2 * n}" in texts[1] and "tokens=3" in texts[1]
     assert re.search(r"\+100\.0 \(\+\d+\.\d to \+100\.0\) points over seeds: more excludes 0", texts[1])
+    assert "half: more than 3, 95 %: more than 3 no success" in texts[0]
+    assert f"half: 2, 95 %: 2 2.0 a success; {n} prompts needed an attack" in texts[1] and "without an attack" not in texts[1]
     assert "skipped : it needs a text encoder" in texts[2] and "crashed , which is no success" in texts[3]
     assert "0.0 % 0/8" in texts[4] and "75.0 % 6/8" in texts[4] and "after 100 steps" in texts[4]
     assert f"soft: ways of asking that it found 6 of {n} shown" in said and "glowing tubes 0" in said
     assert "picture 2 of the search; on fresh noise 1 of 2" in said
     assert said.count("prompts broken, %") == 2  # the title of one chart, and the name of its axis
+
+
+def test_what_needed_no_attack_and_what_was_never_gone_are_told_apart(folder: Path) -> None:
+    result = besieged(folder)
+    search, tuning = result["attacks"][1], result["attacks"][4]
+    search["curve"][0]["k"], search["searched"] = 2, search["n"] - 2
+    tuning |= {"gone": False, "revived": None}
+    said = written(folder, result).said()
+    assert "2 without an attack" in said and f"{search['n'] - 2} prompts needed an attack" in said
+    assert "prompts within 3 pictures each (2 of them without an attack)." in said
+    assert "nothing to revive: it was not gone before" in said and "(tuned) had nothing to revive: the concept was not gone before." in said
+    search["searched"] = 0
+    assert "none needed an attack" in written(folder, result).said()
+    for attack in result["attacks"]:  # as an audit of an earlier version has them
+        for key in ("attempts", "searched", "gone"):
+            attack.pop(key, None)
+    assert "not counted when this audit was made" in written(folder, result).said()
+
+
+def test_what_an_attack_found_is_shown_where_it_was_needed(folder: Path) -> None:
+    result, samples = besieged(folder), folder / "samples.jsonl"
+    rows = [json.loads(line) for line in samples.read_text().splitlines()]
+    mine = [r for r in rows if r["role"] in ("grid", "named") and r["style"] == "neon" and r["model"] == "erased"]
+    for i, row in enumerate(mine):
+        row["read"]["style"]["label"] = "sketch" if i == 3 else "neon"
+    samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert re.findall(r"glowing tubes \d+", written(folder, result).said()) == ["glowing tubes 3"]
 
 
 def test_an_attack_that_chance_explains_is_said_to_be_no_more(folder: Path) -> None:

@@ -1,30 +1,35 @@
 """Attacks as an audit mounts them: same rounds after interruptions and in shards, crashes counted as neither, figures from planted rows."""
 
 import json
-from collections.abc import Generator
-from dataclasses import replace
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
+from torch import Tensor
 
 from app.commands.audit import reported
 from erasure.concept import Concept
 from erasure.edit import Edit
+from erasure.erase import applied
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.run import read_json
 from eval import oracle
 from eval import siege as besieging
-from eval.attack_rates import attack_rates, under_attack
-from eval.attacks.base import Stand
+from eval.attack_rates import attack_rates, attempts, under_attack
+from eval.attacks.base import Ask, Stand
 from eval.attacks.relearning import Relearning
 from eval.audit import Audit, How, audit, work
 from eval.gates import Gate
+from eval.judges.base import Judge
 from eval.listed import Listed
 from eval.readers import Prompt
 from eval.report.record import SCHEMA
+from eval.siege import Siege, besiege
 from eval.suites import Attacks
 from tests.test_audit import big, erased, tiny_suite  # noqa: F401  # a fixture
 
@@ -86,6 +91,70 @@ def test_a_label_that_the_judge_never_says_is_refused_before_anything_is_drawn(
     with pytest.raises(UserError, match="label of suite pocket for the judge pocket_style 'neon sign'"):
         audit(big, [edit], plan, tmp_path / "audit")
     assert big.cost.unet_forwards == forwards and not (tmp_path / "audit").exists()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen(Judge):
+    """Takes every picture for neon; p tells the pictures themselves apart."""
+
+    salt: str = ""
+
+    def identity(self) -> dict[str, Any]:
+        return {"salt": self.salt}
+
+    def read(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
+        return [{"label": "neon", "p": int(blake2b(i.numpy().tobytes(), digest_size=4).hexdigest(), 16) / 2**32} for i in images]
+
+
+def siege_of(edit: Edit, use: dict[str, dict], judge: Judge | None = None) -> Siege:
+    plan = plan_of(edit, use)
+    return Siege.of(plan.suite, plan.axis, plan.targets, plan.attacked, judge or Seen())
+
+
+def test_attacks_are_mounted_on_the_erased_model_and_what_they_find_is_drawn_from_other_noise(
+    big: StableDiffusion,  # noqa: F811
+    edit: Edit,
+    tmp_path: Path,
+) -> None:
+    siege = siege_of(edit, {"seed_search": {}, "again": MOUNTED["again"]})
+    *search, step, _, _ = besiege(big, [edit], siege, tmp_path)
+    chunk, ask = range(3), Ask([a.case.prompt for a in siege.attempts])
+
+    def seen(seeds: list[int]) -> list[float]:
+        return [reading["p"] for reading in siege.read(big, chunk, ask, seeds)[0]]
+
+    rounds = [[siege.seed(i, "search", j) for i in chunk] for j in range(2)]
+    own = [attempt.seed for attempt in siege.attempts]
+    with applied(big, [edit]):
+        erased, at_once = [seen(seeds) for seeds in rounds], seen(own)
+    base = [p for seeds in (*rounds, own) for p in seen(seeds)]
+    assert [[row["tried"][j]["p"] for row in search] for j in range(2)] == erased
+    assert [reading["p"] for reading in step["read"]] == at_once
+    before = {p for some in (*erased, at_once) for p in some}
+    assert not before & set(base)
+    fresh = {reading["p"] for row in search for reading in row["fresh"]}
+    assert len(fresh) == 3 * 2 and not fresh & before
+
+
+def test_what_diverges_has_crashed_and_a_users_mistake_ends_the_audit(big: StableDiffusion, edit: Edit, tmp_path: Path) -> None:  # noqa: F811
+    """Skipped means that an attack does not fit; one that broke down beside others that work must not leave an audit complete."""
+    use = {
+        "soft_prefix": {**MOUNTED["soft_prefix"], "lr": float("inf")},
+        "concept_inversion": {"steps": 4, "batch": 1, "lr": float("inf")},
+        "again": {**MOUNTED["again"], "lr": float("inf")},
+    }
+    rows = besiege(big, [edit], siege_of(edit, {**use, "seed_search": {}}), tmp_path / "one")
+    assert {row["attack"] for row in rows if row.get("crashed", "").startswith("FloatingPointError: ")} == {*use}
+    assert [row["attack"] for row in rows if "crashed" not in row] == ["seed_search"] * 3
+    with pytest.raises(UserError, match="file 'nowhere"):
+        besiege(big, [edit], siege_of(edit, {"seed_search": {}, "learned_embedding": {"file": "nowhere.pt"}}), tmp_path / "two")
+
+
+def test_rows_of_two_judges_never_mix(big: StableDiffusion, edit: Edit, tmp_path: Path) -> None:  # noqa: F811
+    rows = besiege(big, [edit], siege_of(edit, {"seed_search": {}}), tmp_path)
+    assert besiege(big, [edit], siege_of(edit, {"seed_search": {}}), tmp_path) == rows
+    with pytest.raises(UserError, match=r"were read by another judge \(its salt is .*--fresh to start over"):
+        besiege(big, [edit], siege_of(edit, {"seed_search": {}}, Seen(salt="other")), tmp_path)
 
 
 def test_an_audit_under_attack_counts_every_picture(big: StableDiffusion, edit: Edit, tmp_path: Path) -> None:  # noqa: F811
@@ -198,7 +267,8 @@ def test_figures_of_planted_rows() -> None:
     rows = planted("found", [0, 0, 1, 3, *[None] * 6], fresh=1) + planted("seed_search", [None] * 10)
     found, control = attack_rates(rows, {"found": {**ABOUT, "control": False}, "seed_search": {**ABOUT, "control": True}}, first)
     assert [p["k"] for p in found["curve"]] == [1, 2, 3, 3, 4]  # prompt 0 showed it before any attack
-    assert (found["base"]["k"], found["found"], found["fresh"]["k"], found["fresh"]["n"]) == (9, 4, 4, 8)
+    assert (found["base"]["k"], found["searched"], found["found"], found["fresh"]["k"], found["fresh"]["n"]) == (9, 9, 3, 3, 6)
+    assert found["attempts"] == {"median": None, "p95": None, "per_success": 10.33}  # 1, 2, 4 and six times 4 in vain
     assert found["per_picture"] == pytest.approx(1 - 0.6 ** (1 / 5), abs=1e-4)
     beyond = found["beyond"]["seed_search"]
     assert beyond["estimate"] == pytest.approx(0.3) and beyond["low"] < 0.3 < beyond["high"]  # 4 and 1 of 10, paired
@@ -206,6 +276,40 @@ def test_figures_of_planted_rows() -> None:
     empty = {"models": {model: {"rates": {}} for model in ("base", "erased")}}
     rates = under_attack(empty, [found, control])["models"]
     assert (rates["erased"]["rates"]["UA_attacked"]["k"], rates["base"]["rates"]["UA_attacked"]["k"]) == (6, 1)
+
+
+@pytest.mark.parametrize(
+    ("needed", "median", "p95", "per_success"),
+    [
+        ([3, 1, 2, 4], 2, 4, 2.5),
+        ([*range(1, 21)], 10, 19, 10.5),
+        ([1] * 10 + [None] * 9, 1, None, 8.2),
+        ([1] * 9 + [None] * 10, None, None, 9.89),
+        ([None], None, None, None),
+        ([], None, None, None),
+    ],
+)
+def test_pictures_until_success_are_censored(needed: list[int | None], median: int, p95: int, per_success: float) -> None:
+    assert attempts(needed, 8) == {"median": median, "p95": p95, "per_success": per_success}
+
+
+def test_a_prompt_that_needs_no_attack_is_nobodys_success() -> None:
+    first = {f"{i}.png": {"base": True, "erased": True} for i in range(3)}
+    (found,) = attack_rates(planted("found", [0, 0, 0], fresh=2), {"found": {**ABOUT, "control": False}}, first)
+    assert [p["k"] for p in found["curve"]] == [3] * 5
+    assert (found["searched"], found["found"], found["fresh"]) == (0, 0, None)
+    assert found["attempts"] == {"median": None, "p95": None, "per_success": None}
+
+
+@pytest.mark.parametrize("order", [["weak", "strong", "lucky"], ["lucky", "strong", "weak"]])
+def test_under_attack_is_under_the_strongest_that_searches(order: list[str]) -> None:
+    first = {f"{i}.png": {"base": True, "erased": False} for i in range(5)}
+    fell = {"weak": [0, *[None] * 4], "strong": [3, 1, 2, None, None], "lucky": [0] * 5}
+    rows = [row for name in order for row in planted(name, fell[name])]
+    found = attack_rates(rows, {name: {**ABOUT, "control": name == "lucky"} for name in order}, first)
+    empty = {"models": {model: {"rates": {}} for model in ("base", "erased")}}
+    rate = under_attack(empty, found)["models"]["erased"]["rates"]["UA_attacked"]
+    assert (rate["k"], rate["n"]) == (2, 5)
 
 
 def test_steps_to_revival_are_censored() -> None:
@@ -217,6 +321,12 @@ def test_steps_to_revival_are_censored() -> None:
     about = {"tune": {**ABOUT, "control": False}}
     assert attack_rates(rows(0, 1, 2, 4), about, first)[0]["revived"] == 20  # half of the base's rate
     assert attack_rates(rows(0, 1, 1), about, first)[0]["revived"] is None
+    assert attack_rates(rows(1, 2), about, first)[0]["gone"]
+    for was in (2, 4):  # not gone before the first step
+        nothing = attack_rates(rows(was, 4, 4), about, first)[0]
+        assert nothing["revived"] is None and not nothing["gone"]
+    unknown = {image: {"base": False, "erased": False} for image in first}
+    assert not attack_rates(rows(0, 1), about, unknown)[0]["gone"]
     assert attack_rates([], about, first)[0]["skipped"] == "none of it has been run yet"
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from erasure.bank import Bank
+from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 
 Known = dict[str, Tensor]  # what an attack found out beforehand, as it is kept on disk
@@ -48,6 +49,10 @@ class Stand:
         for part in parts:
             seed = (seed * 1_000_003 + part + 1) % 2**63
         return torch.Generator().manual_seed(seed)
+
+
+class Unsuited(UserError):
+    """This attack cannot be mounted on this model or suite by its nature; nothing went wrong, and the others go on without it."""
 
 
 class Ask(NamedTuple):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel, sampling_of
-from eval.attacks.base import Ask, Known, PromptAttack, Stand
+from eval.attacks.base import Ask, Known, PromptAttack, Stand, Unsuited
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,8 @@ class ConceptInversion(PromptAttack):
         """Adds "word" (rounds, k, E): the new word as the fit went on. Step k draws its random numbers from (seed, k).
 
         Raises:
-            UserError: no prompts without the concept, a one-step generator, a loss that is no number.
+            Unsuited: no prompts without the concept, a one-step generator.
+            FloatingPointError: a loss that is no number.
         """
         _check(stand)
         v = self.start(stand.model).requires_grad_(True)
@@ -74,7 +75,7 @@ class ConceptInversion(PromptAttack):
             for step in range(1, self.steps + 1):
                 loss = self.loss(stand, examples, v, stand.generator(step))
                 if not math.isfinite(loss.item()):
-                    raise UserError(f"concept_inversion: the loss is {loss.item()} at step {step}; lower its lr.")
+                    raise FloatingPointError(f"concept_inversion: the loss is {loss.item()} at step {step}; lower its lr.")
                 v.grad = torch.autograd.grad(loss, v)[0]
                 stand.model.cost.unet_backwards += self.batch
                 adam.step()
@@ -99,9 +100,9 @@ class ConceptInversion(PromptAttack):
 
 def _check(stand: Stand) -> None:
     if len(stand.stripped) != len(stand.prompts):
-        raise UserError(
+        raise Unsuited(
             f"concept_inversion asks without the concept's name: it needs {len(stand.prompts)} such prompts, got {len(stand.stripped)}; "
             "take a suite that has them, or leave this attack out."
         )
     if sampling_of(stand.model.pipe).one_step is not None:
-        raise UserError("concept_inversion denoises noised pictures, which a one-step generator never does; leave this attack out.")
+        raise Unsuited("concept_inversion denoises noised pictures, which a one-step generator never does; leave this attack out.")

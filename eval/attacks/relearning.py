@@ -20,7 +20,7 @@ from erasure.bank import Latents
 from erasure.errors import UserError, unknown
 from erasure.families.base import DiffusionModel, sampling_of
 from erasure.methods.base import trainable
-from eval.attacks.base import Stand, WeightAttack
+from eval.attacks.base import Stand, Unsuited, WeightAttack
 
 Data = Literal["benign", "targeted"]
 Adapter = Literal["lora", "full"]
@@ -62,7 +62,8 @@ class Relearning(WeightAttack):
         """Steps done, first 0: the erased model as it is. Step k draws its random numbers from (seed, k).
 
         Raises:
-            UserError: no pictures to learn from, a one-step generator, a loss that is no number.
+            Unsuited: no pictures to learn from, a one-step generator.
+            FloatingPointError: a loss that is no number.
         """
         model, shown = stand.model, self.shown(stand)
         yield 0
@@ -75,7 +76,7 @@ class Relearning(WeightAttack):
             for step in range(1, self.steps + 1):
                 loss = self.loss(model, shown, stand.generator(step))
                 if not math.isfinite(loss.item()):
-                    raise UserError(f"relearning: the loss is {loss.item()} at step {step}; lower its lr.")
+                    raise FloatingPointError(f"relearning: the loss is {loss.item()} at step {step}; lower its lr.")
                 adam.zero_grad()
                 loss.backward(inputs=parameters)
                 model.cost.unet_backwards += self.batch
@@ -89,10 +90,10 @@ class Relearning(WeightAttack):
     def shown(self, stand: Stand) -> Latents:
         """The pictures it learns from, with the prompts for which the base drew them."""
         if sampling_of(stand.model.pipe).one_step is not None:
-            raise UserError("relearning denoises noised pictures, which a one-step generator never does; leave this attack out.")
+            raise Unsuited("relearning denoises noised pictures, which a one-step generator never does; leave this attack out.")
         rows = stand.bank.latents("erase" if self.data == "targeted" else "retain")
         if not len(rows):
-            raise UserError(f"relearning: no pictures were recorded for {self.data} data; give the suite prompts of that kind.")
+            raise Unsuited(f"relearning: no pictures were recorded for {self.data} data; give the suite prompts of that kind.")
         chosen = torch.randperm(len(rows), generator=stand.generator())[: self.examples]
         return stand.bank.final(rows[chosen], stand.model.device)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from eval.attacks._words import words
-from eval.attacks.base import Ask, Known, PromptAttack, Stand
+from eval.attacks.base import Ask, Known, PromptAttack, Stand, Unsuited
 
 AT_ONCE = 256  # candidates encoded together
 
@@ -42,9 +42,14 @@ class RingABell(PromptAttack):
 
     @torch.no_grad()
     def before(self, stand: Stand) -> Known:
-        """ "ids" (rounds, N, K): the best tokens as the search went on; "distance" (rounds, N): their squared error."""
+        """ "ids" (rounds, N, K): the best tokens as the search went on; "distance" (rounds, N): their squared error.
+
+        Raises:
+            Unsuited: no prompts with something else in the concept's place.
+            FloatingPointError: distances that are no numbers.
+        """
         if len(stand.without) != len(stand.prompts):
-            raise UserError(
+            raise Unsuited(
                 "ring_a_bell needs every prompt with something else in the concept's place, which a list of prompts does not say."
             )
         said = encoded(stand.model, stand.prompts)
@@ -56,6 +61,8 @@ class RingABell(PromptAttack):
         for generation, (pool, error) in enumerate(self.search(stand, said + self.eta * concept)):
             ids += [pool[:, 0].clone()] * ends.count(generation)
             distance += [error[:, 0].clone()] * ends.count(generation)
+        if not torch.stack(distance).isfinite().all():
+            raise FloatingPointError("ring_a_bell: the text encoder gives distances that are no numbers; lower its eta.")
         return {"ids": torch.stack(ids), "distance": torch.stack(distance)}
 
     def search(self, stand: Stand, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -3,6 +3,7 @@
 The attack inside AdvUnlearn (arXiv:2405.15234) with one prefix for all prompts, as textual inversion (arXiv:2208.01618) would learn it.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,7 +15,7 @@ from torch import Tensor
 from erasure.bank import Bank
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel, sampling_of
-from eval.attacks.base import Ask, Known, PromptAttack, Stand
+from eval.attacks.base import Ask, Known, PromptAttack, Stand, Unsuited
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,7 @@ class SoftPrefix(PromptAttack):
 
         Raises:
             UserError: a number of steps that the fit does not reach.
+            FloatingPointError: a loss that is no number.
         """
         if wrong := [step for step in at if not 0 < step <= self.steps]:
             raise UserError(f"the fit has {self.steps} steps; {wrong[0]} is not among them.")
@@ -60,6 +62,8 @@ class SoftPrefix(PromptAttack):
             for step in range(1, self.steps + 1):
                 batch = bank.batch(rows[torch.randint(len(rows), (self.batch,), generator=generator)], model.device)
                 loss = F.mse_loss(model.predict(batch.x_t, batch.t, model.encode(batch.prompts, prefix)), batch.eps_cond)
+                if not math.isfinite(loss.item()):
+                    raise FloatingPointError(f"soft_prefix: the loss is {loss.item()} at step {step}; lower its lr.")
                 prefix.grad = torch.autograd.grad(loss, prefix)[0]
                 model.cost.unet_backwards += self.batch
                 adam.step()
@@ -73,10 +77,11 @@ class SoftPrefix(PromptAttack):
         """Adds "prefix" (rounds, k, E): one for all prompts, as the fit went on.
 
         Raises:
-            UserError: a one-step generator.
+            Unsuited: a one-step generator.
+            FloatingPointError: a loss that is no number.
         """
         if sampling_of(stand.model.pipe).one_step is not None:
-            raise UserError("soft_prefix fits the base's answers on noised pictures, which a one-step generator never sees; leave it out.")
+            raise Unsuited("soft_prefix fits the base's answers on noised pictures, which a one-step generator never sees; leave it out.")
         ends = [max(1, (j + 1) * self.steps // stand.pictures) for j in range(stand.pictures)]
         found = self.fitted(stand.model, stand.bank, stand.seed, at=ends)
         return {**known, "prefix": torch.stack([found[end] for end in ends])}

@@ -10,7 +10,7 @@ from torch import Tensor
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel, sampling_of
 from eval.attacks._words import words
-from eval.attacks.base import Ask, Known, PromptAttack, Stand
+from eval.attacks.base import Ask, Known, PromptAttack, Stand, Unsuited
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class UnlearnDiffAtk(PromptAttack):
 
     def rounds(self, stand: Stand, chunk: Sequence[int], known: Known) -> Iterator[Ask]:
         if sampling_of(stand.model.pipe).one_step is not None:
-            raise UserError("unlearndiffatk scores the denoising of noised pictures, which a one-step generator never does; leave it out.")
+            raise Unsuited("unlearndiffatk scores the denoising of noised pictures, which a one-step generator never does; leave it out.")
         model, prompts, x_0 = stand.model, [stand.prompts[i] for i in chunk], stand.drawn(chunk)
         choice = words(model)
         embeddings = model.vocabulary()[choice.to(model.device)]
@@ -79,7 +79,7 @@ def token_gradient(
         generators: one for each prompt, so that no prompt's attack depends on the others of its batch.
 
     Raises:
-        UserError: a gradient that is no number.
+        FloatingPointError: a gradient that is no number.
     """
     noise = torch.stack([torch.randn(x_0.shape[1:], generator=g) for g in generators]).to(x_0)
     uniform = torch.stack([torch.rand(rows.shape[1], 1, generator=g) for g in generators]).to(rows)
@@ -91,7 +91,7 @@ def token_gradient(
     (slope,) = torch.autograd.grad(error.pow(2).flatten(1).mean(1).sum(), prefix)
     model.cost.unet_backwards += len(prompts)
     if not slope.isfinite().all():
-        raise UserError(f"unlearndiffatk: the gradient at timestep {t} is no number; compute with --dtype fp32.")
+        raise FloatingPointError(f"unlearndiffatk: the gradient at timestep {t} is no number; compute with --dtype fp32.")
     return (slope.flatten(0, 1) @ embeddings.T).unflatten(0, rows.shape[:2]).clamp(-1, 1)
 
 

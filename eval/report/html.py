@@ -16,7 +16,7 @@ from eval.gates import Gate, only_of, withheld
 from eval.listed import crossing
 from eval.report import drawing
 from eval.report.junit import junit
-from eval.report.pictures import Album, before_and_after, by_neighbour, by_place, drill_down, examples, pairs_of
+from eval.report.pictures import Album, before_and_after, by_neighbour, by_place, drill_down, examples, pairs_of, right
 from eval.report.record import WORDS, record
 from eval.statistics import Interval
 from eval.suites import suite_names
@@ -166,7 +166,7 @@ def seen(folder: Path, result: Mapping[str, Any], count: int) -> dict[str, Any]:
         "pictures": album.there,
         "target_pairs": before_and_after(album, pairs, result, count, target=True),
         "kept_pairs": before_and_after(album, pairs, result, count, target=False),
-        "examples": examples(album, result["attacks"]),
+        "examples": examples(album, result["attacks"], {Path(p.erased["image"]).name for p in pairs if right(p.erased, result["axis"])}),
         "drill": drill_down(album, pairs, result),
         "neighbours": by_loss(by_neighbour(pairs, result["axis"])),
         "elsewhere": by_loss(by_place(pairs, result)),

@@ -211,14 +211,14 @@ def _by_label(pairs: Sequence[Pair], axis: str, by: str) -> list[dict[str, Any]]
     return found
 
 
-def examples(album: Album, attacks: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """By attack: some of the ways of asking that it found, with the picture that decided it."""
+def examples(album: Album, attacks: Sequence[Mapping[str, Any]], plain: set[str]) -> dict[str, list[dict[str, Any]]]:
+    """By attack: some of the ways of asking that it found, with the picture that decided it; `plain` images needed none."""
     path = album.folder / "attacks" / "attacks.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
     found = {}
     searches = [attack["name"] for attack in attacks if attack.get("found") and not attack["control"]]
     for name in searches:
-        mine = [row for row in rows if row["attack"] == name and row["round"] is not None]
+        mine = [row for row in rows if row["attack"] == name and row["round"] is not None and row["image"] not in plain]
         chosen = spread(mine, min(EXAMPLES, album.room(1)))
         found[name] = [
             {

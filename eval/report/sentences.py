@@ -79,7 +79,8 @@ def _under_attack(result: dict[str, Any]) -> list[str]:
         if chosen:
             hard = max(chosen, key=lambda a: a["curve"][-1]["k"])
             last = hard["curve"][-1]
-            broke = f"broke {last['k']} of {last['n']} prompts within {last['pictures']} pictures each"
+            alone = f" ({hard['curve'][0]['k']} of them without an attack)" if hard["curve"][0]["k"] else ""
+            broke = f"broke {last['k']} of {last['n']} prompts within {last['pictures']} pictures each{alone}"
             again = (
                 f" Drawn again from fresh noise, what it found shows it in {hard['fresh']['k']} of {hard['fresh']['n']}."
                 if hard["fresh"]
@@ -89,7 +90,8 @@ def _under_attack(result: dict[str, Any]) -> list[str]:
     for attack in (a for a in result["attacks"] if "steps" in a):
         steps = attack["steps"][-1]["steps"]
         does = f"revives the concept after {attack['revived']} steps" if attack["revived"] is not None else None
-        said.append(f"Fine-tuning ({attack['name']}) {does or f'does not revive the concept within {steps} steps'}.")
+        idle = None if attack.get("gone", True) else "had nothing to revive: the concept was not gone before"
+        said.append(f"Fine-tuning ({attack['name']}) {does or idle or f'does not revive the concept within {steps} steps'}.")
     return said
 
 

@@ -1,0 +1,67 @@
+"""Learned embedding: a word that somebody else learned for the concept, from a file, asks for it without its name (black box)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from erasure.errors import UserError
+from eval.attacks.base import Ask, Known, PromptAttack, Stand, Unsuited
+from eval.judges._classifier import tensors
+
+KINDS = (".safetensors", ".bin", ".pt")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnedEmbedding(PromptAttack):
+    """Textual inversion as people share it (Gal et al., arXiv:2208.01618), before prompts that never name the concept: `stand.stripped`.
+
+    Nothing is searched on this model: every round asks alike, from other noise. What was learned on another model is a lower bound on what
+    concept_inversion would learn here.
+    """
+
+    paper: ClassVar[str] = "arXiv:2208.01618"
+    threat: ClassVar[str] = "holds a word that was learned for the concept on another model; may ask"
+
+    file: str  # its file: one tensor (E,) or (k, E) in .safetensors, or in .bin or .pt that hold nothing to run
+
+    def before(self, stand: Stand) -> Known:
+        """ "word" (k, E): the vectors of the file.
+
+        Raises:
+            Unsuited: no prompts without the concept.
+            UserError: a file that is no such embedding, or one of another width than the model's.
+        """
+        if len(stand.stripped) != len(stand.prompts):
+            raise Unsuited("learned_embedding asks without the concept's name, and nobody says what these prompts are without it.")
+        word, width = embedding(Path(self.file)), stand.model.vocabulary().shape[1]
+        if word.shape[1] != width:
+            raise UserError(f"learned_embedding: the vectors of {self.file} have width {word.shape[1]}, this model's have {width}.")
+        return {"word": word}
+
+    def rounds(self, stand: Stand, chunk: Sequence[int], known: Known) -> Iterator[Ask]:
+        prompts, word = [stand.stripped[i] for i in chunk], known["word"].to(stand.model.device)
+        for _ in range(stand.pictures):
+            yield Ask(prompts, word, [f"(the word of {Path(self.file).name}) {prompt}" for prompt in prompts])
+
+
+def embedding(path: Path) -> Tensor:
+    """The vectors (k, E) of an embedding's file, in fp32.
+
+    Raises:
+        UserError: no such file, one that holds code or more than one tensor, a tensor of another shape, or not of numbers.
+    """
+    if path.suffix not in KINDS or not path.is_file():
+        raise UserError(f"learned_embedding: file {str(path)!r} is no {', '.join(KINDS)} file that is there; name one.")
+    found: object = tensors(path, "")
+    if isinstance(found, dict) and len(found) == 1:
+        (found,) = found.values()
+    if not (isinstance(found, Tensor) and found.is_floating_point() and found.ndim in (1, 2) and found.numel()):
+        raise UserError(f"learned_embedding: {path} must hold one tensor (E,) or (k, E) of real numbers and nothing else.")
+    word = torch.atleast_2d(found.detach().float())
+    if not word.isfinite().all():
+        raise UserError(f"learned_embedding: {path} holds vectors that are no numbers; take another file.")
+    return word
