@@ -10,7 +10,7 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from app.commands.audit import headline, reported
+from app.commands.audit import Options, folder, headline, reported
 from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.errors import UserError
@@ -114,6 +114,11 @@ def test_the_users_copy_is_read_where_the_suite_ships_none(tmp_path: Path) -> No
     for other in (written(tmp_path), "pocket"):
         with pytest.raises(UserError, match="leave --prompts out"):
             load_suite(other, str(tmp_path / "list.csv"))
+
+
+def test_every_column_of_a_list_has_a_folder_of_its_own() -> None:
+    names = [folder(Options(edits=(Path("e"),), replay=given), "pocket", "").name for given in ("a/list.csv", "a/list.csv#Spanish")]
+    assert names == ["audit-pocket-standard-replay-list", "audit-pocket-standard-replay-list-Spanish"]
 
 
 def test_the_shipped_suites_of_prompts_blur_and_ship_nothing() -> None:
