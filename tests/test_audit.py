@@ -1,6 +1,7 @@
 """The audit's counting on answer sets that are known beforehand, and the audit itself on a tiny model."""
 
 import json
+import shutil
 from pathlib import Path
 
 import jsonschema
@@ -27,6 +28,7 @@ from eval.readers import Prompt
 from eval.report.html import write
 from eval.report.record import SCHEMA
 from eval.samples import attempts
+from eval.statistics import paired_difference
 from eval.suites import Suite, load_suite
 from tests.test_esd import SMALL
 
@@ -277,10 +279,71 @@ def test_two_audits_are_paired_picture_by_picture(big: StableDiffusion, tmp_path
         compared(tmp_path / "audit", other)
     with pytest.raises(UserError, match="no finished audit"):
         compared(tmp_path / "audit", tmp_path / "none")
+    (other / "result.json").write_text(json.dumps({**record, "models": {}, "missing": {"style": "weights not found."}}))
+    with pytest.raises(UserError, match="other is incomplete: nothing was counted in it. weights not found."):
+        compared(tmp_path / "audit", other)
     samples = tmp_path / "audit" / "samples.jsonl"
     samples.write_text(samples.read_text().replace('"role"', '"rolle"'))
     with pytest.raises(UserError, match="an earlier version"):
         recounted(tmp_path / "audit", tiny_suite())
+
+
+def planted_audit(source: Path, out: Path, gone: bool) -> Path:
+    """A copy of an audit in which the erased model shows neon always or never, and all else as asked."""
+    shutil.copytree(source, out)
+    rows = [json.loads(line) for line in (source / "samples.jsonl").read_text().splitlines()]
+    for row in rows:
+        for axis in ("style", "object"):
+            row["read"][axis]["label"] = "plain" if gone and (axis, row[axis], row["model"]) == ("style", "neon", "erased") else row[axis]
+    (out / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (out / "result.json").write_text(json.dumps(recounted(out, tiny_suite())))
+    return out
+
+
+def test_a_comparison_knows_its_sides_and_its_family(big: StableDiffusion, tmp_path: Path) -> None:
+    run(big, tmp_path)
+    first, second = (planted_audit(tmp_path / "audit", tmp_path / name, name == "first") for name in ("first", "second"))
+    lines = {line.split(" | ")[0]: line for line in compared(first, second)[2:]}
+    low, high = (100 * bound for bound in paired_difference(0, 6, 0, 0)[1:])
+    # McNemar's p of 6 to 0 is 2 / 64; Holm takes it times the number of rates, of which the others do not differ
+    assert lines["| UA"] == f"| UA | 100.0 % (6/6) | 0.0 % (0/6) | +100.0 ({low:+.1f} to {high:+.1f}) | {len(lines) * 2 / 64:.2g} |"
+    assert len(lines) > 2 and all(line.endswith("| 1 |") for name, line in lines.items() if name != "| UA")
+    assert "| 0.0 % (0/6) | 100.0 % (6/6) | -100.0 (" in compared(second, first)[2]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("suite_asks", "0123", "what the suite asks is [0-9a-f]{16} in the first and 0123 in the second"),
+        ("replay", "0123", "the replayed list is none in the first and 0123"),
+        ("only", "boat", "--only is  in the first and boat"),
+    ],
+)
+def test_what_asks_differently_is_not_paired(big: StableDiffusion, tmp_path: Path, key: str, value: str, words: str) -> None:
+    result, _, _ = run(big, tmp_path)
+    shutil.copytree(tmp_path / "audit", tmp_path / "other")
+    (tmp_path / "other" / "result.json").write_text(json.dumps({**result, "job": {**result["job"], key: value}}))
+    with pytest.raises(UserError, match=words):
+        compared(tmp_path / "audit", tmp_path / "other")
+
+
+def test_other_judges_and_other_pictures_are_not_paired(big: StableDiffusion, tmp_path: Path) -> None:
+    result, _, _ = run(big, tmp_path)
+    audit_, other = tmp_path / "audit", tmp_path / "other"
+    shutil.copytree(audit_, other)
+    judges = {**result["judges"], "style": {**result["judges"]["style"], "weights": "0123"}}
+    (other / "result.json").write_text(json.dumps({**result, "judges": judges}))
+    with pytest.raises(UserError, match="the judge of style is"):
+        compared(audit_, other)
+    (other / "result.json").write_text(json.dumps(result))
+    rows = [json.loads(line) for line in (other / "samples.jsonl").read_text().splitlines()]
+    rows[-1]["seed"] += 1  # of the erased model, under the same row number
+    (other / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=f"lacks 1 pictures of .*such as {Path(rows[-1]['image']).name}; only the same"):
+        compared(audit_, other)
+    (other / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:-2]))
+    with pytest.raises(UserError, match="other lacks 1 pictures of .*audit"):
+        compared(audit_, other)
 
 
 def test_an_edit_of_both_axes_is_audited_apart(big: StableDiffusion, tmp_path: Path) -> None:

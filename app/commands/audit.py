@@ -48,7 +48,7 @@ class Options:
     attention: Attention = "auto"  # attention kernel of the UNet
     prompts: str = ""  # your copy of the list of a suite that ships none: a file, or hub:ORG/NAME/FILE of a dataset on the Hugging Face hub
     only: str = ""  # it was meant to be erased only with this label of the other axis: a style on one object, an object in one style
-    replay: str = ""  # prompts said to bring the concept back: CSV (FILE#COLUMN: another column), .txt with one a line, or hub:ORG/NAME/FILE
+    replay: str = ""  # prompts said to bring the concept back: CSV (FILE#COLUMN: another column), .txt, or hub:ORG/NAME/FILE
     oracle: tuple[str, ...] = ()  # models that never saw the concept: diffusers folders or .safetensors of their UNets
     keep_images: Literal["all", "none"] = "all"  # none: only what judges read is kept, and no picture goes into the cache
     shard: str = ""  # i/n: draw and attack only the i-th of n shares, in the same folder; then once without
