@@ -280,7 +280,7 @@ def test_two_audits_are_paired_picture_by_picture(big: StableDiffusion, tmp_path
     with pytest.raises(UserError, match="no finished audit"):
         compared(tmp_path / "audit", tmp_path / "none")
     (other / "result.json").write_text(json.dumps({**record, "models": {}, "missing": {"style": "weights not found."}}))
-    with pytest.raises(UserError, match="other is incomplete: nothing was counted in it. weights not found."):
+    with pytest.raises(UserError, match=r"other is incomplete: nothing was counted in it\. weights not found\."):
         compared(tmp_path / "audit", other)
     samples = tmp_path / "audit" / "samples.jsonl"
     samples.write_text(samples.read_text().replace('"role"', '"rolle"'))
@@ -342,7 +342,7 @@ def test_other_judges_and_other_pictures_are_not_paired(big: StableDiffusion, tm
     with pytest.raises(UserError, match=f"lacks 1 pictures of .*such as {Path(rows[-1]['image']).name}; only the same"):
         compared(audit_, other)
     (other / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:-2]))
-    with pytest.raises(UserError, match="other lacks 1 pictures of .*audit"):
+    with pytest.raises(UserError, match=r"other lacks 1 pictures of .*audit"):
         compared(audit_, other)
 
 

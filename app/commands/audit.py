@@ -77,7 +77,7 @@ class ReportOptions:
     """Write report.json and report.html of a finished audit again; other thresholds need no new picture."""
 
     audit: Annotated[Path, tyro.conf.Positional]  # folder of the audit
-    suite: str = ""  # suite whose gates decide; default: the shipped one the audit used; name a YAML file of your own again
+    suite: str = ""  # suite whose gates decide, with the same judges; default: the gates the audit was made with
     blur: bool = False  # blur its pictures until they are asked for; always so where the concept's kind is nsfw
 
 
@@ -217,11 +217,13 @@ def reported(out: Path, gates: Sequence[Gate], result: dict[str, Any], blur: boo
 
 
 def report(options: ReportOptions) -> int:
-    from eval.finished import recounted
+    from eval.finished import finished, gates_of, recounted
     from eval.suites import load_suite
 
-    job = read_json(options.audit / "job.json") if (options.audit / "job.json").is_file() else {}
-    suite = load_suite(options.suite or job.get("suite", "pocket"))
+    if not options.suite:
+        result = finished(options.audit)
+        return reported(options.audit, gates_of(options.audit, result), result, options.blur)
+    suite = load_suite(options.suite)
     return reported(options.audit, suite.gates, recounted(options.audit, suite), options.blur)
 
 
