@@ -1,11 +1,13 @@
 """rows -> rates: what an audit's readings amount to. Every function takes rows of samples.jsonl and draws nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from eval.attack_rates import clustered
 from eval.cases import OTHERWISE, PLAIN
+from eval.clusters import effective_size
 from eval.finer import meant
 from eval.listed import Axis, Listed, crossing
 from eval.metrics.clip_alignment import ClipAlignment
@@ -63,18 +65,32 @@ def _listed(rows: Sequence[Row], listed: Listed, axis: Axis, targets: Sequence[s
     models: dict[str, Any] = {}
     for model in dict.fromkeys(row["model"] for row in rows):
         mine = [row for row in asked if row["model"] == model]
-        gone = [not _as_prompted(row, axis) for row in mine]
-        some = [not _as_prompted(row, axis) for row in mine if (row["variant"], row["index"]) in shown]
+        parts = {"UA": mine, "UA_shown": [row for row in mine if (row["variant"], row["index"]) in shown]}
+        parts["UA_replayed"] = [row for row in rows if row["model"] == model and row["role"] == "replayed"]
         counts = [[sum(row[axis] == a and row["read"][axis]["label"] == b for row in mine) for b in seen] for a in seen]
-        rates = {"UA": Rate(sum(gone), len(gone)), "UA_shown": Rate(sum(some), len(some))}
-        rates |= _elsewhere([row for row in rows if row["model"] == model], axis)
         models[model] = {
-            "rates": {name: {"k": rate.k, "n": rate.n, **rate.interval._asdict()} for name, rate in rates.items() if rate.n},
+            "rates": {name: _of_prompts(part, axis) for name, part in parts.items() if part},
             "confusion": {"labels": list(seen), "counts": counts},
             "clip": {part: _clip([row for row in rows if row["model"] == model], axis, targets, part, "") for part in CLIP},
             "apart": {},
         }
     return {**about, "models": models, "paired": paired(rows, axis, targets, ())}
+
+
+def _of_prompts(rows: Sequence[Row], axis: Axis) -> dict[str, Any]:
+    """UA of pictures by prompts of a list; where a prompt has several, they are a cluster, worth `effective` independent pictures."""
+    pictures = by_prompt(rows, lambda row: not _as_prompted(row, axis))
+    if len(pictures) == len(rows):
+        return clustered(pictures)
+    return {**clustered(pictures), "effective": effective_size([sum(some) for some in pictures], [len(some) for some in pictures])}
+
+
+def by_prompt(rows: Sequence[Row], success: Callable[[Row], bool]) -> list[list[bool]]:
+    """Successes of pictures, those of one prompt together."""
+    prompts: dict[str, list[bool]] = {}
+    for row in rows:
+        prompts.setdefault(row["prompt"], []).append(success(row))
+    return list(prompts.values())
 
 
 def _clip(rows: Sequence[Row], axis: Axis, targets: Sequence[str], part: str, only: str) -> dict[str, float] | None:

@@ -9,19 +9,21 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from erasure.errors import UserError, unknown
-from eval.statistics import Interval, clopper_pearson, paired_difference, wilson
+from eval.statistics import Interval, clopper_pearson, paired_difference, score_interval
 
 State = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 EXIT: dict[State, int] = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 DOUBT: State = "INCONCLUSIVE"
 RATES = ("UA", "UA_shown", "UA_named", "UA_described", "UA_mutated", "UA_replayed", "UA_attacked", "FR", "IRA", "CRA", "NRA")
 KEYS = ("rate", "at_least", "drop_at_most", "tier")
+CLUSTERED = "Wilson, clustered by prompt"
 MOST = 1_000_000  # pictures beyond which no number is recommended
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """One threshold of a suite. A rate has an exact interval (Clopper-Pearson); a drop is base minus erased on the same noise (Newcombe).
+    """One threshold of a suite. A rate has an exact interval (Clopper-Pearson), or Wilson's at the effective size where prompts of a list
+    have several pictures (eval.clusters); a drop is base minus erased on the same noise (Newcombe).
 
     A drop is a test of non-inferiority: to find no significant difference does not show that something was kept. A gate on FR is asked only
     of audits of one cell (`--only`), in which alone there is such a rate.
@@ -56,8 +58,11 @@ class Gate:
         if self.at_least is not None:
             k, n, limit = rates[self.rate]["k"], rates[self.rate]["n"], self.at_least
             interval, method = clopper_pearson(k, n), "Clopper-Pearson"
+            worth = rates[self.rate].get("effective", n) / n
+            if worth < 1:  # several pictures a prompt
+                interval, method = score_interval(k / n, worth * n), CLUSTERED
             state: State = "PASS" if interval.low >= limit else "FAIL" if interval.high < limit else "INCONCLUSIVE"
-            needed = _needed(n, lambda m: _apart(wilson(round(k / n * m), m), limit))
+            needed = _needed(n, lambda m: _apart(score_interval(round(k / n * m) / m, worth * m), limit))
         else:
             table, limit = [paired[self.rate][name] for name in ("both", "base_only", "erased_only", "neither")], self.drop_at_most or 0.0
             n, interval, method = sum(table), paired_difference(*table), "Newcombe, paired"
