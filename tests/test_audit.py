@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import pytest
@@ -20,6 +21,7 @@ from eval import audit as auditing
 from eval.audit import Audit, audit
 from eval.cases import cases
 from eval.compare import compared
+from eval.counting import clip_drop
 from eval.finished import recounted
 from eval.gates import Gate
 from eval.metrics.clip_alignment import ClipAlignment
@@ -59,13 +61,29 @@ def test_merging_two_halves_equals_one_pass() -> None:
     assert one.compute()["UA"] == (6, 8)
 
 
-def test_clip_alignment_is_the_mean() -> None:
+def test_clip_alignment_is_the_mean_with_students_interval() -> None:
     metric = ClipAlignment()
     metric.update(torch.tensor([20.0, 30.0]))
     metric.update(torch.tensor([40.0]))
     interval = metric.compute()
     assert interval.estimate == pytest.approx(30)
-    assert interval.high - 30 == pytest.approx(1.959964 * torch.tensor([20.0, 30, 40]).std(unbiased=False).item() / 2**0.5)
+    assert interval.high - 30 == pytest.approx(4.302653 * 10 / 3**0.5)  # t of two degrees of freedom, standard deviation 10
+
+
+def aligned(model: str, prompt: str, index: int, cosine: float) -> dict[str, Any]:
+    about = {"role": "benign", "variant": prompt, "style": "", "object": "", "index": index, "prompt": prompt, "model": model}
+    return {**about, "read": {"clip": {"cosine": cosine}}}
+
+
+def test_alignment_and_its_drop_are_of_prompts_and_paired() -> None:
+    """Ten pictures of a prompt that agree are one unit; what both models share leaves the difference; 12.706 / 2 is its half width."""
+    rows = [aligned("base", prompt, i, level + i) for prompt, level in (("a", 20.0), ("b", 30.0)) for i in range(10)]
+    rows += [aligned("erased", r["prompt"], r["index"], r["read"]["clip"]["cosine"] - (1 if r["prompt"] == "a" else 2)) for r in rows]
+    drop = clip_drop(rows, "style", ["neon"])
+    assert drop["kept"] is None and drop["benign"] == {"estimate": 1.5, "low": -4.853, "high": 7.853}
+    assert clip_drop([r for r in rows if r["model"] == "erased"], "style", ["neon"])["benign"] is None
+    one = clip_drop([r for r in rows if r["prompt"] == "a"], "style", ["neon"])["benign"]
+    assert one == {"estimate": 1.0, "low": 1.0, "high": 1.0}  # of one prompt over its pictures
 
 
 def test_every_picture_has_its_own_seed_in_any_order() -> None:
@@ -251,10 +269,11 @@ def test_the_record_follows_its_schema_and_other_thresholds_need_no_picture(big:
     result, _, _ = run(big, tmp_path)
     schema = json.loads(SCHEMA.read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
-    write(tmp_path / "audit", result, tiny_suite().gates)
+    page = write(tmp_path / "audit", result, tiny_suite().gates).read_text()
     found = json.loads((tmp_path / "audit" / "report.json").read_text())
     jsonschema.validate(found, schema)
     assert len(found["verdict"]["reasons"]) == len(found["gates"]) == 5
+    assert found["clip_drop"]["kept"]["low"] <= found["clip_drop"]["kept"]["estimate"] and "base − erased, paired" in page
     assert [r["name"] for r in found["rates"]] == ["UA", "UA_named", "UA_described", "IRA", "CRA", "CRA_included"]
     assert any("No attack was tried" in line for line in found["skipped"])
     drawn = big.cost.unet_forwards

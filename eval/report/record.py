@@ -50,6 +50,7 @@ def record(result: dict[str, Any], gates: Sequence[Gate]) -> dict[str, Any]:
         "as_published": result.get("published") or None,
         "replaced_by": replaced(result),
         "clip_alignment": {model: figures["clip"] for model, figures in models.items()},
+        "clip_drop": result.get("clip_drop", {}),  # none where nothing was counted
         "distance_kept": result["distance"],
         "distances": result["distances"],
         "divergence": result["divergence"],
