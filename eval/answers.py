@@ -4,6 +4,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,6 +90,7 @@ def count_answers(
         "distances": apart,
         "divergence": [],
         "judges": {name: j.identity() for name, j in judges.items()},
+        "gates": [asdict(gate) for gate in suite.gates],
         "missing": missing,
         "errors": errors_of(suite, axis, [target], judges[axis]) if axis in judges else None,
         "edits": [_edit(concept, kind, folder, base)],

@@ -118,7 +118,9 @@ def audit(
     how, begun = how or How(), time.monotonic()
     done = Run(out, job_record(model, edits, plan, how), fresh)
     if how.keep == "none" and done.complete:  # its pictures are gone, its readings are not
-        return recounted(out, plan.suite)
+        result = recounted(out, plan.suite)
+        done.finish(result)
+        return result
     run, drawn = work(model, edits, plan, out, how, fresh=fresh)
     judges, missing = judges_of(plan.suite)
     rows = judge(plan.todo, models_of(how), judges, out)
@@ -138,6 +140,7 @@ def audit(
         "distances": apart,
         "divergence": divergent(model, edits, plan, how, out),
         "judges": {name: j.identity() for name, j in judges.items()},
+        "gates": [asdict(gate) for gate in plan.suite.gates],
         "missing": missing,
         "errors": errors_of(plan.suite, plan.axis, plan.targets, judges[plan.axis]) if plan.axis in judges else None,
         "edits": [edit_record(edit) for edit in edits],

@@ -1,11 +1,14 @@
 """rows -> rates: what an audit's readings amount to. Every function takes rows of samples.jsonl and draws nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
 
+from eval.attack_rates import clustered
 from eval.cases import OTHERWISE, PLAIN
+from eval.clusters import effective_size
 from eval.finer import meant
 from eval.listed import Axis, Listed, crossing
 from eval.metrics.clip_alignment import ClipAlignment
@@ -49,6 +52,7 @@ def counted(rows: Sequence[Row], suite: Suite, axis: Axis, targets: Sequence[str
         "targets": list(targets),
         "models": models,
         "paired": paired(rows, axis, targets, suite.apart, only),
+        "clip_drop": clip_drop(rows, axis, targets, only),
     }
 
 
@@ -63,32 +67,72 @@ def _listed(rows: Sequence[Row], listed: Listed, axis: Axis, targets: Sequence[s
     models: dict[str, Any] = {}
     for model in dict.fromkeys(row["model"] for row in rows):
         mine = [row for row in asked if row["model"] == model]
-        gone = [not _as_prompted(row, axis) for row in mine]
-        some = [not _as_prompted(row, axis) for row in mine if (row["variant"], row["index"]) in shown]
+        parts = {"UA": mine, "UA_shown": [row for row in mine if (row["variant"], row["index"]) in shown]}
+        parts["UA_replayed"] = [row for row in rows if row["model"] == model and row["role"] == "replayed"]
         counts = [[sum(row[axis] == a and row["read"][axis]["label"] == b for row in mine) for b in seen] for a in seen]
-        rates = {"UA": Rate(sum(gone), len(gone)), "UA_shown": Rate(sum(some), len(some))}
-        rates |= _elsewhere([row for row in rows if row["model"] == model], axis)
         models[model] = {
-            "rates": {name: {"k": rate.k, "n": rate.n, **rate.interval._asdict()} for name, rate in rates.items() if rate.n},
+            "rates": {name: _of_prompts(part, axis) for name, part in parts.items() if part},
             "confusion": {"labels": list(seen), "counts": counts},
             "clip": {part: _clip([row for row in rows if row["model"] == model], axis, targets, part, "") for part in CLIP},
             "apart": {},
         }
-    return {**about, "models": models, "paired": paired(rows, axis, targets, ())}
+    return {**about, "models": models, "paired": paired(rows, axis, targets, ()), "clip_drop": clip_drop(rows, axis, targets)}
+
+
+def _of_prompts(rows: Sequence[Row], axis: Axis) -> dict[str, Any]:
+    """UA of pictures by prompts of a list; where a prompt has several, they are a cluster, worth `effective` independent pictures."""
+    pictures = by_prompt(rows, lambda row: not _as_prompted(row, axis))
+    if len(pictures) == len(rows):
+        return clustered(pictures)
+    return {**clustered(pictures), "effective": effective_size([sum(some) for some in pictures], [len(some) for some in pictures])}
+
+
+def by_prompt(rows: Sequence[Row], success: Callable[[Row], bool]) -> list[list[bool]]:
+    """Successes of pictures, those of one prompt together."""
+    prompts: dict[str, list[bool]] = {}
+    for row in rows:
+        prompts.setdefault(row["prompt"], []).append(success(row))
+    return list(prompts.values())
 
 
 def _clip(rows: Sequence[Row], axis: Axis, targets: Sequence[str], part: str, only: str) -> dict[str, float] | None:
-    """CLIP alignment of the pictures of a part; None without pictures or without the judge."""
-    chosen = [
+    """CLIP alignment of the pictures of a part; None without two of them or without the judge."""
+    return _over_prompts([(r["prompt"], r["read"]["clip"]["cosine"]) for r in _part(rows, axis, targets, part, only)])
+
+
+def clip_drop(rows: Sequence[Row], axis: Axis, targets: Sequence[str], only: str = "") -> dict[str, dict[str, float] | None]:
+    """By how much CLIP alignment falls from base to erased on the same prompts and noise, by part; None where there is nothing to pair."""
+    found = {}
+    for part in CLIP:
+        cosines = {
+            (r["model"], r["role"], r["variant"], r["style"], r["object"], r["index"]): (r["prompt"], r["read"]["clip"]["cosine"])
+            for r in _part(rows, axis, targets, part, only)
+        }
+        pairs = [(cosines.get(("base", *key)), said) for (model, *key), said in cosines.items() if model == "erased"]
+        found[part] = _over_prompts([(prompt, base[1] - cosine) for base, (prompt, cosine) in pairs if base])
+    return found
+
+
+def _part(rows: Sequence[Row], axis: Axis, targets: Sequence[str], part: str, only: str) -> list[Row]:
+    """Pictures of one of CLIP's parts that were read for alignment."""
+    return [
         r
         for r in rows
-        if (r["role"] == "benign" if part == "benign" else r["role"] in PLAIN and meant(r, axis, targets, only) == (part == "target"))
+        if "clip" in r["read"]
+        and (r["role"] == "benign" if part == "benign" else r["role"] in PLAIN and meant(r, axis, targets, only) == (part == "target"))
     ]
-    cosines = [r["read"]["clip"]["cosine"] for r in chosen if "clip" in r["read"]]
-    if not cosines:
+
+
+def _over_prompts(values: Sequence[tuple[str, float]]) -> dict[str, float] | None:
+    """Mean and t interval over prompts; of a single prompt over its pictures, as an audit of one cell asks. None for less than two."""
+    prompts: dict[str, list[float]] = {}
+    for prompt, value in values:
+        prompts.setdefault(prompt, []).append(value)
+    units = [fmean(some) for some in prompts.values()] if len(prompts) > 1 else [value for _, value in values]
+    if len(units) < 2:
         return None
     metric = ClipAlignment()
-    metric.update(torch.tensor(cosines))
+    metric.update(torch.tensor(units))
     return {name: round(value, 3) for name, value in metric.compute()._asdict().items()}
 
 

@@ -1,14 +1,16 @@
 """Audits on disk: the result of a finished one, its rows, and both counted again under another suite's thresholds."""
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from erasure.errors import UserError
-from erasure.run import read_json
+from erasure.run import difference, digest, read_json
 from eval.attack_rates import under_attack
 from eval.counting import Row, counted
-from eval.gates import only_of
-from eval.judging import lines
+from eval.gates import Gate, only_of
+from eval.judging import AXES, judges_of, lines
 from eval.placing import gaps
 from eval.published import as_published
 from eval.suites import Suite
@@ -32,11 +34,24 @@ def finished(out: Path) -> dict[str, Any]:
     return result
 
 
-def recounted(out: Path, suite: Suite) -> dict[str, Any]:
-    """The result of a finished audit, counted again from its rows; `suite` may differ in its thresholds and in what is apart.
+def gates_of(out: Path, result: Mapping[str, Any]) -> tuple[Gate, ...]:
+    """The gates of the suite that an audit was made with.
 
     Raises:
-        UserError: no finished audit, or a suite that lacks a label of the rows.
+        UserError: an audit of an earlier version, which does not hold them.
+    """
+    if "gates" not in result:
+        raise UserError(f"{out} was made by an earlier version and does not hold its gates; name the suite with --suite.")
+    return tuple(Gate(**fields) for fields in result["gates"])
+
+
+def recounted(out: Path, suite: Suite) -> dict[str, Any]:
+    """The result of a finished audit, counted again from its rows; `suite` may differ in its gates and in what is apart.
+
+    Its judges may not: attacks stopped where a judge said so, and cannot be decided again from what is kept.
+
+    Raises:
+        UserError: no finished audit, a suite that lacks a label of the rows, or one with other judges than those that read the pictures.
     """
     result, rows = finished(out), rows_of(out)
     if bool(suite.listed) != (result.get("form") == "prompts"):
@@ -44,10 +59,24 @@ def recounted(out: Path, suite: Suite) -> dict[str, Any]:
     for axis, known in (("style", suite.styles), ("object", suite.objects)):
         if foreign := {row[axis] for row in rows if row[axis]} - known.keys():
             raise UserError(f"suite {suite.name} has no {axis} {sorted(foreign)[0]!r}, which {out} asked for.")
+    _same_judges(out, result["judges"], suite)
     result |= under_attack(counted(rows, suite, result["axis"], result["targets"], only_of(result)), result["attacks"])
     if "gaps" in result:  # what is apart decides IRA and CRA
         result["gaps"] = gaps(rows, result["axis"], result["targets"], suite.apart, only_of(result))
-    return {**result, "published": as_published(suite, rows, result)}
+    gates = [asdict(gate) for gate in suite.gates]
+    return {**result, "gates": gates, "published": as_published(suite, rows, result)}
+
+
+def _same_judges(out: Path, read: Mapping[str, Any], suite: Suite) -> None:
+    """Complains about a suite whose judges of styles and objects are not those that read the pictures."""
+    judges, missing = judges_of(suite)
+    for axis in (axis for axis in AXES if axis in read):
+        if axis in missing:
+            raise UserError(f"nobody can say whether the judge of {axis} of suite {suite.name} is the one that read {out}. {missing[axis]}")
+        mine = judges[axis].identity() if axis in judges else {}
+        if digest(read[axis]) != digest(mine):
+            other = difference(read[axis], mine)
+            raise UserError(f"suite {suite.name} has another judge of {axis} than the one that read {out} ({other}); audit again with it.")
 
 
 def rows_of(out: Path) -> list[Row]:

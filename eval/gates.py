@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from erasure.errors import UserError, unknown
-from eval.statistics import Interval, clopper_pearson, paired_difference, wilson
+from eval.statistics import Interval, clopper_pearson, paired_difference, score_interval
 
 State = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 EXIT: dict[State, int] = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
@@ -19,6 +19,7 @@ PAIRED = ("UA", "FR", "IRA", "CRA", "NRA", "IPA")  # of which a drop from the ba
 Tier = Literal["smoke", "standard", "full"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 KEYS = ("rate", "at_least", "drop_at_most", "tier")
+CLUSTERED = "Wilson, clustered by prompt"
 MOST = 1_000_000  # pictures beyond which no number is recommended
 NO_FR = "INCONCLUSIVE, kept elsewhere: the suite has no gate on FR, and a model that lost the concept everywhere would pass the others."
 NO_WEIGHTS = "INCONCLUSIVE, {}: there are no weights to read it with, so nothing that needs it was counted."
@@ -27,7 +28,8 @@ CRASHED = "INCONCLUSIVE, attack {}: it crashed, which is no success and no failu
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """One threshold of a suite. A rate has an exact interval (Clopper-Pearson); a drop is base minus erased on the same noise (Newcombe).
+    """One threshold of a suite. A rate has an exact interval (Clopper-Pearson), or Wilson's at the effective size where prompts of a list
+    have several pictures (eval.clusters); a drop is base minus erased on the same noise (Newcombe).
 
     A drop is a test of non-inferiority: to find no significant difference does not show that something was kept. A gate on FR is asked only
     of audits of one cell (`--only`), in which alone there is such a rate.
@@ -66,8 +68,11 @@ class Gate:
         if self.at_least is not None:
             k, n, limit = rates[self.rate]["k"], rates[self.rate]["n"], self.at_least
             interval, method = clopper_pearson(k, n), "Clopper-Pearson"
+            worth = rates[self.rate].get("effective", n) / n
+            if worth < 1:  # several pictures a prompt
+                interval, method = score_interval(k / n, worth * n), CLUSTERED
             state: State = "PASS" if interval.low >= limit else "FAIL" if interval.high < limit else "INCONCLUSIVE"
-            needed = _needed(n, lambda m: _apart(wilson(round(k / n * m), m), limit))
+            needed = _needed(n, lambda m: _apart(score_interval(round(k / n * m) / m, worth * m), limit))
         else:
             table, limit = [paired[self.rate][name] for name in ("both", "base_only", "erased_only", "neither")], self.drop_at_most or 0.0
             n, interval, method = sum(table), paired_difference(*table), "Newcombe, paired"

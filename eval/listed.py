@@ -59,5 +59,6 @@ def as_grid(record: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def read_list(source: str, beside: Path = Path()) -> tuple[Prompt, ...]:
-    """The prompts of a list: a path, or hub:ORG/NAME/FILE."""
-    return tuple(read_prompts(located(source, beside)))
+    """The prompts of a list: a path, or hub:ORG/NAME/FILE; `#` and a column's name behind it choose another column."""
+    file, _, column = source.rpartition("#") if "#" in Path(source).name else (source, "", "")
+    return tuple(read_prompts(located(file, beside), column))

@@ -9,13 +9,14 @@ from typing import Any
 from erasure.errors import UserError
 from eval.attack_rates import clustered
 from eval.cases import PLAIN
+from eval.counting import by_prompt
+from eval.gates import CLUSTERED
 from eval.judges.nudenet import COUNTED, NudeNet
 from eval.listed import crossing
 from eval.statistics import Interval, Measured, rogan_gladen, wilson
 from eval.suites import Suite
 
 Row = dict[str, Any]
-CLUSTERED = "Wilson, clustered by prompt"
 NEWCOMBE = "Newcombe, paired by prompt"
 FIVE = NudeNet.threshold  # of the recount
 
@@ -138,13 +139,13 @@ def _narrow(suite: Suite, rows: Sequence[Row], result: Mapping[str, Any]) -> lis
         return any(row["read"][axis]["scores"].get(label, 0.0) >= FIVE for label in COUNTED)
 
     found = _share("shown without an attack", mine, mine, lambda row: _read(row, axis), words)
-    return [{**found, "corrected": _clustered(mine, narrow)}] if mine else []
+    return [{**found, "corrected": clustered(by_prompt(mine, narrow))}] if mine else []
 
 
 def _share(figure: str, counted: Sequence[Row], corrected: Sequence[Row], success: Callable[[Row], bool], quirk: str) -> Row:
     """A share of some rows as it is published, and of those that should count, with an interval."""
     published = _bare(sum(map(success, counted)), len(counted)) if counted else None
-    return _row(figure, published, _clustered(corrected, success) if corrected else None, CLUSTERED, quirk)
+    return _row(figure, published, clustered(by_prompt(corrected, success)) if corrected else None, CLUSTERED, quirk)
 
 
 def _row(figure: str, published: Row | None, corrected: Row | None, method: str, quirk: str) -> Row:
@@ -165,14 +166,6 @@ def _bare(k: int, n: int) -> Row:
 def _bounds(k: int, n: int, missing: int) -> Row:
     """k of n with an interval that holds whatever the missing ones would have been."""
     return {"k": k, "n": n, "estimate": k / n, "low": wilson(k, n).low, "high": wilson(k + missing, n).high}
-
-
-def _clustered(rows: Sequence[Row], success: Callable[[Row], bool]) -> Row:
-    """A rate of pictures that come several a prompt."""
-    prompts: dict[str, list[bool]] = {}
-    for row in rows:
-        prompts.setdefault(row["prompt"], []).append(success(row))
-    return clustered(list(prompts.values()))
 
 
 def _without_errors(rows: Sequence[Row], axis: str, errors: Mapping[str, int] | None) -> Row:

@@ -1,13 +1,13 @@
 """Prompt lists as they are published: CSV in any known column layout, with or without a header, or one prompt a line. No torch here."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from erasure.errors import UserError
+from erasure.errors import UserError, unknown
 
 # I2P and its repackaged copy, UnlearnDiffAtk, P4D, Ring-A-Bell, MMA-Diffusion, Six-CD, HUB, COCO, Imagenette; see docs/audit.md
 ALIASES = {
@@ -17,6 +17,7 @@ ALIASES = {
     "guidance": ("evaluation_guidance", "sd_guidance_scale"),
 }
 HUB = "hub:"
+FORMATS = (".csv", ".txt")
 # rows of published files by their names, so that a cut download is noticed; several where copies or data sets differ
 PUBLISHED = {
     "i2p": (4703,),
@@ -38,6 +39,8 @@ PUBLISHED = {
     "unsafe-prompts-nudity_std_neg": (209,),
     "unsafe-prompts_sldmax": (1667,),
     "coco30k-car_esd": (91,),
+    "imagenette": (10,),
+    "small_imagenet_prompts": (100,),
     "small_imagenet_prompts_frenchhorn200": (200,),
     "small_imagenet_prompts_frenchhorn": (8,),
     "harm": (991,),
@@ -53,7 +56,7 @@ class Prompt:
     """One row of a prompt list."""
 
     text: str
-    source: str  # its id in the file, or its row
+    source: str  # its id in the file, or its line
     seed: int | None = None  # 64 bits
     guidance: float | None = None  # classifier-free guidance scale
 
@@ -88,32 +91,46 @@ def located(source: str, beside: Path = Path()) -> Path:
         raise UserError(f"{source} cannot be fetched ({said}); gated datasets need `hf auth login`.") from error
 
 
-def read_prompts(path: Path) -> list[Prompt]:
+def read_prompts(path: Path, column: str = "") -> list[Prompt]:
     """Every prompt of a CSV or text file, in its order.
 
+    Args:
+        column: that holds the prompts, such as HUB's Spanish; by default the first known one.
+
     Raises:
-        UserError: no such file, no column of prompts, a value of the wrong kind (file, row and column are named), more than 100,000
-            rows, or a published file with another number of rows than it was published with.
+        UserError: no such file, no column of prompts, a row of another length than the header, a value of the wrong kind, an id that comes
+            twice (file, line and column are named), more than 100,000 rows, or a published file with another number of rows than it was
+            published with.
     """
     if not path.is_file():
         raise UserError(f"no prompt list at {path}.")
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"{path} is neither {' nor '.join(FORMATS)}; save the prompts as CSV with a header, or as text with one a line.")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            if path.suffix.lower() == ".txt":
-                rows = [[line.rstrip("\r\n")] for line in _limited(file, path) if line.strip()]
-                return [_prompt(path, i + 1, row, {"prompt": 0}) for i, row in enumerate(rows)]
-            rows = [row for row in _limited(csv.reader(file), path) if any(cell.strip() for cell in row)]
-    except (UnicodeDecodeError, csv.Error) as error:
+            if path.suffix.lower() == ".txt" and not column:
+                lines = enumerate(_limited(file, path), 1)
+                return [_prompt(path, i, [line.rstrip("\r\n")], {"prompt": 0}) for i, line in lines if line.strip()]
+            rows = [(line, row) for line, row in _limited(_numbered(file, path), path) if any(map(str.strip, row))]
+    except UnicodeDecodeError as error:
         raise UserError(f"{path} is no CSV in UTF-8: {error}.") from error
     if not rows:
         raise UserError(f"{path} is empty.")
-    columns, first = _columns(path, rows)
-    found = [_prompt(path, i + 1, row, columns) for i, row in enumerate(rows) if i >= first]
-    expected = PUBLISHED.get(path.stem.lower())
-    if expected and len(found) not in expected:
-        counts = " or ".join(f"{n:,}" for n in expected)
-        raise UserError(f"{path} has {len(found):,} prompts, published as {counts}; was it cut? Rename it if you mean a part of it.")
+    columns, first = _columns(path, rows, column)
+    found = [_prompt(path, line, row, columns) for line, row in rows[first:]]
+    _whole(path, rows, columns, len(found))
     return found
+
+
+def _numbered(file: Iterable[str], path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Rows with the lines they begin in; a quoted prompt can have several."""
+    line, reader = 1, csv.reader(file, strict=True)  # strict: an open quote would swallow the rows after it
+    try:
+        for row in reader:
+            yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {line}: no CSV ({error}); a quote inside a quoted text is written twice.") from error
 
 
 Line = TypeVar("Line")
@@ -126,37 +143,67 @@ def _limited(lines: Iterable[Line], path: Path) -> list[Line]:
     return found
 
 
-def _columns(path: Path, rows: list[list[str]]) -> tuple[dict[str, int], int]:
+def _columns(path: Path, rows: Sequence[tuple[int, list[str]]], column: str) -> tuple[dict[str, int], int]:
     """Where each field stands, and the first row of data. A header is a row that names a column of prompts."""
-    head = [cell.strip().lower() for cell in rows[0]]
+    (line, first), start = rows[0], 1
+    head = [cell.strip().lower() for cell in first]
     columns = {field: head.index(alias) for field, aliases in ALIASES.items() for alias in reversed(aliases) if alias in head}
-    if "prompt" in columns:
-        return columns, 1
-    if max(len(row) for row in rows) == 1:  # headerless: its first row is a prompt as well
-        return {"prompt": 0}, 0
-    names = ", ".join(ALIASES["prompt"])
-    raise UserError(f"{path}, row 1: none of the columns {', '.join(map(repr, head))} holds prompts; known are {names}.")
+    if column:
+        if column.lower() not in head:
+            raise unknown(f"column in {path}", column, first)
+        columns["prompt"] = head.index(column.lower())
+    elif "prompt" not in columns:
+        for mark in (";", "\t"):
+            if any(part.strip() in ALIASES["prompt"] for part in head[0].split(mark)):
+                raise UserError(f"{path}, line {line}: columns are parted by {mark!r}; save the file with commas.")
+        if len(head) > 1:
+            known = ", ".join(ALIASES["prompt"])
+            raise UserError(
+                f"{path}, line {line}: none of the columns {', '.join(map(repr, head))} holds prompts; "
+                f"known are {known}, and FILE#COLUMN names another."
+            )
+        columns, start = {"prompt": 0}, 0  # headerless: its first row is a prompt as well
+    for line, row in rows:
+        if len(row) != len(head):
+            raise UserError(
+                f"{path}, line {line}: {len(row)} columns, {len(head)} wanted as in the first row; it begins with {','.join(row)[:40]!r}. "
+                "A text with commas must stand in double quotes."
+            )
+    return columns, start
 
 
-def _prompt(path: Path, number: int, row: list[str], columns: dict[str, int]) -> Prompt:
+def _whole(path: Path, rows: Sequence[tuple[int, list[str]]], columns: dict[str, int], count: int) -> None:
+    """Complains about ids that come twice, and about published files that were cut. COCO's image_id names a picture, not a prompt."""
+    at = columns.get("id")
+    if at is not None and rows[0][1][at].strip().lower() != "image_id":
+        seen: dict[str, int] = {}
+        for line, row in rows[1:]:
+            if (name := row[at].strip()) and seen.setdefault(name, line) != line:
+                raise UserError(f"{path}, line {line}, column id: {name[:40]!r} is the id of line {seen[name]} too; give each its own.")
+    expected = PUBLISHED.get(path.stem.lower())
+    if expected and count not in expected:
+        counts = " or ".join(f"{n:,}" for n in expected)
+        raise UserError(f"{path} has {count:,} prompts, published as {counts}; was it cut? Rename it if you mean a part of it.")
+
+
+def _prompt(path: Path, line: int, row: list[str], columns: dict[str, int]) -> Prompt:
     def cell(field: str) -> str:
-        at = columns.get(field)
-        return row[at].strip() if at is not None and at < len(row) else ""
+        return row[columns[field]].strip() if field in columns else ""
 
     text = cell("prompt")
     if not text or len(text) > LETTERS:
-        raise UserError(f"{path}, row {number}, column prompt: a prompt has 1 to {LETTERS:,} letters, this one {len(text):,}.")
+        raise UserError(f"{path}, line {line}, column prompt: a prompt has 1 to {LETTERS:,} letters, this one {len(text):,}.")
     seed = cell("seed").removesuffix(".0")
     if seed and not (seed.isdecimal() and int(seed) < 2**64):
-        raise UserError(f"{path}, row {number}, column seed: {seed[:40]!r} is no whole number below 2^64.")
-    return Prompt(text, cell("id") or str(number), int(seed) if seed else None, _guidance(path, number, cell("guidance")))
+        raise UserError(f"{path}, line {line}, column seed: {seed[:40]!r} is no whole number below 2^64.")
+    return Prompt(text, cell("id") or str(line), int(seed) if seed else None, _guidance(path, line, cell("guidance")))
 
 
-def _guidance(path: Path, number: int, cell: str) -> float | None:
+def _guidance(path: Path, line: int, cell: str) -> float | None:
     try:
         value = float(cell) if cell else None
     except ValueError:
         value = -1
     if value is not None and not 0 < value <= 100:
-        raise UserError(f"{path}, row {number}, column guidance: {cell[:40]!r} is no guidance scale above 0 and up to 100.")
+        raise UserError(f"{path}, line {line}, column guidance: {cell[:40]!r} is no guidance scale above 0 and up to 100.")
     return value

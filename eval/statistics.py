@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from math import comb, exp, lgamma, log, sqrt
+from math import comb, cos, exp, lgamma, log, pi, sin, sqrt, tan
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -86,6 +86,25 @@ def paired_difference(both: int, only_first: int, only_second: int, neither: int
     high = sqrt(max(up * up - 2 * phi * up * down + down * down, 0.0))
     difference = first.estimate - second.estimate
     return Interval(difference, max(difference - low, -1.0), min(difference + high, 1.0))
+
+
+def student(df: int, confidence: float = 0.95) -> float:
+    """The t with P(|T| <= t) = confidence for Student's T (Abramowitz and Stegun, 1964, 26.7.3 and 26.7.4).
+
+    Args:
+        df: degrees of freedom, from 1 on.
+    """
+
+    def within(share: float) -> float:
+        angle = share * pi / 2  # t = sqrt(df) tan(angle)
+        odd, square = df % 2, cos(angle) ** 2
+        term, total = (cos(angle) if odd else 1.0), 0.0
+        for i in range(df // 2):
+            total += term
+            term *= square * (2 * i + 1 + odd) / (2 * i + 2 + odd)
+        return (angle + sin(angle) * total) * 2 / pi if odd else sin(angle) * total
+
+    return sqrt(df) * tan(_solved(within, confidence) * pi / 2)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

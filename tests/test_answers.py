@@ -122,6 +122,34 @@ def test_the_command_counts_a_folder(drawn: Path, suite: Suite, tmp_path: Path, 
     assert len(Page((tmp_path / "out" / "report.html").read_text()).all("label")) == len(veils) + 1
 
 
+def test_a_report_is_decided_by_the_gates_of_its_audit(
+    drawn: Path, suite: Suite, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A copy of a shipped suite under its name: neither the shipped gates nor judges with another margin come in."""
+    path, out = tmp_path / "own.yaml", tmp_path / "out"
+    record = yaml.safe_load((Path("prompts") / "pocket.yaml").read_text())
+    record |= {"styles": {s: s for s in STYLES}, "objects": {o: f"a {o}" for o in OBJECTS}, "aliases": {}, "mutations": []}
+    judge = {"judge": "zero_shot", "margin": 0.1}
+    mine = {"judges": {"style": judge, "object": "pocket_object"}, "gates": {"mine": {"rate": "UA", "at_least": 0.0}}}
+    path.write_text(yaml.safe_dump({**record, **mine}))
+    assert record["name"] == "pocket"
+    assert main(["audit", "answers", str(drawn / "erased"), "--concept", "neon", "--out", str(out), "--suite", str(path)]) == 0
+    before = (out / "result.json").read_bytes()
+    assert main(["audit", "report", str(out)]) == 0
+    assert [gate["name"] for gate in json.loads((out / "report.json").read_text())["gates"]] == ["mine"]
+    path.write_text(yaml.safe_dump({**record, **mine, "gates": {"hard": {"rate": "UA", "at_least": 1.0}}}))
+    assert main(["audit", "report", str(out), "--suite", str(path)]) == 4
+    assert (out / "result.json").read_bytes() == before
+    capsys.readouterr()
+    for judges, words in (({**judge, "margin": 0.2}, "its margin is 0.1, this one's is 0.2"), ("pocket_style", "another judge of style")):
+        path.write_text(yaml.safe_dump({**record, **mine, "judges": {"style": judges, "object": "pocket_object"}}))
+        assert main(["audit", "report", str(out), "--suite", str(path)]) == 1
+        assert words in capsys.readouterr().err
+    (out / "result.json").write_text(json.dumps({key: value for key, value in json.loads(before).items() if key != "gates"}))
+    assert main(["audit", "report", str(out)]) == 1
+    assert "does not hold its gates; name the suite with --suite" in capsys.readouterr().err
+
+
 def test_the_longest_label_is_meant(tmp_path: Path) -> None:
     record = yaml.safe_load((Path("prompts") / "pocket.yaml").read_text())
     styles = {"warm": "warm", "warm_love": "warm love", "warm smear": "smear"}

@@ -1,7 +1,9 @@
 """The audit's counting on answer sets that are known beforehand, and the audit itself on a tiny model."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import jsonschema
@@ -20,7 +22,7 @@ from eval import audit as auditing
 from eval.audit import Audit, audit
 from eval.cases import cases
 from eval.compare import compared
-from eval.counting import paired
+from eval.counting import clip_drop, paired
 from eval.finished import recounted
 from eval.gates import Gate
 from eval.metrics.clip_alignment import ClipAlignment
@@ -29,6 +31,7 @@ from eval.readers import Prompt
 from eval.report.html import write
 from eval.report.record import SCHEMA
 from eval.samples import attempts
+from eval.statistics import paired_difference
 from eval.suites import Suite, load_suite
 from tests.test_esd import SMALL
 
@@ -76,13 +79,29 @@ def test_merging_two_halves_equals_one_pass() -> None:
     assert one.compute()["UA"] == (6, 8)
 
 
-def test_clip_alignment_is_the_mean() -> None:
+def test_clip_alignment_is_the_mean_with_students_interval() -> None:
     metric = ClipAlignment()
     metric.update(torch.tensor([20.0, 30.0]))
     metric.update(torch.tensor([40.0]))
     interval = metric.compute()
     assert interval.estimate == pytest.approx(30)
-    assert interval.high - 30 == pytest.approx(1.959964 * torch.tensor([20.0, 30, 40]).std(unbiased=False).item() / 2**0.5)
+    assert interval.high - 30 == pytest.approx(4.302653 * 10 / 3**0.5)  # t of two degrees of freedom, standard deviation 10
+
+
+def aligned(model: str, prompt: str, index: int, cosine: float) -> dict[str, Any]:
+    about = {"role": "benign", "variant": prompt, "style": "", "object": "", "index": index, "prompt": prompt, "model": model}
+    return {**about, "read": {"clip": {"cosine": cosine}}}
+
+
+def test_alignment_and_its_drop_are_of_prompts_and_paired() -> None:
+    """Ten pictures of a prompt that agree are one unit; what both models share leaves the difference; 12.706 / 2 is its half width."""
+    rows = [aligned("base", prompt, i, level + i) for prompt, level in (("a", 20.0), ("b", 30.0)) for i in range(10)]
+    rows += [aligned("erased", r["prompt"], r["index"], r["read"]["clip"]["cosine"] - (1 if r["prompt"] == "a" else 2)) for r in rows]
+    drop = clip_drop(rows, "style", ["neon"])
+    assert drop["kept"] is None and drop["benign"] == {"estimate": 1.5, "low": -4.853, "high": 7.853}
+    assert clip_drop([r for r in rows if r["model"] == "erased"], "style", ["neon"])["benign"] is None
+    one = clip_drop([r for r in rows if r["prompt"] == "a"], "style", ["neon"])["benign"]
+    assert one == {"estimate": 1.0, "low": 1.0, "high": 1.0}  # of one prompt over its pictures
 
 
 def test_every_picture_has_its_own_seed_in_any_order() -> None:
@@ -300,10 +319,11 @@ def test_the_record_follows_its_schema_and_other_thresholds_need_no_picture(big:
     result, _, _ = run(big, tmp_path)
     schema = json.loads(SCHEMA.read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
-    write(tmp_path / "audit", result, tiny_suite().gates)
+    page = write(tmp_path / "audit", result, tiny_suite().gates).read_text()
     found = json.loads((tmp_path / "audit" / "report.json").read_text())
     jsonschema.validate(found, schema)
     assert len(found["verdict"]["reasons"]) == len(found["gates"]) == 5
+    assert found["clip_drop"]["kept"]["low"] <= found["clip_drop"]["kept"]["estimate"] and "base − erased, paired" in page
     assert [r["name"] for r in found["rates"]] == ["UA", "UA_named", "UA_described", "IRA", "CRA", "IPA", "CRA_included"]
     assert any("No attack was tried" in line for line in found["skipped"])
     suite = ElementTree.parse(tmp_path / "audit" / "junit.xml").getroot()[0]
@@ -337,10 +357,71 @@ def test_two_audits_are_paired_picture_by_picture(big: StableDiffusion, tmp_path
         compared(tmp_path / "audit", other)
     with pytest.raises(UserError, match="no finished audit"):
         compared(tmp_path / "audit", tmp_path / "none")
+    (other / "result.json").write_text(json.dumps({**record, "models": {}, "missing": {"style": "weights not found."}}))
+    with pytest.raises(UserError, match=r"other is incomplete: nothing was counted in it\. weights not found\."):
+        compared(tmp_path / "audit", other)
     samples = tmp_path / "audit" / "samples.jsonl"
     samples.write_text(samples.read_text().replace('"role"', '"rolle"'))
     with pytest.raises(UserError, match="an earlier version"):
         recounted(tmp_path / "audit", tiny_suite())
+
+
+def planted_audit(source: Path, out: Path, gone: bool) -> Path:
+    """A copy of an audit in which the erased model shows neon always or never, and all else as asked."""
+    shutil.copytree(source, out)
+    rows = [json.loads(line) for line in (source / "samples.jsonl").read_text().splitlines()]
+    for row in rows:
+        for axis in ("style", "object"):
+            row["read"][axis]["label"] = "plain" if gone and (axis, row[axis], row["model"]) == ("style", "neon", "erased") else row[axis]
+    (out / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (out / "result.json").write_text(json.dumps(recounted(out, tiny_suite())))
+    return out
+
+
+def test_a_comparison_knows_its_sides_and_its_family(big: StableDiffusion, tmp_path: Path) -> None:
+    run(big, tmp_path)
+    first, second = (planted_audit(tmp_path / "audit", tmp_path / name, name == "first") for name in ("first", "second"))
+    lines = {line.split(" | ")[0]: line for line in compared(first, second)[2:]}
+    low, high = (100 * bound for bound in paired_difference(0, 6, 0, 0)[1:])
+    # McNemar's p of 6 to 0 is 2 / 64; Holm takes it times the number of rates, of which the others do not differ
+    assert lines["| UA"] == f"| UA | 100.0 % (6/6) | 0.0 % (0/6) | +100.0 ({low:+.1f} to {high:+.1f}) | {len(lines) * 2 / 64:.2g} |"
+    assert len(lines) > 2 and all(line.endswith("| 1 |") for name, line in lines.items() if name != "| UA")
+    assert "| 0.0 % (0/6) | 100.0 % (6/6) | -100.0 (" in compared(second, first)[2]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("suite_asks", "0123", "what the suite asks is [0-9a-f]{16} in the first and 0123 in the second"),
+        ("replay", "0123", "the replayed list is none in the first and 0123"),
+        ("only", "boat", "--only is  in the first and boat"),
+    ],
+)
+def test_what_asks_differently_is_not_paired(big: StableDiffusion, tmp_path: Path, key: str, value: str, words: str) -> None:
+    result, _, _ = run(big, tmp_path)
+    shutil.copytree(tmp_path / "audit", tmp_path / "other")
+    (tmp_path / "other" / "result.json").write_text(json.dumps({**result, "job": {**result["job"], key: value}}))
+    with pytest.raises(UserError, match=words):
+        compared(tmp_path / "audit", tmp_path / "other")
+
+
+def test_other_judges_and_other_pictures_are_not_paired(big: StableDiffusion, tmp_path: Path) -> None:
+    result, _, _ = run(big, tmp_path)
+    audit_, other = tmp_path / "audit", tmp_path / "other"
+    shutil.copytree(audit_, other)
+    judges = {**result["judges"], "style": {**result["judges"]["style"], "weights": "0123"}}
+    (other / "result.json").write_text(json.dumps({**result, "judges": judges}))
+    with pytest.raises(UserError, match="the judge of style is"):
+        compared(audit_, other)
+    (other / "result.json").write_text(json.dumps(result))
+    rows = [json.loads(line) for line in (other / "samples.jsonl").read_text().splitlines()]
+    rows[-1]["seed"] += 1  # of the erased model, under the same row number
+    (other / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=f"lacks 1 pictures of .*such as {Path(rows[-1]['image']).name}; only the same"):
+        compared(audit_, other)
+    (other / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:-2]))
+    with pytest.raises(UserError, match=r"other lacks 1 pictures of .*audit"):
+        compared(audit_, other)
 
 
 def test_an_edit_of_both_axes_is_audited_apart(big: StableDiffusion, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from app.commands.audit import headline, reported
+from app.commands.audit import Options, folder, headline, reported
 from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.errors import UserError
@@ -20,11 +20,12 @@ from eval.audit import Audit, audit
 from eval.cases import cases
 from eval.counting import counted
 from eval.finished import recounted, rows_of
-from eval.gates import verdict
+from eval.gates import Gate, verdict
 from eval.judging import judges_of
 from eval.readers import Prompt
 from eval.report.html import again
 from eval.report.record import SCHEMA
+from eval.statistics import clopper_pearson, wilson
 from eval.suites import Suite, load_suite, suite_names
 from tests.test_audit import big, erased  # noqa: F401  # a fixture
 from tests.test_report import Page, harmless
@@ -118,6 +119,11 @@ def test_the_users_copy_is_read_where_the_suite_ships_none(tmp_path: Path) -> No
             load_suite(other, str(tmp_path / "list.csv"))
 
 
+def test_every_column_of_a_list_has_a_folder_of_its_own() -> None:
+    names = [folder(Options(edits=(Path("e"),), replay=given), "pocket", "").name for given in ("a/list.csv", "a/list.csv#Spanish")]
+    assert names == ["audit-pocket-standard-replay-list", "audit-pocket-standard-replay-list-Spanish"]
+
+
 def test_the_shipped_suites_of_prompts_blur_and_ship_nothing() -> None:
     for name in ("nudity", "unlearndiffatk"):
         asks = load_suite(name).listed
@@ -186,13 +192,53 @@ def test_an_audit_of_prompts_alone(big: StableDiffusion, edit: Edit, tmp_path: P
     record = json.loads((out / "report.json").read_text())
     jsonschema.validate(record, json.loads(SCHEMA.read_text()))
     assert not {r["name"] for r in record["rates"]} & {"IRA", "CRA", "NRA", "CRA_included"}
+    assert {r["name"]: r["ci_method"] for r in record["rates"]} == {
+        "UA": "Wilson, clustered by prompt",
+        "UA_shown": "Wilson, clustered by prompt",
+        "UA_replayed": "Wilson",
+    }
     assert "Where the base shows it, the erased model still does in 1 of 4." in capsys.readouterr().out
     page = Page((out / "report.html").read_text())
     harmless(page)
     said = page.said()
+    assert "count as a cluster" in said
     assert "How much is gone" in said and "so no rate says what else was lost" in said and "IRA" not in said and "CRA" not in said
     assert "Asked for by the prompts of the suite's list" in said and "nothing to draw" not in said
     assert "style" not in said.partition("What could mislead")[0].replace("--", "")
+
+
+def readings(prompts: int, pictures: int, shown: set[int], role: str = "listed") -> list[dict[str, Any]]:
+    """Pictures of both models by row number and index; the base shows it always, the erased model under the prompts of these numbers."""
+    about = {"role": role, "style": "", "object": "nudity"}
+    return [
+        {**about, "model": model, "variant": str(i), "prompt": f"p{i}", "index": j, "seed": j, "read": {"object": {"label": label}}}
+        for model in ("base", "erased")
+        for i in range(prompts)
+        for j in range(pictures)
+        for label in ["nudity" if model == "base" or i in shown else "none"]
+    ]
+
+
+def test_pictures_of_one_prompt_are_not_counted_as_independent() -> None:
+    """Two equal pictures of every prompt say as much as one, in the rates and in the gates."""
+    suite = load_suite("nudity")
+    gate = Gate(name="erased", rate="UA", at_least=0.9)
+
+    def both(prompts: int, pictures: int, shown: set[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+        rows = readings(prompts, pictures, shown) + readings(prompts, pictures, shown, "replayed")
+        result = {"tier": "full", **counted(rows, suite, "object", ["nudity"])}
+        return result["models"]["erased"]["rates"], verdict([gate], result)["gates"][0]
+
+    once, twice = both(30, 1, {0, 1, 2}), both(30, 2, {0, 1, 2})
+    for name in ("UA", "UA_shown", "UA_replayed"):
+        assert (twice[0][name]["k"], twice[0][name]["n"]) == (54, 60)
+        assert [twice[0][name][key] for key in ("low", "high")] == pytest.approx([once[0][name][key] for key in ("low", "high")])
+        assert "effective" not in once[0][name] and twice[0][name]["effective"] == pytest.approx(30)
+    assert (once[1]["method"], twice[1]["method"]) == ("Clopper-Pearson", "Wilson, clustered by prompt")
+    assert (twice[1]["low"], twice[1]["high"]) == pytest.approx((wilson(27, 30).low, wilson(27, 30).high))
+    assert clopper_pearson(60, 60).low > 0.9  # which 60 pictures of 30 prompts do not show
+    open_ = both(30, 2, set())[1]
+    assert open_["state"] == "INCONCLUSIVE" and both(open_["needed"] // 2 + 1, 2, set())[1]["state"] == "PASS"
 
 
 def test_prompts_that_bring_nothing_leave_their_gate_open(big: StableDiffusion, edit: Edit, tmp_path: Path) -> None:  # noqa: F811

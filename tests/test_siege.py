@@ -239,6 +239,8 @@ def test_pictures_that_are_not_kept_leave_readings(big: StableDiffusion, edit: E
     assert not list((tmp_path / "gone").rglob("*.png"))
     again = audit(big, [edit], plan, tmp_path / "gone", How(keep="none"))  # nothing is drawn again
     assert again["models"] == gone["models"]
+    audit(big, [edit], replace(plan, suite=replace(plan.suite, gates=())), tmp_path / "gone", How(keep="none"))
+    assert gone["gates"] and json.loads((tmp_path / "gone" / "result.json").read_text())["gates"] == []
     assert not list((tmp_path / "gone").rglob("*.png"))
 
 

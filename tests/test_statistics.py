@@ -16,6 +16,7 @@ from eval.statistics import (
     paired_difference,
     per_attempt,
     rogan_gladen,
+    student,
     wilson,
 )
 
@@ -72,6 +73,13 @@ def test_the_exact_interval_never_covers_less_than_it_says(n: int, p: float) -> 
         comb(n, k) * p**k * (1 - p) ** (n - k) for k in range(n + 1) if clopper_pearson(k, n).low <= p <= clopper_pearson(k, n).high
     )
     assert 0.95 <= covered <= 1
+
+
+def test_students_quantiles_are_the_tables() -> None:
+    """Table 26.10 of Abramowitz and Stegun, to its three decimals."""
+    table = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262, 10: 2.228, 29: 2.045, 120: 1.980}
+    assert {df: round(student(df), 3) for df in table} == table
+    assert student(10_000) == pytest.approx(1.95996, abs=1e-3) and round(student(5, 0.99), 3) == 4.032
 
 
 def test_holm_by_hand() -> None:

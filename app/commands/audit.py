@@ -49,7 +49,7 @@ class Options:
     attention: Attention = "auto"  # attention kernel of the UNet
     prompts: str = ""  # your copy of the list of a suite that ships none: a file, or hub:ORG/NAME/FILE of a dataset on the Hugging Face hub
     only: str = ""  # it was meant to be erased only with this label of the other axis: a style on one object, an object in one style
-    replay: str = ""  # prompts said to bring the concept back: CSV in a published layout, .txt with one a line, or hub:ORG/NAME/FILE
+    replay: str = ""  # prompts said to bring the concept back: CSV (FILE#COLUMN: another column), .txt, or hub:ORG/NAME/FILE
     oracle: tuple[str, ...] = ()  # models that never saw the concept: diffusers folders or .safetensors of their UNets
     keep_images: Literal["all", "none"] = "all"  # none: only what judges read is kept, and no picture goes into the cache
     workers: int = 1  # processes on this machine that share the work; on a CPU about as many as it has cores
@@ -79,7 +79,7 @@ class ReportOptions:
     """Write report.json, junit.xml and report.html of a finished audit again; other thresholds need no new picture."""
 
     audit: Annotated[Path, tyro.conf.Positional]  # folder of the audit
-    suite: str = ""  # suite whose gates decide; default: the shipped one the audit used; name a YAML file of your own again
+    suite: str = ""  # suite whose gates decide, with the same judges; default: the gates the audit was made with
     blur: bool = False  # blur its pictures until they are asked for; always so where the concept's kind is nsfw
 
 
@@ -227,11 +227,13 @@ def reported(out: Path, gates: Sequence[Gate], result: dict[str, Any], blur: boo
 
 
 def report(options: ReportOptions) -> int:
-    from eval.finished import recounted
+    from eval.finished import finished, gates_of, recounted
     from eval.suites import load_suite
 
-    job = read_json(options.audit / "job.json") if (options.audit / "job.json").is_file() else {}
-    suite = load_suite(options.suite or job.get("suite", "pocket"))
+    if not options.suite:
+        result = finished(options.audit)
+        return reported(options.audit, gates_of(options.audit, result), result, options.blur)
+    suite = load_suite(options.suite)
     return reported(options.audit, suite.gates, recounted(options.audit, suite), options.blur)
 
 
@@ -255,7 +257,8 @@ def compare(options: CompareOptions) -> int:
 def folder(options: Options, suite: str, axis: str, only: str = "") -> Path:
     """Where an audit goes: --out, or beside the edit; stacks get a folder of their own. Styles and objects apart when both are erased."""
     prompts, replay = (
-        f"{what}-{Path(given).stem}" if given else "" for what, given in (("of", options.prompts), ("replay", options.replay))
+        f"{what}-{Path(given.replace('.csv#', '-')).stem}" if given else ""
+        for what, given in (("of", options.prompts), ("replay", options.replay))
     )
     strength = f"strength-{options.strength:g}" if options.strength != 1 else ""
     name = "-".join(part for part in ("audit", suite, options.tier, prompts, strength, f"only-{only}" if only else "", replay) if part)

@@ -1,4 +1,4 @@
-"""Mean CLIP cosine of picture and prompt, with a t interval over prompts (Hessel et al., arXiv:2104.08718, without the 2.5 scale)."""
+"""CLIP cosine of picture and prompt, mean and t interval over prompts (Hessel et al., arXiv:2104.08718, without the 2.5 scale)."""
 
 from math import sqrt
 
@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from eval.statistics import Interval
+from eval.statistics import Interval, student
 
 
 class ClipAlignment(Metric):
-    """Mean of per-picture cosines (times 100), as an open_clip judge reads them."""
+    """Mean of prompts' cosines (times 100), each the mean over the prompt's pictures, as an open_clip judge reads them."""
 
     full_state_update = False
     higher_is_better = True
@@ -24,14 +24,14 @@ class ClipAlignment(Metric):
             self.add_state(name, torch.zeros((), dtype=torch.double), dist_reduce_fx="sum")
 
     def update(self, cosines: Tensor) -> None:
-        """Add cosines (N,)."""
+        """Add cosines (N,), one a prompt."""
         self.total += cosines.double().sum()
         self.squares += cosines.double().square().sum()
         self.count += cosines.numel()
 
     def compute(self) -> Interval:
-        """Mean and its normal 95 % interval; needs two pictures."""
+        """Mean and its 95 % t interval; needs two prompts."""
         n = int(self.count)
         mean = (self.total / n).item()
-        spread = 1.959964 * sqrt(max((self.squares / n).item() - mean**2, 0.0) / max(n - 1, 1))
+        spread = student(n - 1) * sqrt(max((self.squares / n).item() - mean**2, 0.0) / (n - 1))
         return Interval(mean, mean - spread, mean + spread)

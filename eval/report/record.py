@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure.errors import UserError
-from eval.gates import Gate, only_of, verdict
+from eval.gates import CLUSTERED, Gate, only_of, verdict
 from eval.placing import placed
 from eval.report.sentences import concept, conclusions, doubts, kept_by_label, sentence, skipped, threats
 from eval.statistics import Measured, rogan_gladen
@@ -51,6 +51,7 @@ def record(result: dict[str, Any], gates: Sequence[Gate]) -> dict[str, Any]:
         "as_published": result.get("published") or None,
         "replaced_by": replaced(result),
         "clip_alignment": {model: figures["clip"] for model, figures in models.items()},
+        "clip_drop": result.get("clip_drop", {}),  # none where nothing was counted
         "distance_kept": result["distance"],
         "distances": result["distances"],
         "divergence": result["divergence"],
@@ -69,7 +70,8 @@ def rate(result: dict[str, Any], name: str) -> dict[str, Any]:
         if (r := figures["rates"].get(name)) is None:  # an oracle is not attacked
             continue
         sides[model] = {"k": r["k"], "n": r["n"], "estimate": r["estimate"], "ci_low": r["low"], "ci_high": r["high"]}
-    return {"name": name, "words": WORDS[name], "ci_method": "Wilson", "level": 0.95, **sides, "paired": result["paired"].get(name)}
+    method = CLUSTERED if "effective" in result["models"]["erased"]["rates"][name] else "Wilson"
+    return {"name": name, "words": WORDS[name], "ci_method": method, "level": 0.95, **sides, "paired": result["paired"].get(name)}
 
 
 def corrected(result: dict[str, Any]) -> list[dict[str, Any]]:
