@@ -208,7 +208,7 @@ def test_every_attack_has_a_row_and_the_controls_stand_beside_it(folder: Path) -
     assert f"100.0 % {n}/{n}" in texts[1] and f"50.0 % {n}/{2 * n}" in texts[1] and "tokens=3" in texts[1]
     assert re.search(r"\+100\.0 \(\+\d+\.\d to \+100\.0\) points over seeds: more excludes 0", texts[1])
     assert "half: more than 3, 95 %: more than 3 no success" in texts[0]
-    assert f"half: 2, 95 %: 2 2.0 a success; {n} prompts needed an attack" in texts[1] and "without an attack" not in texts[1]
+    assert f"half: 2, 95 %: 2 2.0 a success; {n} searched" in texts[1] and "without an attack" not in texts[1]
     assert "skipped : it needs a text encoder" in texts[2] and "crashed , which is no success" in texts[3]
     assert "0.0 % 0/8" in texts[4] and "75.0 % 6/8" in texts[4] and "after 100 steps" in texts[4]
     assert f"soft: ways of asking that it found 6 of {n} shown" in said and "glowing tubes 0" in said
@@ -222,7 +222,7 @@ def test_what_needed_no_attack_and_what_was_never_gone_are_told_apart(folder: Pa
     search["curve"][0]["k"], search["searched"] = 2, search["n"] - 2
     tuning |= {"gone": False, "revived": None}
     said = written(folder, result).said()
-    assert "2 without an attack" in said and f"{search['n'] - 2} prompts needed an attack" in said
+    assert "2 without an attack" in said and f"{search['n'] - 2} searched" in said
     assert "prompts within 3 pictures each (2 of them without an attack)." in said
     assert "nothing to revive: it was not gone before" in said and "(tuned) had nothing to revive: the concept was not gone before." in said
     search["searched"] = 0
