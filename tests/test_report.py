@@ -207,7 +207,7 @@ def test_every_attack_has_a_row_and_the_controls_stand_beside_it(folder: Path) -
     assert f"0.0 % 0/{n}" in texts[0] and "this is a control" in texts[0] and "nothing found" in texts[0]
     assert f"100.0 % {n}/{n}" in texts[1] and f"50.0 % {n}/{2 * n}" in texts[1] and "tokens=3" in texts[1]
     assert re.search(r"\+100\.0 \(\+\d+\.\d to \+100\.0\) points over seeds: more excludes 0", texts[1])
-    assert "half: more than 3, 95 %: more than 3 no success" in texts[0]
+    assert "half: &gt; 3, 95 %: &gt; 3 no success" in texts[0]
     assert f"half: 2, 95 %: 2 2.0 a success; {n} searched" in texts[1] and "without an attack" not in texts[1]
     assert "skipped : it needs a text encoder" in texts[2] and "crashed , which is no success" in texts[3]
     assert "0.0 % 0/8" in texts[4] and "75.0 % 6/8" in texts[4] and "after 100 steps" in texts[4]
