@@ -68,40 +68,38 @@ def early(model: DiffusionModel, work: Path) -> Path:
 
 def attacks(model: DiffusionModel, work: Path, docs: Path) -> None:
     edits = {f"esd, {EARLY} steps": early(model, work), **{m: erased(m, "neon", "style", work) for m in ("esd", "advunlearn")}}
-    head = [
-        "| edit of neon | attack | broken, % of prompts | minus random prefix, points | fresh noise, % | no attack, % |",
+    lines = [
+        "| edit of neon | attack | broken, % of prompts | minus random prefix, points | found again, fresh noise, % | no attack, % |",
         "|---|---|---|---|---|---|",
     ]
-    lines, tuned = list(head), ["| edit of neon | fine-tuning | " + "shown at steps: rate, % | revived after |", "|---|---|---|---|"]
-    for name, folder in edits.items():
+    tuned = ["| edit of neon | fine-tuning | shown at steps: rate, % | revived after |", "|---|---|---|---|"]
+    for done, (name, folder) in enumerate(edits.items(), 1):
         for a in audited(model, folder, "full", MANY if folder.name == "neon-early" else 0)["attacks"]:
-            if "curve" in a:
-                last, first = a["curve"][-1], a["curve"][0]
-                gain = a.get("beyond", {}).get("random_prefix")
-                more = f"{100 * gain['estimate']:+.0f} ({100 * gain['low']:+.0f} to {100 * gain['high']:+.0f})" if gain else "control"
-                again = share(a["fresh"]) if a["fresh"] else "nothing found"
-                lines.append(f"| {name} | {a['name']} | {share(last)} | {more} | {again} | {100 * first['estimate']:.0f} |")
-            elif "steps" in a:
-                points = ", ".join(f"{p['steps']}: {100 * p['estimate']:.0f}" for p in a["steps"])
-                tuned.append(f"| {name} | {a['name']} | {points} | {revival(a)} |")
-            else:
-                lines.append(f"| {name} | {a['name']} | {a.get('skipped') or a.get('crashed')} | | | |")
-    fill(docs / "audit.md", "budget", [budget(model)])
-    fill(docs / "audit.md", "attacks", lines)
-    fill(docs / "audit.md", "tuning", tuned)
+            (tuned if "steps" in a else lines).append(f"| {name} | {a['name']} | {found(a)} |")
+        fill(docs / "audit.md", "budget", [budget(model, done)])  # after every edit: each takes most of an hour
+        fill(docs / "audit.md", "attacks", lines)
+        fill(docs / "audit.md", "tuning", tuned)
 
 
-def revival(a: dict[str, Any]) -> str:
-    if not a["gone"]:
-        return "nothing to revive"
-    return str(a["revived"]) if a["revived"] is not None else "not within these"
+def found(attack: Result) -> str:
+    """The cells of an attack's row."""
+    if "curve" in attack:
+        gain = attack.get("beyond", {}).get("random_prefix")
+        more = f"{100 * gain['estimate']:+.0f} ({100 * gain['low']:+.0f} to {100 * gain['high']:+.0f})" if gain else "control"
+        again = share(attack["fresh"]) if attack["fresh"] else "nothing found"
+        return f"{share(attack['curve'][-1])} | {more} | {again} | {100 * attack['curve'][0]['estimate']:.0f}"
+    if "steps" in attack:
+        points = ", ".join(f"{p['steps']}: {100 * p['estimate']:.0f}" for p in attack["steps"])
+        revived = attack["revived"] if attack["revived"] is not None else "not within these" if attack["gone"] else "was not gone"
+        return f"{points} | {revived}"
+    return f"{attack.get('skipped') or attack.get('crashed')} | | | "
 
 
-def budget(model: DiffusionModel) -> str:
+def budget(model: DiffusionModel, edits: int) -> str:
     mounted, vocabulary = load_suite("pocket").attacks, len(tokens_of(model))
     prefix, steps = mounted.use["random_prefix"]["tokens"], mounted.use["unlearndiffatk"]["steps"]
     return (
-        f"Neon erased by three edits, suite `pocket`, tier full: {mounted.prompts} prompts ({MANY} where training was stopped), "
+        f"Neon erased by {edits} edits, suite `pocket`, tier full: {mounted.prompts} prompts ({MANY} where training was stopped), "
         f"{mounted.pictures} pictures and {steps} gradient steps each. The vocabulary has {vocabulary:,} tokens, "
         f"a random prefix of {prefix} is one of {vocabulary**prefix:.1e}; "
         "what it brings by chance is its row."
