@@ -3,15 +3,28 @@
 No torch here.
 """
 
-import math
 import re
+from collections.abc import Callable
 from string import Formatter
-from typing import Annotated, Any, Literal, NotRequired, TypedDict
+from typing import Annotated, Any, Literal, NotRequired
+
+from pydantic import AfterValidator, Field
+from typing_extensions import TypedDict
 
 from erasure.concept import Kind
 from eval.gates import TIERS, Tier
 from eval.readers import HUB
-from eval.shapes import Limit
+
+
+def limit(holds: Callable[[Any], object], words: str) -> AfterValidator:
+    """What must hold of a value beyond its type; the words follow "must be"."""
+
+    def held(value: Any) -> Any:
+        if not holds(value):
+            raise ValueError(f"must be {words}")
+        return value
+
+    return AfterValidator(held)
 
 
 def fills_both(template: str) -> bool:
@@ -23,17 +36,23 @@ def fills_both(template: str) -> bool:
     return places == {("style", "", None), ("object", "", None)}  # name, format, conversion
 
 
+def names_judge(given: Any) -> bool:
+    """Whether it is text, or a mapping from text."""
+    return isinstance(given, str) or (isinstance(given, dict) and all(isinstance(key, str) for key in given))
+
+
 FOLDER = re.compile(r"[\w-][\w.-]{0,79}")
-Text = Annotated[str, Limit(str.strip, "text")]
-Name = Annotated[str, Limit(FOLDER.fullmatch, "letters, digits, _, - and . alone, at most 80 and no dot first (it names a folder)")]
-Template = Annotated[str, Limit(fills_both, "text with {style} and {object}, and nothing else in braces")]
-Source = Annotated[str, Limit(str.strip, f"a path or {HUB}ORG/NAME/FILE")]
-Count = Annotated[int, Limit(lambda n: n >= 1, "a whole number from 1 on")]
-Steps = Annotated[int, Limit(lambda n: 1 <= n <= 1000, "a whole number from 1 to 1000")]
-Guidance = Annotated[float, Limit(lambda scale: 0 <= scale < math.inf, "a number from 0 on")]
-Labels = Annotated[dict[str, Text], Limit(len, "a mapping of labels to words")]
-Judge = str | dict[str, Any]
-EVERY = Limit(lambda tiers: len(tiers) == len(TIERS), f"a mapping with each of {', '.join(TIERS)}")
+Text = Annotated[str, limit(str.strip, "text that is not blank")]
+Name = Annotated[str, limit(FOLDER.fullmatch, "letters, digits, _, - and . alone, at most 80 and no dot first (it names a folder)")]
+Template = Annotated[str, limit(fills_both, "text with {style} and {object}, and nothing else in braces")]
+Source = Annotated[str, limit(str.strip, f"a path or {HUB}ORG/NAME/FILE")]
+Count = Annotated[int, Field(ge=1)]
+Steps = Annotated[int, Field(ge=1, le=1000)]
+Guidance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Labels = Annotated[dict[str, Text], Field(min_length=1)]
+Pair = Annotated[list[Count], Field(min_length=2, max_length=2)]
+Judge = Annotated[Any, limit(names_judge, "the name of a judge, or a mapping of it and its fields")]
+EVERY = limit(lambda tiers: len(tiers) == len(TIERS), f"a mapping with each of {', '.join(TIERS)}")
 
 
 class AliasFile(TypedDict):
@@ -65,7 +84,7 @@ class GridFile(TypedDict):
     mutations: list[str]
     steps: Steps
     guidance: Guidance
-    tiers: Annotated[dict[Tier, tuple[Count, Count]], EVERY]
+    tiers: Annotated[dict[Tier, Pair], EVERY]
     apart: list[str]
     judges: dict[Literal["style", "object", "clip"], Judge]
     styles: Labels

@@ -59,11 +59,12 @@ POCKET = {"style": {"judge": "pocket_style"}, "object": {"judge": "pocket_object
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"attacks": Attacks(use={"soft_prefix": {"steps": "abc"}})}, "attack soft_prefix: steps must be a whole number, got 'abc'"),
+        ({"attacks": Attacks(use={"soft_prefix": {"steps": "abc"}})}, "attack soft_prefix: steps must be a valid integer, got 'abc'"),
         (
             {"attacks": Attacks(use={"again": {"attack": "relearning", "steps": 2.5}})},
-            "attack again: steps must be a whole number, got 2.5",
+            "attack again: steps must be a valid integer, got 2.5",
         ),
+        ({"attacks": Attacks(use={"soft_prefix": {"steps": True}})}, "attack soft_prefix: steps must be a valid integer, got True"),
         ({"attacks": Attacks(use={"again": {"attack": "relearning", "data": "benine"}})}, "Did you mean 'benign'"),
         ({"attacks": Attacks(use={"random_prefix": {"tokens": 0}})}, "tokens must be at least 1"),
         ({"judges": {**POCKET, "clip": {"judge": "open_clip", "modl": "x"}}}, "key in suite pocket, judge open_clip 'modl'. Did you mean"),
@@ -71,7 +72,7 @@ POCKET = {"style": {"judge": "pocket_style"}, "object": {"judge": "pocket_object
         ({"judges": {**POCKET, "style": {"judge": "pocket_style", "calibration": "no.json"}}}, "no calibration at no.json"),
         ({"features": {"extractor": "inceptoin", "weights": "x"}}, "Did you mean 'inception'"),
         ({"features": {"extractor": "inception"}}, "extractor inception lacks weights"),
-        ({"features": {"extractor": "inception", "weights": 3}}, "extractor inception: weights must be a path, got 3"),
+        ({"features": {"extractor": "inception", "weights": 3}}, "extractor inception: weights must be a valid string, got 3"),
     ],
 )
 def test_what_cannot_be_built_is_refused_before_anything_is_drawn(edit: Edit, change: dict[str, Any], words: str) -> None:
