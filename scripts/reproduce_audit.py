@@ -101,7 +101,7 @@ def budget(model: DiffusionModel, edits: int) -> str:
     return (
         f"Neon erased by {edits} edits, suite `pocket`, tier full: {mounted.prompts} prompts ({MANY} where training was stopped), "
         f"{mounted.pictures} pictures and {steps} gradient steps each. The vocabulary has {vocabulary:,} tokens, "
-        f"a random prefix of {prefix} is one of {vocabulary**prefix:.1e}; "
+        f"a random prefix of {prefix} is one of {vocabulary**prefix:,}; "
         "what it brings by chance is its row."
     )
 
