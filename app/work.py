@@ -1,7 +1,5 @@
 """What a job's own process does: erase, then audit."""
 
-import os
-import threading
 import time
 import traceback
 from pathlib import Path
@@ -72,14 +70,3 @@ def audited(model: DiffusionModel, folder: Path, spec: Spec, edits: list[Edit]) 
         write(folder / name, audit(model, edits, plan, folder / name), plan.suite.gates)
         names.append(name)
     return names
-
-
-def die_with(parent: int) -> None:
-    """End this process soon after its parent has ended, so that no orphan keeps the cores."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Sequence
 
 from erasure.errors import UserError
@@ -12,8 +14,7 @@ from erasure.errors import UserError
 def together(argv: Sequence[str], workers: int) -> None:
     """Run `erasure audit argv` in that many processes, one share each; returns when all are done.
 
-    One thread a process uses a processor better than threads in one process do, as long as a step is small. The first process shows its
-    progress; what another one said is shown if it fails.
+    The first process shows its progress; what another one said is shown if it fails. They end with this process, also when it is killed.
 
     Raises:
         UserError: a process failed; what is done stays.
@@ -23,7 +24,7 @@ def together(argv: Sequence[str], workers: int) -> None:
     with tempfile.TemporaryFile("w+") as said:
         started = []
         for i in range(1, workers + 1):
-            command = [sys.executable, "-m", "app.cli", "audit", *(a for a in argv if a != "--fresh")]
+            command = [sys.executable, "-m", "app.workers", str(os.getpid()), "audit", *(a for a in argv if a != "--fresh")]
             command += ["--workers", "1", "--shard", f"{i}/{workers}"]  # the last of two flags counts
             started.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=None if i == 1 else said))
         try:
@@ -35,3 +36,21 @@ def together(argv: Sequence[str], workers: int) -> None:
         if any(codes):
             sys.stderr.write("".join(said.readlines()[-20:]))
             raise UserError(f"{sum(map(bool, codes))} of {workers} workers failed; the same command continues with what is done.")
+
+
+def die_with(parent: int) -> None:
+    """End this process soon after its parent has ended, so that no orphan keeps the cores."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+if __name__ == "__main__":
+    from app.cli import main
+
+    die_with(int(sys.argv[1]))
+    sys.exit(main(sys.argv[2:]))

@@ -19,7 +19,7 @@ from eval.cases import Case
 from eval.suites import Suite
 
 AT_ONCE = 45  # pictures drawn together, at most
-PLACES = 8 * 64 * 64  # places of latents drawn together, at most: eight pictures of 512 pixels fit beside Stable Diffusion in 24 GB
+PLACES = 8 * 64 * 64  # places of latents drawn together, at most: eight pictures of Stable Diffusion 1.5
 
 
 @dataclass(frozen=True)

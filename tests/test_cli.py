@@ -238,6 +238,15 @@ def test_workers_that_fail_are_told(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "from 1 on" in complain(["audit", str(tmp_path), "--workers", "0"], capsys)
 
 
+def test_a_worker_ends_with_whoever_started_it() -> None:
+    worker = "from app.workers import die_with; import sys, time; die_with(int(sys.argv[1])); time.sleep(600)"
+    starter = f"import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', {worker!r}, str(os.getpid())]); print('on', flush=True)"
+    parent = subprocess.Popen([sys.executable, "-c", f"{starter}; import time; time.sleep(600)"], stdout=subprocess.PIPE)
+    assert parent.stdout is not None and parent.stdout.readline() == b"on\n"
+    parent.kill()
+    parent.communicate(timeout=120)  # the pipe ends when the worker, who holds it too, is gone
+
+
 @pytest.mark.parametrize("command", ["audit", "audit answers", "audit sequence", "audit report", "erase", "export", "demo", "studio"])
 def test_every_option_says_what_it_is(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A comment that the formatter moved to another line is no help text any more."""

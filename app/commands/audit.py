@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from erasure.edit import Edit
     from erasure.families.base import DiffusionModel
     from eval.audit import Audit
-    from eval.suites import Axis
+    from eval.suites import Suite
 
 
 INCOMPLETE = 2
@@ -119,7 +119,7 @@ def run(options: Options, argv: Sequence[str]) -> int:
         raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
     name, concept = asked(options.suite)
     suite = load_suite(name, options.prompts)
-    model, edits = loaded(options, suite.find(concept) if concept else None)
+    model, edits = loaded(options, claimed(suite, concept) if concept else None)
     plans = Audit.of(edits, suite, options.tier, read_list(options.replay) if options.replay else (), options.only)
     both = len(plans) > 1
     plans = about(concept, plans) if concept else plans
@@ -154,6 +154,12 @@ def asked(suite: str) -> tuple[str, str]:
     return name, concept
 
 
+def claimed(suite: "Suite", concept: str) -> tuple[Kind, str]:
+    """Kind and name of what an erasure made elsewhere is said to erase by SUITE/CONCEPT."""
+    axis, label = suite.find(concept)
+    return (suite.listed.kind, concept) if suite.listed else (axis, label)
+
+
 def about(concept: str, plans: Sequence["Audit"]) -> list["Audit"]:
     """The audit of that concept among those of what the edits erase.
 
@@ -180,7 +186,7 @@ def shard(given: str) -> tuple[int, int]:
     return int(first) - 1, int(of)
 
 
-def loaded(options: Options, about: "tuple[Axis, str] | None" = None) -> tuple["DiffusionModel", list["Edit"]]:
+def loaded(options: Options, about: tuple[Kind, str] | None = None) -> tuple["DiffusionModel", list["Edit"]]:
     """The base model and the edits on it, a foreign erasure among them, which is of `about` if no --concept is given.
 
     Raises:
@@ -195,7 +201,8 @@ def loaded(options: Options, about: "tuple[Axis, str] | None" = None) -> tuple["
 
     kind, concept = (options.kind, options.concept) if options.concept or about is None else about
     strangers = [path for path in options.edits if not is_edit(str(path))]
-    if not strangers or not (options.concept or any(path.exists() for path in strangers)):
+    elsewhere = options.concept or (about and options.model and options.out)  # or else a path that is not there is a mistyped edit
+    if not strangers or not (elsewhere or any(path.exists() for path in strangers)):
         edits = [Edit.load(path) for path in options.edits]
         if options.concept:
             raise UserError("--concept is for erasures made elsewhere; this edit says itself what it erases. Leave it out.")

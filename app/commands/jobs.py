@@ -75,7 +75,8 @@ def main(argv: list[str]) -> int:
 
 
 def run_one(options: OneOptions) -> int:
-    from app.work import die_with, work
+    from app.work import work
+    from app.workers import die_with
 
     if options.parent:
         die_with(options.parent)
