@@ -20,6 +20,7 @@ from figures import fill
 from measure_pocket import JUDGES, cells, draw, right, share
 from reproduce_methods import cell as rate_cell
 from reproduce_methods import erased, rate
+from torchmetrics.functional import kendall_rank_corrcoef
 from torchvision.utils import save_image
 from tqdm import tqdm
 from train_references import REFERENCES
@@ -158,13 +159,9 @@ def ranks(points: list[tuple[str, str, float, float]]) -> str:
     """Whether UA and nearness rank the methods alike (Kendall's tau-b; no interval: the methods are few and chosen by us)."""
     said = []
     for label in dict.fromkeys(point[0] for point in points):
-        mine = [(ua, way) for where, _, ua, way in points if where == label]
-        pairs = [(a, b) for i, a in enumerate(mine) for b in mine[i + 1 :]]
-        sign = [((a[0] > b[0]) - (a[0] < b[0]), (a[1] > b[1]) - (a[1] < b[1])) for a, b in pairs]
-        agree, both = sum(x * y for x, y in sign), [sum(bool(s[i]) for s in sign) for i in (0, 1)]
-        tau = agree / (both[0] * both[1]) ** 0.5 if all(both) else float("nan")
-        same = sum(x * y > 0 for x, y in sign)
-        said.append(f"{label}: of {len(pairs)} pairs of methods UA and way by KID order {same} alike, Kendall's tau-b {tau:.2f}.")
+        ua, way = torch.tensor([(ua, way) for where, _, ua, way in points if where == label]).T
+        tau = kendall_rank_corrcoef(ua, way).item()
+        said.append(f"{label}: Kendall's tau-b of UA and way by KID over {len(ua)} methods is {tau:.2f} (1: the same order).")
     return " ".join(said)
 
 
