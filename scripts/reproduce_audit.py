@@ -1,7 +1,7 @@
 """Reproduce the figures of docs/audit.md: what pocket's erasures do under other words, and what attacks bring back.
 
     python scripts/reproduce_audit.py --work runs/audit --part words
-    python scripts/reproduce_audit.py --work runs/audit --part attacks    # most of an hour an edit on two cores
+    python scripts/reproduce_audit.py --work runs/audit --part attacks    # about half an hour an edit on two cores
 
 Run folders under --work are resumed.
 """
@@ -76,7 +76,7 @@ def attacks(model: DiffusionModel, work: Path, docs: Path) -> None:
     for done, (name, folder) in enumerate(edits.items(), 1):
         for a in audited(model, folder, "full", MANY if folder.name == "neon-early" else 0)["attacks"]:
             (tuned if "steps" in a else lines).append(f"| {name} | {a['name']} | {found(a)} |")
-        fill(docs / "audit.md", "budget", [budget(model, done)])  # after every edit: each takes most of an hour
+        fill(docs / "audit.md", "budget", [budget(model, done)])  # after every edit: each takes about half an hour
         fill(docs / "audit.md", "attacks", lines)
         fill(docs / "audit.md", "tuning", tuned)
 

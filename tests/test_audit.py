@@ -33,6 +33,7 @@ from eval.report.record import SCHEMA
 from eval.samples import attempts
 from eval.statistics import paired_difference
 from eval.suites import Suite, load_suite
+from tests import tiny
 from tests.test_esd import SMALL
 
 STYLES, OBJECTS = ["plain", "neon", "sketch", "none"], ["boat", "tree", "none"]
@@ -253,10 +254,9 @@ def tiny_suite() -> Suite:
 
 
 @pytest.fixture
-def big(model: StableDiffusion) -> StableDiffusion:
-    """A tiny model whose pictures have pocket's size."""
-    model.latent_shape = (4, 32, 32)
-    return model
+def big() -> StableDiffusion:
+    """A tiny model whose latents and pictures have pocket's size."""
+    return StableDiffusion(tiny.pipeline(size=16, levels=3), "tiny", "fp32")
 
 
 def erased(model: StableDiffusion, concepts: list[Concept], out: Path, seed: int = 0) -> Edit:

@@ -28,7 +28,7 @@ def small_plan(tmp_path: Path, methods: tuple[str, ...] = ("esd",), concepts: tu
     """A plan on a tiny model whose pictures have pocket's size, audited with a suite of six cells."""
     model = tmp_path / "model"
     if not model.exists():
-        tiny.folder(model, size=32)
+        tiny.folder(model, size=16, levels=3)
     suite = yaml.safe_load((PROMPTS / "pocket.yaml").read_text())
     suite |= {"steps": 2, "styles": {k: suite["styles"][k] for k in ("plain", "neon", "sketch")}}
     suite |= {"objects": {k: suite["objects"][k] for k in ("boat", "tree")}}

@@ -83,8 +83,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StableDiffu
     place = tmp_path_factory.mktemp("report") / "it's here"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ERASURE_CACHE", str(place / "cache"))
-        model = StableDiffusion(tiny.pipeline(), "tiny", "fp32")
-        model.latent_shape = (4, 32, 32)
+        model = StableDiffusion(tiny.pipeline(size=16, levels=3), "tiny", "fp32")
         edit = erased(model, [Concept(name="neon", kind="style")], place / "edit")
         (plan,) = Audit.of([edit], tiny_suite(), "smoke")
         audit(model, [edit], plan, place / "edit" / "audit")

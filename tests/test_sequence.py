@@ -112,7 +112,7 @@ class Made:
     """A tiny model on disk, a suite, and edits: neon and sketch on the base, glass and boat on top of neon."""
 
     def __init__(self, place: Path) -> None:
-        self.place, self.source, self.file = place, tiny.folder(place / "model", size=32), cut(place / "small.yaml")
+        self.place, self.source, self.file = place, tiny.folder(place / "model", size=16, levels=3), cut(place / "small.yaml")
         self.suite: Suite = load_suite(str(self.file))
         model = self.model()
         model.latent_shape = (4, 8, 8)  # quicker, and what moves does not depend on it

@@ -13,7 +13,8 @@ def tokenizer(context: int = 16) -> CLIPTokenizer:
     return CLIPTokenizer(vocab={w: i for i, w in enumerate(words)}, merges=[], model_max_length=context)
 
 
-def pipeline(prediction: str = "epsilon", width: int = 16, seed: int = 0, size: int = 8) -> StableDiffusionPipeline:
+def pipeline(prediction: str = "epsilon", width: int = 16, seed: int = 0, size: int = 8, levels: int = 2) -> StableDiffusionPipeline:
+    """One of `size` latent places a side and pictures of 2 ** (levels - 1) as many pixels."""
     torch.manual_seed(seed)
     tokens = tokenizer()
     text = CLIPTextModel(
@@ -40,9 +41,9 @@ def pipeline(prediction: str = "epsilon", width: int = 16, seed: int = 0, size: 
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
     )
     vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(8,) * levels,
         layers_per_block=1,
         norm_num_groups=4,
         latent_channels=4,
