@@ -24,7 +24,7 @@ from erasure.edit import Edit, EditInfo
 from erasure.errors import UserError
 from erasure.families.base import Cost, DiffusionModel, canonical
 from erasure.forms import DOWN, UP
-from erasure.loading import HUB_ID, first_line
+from erasure.loading import HUB_ID, first_line, unread
 
 FACTORS = {"A.weight": DOWN, "B.weight": UP}  # after `.lora_`
 TEXT_ATTENTION = re.compile(r"\.to_(q|k|v|out)_lora\.(down|up)")  # how diffusers renames kohya's text encoder
@@ -50,7 +50,8 @@ def foreign(model: DiffusionModel, source: str, concepts: Sequence[Concept]) -> 
     except UserError:
         raise
     except (OSError, ValueError, KeyError, SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"{source} cannot be read as an erasure: {first_line(error)}") from error
+        reason = "cannot be read as an erasure" if Path(source).exists() else unread(Path(source))
+        raise UserError(f"{source} {reason}: {first_line(error)}") from error
     tensors = _moved(model, source, found)
     return Edit(
         tensors,

@@ -68,10 +68,11 @@ def _open(path: str, source: str, dtype: torch.dtype) -> Any:
     except SafetensorError as error:
         raise UserError(f"{source} holds a broken safetensors file ({error}); copy or download it again.") from error
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{source} {_reason(folder)}: {first_line(error)}") from error
+        raise UserError(f"{source} {unread(folder)}: {first_line(error)}") from error
 
 
-def _reason(folder: Path) -> str:
+def unread(folder: Path) -> str:
+    """Why nothing can be read behind a path or hub id, as the rest of a sentence."""
     if folder.is_file():
         return "cannot be read as one file (its layout is looked up on the hub; without network convert it to a diffusers folder first)"
     if folder.is_dir():

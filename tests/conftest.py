@@ -1,4 +1,3 @@
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -6,8 +5,6 @@ import pytest
 
 from erasure.families.stable_diffusion import StableDiffusion
 from tests import tiny
-
-os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture(autouse=True)
