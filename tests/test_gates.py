@@ -10,6 +10,7 @@ from erasure.errors import UserError
 from eval.cases import OTHERWISE, PLAIN
 from eval.counting import paired
 from eval.gates import EXIT, PAIRED, Gate, gates, verdict
+from eval.report.sentences import sentence
 from eval.suites import load_suite
 
 ERASED = Gate(name="erased", rate="UA", at_least=0.9)
@@ -42,6 +43,8 @@ def test_the_number_that_would_decide_decides() -> None:
     (gate,) = verdict([ERASED], result(93, 100))["gates"]
     n = gate["needed"]
     assert verdict([ERASED], result(round(0.93 * n), n))["state"] == "PASS"
+    assert f"about {n:,} pictures would decide" in sentence(gate)
+    assert f"about {n:,} prompts would decide" in sentence({**gate, "rate": "UA_attacked"})
 
 
 def test_kept_is_shown_and_not_assumed() -> None:

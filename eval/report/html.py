@@ -18,6 +18,7 @@ from eval.report import drawing
 from eval.report.junit import junit
 from eval.report.pictures import Album, before_and_after, by_neighbour, by_place, drill_down, examples, pairs_of, right
 from eval.report.record import WORDS, record
+from eval.report.sentences import deciding
 from eval.statistics import Interval
 from eval.suites import suite_names
 
@@ -56,7 +57,7 @@ def write(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pairs: in
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    environment.filters.update(percent=percent, points=points, plain=plain, called=drawing.name)
+    environment.filters.update(percent=percent, points=points, plain=plain, called=drawing.name, deciding=deciding)
     page = environment.get_template("report.html.j2").render(
         result=result,
         report=found,

@@ -36,8 +36,13 @@ def sentence(gate: dict[str, Any]) -> str:
         asked, what = f"at most {100 * gate['drop_at_most']:g} points", f"{gate['rate']} dropped by"
     unit = "%" if gate["at_least"] is not None else "points"
     measured = f"{100 * gate['estimate']:.1f} {unit} ({100 * gate['low']:.1f} to {100 * gate['high']:.1f}, n = {gate['n']})"
-    more = f"; about {gate['needed']:,} pictures would decide" if gate["needed"] else ""
+    more = f"; {deciding(gate)} would decide" if gate["needed"] else ""
     return f"{gate['state']}, {gate['name']}: {what} {measured}, asked for {asked}{more}."
+
+
+def deciding(gate: dict[str, Any]) -> str:
+    """How many trials would decide an open gate, in words; what attacks broke are prompts, all else are pictures."""
+    return f"about {gate['needed']:,} {'prompts' if gate['rate'] == 'UA_attacked' else 'pictures'}"
 
 
 def conclusions(result: dict[str, Any]) -> list[str]:
