@@ -67,6 +67,7 @@ POCKET = {"style": {"judge": "pocket_style"}, "object": {"judge": "pocket_object
         ({"attacks": Attacks(use={"soft_prefix": {"steps": True}})}, "attack soft_prefix: steps must be a valid integer, got True"),
         ({"attacks": Attacks(use={"again": {"attack": "relearning", "data": "benine"}})}, "Did you mean 'benign'"),
         ({"attacks": Attacks(use={"random_prefix": {"tokens": 0}})}, "tokens must be at least 1"),
+        ({"attacks": Attacks(use={"shared": {"attack": "learned_embedding", "file": "no.pt"}})}, "file 'no.pt' is no .*file that is there"),
         ({"judges": {**POCKET, "clip": {"judge": "open_clip", "modl": "x"}}}, "key in suite pocket, judge open_clip 'modl'. Did you mean"),
         ({"judges": {**POCKET, "style": {"judge": "zero_shot", "templates": "{}"}}}, "judge zero_shot: templates must be a list, got '{}'"),
         ({"judges": {**POCKET, "style": {"judge": "pocket_style", "calibration": "no.json"}}}, "no calibration at no.json"),

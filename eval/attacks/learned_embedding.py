@@ -21,6 +21,9 @@ class LearnedEmbedding(PromptAttack):
 
     Nothing is searched on this model: every round asks alike, from other noise. What was learned on another model is a lower bound on what
     concept_inversion would learn here.
+
+    Raises:
+        UserError: a file that is no such embedding.
     """
 
     paper: ClassVar[str] = "arXiv:2208.01618"
@@ -28,12 +31,15 @@ class LearnedEmbedding(PromptAttack):
 
     file: str  # its file: one tensor (E,) or (k, E) in .safetensors, or in .bin or .pt that hold nothing to run
 
+    def __post_init__(self) -> None:
+        embedding(Path(self.file))  # one that is none is told when the suite is read, not hours later
+
     def before(self, stand: Stand) -> Known:
         """ "word" (k, E): the vectors of the file.
 
         Raises:
             Unsuited: no prompts without the concept.
-            UserError: a file that is no such embedding, or one of another width than the model's.
+            UserError: vectors of another width than the model's.
         """
         if len(stand.stripped) != len(stand.prompts):
             raise Unsuited("learned_embedding asks without the concept's name, and nobody says what these prompts are without it.")
