@@ -44,7 +44,9 @@ def tensors(path: Path, key: str) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, EOFError, OSError, RuntimeError, KeyError, ValueError, AttributeError, IndexError) as error:
+    except UnpicklingError as error:  # torch's own words advise to load it all the same
+        raise UserError(f"{path} is broken or holds more than tensors, which is never loaded; take a .safetensors file.") from error
+    except (SafetensorError, EOFError, OSError, RuntimeError, KeyError, ValueError, AttributeError, IndexError) as error:
         raise UserError(f"{path} is broken or holds more than tensors, which is never loaded: {first_line(error)}.") from error
     if key and not (isinstance(found, dict) and key in found):
         raise UserError(f"{path} lacks {key!r}, under which the state dict is expected.")
