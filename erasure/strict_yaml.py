@@ -1,5 +1,6 @@
 """YAML as suites and plans are written, read strictly: no key twice, and no anchors. No torch here."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -43,3 +44,7 @@ class _Strict(yaml.SafeLoader):
                 raise MarkedYAMLError(problem=f"the key {key!r} stands twice; leave one of them out", problem_mark=node_of_key.start_mark)
             seen.add(key)
         return found
+
+
+# YAML 1.1, which PyYAML speaks, takes 1e-3 for text because it has no point; 1.2 (10.3.2) and everybody who writes a learning rate do not
+_Strict.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789"))

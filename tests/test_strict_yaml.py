@@ -48,6 +48,11 @@ def test_plain_yaml_is_read(tmp_path: Path) -> None:
     }
 
 
+def test_a_number_with_an_exponent_needs_no_point(tmp_path: Path) -> None:
+    text = "[1e-3, -1E+3, 2.e4, 1.0e-3, 12, 0x1e, '1e-3', 1e, e3, 1e-3x]"
+    assert read_yaml(written(tmp_path, text)) == [0.001, -1000.0, 20000.0, 0.001, 12, 30, "1e-3", "1e", "e3", "1e-3x"]
+
+
 def test_a_suite_cannot_lose_its_gates_to_a_second_key(tmp_path: Path) -> None:
     text = (PROMPTS / "pocket.yaml").read_text(encoding="utf-8")
     with pytest.raises(UserError, match=rf"line {text.count(chr(10)) + 1}: the key 'gates' stands twice"):
