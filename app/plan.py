@@ -3,18 +3,43 @@
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
+
+from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12 on
 
 from erasure.concept import Concept, Kind
 from erasure.errors import UserError, unknown
 from erasure.run import digest, read_json, write_json
+from erasure.shapes import check
 from erasure.strict_yaml import read_yaml
+from eval.gates import Tier
 
 SETTINGS = ("model", "out", "suite", "tier", "seed", "kind", "method", "fields")
 ENTRY = ("concept", "kind", "anchor", "prompts", "method", "fields", "seed", "model", "suite", "tier")
-CONCEPT = tuple(f.name for f in fields(Concept))
+
+
+class _Concept(TypedDict):
+    name: str
+    kind: NotRequired[Kind]
+    prompts: NotRequired[list[str]]
+    anchor: NotRequired[str]
+    aliases: NotRequired[list[str]]
+
+
+class _Job(TypedDict, total=False):
+    method: str
+    seed: int
+    model: str
+    suite: str
+    tier: Tier
+
+
+class _Record(_Job, total=False):
+    concepts: list[_Concept]
+    edits: list[str]
+    fields: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,20 +81,14 @@ class Spec:
         """Read such a file.
 
         Raises:
-            UserError: no such file, unknown keys, values that are no concept.
+            UserError: no such file, unknown keys, values of another type, values that are no concept.
         """
         record = read_json(path)
         if not isinstance(record, dict) or not (record.get("concepts") or record.get("edits")):
             raise UserError(f"{path} is no job: expected a mapping with concepts (or edits), method, fields, seed, model, suite and tier.")
-        allowed = [f.name for f in fields(cls)]
-        for key in record:
-            if key not in allowed:
-                raise unknown(f"key in {path}", key, allowed)
-        try:
-            concepts = tuple(Concept.from_record(c) for c in record.get("concepts", ()))
-            return cls(**{**record, "concepts": concepts, "edits": tuple(record.get("edits", ()))})
-        except TypeError as error:
-            raise UserError(f"{path}: {error}.") from error
+        check(record, _Record, str(path))
+        concepts = tuple(Concept.from_record(c) for c in record.get("concepts", ()))
+        return cls(**{**record, "concepts": concepts, "edits": tuple(record.get("edits", ()))})
 
 
 @dataclass(frozen=True)
@@ -95,6 +114,9 @@ def load_plan(path: Path) -> Plan:
     for key in record:
         if key not in (*SETTINGS, "jobs"):
             raise unknown(f"key in {path}", key, (*SETTINGS, "jobs"))
+    out = record.get("out") or str(Path("runs") / path.stem)
+    if not isinstance(out, str):
+        raise UserError(f"{path}: out must be a folder, got {out!r}.")
     common = {key: value for key, value in record.items() if key not in ("jobs", "out")}
     specs: dict[str, Spec] = {}
     for number, entry in enumerate(record["jobs"], 1):
@@ -105,7 +127,7 @@ def load_plan(path: Path) -> Plan:
             if spec.folder_name in specs:
                 raise UserError(f"{where} asks again for a job that stands above it: {spec.name}, seed {spec.seed}.")
             specs[spec.folder_name] = spec
-    return Plan(tuple(specs.values()), Path(record.get("out") or Path("runs") / path.stem))
+    return Plan(tuple(specs.values()), Path(out))
 
 
 def expand(entry: dict[str, Any], where: str) -> Iterator[Spec]:
@@ -120,26 +142,23 @@ def expand(entry: dict[str, Any], where: str) -> Iterator[Spec]:
     for concept in _list(entry["concept"]):
         concepts = _concepts(concept, entry, where)
         for method, seed, model, suite, *values in itertools.product(*axes, *options.values()):
-            if not isinstance(seed, int) or isinstance(seed, bool):
-                raise UserError(f"{where}: a seed is a whole number, got {seed!r}.")
-            spec = Spec(concepts=concepts, method=str(method), fields=dict(zip(options, values, strict=True)), seed=seed, model=str(model))
-            yield replace(spec, suite=str(suite or ""), tier=str(entry.get("tier", "smoke")))
+            asked = {"method": method, "seed": seed, "model": model, "suite": suite or "", "tier": entry.get("tier", "smoke")}
+            check(asked, _Job, where)
+            yield Spec(concepts=concepts, fields=dict(zip(options, values, strict=True)), **asked)
 
 
 def _concepts(value: Any, entry: dict[str, Any], where: str) -> tuple[Concept, ...]:
     """ "a; b" means both in one edit; a mapping sets the fields of one concept."""
-    shared = {"kind": entry.get("kind", "style"), "anchor": entry.get("anchor", ""), "prompts": tuple(entry.get("prompts", ()))}
-    if isinstance(value, dict):
-        for key in value:
-            if key not in CONCEPT:
-                raise unknown(f"key of a concept in {where}", key, CONCEPT)
-        if "name" not in value:
-            raise UserError(f"{where}: a concept written as a mapping needs a name, got {value!r}.")
-        return (Concept.from_record({**shared, **value}),)
-    if not isinstance(value, str):
+    shared = {key: entry[key] for key in ("kind", "anchor", "prompts") if key in entry}
+    if isinstance(value, str):
+        records = [{**shared, "name": name.strip()} for name in value.split(";")]
+    elif isinstance(value, dict):
+        records = [{**shared, **value}]
+    else:
         raise UserError(f"{where}: a concept is a name or a mapping with a name, got {value!r}.")
-    kind: Kind = shared["kind"]
-    return tuple(Concept(name=name.strip(), kind=kind, anchor=shared["anchor"], prompts=shared["prompts"]) for name in value.split(";"))
+    for record in records:
+        check(record, _Concept, f"{where}, concept")
+    return tuple(Concept.from_record(record) for record in records)
 
 
 def _mapping(entry: dict[str, Any], where: str) -> dict[str, Any]:

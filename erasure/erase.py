@@ -23,6 +23,7 @@ from erasure.families.base import DiffusionModel
 from erasure.known import DoubtfulConcept, Known, known
 from erasure.methods.base import Change, Guided, Method, Play, Solved, Trained
 from erasure.run import Run, cache_folder, digest, write_json
+from erasure.shapes import built
 from erasure.training import Loop, train
 
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
@@ -39,7 +40,7 @@ def configure(
     """Method and concepts with the recipe filled in where nothing was given, and what differs from the paper's defaults.
 
     Raises:
-        UserError: a field the method does not have.
+        UserError: a field the method does not have, or a value of another type.
     """
     values = recipe(cls, concepts, family)
     prompts, anchor = values.pop("prompts", ()), values.pop("anchor", "")
@@ -51,8 +52,8 @@ def configure(
     for name in given:
         if name not in allowed:
             raise unknown("field", name, allowed)
-    values.update(given)
-    method = cls(**values)
+    values.update({name: tuple(value) if isinstance(value, list) else value for name, value in given.items()})  # files have lists alone
+    method = built(cls, values, f"method {cls.__module__.rsplit('.', 1)[-1]}")
     differs = {f.name: getattr(method, f.name) for f in fields(cls) if getattr(method, f.name) != f.default}
     return method, concepts, differs
 

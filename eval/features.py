@@ -16,9 +16,9 @@ from torchmetrics.image.fid import NoTrainInceptionV3
 
 from erasure.errors import UserError, unknown
 from erasure.pocket.canvas import SIZE
+from erasure.shapes import built
 from eval.judges import _open_clip, _pocket
 from eval.judges.base import MissingWeights
-from eval.shapes import built
 
 
 @dataclass(frozen=True, kw_only=True)

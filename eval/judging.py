@@ -9,11 +9,11 @@ from typing import Any
 from erasure.discover import load
 from erasure.errors import UserError, unknown
 from erasure.run import digest, write_bytes
+from erasure.shapes import built
 from eval.calibration import FOLDER, Calibration
 from eval.counting import Row
 from eval.judges.base import Judge, MissingWeights
 from eval.samples import Attempt, batches
-from eval.shapes import built
 from eval.suites import Axis, Suite
 
 AXES: tuple[Axis, Axis] = ("style", "object")

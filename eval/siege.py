@@ -25,11 +25,11 @@ from erasure.erase import applied
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.run import canonical_json, difference, read_json, write_bytes, write_json
+from erasure.shapes import built
 from eval.attacks.base import Ask, Attack, Known, PromptAttack, Stand, Unsuited, WeightAttack
 from eval.cases import PLAIN, Case
 from eval.judges.base import Judge
 from eval.samples import Attempt, at_once, drawn, guidance_of, guided, save_png
-from eval.shapes import built
 from eval.suites import Attacks, Axis, Suite
 
 CHUNK = 10  # prompts attacked together, at most; see chunk_of

@@ -7,12 +7,12 @@ from typing import Any
 
 from erasure.discover import names
 from erasure.errors import UserError, unknown
+from erasure.shapes import check
 from erasure.strict_yaml import read_yaml
 from eval import listed
 from eval.gates import Gate, gates
 from eval.listed import Axis, Listed
 from eval.mutators import MUTATORS
-from eval.shapes import check
 from eval.suite_file import GridFile, PromptsFile
 
 PROMPTS = Path(__file__).parent.parent / "prompts"

@@ -15,6 +15,7 @@ from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Play
 from erasure.methods.esd import ESD
+from erasure.methods.salun import SalUn
 from tests import tiny
 
 CAT = [Concept(name="cat", kind="object")]
@@ -178,3 +179,23 @@ def test_a_missing_tracker_is_named(model: StableDiffusion, tmp_path: Path) -> N
 def test_unknown_fields_are_refused() -> None:
     with pytest.raises(UserError, match="Did you mean 'negative_guidance'"):
         configure(ESD, CAT, "sd1", {"negative_guidence": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"lr": "abc"}, "method esd: lr must be a valid number, got 'abc'"),
+        ({"steps": 2.5}, "method esd: steps must be a valid integer, got 2.5"),
+        ({"steps": True}, "method esd: steps must be a valid integer, got True"),
+        ({"region": "xatn"}, "Did you mean 'xattn'"),
+    ],
+)
+def test_fields_of_another_type_are_refused(given: dict[str, object], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        configure(ESD, CAT, "sd1", given)
+
+
+def test_a_list_from_a_file_is_a_tuple() -> None:
+    """So that what a plan asks for is the same job as what the command line asks for."""
+    method, _, _ = configure(SalUn, CAT, "sd1", {"retain": ["a dog", "a hen"]})
+    assert isinstance(method, SalUn) and method.retain == ("a dog", "a hen")
