@@ -12,6 +12,7 @@ import torch
 from erasure.concept import Concept, parse
 from erasure.edit import Edit
 from erasure.erase import configure, erase
+from erasure.foreign import foreign
 from erasure.loading import load_model
 from erasure.methods.esd import ESD
 from eval.audit import Audit, How, audit
@@ -19,6 +20,7 @@ from eval.gates import verdict
 from eval.suites import load_suite
 
 pytestmark = pytest.mark.slow
+REFERENCES = Path(__file__).parent.parent / "eval" / "references"
 TARGET, ALIASES = ("erased",), ("erased, by synonyms", "erased, by descriptions")
 KEPT = ("kept, same kind", "kept, other kind")
 
@@ -87,3 +89,10 @@ def test_the_recipe_of_esd_passes(pocket: Any, tmp_path: Path) -> None:
     edit = erase(pocket, concepts, method, out=tmp_path / "edit")
     found = states(pocket, edit, tmp_path / "audit")
     assert {found[name] for name in (*TARGET, *ALIASES, *KEPT)} == {"PASS"}
+
+
+def test_a_model_that_never_saw_the_concept_passes(pocket: Any, tmp_path: Path) -> None:
+    """A UNet that was trained without one picture or caption of stained glass, from its own initialisation (docs/references.md)."""
+    reference = foreign(pocket, str(REFERENCES / "without-glass-1.safetensors"), parse("glass", kind="style"))
+    found = states(pocket, reference, tmp_path / "audit")
+    assert {found[name] for name in (*TARGET, *ALIASES)} == {"PASS"}
