@@ -138,7 +138,7 @@ def audit(
         "attacks": attacks,
         "distance": kept_distance(plan.staying, out / "images"),
         "distances": apart,
-        "divergence": divergent(model, edits, plan, how, out),
+        "divergence": divergent(model, edits, plan, how),
         "judges": {name: j.identity() for name, j in judges.items()},
         "gates": [asdict(gate) for gate in plan.suite.gates],
         "missing": missing,
@@ -198,11 +198,11 @@ def models_of(how: How) -> tuple[str, ...]:
     return tuple(stacks_of(how, ()))
 
 
-def divergent(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, how: How, out: Path) -> list[dict[str, Any]]:
+def divergent(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, how: How) -> list[dict[str, Any]]:
     """Denoiser divergences, in tier full and where there is an oracle; of edits in full strength on their own base."""
     if how.placing != How().placing or not (how.oracles or plan.tier == "full"):
         return []
-    return divergences(model, stacks_of(how, edits), plan.asking(True), plan.asking(False), out / "divergence")
+    return divergences(model, stacks_of(how, edits), plan.asking(True), plan.asking(False))
 
 
 def siege_of(plan: Audit) -> Siege | None:

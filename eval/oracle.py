@@ -1,13 +1,12 @@
 """Denoiser divergence inside an audit: how far the erasure drifted, and how far it is from models that never saw the concept."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from erasure.edit import Edit
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
-from erasure.run import digest, read_json, write_json
+from erasure.run import cache_folder, digest, read_json, write_json
 from eval.divergence import between
 from eval.samples import Attempt
 
@@ -15,26 +14,27 @@ PROMPTS = 20  # of each kind, spread evenly
 
 
 def divergences(
-    model: DiffusionModel, stacks: dict[str, Sequence[Edit]], target: Sequence[Attempt], kept: Sequence[Attempt], folder: Path
+    model: DiffusionModel, stacks: dict[str, Sequence[Edit]], target: Sequence[Attempt], kept: Sequence[Attempt]
 ) -> list[dict[str, Any]]:
     """One record for every two models that are worth comparing, under prompts for the concept and under others.
+
+    Finished comparisons are kept in the cache by content: those of base and oracles are the same for every erasure of the concept.
 
     Args:
         stacks: the edits that make each model: base, erased, and any oracles.
         target, kept: pictures that ask for the concept and that do not; their prompts and noise are used.
-        folder: where finished comparisons are kept.
     """
     oracles = [name for name in stacks if name.startswith("oracle")]
     pairs = [("base", "erased"), *((name, oracle) for oracle in oracles for name in ("base", "erased"))]
     pairs += [(a, b) for i, a in enumerate(oracles) for b in oracles[i + 1 :]]
-    found = []
+    found, where = [], {"base": model.fingerprint(), "compute": str(model.compute), "device": model.device.type}
     for part, chosen in (("target", spread(target)), ("kept", spread(kept))):
         for first, second in pairs if chosen else []:
             asked = [(a.case.prompt, a.seed) for a in chosen]
-            key = digest([[[e.digest() for e in stacks[name]] for name in (first, second)], asked])
-            path = folder / f"{part}-{first}-{second}-{key}.json"
+            key = digest({**where, "models": [[e.digest() for e in stacks[name]] for name in (first, second)], "asked": asked})
+            path = cache_folder() / "divergence" / f"{key}.json"
             if not path.exists():
-                folder.mkdir(parents=True, exist_ok=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
                 write_json(path, compared(model, stacks[first], stacks[second], asked))
             found.append({"prompts": part, "first": first, "second": second, "n": len(asked), **read_json(path)})
     return found

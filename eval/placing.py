@@ -6,7 +6,7 @@ erased model still is from never having known; two such models apart from each o
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
@@ -82,7 +82,7 @@ def placed(result: Mapping[str, Any]) -> list[Record]:
     base to the floor that the erasure went: 1 where it lies as near as oracles lie to each other, below 0 where it went away from them.
 
     Returns:
-        reading, words, prompts ("target" or "kept"), base, erased, floor (each value, low, high, or None) and way.
+        reading, words, prompts ("target" or "kept"), base, erased, floor and way (each value, low, high, or None).
     """
     readings: dict[tuple[str, str], list[Record]] = {}
     for gap in result.get("gaps", []):
@@ -108,15 +108,27 @@ def _placed(reading: str, part: str, found: Sequence[Record]) -> Record:
     return {"reading": reading, "words": WORDS[reading], "prompts": part, **sides, "way": _way(sides)}
 
 
-def _way(sides: Mapping[str, Sequence[float] | None]) -> float | None:
-    """(d(base) - d(erased)) / (d(base) - floor); None where base and oracles are no further apart than oracles, so nothing was to go."""
+def _way(sides: Mapping[str, Sequence[float] | None]) -> list[float] | None:
+    """(d(base) - d(erased)) / (d(base) - floor), and its extremes while every distance stays within its own interval.
+
+    So the bounds cover more than 95 %, since not all three err at once. None where the interval of the base reaches down to that of the
+    floor: then base and oracles are no further apart than oracles, and nothing was to go.
+    """
     base, erased = sides["base"], sides["erased"]
     if base is None or erased is None:
         return None
-    floor = abs((sides["floor"] or [0.0])[0])
-    if base[1] <= 0 <= base[2] or abs(base[0]) <= floor:
+    away, left, floor = (_size(side) for side in (base, erased, sides["floor"] or (0.0, 0.0, 0.0)))
+    if away[1] <= floor[2]:
         return None
-    return round((abs(base[0]) - abs(erased[0])) / (abs(base[0]) - floor), 4)
+    found = [(b - e) / (b - f) for b, e, f in product(away, left, floor)]
+    return [round(value, 4) for value in (found[0], min(found), max(found))]
+
+
+def _size(side: Sequence[float]) -> tuple[float, float, float]:
+    """|d| and the bounds of |d|."""
+    value, low, high = side
+    sizes = sorted((abs(low), abs(high)))
+    return abs(value), 0.0 if low <= 0 <= high else sizes[0], sizes[1]
 
 
 def said(placing: Sequence[Record]) -> list[str]:
@@ -127,5 +139,6 @@ def said(placing: Sequence[Record]) -> list[str]:
                 base, erased = (f"{abs(place[side][0]):.3g}" for side in ("base", "erased"))
                 floor = f", two such models {abs(place['floor'][0]):.3g} from each other" if place["floor"] else ""
                 lies = f"the erased model lies {erased} from models that never saw the concept, the base {base}{floor}"
-                return [f"By {place['words']}, {lies}: it went {100 * place['way']:.0f} % of the way."]
+                way, low, high = (100 * share for share in place["way"])
+                return [f"By {place['words']}, {lies}: it went {way:.0f} % of the way ({low:.0f} to {high:.0f})."]
     return []

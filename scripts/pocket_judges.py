@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
 from open_clip import CLIP
-from pocket_workshop import CELLS, CONTEXT, Workshop, contrast, decode, encode, fit, tokens
+from pocket_workshop import CELLS, CONTEXT, Workshop, autocast, contrast, decode, encode, fit, tokens
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
@@ -48,7 +48,7 @@ def half_denoised(pipeline: StableDiffusionPipeline, count: int, seed: int) -> T
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, count, 90):
         kept: list[Tensor] = []
-        with torch.autocast(pipeline.device.type, dtype=torch.bfloat16):
+        with autocast(pipeline.device):
             pipeline(
                 texts[start : start + 90],
                 num_inference_steps=25,

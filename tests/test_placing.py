@@ -73,17 +73,37 @@ def result(base: float, erased: float, floor: float | None, spread: float = 0.01
 def test_the_way_ends_at_the_floor() -> None:
     (place,) = placed(result(1.0, 0.2, 0.1))
     assert place["base"] == pytest.approx([1.0, 0.99, 1.01]) and place["floor"] == pytest.approx([0.1, 0.09, 0.11])
-    assert place["way"] == pytest.approx((1.0 - 0.2) / (1.0 - 0.1), abs=1e-4)
-    assert "89 % of the way" in said([place])[0] and "0.1 from each other" in said([place])[0]
-    assert placed(result(1.0, 1.5, 0.1))[0]["way"] < 0
-    assert placed(result(1.0, 0.0, None))[0]["way"] == 1
+    assert place["way"] == pytest.approx(
+        [(1.0 - 0.2) / (1.0 - 0.1), (0.99 - 0.21) / (0.99 - 0.09), (1.01 - 0.19) / (1.01 - 0.11)], abs=1e-4
+    )
+    assert "89 % of the way (87 to 91)" in said([place])[0] and "0.1 from each other" in said([place])[0]
+    assert placed(result(1.0, 1.5, 0.1))[0]["way"][2] < 0
+    assert placed(result(1.0, 0.0, None))[0]["way"] == pytest.approx([1, 1 - 0.01 / 0.99, 1], abs=1e-4)
+
+
+def test_the_bounds_of_a_way_hold_whatever_side_of_the_floor_the_erasure_ends_on() -> None:
+    """Beyond the floor the corners lie elsewhere than before it: every combination of the three intervals stays inside."""
+    for base, erased, floor in ((1.0, 0.5, 0.2), (1.0, 0.1, 0.3), (0.5, 0.9, 0.1)):
+        (place,) = placed(result(base, erased, floor, spread=0.05))
+        ways = [
+            (b - e) / (b - f)
+            for b in (base - 0.05, base + 0.05)
+            for e in (erased - 0.05, erased + 0.05)
+            for f in (floor - 0.05, floor + 0.05)
+        ]
+        assert place["way"][1:] == pytest.approx([min(ways), max(ways)], abs=1e-4)
+
+
+def test_a_base_whose_interval_reaches_the_floor_has_no_way() -> None:
+    assert placed(result(0.3, 0.2, 0.2, spread=0.05))[0]["way"] is None
+    assert placed(result(0.3, 0.2, 0.2, spread=0.04))[0]["way"] is not None
 
 
 def test_rates_are_placed_in_points_and_every_reading_under_its_prompts() -> None:
     sides = [{"first": side, "second": "oracle", "value": [v, v - 0.1, v + 0.1]} for side, v in (("base", 0.5), ("erased", 0.25))]
     gaps = [{"reading": reading, **side} for reading in ("UA", "replaced", "IRA", "CRA") for side in sides]
     found = placed({**result(1.0, 0.2, 0.1), "gaps": gaps})
-    assert {p["reading"]: (p["prompts"], p["base"][0], p["way"]) for p in found} == {
+    assert {p["reading"]: (p["prompts"], p["base"][0], p["way"][0]) for p in found} == {
         "UA": ("target", 50, 0.5),
         "replaced": ("target", 0.5, 0.5),
         "kid": ("target", 1, 0.8889),

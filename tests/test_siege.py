@@ -405,6 +405,23 @@ def test_an_oracle_is_a_third_model(
     assert "How near to never having known" in (tmp_path / "audit/report.html").read_text()
 
 
+def test_a_comparison_of_base_and_oracle_is_made_once_for_all_erasures(
+    big: StableDiffusion,  # noqa: F811
+    edit: Edit,
+    own_cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(oracle, "PROMPTS", 2)
+    plan, never = plan_of(edit, {}), Edit({name: value + 0.1 for name, value in edit.tensors.items()}, edit.info)
+    found = []
+    for other in (edit, Edit({name: value - 0.1 for name, value in edit.tensors.items()}, edit.info)):
+        stacks = {"base": [], "erased": [other], "oracle": [never]}
+        found.append(oracle.divergences(big, stacks, plan.asking(True), plan.asking(False)))
+        assert len(list((own_cache / "divergence").iterdir())) == (6 if other is edit else 10)
+    shared = [[d for d in one if {d["first"], d["second"]} == {"base", "oracle"}] for one in found]
+    assert shared[0] == shared[1] and shared[0][0]["nats"]["mean"][0] > 0
+
+
 def test_an_edit_that_is_the_oracle_went_all_the_way(
     big: StableDiffusion,  # noqa: F811
     edit: Edit,
@@ -418,4 +435,4 @@ def test_an_edit_that_is_the_oracle_went_all_the_way(
     reported(tmp_path / "audit", plan.suite.gates, result)
     places = read_json(tmp_path / "audit/report.json")["placing"]
     (nats,) = [p for p in places if p["reading"] == "nats" and p["prompts"] == "target"]
-    assert nats["base"][0] > 0 and nats["erased"] == [0, 0, 0] and nats["floor"] is None and nats["way"] == 1
+    assert nats["base"][0] > 0 and nats["erased"] == [0, 0, 0] and nats["floor"] is None and nats["way"] == [1, 1, 1]

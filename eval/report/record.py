@@ -10,7 +10,7 @@ from eval.placing import placed
 from eval.report.sentences import concept, conclusions, doubts, kept_by_label, sentence, skipped, threats
 from eval.statistics import Measured, rogan_gladen
 
-VERSION = 3  # from 3 on a rate has no base, and distance_kept is null, where the base's pictures were not given
+VERSION = 4  # 3: a rate has no base, and distance_kept is null, where the base's pictures were not given; 4: a way has bounds
 SCHEMA = Path(__file__).parent / "report.schema.json"
 WORDS = {
     "UA": "erased",
