@@ -46,13 +46,19 @@ def share(hits: list[bool]) -> str:
     return f"{sum(hits)}/{len(hits)} = {100 * interval.estimate:.1f} % ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
 
 
-def draw(model: DiffusionModel, wanted: list[tuple[str, str, int]]) -> torch.Tensor:
+def asked_for(wanted: list[tuple[str, str, int]]) -> list[tuple[str, int]]:
+    """A prompt and a seed for every cell and number."""
     suite = load_suite("pocket")
-    parts = []
-    for i in tqdm(range(0, len(wanted), 45), desc="drawing"):
-        group = wanted[i : i + 45]
-        prompts = [suite.template.format(style=suite.styles[s], object=suite.objects[o]) for o, s, _ in group]
-        seeds = [Case(s, o, "", 1).seed("measure-pocket", k) for o, s, k in group]
+    return [
+        (suite.template.format(style=suite.styles[s], object=suite.objects[o]), Case(s, o, "", 1).seed("measure-pocket", k))
+        for o, s, k in wanted
+    ]
+
+
+def draw(model: DiffusionModel, wanted: list[tuple[str, str, int]]) -> torch.Tensor:
+    asked, parts = asked_for(wanted), []
+    for i in tqdm(range(0, len(asked), 45), desc="drawing"):
+        prompts, seeds = zip(*asked[i : i + 45], strict=True)
         parts.append(model.decode(model.sample(prompts, seeds, 25, 4.0)))
     return torch.cat(parts)
 

@@ -1,186 +1,169 @@
-"""Measure the models that never saw a concept, and how near every method's erasure comes to them: docs/references.md.
+"""Measure the models that never saw a concept: that they do not know it, and that they know the rest. Writes docs/references.md.
 
-    python scripts/measure_references.py --part ignorance --part kept
-    python scripts/measure_references.py --part methods --work runs/methods    # erasures are taken from there, or made
+    python scripts/measure_references.py --work runs/references
 
-Run folders under --work are resumed.
+What was read in a model's pictures stays in the work folder, so that an interrupted run continues. How near erasures come to these models
+is measured by scripts/reproduce_references.py.
 """
 
 import argparse
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
 from figures import fill
-from measure_pocket import JUDGES, cells, draw, right, share
-from reproduce_methods import cell as rate_cell
-from reproduce_methods import erased, rate
-from torchmetrics.functional import kendall_rank_corrcoef
+from measure_pocket import JUDGES, asked_for, cells, share
 from torchvision.utils import save_image
 from tqdm import tqdm
 from train_references import REFERENCES
 
-from erasure.concept import Kind
-from erasure.discover import names
+from erasure.concept import parse
 from erasure.edit import Edit
 from erasure.erase import applied
 from erasure.families.base import DiffusionModel
 from erasure.foreign import foreign
+from erasure.known import NONSENSE
 from erasure.loading import load_model
-from eval.audit import Audit, How, audit
+from erasure.run import digest, read_json, write_json
 from eval.cases import Case
 from eval.listed import crossing
-from eval.report.html import write
-from eval.report.record import record
-from eval.statistics import wilson
+from eval.statistics import Interval, paired_difference, wilson
 from eval.suites import load_suite
 
-NONSENSE = "zorvex"
 EACH = 200  # pictures for each way of asking
-KINDS: dict[str, Kind] = {"glass": "style", "fish": "object"}
-READINGS = ("replaced", "kid", "nats")
-Oracles = dict[str, dict[str, Edit]]  # concept, file, model
+POCKET = "pocket"
+Asked = Sequence[tuple[str, int]]  # prompts with seeds
 
 
-def oracles(model: DiffusionModel) -> Oracles:
-    found: Oracles = defaultdict(dict)
+def oracles(model: DiffusionModel) -> dict[str, dict[str, Edit]]:
+    """Every reference as an edit of pocket: label of what it never saw, name of the file, model."""
+    found: dict[str, dict[str, Edit]] = defaultdict(dict)
+    suite = load_suite("pocket")
     for path in sorted(REFERENCES.glob("without-*.safetensors")):
-        found[path.stem.split("-")[1]][path.stem] = foreign(model, str(path), [])
+        label = path.stem.split("-")[1]
+        found[label][path.stem] = foreign(model, str(path), parse(label, kind="style" if label in suite.styles else "object"))
     return found
 
 
-def asked(label: str) -> dict[str, list[tuple[str, int]]]:
-    """EACH prompts with seeds for every way of asking: by name, by synonyms, by descriptions, and by a nonsense word."""
+def beside_pocket(models: dict[str, Edit]) -> dict[str, list[Edit]]:
+    return {POCKET: [], **{name: [edit] for name, edit in models.items()}}
+
+
+def read(model: DiffusionModel, stack: Sequence[Edit], asked: Asked, work: Path, title: str) -> tuple[dict[str, list[str]], Path]:
+    """What the judges read in a picture of every prompt, by axis, and a file with the first 20 pictures."""
+    key = digest({"base": model.fingerprint(), "edits": [edit.digest() for edit in stack], "compute": str(model.compute), "asked": asked})
+    done, picture = work / "read" / f"{key}.json", work / "read" / f"{key}.png"
+    if not done.exists():
+        done.parent.mkdir(parents=True, exist_ok=True)
+        labels: dict[str, list[str]] = {axis: [] for axis in JUDGES}
+        shown = []
+        with applied(model, stack):
+            for i in tqdm(range(0, len(asked), 40), desc=title):
+                prompts, seeds = zip(*asked[i : i + 40], strict=True)
+                pictures = model.decode(model.sample(prompts, seeds, 25, 4.0)).cpu()
+                shown.append(pictures)
+                for axis, judge in JUDGES.items():
+                    labels[axis] += [str(reading["label"]) for reading in judge.read(pictures, prompts)]
+        save_image(torch.cat(shown)[:20].repeat_interleave(2, -1).repeat_interleave(2, -2), picture, nrow=10)
+        write_json(done, labels)
+    return read_json(done), picture
+
+
+def ways(label: str) -> dict[str, Asked]:
+    """EACH prompts for every way of asking: by name, by synonyms, by descriptions, by nonsense words. Picture i has one noise in all."""
     suite = load_suite("pocket")
     axis, _ = suite.find(label)
-    words, aliases = suite.words(axis), suite.aliases[label]
+    name, aliases = suite.words(axis)[label], suite.aliases[label]
     others = list(suite.words(crossing(axis)).items())
-    ways = {"its name": (words[label],), "synonyms": aliases.named, "descriptions": aliases.described, "a nonsense word": (NONSENSE,)}
-    found: dict[str, list[tuple[str, int]]] = {}
-    for way, phrases in ways.items():
+    phrases = {"its name": (name,), "synonyms": aliases.named, "descriptions": aliases.described, "nonsense words": NONSENSE}
+    found = {}
+    for way, said in phrases.items():
         template = suite.described if (axis, way) == ("style", "descriptions") else suite.template
+        asked = []
         for i in range(EACH):
             cross, text = others[i % len(others)]
-            phrase = phrases[i // len(others) % len(phrases)]
+            phrase = said[i // len(others) % len(said)]
             prompt = template.format(style=phrase, object=text) if axis == "style" else template.format(style=text, object=phrase)
-            found.setdefault(way, []).append((prompt, Case("", cross, "", 1).seed(f"references|{way}", i)))
+            asked.append((prompt, Case("", cross, "", 1).seed("references", i)))
+        found[way] = asked
     return found
 
 
-def ignorance(model: DiffusionModel, found: Oracles, docs: Path) -> None:
-    """How often a judge reads the concept where it is asked for, beside a nonsense word in its place; and pictures of it."""
-    lines = ["| model | asked for by | the judge reads the concept, % | n |", "|---|---|---|---|"]
-    suite = load_suite("pocket")
-    for label, models in found.items():
-        axis, _ = suite.find(label)
-        for name, stack in {"pocket": [], **{n: [oracle] for n, oracle in models.items()}}.items():
-            for way, prompts in asked(label).items():
-                hits, shown = [], []
-                with applied(model, stack):
-                    for i in tqdm(range(0, EACH, 40), desc=f"{name}, {way}"):
-                        texts, seeds = zip(*prompts[i : i + 40], strict=True)
-                        pictures = model.decode(model.sample(texts, seeds, 25, 4.0)).cpu()
-                        shown.append(pictures)
-                        hits += [reading["label"] == label for reading in JUDGES[axis].read(pictures, texts)]
-                interval = wilson(sum(hits), len(hits))
-                spread = f"{100 * interval.estimate:.1f} ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
-                lines.append(f"| {label}: {name} | {way} | {spread} | {len(hits)} |")
-                grid = torch.cat(shown)[:20].repeat_interleave(2, -1).repeat_interleave(2, -2)
-                if way == "its name":
-                    save_image(grid, docs / "images" / f"reference-{label}-{name}.png", nrow=10)
-    fill(docs / "references.md", "ignorance", lines)
+def ignorance(model: DiffusionModel, label: str, models: dict[str, Edit], work: Path, docs: Path) -> list[str]:
+    """Rows: how often the judge reads the concept where it is asked for, beside nonsense words in its place from the same noise."""
+    axis, _ = load_suite("pocket").find(label)
+    rows = []
+    for name, stack in beside_pocket(models).items():
+        hits = {}
+        for way, asked in ways(label).items():
+            labels, picture = read(model, stack, asked, work, f"{name}, {way}")
+            hits[way] = [found == label for found in labels[axis]]
+            if way == "its name":
+                (docs / "images" / f"reference-{label}-{name}.png").write_bytes(picture.read_bytes())
+        for way, mine in hits.items():
+            apart = "" if way == "nonsense words" else points(difference(mine, hits["nonsense words"]))
+            rate = wilson(sum(mine), len(mine))
+            rows.append(f"| {label}: {name} | {way} | {sum(mine)}/{len(mine)} | {percent(rate)} | {apart} |")
+    return rows
 
 
-def kept(model: DiffusionModel, found: Oracles, docs: Path, seeds: int = 5) -> None:
-    """Style and object accuracy on all cells without the concept, beside pocket's on the same cells and seeds."""
-    lines = ["| model | cells | style, % | object, % |", "|---|---|---|---|"]
-    for label, models in found.items():
-        wanted = [c for c in cells(seeds) if label not in c]
-        for name, stack in {"pocket": [], **{n: [oracle] for n, oracle in models.items()}}.items():
-            with applied(model, stack):
-                hits = right(draw(model, wanted), wanted)
-            lines.append(f"| {name} | without {label} | {share(hits['style'])} | {share(hits['object'])} |")
-    fill(docs / "references.md", "kept", lines)
+def kept(model: DiffusionModel, label: str, models: dict[str, Edit], work: Path, seeds: int) -> list[str]:
+    """Rows: what is read as asked in all cells without the concept, and the paired difference to pocket's pictures of the same noise."""
+    wanted = [cell for cell in cells(seeds) if label not in cell]
+    right: dict[str, dict[str, list[bool]]] = {}
+    for name, stack in beside_pocket(models).items():
+        labels, _ = read(model, stack, asked_for(wanted), work, f"{name}, the rest")
+        right[name] = {
+            axis: [found == cell[i] for found, cell in zip(labels[axis], wanted, strict=True)] for i, axis in enumerate(("object", "style"))
+        }
+    rows = []
+    for name, mine in right.items():
+        apart = ["" if name == POCKET else points(difference(mine[axis], right[POCKET][axis])) for axis in ("style", "object")]
+        rows.append(f"| {label}: {name} | {share(mine['style'])} | {apart[0]} | {share(mine['object'])} | {apart[1]} |")
+    return rows
 
 
-def placed(model: DiffusionModel, folder: Path, how: How) -> tuple[dict[str, Any], dict[str, Any]]:
-    """An audit of one erasure with oracles, and its report."""
-    edit, suite = Edit.load(folder), load_suite("pocket")
-    (plan,) = Audit.of([edit], suite, "standard")
-    out = folder / "audit-pocket-standard-oracles"
-    result = audit(model, [edit], plan, out, how)
-    write(out, result, suite.gates)
-    return result, record(result, suite.gates)
+def difference(first: Sequence[bool], second: Sequence[bool]) -> Interval:
+    """First minus second rate over pictures of the same noise (Newcombe, paired)."""
+    cells = [
+        sum((a, b) == pair for a, b in zip(first, second, strict=True))
+        for pair in ((True, True), (True, False), (False, True), (False, False))
+    ]
+    return paired_difference(*cells)
 
 
-def methods(model: DiffusionModel, found: Oracles, docs: Path, work: Path, chosen: list[str]) -> None:
-    head = "| concept | method | UA | IRA | CRA | in its place | KID | divergence | way by KID | verdict |"
-    lines, points = [head, "|---" * 10 + "|"], []
-    for label, models in found.items():
-        how, name = How(oracles=tuple(models.values())), load_suite("pocket").words(KINDS[label])[label].removeprefix("a ")  # type: ignore[index,arg-type]
-        floors = None
-        for method in chosen:
-            result, report = placed(model, erased(method, name, KINDS[label], work), how)
-            places = {p["reading"]: p for p in report["placing"] if p["prompts"] == "target"}
-            figures = [f"{places[r]['erased'][0]:.3g}" if r in places and places[r]["erased"] else "–" for r in READINGS]
-            way = places["kid"]["way"]
-            went = "–" if way is None else f"{100 * way:.0f} %"
-            rates = " | ".join(rate_cell(result, r) for r in ("UA", "IRA", "CRA"))
-            lines.append(f"| {label} | {method} | {rates} | {' | '.join(figures)} | {went} | {report['verdict']['state']} |")
-            points += [] if way is None else [(label, method, rate(result, "UA"), 100 * way)]
-            floors = floors or [
-                [f"{(places[r][side] or [0])[0]:.3g}" if r in places else "–" for r in READINGS] for side in ("base", "floor")
-            ]
-        for side, values in zip(("pocket itself", "two references"), floors or [], strict=False):
-            lines.append(f"| {label} | {side} | | | | {' | '.join(values)} | | |")
-    fill(docs / "references.md", "methods", lines)
-    figure(points, docs)
-    fill(docs / "references.md", "ranks", [ranks(points)])
+def percent(rate: Interval) -> str:
+    return f"{100 * rate.estimate:.1f} ({100 * rate.low:.1f} to {100 * rate.high:.1f})"
 
 
-def figure(points: list[tuple[str, str, float, float]], docs: Path) -> None:
-    picture, axis = plt.subplots(figsize=(7, 5))
-    for i, (label, method, ua, way) in enumerate(points):
-        axis.plot(ua, way, "os"[list(KINDS).index(label)], color=f"C{i % 10}")
-        axis.annotate(f"{method} ({label})", (ua, way), fontsize=8, xytext=(4, 4), textcoords="offset points")
-    axis.axhline(100, color="grey", linewidth=0.8)
-    axis.set(xlabel="UA (%)", ylabel="way from pocket to a model that never saw it, by KID (%)")
-    axis.grid(alpha=0.3)
-    picture.tight_layout()
-    picture.savefig(docs / "images" / "references-ranks.png", dpi=110)
-
-
-def ranks(points: list[tuple[str, str, float, float]]) -> str:
-    """Whether UA and nearness rank the methods alike (Kendall's tau-b; no interval: the methods are few and chosen by us)."""
-    said = []
-    for label in dict.fromkeys(point[0] for point in points):
-        ua, way = torch.tensor([(ua, way) for where, _, ua, way in points if where == label]).T
-        tau = kendall_rank_corrcoef(ua, way).item()
-        said.append(f"{label}: Kendall's tau-b of UA and way by KID over {len(ua)} methods is {tau:.2f} (1: the same order).")
-    return " ".join(said)
+def points(apart: Interval) -> str:
+    return f"{100 * apart.estimate:+.1f} ({100 * apart.low:+.1f} to {100 * apart.high:+.1f})"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/methods"))
+    parser.add_argument("--work", type=Path, default=Path("runs/references"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
-    parser.add_argument("--methods", nargs="+", default=names("erasure.methods"))
-    parser.add_argument("--part", choices=("ignorance", "kept", "methods"), action="append", help="one part alone; may be repeated")
+    parser.add_argument("--seeds", type=int, default=5, help="fresh seeds of every cell that should stay")
+    parser.add_argument("--part", choices=("ignorance", "kept"), action="append", help="one part alone; may be repeated")
     args = parser.parse_args()
     model = load_model("pocket")
     found = oracles(model)
     if not found:
         parser.error(f"no references in {REFERENCES}; scripts/train_references.py makes them.")
-    for part in args.part or ("ignorance", "kept", "methods"):
-        if part == "methods":
-            methods(model, found, args.docs, args.work, args.methods)
-        else:
-            {"ignorance": ignorance, "kept": kept}[part](model, found, args.docs)
+    parts = args.part or ["ignorance", "kept"]
+    if "kept" in parts:
+        head = [
+            "| without: model | style as asked | minus pocket, points | object as asked | minus pocket, points |",
+            "|---|---|---|---|---|",
+        ]
+        rows = [row for label, models in found.items() for row in kept(model, label, models, args.work, args.seeds)]
+        fill(args.docs / "references.md", "kept", head + rows)
+    if "ignorance" in parts:
+        head = ["| without: model | asked for by | read as the concept | percent | minus nonsense words, points |", "|---|---|---|---|---|"]
+        rows = [row for label, models in found.items() for row in ignorance(model, label, models, args.work, args.docs)]
+        fill(args.docs / "references.md", "ignorance", head + rows)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from erasure.foreign import foreign
 from erasure.loading import load_model
 from erasure.methods.esd import ESD
 from eval.audit import Audit, How, audit
-from eval.gates import verdict
+from eval.report.record import record
 from eval.suites import load_suite
 
 pytestmark = pytest.mark.slow
@@ -44,11 +44,20 @@ def by_name(pocket: Any, out: Path, prompts: str) -> Edit:
 
 
 def states(pocket: Any, edit: Edit, out: Path, how: How | None = None) -> dict[str, str]:
+    return {gate["name"]: gate["state"] for gate in reported(pocket, edit, out, how)["gates"]}
+
+
+def reported(pocket: Any, edit: Edit, out: Path, how: How | None = None) -> dict[str, Any]:
     suite = load_suite("pocket")
     (plan,) = Audit.of([edit], suite, "standard")
     result = audit(pocket, [edit], plan, out, how)
     assert result["models"]["erased"]["rates"]["UA"]["n"] >= 150
-    return {gate["name"]: gate["state"] for gate in verdict(suite.gates, result)["gates"]}
+    return record(result, suite.gates)
+
+
+def references(pocket: Any) -> list[Edit]:
+    """Two UNets trained without one picture or caption of stained glass, nothing shared between them (docs/references.md)."""
+    return [foreign(pocket, str(REFERENCES / f"without-glass-{i}.safetensors"), parse("glass", kind="style")) for i in (1, 2)]
 
 
 def test_the_base_fails_on_the_target(pocket: Any, tmp_path: Path) -> None:
@@ -91,8 +100,20 @@ def test_the_recipe_of_esd_passes(pocket: Any, tmp_path: Path) -> None:
     assert {found[name] for name in (*TARGET, *ALIASES, *KEPT)} == {"PASS"}
 
 
-def test_a_model_that_never_saw_the_concept_passes(pocket: Any, tmp_path: Path) -> None:
-    """A UNet that was trained without one picture or caption of stained glass, from its own initialisation (docs/references.md)."""
-    reference = foreign(pocket, str(REFERENCES / "without-glass-1.safetensors"), parse("glass", kind="style"))
-    found = states(pocket, reference, tmp_path / "audit")
-    assert {found[name] for name in (*TARGET, *ALIASES)} == {"PASS"}
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_model_that_never_saw_the_concept_passes(pocket: Any, tmp_path: Path, which: int) -> None:
+    found = states(pocket, references(pocket)[which], tmp_path / "audit")
+    assert {found[name] for name in (*TARGET, *ALIASES, *KEPT)} == {"PASS"}
+
+
+def test_pocket_itself_lies_at_the_base_end_and_a_reference_at_the_other(pocket: Any, tmp_path: Path) -> None:
+    """Pocket is an edit of strength 0; a reference among references has left no more of the way than lies between two of them."""
+    both = references(pocket)
+    found = reported(pocket, both[0], tmp_path / "pocket", How(strength=0.0, oracles=tuple(both)))
+    ways = {p["reading"]: p["way"] for p in found["placing"] if p["prompts"] == "target"}
+    assert {reading: way[0] for reading, way in ways.items()} == {"UA": 0, "replaced": 0, "kid": 0}
+    assert any("it went 0 % of the way" in sentence for sentence in found["conclusions"])
+    floor = next(p["floor"] for p in found["placing"] if (p["reading"], p["prompts"]) == ("kid", "target"))
+    found = reported(pocket, both[0], tmp_path / "reference", How(oracles=(both[1],)))
+    (kid,) = [p for p in found["placing"] if (p["reading"], p["prompts"]) == ("kid", "target")]
+    assert kid["erased"] == floor and kid["erased"][2] < kid["base"][1]
