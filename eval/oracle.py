@@ -1,16 +1,47 @@
 """Denoiser divergence inside an audit: how far the erasure drifted, and how far it is from models that never saw the concept."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from erasure.edit import Edit
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
+from erasure.foreign import foreign
 from erasure.run import cache_folder, digest, read_json, write_json
 from eval.divergence import between
 from eval.samples import Attempt
 
 PROMPTS = 20  # of each kind, spread evenly
+
+
+def oracles(model: DiffusionModel, sources: Sequence[str], targets: Sequence[str]) -> tuple[Edit, ...]:
+    """Models that never saw the concept, each as an edit of `model`.
+
+    Args:
+        sources: whatever `foreign` reads.
+        targets: labels of what is asked about.
+
+    Raises:
+        UserError: not readable, or the file of a reference says itself that it was trained without something else.
+    """
+    for source in sources:
+        if (unseen := trained_without(source)) and {unseen} != set(targets):
+            raise UserError(f"{source} was trained without {unseen}, this audit asks about {', '.join(targets)}; give models without that.")
+    return tuple(foreign(model, source, []) for source in sources)
+
+
+def trained_without(source: str) -> str:
+    """What scripts/train_references.py left out, from the header of its file; empty for all other files and folders."""
+    if not (source.endswith(".safetensors") and Path(source).is_file()):
+        return ""
+    try:
+        with safe_open(source, "pt") as file:
+            return (file.metadata() or {}).get("without", "")
+    except SafetensorError:  # `foreign` says what is wrong with it
+        return ""
 
 
 def divergences(

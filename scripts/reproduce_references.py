@@ -77,12 +77,13 @@ def rate(report: Report, name: str) -> str:
 
 
 def row(name: str, report: Report) -> dict[str, str]:
-    """One line of every table. A reference among the others has no way: what is left between them is the floor itself."""
+    """One line of every table. Without a floor there is no way: of a reference among two, what is left is the floor itself."""
     cells = {}
     for reading, (_, digits) in DISTANCES.items():
         for part in ("target", "kept"):
             cells[reading, part] = spread((place(report, reading, part) or {}).get("erased"), digits)
-    way = None if name.startswith("without-") else (place(report, "kid", "target") or {}).get("way")
+    kid = place(report, "kid", "target") or {}
+    way = kid.get("way") if kid.get("floor") else None
     gates = {gate["name"]: gate["state"] for gate in report["gates"]}
     shown = {
         "target": [rate(report, "UA"), cells["replaced", "target"], cells["kid", "target"], spread(way, 0, 100), cells["nats", "target"]],
@@ -164,7 +165,7 @@ def figure(found: dict[str, dict[str, Report]], docs: Path) -> None:
                 f"{name} ({label})" if len(found) > 1 else name,
                 {"color": f"C{i % 10}", "marker": mark, "capsize": 2, "linestyle": ""},
             )
-            if target["way"]:
+            if target["way"] and target["floor"]:  # a reference has none: what is left between it and the others is the floor itself
                 x = [100 * ua[key] for key in ("estimate", "ci_low", "ci_high")]
                 bars([*x], [100 * value for value in target["way"]], left, style, words)
             bars(target["erased"], kept["erased"], right, style, words)

@@ -107,10 +107,10 @@ def main(argv: list[str]) -> int:
 
 def run(options: Options, argv: Sequence[str]) -> int:
     """Audit, report, and say the verdict by the exit code: 0 pass, 2 incomplete, 3 a gate failed, 4 inconclusive."""
-    from erasure.foreign import foreign
     from erasure.run import Run
     from eval.audit import Audit, How, audit, job_record, work
     from eval.listed import read_list
+    from eval.oracle import oracles
     from eval.suites import load_suite
 
     if options.workers < 1 or (options.workers > 1 and options.shard):
@@ -127,7 +127,7 @@ def run(options: Options, argv: Sequence[str]) -> int:
         strength=options.strength,
         other_base=options.other_base,
         keep=options.keep_images,
-        oracles=tuple(foreign(model, source, []) for source in options.oracle),
+        oracles=oracles(model, options.oracle, [target for plan in plans for target in plan.targets]),
     )
     outs = [folder(options, suite.name, plan.axis if both else "", plan.only) for plan in plans]
     if options.shard:
