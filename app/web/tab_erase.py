@@ -108,7 +108,7 @@ def build_form(studio: Studio, name: str, kind: Kind, common: list[Any], outputs
 
 def widget(name: str, kind: Any, value: Any, help_: str) -> Any:
     """An input for one field of a method."""
-    shared: dict[str, Any] = {"label": name.replace("_", " "), "info": help_ or None}
+    shared: dict[str, Any] = {"label": name.replace("_", " "), "info": help_ or None, "interactive": True}  # not inferred inside a render
     if typing.get_origin(kind) is Literal:
         return gr.Dropdown(list(get_args(kind)), value=value, **shared)
     if kind is bool:
