@@ -132,13 +132,14 @@ def _size(side: Sequence[float]) -> tuple[float, float, float]:
 
 
 def said(placing: Sequence[Record]) -> list[str]:
-    """One sentence: where the erasure lies on the concept's own prompts, by the reading that says most about pictures."""
-    for reading in ("kid", "nats", "UA"):
-        for place in placing:
-            if place["reading"] == reading and place["prompts"] == "target" and place["way"] is not None:
-                base, erased = (f"{abs(place[side][0]):.3g}" for side in ("base", "erased"))
-                floor = f", two such models {abs(place['floor'][0]):.3g} from each other" if place["floor"] else ""
-                lies = f"the erased model lies {erased} from models that never saw the concept, the base {base}{floor}"
-                way, low, high = (100 * share for share in place["way"])
-                return [f"By {place['words']}, {lies}: it went {way:.0f} % of the way ({low:.0f} to {high:.0f})."]
-    return []
+    """One sentence: how far the erasure went on the concept's own prompts, by every reading; they need not agree (docs/references.md)."""
+    target = [place for place in placing if place["prompts"] == "target" and place["way"] is not None]
+    if not target:
+        return []
+    floor = any(place["floor"] for place in target)
+    end = "as near as two models that never saw the concept are to each other" if floor else "models that never saw the concept"
+    ways = []
+    for place in target:
+        way, low, high = (100 * share for share in place["way"])
+        ways.append(f"{way:.0f} % by {place['words'].partition(',')[0]} ({low:.0f} to {high:.0f})")
+    return [f"On the way from the base (0 %) to {end} (100 %), the erased model went {'; '.join(ways)}."]

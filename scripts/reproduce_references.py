@@ -26,39 +26,39 @@ from erasure.discover import names
 from erasure.edit import Edit
 from erasure.families.base import DiffusionModel
 from erasure.loading import load_model
+from erasure.run import read_json
 from eval.audit import Audit, How, audit
 from eval.report.html import write
-from eval.report.record import record
 from eval.suites import load_suite
 
 KINDS: dict[str, Kind] = {"glass": "style", "fish": "object"}
 TIER = "standard"
-DISTANCES = {"kid": ("KID", 3), "replaced": ("in its place", 2), "nats": ("divergence", 1)}  # heads, digits
+DISTANCES = {"replaced": ("what is in its place", 2), "kid": ("KID", 2), "nats": ("divergence", 0)}  # heads, digits
 GATES = ("erased", "erased, by synonyms", "erased, by descriptions")
+POCKET = "pocket itself"
 Report = dict[str, Any]
 
 
-def reports(model: DiffusionModel, label: str, models: dict[str, Edit], work: Path, chosen: list[str]) -> dict[str, Report]:
-    """The audit of every erasure of one concept, of pocket itself and of every reference, by name."""
+def folders_of(model: DiffusionModel, label: str, models: dict[str, Edit], work: Path, methods: list[str]) -> dict[str, Path]:
+    """The folder with the audit of every erasure of one concept, of pocket itself and of every reference, by name."""
     name = load_suite("pocket").words("style" if KINDS[label] == "style" else "object")[label].removeprefix("a ")
     oracle = How(oracles=tuple(models.values()))
-    folders = {method: erased(method, name, KINDS[label], work) for method in chosen}
+    folders = {method: erased(method, name, KINDS[label], work) for method in methods}
     found = {method: audited(model, Edit.load(folder), oracle, folder / "audit-oracles") for method, folder in folders.items()}
     nothing = How(oracles=oracle.oracles, strength=0.0)
     place = work / "references"
-    found["pocket itself"] = audited(model, Edit.load(next(iter(folders.values()))), nothing, place / f"pocket-{label}")
+    found[POCKET] = audited(model, Edit.load(next(iter(folders.values()))), nothing, place / f"pocket-{label}")
     for name, edit in models.items():
         others = How(oracles=tuple(other for other in models.values() if other is not edit))
         found[name] = audited(model, edit, others, place / name)
     return found
 
 
-def audited(model: DiffusionModel, edit: Edit, how: How, out: Path) -> Report:
+def audited(model: DiffusionModel, edit: Edit, how: How, out: Path) -> Path:
     suite = load_suite("pocket")
     (plan,) = Audit.of([edit], suite, TIER)
-    result = audit(model, [edit], plan, out, how)
-    write(out, result, suite.gates)
-    return record(result, suite.gates)
+    write(out, audit(model, [edit], plan, out, how), suite.gates)
+    return out
 
 
 def place(report: Report, reading: str, prompts: str) -> Report | None:
@@ -70,10 +70,12 @@ def spread(triple: Sequence[float] | None, digits: int, scale: float = 1.0) -> s
 
 
 def rate(report: Report, name: str) -> str:
-    for found in report["rates"]:
-        if found["name"] == name:
-            return spread([found["erased"][key] for key in ("estimate", "ci_low", "ci_high")], 1, 100)
-    return "–"
+    found = next(r["erased"] for r in report["rates"] if r["name"] == name)
+    return spread([found[key] for key in ("estimate", "ci_low", "ci_high")], 1, 100)
+
+
+def ua(report: Report) -> float:
+    return float(next(r["erased"]["estimate"] for r in report["rates"] if r["name"] == "UA"))
 
 
 def row(name: str, report: Report) -> dict[str, str]:
@@ -82,11 +84,11 @@ def row(name: str, report: Report) -> dict[str, str]:
     for reading, (_, digits) in DISTANCES.items():
         for part in ("target", "kept"):
             cells[reading, part] = spread((place(report, reading, part) or {}).get("erased"), digits)
-    kid = place(report, "kid", "target") or {}
-    way = kid.get("way") if kid.get("floor") else None
+        target = place(report, reading, "target") or {}
+        cells[reading, "way"] = spread(target.get("way") if target.get("floor") else None, 0, 100)
     gates = {gate["name"]: gate["state"] for gate in report["gates"]}
     shown = {
-        "target": [rate(report, "UA"), cells["replaced", "target"], cells["kid", "target"], spread(way, 0, 100), cells["nats", "target"]],
+        "target": [rate(report, "UA"), *(cells[reading, part] for reading in DISTANCES for part in ("target", "way"))],
         "kept": [rate(report, "IRA"), rate(report, "CRA"), cells["kid", "kept"], cells["nats", "kept"]],
         "verdict": [*(gates[gate] for gate in GATES), report["verdict"]["state"]],
     }
@@ -103,7 +105,7 @@ def limits(label: str, report: Report) -> dict[str, dict[str, str]]:
             for reading, (_, digits) in DISTANCES.items()
         }
         ends[words] = {
-            "target": f"| | {cells['replaced target']} | {cells['kid target']} | | {cells['nats target']} |",
+            "target": f"| | {cells['replaced target']} | | {cells['kid target']} | | {cells['nats target']} | |",
             "kept": f"| | | {cells['kid kept']} | {cells['nats kept']} |",
         }
     return {f"| {label}: *{words}* ": cells for words, cells in ends.items()}
@@ -111,7 +113,7 @@ def limits(label: str, report: Report) -> dict[str, dict[str, str]]:
 
 def tables(docs: Path, found: dict[str, dict[str, Report]]) -> None:
     heads = {
-        "target": "| concept: model | UA | in its place | KID | way by KID | divergence |",
+        "target": "| concept: model | UA | what is in its place | way, % | KID | way, % | divergence | way, % |",
         "kept": "| concept: model | IRA | CRA | KID | divergence |",
         "verdict": "| concept: model | by name | by synonyms | by descriptions | verdict |",
     }
@@ -142,7 +144,7 @@ def ranks(found: dict[str, dict[str, Report]], methods: Sequence[str]) -> list[s
     for label, audits in found.items():
         for reading, (words, _) in DISTANCES.items():
             pairs = [
-                (next(r["erased"]["estimate"] for r in audits[name]["rates"] if r["name"] == "UA"), -abs(distance["erased"][0]))
+                (ua(audits[name]), -abs(distance["erased"][0]))
                 for name in methods
                 if (distance := place(audits[name], reading, "target")) and distance["erased"]
             ]
@@ -151,41 +153,44 @@ def ranks(found: dict[str, dict[str, Report]], methods: Sequence[str]) -> list[s
     return lines
 
 
-def figure(found: dict[str, dict[str, Report]], docs: Path) -> None:
-    """Left: UA against the way by KID. Right: distance on the concept's prompts against distance on the others, beside the floor."""
-    picture, (left, right) = plt.subplots(1, 2, figsize=(13, 5.6))
-    for label, audits in found.items():
-        mark = "os"[list(KINDS).index(label)]
-        for i, (name, report) in enumerate(audits.items()):
-            ua = next(r["erased"] for r in report["rates"] if r["name"] == "UA")
-            target, kept = place(report, "kid", "target"), place(report, "kid", "kept")
-            if target is None or kept is None:
+def figure(label: str, audits: dict[str, Report], methods: Sequence[str], to: Path) -> None:
+    """The way every method went from pocket (0 %) to the floor between references (100 %), by each reading; methods in the order of UA."""
+    rows = [POCKET, *sorted(methods, key=lambda name: ua(audits[name]))]
+    picture, axes = plt.subplots(1, 1 + len(DISTANCES), figsize=(13, 0.4 * len(rows) + 1.4), sharey=True)
+    for axis, (reading, (words, _)) in zip(axes, {"UA": ("UA", 0), **DISTANCES}.items(), strict=True):
+        for y, name in enumerate(rows):
+            way = (place(audits[name], reading, "target") or {}).get("way")
+            if way is None:
+                axis.text(50, y, "–", ha="center", va="center", color="grey")
                 continue
-            words, style = (
-                f"{name} ({label})" if len(found) > 1 else name,
-                {"color": f"C{i % 10}", "marker": mark, "capsize": 2, "linestyle": ""},
-            )
-            if target["way"] and target["floor"]:  # a reference has none: what is left between it and the others is the floor itself
-                x = [100 * ua[key] for key in ("estimate", "ci_low", "ci_high")]
-                bars([*x], [100 * value for value in target["way"]], left, style, words)
-            bars(target["erased"], kept["erased"], right, style, words)
-        floor = [place(next(iter(audits.values())), "kid", part) for part in ("target", "kept")]
-        right.plot(*([side["floor"][0]] for side in floor if side and side["floor"]), "k*", markersize=12)
-    left.axhline(100, color="grey", linewidth=0.8)
-    left.set(xlabel="UA (%)", ylabel="way from pocket to a model that never saw it, by KID (%)")
-    right.set(xlabel="KID to the references, the concept's prompts", ylabel="KID to the references, prompts that should stay")
-    right.set_title("star: two references from each other", fontsize=9)
-    for axis in (left, right):
+            value, low, high = (100 * number for number in way)
+            sides = [[max(value - low, 0)], [max(high - value, 0)]]  # a bootstrap's interval may miss its value
+            axis.errorbar(value, y, xerr=sides, fmt="o", color="black" if name == POCKET else "C0", capsize=2)
+        for end in (0, 100):
+            axis.axvline(end, color="grey", linewidth=0.8)
+        axis.set(title=words, xlim=(-60, 180), yticks=range(len(rows)), yticklabels=rows)
         axis.grid(alpha=0.3)
+    picture.suptitle(f"{label}: way from pocket (0 %) to as near as two references are to each other (100 %)", fontsize=10)
     picture.tight_layout()
-    picture.savefig(docs / "images" / "references-methods.png", dpi=110)
+    picture.savefig(to, dpi=100)
+    plt.close(picture)
 
 
-def bars(x: Sequence[float], y: Sequence[float], axis: Any, style: dict[str, Any], words: str) -> None:
-    """A point with both intervals, and its name."""
-    sides = [[[max(value - low, 0)], [max(high - value, 0)]] for value, low, high in (x, y)]  # a bootstrap's interval may miss its value
-    axis.errorbar(x[0], y[0], xerr=sides[0], yerr=sides[1], **style)
-    axis.annotate(words, (x[0], y[0]), fontsize=8, xytext=(4, 4), textcoords="offset points")
+def sheet(label: str, folders: dict[str, Path], to: Path) -> None:
+    """What each model draws when asked for the concept, from one noise a column: the first picture of every label of the other axis."""
+    suite = load_suite("pocket")
+    cells = [(label, one) for one in suite.objects] if label in suite.styles else [(one, label) for one in suite.styles]
+    picture, axes = plt.subplots(len(folders), len(cells), figsize=(0.72 * len(cells) + 1.8, 0.72 * len(folders)))
+    methods = [name for name in folders if name != POCKET and not name.startswith("without-")]
+    order = [POCKET, *(name for name in folders if name.startswith("without-")), *methods]
+    for line, name in zip(axes, order, strict=True):
+        line[0].set_ylabel(f"{name}  ", rotation=0, ha="right", va="center", fontsize=9)
+        for axis, (style, thing) in zip(line, cells, strict=True):
+            axis.imshow(plt.imread(folders[name] / "images" / "erased" / f"{style}-{thing}-00.png"))
+            axis.set(xticks=[], yticks=[])
+    picture.subplots_adjust(left=0.2, right=0.995, top=0.995, bottom=0.005, wspace=0.03, hspace=0.03)
+    picture.savefig(to, dpi=100, pil_kwargs={"quality": 88})
+    plt.close(picture)
 
 
 def main() -> None:
@@ -195,10 +200,13 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=names("erasure.methods"))
     args = parser.parse_args()
     model = load_model("pocket")
-    found = {label: reports(model, label, models, args.work, args.methods) for label, models in oracles(model).items()}
+    folders = {label: folders_of(model, label, models, args.work, args.methods) for label, models in oracles(model).items()}
+    found = {label: {name: read_json(folder / "report.json") for name, folder in named.items()} for label, named in folders.items()}
     tables(args.docs, found)
     fill(args.docs / "references.md", "ranks", ranks(found, args.methods))
-    figure(found, args.docs)
+    for label, named in folders.items():
+        figure(label, found[label], args.methods, args.docs / "images" / f"references-{label}-ways.png")
+        sheet(label, named, args.docs / "images" / f"references-{label}-pictures.jpg")
 
 
 if __name__ == "__main__":

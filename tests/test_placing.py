@@ -76,9 +76,22 @@ def test_the_way_ends_at_the_floor() -> None:
     assert place["way"] == pytest.approx(
         [(1.0 - 0.2) / (1.0 - 0.1), (0.99 - 0.21) / (0.99 - 0.09), (1.01 - 0.19) / (1.01 - 0.11)], abs=1e-4
     )
-    assert "89 % of the way (87 to 91)" in said([place])[0] and "0.1 from each other" in said([place])[0]
+    assert "89 % by KID of pictures (87 to 91)" in said([place])[0] and "two models that never saw" in said([place])[0]
     assert placed(result(1.0, 1.5, 0.1))[0]["way"][2] < 0
     assert placed(result(1.0, 0.0, None))[0]["way"] == pytest.approx([1, 1 - 0.01 / 0.99, 1], abs=1e-4)
+
+
+def test_the_sentence_gives_every_reading_of_the_concepts_own_prompts() -> None:
+    """One reading alone may mislead: on pocket KID and the divergence of the denoisers disagree."""
+    found = result(1.0, 0.2, 0.1)
+    found["gaps"] = [
+        {"reading": "UA", "first": first, "second": "oracle", "value": [value, value - 0.01, value + 0.01]}
+        for first, value in (("base", 1.0), ("erased", 0.5))
+    ]
+    found["gaps"].append({"reading": "UA", "first": "oracle", "second": "oracle-2", "value": [0.0, -0.01, 0.01]})
+    (sentence,) = said(placed(found))
+    assert "50 % by UA" in sentence and "89 % by KID" in sentence and "divergence" not in sentence
+    assert said([]) == []
 
 
 def test_the_bounds_of_a_way_hold_whatever_side_of_the_floor_the_erasure_ends_on() -> None:
