@@ -123,7 +123,11 @@ def test_rates_are_placed_in_points_and_every_reading_under_its_prompts() -> Non
         "IRA": ("kept", 50, 0.5),
         "CRA": ("kept", 50, 0.5),
     }
-    assert said(found)[0].startswith("By KID of pictures, ") and said(found[:1])[0].startswith("By UA, percentage points, ")
+    assert (
+        "50 % by UA (" in said(found)[0]
+        and "50 % by what is read in the concept's place (" in said(found)[0]
+        and "IRA" not in said(found)[0]
+    )
 
 
 def test_where_base_and_oracles_do_not_differ_there_is_no_way() -> None:
