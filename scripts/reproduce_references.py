@@ -164,8 +164,7 @@ def figure(label: str, audits: dict[str, Report], methods: Sequence[str], to: Pa
                 axis.text(50, y, "–", ha="center", va="center", color="grey")
                 continue
             value, low, high = (100 * number for number in way)
-            sides = [[max(value - low, 0)], [max(high - value, 0)]]  # a bootstrap's interval may miss its value
-            axis.errorbar(value, y, xerr=sides, fmt="o", color="black" if name == POCKET else "C0", capsize=2)
+            axis.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", color="black" if name == POCKET else "C0", capsize=2)
         for end in (0, 100):
             axis.axvline(end, color="grey", linewidth=0.8)
         axis.set(title=words, xlim=(-60, 180), yticks=range(len(rows)), yticklabels=rows)
@@ -176,14 +175,12 @@ def figure(label: str, audits: dict[str, Report], methods: Sequence[str], to: Pa
     plt.close(picture)
 
 
-def sheet(label: str, folders: dict[str, Path], to: Path) -> None:
+def sheet(label: str, folders: dict[str, Path], methods: Sequence[str], to: Path) -> None:
     """What each model draws when asked for the concept, from one noise a column: the first picture of every label of the other axis."""
     suite = load_suite("pocket")
     cells = [(label, one) for one in suite.objects] if label in suite.styles else [(one, label) for one in suite.styles]
     picture, axes = plt.subplots(len(folders), len(cells), figsize=(0.72 * len(cells) + 1.8, 0.72 * len(folders)))
-    methods = [name for name in folders if name != POCKET and not name.startswith("without-")]
-    order = [POCKET, *(name for name in folders if name.startswith("without-")), *methods]
-    for line, name in zip(axes, order, strict=True):
+    for line, name in zip(axes, [*(name for name in folders if name not in methods), *methods], strict=True):
         line[0].set_ylabel(f"{name}  ", rotation=0, ha="right", va="center", fontsize=9)
         for axis, (style, thing) in zip(line, cells, strict=True):
             axis.imshow(plt.imread(folders[name] / "images" / "erased" / f"{style}-{thing}-00.png"))
@@ -206,7 +203,7 @@ def main() -> None:
     fill(args.docs / "references.md", "ranks", ranks(found, args.methods))
     for label, named in folders.items():
         figure(label, found[label], args.methods, args.docs / "images" / f"references-{label}-ways.png")
-        sheet(label, named, args.docs / "images" / f"references-{label}-pictures.jpg")
+        sheet(label, named, args.methods, args.docs / "images" / f"references-{label}-pictures.jpg")
 
 
 if __name__ == "__main__":
