@@ -18,7 +18,7 @@ from erasure import recorder, saliency
 from erasure.concept import Concept
 from erasure.edit import Edit, EditInfo
 from erasure.errors import UserError, unknown
-from erasure.export import before_after, write_card
+from erasure.export.model_card import before_after, write_card
 from erasure.families.base import DiffusionModel
 from erasure.known import DoubtfulConcept, Known, known
 from erasure.methods.base import Change, Guided, Method, Play, Solved, Trained

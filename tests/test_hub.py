@@ -8,10 +8,10 @@ import pytest
 from huggingface_hub import HfApi
 
 from app.cli import main
-from erasure import hub
 from erasure.concept import Concept
 from erasure.erase import erase
 from erasure.errors import UserError
+from erasure.export import hub
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.esd import ESD
 from tests import tiny

@@ -29,8 +29,9 @@ class Options:
 
 def main(argv: list[str]) -> int:
     options = parse(Options, argv, "export")
-    from erasure import export, hub
+    from erasure import export
     from erasure.edit import Edit
+    from erasure.export import hub
     from erasure.loading import load_model
 
     if options.push_to_hub:

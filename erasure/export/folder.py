@@ -1,0 +1,38 @@
+"""An edit as a diffusers folder that is already erased, or as it is."""
+
+from pathlib import Path
+
+from erasure.edit import Edit
+from erasure.errors import UserError
+from erasure.families.base import DiffusionModel
+from erasure.one_step import OneStepPipeline
+
+
+def to_folder(model: DiffusionModel, edit: Edit, out: Path, other_base: bool = False) -> None:
+    """Save the edited pipeline as a diffusers folder; `model` is left as it was. A one-step generator becomes a OneStepPipeline.
+
+    The safety checker is off in it, as in every measurement here; the card says so.
+    """
+    if edit.info.product == "guidance":
+        raise UserError(f"{edit.name} is a guidance edit: a plain pipeline folder cannot hold how it samples. Keep the edit.")
+    make_empty(out)
+    edit.apply(model.pipe, other_base=other_base)
+    try:
+        pipe = model.pipe
+        if edit.info.product == "one-step":
+            pipe = OneStepPipeline(**pipe.components, requires_safety_checker=False, start=edit.info.fields["start"])
+        pipe.save_pretrained(out, safe_serialization=True)
+    finally:
+        edit.revert(model.pipe)
+
+
+def to_edit(edit: Edit, out: Path) -> None:
+    """Save the edit as it is, without the log and the job of its run."""
+    make_empty(out)
+    edit.save(out)
+
+
+def make_empty(out: Path) -> None:
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise UserError(f"{out} exists and is not empty; choose another --out.")
+    out.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,24 @@
+"""An edit that lives in the text encoder, as that alone."""
+
+from pathlib import Path
+
+from erasure.edit import Edit
+from erasure.errors import UserError
+from erasure.export.folder import make_empty
+from erasure.families.base import DiffusionModel
+
+
+def to_text_encoder(model: DiffusionModel, edit: Edit, out: Path, other_base: bool = False) -> None:
+    """Save the edited text encoder alone, for `from_pretrained(base, text_encoder=CLIPTextModel.from_pretrained(out))`.
+
+    Raises:
+        UserError: an edit that does not move the text encoder, or moves more than it.
+    """
+    if not edit.moved() or not all(name.startswith("text_encoder.") for name in edit.moved()):
+        raise UserError(f"{edit.name} does not live in the text encoder alone; export a diffusers folder with --as folder.")
+    make_empty(out)
+    edit.apply(model.pipe, other_base=other_base)
+    try:
+        model.pipe.text_encoder.save_pretrained(out, safe_serialization=True)
+    finally:
+        edit.revert(model.pipe)
