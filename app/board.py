@@ -10,7 +10,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, Template
 from markupsafe import Markup
 
-from erasure.run import read_json, write_bytes
+from app import jobs
+from erasure.errors import UserError
+from erasure.files import Damaged, read_json, read_sealed, write_bytes
 from eval.cases import OTHERWISE
 from eval.finer import place
 
@@ -46,11 +48,28 @@ class Entry:
 
 def entries(root: Path) -> list[Entry]:
     """Every complete audit below a folder that counted what is kept, and the base as well, best first: by erased, then by kept."""
-    results = [(path.parent, read_json(path)) for path in sorted(root.glob("**/result.json"))]
+    return collected(root)[0]
+
+
+def collected(root: Path) -> tuple[list[Entry], list[str]]:
+    """What `entries` returns, and one line for every result and every job that cannot be read."""
+    results, found = [], []
+    broken = [f"job {folder.name}: {p.error}" for folder, _ in jobs.found(root) if (p := jobs.progress(folder)).state == "broken"]
+    for path in sorted(root.glob("**/result.json")):
+        try:
+            results.append((path.parent, read_sealed(path, required=False)))
+        except Damaged as error:
+            broken.append(str(error))
     runs = {record["edit"]: (folder, record) for folder, record in results if "edit" in record}
-    audits = [(folder, r) for folder, r in results if r.get("job", {}).get("task") == "audit" and compares(r["models"])]
-    found = [entry(folder, record, runs) for folder, record in audits]
-    return sorted(found, key=lambda e: (-e.rates["UA"]["estimate"], -e.kept))
+    for folder, result in results:
+        try:
+            if result.get("job", {}).get("task") == "audit" and compares(result["models"]):
+                found.append(entry(folder, result, runs))
+        except UserError as error:
+            broken.append(str(error))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            broken.append(f"{folder} holds no audit that can be read ({type(error).__name__}: {error}).")
+    return sorted(found, key=lambda e: (-e.rates["UA"]["estimate"], -e.kept)), broken
 
 
 def compares(models: dict[str, Any]) -> bool:

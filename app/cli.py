@@ -5,7 +5,8 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 
-from erasure.errors import UserError, unknown
+from erasure.errors import Unfinished, UserError, unknown
+from erasure.files import disk_full
 
 COMMANDS = {
     "erase": "erase concepts from a model and save an edit",
@@ -15,6 +16,7 @@ COMMANDS = {
     "studio": "serve the web page: compare, erase, audit, board",
     "demo": "erase a style from the shipped pocket model, audit it and write a report",
     "methods": "list the erasure methods",
+    "clean": "show, and with --yes remove, caches, downloads and incomplete runs",
     "doctor": "say what is installed, which device is used, what is missing",
 }
 USAGE_ERROR, INCOMPLETE = 1, 2
@@ -48,10 +50,15 @@ def main(argv: list[str] | None = None) -> int:
         return run(rest)
     except UserError as error:
         print(f"erasure: {error}", file=sys.stderr)
-        return USAGE_ERROR
+        return INCOMPLETE if isinstance(error, Unfinished) else USAGE_ERROR
     except BrokenPipeError:  # the reader of our output has gone, as in `erasure methods | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return USAGE_ERROR
+    except Exception as error:
+        if not disk_full(error):
+            raise
+        print(f"erasure: no room is left on the disk ({error}); make room, then repeat the command.", file=sys.stderr)
+        return INCOMPLETE
     except KeyboardInterrupt:
         print("erasure: interrupted; the same command continues where it stood.", file=sys.stderr)
         return INCOMPLETE

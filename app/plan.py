@@ -11,7 +11,8 @@ from typing_extensions import TypedDict  # pydantic takes typing's own from Pyth
 
 from erasure.concept import Concept, Kind
 from erasure.errors import UserError, unknown
-from erasure.run import digest, read_json, write_json
+from erasure.files import folder_exists, read_json, unsealed, write_sealed
+from erasure.run import digest
 from erasure.shapes import check
 from erasure.strict_yaml import read_yaml
 from eval.gates import Tier
@@ -73,19 +74,20 @@ class Spec:
 
     def save(self, path: Path) -> None:
         """Write the file that `erasure jobs run-one` takes."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, self.record())
+        folder_exists(path.parent)
+        write_sealed(path, self.record())
 
     @classmethod
     def load(cls, path: Path) -> "Spec":
         """Read such a file.
 
         Raises:
-            UserError: no such file, unknown keys, values of another type, values that are no concept.
+            UserError: no such file, a wrong checksum, unknown keys, values of another type, values that are no concept.
         """
         record = read_json(path)
-        if not isinstance(record, dict) or not (record.get("concepts") or record.get("edits")):
+        if not (record.get("concepts") or record.get("edits")):
             raise UserError(f"{path} is no job: expected a mapping with concepts (or edits), method, fields, seed, model, suite and tier.")
+        record = unsealed(path, record, required=False)
         check(record, _Record, str(path))
         concepts = tuple(Concept.from_record(c) for c in record.get("concepts", ()))
         return cls(**{**record, "concepts": concepts, "edits": tuple(record.get("edits", ()))})

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from erasure.errors import UserError
+from erasure.locks import part_of_work
 
 
 def together(argv: Sequence[str], workers: int) -> None:
@@ -53,4 +54,5 @@ if __name__ == "__main__":
     from app.cli import main
 
     die_with(int(sys.argv[1]))
+    part_of_work(int(sys.argv[1]))
     sys.exit(main(sys.argv[2:]))

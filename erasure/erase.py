@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from erasure import recorder, saliency
@@ -20,7 +19,10 @@ from erasure.edit import Edit, EditInfo
 from erasure.errors import UserError, unknown
 from erasure.export.model_card import before_after, write_card
 from erasure.families.base import DiffusionModel
+from erasure.files import tell
+from erasure.kept import kept
 from erasure.known import DoubtfulConcept, Known, known
+from erasure.locks import held
 from erasure.methods.base import Change, Guided, Method, Play, Solved, Trained
 from erasure.run import Run, cache_folder, digest, write_json
 from erasure.shapes import built
@@ -103,14 +105,38 @@ def erase(
 
     Raises:
         UserError: another job in `out`, an unknown region, a loss that is no number, a mask for a method that trains nothing.
+        Busy: another process is writing into `out`.
     """
     if mask and not isinstance(method, Trained):
         raise UserError(f"--mask is for trained methods; {type(method).__name__} trains nothing.")
     if gradient_checkpointing and not getattr(method, "recomputes", True):
         raise UserError(f"--gradient-checkpointing does not work with {type(method).__name__}, which switches adapters between passes.")
     run = Run(out, job_record(model, concepts, method, seed, after, mask), fresh)
-    if run.complete:
-        return Edit.load(out)
+    if edit := finished(run):
+        return edit
+    loop = Loop(folder=out, seed=seed, report_to=report_to, gradient_checkpointing=gradient_checkpointing, mask=mask, watch=watch)
+    with held(out, "erasure erase"):
+        return finished(run) or _erased(run, model, concepts, method, after, loop)
+
+
+def finished(run: Run) -> Edit | None:
+    """The edit of a complete run; None where it is not complete, or damaged, which is told and made anew."""
+    result = None if run.fresh else run.result()
+    if result is None:
+        return None
+    try:
+        edit = Edit.load(run.folder)
+        if edit.digest() == result.get("edit"):
+            return edit
+        tell(f"{run.folder} holds another edit than its result.json says. It is made anew.")
+    except UserError as error:
+        tell(f"{error} It is made anew.")
+    return None
+
+
+def _erased(run: Run, model: DiffusionModel, concepts: list[Concept], method: Method, after: Sequence[Edit], loop: Loop) -> Edit:
+    """The work of `erase`, in a folder that is this process's own."""
+    out, seed = run.folder, loop.seed
     with applied(model, after):
         if isinstance(method, Trained):
             model.region(method.region)  # complains before anything is written
@@ -120,7 +146,6 @@ def erase(
         for answer in knowledge:
             if answer.doubtful:
                 warnings.warn(answer.warning(), DoubtfulConcept, stacklevel=2)
-        loop = Loop(folder=out, seed=seed, report_to=report_to, gradient_checkpointing=gradient_checkpointing, mask=mask, watch=watch)
         change = change_of(model, concepts, method, loop)
         ended = time.monotonic()
         cost = method.forecast(model, concepts).record()
@@ -160,15 +185,20 @@ def beginning(model: DiffusionModel, method: Trained, loop: Loop) -> dict[str, T
         "fields": asdict(first),
         "compute": str(model.compute),
     }
-    run = Run(cache_folder() / "starts" / digest(job), job)
-    file = run.folder / "start.safetensors"
-    if not run.complete:
+    folder = cache_folder() / "starts" / digest(job)
+
+    def trained() -> dict[str, Tensor]:
+        change = train(model, first, recorder.obtain(model, first.record([], 0)), replace(loop, folder=folder, seed=0, mask=None))
+        return change.tensors
+
+    with held(folder, "erasure erase", wait=True):  # whoever comes second finds what the first has made
+        run = Run(folder, job)
         run.begin()
-        change = train(model, first, recorder.obtain(model, first.record([], 0)), replace(loop, folder=run.folder, seed=0, mask=None))
-        save_file(change.tensors, file)
-        (run.folder / "checkpoint.pt").unlink(missing_ok=True)
-        run.finish({"tensors": len(change.tensors)})
-    return load_file(file)
+        tensors = kept(folder / "start.safetensors", trained)
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+        if not run.complete:
+            run.finish({"tensors": len(tensors)})
+    return tensors
 
 
 @contextmanager

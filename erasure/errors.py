@@ -8,6 +8,13 @@ class UserError(ValueError):
     """A mistake in the input. The command line prints it as one line and exits with 1."""
 
 
+class Unfinished(UserError):
+    """Work that stopped for a reason outside the input, such as a full disk or another process in the same folder.
+
+    The same command continues later. The command line prints it as one line and exits with 2.
+    """
+
+
 def unknown(what: str, value: object, allowed: Iterable[str]) -> UserError:
     """An error that names the value, the nearest allowed one and all allowed ones."""
     names = sorted(allowed)

@@ -3,13 +3,13 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,7 +17,9 @@ from erasure.bank import Bank, Recording
 from erasure.edit import Edit
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
-from erasure.run import cache_folder, digest, write_bytes
+from erasure.files import folder_exists
+from erasure.kept import kept
+from erasure.run import cache_folder, digest
 
 PIXELS = 100_000_000
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
@@ -51,23 +53,22 @@ def obtain(model: DiffusionModel, recording: Recording, *, cache: Path | None = 
         chunk: walks recorded at once. Parts are written when complete, so a killed process loses at most one.
     """
     folder = (cache or cache_folder()) / "banks" / bank_key(model, recording)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder_exists(folder)
     dealt = recording.deal()
     starts = range(0, len(dealt), chunk)
+    ask = record if recording.generator is None else drawn
+    parts = []
     for start in tqdm(starts, desc="recording", unit="part", disable=all(_part(folder, s).exists() for s in starts)):
-        if not _part(folder, start).exists():
-            ask = record if recording.generator is None else drawn
-            write_bytes(_part(folder, start), save(ask(model, recording, dealt[start : start + chunk])))
-    parts = [load_file(_part(folder, start)) for start in starts] or [{key: values[0] for key, values in _empty(model).items()}]
+        some = dealt[start : start + chunk]
+        parts.append(kept(_part(folder, start), partial(ask, model, recording, some)))
+    parts = parts or [{key: values[0] for key, values in _empty(model).items()}]
     for images, first, count in (
         (recording.images, 0, len(recording.pairs)),
         (recording.retain_images, len(recording.pairs), len(recording.retain)),
     ):
         if images:
-            path = folder / f"images-{first:05d}.safetensors"
-            if not path.exists():
-                write_bytes(path, save(encoded(model, Path(images), first, count)))
-            parts.append(load_file(path))
+            ask_images = partial(encoded, model, Path(images), first, count)
+            parts.append(kept(folder / f"images-{first:05d}.safetensors", ask_images))
     return Bank(recording, **{key: torch.cat([part[key] for part in parts]) for key in parts[0]})
 
 
@@ -180,13 +181,9 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def remembered(model: DiffusionModel, key: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors found in the cache under what decides them, or made and kept there."""
+    """Tensors found in the cache under what decides them, or made and kept there; damaged ones are named and made anew."""
     place = digest({"model": model.fingerprint(), "compute": str(model.compute), "device": model.device.type, **key})
-    path = cache_folder() / "tensors" / f"{place}.safetensors"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, save(make()))
-    return load_file(path)
+    return kept(cache_folder() / "tensors" / f"{place}.safetensors", make)
 
 
 def _empty(model: DiffusionModel) -> dict[str, list[Tensor]]:

@@ -4,39 +4,30 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
 from erasure.errors import UserError
+from erasure.files import (
+    Damaged,
+    canonical_json,
+    folder_exists,
+    is_empty,
+    read_json,
+    read_sealed,
+    tell,
+    write_bytes,
+    write_json,
+    write_sealed,
+)
+from erasure.locks import LOCK
 
-
-def canonical_json(record: Any) -> str:
-    return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+__all__ = ["Run", "cache_folder", "canonical_json", "default_folder", "difference", "digest", "read_json", "write_bytes", "write_json"]
 
 
 def digest(record: Any) -> str:
     """Short content hash of a JSON record."""
     return hashlib.sha256(canonical_json(record).encode()).hexdigest()[:16]
-
-
-def write_json(path: Path, record: Any) -> None:
-    """Write a JSON file in one atomic step."""
-    write_bytes(path, (json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file in one atomic step; processes of several machines may write the same one at once."""
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    part.write_bytes(data)
-    part.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}).") from error
 
 
 class Run:
@@ -51,24 +42,47 @@ class Run:
         if folder.is_file():
             raise UserError(f"{folder} is a file; --out needs a folder.")
         known = folder / "job.json"
-        if known.is_file() and not fresh and (other := read_json(known)) != json.loads(canonical_json(job)):
+        if known.is_file() and not fresh and (other := self._known(known)) != json.loads(canonical_json(job)):
             raise UserError(f"{folder} holds another job ({difference(other, job)}); choose another --out, or --fresh to start over.")
-        if not known.is_file() and folder.is_dir() and any(folder.iterdir()):
+        if not known.is_file() and folder.is_dir() and not is_empty(folder):
             raise UserError(f"{folder} is not empty and holds no run; choose another --out.")
 
     def begin(self) -> None:
-        """Make the folder, emptied first if the job is to start over."""
+        """Make the folder, emptied first if the job is to start over. Its lock stays; see erasure.locks."""
+        folder_exists(self.folder)
         if self.fresh:
-            shutil.rmtree(self.folder, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
+            for path in self.folder.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path, ignore_errors=True)
+                elif not path.name.startswith(LOCK):
+                    path.unlink(missing_ok=True)
         write_json(self.folder / "job.json", self.job)
 
     @property
     def complete(self) -> bool:
-        return not self.fresh and (self.folder / "result.json").is_file()
+        """Whether everything is there. A damaged result.json is named, and counts as none."""
+        return not self.fresh and self.result() is not None
+
+    def result(self) -> dict[str, Any] | None:
+        """What `finish` wrote; None where that is missing or damaged."""
+        path = self.folder / "result.json"
+        if not path.is_file():
+            return None
+        try:
+            return read_sealed(path, required=False)
+        except Damaged as error:
+            tell(f"{error} It is made anew.")
+            return None
 
     def finish(self, result: dict[str, Any]) -> None:
-        write_json(self.folder / "result.json", result)
+        write_sealed(self.folder / "result.json", result)
+
+    @staticmethod
+    def _known(path: Path) -> Any:
+        try:
+            return read_json(path)
+        except UserError as error:
+            raise UserError(f"{error} So {path.parent} may hold another job; use --fresh to start over, or another --out.") from error
 
 
 def default_folder(job: dict[str, Any]) -> Path:

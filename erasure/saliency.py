@@ -8,11 +8,11 @@ from typing import Literal
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from erasure.errors import UserError
-from erasure.run import write_bytes
+from erasure.files import SEAL, canonical_json, write_bytes
+from erasure.kept import seal_of, sealed
 
 Threshold = Literal["kthvalue", "histogram"]
 BINS = 1 << 16
@@ -79,7 +79,8 @@ def block_of(name: str) -> str:
 def store(masks: dict[str, Tensor], path: Path) -> None:
     """Save as packed bits, one for every entry, with the shapes in the header."""
     packed = {name: torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1))) for name, mask in sorted(masks.items())}
-    write_bytes(path, save(packed, metadata={name: ",".join(map(str, mask.shape)) for name, mask in sorted(masks.items())}))
+    shapes = {name: ",".join(map(str, mask.shape)) for name, mask in sorted(masks.items())}
+    write_bytes(path, sealed(packed, canonical_json(shapes), shapes))
 
 
 def digest_of(path: Path) -> str:
@@ -101,7 +102,11 @@ def load(path: Path, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     """
     try:
         with safe_open(path, "pt") as file:
-            found = {name: _unpacked(file.get_tensor(name), text) for name, text in (file.metadata() or {}).items()}
+            shapes = dict(file.metadata() or {})
+            seal, packed = shapes.pop(SEAL, None), {name: file.get_tensor(name) for name in shapes}
+        if seal not in (None, seal_of(packed, canonical_json(shapes))):
+            raise ValueError("its checksum does not match")
+        found = {name: _unpacked(packed[name], text) for name, text in shapes.items()}
     except (OSError, SafetensorError, ValueError) as error:
         raise UserError(f"{path} is no saliency mask ({error}); SalUn writes one as mask.safetensors into its run folder.") from error
     masks = {}

@@ -18,6 +18,8 @@ from erasure.adapters import put
 from erasure.bank import Bank
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
+from erasure.files import Damaged, is_there, tell, write_bytes
+from erasure.kept import load_state, save_state
 from erasure.methods.base import Change, Play, Player, Trained, Update
 
 
@@ -70,7 +72,7 @@ def _run(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop, players
     torch.manual_seed(loop.seed * 1_000_003 - 1)
     own_mask = loop.folder / "mask.safetensors"  # of an interrupted run
     if loop.mask or own_mask.exists():
-        play.masks = saliency.load(loop.mask or own_mask, {name: p for player in players.values() for name, p in player.parameters.items()})
+        play.masks = _masks(loop.mask, own_mask, {name: p for player in players.values() for name, p in player.parameters.items()})
     method.prepare(play, players)
     if play.masks and not loop.mask:
         saliency.store(play.masks, own_mask)
@@ -94,6 +96,17 @@ def _run(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop, players
     if loop.gradient_checkpointing:
         model.pipe.unet.disable_gradient_checkpointing()
     return play
+
+
+def _masks(given: Path | None, own: Path, parameters: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
+    """The mask that was asked for, or the one of an interrupted run; if that is damaged it is named, and made anew by the method."""
+    if given:
+        return saliency.load(given, parameters)
+    try:
+        return saliency.load(own, parameters)
+    except UserError as error:
+        tell(f"{error} It is made anew.")
+        return {}
 
 
 def _apply(accelerator: Accelerator, optimiser: Any, player: Player, update: Update, play: Play) -> None:
@@ -153,24 +166,37 @@ def _save(loop: Loop, players: dict[str, Player], optimisers: dict[str, Any], pl
         "players": {name: {n: p.detach() for n, p in player.parameters.items()} for name, player in players.items()},
         "optimisers": {name: optimiser.state_dict() for name, optimiser in optimisers.items()},
         "state": play.state,
+        "log": (loop.folder / "train.jsonl").read_text(encoding="utf-8"),
     }
-    draft = loop.folder / ".checkpoint.part"
-    torch.save(state, draft)
-    draft.replace(loop.folder / "checkpoint.pt")
+    save_state(loop.folder / "checkpoint.pt", state)
 
 
 def _resume(loop: Loop, players: dict[str, Player], optimisers: dict[str, Any], play: Play) -> int:
-    """Load the last checkpoint, cut the log back to it, and return the next step."""
-    log, checkpoint = loop.folder / "train.jsonl", loop.folder / "checkpoint.pt"
-    if not checkpoint.exists():
-        log.write_text("")
+    """Load the last checkpoint, set the log back to it, and return the next step."""
+    state = _checkpoint(loop.folder / "checkpoint.pt", players)
+    write_bytes(loop.folder / "train.jsonl", state["log"].encode() if state else b"")
+    if state is None:
         return 0
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     with torch.no_grad():
         for name, player in players.items():
             for n, p in player.parameters.items():
                 p.copy_(state["players"][name][n])
             optimisers[name].load_state_dict(state["optimisers"][name])
     play.state.update({key: value.to(play.model.device) for key, value in state["state"].items()})
-    log.write_text("".join(line + "\n" for line in log.read_text().splitlines()[: state["step"]]))
     return int(state["step"])
+
+
+def _checkpoint(path: Path, players: dict[str, Player]) -> dict[str, Any] | None:
+    """The last checkpoint; None where there is none, or a damaged or foreign one, which is named and given up."""
+    if not is_there(path):
+        return None
+    try:
+        state = load_state(path)
+        for name, player in players.items():
+            here, there = ({n: tuple(p.shape) for n, p in values.items()} for values in (player.parameters, state["players"].get(name, {})))
+            if here != there:
+                raise Damaged(f"{path} holds other parameters than {name} trains.")
+        return state
+    except Damaged as error:
+        tell(f"{error} Training starts over from its first step.")
+        return None

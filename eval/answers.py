@@ -23,7 +23,7 @@ from eval.drift import kept_distance, picture_distances
 from eval.judges.base import MissingWeights
 from eval.judging import errors_of, judge, judges_of
 from eval.published import as_published
-from eval.samples import Attempt, save_png
+from eval.samples import Attempt, read_png, save_png
 from eval.siege import label
 from eval.suites import Suite
 
@@ -148,7 +148,7 @@ def unpack(sets: dict[str, Answers], todo: Sequence[Attempt], images: Path) -> N
     for model, answers in sets.items():
         for a in todo:
             place = images / model / a.name
-            if not place.is_file():
+            if read_png(place) is None:
                 picture = opened(answers.files[(a.case.style, a.case.object), a.seed])
                 save_png(torch.from_numpy(np.array(picture)).permute(2, 0, 1), place)
 

@@ -10,6 +10,8 @@ from typing import Any, Literal
 from erasure.edit import Edit
 from erasure.erase import applied
 from erasure.families.base import DiffusionModel
+from erasure.files import Damaged, tell
+from erasure.locks import held
 from erasure.overlap import overlap
 from erasure.run import Run, digest, write_json
 from eval.attack_rates import attack_rates, under_attack
@@ -20,7 +22,7 @@ from eval.features import extractor_of
 from eval.finer import cell_of, meant, within
 from eval.finished import recounted
 from eval.judges.base import MissingWeights
-from eval.judging import AXES, configured, errors_of, judge, judges_of, lines
+from eval.judging import AXES, configured, errors_of, judge, judges_of, lines, samples_digest
 from eval.listed import crossing
 from eval.oracle import divergences
 from eval.placing import gaps
@@ -114,13 +116,29 @@ def audit(
 
     Raises:
         UserError: another job in `out`, an edit that does not fit the model.
+        Busy: another process is writing into `out`.
     """
-    how, begun = how or How(), time.monotonic()
-    done = Run(out, job_record(model, edits, plan, how), fresh)
-    if how.keep == "none" and done.complete:  # its pictures are gone, its readings are not
-        result = recounted(out, plan.suite)
-        done.finish(result)
-        return result
+    how = how or How()
+    run = Run(out, job_record(model, edits, plan, how), fresh)
+    with held(out, "erasure audit"):
+        if how.keep == "none" and run.complete and (known := counted_again(out, plan)):  # its pictures are gone, its readings are not
+            run.finish(known)
+            return known
+        return measured(model, edits, plan, out, how, fresh)
+
+
+def counted_again(out: Path, plan: Audit) -> dict[str, Any] | None:
+    """The result by the rows on disk; None where they are damaged, which is told."""
+    try:
+        return recounted(out, plan.suite)
+    except Damaged as error:
+        tell(f"{error} It is made anew.")
+        return None
+
+
+def measured(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, out: Path, how: How, fresh: bool) -> dict[str, Any]:
+    """The work of `audit`, in a folder that is this process's own."""
+    begun = time.monotonic()
     run, drawn = work(model, edits, plan, out, how, fresh=fresh)
     judges, missing = judges_of(plan.suite)
     rows = judge(plan.todo, models_of(how), judges, out)
@@ -135,6 +153,7 @@ def audit(
         **under_attack(counted(rows, plan.suite, plan.axis, plan.targets, plan.only), attacks),
         **({"gaps": gaps(rows, plan.axis, plan.targets, plan.suite.apart, plan.only)} if how.oracles and plan.axis in judges else {}),
         "job": run.job,
+        "samples_sha256": samples_digest(out),
         "attacks": attacks,
         "distance": kept_distance(plan.staying, out / "images"),
         "distances": apart,
@@ -175,16 +194,17 @@ def work(
     with applied(model, edits, **how.placing):  # complains before anything is written
         pass
     siege = siege_of(plan)  # before anything is drawn, since it complains about a label that a judge never says
-    run.begin()
-    base, drawn = run.job["base"], {}
-    stacks = stacks_of(how, edits)
-    for name, stack in stacks.items():
-        placing = how.placing if name == "erased" else {"other_base": how.other_base}
-        with applied(model, stack, **placing):
-            weights = digest([base, placing.get("strength", 1.0), *(e.digest() for e in stack)]) if stack else base
-            drawn[name] = draw(model, weights, plan.suite, plan.todo, out / "images" / name, shard=shard, cached=how.keep == "all")
-    if siege is not None:
-        besiege(model, edits, siege, out / "attacks", shard=shard, **how.placing)
+    with held(out, "erasure audit", None if shard == WHOLE else shard):
+        run.begin()
+        base, drawn = run.job["base"], {}
+        stacks = stacks_of(how, edits)
+        for name, stack in stacks.items():
+            placing = how.placing if name == "erased" else {"other_base": how.other_base}
+            with applied(model, stack, **placing):
+                weights = digest([base, placing.get("strength", 1.0), *(e.digest() for e in stack)]) if stack else base
+                drawn[name] = draw(model, weights, plan.suite, plan.todo, out / "images" / name, shard=shard, cached=how.keep == "all")
+        if siege is not None:
+            besiege(model, edits, siege, out / "attacks", shard=shard, **how.placing)
     return run, drawn
 
 

@@ -1,5 +1,6 @@
 """Pictures -> readings: every judge's raw word on every picture, kept, so that a threshold can change without a new picture."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -8,7 +9,8 @@ from typing import Any
 
 from erasure.discover import load
 from erasure.errors import UserError, unknown
-from erasure.run import digest, write_bytes
+from erasure.files import Damaged, folder_exists, is_there, tell, write_bytes
+from erasure.run import digest
 from erasure.shapes import built
 from eval.calibration import FOLDER, Calibration
 from eval.counting import Row
@@ -87,15 +89,13 @@ def judge(todo: Sequence[Attempt], models: Sequence[str], judges: dict[str, Judg
     readings: dict[tuple[str, str], dict[str, Any]] = {}
     for name, judge_ in judges.items():
         path = out / "readings" / f"{name}-{digest(judge_.identity())}.jsonl"
-        known = {(row["model"], row["image"]): row["reading"] for row in lines(path)}
+        known = known_readings(path)
         for model in models:
             missing = [a for a in todo if (model, a.name) not in known]
             for group, pictures in batches(missing, out / "images" / model):
                 for a, reading in zip(group, judge_.read(pictures, [a.case.prompt for a in group]), strict=True):
                     known[model, a.name] = reading
-        write_bytes(
-            path, "".join(json.dumps({"model": m, "image": i, "reading": r}) + "\n" for (m, i), r in sorted(known.items())).encode()
-        )
+        write_bytes(path, "".join(reading_line(m, i, r) for (m, i), r in sorted(known.items())).encode())
         for at, reading in known.items():
             readings.setdefault(at, {})[name] = reading
     rows = [
@@ -118,6 +118,49 @@ def judge(todo: Sequence[Attempt], models: Sequence[str], judges: dict[str, Judg
     return rows
 
 
+def samples_digest(out: Path) -> str:
+    """SHA-256 of an audit's samples.jsonl."""
+    return hashlib.sha256((out / "samples.jsonl").read_bytes()).hexdigest()
+
+
+def reading_line(model: str, image: str, reading: Any) -> str:
+    """A line of readings/*.jsonl, with a checksum of the rest."""
+    row = {"model": model, "image": image, "reading": reading}
+    return json.dumps({**row, "check": digest(row)}) + "\n"
+
+
+def known_readings(path: Path) -> dict[tuple[str, str], Any]:
+    """Readings on disk by model and picture. Damaged lines are counted and left out, so that their pictures are read again."""
+    found: dict[tuple[str, str], Any] = {}
+    folder_exists(path.parent)
+    try:
+        text = path.read_bytes().decode("utf-8", "replace") if is_there(path) else ""
+    except OSError as error:
+        tell(f"{path} is damaged ({error.strerror}). It is made anew.")
+        return found
+    damaged = 0
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+            if row.pop("check") != digest(row):
+                raise ValueError("checksum")
+            found[row["model"], row["image"]] = row["reading"]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            damaged += 1
+    if damaged:
+        tell(f"{path} is damaged in {damaged} lines. Their pictures are read again.")
+    return found
+
+
 def lines(path: Path) -> list[Row]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The rows of a JSONL file that was written whole; none where there is no file.
+
+    Raises:
+        Damaged: a line that is no row.
+    """
+    if not is_there(path):
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"{path} is damaged ({error}); the same audit makes it anew.") from error

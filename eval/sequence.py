@@ -14,6 +14,7 @@ from erasure.edit import Edit
 from erasure.erase import applied
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
+from erasure.locks import held
 from erasure.run import write_json
 from eval.audit import Audit, audit
 from eval.counting import Row
@@ -67,6 +68,14 @@ def sequence(model: DiffusionModel, edits: Sequence[Edit], suite: Suite, tier: s
     targets = targets_of(edits, suite)
     with applied(model, edits):  # complains about an order that does not work before anything is drawn
         pass
+    with held(out, "erasure audit sequence"):
+        return _sequence(model, edits, suite, tier, out, targets, fresh)
+
+
+def _sequence(
+    model: DiffusionModel, edits: Sequence[Edit], suite: Suite, tier: str, out: Path, targets: Sequence[Target], fresh: bool
+) -> dict[str, Any]:
+    """The work of `sequence`, in a folder that is this process's own."""
     steps = [step(model, edits[: i + 1], suite, tier, out / str(i + 1), fresh) for i in range(len(edits))]
     found: dict[str, Any] = {
         "task": "sequence",

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -24,12 +23,14 @@ from erasure.edit import Edit
 from erasure.erase import applied
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
-from erasure.run import canonical_json, difference, read_json, write_bytes, write_json
+from erasure.files import Damaged, canonical_json, folder_exists, is_there, read_sealed, tell, write_bytes, write_sealed
+from erasure.kept import kept
+from erasure.run import difference, digest
 from erasure.shapes import built
 from eval.attacks.base import Ask, Attack, Known, PromptAttack, Stand, Unsuited, WeightAttack
 from eval.cases import PLAIN, Case
 from eval.judges.base import Judge
-from eval.samples import Attempt, at_once, drawn, guidance_of, guided, save_png
+from eval.samples import Attempt, at_once, drawn, guidance_of, guided, read_png, save_png
 from eval.suites import Attacks, Axis, Suite
 
 CHUNK = 10  # prompts attacked together, at most; see chunk_of
@@ -162,7 +163,7 @@ def attempted(name: str, run: Callable[[], list[Row]]) -> list[Row]:
 
 def prepared(attack: PromptAttack, name: str, stand: Stand, known: dict[str, Known], folder: Path) -> list[Row]:
     """Put into `known` what an attack works out on the base; it has no rows yet."""
-    known[name] = kept(folder / "before.safetensors", lambda: attack.before(stand))
+    known[name] = prepare_once(folder / "before.safetensors", lambda: attack.before(stand))
     return []
 
 
@@ -190,13 +191,39 @@ def prompt_rows(
     """Rows of a prompt attack, a chunk at a time."""
     size = chunk_of(stand.model)
     starts = range(0, len(stand.prompts), size)
-    todo = [s for s in starts if (s // size) % shard[1] == shard[0] and not (folder / f"{s:04d}.json").exists()]
+    judge = digest(siege.judge.identity())
+    done = {s: found for s in starts if (found := chunk_rows(folder, s, judge)) is not None}
+    todo = [s for s in starts if (s // size) % shard[1] == shard[0] and s not in done]
     if todo:
-        known = kept(folder / "known.safetensors", lambda: attack.fit(stand, before))
+        known = prepare_once(folder / "known.safetensors", lambda: attack.fit(stand, before))
         for start in todo:
             chunk = range(start, min(start + size, len(stand.prompts)))
-            write_json(folder / f"{start:04d}.json", attacked(attack, name, stand, siege, chunk, known, folder))
-    return [row for s in starts if (folder / f"{s:04d}.json").exists() for row in read_json(folder / f"{s:04d}.json")]
+            done[start] = attacked(attack, name, stand, siege, chunk, known, folder)
+            write_sealed(folder / f"{start:04d}.json", {"rows": done[start], "judge": judge})
+    others = {s: chunk_rows(folder, s, judge) or [] for s in starts if s not in done}  # of shards that ran meanwhile
+    return [row for s in starts for row in {**others, **done}[s]]
+
+
+def chunk_rows(folder: Path, start: int, judge: str) -> list[Row] | None:
+    """Rows of a chunk on disk; None where they are missing or, like a picture of theirs, damaged, which is told."""
+    rows = sealed_rows(folder / f"{start:04d}.json", judge)
+    shown = [folder / f"{row['index']:04d}.png" for row in rows or () if row["round"] is not None]
+    return rows if all(read_png(path) for path in shown) else None
+
+
+def sealed_rows(path: Path, judge: str) -> list[Row] | None:
+    """Rows of a file with a checksum; None where there is none, a damaged one, or one that another judge read, which is told."""
+    if not is_there(path):
+        return None
+    try:
+        record = read_sealed(path)
+        if record.get("judge") != judge:
+            raise Damaged(f"{path} was read by another judge.")
+        rows: list[Row] = record["rows"]
+        return rows
+    except Damaged as error:
+        tell(f"{error} It is made anew.")
+        return None
 
 
 def attacked(attack: PromptAttack, name: str, stand: Stand, siege: Siege, chunk: range, known: Known, folder: Path) -> list[Row]:
@@ -245,7 +272,9 @@ def together(asks: Sequence[Ask]) -> Ask:
 def curve(attack: WeightAttack, name: str, stand: Stand, siege: Siege, folder: Path) -> list[Row]:
     """Readings of all attacked prompts, from their own noise, at every checkpoint of a fine-tuning."""
     path = folder / "curve.json"
-    if not path.exists():
+    judge_ = digest(siege.judge.identity())
+    rows = sealed_rows(path, judge_)
+    if rows is None:
         rows, every = [], range(len(stand.prompts))
         asks = [(i, siege.attempts[i].seed) for i in every]
         with closing(attack.tune(stand)) as steps:
@@ -253,10 +282,9 @@ def curve(attack: WeightAttack, name: str, stand: Stand, siege: Siege, folder: P
                 groups = pieces(asks, chunk_of(stand.model))
                 readings = [r for group in groups for r in siege.read(stand.model, *_asked(stand, group))[0]]
                 rows.append({"attack": name, "step": step, "read": readings})
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, rows)
-    found: list[Row] = read_json(path)
-    return found
+        folder_exists(path.parent)
+        write_sealed(path, {"rows": rows, "judge": judge_})
+    return rows
 
 
 def chunk_of(model: DiffusionModel) -> int:
@@ -273,24 +301,28 @@ def _asked(stand: Stand, group: Sequence[tuple[int, int]]) -> tuple[list[int], A
     return [i for i, _ in group], Ask([stand.prompts[i] for i, _ in group]), [seed for _, seed in group]
 
 
-def kept(path: Path, make: Callable[[], Known]) -> Known:
+def prepare_once(path: Path, make: Callable[[], Known]) -> Known:
     """Tensors from disk, or made and put there; an attack that needs none leaves no file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        return load_file(path)
-    with tqdm(desc=f"{path.parent.name}, preparing", total=1, unit="search") as bar:
-        found = make()
-        bar.update()
-    if found:
-        write_bytes(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}))
-    return {name: tensor.detach().cpu() for name, tensor in found.items()}
+
+    def made() -> Known:
+        with tqdm(desc=f"{path.parent.name}, preparing", total=1, unit="search") as bar:
+            found = make()
+            bar.update()
+        return found
+
+    return kept(path, made)
 
 
 def _same_judge(path: Path, judge: Judge) -> None:
     """A search stops and a fine-tuning is scored by what the judge reads: rows of two judges never mix."""
     asked = json.loads(canonical_json(judge.identity()))
-    if not path.exists():
-        write_json(path, asked)
-    elif (known := read_json(path)) != asked:
+    known = None
+    try:
+        known = read_sealed(path) if is_there(path) else None
+    except Damaged as error:
+        tell(f"{error} It is made anew.")
+    if known is None:
+        write_sealed(path, asked)
+    elif known != asked:
         other = f"the attacks in {path.parent} were read by another judge ({difference(known, asked)})"
         raise UserError(f"{other}; choose another --out, or --fresh to start over.")

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -15,6 +16,7 @@ from erasure.choices import Attention, Precision
 from erasure.concept import Kind
 from erasure.concept import parse as parse_concepts
 from erasure.errors import UserError
+from erasure.locks import held
 from erasure.run import read_json
 from eval.gates import EXIT, Gate
 
@@ -135,16 +137,20 @@ def run(options: Options, argv: Sequence[str]) -> int:
             work(model, edits, plan, out, how, shard=shard(options.shard), fresh=options.fresh)
             print(f"share {options.shard} of {out} is done; when all are, give the same command without --shard.")
         return 0
-    if options.workers > 1:
-        for plan, out in zip(plans, outs, strict=True) if options.fresh else ():
-            Run(out, job_record(model, edits, plan, how), fresh=True).begin()  # once, not once a worker
-        together(argv, options.workers)
-    codes = []
-    for plan, out in zip(plans, outs, strict=True):
-        result = audit(model, edits, plan, out, how, fresh=options.fresh and options.workers == 1)
-        for pair in result["overlap"]:
-            print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
-        codes.append(reported(out, suite.gates, result, options.blur))
+    with ExitStack() as stack:
+        for plan, out in zip(plans, outs, strict=True):
+            run = Run(out, job_record(model, edits, plan, how), options.fresh)  # complains before a lock is in the folder
+            stack.enter_context(held(out, "erasure audit"))
+            if options.workers > 1 and options.fresh:
+                run.begin()  # once, not once a worker
+        if options.workers > 1:
+            together(argv, options.workers)
+        codes = []
+        for plan, out in zip(plans, outs, strict=True):
+            result = audit(model, edits, plan, out, how, fresh=options.fresh and options.workers == 1)
+            for pair in result["overlap"]:
+                print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
+            codes.append(reported(out, suite.gates, result, options.blur))
     return next((code for code in WORST if code in codes), 0)
 
 
@@ -237,11 +243,12 @@ def report(options: ReportOptions) -> int:
     from eval.finished import finished, gates_of, recounted
     from eval.suites import load_suite
 
-    if not options.suite:
-        result = finished(options.audit)
-        return reported(options.audit, gates_of(options.audit, result), result, options.blur)
-    suite = load_suite(options.suite)
-    return reported(options.audit, suite.gates, recounted(options.audit, suite), options.blur)
+    result = finished(options.audit)
+    with held(options.audit, "erasure audit report"):
+        if not options.suite:
+            return reported(options.audit, gates_of(options.audit, result), result, options.blur)
+        suite = load_suite(options.suite)
+        return reported(options.audit, suite.gates, recounted(options.audit, suite), options.blur)
 
 
 def answers(options: AnswersOptions) -> int:
@@ -249,8 +256,9 @@ def answers(options: AnswersOptions) -> int:
     from eval.suites import load_suite
 
     suite = load_suite(options.suite)
-    result = count_answers(options.pictures, suite, options.concept, options.kind, options.out, options.base, options.fresh)
-    return reported(options.out, suite.gates, result, options.blur)
+    with held(options.out, "erasure audit answers"):
+        result = count_answers(options.pictures, suite, options.concept, options.kind, options.out, options.base, options.fresh)
+        return reported(options.out, suite.gates, result, options.blur)
 
 
 def compare(options: CompareOptions) -> int:

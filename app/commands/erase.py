@@ -49,6 +49,7 @@ def main(argv: list[str]) -> int:
     from erasure.edit import Edit
     from erasure.erase import configure, erase, job_record
     from erasure.loading import load_model
+    from erasure.locks import check
     from erasure.run import Run, default_folder
 
     after = [Edit.load(path) for path in options.on]
@@ -60,6 +61,7 @@ def main(argv: list[str]) -> int:
     job = job_record(model, concepts, method, options.seed, after, options.mask)
     out = options.out or default_folder(job)
     Run(out, job, options.fresh)  # complains before anything is said or written
+    check(out)
     forecast = method.forecast(model, concepts)  # complains about what cannot be asked
     print(f"{method_name} on {options.model} ({model.family}), erasing {options.concept}; safety checker off", file=sys.stderr)
     print(f"differs from the paper's defaults: {', '.join(f'{k}={short(v)}' for k, v in differs.items()) or 'nothing'}", file=sys.stderr)

@@ -33,13 +33,15 @@ def main(argv: list[str]) -> int:
     from erasure.edit import Edit
     from erasure.export import hub
     from erasure.loading import load_model
+    from erasure.locks import held
 
     if options.push_to_hub:
         hub.checked(options.push_to_hub)
     edit = Edit.load(options.edit)
     model = load_model(options.model or edit.info.base["source"], device=options.device)
     out = options.out or options.edit / options.form
-    error = export.to_form(model, edit, out, options.form, options.rank, options.other_base)
+    with held(out, "erasure export"):
+        error = export.to_form(model, edit, out, options.form, options.rank, options.other_base)
     if error is not None:
         print(f"rank {options.rank} keeps all but {100 * error:.1f} % of the edit (relative Frobenius error)")
     print(out)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -87,6 +87,8 @@ def run_one(options: OneOptions) -> int:
 def run(options: RunOptions) -> int:
     from app import jobs
     from app.table import Table, forecast_table
+    from erasure.files import tell
+    from erasure.locks import check
 
     plan = load_plan(options.plan)
     if options.dry_run:
@@ -94,16 +96,25 @@ def run(options: RunOptions) -> int:
 
         print(forecast_table(plan, forecasts(plan)))
         return OK
-    states = [(spec, jobs.progress(plan.folder(spec)).state) for spec in plan.jobs]
-    again = ("waiting", "interrupted", *(("failed", "cancelled") if options.retry else ()))
-    todo = [spec for spec, state in states if state in again]
-    if busy := [spec for spec, state in states if state == "running"]:
-        place = plan.folder(busy[0]) / "claim.json"
-        raise UserError(f"another process works on {busy[0].name}, see {place}; wait for it, or delete that file if its machine is gone.")
+    again = ("waiting", "interrupted", "broken", *(("failed", "cancelled") if options.retry else ()))
+    todo = []
+    for spec in plan.jobs:
+        check(plan.folder(spec))  # complains about a job that another process works on
+        p = jobs.progress(plan.folder(spec))
+        if p.state == "broken":
+            tell(f"{spec.name}: {p.error} It is run again.")
+            jobs.enqueue(plan.folder(spec), spec)
+        if p.state in again:
+            todo.append(spec)
+        if p.state in again and p.state in jobs.STOPPED:
+            jobs.requeue(plan.folder(spec))
     with Table(plan) as table:
         for spec in todo:
             folder = plan.folder(spec)
             jobs.enqueue(folder, spec)
+            check(folder)
+            if jobs.progress(folder).state not in ("waiting", "interrupted"):
+                continue  # somebody else has done or cancelled it meanwhile
             child = jobs.start(folder)
             try:
                 while child.poll() is None:
@@ -116,6 +127,8 @@ def run(options: RunOptions) -> int:
             table.update()
             if child.returncode:
                 jobs.explain(folder, child.returncode)
+            if child.returncode == INCOMPLETE:
+                print(f"{spec.name}: {jobs.last_words(folder)}", file=sys.stderr)
             if child.returncode and not options.keep_going:
                 break
     return summary(plan)
@@ -137,26 +150,31 @@ def summary(plan: Plan) -> int:
 
 
 def status(options: StatusOptions) -> int:
-    from app.jobs import found
+    from app.jobs import found, progress
     from app.table import status_table
 
     if options.where.suffix in (".yaml", ".yml"):
         plan = load_plan(options.where)
-        rows: Sequence[tuple[Path, Spec]] = [(plan.folder(spec), spec) for spec in plan.jobs]
+        rows: Sequence[tuple[Path, Spec | None]] = [(plan.folder(spec), spec) for spec in plan.jobs]
     elif options.where.is_dir():
         rows = list(found(options.where))
     else:
         raise UserError(f"{options.where} is neither a plan (.yaml) nor a folder.")
     print(status_table(rows) if rows else f"no jobs below {options.where}")
+    for folder, _ in rows:
+        if (p := progress(folder)).state == "broken":
+            print(f"broken: {folder}: {p.error}", file=sys.stderr)
     return OK
 
 
 def board(options: BoardOptions) -> int:
-    from app.board import entries, write
+    from app.board import collected, write
 
     if not options.where.is_dir():
         raise UserError(f"{options.where} is no folder; name the one your runs are in.")
-    rows: list[Any] = entries(options.where)
+    rows, broken = collected(options.where)
+    for line in broken:
+        print(f"left out: {line}", file=sys.stderr)
     if not rows:
         raise UserError(f"no audit below {options.where}; run `erasure audit` or a plan with a suite first.")
     for path in write(rows, options.out or options.where):

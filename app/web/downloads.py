@@ -1,9 +1,10 @@
 """The finished edit of a job as one file to take away."""
 
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import gradio as gr
 
@@ -11,6 +12,8 @@ from app.web.studio import Studio
 from erasure import export
 from erasure.edit import Edit
 from erasure.errors import UserError, unknown
+from erasure.files import replacing
+from erasure.locks import held
 
 
 def prepare(studio: Studio) -> Callable[[str | None, str], Any]:
@@ -40,11 +43,21 @@ def packed(studio: Studio, job: Path, form: str) -> Path:
     if not (folder / "result.json").exists():
         raise UserError(f"{job.name} has no finished edit yet.")
     file = job / "downloads" / f"{job.name}-{form}.zip"
-    if file.exists():
-        return file
-    edit, out = Edit.load(folder), job / "downloads" / form
-    shutil.rmtree(out, ignore_errors=True)
-    with studio.lock:
-        export.to_form(studio.model, edit, out, form)
-    shutil.make_archive(str(file.with_suffix("")), "zip", out)
+    with held(file.parent, "the studio's download"):
+        if zipfile.is_zipfile(file):
+            return file
+        edit, out = Edit.load(folder), file.parent / form
+        shutil.rmtree(out, ignore_errors=True)
+        with studio.lock:
+            export.to_form(studio.model, edit, out, form)
+        with replacing(file) as whole:
+            pack(out, whole)
+        shutil.rmtree(out)  # only the zip is taken away
     return file
+
+
+def pack(folder: Path, file: BinaryIO) -> None:
+    """A zip of what a folder holds."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            archive.write(path, path.relative_to(folder))

@@ -1,9 +1,10 @@
 """What the web studio can do, without a page: compare, list edits, queue work. Pages and the API call this."""
 
+import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -89,8 +90,8 @@ class Studio:
             next(self.compare(FIRST, [], 0, 1, 2, 4.0, 1.0))  # loads the judges and warms the kernels up
 
     def edits(self) -> dict[str, Path]:
-        """Edits below the runs folder that were made on the loaded model, newest first, by a name for people."""
-        files = sorted(self.root.glob("**/edit.json"), key=lambda path: -path.stat().st_mtime_ns)
+        """Edits below the runs folder that were made on the loaded model, newest first, by a name for people; exports left out."""
+        files = originals(sorted(self.root.glob("**/edit.json"), key=lambda path: -os.lstat(path).st_mtime_ns))
         found: dict[str, Path] = {}
         for file in files:
             try:
@@ -221,12 +222,12 @@ class Studio:
             raise UserError(f"{QUEUED} jobs are waiting already; cancel some, or come back when they are done.")
         folder = self.root / "jobs" / spec.folder_name
         jobs.enqueue(folder, spec)
-        if jobs.progress(folder).state in ("failed", "cancelled", "interrupted"):
+        if jobs.progress(folder).state in (*jobs.STOPPED, "interrupted"):
             jobs.requeue(folder)
         return folder
 
-    def jobs(self) -> list[tuple[Path, Spec]]:
-        """Every job of this studio, oldest first."""
+    def jobs(self) -> list[tuple[Path, Spec | None]]:
+        """Every job of this studio, oldest first; without what was asked for where it is broken."""
         return list(jobs.found(self.root / "jobs")) if (self.root / "jobs").is_dir() else []
 
     def job(self, name: str) -> Path:
@@ -239,3 +240,16 @@ class Studio:
         if name not in known:
             raise unknown("job", name, known)
         return known[name]
+
+
+def originals(files: Sequence[Path]) -> list[Path]:
+    """The edit.json files that are not exports of another one: those of runs, and whatever equals no run's."""
+
+    def content(file: Path) -> tuple[bytes, int]:
+        try:
+            return file.read_bytes(), (file.parent / "edit.safetensors").stat().st_size
+        except OSError:
+            return b"", 0
+
+    runs = {content(file) for file in files if (file.parent / "job.json").exists()}
+    return [file for file in files if (file.parent / "job.json").exists() or content(file) not in runs]

@@ -33,8 +33,8 @@ def tab(studio: Studio) -> tuple[Any, list[Any]]:
 
     def load() -> tuple[Any, ...]:
         """Every audit: method, concepts, rates in percent, cost."""
-        found = board.entries(studio.root)
-        return found, plotted(found), [line(e) for e in found]
+        found, broken = board.collected(studio.root)
+        return found, plotted(found) + left_out(broken), [line(e) for e in found]
 
     outputs = [rows, plot, table]
     refresh.click(load, None, outputs, api_name="board")
@@ -54,6 +54,12 @@ def plotted(rows: list[Entry]) -> str:
     if not rows:
         return '<p class="empty">No audit yet. Erase something with an audit, or use the Audit tab; every result appears here.</p>'
     return board.scatter(rows)
+
+
+def left_out(broken: list[str], most: int = 5) -> str:
+    """What cannot be read, so that nobody takes the board for complete."""
+    more = [f"and {len(broken) - most} more"] if len(broken) > most else []
+    return "".join(f'<p class="error">left out: {escape(text)}</p>' for text in [*broken[:most], *more])
 
 
 def point_chosen(rows: list[Entry], event: gr.EventData) -> str:

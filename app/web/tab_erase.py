@@ -185,7 +185,7 @@ def told(studio: Studio, act: Callable[[Path], None]) -> Callable[[str | None], 
 def resume(folder: Path) -> None:
     """Let a stopped job wait for its turn again."""
     state = jobs.progress(folder).state
-    if state not in ("failed", "cancelled", "interrupted"):
+    if state not in (*jobs.STOPPED, "interrupted"):
         raise UserError(f"{folder.name} is {state}; only a stopped job can be continued.")
     jobs.requeue(folder)
 
@@ -197,12 +197,12 @@ def job_view(studio: Studio, name: str | None) -> str:
         return '<p class="empty">No job yet. Choose a concept and press Erase; the first finishes in about a minute on two cores.</p>'
     folder, spec = found[name]
     p = jobs.progress(folder)
-    veil = " veiled" if any(c.kind == "nsfw" for c in spec.concepts) else ""
+    veil = " veiled" if spec is None or any(c.kind == "nsfw" for c in spec.concepts) else ""
     parts = [
-        f'<div class="job{veil}" tabindex="0"><b>{escape(spec.name)}</b> <span class="state {p.state}">{p.state}</span>',
+        f'<div class="job{veil}" tabindex="0"><b>{escape(called(folder, spec))}</b> <span class="state {p.state}">{p.state}</span>',
         progress_line(p),
     ]
-    if p.loss and not spec.edits:
+    if p.loss:
         parts.append(pictures.curve(p.loss, "loss"))
     preview = folder / "preview.png"
     if preview.exists() and p.state == "running" and p.phase in ("erasing", "distilling"):
@@ -213,6 +213,11 @@ def job_view(studio: Studio, name: str | None) -> str:
     if p.error:
         parts.append(f'<p class="error">{escape(p.error)}</p>')
     return "".join(parts) + "</div>"
+
+
+def called(folder: Path, spec: Spec | None) -> str:
+    """A job's name for people; a broken one has its folder's alone."""
+    return spec.name if spec else folder.name
 
 
 def progress_line(p: Progress) -> str:
@@ -239,14 +244,14 @@ def filling(folder: Path, most: int = 12) -> str:
 
 def queue_view(studio: Studio) -> str:
     """All jobs, newest first, one line each."""
-    rows: list[tuple[Path, Spec]] = studio.jobs()[::-1][:20]
+    rows: list[tuple[Path, Spec | None]] = studio.jobs()[::-1][:20]
     if not rows:
         return ""
     lines = []
     for folder, spec in rows:
         p = jobs.progress(folder)
         done = f"{p.phase} {p.done}/{p.total}" if p.state == "running" and p.total else p.state
-        lines.append(
-            f'<tr><td>{escape(spec.name)}</td><td class="state {p.state}">{done}</td><td>{clock(p.seconds) if p.seconds else ""}</td></tr>'
-        )
+        time = clock(p.seconds) if p.seconds else ""
+        name = escape(called(folder, spec))
+        lines.append(f'<tr><td>{name}</td><td class="state {p.state}">{done}</td><td>{time}</td></tr>')
     return f'<table class="queue"><thead><tr><th>job</th><th>state</th><th>time</th></tr></thead><tbody>{"".join(lines)}</tbody></table>'

@@ -5,6 +5,7 @@ from pathlib import Path
 from erasure.edit import Edit
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
+from erasure.files import is_empty
 from erasure.one_step import OneStepPipeline
 
 
@@ -33,6 +34,6 @@ def to_edit(edit: Edit, out: Path) -> None:
 
 
 def make_empty(out: Path) -> None:
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    if out.is_file() or (out.is_dir() and not is_empty(out)):
         raise UserError(f"{out} exists and is not empty; choose another --out.")
     out.mkdir(parents=True, exist_ok=True)
