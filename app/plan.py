@@ -85,7 +85,7 @@ class Spec:
             UserError: no such file, a wrong checksum, unknown keys, values of another type, values that are no concept.
         """
         record = read_json(path)
-        if not (record.get("concepts") or record.get("edits")):
+        if not isinstance(record, dict) or not (record.get("concepts") or record.get("edits")):
             raise UserError(f"{path} is no job: expected a mapping with concepts (or edits), method, fields, seed, model, suite and tier.")
         record = unsealed(path, record, required=False)
         check(record, _Record, str(path))

@@ -198,6 +198,7 @@ def prompt_rows(
         known = prepare_once(folder / "known.safetensors", lambda: attack.fit(stand, before))
         for start in todo:
             chunk = range(start, min(start + size, len(stand.prompts)))
+            folder_exists(folder)
             done[start] = attacked(attack, name, stand, siege, chunk, known, folder)
             write_sealed(folder / f"{start:04d}.json", {"rows": done[start], "judge": judge})
     others = {s: chunk_rows(folder, s, judge) or [] for s in starts if s not in done}  # of shards that ran meanwhile
