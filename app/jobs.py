@@ -169,7 +169,11 @@ def start(folder: Path) -> "subprocess.Popen[bytes]":
 
     If another process has the job by then, or a person has cancelled it, the child does nothing and ends with UNFINISHED.
     """
-    with (folder / "log.txt").open("ab") as log:
+    try:
+        log = (folder / "log.txt").open("ab")
+    except OSError as error:
+        raise refused(folder / "log.txt", error) from error
+    with log:
         argv = [sys.executable, "-m", "app.cli", "jobs", "run-one", str(folder / "spec.json"), "--parent", str(os.getpid())]
         return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
@@ -229,7 +233,10 @@ def cancel(folder: Path, seconds: float = 10.0) -> None:
     if p.state == "broken":
         raise UserError(f"{folder.name} is broken: {p.error}")
     _own(folder, holder(folder))
-    (folder / "cancelled").touch()
+    try:
+        (folder / "cancelled").touch()
+    except OSError as error:
+        raise refused(folder / "cancelled", error) from error
     found = _own(folder, holder(folder))
     if found is None:
         return

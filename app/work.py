@@ -32,7 +32,7 @@ def work(folder: Path, spec: Spec) -> None:
     with held(folder, "erasure jobs"):
         state = progress(folder).state
         if state == "cancelled":
-            raise Unfinished(f"{folder.name} was cancelled before it began.")
+            raise Unfinished(f"{folder.name} was cancelled before it began; `jobs run --retry` or the page's Continue runs it again.")
         if state != "done":
             _work(folder, spec)
 

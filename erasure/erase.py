@@ -19,7 +19,7 @@ from erasure.edit import Edit, EditInfo
 from erasure.errors import UserError, unknown
 from erasure.export.model_card import before_after, write_card
 from erasure.families.base import DiffusionModel
-from erasure.files import tell
+from erasure.files import tell, with_seal
 from erasure.kept import kept
 from erasure.known import DoubtfulConcept, Known, known
 from erasure.locks import held
@@ -112,25 +112,27 @@ def erase(
     if gradient_checkpointing and not getattr(method, "recomputes", True):
         raise UserError(f"--gradient-checkpointing does not work with {type(method).__name__}, which switches adapters between passes.")
     run = Run(out, job_record(model, concepts, method, seed, after, mask), fresh)
-    if edit := finished(run):
+    if edit := finished(run, say=False):
         return edit
     loop = Loop(folder=out, seed=seed, report_to=report_to, gradient_checkpointing=gradient_checkpointing, mask=mask, watch=watch)
     with held(out, "erasure erase"):
         return finished(run) or _erased(run, model, concepts, method, after, loop)
 
 
-def finished(run: Run) -> Edit | None:
-    """The edit of a complete run; None where it is not complete, or damaged, which is told and made anew."""
-    result = None if run.fresh else run.result()
+def finished(run: Run, say: bool = True) -> Edit | None:
+    """The edit of a complete run; None where it is not complete, or damaged, which is told unless `say` is off."""
+    result = None if run.fresh else run.result(say)
     if result is None:
         return None
     try:
         edit = Edit.load(run.folder)
         if edit.digest() == result.get("edit"):
             return edit
-        tell(f"{run.folder} holds another edit than its result.json says. It is made anew.")
+        damage = f"{run.folder} holds another edit than its result.json says."
     except UserError as error:
-        tell(f"{error} It is made anew.")
+        damage = str(error)
+    if say:
+        tell(f"{damage} It is made anew.")
     return None
 
 
@@ -156,7 +158,7 @@ def _erased(run: Run, model: DiffusionModel, concepts: list[Concept], method: Me
     with applied(model, after):
         write_card(out, edit, before_after(model, edit), "edit")
     (out / "checkpoint.pt").unlink(missing_ok=True)
-    run.finish({"edit": edit.digest(), "cost": cost, "bytes": (out / "edit.safetensors").stat().st_size})
+    run.finish(with_seal({"edit": edit.digest(), "cost": cost, "bytes": (out / "edit.safetensors").stat().st_size}))
     return edit
 
 

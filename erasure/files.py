@@ -173,7 +173,7 @@ def read_json(path: Path) -> Any:
 
 def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON mapping with its checksum among the keys. Raises as `replacing`."""
-    write_json(path, {**record, SEAL: seal_of(record)})
+    write_json(path, with_seal(record))
 
 
 def read_sealed(path: Path, *, required: bool = True) -> dict[str, Any]:
@@ -203,6 +203,11 @@ def unsealed(path: Path, record: Mapping[str, Any], *, required: bool = True) ->
     if seal is not None and seal != seal_of(record):
         raise Damaged(f"{path} is damaged: its checksum does not match.")
     return record
+
+
+def with_seal(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A mapping with its checksum among the keys."""
+    return {**record, SEAL: seal_of(record)}
 
 
 def seal_of(record: Mapping[str, Any]) -> str:

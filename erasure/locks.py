@@ -144,18 +144,13 @@ def _acquire(path: Path, what: str) -> str:
     own = part_of(path)
     try:
         own.write_text(me.text(), encoding="utf-8")
-        while True:
-            last = _last(path)
+        while (last := _last(path)) is None or last.token != me.token:
             if last and not gone(last.process):
                 raise _busy(path, last)
             place = path.with_name(f"{path.name}.{last.token}") if last else path
-            if not _linked(own, place):
-                continue
-            now = _last(path)
-            if now and now.token == me.token:
-                break
-            place.unlink(missing_ok=True)  # judged by a record that has been replaced since
-        if place != path:
+            if _linked(own, place) and ((now := _last(path)) is None or now.token != me.token):
+                place.unlink(missing_ok=True)  # judged by a record that has been replaced since
+        if (first := _record(path)) is None or first.token != me.token:
             own.replace(path)
         _clear_successors(path)
         return me.token

@@ -18,7 +18,6 @@ from erasure.files import (
     tell,
     write_bytes,
     write_json,
-    write_sealed,
 )
 from erasure.locks import LOCK
 
@@ -63,19 +62,20 @@ class Run:
         """Whether everything is there. A damaged result.json is named, and counts as none."""
         return not self.fresh and self.result() is not None
 
-    def result(self) -> dict[str, Any] | None:
-        """What `finish` wrote; None where that is missing or damaged."""
+    def result(self, say: bool = True) -> dict[str, Any] | None:
+        """What `finish` wrote; None where that is missing or damaged, which is told unless `say` is off."""
         path = self.folder / "result.json"
         if not path.is_file():
             return None
         try:
             return read_sealed(path, required=False)
         except Damaged as error:
-            tell(f"{error} It is made anew.")
+            if say:
+                tell(f"{error} It is made anew.")
             return None
 
     def finish(self, result: dict[str, Any]) -> None:
-        write_sealed(self.folder / "result.json", result)
+        write_json(self.folder / "result.json", result)
 
     @staticmethod
     def _known(path: Path) -> Any:

@@ -21,7 +21,7 @@ from eval.cases import Case
 from eval.counting import counted
 from eval.drift import kept_distance, picture_distances
 from eval.judges.base import MissingWeights
-from eval.judging import errors_of, judge, judges_of
+from eval.judging import errors_of, judge, judges_of, samples_digest
 from eval.published import as_published
 from eval.samples import Attempt, read_png, save_png
 from eval.siege import label
@@ -84,6 +84,7 @@ def count_answers(
         "tier": TIER,
         **under_attack(counted(rows, suite, axis, [target]), []),
         "job": run.job,
+        "samples_sha256": samples_digest(out),
         "images": images,
         "attacks": [],
         "distance": kept_distance([a for a in todo if label(a.case, axis) != target], out / "images") if comparable else None,

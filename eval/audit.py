@@ -11,7 +11,7 @@ from erasure.edit import Edit
 from erasure.erase import applied
 from erasure.families.base import DiffusionModel
 from erasure.files import Damaged, tell
-from erasure.locks import held
+from erasure.locks import check, held
 from erasure.overlap import overlap
 from erasure.run import Run, digest, write_json
 from eval.attack_rates import attack_rates, under_attack
@@ -195,6 +195,8 @@ def work(
         pass
     siege = siege_of(plan)  # before anything is drawn, since it complains about a label that a judge never says
     with held(out, "erasure audit", None if shard == WHOLE else shard):
+        if fresh:
+            check(out)  # another share that works there would lose what it draws
         run.begin()
         base, drawn = run.job["base"], {}
         stacks = stacks_of(how, edits)

@@ -289,7 +289,7 @@ def test_rows_that_are_not_those_of_the_result_are_refused(
         rows_of(out)
     audit(big, [edit], plan, out)
     rows_of(out)
-    flipped(out / "result.json")
+    truncated(out / "result.json")
     with pytest.raises(Damaged):
         finished(out)
     audit(big, [edit], plan, out)

@@ -26,6 +26,7 @@ from eval.readers import Prompt
 from eval.report.html import again, write
 from eval.report.record import SCHEMA
 from eval.suites import Attacks, load_suite
+from tests.replant import replant
 from tests.test_audit import big, erased, tiny_suite  # noqa: F401  # a fixture
 
 STYLES, OBJECTS = ["plain", "neon", "sketch", "none"], ["boat", "tree", "fish", "none"]
@@ -215,7 +216,7 @@ def test_a_concept_kept_elsewhere_is_seen(big: StableDiffusion, tmp_path: Path) 
     for r in rows:
         gone = r["model"] == "erased" and r["style"] == "neon" and (r["object"] == "boat" or r["index"] == 0)
         r["read"]["style"]["label"], r["read"]["object"]["label"] = "plain" if gone else r["style"], r["object"]
-    samples.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    replant(samples, "".join(json.dumps(r) + "\n" for r in rows))
     result = {**finished(tmp_path / "audit"), **counted(rows, plan.suite, "style", ["neon"], "boat")}
     rates = {name: (rate["k"], rate["n"]) for name, rate in result["models"]["erased"]["rates"].items()}
     assert rates["UA"] == (6, 6) and rates["FR"] == (2, 3) and rates["UA_named"] == (4, 4) and rates["IRA"] == (2, 2)

@@ -27,6 +27,7 @@ from eval.report.html import again
 from eval.report.record import SCHEMA
 from eval.statistics import clopper_pearson, wilson
 from eval.suites import Suite, load_suite, suite_names
+from tests.replant import replant
 from tests.test_audit import big, erased  # noqa: F401  # a fixture
 from tests.test_report import Page, harmless
 
@@ -167,7 +168,7 @@ def planted(out: Path, shown: dict[str, set[int]]) -> list[dict[str, Any]]:
     for model, numbers in shown.items():
         for i, row in enumerate(r for r in rows if r["role"] == "listed" and r["model"] == model):
             row["read"]["object"]["label"] = "boat" if i in numbers else "none"
-    (out / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    replant(out / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
 

@@ -171,6 +171,24 @@ def test_waiting_ends_when_the_holder_does(tmp_path: Path, capfd: pytest.Capture
     assert capfd.readouterr().err.count("waiting:") == 1
 
 
+def test_a_link_whose_answer_was_lost_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On network disks a repeated request finds the link that the first one made."""
+    really = os.link
+
+    def link(own: Path, place: Path) -> None:
+        really(own, place)
+        raise FileExistsError
+
+    monkeypatch.setattr(os, "link", link)
+    for stale in (False, True):
+        if stale:
+            plant(tmp_path / ".lock", dead())
+        with held(tmp_path, "a test"):
+            assert holder(tmp_path)
+            assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+        assert not list(tmp_path.iterdir())
+
+
 ROUNDS, PROCESSES = 60, 6
 
 

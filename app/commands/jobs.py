@@ -99,15 +99,16 @@ def run(options: RunOptions) -> int:
     again = ("waiting", "interrupted", "broken", *(("failed", "cancelled") if options.retry else ()))
     todo = []
     for spec in plan.jobs:
-        check(plan.folder(spec))  # complains about a job that another process works on
+        check(plan.folder(spec))  # complains about a job that another process works on, before anything is changed
+    for spec in plan.jobs:
         p = jobs.progress(plan.folder(spec))
         if p.state == "broken":
             tell(f"{spec.name}: {p.error} It is run again.")
             jobs.enqueue(plan.folder(spec), spec)
-        if p.state in again:
-            todo.append(spec)
         if p.state in again and p.state in jobs.STOPPED:
             jobs.requeue(plan.folder(spec))
+        if p.state in again:
+            todo.append(spec)
     with Table(plan) as table:
         for spec in todo:
             folder = plan.folder(spec)
