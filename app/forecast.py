@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from app.plan import Plan
 from app.work import prepared
 from erasure.bank import recording_cost
+from erasure.erase import forecast
 from erasure.families.base import DiffusionModel
 from erasure.loading import load_model
 from erasure.methods.base import Trained
@@ -38,7 +39,7 @@ def forecasts(plan: Plan) -> list[Forecast]:
             models[spec.model] = load_model(spec.model)
         model = models[spec.model]
         method, concepts = prepared(model, spec)
-        cost, key = method.forecast(model, concepts), ""
+        cost, key = forecast(model, concepts, method), ""
         forwards = cost.unet_forwards
         if isinstance(method, Trained):
             recording = method.record(concepts, spec.seed)

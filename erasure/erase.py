@@ -19,8 +19,8 @@ from erasure.concept import Concept
 from erasure.edit import Edit, EditInfo
 from erasure.errors import UserError, unknown
 from erasure.export.model_card import before_after, write_card
-from erasure.families.base import DiffusionModel
-from erasure.known import DoubtfulConcept, Known, known
+from erasure.families.base import Cost, DiffusionModel
+from erasure.known import DoubtfulConcept, Known, check_cost, known
 from erasure.methods.base import Change, Guided, Method, Play, Solved, Trained
 from erasure.run import Run, cache_folder, digest, write_json
 from erasure.shapes import built
@@ -116,14 +116,14 @@ def erase(
             model.region(method.region)  # complains before anything is written
         run.begin()
         begun = time.monotonic()
-        knowledge = [known(model, concept, seed) for concept in concepts]
+        knowledge = known(model, concepts)
         for answer in knowledge:
             if answer.doubtful:
                 warnings.warn(answer.warning(), DoubtfulConcept, stacklevel=2)
         loop = Loop(folder=out, seed=seed, report_to=report_to, gradient_checkpointing=gradient_checkpointing, mask=mask, watch=watch)
         change = change_of(model, concepts, method, loop)
         ended = time.monotonic()
-        cost = method.forecast(model, concepts).record()
+        cost = forecast(model, concepts, method).record()
     info = _info(run.job, model, concepts, method, knowledge, cost, change.notes)
     edit = Edit({name: _stored(value) for name, value in change.tensors.items()}, info)
     edit.save(out)
@@ -133,6 +133,11 @@ def erase(
     (out / "checkpoint.pt").unlink(missing_ok=True)
     run.finish({"edit": edit.digest(), "cost": cost, "bytes": (out / "edit.safetensors").stat().st_size})
     return edit
+
+
+def forecast(model: DiffusionModel, concepts: list[Concept], method: Method) -> Cost:
+    """Passes of a whole erasure: the method's own and the check whether the model knows the concepts."""
+    return method.forecast(model, concepts) + check_cost(concepts)
 
 
 def change_of(model: DiffusionModel, concepts: list[Concept], method: Method, loop: Loop) -> Change:

@@ -47,7 +47,7 @@ def main(argv: list[str]) -> int:
     options: Any = parse(combined("Erase", Options, cls), argv, "erase")
     concepts = parse_concepts(options.concept, kind=options.kind, prompts=options.prompts, anchor=options.anchor)
     from erasure.edit import Edit
-    from erasure.erase import configure, erase, job_record
+    from erasure.erase import configure, erase, forecast, job_record
     from erasure.loading import load_model
     from erasure.run import Run, default_folder
 
@@ -60,10 +60,10 @@ def main(argv: list[str]) -> int:
     job = job_record(model, concepts, method, options.seed, after, options.mask)
     out = options.out or default_folder(job)
     Run(out, job, options.fresh)  # complains before anything is said or written
-    forecast = method.forecast(model, concepts)  # complains about what cannot be asked
+    passes = forecast(model, concepts, method)  # complains about what cannot be asked
     print(f"{method_name} on {options.model} ({model.family}), erasing {options.concept}; safety checker off", file=sys.stderr)
     print(f"differs from the paper's defaults: {', '.join(f'{k}={short(v)}' for k, v in differs.items()) or 'nothing'}", file=sys.stderr)
-    print(f"it will take {forecast.unet_forwards:,} UNet forwards and {forecast.unet_backwards:,} backwards", file=sys.stderr)
+    print(f"it will take {passes.unet_forwards:,} UNet forwards and {passes.unet_backwards:,} backwards", file=sys.stderr)
     with warned():
         edit = erase(
             model,
@@ -78,8 +78,8 @@ def main(argv: list[str]) -> int:
             gradient_checkpointing=options.gradient_checkpointing,
         )
     cost = edit.info.cost
-    passes = f"{cost['unet_forwards']} UNet forwards and {cost['unet_backwards']} backwards"
-    print(f"{out}: {passes} for {cost['sample_gradients']} sample-gradients")
+    took = f"{cost['unet_forwards']} UNet forwards and {cost['unet_backwards']} backwards"
+    print(f"{out}: {took} for {cost['sample_gradients']} sample-gradients")
     return 0
 
 
