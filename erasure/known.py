@@ -13,7 +13,9 @@ from erasure.families.base import Cost, DiffusionModel
 from erasure.recorder import remembered
 
 NONSENSE = ("zxqvu", "brimplefax", "wuggit", "ployndra", "glorp", "tremulon", "dorvane", "skelth")
-TRAJECTORIES, STEPS, ASKED = 4, 8, 4  # the first ASKED of STEPS steps: a name decides most where little of the image is settled
+TRAJECTORIES, STEPS = 4, 8
+ASKED = slice(2, 4)  # steps at which names are compared: on pocket, words it knows and words it does not lie furthest apart there
+POINTS = TRAJECTORIES * (ASKED.stop - ASKED.start)
 SEED = 900_000  # of the trajectories' noise, the same for every concept and job
 
 
@@ -48,24 +50,25 @@ def known(model: DiffusionModel, concepts: Sequence[Concept]) -> list[Known]:
     """Ask for every bare name at points of trajectories that the empty prompt took.
 
     The points and the answers to nonsense words depend on the model alone and are kept in the cache, so a further concept costs
-    `TRAJECTORIES * ASKED` forwards.
+    `POINTS` forwards.
     """
-    points = remembered(model, {"known": NONSENSE, "trajectories": TRAJECTORIES, "steps": STEPS, "asked": ASKED}, lambda: _points(model))
+    key = {"known": NONSENSE, "trajectories": TRAJECTORIES, "steps": STEPS, "asked": [ASKED.start, ASKED.stop]}
+    points = remembered(model, key, lambda: _points(model))
     nonsense = round(points["nonsense"].sort().values[-2].item(), 6)
     return [Known(concept.name, round(_influence(model, concept.name, points), 6), nonsense) for concept in concepts]
 
 
 def check_cost(concepts: Sequence[Concept]) -> Cost:
     """What `known` takes for some concepts; the model's own part is counted whether it was just made or found."""
-    points = TRAJECTORIES * ASKED
-    return Cost(unet_forwards=points * (2 + len(NONSENSE) + len(concepts)), text_forwards=1 + len(NONSENSE) + len(concepts))
+    words = len(NONSENSE) + len(concepts)
+    return Cost(unet_forwards=2 * TRAJECTORIES * ASKED.stop + POINTS * words, text_forwards=1 + words)
 
 
 def _points(model: DiffusionModel) -> dict[str, Tensor]:
     """x_t, t and eps(x_t, empty) along unguided trajectories, (P, C, h, w) and (P,); "nonsense" (8,), how far each word moves them."""
     empty = model.encode([""]).expand(TRAJECTORIES, -1, -1)
     noise = model.noise([SEED + i for i in range(TRAJECTORIES)])
-    steps = list(islice(model.walk(noise, empty, empty, STEPS, guidance=1.0), ASKED))
+    steps = list(islice(model.walk(noise, empty, empty, STEPS, guidance=1.0), ASKED.stop))[ASKED]
     times = torch.tensor([step.t for step in steps]).repeat_interleave(TRAJECTORIES)
     points = {"x_t": torch.cat([s.x_t for s in steps]).cpu(), "t": times, "eps": torch.cat([s.eps_uncond for s in steps]).cpu()}
     return {**points, "nonsense": torch.tensor([_influence(model, word, points) for word in NONSENSE])}

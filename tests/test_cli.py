@@ -135,7 +135,7 @@ def test_doctor_and_methods(capsys: pytest.CaptureFixture[str]) -> None:
     said = capsys.readouterr().out
     for name in names("erasure.methods"):
         assert f"\n{name}  " in said
-    assert "cost     176 UNet forwards" in said  # uce: the check whether the model knows the concept
+    assert "cost     104 UNet forwards" in said  # uce: the check whether the model knows the concept
     assert "choose" in said and "changes" in said
     code = main(["doctor"])
     said = capsys.readouterr().out
