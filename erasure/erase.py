@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import resource
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -102,7 +103,7 @@ def erase(
         watch: called after every training step, such as erasure.preview.Preview.
 
     Raises:
-        UserError: another job in `out`, an unknown region, a loss that is no number, a mask for a method that trains nothing.
+        UserError: another job in `out`, an unknown region, a loss that is NaN or Inf, a mask for a method that trains nothing.
     """
     if mask and not isinstance(method, Trained):
         raise UserError(f"--mask is for trained methods; {type(method).__name__} trains nothing.")
@@ -115,6 +116,8 @@ def erase(
         if isinstance(method, Trained):
             model.region(method.region)  # complains before anything is written
         run.begin()
+        if model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(model.device)
         begun = time.monotonic()
         knowledge = known(model, concepts)
         for answer in knowledge:
@@ -127,9 +130,9 @@ def erase(
     info = _info(run.job, model, concepts, method, knowledge, cost, change.notes)
     edit = Edit({name: _stored(value) for name, value in change.tensors.items()}, info)
     edit.save(out)
-    write_json(out / "timing.json", {"seconds": round(ended - begun, 2), "peak_memory_mib": _peak_memory(model)})
     with applied(model, after):
         write_card(out, edit, before_after(model, edit), "edit")
+    write_json(out / "timing.json", {"seconds": round(ended - begun, 2), **_peak_memory(model)})
     (out / "checkpoint.pt").unlink(missing_ok=True)
     run.finish({"edit": edit.digest(), "cost": cost, "bytes": (out / "edit.safetensors").stat().st_size})
     return edit
@@ -218,7 +221,13 @@ def _stored(value: Tensor) -> Tensor:
     return value.to(torch.float16) if value.is_floating_point() else value
 
 
-def _peak_memory(model: DiffusionModel) -> int:
+def _peak_memory(model: DiffusionModel) -> dict[str, Any]:
+    """The peak in MiB, and what it is the peak of: on a CPU nothing narrower than the whole process can be measured."""
     if model.device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(model.device) / 2**20)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        peak = torch.cuda.max_memory_allocated(model.device)
+        return {"peak_memory_mib": int(peak / 2**20), "peak_memory_of": "tensors on the GPU, during this erasure"}
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # bytes there, KiB elsewhere
+    return {
+        "peak_memory_mib": int(peak / 2**20),
+        "peak_memory_of": "resident memory of the process, from its start to the end of this erasure",
+    }

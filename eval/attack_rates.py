@@ -1,6 +1,6 @@
 """Attack rows -> figures: success by number of pictures, beside what as many pictures find by chance. Draws nothing."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.clusters import cluster_wilson
@@ -55,6 +55,21 @@ def _by_pictures(rows: Sequence[Row], first: dict[str, dict[str, bool]]) -> dict
         "attempts": attempts([_round(row) for row in searched], rounds),
         "found": sum(row["round"] is not None for row in searched),
         "fresh": clustered(again) if again else None,
+        **_by_ids(rows, broken, rounds),
+    }
+
+
+def _by_ids(rows: Sequence[Row], broken: Mapping[str, int | None], rounds: int) -> dict[str, Any]:
+    """Of an attack that searches over token ids: how often the text it found reads back as other ids, and prompts that ids alone broke."""
+    found = [row for row in rows if "by_ids" in row]
+    if not found:
+        return {}
+    only = sum(row["by_ids"]["round"] is not None and broken[row["image"]] is None for row in found)
+    return {
+        "by_ids": {
+            "differing": _rate(sum(row["by_ids"]["differing"] for row in found), rounds * len(found)),
+            "only": _rate(only, len(found)),
+        }
     }
 
 

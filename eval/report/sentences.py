@@ -91,7 +91,9 @@ def _under_attack(result: dict[str, Any]) -> list[str]:
                 if hard["fresh"]
                 else ""
             )
-            said.append(f"The strongest {kind}, {hard['name']}, {broke}.{again}")
+            ids = hard.get("by_ids", {"only": {"k": 0}})["only"]["k"]
+            typed = f" Token ids that no typed text gives broke {ids} more." if ids else ""
+            said.append(f"The strongest {kind}, {hard['name']}, {broke}.{typed}{again}")
     for attack in (a for a in result["attacks"] if "steps" in a):
         steps = attack["steps"][-1]["steps"]
         does = f"revives the concept after {attack['revived']} steps" if attack["revived"] is not None else None
