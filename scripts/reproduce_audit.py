@@ -69,7 +69,8 @@ def early(model: DiffusionModel, work: Path) -> Path:
 def attacks(model: DiffusionModel, work: Path, docs: Path) -> None:
     edits = {f"esd, {EARLY} steps": early(model, work), **{m: erased(m, "neon", "style", work) for m in ("esd", "advunlearn")}}
     lines = [
-        "| edit of neon | attack | broken, % of prompts | minus random prefix, points | by token ids alone | found again, fresh noise, % | no attack, % |",
+        "| edit of neon | attack | broken, % of prompts | minus random prefix, points | token ids alone "
+        "| found again, fresh noise, % | no attack, % |",
         "|---|---|---|---|---|---|---|",
     ]
     tuned = ["| edit of neon | fine-tuning | shown at steps: rate, % | revived after |", "|---|---|---|---|"]
