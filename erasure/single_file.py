@@ -103,7 +103,7 @@ def open_single_file(path: Path, source: str, supported: Collection[str], dtype:
     compare(header, configs, source)
     with _building(source):
         tokenizer, scheduler = configs.tokenizer.build(), DDIMScheduler.from_config(configs.scheduler)
-        if (words := len(tokenizer)) > (rows := configs.text_encoder["vocab_size"]):
+        if (words := max(tokenizer.get_vocab().values()) + 1) > (rows := configs.text_encoder["vocab_size"]):
             raise ValueError(f"the tokenizer has {words} words, the text encoder {rows}")
     with configs.folder() as folder:
         return StableDiffusionPipeline.from_single_file(

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -13,11 +14,13 @@ from safetensors.torch import load_file, save_file
 from app.cli import main
 from erasure.configs import shipped
 from erasure.errors import Assumed, UserError
-from erasure.export.checkpoint import to_checkpoint
+from erasure.export.checkpoint import original, to_checkpoint
+from erasure.families.base import canonical
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading import load_model
+from erasure.original_layout import places
 from erasure.single_file import CONFIGS, V_BIAS, Header, compare, recognized
-from tests import tiny
+from tests import sd_sized, tiny
 from tests.test_checkpoint import modules, moved
 
 ALONE = """
@@ -131,9 +134,6 @@ def test_damaged_files_are_named(checkpoint: Path, tmp_path: Path, capsys: pytes
 
 def released(name: str, path: Path, metadata: dict[str, str] | None = None, **markers: tuple[int, ...]) -> Header:
     """The header of a released model in one file, without its gigabytes of weights."""
-    from erasure.families.base import canonical
-    from erasure.original_layout import places
-
     parts = modules(shipped(name))
     shapes = {part: {canonical(key): tuple(p.shape) for key, p in module.state_dict().items()} for part, module in parts.items()}
     return Header(path, {key: place.shape(shapes[place.part]) for key, place in places(**parts).items()} | markers, metadata or {})
@@ -175,3 +175,20 @@ def test_what_stable_diffusion_2_predicts(tmp_path: Path) -> None:
     beside.write_text("nothing")
     with pytest.raises(UserError, match=r"no model\.params"):
         recognized(second, "x")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("generation", ["sd1", "sd2"])
+def test_a_file_of_released_size_loads_without_metadata(generation: Literal["sd1", "sd2"], tmp_path: Path) -> None:
+    """2 GB of random weights that say nothing about themselves, as in files from elsewhere; no network."""
+    model = StableDiffusion(sd_sized.pipeline(generation, tenth=False, latent=64), generation, "fp32")
+    if generation == "sd2":
+        torch.nn.init.normal_(model.pipe.unet.up_blocks[-1].attentions[-1].transformer_blocks[0].norm1.bias)
+    save_file(original(model), tmp_path / "model.safetensors")
+    expected = model.fingerprint()
+    del model
+    arguments = [sys.executable, "-c", ALONE, str(tmp_path / "model.safetensors")]
+    done = subprocess.run(arguments, capture_output=True, text=True, env={"HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == expected
+    assert ("taken for v_prediction" in done.stderr) == (generation == "sd2")
