@@ -53,7 +53,7 @@ COUNTS = (
 LORA = re.compile(r"\.lora_|^lora_|\.lora\.|lora_linear_layer|\.hada_|\.lokr_|\.dora_scale|\.alpha$")
 # what a file holds that is no checkpoint, by the start of its names, and what to do with it
 ALONE = {
-    ("unet.", "text_encoder."): "the tensors of an edit or a state dict, not a model; apply an edit with --on, audit a state dict as OTHER",
+    ("unet.", "text_encoder."): "the tensors of an edit or a state dict, not a model; `erasure audit` takes it, beside its base as --model",
     ("down_blocks.", "conv_in.", "model.diffusion_model.", "input_blocks."): "a UNet alone; a model needs its VAE and text encoder as well",
     ("text_model.", "encoder.layers.", "embeddings.", "cond_stage_model."): "a text encoder alone; a model needs its UNet and VAE as well",
     ("encoder.", "decoder.", "first_stage_model."): "a VAE alone; a model needs its UNet and text encoder as well",
@@ -239,7 +239,8 @@ def _building(source: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # diffusers, transformers and tokenizers check a record by using it
-        raise UserError(f"{source} carries configurations that build no model ({str(error)[:100]}); export it again.") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:100]
+        raise UserError(f"{source} carries configurations that build no model ({reason}); export it again.") from error
 
 
 def _matrix(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

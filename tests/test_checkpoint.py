@@ -293,7 +293,7 @@ def test_a_text_encoder_edit_on_the_command_line(tmp_path: Path, capsys: pytest.
     assert main(["export", str(tmp_path / "run"), "--as", "checkpoint"]) == 0
     files = sorted(p.name for p in (tmp_path / "run" / "checkpoint").iterdir())
     assert files == ["README.md", "advunlearn-cat.safetensors", "before-after-0.png", "before-after-1.png"]
-    assert "from_single_file" in (tmp_path / "run" / "checkpoint" / "README.md").read_text()
+    assert "load_model(FILE)" in (tmp_path / "run" / "checkpoint" / "README.md").read_text()
     back = load_model(str(tmp_path / "run" / "checkpoint" / "advunlearn-cat.safetensors"))
     with applied(model, [edit]):
         assert back.fingerprint() == model.fingerprint()

@@ -98,7 +98,8 @@ def misread(model: DiffusionModel, configs: Configs) -> list[str]:
     if wrong := configs.differences(shipped(generation)):
         return [
             f"A1111, ComfyUI and stable-diffusion.cpp know Stable Diffusion at its released sizes only, and this model differs in "
-            f"{', '.join(wrong[:3])}{' and more' if len(wrong) > 3 else ''}: only diffusers and this project will load the file."
+            f"{', '.join(wrong[:3])}{' and more' if len(wrong) > 3 else ''}: only this project opens the file, "
+            "and diffusers where it is given the model's configurations."
         ]
     velocity = configs.scheduler["prediction_type"] == "v_prediction"
     comfy, others = (_comfy_takes_v(model), _others_take_v(model)) if generation == "sd21" else (False, False)
