@@ -31,7 +31,7 @@ FLOORS = {
     "transformers": "5.0.0",
     "diffusers": "0.40.0",
     "accelerate": "1.10.0",
-    "peft": "0.17.0",
+    "peft": "0.18.0",
     "safetensors": "0.8.0",
     "open_clip_torch": "3.3.0",
     "torchmetrics": "1.9.0",
@@ -65,12 +65,12 @@ class Opened:
 
 def things(work: Path) -> dict[str, list[str]]:
     """What is opened, by name, as arguments of open_plainly; made where it is missing."""
-    model, concept = load_model("pocket", precision="fp32"), [Concept(name="neon", kind="style")]
+    model, concept = load_model("pocket", precision="fp32"), [Concept(name="neon", kind="style", prompts=("a house in {} style",))]
     folder, encoder = work / "folder", work / "text-encoder"
     if not folder.exists():
         export.to_form(model, erase(model, concept, UCE(), out=work / "uce"), folder, "folder")
     if not encoder.exists():
-        method = AdvUnlearn(steps=2, warmup=1, walks=4, walk_steps=4, batch=2, retain_batch=2, retain_walks=4)
+        method = AdvUnlearn(steps=2, warmup=1, walks=4, walk_steps=4, batch=2, retain=("a house", "a boat"), retain_batch=2, retain_walks=4)
         export.to_form(model, erase(model, concept, method, out=work / "advunlearn"), encoder, "text-encoder")
     return {"pocket": [str(POCKET)], "folder": [str(folder)], "text encoder": [str(encoder), "--base", str(POCKET)]}
 

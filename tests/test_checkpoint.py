@@ -273,7 +273,7 @@ def test_what_the_programs_will_get_wrong_is_said(velocity_model: StableDiffusio
     """The random UNet shows neither of the signs of v-prediction, so both kinds of program would sample it as if it predicted noise."""
     notes = misread(velocity_model, shipped("sd21"))
     assert [note.split(" will take the file for ")[0] for note in notes] == ["ComfyUI", "A1111 and stable-diffusion.cpp"]
-    assert "ModelSamplingDiscrete, set to v" in notes[0] and "--prediction v" in notes[1]
+    assert "ModelSamplingDiscrete, set to v_prediction." in notes[0] and "--prediction v" in notes[1]
     assert misread(velocity_model, shipped("sd21-base")) == []
     unet = velocity_model.pipe.unet
     with torch.no_grad():

@@ -103,17 +103,15 @@ def misread(model: DiffusionModel, configs: Configs) -> list[str]:
         ]
     velocity = configs.scheduler["prediction_type"] == "v_prediction"
     comfy, others = (_comfy_takes_v(model), _others_take_v(model)) if generation == "sd21" else (False, False)
-    name = {True: "v", False: "epsilon"}
+    taken, option = {True: "v", False: "epsilon"}, {True: "v", False: "eps"}[velocity]
     notes = []
     if comfy != velocity:
-        notes.append(
-            f"ComfyUI will take the file for {name[comfy]}-prediction: add its node ModelSamplingDiscrete, set to {name[velocity]}."
-        )
+        node = "v_prediction" if velocity else "eps"
+        notes.append(f"ComfyUI will take the file for {taken[comfy]}-prediction: add its node ModelSamplingDiscrete, set to {node}.")
     if others != velocity:
-        flag = {True: "v", False: "eps"}[velocity]
         notes.append(
-            f"A1111 and stable-diffusion.cpp will take the file for {name[others]}-prediction: for A1111 put the generation's .yaml with "
-            f"parameterization {flag} beside it, for stable-diffusion.cpp add --prediction {flag}."
+            f"A1111 and stable-diffusion.cpp will take the file for {taken[others]}-prediction: for A1111 put the generation's .yaml with "
+            f"parameterization {option} beside it, for stable-diffusion.cpp add --prediction {option}."
         )
     return notes
 
