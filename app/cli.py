@@ -2,10 +2,12 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
-from erasure.errors import UserError, unknown
+from erasure.errors import Assumed, UserError, unknown
 
 COMMANDS = {
     "erase": "erase concepts from a model and save an edit",
@@ -18,6 +20,7 @@ COMMANDS = {
     "doctor": "say what is installed, which device is used, what is missing",
 }
 USAGE_ERROR, INCOMPLETE = 1, 2
+PYTHONS_FORMAT = warnings.formatwarning
 COMPUTE = ("erase", "audit", "demo", "export", "jobs", "studio")
 # glibc keeps large tensors in the heap instead of fetching fresh pages for each; about a third of a training step on a CPU
 # (docs/performance.md). OpenMP threads that wait for each other spin for long; two processes on the same cores then slow each other down
@@ -41,6 +44,7 @@ def main(argv: list[str] | None = None) -> int:
         print(overview())
         return 0
     name, *rest = arguments
+    warnings.formatwarning = one_line
     try:
         if name not in COMMANDS:
             raise unknown("command", name, COMMANDS)
@@ -55,6 +59,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("erasure: interrupted; the same command continues where it stood.", file=sys.stderr)
         return INCOMPLETE
+
+
+def one_line(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
+    """A warning as the terminal shows it: what the user should know without the place in our code, all others as Python does."""
+    return f"erasure: warning: {message}\n" if issubclass(category, Assumed) else PYTHONS_FORMAT(message, category, *place, **line)
 
 
 def overview() -> str:

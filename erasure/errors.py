@@ -1,11 +1,20 @@
 """The one exception that means: the user asked for something that cannot be done, and the message says what can."""
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 
 class UserError(ValueError):
     """A mistake in the input. The command line prints it as one line and exits with 1."""
+
+
+class Assumed(UserWarning):
+    """Something that the program had to assume, or that the user should check. The command line prints it as one line."""
+
+    @classmethod
+    def warn(cls, message: str) -> None:
+        warnings.warn(message, cls, stacklevel=3)
 
 
 def unknown(what: str, value: object, allowed: Iterable[str]) -> UserError:

@@ -78,7 +78,7 @@ def test_erasing_is_queued_once_and_only_if_it_can_work(studio: Studio) -> None:
 def test_downloads_are_the_forms_an_edit_can_take(studio: Studio, tmp_path: Path) -> None:
     job = studio.root / "jobs" / "x"
     erase(studio.model, CAT, ESD(steps=2, batch=2, walks=2, walk_steps=2, lr=1e-2), out=job / "edit")
-    for form in ("edit", "lora", "folder"):
+    for form in ("edit", "lora", "folder", "checkpoint"):
         assert downloads.packed(studio, job, form).stat().st_size > 1000
     with pytest.raises(UserError, match="text encoder"):
         downloads.packed(studio, job, "text-encoder")

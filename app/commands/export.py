@@ -14,8 +14,8 @@ class Options:
     """Turn an edit into something other programs load, with a model card and before/after pictures."""
 
     edit: Annotated[Path, tyro.conf.Positional]  # folder that `erasure erase` made
-    form: Annotated[Literal["folder", "lora", "text-encoder", "edit"], tyro.conf.arg(name="as")] = (
-        "lora"  # lora: for load_lora_weights; folder: a whole pipeline; text-encoder: that alone; edit: as it is
+    form: Annotated[Literal["folder", "checkpoint", "lora", "text-encoder", "edit"], tyro.conf.arg(name="as")] = (
+        "lora"  # lora: for load_lora_weights; folder: a whole pipeline; checkpoint: one file; text-encoder: that alone; edit: as it is
     )
     out: Path | None = None  # default <edit>/<form>
     rank: int = 16  # of the LoRA; the error of the approximation is printed

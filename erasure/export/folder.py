@@ -4,6 +4,7 @@ from pathlib import Path
 
 from erasure.edit import Edit
 from erasure.errors import UserError
+from erasure.export.portable import add_vocabulary, rename_text_encoder, share
 from erasure.families.base import DiffusionModel
 from erasure.one_step import OneStepPipeline
 
@@ -22,6 +23,9 @@ def to_folder(model: DiffusionModel, edit: Edit, out: Path, other_base: bool = F
         if edit.info.product == "one-step":
             pipe = OneStepPipeline(**pipe.components, requires_safety_checker=False, start=edit.info.fields["start"])
         pipe.save_pretrained(out, safe_serialization=True)
+        rename_text_encoder(out / "text_encoder")
+        add_vocabulary(pipe.tokenizer, out / "tokenizer")
+        share(out)
     finally:
         edit.revert(model.pipe)
 

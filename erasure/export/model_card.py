@@ -27,6 +27,7 @@ def write_card(out: Path, edit: Edit, pictures: Sequence[tuple[str, Tensor, Tens
     usage = {
         "text-encoder": "StableDiffusionPipeline.from_pretrained(BASE, text_encoder=CLIPTextModel.from_pretrained(FOLDER))",
         "folder": f"{'OneStepPipeline' if info.product == 'one-step' else 'StableDiffusionPipeline'}.from_pretrained(FOLDER)",
+        "checkpoint": "erasure.loading.load_model(FILE)",
         "lora": "pipe.load_lora_weights(FOLDER)",
         "edit": "Edit.load(FOLDER).apply(pipe)",
     }

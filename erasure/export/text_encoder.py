@@ -5,6 +5,7 @@ from pathlib import Path
 from erasure.edit import Edit
 from erasure.errors import UserError
 from erasure.export.folder import make_empty
+from erasure.export.portable import rename_text_encoder, share
 from erasure.families.base import DiffusionModel
 
 
@@ -20,5 +21,7 @@ def to_text_encoder(model: DiffusionModel, edit: Edit, out: Path, other_base: bo
     edit.apply(model.pipe, other_base=other_base)
     try:
         model.pipe.text_encoder.save_pretrained(out, safe_serialization=True)
+        rename_text_encoder(out)
+        share(out)
     finally:
         edit.revert(model.pipe)
