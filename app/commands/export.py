@@ -53,9 +53,9 @@ def main(argv: list[str]) -> int:
             print(note)
         if not report.faithful and not options.accept_error:
             unsent = " Nothing was sent." if options.push_to_hub else ""
-            print(f"erasure: {report.sentence()}; --accept-error takes it as it is.{unsent}", file=sys.stderr)
+            print(f"erasure: the LoRA {report.sentence()}; --accept-error takes it as it is.{unsent}", file=sys.stderr)
             return INCOMPLETE
-        print(report.sentence())
+        print(f"the LoRA {report.sentence()}")
     if options.push_to_hub and options.dry_run:
         print(f"would send to https://huggingface.co/{options.push_to_hub}{' (private)' if options.private else ''}:")
         for name, size in hub.contents(out):

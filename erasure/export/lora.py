@@ -39,11 +39,11 @@ class LoraReport:
 
     def sentence(self) -> str:
         """Figures and, where too much is lost, the way out."""
-        kept = f"carries {self.carried} of {self.moved} tensors at rank {self.rank}, error {self.error:.2g} of the edit's norm"
+        kept = f"carries {self.carried} of {self.moved} tensors, error {self.error:.2g} at rank {self.rank}"
         if self.faithful:
             return kept
         higher = "" if self.beyond > BOUND else "a higher --rank loses less; "
-        return f"{kept}, more than {BOUND}; {higher}use --as checkpoint for all of it"
+        return f"{kept} (more than {BOUND}); {higher}use --as checkpoint for all of it"
 
 
 def to_lora(
