@@ -38,7 +38,7 @@ def loss(job: Path, form: str) -> str:
     if form != "lora":
         return ""
     report = read_report(job / "downloads" / form)
-    return "" if report.faithful else f"This LoRA {report.sentence()}. The zip is ready; it erases less than the edit does."
+    return "" if report.faithful else f"This LoRA {report.sentence()}. The zip is ready; audit it before you rely on it."
 
 
 def packed(studio: Studio, job: Path, form: str) -> Path:
