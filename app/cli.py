@@ -12,7 +12,7 @@ from erasure.errors import Assumed, UserError, unknown
 COMMANDS = {
     "erase": "erase concepts from a model and save an edit",
     "audit": "measure an edit: what is gone, what else went with it; writes report.html",
-    "export": "turn an edit into a diffusers folder or a LoRA file",
+    "export": "turn an edit into a LoRA file, a diffusers folder or a text encoder, for other programs",
     "jobs": "run plans of many erasures and audits; status and leaderboard",
     "studio": "serve the web page: compare, erase, audit, board",
     "demo": "erase a style from the shipped pocket model, audit it and write a report",

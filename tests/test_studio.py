@@ -80,6 +80,8 @@ def test_downloads_are_the_forms_an_edit_can_take(studio: Studio, tmp_path: Path
     erase(studio.model, CAT, ESD(steps=2, batch=2, walks=2, walk_steps=2, lr=1e-2), out=job / "edit")
     for form in ("edit", "lora", "folder", "checkpoint"):
         assert downloads.packed(studio, job, form).stat().st_size > 1000
+        assert (downloads.loss(job, form) != "") == (form == "lora")
+    assert "carries" in downloads.loss(job, "lora") and "--as checkpoint" in downloads.loss(job, "lora")
     with pytest.raises(UserError, match="text encoder"):
         downloads.packed(studio, job, "text-encoder")
     with pytest.raises(UserError, match="unknown form"):

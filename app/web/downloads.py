@@ -11,6 +11,7 @@ from app.web.studio import Studio
 from erasure import export
 from erasure.edit import Edit
 from erasure.errors import UserError, unknown
+from erasure.export.lora import read_report
 
 
 def prepare(studio: Studio) -> Callable[[str | None, str], Any]:
@@ -21,11 +22,23 @@ def prepare(studio: Studio) -> Callable[[str | None, str], Any]:
         try:
             if not job:
                 raise UserError("there is no job yet.")
-            return gr.File(str(packed(studio, studio.job(job), form)), visible=True)
+            folder = studio.job(job)
+            file = packed(studio, folder, form)
         except UserError as error:
             raise gr.Error(str(error), duration=12) from None
+        if lost := loss(folder, form):
+            gr.Warning(lost, duration=None)
+        return gr.File(str(file), visible=True)
 
     return download
+
+
+def loss(job: Path, form: str) -> str:
+    """What a LoRA that was packed loses of its edit, "" where that is within the bound or the form is exact."""
+    if form != "lora":
+        return ""
+    report = read_report(job / "downloads" / form)
+    return "" if report.faithful else f"This LoRA {report.sentence()}. The zip is ready; audit it before you rely on it."
 
 
 def packed(studio: Studio, job: Path, form: str) -> Path:
