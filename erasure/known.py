@@ -7,6 +7,7 @@ import torch
 
 from erasure.concept import Concept
 from erasure.families.base import DiffusionModel
+from erasure.seeds import stream
 
 NONSENSE = ("zxqvu", "brimplefax", "wuggit", "ployndra", "glorp", "tremulon", "dorvane", "skelth")
 WALKS, STEPS = 4, 8
@@ -44,7 +45,7 @@ def known(model: DiffusionModel, concept: Concept, seed: int = 0) -> Known:
     cond = model.encode([concept.name, *NONSENSE]).repeat_interleave(WALKS, 0)
     empty = model.encode([""]).expand(len(cond), -1, -1)
     moved, size = torch.zeros(1 + len(NONSENSE)), torch.zeros(1 + len(NONSENSE))
-    noise = model.noise([seed * 1_000_003 + 900_000 + w for w in range(WALKS)]).repeat(1 + len(NONSENSE), 1, 1, 1)
+    noise = model.noise([stream(seed, 900_000 + w) for w in range(WALKS)]).repeat(1 + len(NONSENSE), 1, 1, 1)
     for step in model.walk(noise, cond, empty, STEPS, model.guidance):
         for total, part in ((moved, step.eps_cond - step.eps_uncond), (size, step.eps_uncond)):
             total += part.square().flatten(1).mean(1).unflatten(0, (-1, WALKS)).mean(1).cpu()
