@@ -102,7 +102,10 @@ def located(source: str, beside: Path = Path()) -> Path:
         UserError: an address without organisation, name and file, or a file that cannot be fetched and is not in the cache.
     """
     if not source.startswith(HUB):
-        return beside / Path(source).expanduser()
+        try:
+            return beside / Path(source).expanduser()
+        except RuntimeError as error:  # ~name of nobody
+            raise UserError(f"no prompt list at {source[:200]}: {error}") from error
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 

@@ -99,8 +99,8 @@ def _cut(path: Path, text: str, mark: str) -> Iterator[tuple[int, tuple[str, ...
 
 
 def _names(line: str, mark: str) -> list[str]:
-    """The cells of one line, whatever its quotes are."""
-    return [cell.strip()[:80] for cell in next(csv.reader([line], delimiter=mark))]
+    """The cells of a line, whatever its quotes are; no header is longer than 10,000 letters, and csv refuses cells of 131,072."""
+    return [cell.strip()[:80] for cell in next(csv.reader([line[:10_000]], delimiter=mark))]
 
 
 def _even(path: Path, rows: Iterable[tuple[int, tuple[str, ...]]], width: int) -> Iterator[tuple[int, tuple[str, ...]]]:

@@ -122,6 +122,7 @@ def test_a_prompt_of_several_lines_moves_those_after_it(tmp_path: Path) -> None:
         ("id,concept\n0,tench\n", "none of the columns 'id', 'concept' holds prompts"),  # Six-CD's names want its templates
         ("prompt\n" + "x" * 5001, "of its rows there are 1 of more than 5,000 letters"),
         ("prompt\n" + "x" * 200_000, "field larger than field limit"),
+        ("x" * 200_000, "no prompt that can be used"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, words: str) -> None:
@@ -236,7 +237,7 @@ def test_addresses_that_are_none_are_refused_without_asking_the_hub(source: str)
     assert len(str(error.value)) < 400
 
 
-@pytest.mark.parametrize("name", ["\0.csv", "x" * 9999 + ".csv"])
+@pytest.mark.parametrize("name", ["\0.csv", "x" * 9999 + ".csv", "~nobody-of-that-name/x.csv"])
 def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"no prompt list|cannot be read"):
         read_list(name, tmp_path)

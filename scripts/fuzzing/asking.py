@@ -36,9 +36,7 @@ def suites(ground: Ground, rng: random.Random) -> Iterator[Case]:
         fixed += [
             case(f"{form}, {k} {n}", {**suite, k: n}, k == "steps" or not n > 0, asks) for k in ("steps", "guidance") for n in NUMBERS
         ]
-        fixed += [
-            case(f"{form}, name {t[:20]!r}", {**suite, "name": t}, t not in ("nan", "-1", "~") and not t.isalnum(), asks) for t in TEXTS
-        ]
+        fixed += [case(f"{form}, name {t[:20]!r}", {**suite, "name": t}, t not in ("nan", "-1") and not t.isalnum(), asks) for t in TEXTS]
         fixed += [
             case(f"{form}, gate {str(gate)[:50]}", {**suite, "gates": {"g": gate}}, True, asks)
             for gate in (

@@ -20,7 +20,7 @@ TEXTS = (
     "\x1b[31mred",
     "../../../escaped",
     "/",
-    "~",
+    "~nobody/x",
     "a" * 300,
     LONG,
     "№ 🙂 ١",
