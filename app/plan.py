@@ -5,13 +5,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
+from pydantic import Field
 from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12 on
 
 from erasure.concept import Concept, Kind
 from erasure.errors import UserError, unknown
 from erasure.run import digest, read_json, write_json
+from erasure.seeds import LARGEST
 from erasure.shapes import check
 from erasure.strict_yaml import read_yaml
 from eval.gates import Tier
@@ -30,7 +32,7 @@ class _Concept(TypedDict):
 
 class _Job(TypedDict, total=False):
     method: str
-    seed: int
+    seed: Annotated[int, Field(ge=0, le=LARGEST)]
     model: str
     suite: str
     tier: Tier

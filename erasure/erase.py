@@ -24,6 +24,7 @@ from erasure.families.base import Cost, DiffusionModel
 from erasure.known import DoubtfulConcept, Known, check_cost, known
 from erasure.methods.base import Change, Guided, Method, Play, Solved, Trained
 from erasure.run import Run, cache_folder, digest, write_json
+from erasure.seeds import checked
 from erasure.shapes import built
 from erasure.training import Loop, train
 
@@ -103,8 +104,10 @@ def erase(
         watch: called after every training step, such as erasure.preview.Preview.
 
     Raises:
-        UserError: another job in `out`, an unknown region, a loss that is NaN or Inf, a mask for a method that trains nothing.
+        UserError: another job in `out`, an unknown region, a loss that is NaN or Inf, a mask for a method that trains nothing, a seed out of
+            its range.
     """
+    checked(seed)
     if mask and not isinstance(method, Trained):
         raise UserError(f"--mask is for trained methods; {type(method).__name__} trains nothing.")
     if gradient_checkpointing and not getattr(method, "recomputes", True):

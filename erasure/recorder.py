@@ -17,10 +17,8 @@ from erasure.bank import Bank, Recording
 from erasure.edit import Edit
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
+from erasure.photos import image_files, opened, plain
 from erasure.run import cache_folder, digest, write_bytes
-
-PIXELS = 100_000_000
-IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def bank_key(model: DiffusionModel, recording: Recording) -> str:
@@ -150,35 +148,6 @@ def encoded(model: DiffusionModel, folder: Path, first: int, count: int) -> dict
     return {key: torch.cat(values) for key, values in rows.items()}
 
 
-def opened(path: Path) -> Image.Image:
-    """An RGB image from a user's file.
-
-    Raises:
-        UserError: no image, a broken one, or one of more than PIXELS pixels; its header is asked before anything is unpacked.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > PIXELS:
-                raise UserError(
-                    f"{path} has {image.width} x {image.height} pixels; more than {PIXELS:,} are not unpacked. Make it smaller."
-                )
-            return image.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no image that can be read ({error}).") from error
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The images of a folder in order of their names.
-
-    Raises:
-        UserError: no such folder, or no image in it.
-    """
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES) if folder.is_dir() else []
-    if not found:
-        raise UserError(f"{folder} holds no images ({', '.join(IMAGES)}); give a folder of real images, or leave the option empty.")
-    return found
-
-
 def remembered(model: DiffusionModel, key: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Tensors found in the cache under what decides them, or made and kept there."""
     place = digest({"model": model.fingerprint(), "compute": str(model.compute), "device": model.device.type, **key})
@@ -197,7 +166,9 @@ def _empty(model: DiffusionModel) -> dict[str, list[Tensor]]:
 
 
 def _content(folder: str) -> str:
-    return digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in image_files(Path(folder))])
+    """Hash of a folder of images. One that is not read as it was before EXIF, 16 bits and transparency counted has another."""
+    files = image_files(Path(folder))
+    return digest([hashlib.sha256(path.read_bytes()).hexdigest() + ("" if plain(path) else ", as seen") for path in files])
 
 
 def _part(folder: Path, start: int) -> Path:

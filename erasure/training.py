@@ -20,6 +20,7 @@ from erasure.diverged import advice, finite
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.methods.base import Change, Play, Player, Trained, Update
+from erasure.seeds import stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,7 @@ def _run(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop, players
     play = Play(model, bank, _encoder(model, bank.recording.texts() if frozen_text else None))
     if loop.gradient_checkpointing:
         model.pipe.unet.enable_gradient_checkpointing()
-    torch.manual_seed(loop.seed * 1_000_003 - 1)
+    torch.manual_seed(stream(loop.seed, -1))
     own_mask = loop.folder / "mask.safetensors"  # of an interrupted run
     if loop.mask or own_mask.exists():
         play.masks = saliency.load(loop.mask or own_mask, {name: p for player in players.values() for name, p in player.parameters.items()})
@@ -79,7 +80,7 @@ def _run(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop, players
     with (loop.folder / "train.jsonl").open("a", buffering=1) as log:
         bar = tqdm(range(first, method.steps), initial=first, total=method.steps, desc="erasing", unit="step")
         for step in bar:
-            torch.manual_seed(loop.seed * 1_000_003 + step)
+            torch.manual_seed(stream(loop.seed, step))
             losses = {}
             for update in method.step(play):
                 losses[update.player] = _finite(update.loss, step, loop, play, players)

@@ -21,11 +21,11 @@ from eval.finer import cell_of, meant, within
 from eval.finished import recounted
 from eval.judges.base import MissingWeights
 from eval.judging import AXES, configured, errors_of, judge, judges_of, lines
-from eval.listed import crossing
+from eval.listed import crossing, lists
 from eval.oracle import divergences
 from eval.placing import gaps
 from eval.published import as_published
-from eval.readers import Prompt
+from eval.readers import Origin, Prompt
 from eval.samples import Attempt, attempts, draw
 from eval.siege import Siege, attacks_of, besiege, label
 from eval.suites import Axis, Suite
@@ -45,9 +45,18 @@ class Audit:
     gone: tuple[str, ...] = ()  # labels of the other axis that the same edits erase; their cells are left out
     replay: tuple[Prompt, ...] = ()  # prompts of others that are said to bring the concept back
     only: str = ""  # label of the other axis, if the targets were meant to be erased with it alone (eval.finer)
+    replayed: Origin | None = None  # the file of those prompts
 
     @classmethod
-    def of(cls, edits: Sequence[Edit], suite: Suite, tier: str, replay: Sequence[Prompt] = (), only: str = "") -> list["Audit"]:
+    def of(
+        cls,
+        edits: Sequence[Edit],
+        suite: Suite,
+        tier: str,
+        replay: Sequence[Prompt] = (),
+        only: str = "",
+        replayed: Origin | None = None,
+    ) -> list["Audit"]:
         """The audits of everything a stack of edits claims to erase, one for styles and one for objects where it erases both.
 
         Raises:
@@ -59,7 +68,9 @@ class Audit:
         labels = {axis: tuple(label for a, label in found if a == axis) for axis in AXES}
         cell = cell_of(suite, [axis for axis in AXES if labels[axis]], only)
         return [
-            cls(suite, tier, axis, labels[axis], labels[AXES[1 - i]], tuple(replay), cell) for i, axis in enumerate(AXES) if labels[axis]
+            cls(suite, tier, axis, labels[axis], labels[AXES[1 - i]], tuple(replay), cell, replayed)
+            for i, axis in enumerate(AXES)
+            if labels[axis]
         ]
 
     @property
@@ -135,6 +146,7 @@ def audit(
         **under_attack(counted(rows, plan.suite, plan.axis, plan.targets, plan.only), attacks),
         **({"gaps": gaps(rows, plan.axis, plan.targets, plan.suite.apart, plan.only)} if how.oracles and plan.axis in judges else {}),
         "job": run.job,
+        "lists": lists(plan.suite.listed, plan.replayed),
         "attacks": attacks,
         "distance": kept_distance(plan.staying, out / "images"),
         "distances": apart,
@@ -262,7 +274,10 @@ def job_record(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, how: H
 def asks(suite: Suite) -> str:
     """Digest of what decides a suite's pictures. A key that suites did not always have counts only where it says something."""
     left_out = {"gates", "apart", "judges", "published", *(key for key in ("seeds", "listed") if not getattr(suite, key))}
-    return digest({key: value for key, value in asdict(suite).items() if key not in left_out})
+    asked = {key: value for key, value in asdict(suite).items() if key not in left_out}
+    if "listed" in asked:  # the prompts count, and not the name of their file
+        asked["listed"] = {key: value for key, value in asked["listed"].items() if key != "origin"}
+    return digest(asked)
 
 
 def edit_record(edit: Edit) -> dict[str, Any]:

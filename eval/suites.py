@@ -110,7 +110,8 @@ def load_suite(name: str, prompts: str = "") -> Suite:
         return suite
     if suite.listed is None or suite.listed.prompts:
         raise UserError(f"suite {suite.name} has prompts of its own; leave --prompts out, or draw the list as well with --replay.")
-    return replace(suite, listed=replace(suite.listed, prompts=listed.read_list(prompts)))
+    own = listed.read_list(prompts)
+    return replace(suite, listed=replace(suite.listed, prompts=own.prompts, origin=own.origin))
 
 
 def _found(name: str) -> Suite:

@@ -13,7 +13,7 @@ import yaml
 from PIL import Image
 
 from app.cli import main
-from erasure import recorder
+from erasure import photos
 from erasure.errors import UserError
 from erasure.pocket.canvas import Picture, render
 from eval.answers import attempts_of, count_answers, read_answers
@@ -189,7 +189,7 @@ def test_what_is_wrong_with_a_set_is_named_and_nothing_written(drawn: Path, suit
     spoil(folder)
     with pytest.raises(UserError, match=words):
         count_answers(folder, suite, "neon", "style", tmp_path / "out")
-    assert not (tmp_path / "out").exists() and recorder.PIXELS < 20_000 * 6_000
+    assert not (tmp_path / "out").exists() and photos.PIXELS < 20_000 * 6_000
 
 
 def test_a_base_of_other_pictures_is_refused(drawn: Path, suite: Suite, tmp_path: Path) -> None:

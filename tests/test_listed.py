@@ -1,5 +1,6 @@
 """Suites of prompts alone: strict files, every role and attack on a tiny model, rates without a grid, and a page that reads well."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,18 +11,19 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from app.commands.audit import Options, folder, headline, reported
+from app.commands.audit import Options, folder, headline, reported, warn_about
 from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from eval import samples
-from eval.audit import Audit, audit
+from eval.audit import Audit, asks, audit
 from eval.cases import cases
 from eval.counting import counted
 from eval.finished import recounted, rows_of
 from eval.gates import Gate, verdict
 from eval.judging import judges_of
+from eval.listed import read_list
 from eval.readers import Prompt
 from eval.report.html import again
 from eval.report.record import SCHEMA
@@ -121,8 +123,9 @@ def test_the_users_copy_is_read_where_the_suite_ships_none(tmp_path: Path) -> No
 
 
 def test_every_column_of_a_list_has_a_folder_of_its_own() -> None:
-    names = [folder(Options(edits=(Path("e"),), replay=given), "pocket", "").name for given in ("a/list.csv", "a/list.csv#Spanish")]
-    assert names == ["audit-pocket-standard-replay-list", "audit-pocket-standard-replay-list-Spanish"]
+    lists = ("a/list.csv", "a/list.csv#Spanish", "a/list.tsv#sensitive prompt")
+    names = [folder(Options(edits=(Path("e"),), replay=given), "pocket", "").name for given in lists]
+    assert names == [f"audit-pocket-standard-replay-{name}" for name in ("list", "list-Spanish", "list-sensitive-prompt")]
 
 
 def test_the_shipped_suites_of_prompts_blur_and_ship_nothing() -> None:
@@ -206,6 +209,45 @@ def test_an_audit_of_prompts_alone(big: StableDiffusion, edit: Edit, tmp_path: P
     assert "How much is gone" in said and "so no rate says what else was lost" in said and "IRA" not in said and "CRA" not in said
     assert "Asked for by the prompts of the suite's list" in said and "nothing to draw" not in said
     assert "style" not in said.partition("What could mislead")[0].replace("--", "")
+
+
+def test_the_report_names_the_files_and_what_was_left_out(
+    big: StableDiffusion,  # noqa: F811
+    edit: Edit,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = written(tmp_path, list="church.csv")
+    rows = "".join(f"{i},sail {i},{2**33 + i},{200 if i else 7.5}\n" for i in range(4))
+    (tmp_path / "church.csv").write_text("case_number,prompt,evaluation_seed,evaluation_guidance\n" + rows + "9,,1,7.5\n")
+    (tmp_path / "<b>replay.txt").write_text("a boat\n" + "x" * 5001 + "\n")
+    suite, (replay, replayed) = load_suite(path), read_list("<b>replay.txt", tmp_path)
+    (plan,) = Audit.of([edit], suite, "smoke", replay, "", replayed)
+    out = tmp_path / "audit"
+    result = audit(big, [edit], plan, out)
+    assert reported(out, suite.gates, recounted(out, suite)) in (0, 3, 4)
+    record = json.loads((out / "report.json").read_text())
+    jsonschema.validate(record, json.loads(SCHEMA.read_text()))
+    own, other = record["lists"]
+    assert (own["use"], own["file"], own["rows"], own["prompts"]) == ("prompts", "church.csv", 5, 4)
+    assert own["sha256"] == hashlib.sha256((tmp_path / "church.csv").read_bytes()).hexdigest()
+    assert (other["use"], other["file"], other["left_out"]) == ("replay", "<b>replay.txt", {"of more than 5,000 letters": 1})
+    wanted = [
+        "Of the 5 rows of church.csv these were left out: 1 without a prompt.",
+        "church.csv: it has 5 rows, and the file that was published under this name has 50.",
+        "Of the 2 rows of <b>replay.txt these were left out: 1 of more than 5,000 letters.",
+    ]
+    page = Page((out / "report.html").read_text())
+    harmless(page)
+    capsys.readouterr()
+    warn_about(result["lists"])
+    warned = capsys.readouterr().err
+    for line in wanted:
+        assert line in [*record["skipped"], *record["threats_to_validity"]] and line in page.said() and f"warning: {line}" in warned
+    assert own["sha256"] in page.said()
+    renamed = load_suite(written(tmp_path, list="church.csv"))
+    (tmp_path / "church.csv").rename(tmp_path / "other.csv")
+    assert asks(load_suite(written(tmp_path, list="other.csv"))) == asks(renamed)  # the same prompts are the same audit
 
 
 def readings(prompts: int, pictures: int, shown: set[int], role: str = "listed") -> list[dict[str, Any]]:

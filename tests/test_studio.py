@@ -47,7 +47,7 @@ def test_compare_draws_from_the_same_noise_and_leaves_the_model(studio: Studio) 
         (("a", [], 0, 9, 3, 4.0, 1.0), "pictures must lie between"),
         (("a", [], 0, 1, 0, 4.0, 1.0), "steps must lie between"),
         (("a", [], 0, 1, 3, float("nan"), 1.0), "guidance must lie between"),
-        (("a", [], -1, 1, 3, 4.0, 1.0), "a seed lies between"),
+        (("a", [], -1, 1, 3, 4.0, 1.0), "a seed is a whole number from 0 to"),
     ],
 )
 def test_values_out_of_range_are_one_line(studio: Studio, values: tuple, complaint: str) -> None:

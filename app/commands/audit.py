@@ -1,7 +1,8 @@
 """`erasure audit EDIT`: how much is gone, what else went with it."""
 
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -49,7 +50,7 @@ class Options:
     attention: Attention = "auto"  # attention kernel of the UNet
     prompts: str = ""  # your copy of the list of a suite that ships none: a file, or hub:ORG/NAME/FILE of a dataset on the Hugging Face hub
     only: str = ""  # it was meant to be erased only with this label of the other axis: a style on one object, an object in one style
-    replay: str = ""  # prompts said to bring the concept back: CSV (FILE#COLUMN: another column), .txt, or hub:ORG/NAME/FILE
+    replay: str = ""  # prompts said to bring the concept back: CSV or JSON (FILE#COLUMN: another column), .txt, or hub:ORG/NAME/FILE
     oracle: tuple[str, ...] = ()  # models that never saw the concept: diffusers folders or .safetensors of their UNets
     keep_images: Literal["all", "none"] = "all"  # none: only what judges read is kept, and no picture goes into the cache
     workers: int = 1  # processes on this machine that share the work; on a CPU about as many as it has cores
@@ -109,7 +110,7 @@ def run(options: Options, argv: Sequence[str]) -> int:
     """Audit, report, and say the verdict by the exit code: 0 pass, 2 incomplete, 3 a gate failed, 4 inconclusive."""
     from erasure.run import Run
     from eval.audit import Audit, How, audit, job_record, work
-    from eval.listed import read_list
+    from eval.listed import lists, read_list
     from eval.oracle import oracles
     from eval.suites import load_suite
 
@@ -120,7 +121,9 @@ def run(options: Options, argv: Sequence[str]) -> int:
     name, concept = asked(options.suite)
     suite = load_suite(name, options.prompts)
     model, edits = loaded(options, claimed(suite, concept) if concept else None)
-    plans = Audit.of(edits, suite, options.tier, read_list(options.replay) if options.replay else (), options.only)
+    replay, replayed = read_list(options.replay) if options.replay else ((), None)
+    warn_about(lists(suite.listed, replayed))
+    plans = Audit.of(edits, suite, options.tier, replay, options.only, replayed)
     both = len(plans) > 1
     plans = about(concept, plans) if concept else plans
     how = How(
@@ -263,10 +266,7 @@ def compare(options: CompareOptions) -> int:
 
 def folder(options: Options, suite: str, axis: str, only: str = "") -> Path:
     """Where an audit goes: --out, or beside the edit; stacks get a folder of their own. Styles and objects apart when both are erased."""
-    prompts, replay = (
-        f"{what}-{Path(given.replace('.csv#', '-')).stem}" if given else ""
-        for what, given in (("of", options.prompts), ("replay", options.replay))
-    )
+    prompts, replay = (f"{what}-{called(given)}" if given else "" for what, given in (("of", options.prompts), ("replay", options.replay)))
     strength = f"strength-{options.strength:g}" if options.strength != 1 else ""
     name = "-".join(part for part in ("audit", suite, options.tier, prompts, strength, f"only-{only}" if only else "", replay) if part)
     first, *others = options.edits
@@ -274,6 +274,24 @@ def folder(options: Options, suite: str, axis: str, only: str = "") -> Path:
         return options.out / axis if axis else options.out
     place = first if not others else first.parent / "+".join(path.name for path in options.edits)
     return place / (f"{name}-{axis}" if axis else name)
+
+
+def called(source: str) -> str:
+    """What a list is called in the name of a folder."""
+    from eval.listed import split
+
+    file, column = split(source)
+    return "-".join(part for part in (Path(file).stem, re.sub(r"[^\w.-]+", "-", column)) if part)
+
+
+def warn_about(lists: Sequence[Mapping[str, Any]]) -> None:
+    """Say what was left out of list files, and what else is odd about them, before anything is drawn."""
+    from eval.report.sentences import left_out
+
+    for found in lists:
+        for line in (left_out(dict(found)), *found["warnings"]):
+            if line:
+                print(f"erasure: warning: {line}", file=sys.stderr)
 
 
 def headline(result: dict[str, Any]) -> str:

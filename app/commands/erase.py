@@ -14,6 +14,7 @@ from erasure.concept import Kind
 from erasure.concept import parse as parse_concepts
 from erasure.discover import load, summary
 from erasure.errors import UserError
+from erasure.seeds import checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class Options:
     prompts: tuple[str, ...] = ()  # training sentences with {} for the concept, instead of the kind's
     model: str = "pocket"  # pocket, a hub id, a diffusers folder, or one .safetensors file
     out: Path | None = None  # run folder; default runs/<hash of the job>
-    seed: int = 0  # decides every random number
+    seed: int = 0  # decides every random number; from 0 to 2^63 - 1
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     dtype: Precision = "auto"  # what to compute in; trained weights are fp32 always
     attention: Attention = "auto"  # attention kernel of the UNet
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> int:
 
     cls = load("erasure.methods", method_name, Method)
     options: Any = parse(combined("Erase", Options, cls), argv, "erase")
+    checked(options.seed)
     concepts = parse_concepts(options.concept, kind=options.kind, prompts=options.prompts, anchor=options.anchor)
     from erasure.edit import Edit
     from erasure.erase import configure, erase, forecast, job_record

@@ -24,6 +24,7 @@ from erasure.methods.base import Method
 from erasure.methods.uce import UCE
 from erasure.pocket.captions import OBJECT_WORDS, STYLE_WORDS, vocabulary
 from erasure.run import read_json
+from erasure.seeds import checked
 from eval.audit import Audit
 from eval.judges.base import Judge
 from eval.suites import load_suite
@@ -133,9 +134,7 @@ class Studio:
                 raise UserError(f"{name} must lie between {low} and {high}, got {value:g}.")
         if len(prompt) > PROMPT_LIMIT:
             raise UserError(f"a prompt may have {PROMPT_LIMIT} characters, this one has {len(prompt):,}.")
-        if not 0 <= seed < 2**53:
-            raise UserError(f"a seed lies between 0 and 2^53, got {seed}.")
-        edits, seeds = self.chosen(names), list(range(seed, seed + count))
+        edits, seeds = self.chosen(names), list(range(checked(seed), seed + count))
         first = self._compared(prompt, edits, seeds[:1], steps, guidance, strength)
         yield first
         if rest := seeds[1:]:
@@ -200,7 +199,7 @@ class Studio:
         if len(concept) > PROMPT_LIMIT or len(anchor) > PROMPT_LIMIT:
             raise UserError(f"a concept may have {PROMPT_LIMIT} characters, this one has {len(concept):,}.")
         configure(load("erasure.methods", method, Method), list(concepts), self.model.family, given)  # complains now, not in an hour
-        spec = Spec(concepts=concepts, method=method, fields=given, seed=seed, model=self.source, suite=suite)
+        spec = Spec(concepts=concepts, method=method, fields=given, seed=checked(seed), model=self.source, suite=suite)
         return self.queue(spec)
 
     def start_audit(self, names: list[str], suite: str, tier: str) -> Path:

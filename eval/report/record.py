@@ -58,6 +58,7 @@ def record(result: dict[str, Any], gates: Sequence[Gate]) -> dict[str, Any]:
         "placing": placed(result),
         "cost": [edit["cost"] for edit in result["edits"]],
         "detectors": result["judges"],
+        "lists": result.get("lists", []),  # audits of earlier versions do not name them
         "doubts": doubts(result),
         "threats_to_validity": threats(result),
         "skipped": skipped(result, decided["unmeasured"]),

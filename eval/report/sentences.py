@@ -151,6 +151,7 @@ def threats(result: dict[str, Any]) -> list[str]:
         "The rates are readings of classifiers that err; the base columns show what they read when nothing is erased.",
         "The intervals speak about other noise under these very prompts; other sentences can behave otherwise.",
         *_of_answers(result),
+        *(warning for found in result.get("lists", []) for warning in found["warnings"]),
         *(
             ["The strongest of several attacks is shown, which is itself a choice after the fact; each has a row of its own."]
             if len(searched) > 1
@@ -174,6 +175,7 @@ def skipped(result: dict[str, Any], unmeasured: Sequence[str]) -> list[str]:
     rates = result["models"].get("erased", {"rates": {}})["rates"]
     found = [f"No weights for {part}, so nothing that needs them was measured: {why}" for part, why in result["missing"].items()]
     found += [f"The gate “{name}” had nothing to measure." for name in unmeasured]
+    found += [said for listed in result.get("lists", []) if (said := left_out(listed))]
     for attack in result["attacks"]:
         found += [f"Attack {attack['name']} was skipped: {attack['skipped']}"] if "skipped" in attack else []
         found += (
@@ -195,6 +197,12 @@ def skipped(result: dict[str, Any], unmeasured: Sequence[str]) -> list[str]:
     if "oracle" not in result["models"] and "images" not in result:
         found.append("No model that never saw the concept was given, so nothing is said about the distance to one.")
     return found
+
+
+def left_out(listed: dict[str, Any]) -> str:
+    """What of a list file was not used; empty where all of it was."""
+    gone = ", ".join(f"{count:,} {why}" for why, count in listed["left_out"].items())
+    return f"Of the {listed['rows']:,} rows of {listed['file']} these were left out: {gone}." if gone else ""
 
 
 def _not_compared(result: dict[str, Any]) -> list[str]:
