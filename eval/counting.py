@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
-from eval.attack_rates import clustered
 from eval.cases import OTHERWISE, PLAIN
-from eval.clusters import effective_size
+from eval.clusters import clustered_rate
 from eval.finer import meant
 from eval.listed import Axis, Listed, crossing
 from eval.metrics.clip_alignment import ClipAlignment
 from eval.metrics.unlearn_canvas import Rate, UnlearnCanvas
+from eval.rates import counted_rate
 from eval.statistics import Interval, mcnemar, paired_difference
 from eval.suites import Suite
 
@@ -21,7 +21,7 @@ Row = dict[str, Any]
 
 
 def counted(rows: Sequence[Row], suite: Suite, axis: Axis, targets: Sequence[str], only: str = "") -> dict[str, Any]:
-    """Rates of every model as k, n and Wilson interval, paired differences, and confusion matrices.
+    """Rates of every model as k, n and interval (eval.rates.rate_interval), paired differences, and confusion matrices.
 
     Args:
         only: label of the other axis, if the targets were meant to be erased with it alone.
@@ -40,7 +40,7 @@ def counted(rows: Sequence[Row], suite: Suite, axis: Axis, targets: Sequence[str
         metric.update([(r[axis], r[cross]) for r in mine], [(r["read"][axis]["label"], r["read"][cross]["label"]) for r in mine])
         models[model] = {
             "rates": {
-                name: {"k": rate.k, "n": rate.n, **rate.interval._asdict()}
+                name: counted_rate(*rate)
                 for name, rate in {**metric.compute(), **_elsewhere([row for row in rows if row["model"] == model], axis)}.items()
             },
             "confusion": {"labels": labels[axis], "counts": metric.confusion().tolist()},
@@ -81,10 +81,7 @@ def _listed(rows: Sequence[Row], listed: Listed, axis: Axis, targets: Sequence[s
 
 def _of_prompts(rows: Sequence[Row], axis: Axis) -> dict[str, Any]:
     """UA of pictures by prompts of a list; where a prompt has several, they are a cluster, worth `effective` independent pictures."""
-    pictures = by_prompt(rows, lambda row: not _as_prompted(row, axis))
-    if len(pictures) == len(rows):
-        return clustered(pictures)
-    return {**clustered(pictures), "effective": effective_size([sum(some) for some in pictures], [len(some) for some in pictures])}
+    return clustered_rate(by_prompt(rows, lambda row: not _as_prompted(row, axis)))
 
 
 def by_prompt(rows: Sequence[Row], success: Callable[[Row], bool]) -> list[list[bool]]:

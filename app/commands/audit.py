@@ -16,17 +16,13 @@ from erasure.concept import Kind
 from erasure.concept import parse as parse_concepts
 from erasure.errors import UserError
 from erasure.run import read_json
-from eval.gates import EXIT, Gate
+from eval.gates import WORST, Gate, exit_code
 
 if TYPE_CHECKING:
     from erasure.edit import Edit
     from erasure.families.base import DiffusionModel
     from eval.audit import Audit
     from eval.suites import Suite
-
-
-INCOMPLETE = 2
-WORST = (3, INCOMPLETE, 4)  # of several audits, the exit code that is told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +129,7 @@ def run(options: Options, argv: Sequence[str]) -> int:
     if options.shard:
         for plan, out in zip(plans, outs, strict=True):
             work(model, edits, plan, out, how, shard=shard(options.shard), fresh=options.fresh)
-            print(f"share {options.shard} of {out} is done; when all are, give the same command without --shard.")
+            print(f"share {options.shard} of {out} is done, which is no verdict; when all are, give the same command without --shard.")
         return 0
     if options.workers > 1:
         for plan, out in zip(plans, outs, strict=True) if options.fresh else ():
@@ -226,11 +222,8 @@ def reported(out: Path, gates: Sequence[Gate], result: dict[str, Any], blur: boo
         print(f"  {reason}")
     for part, reason in result["missing"].items():
         print(f"  INCOMPLETE, judge of {part}: {reason}", file=sys.stderr)
-    if gates:
-        print(report["verdict"]["state"])
-    if result["missing"] or any("crashed" in attack for attack in result["attacks"]):
-        return INCOMPLETE
-    return EXIT[report["verdict"]["state"]] if gates else 0
+    print(report["verdict"]["state"])
+    return exit_code(report["verdict"]["state"], result)
 
 
 def report(options: ReportOptions) -> int:
@@ -277,10 +270,12 @@ def folder(options: Options, suite: str, axis: str, only: str = "") -> Path:
 
 
 def headline(result: dict[str, Any]) -> str:
-    """The rates that were counted in one line, with counts and the base beside them: UA, then what is kept, or what the base shows."""
+    """The rates that were counted in one line, with interval, counts and the base beside them: UA, then what is kept or the base shows."""
     erased, base = result["models"]["erased"]["rates"], result["models"].get("base", {"rates": {}})["rates"]
     parts = []
     for name in (n for n in ("UA", "UA_shown", "FR", "IRA", "CRA") if n in erased):
         beside = f", base {100 * base[name]['estimate']:.1f}" if name in base and name != "UA_shown" else ""
-        parts.append(f"{name} {100 * erased[name]['estimate']:.1f} % ({erased[name]['k']}/{erased[name]['n']}{beside})")
+        rate = erased[name]
+        bounds = f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f}"
+        parts.append(f"{name} {100 * rate['estimate']:.1f} % ({bounds}; {rate['k']}/{rate['n']}{beside})")
     return ", ".join(parts)
