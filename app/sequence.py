@@ -30,7 +30,7 @@ class Options:
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     dtype: Precision = "auto"  # what to compute in
     attention: Attention = "auto"  # attention kernel of the UNet
-    fresh: bool = False  # throw away what the folders hold
+    fresh: bool = False  # throw away what audits wrote in the folders, and start over; other files stay
 
 
 def main(argv: list[str]) -> int:

@@ -26,6 +26,11 @@ from erasure.run import Run, cache_folder, digest, write_json
 from erasure.shapes import built
 from erasure.training import Loop, train
 
+# all that an erasure leaves in its folder, and all that --fresh removes there
+WRITES = (
+    *("edit.safetensors", "edit.json", "README.md", "before-after-[0-9]*.png", "timing.json"),
+    *("train.jsonl", "mask.safetensors", "checkpoint.pt", ".checkpoint.part"),
+)
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 
 
@@ -108,7 +113,7 @@ def erase(
         raise UserError(f"--mask is for trained methods; {type(method).__name__} trains nothing.")
     if gradient_checkpointing and not getattr(method, "recomputes", True):
         raise UserError(f"--gradient-checkpointing does not work with {type(method).__name__}, which switches adapters between passes.")
-    run = Run(out, job_record(model, concepts, method, seed, after, mask), fresh)
+    run = Run(out, job_record(model, concepts, method, seed, after, mask), fresh, WRITES)
     if run.complete:
         return Edit.load(out)
     with applied(model, after):

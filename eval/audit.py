@@ -1,6 +1,5 @@
 """suite -> samples -> readings -> rates: how much of a concept is gone, and what else went with it."""
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,7 @@ from erasure.erase import applied
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.overlap import overlap
-from erasure.run import Run, digest, write_json
+from erasure.run import Run, digest, remove, write_json
 from eval.attack_rates import attack_rates, under_attack
 from eval.cases import PLAIN, Case, cases, listed
 from eval.counting import Row, counted
@@ -21,7 +20,7 @@ from eval.features import extractor_of
 from eval.finer import cell_of, meant, within
 from eval.finished import recounted
 from eval.judges.base import MissingWeights
-from eval.judging import AXES, configured, errors_of, judge, judges_of, lines
+from eval.judging import AXES, configured, errors_of, judge, judges_of, lines, readable
 from eval.listed import crossing
 from eval.oracle import divergences
 from eval.placing import gaps
@@ -34,6 +33,14 @@ from eval.suites import Axis, Suite
 
 Keep = Literal["all", "none"]
 WHOLE = (0, 1)  # the only shard
+PICTURES = ("images/*/*-[0-9][0-9]*.png", "images/*/drawn/*/*.png", "attacks/*/[0-9][0-9][0-9][0-9].png")
+# all that an audit leaves in its folder, and all that --fresh removes there
+WRITES = (
+    *("report.html", "report.json", "junit.xml", "samples.jsonl", "timing.json"),
+    *(f"readings/{part}-*.jsonl" for part in (*AXES, "clip")),
+    *("attacks/judge.json", "attacks/attacks.jsonl", "attacks/*/curve.json", "attacks/*/before.safetensors", "attacks/*/known.safetensors"),
+    *("attacks/*/[0-9][0-9][0-9][0-9].json", *PICTURES),
+)
 
 
 @dataclass(frozen=True)
@@ -148,7 +155,7 @@ def audit(
         UserError: another job in `out`, an edit that does not fit the model.
     """
     how, begun = how or How(), time.monotonic()
-    done = Run(out, job_record(model, edits, plan, how), fresh)
+    done = Run(out, job_record(model, edits, plan, how), fresh, WRITES)
     if how.keep == "none" and done.complete:  # its pictures are gone, its readings are not
         result = recounted(out, plan.suite)
         done.finish(result)
@@ -183,9 +190,7 @@ def audit(
     result["published"] = as_published(plan.suite, rows, result)
     run.finish(result)
     if how.keep == "none":
-        shutil.rmtree(out / "images", ignore_errors=True)
-        for picture in (out / "attacks").rglob("*.png"):
-            picture.unlink()
+        remove(out, PICTURES)
     return result
 
 
@@ -204,10 +209,11 @@ def work(
     Args:
         shard: (i, n): every n-th batch of pictures and of attacked prompts, from the i-th on.
     """
-    run = Run(out, job_record(model, edits, plan, how), fresh)
+    run = Run(out, job_record(model, edits, plan, how), fresh, WRITES)
     with applied(model, edits, **how.placing):  # complains before anything is written
         pass
-    siege = siege_of(plan)  # before anything is drawn, since it complains about a label that a judge never says
+    readable(model, plan.suite)  # before anything is drawn
+    siege = siege_of(plan)
     run.begin()
     base, drawn = run.job["base"], {}
     stacks = stacks_of(how, edits)

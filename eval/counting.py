@@ -14,8 +14,9 @@ from eval.metrics.clip_alignment import ClipAlignment
 from eval.metrics.unlearn_canvas import Rate, UnlearnCanvas
 from eval.rates import counted_rate
 from eval.statistics import Interval, mcnemar, paired_difference
-from eval.suites import Suite
+from eval.suites import OTHER, Suite
 
+AXES: tuple[Axis, Axis] = ("style", "object")
 CLIP = ("kept", "target", "benign")
 Row = dict[str, Any]
 
@@ -29,15 +30,16 @@ def counted(rows: Sequence[Row], suite: Suite, axis: Axis, targets: Sequence[str
     if suite.listed:
         return _listed(rows, suite.listed, axis, targets)
     cross = crossing(axis)
-    labels = {"style": [*suite.styles, "none"], "object": [*suite.objects, "none"]}
     models: dict[str, Any] = {}
     grid = [row for row in rows if row["role"] == "grid"]
     if not all({axis, cross} <= row["read"].keys() for row in rows):  # a judge without weights
         return {"axis": axis, "targets": list(targets), "models": {}, "paired": {}}
+    labels = _labels(grid, suite)
     for model in dict.fromkeys(row["model"] for row in rows):
         metric = UnlearnCanvas(labels[axis], labels[cross], targets, suite.apart, only)
         mine = [row for row in grid if row["model"] == model]
-        metric.update([(r[axis], r[cross]) for r in mine], [(r["read"][axis]["label"], r["read"][cross]["label"]) for r in mine])
+        read = {a: [_or_other(r["read"][a]["label"], labels[a]) for r in mine] for a in AXES}
+        metric.update([(r[axis], r[cross]) for r in mine], list(zip(read[axis], read[cross], strict=True)))
         models[model] = {
             "rates": {
                 name: counted_rate(*rate)
@@ -54,6 +56,19 @@ def counted(rows: Sequence[Row], suite: Suite, axis: Axis, targets: Sequence[str
         "paired": paired(rows, axis, targets, suite.apart, only),
         "clip_drop": clip_drop(rows, axis, targets, only),
     }
+
+
+def _labels(grid: Sequence[Row], suite: Suite) -> dict[Axis, list[str]]:
+    """What is asked for or read: the suite's labels, "none", and OTHER where a judge said something that the suite has no label for."""
+    found: dict[Axis, list[str]] = {}
+    for axis in AXES:
+        own = [*suite.words(axis), "none"]
+        found[axis] = own if all(row["read"][axis]["label"] in own for row in grid) else [*own, OTHER]
+    return found
+
+
+def _or_other(said: str, labels: Sequence[str]) -> str:
+    return said if said in labels else OTHER
 
 
 def _listed(rows: Sequence[Row], listed: Listed, axis: Axis, targets: Sequence[str]) -> dict[str, Any]:

@@ -130,6 +130,21 @@ def gates(record: Any, place: str) -> tuple[Gate, ...]:
     return tuple(Gate(name=str(name), **fields) for name, fields in record.items())
 
 
+def gate_faults(record: Any, place: str) -> list[str]:
+    """What is wrong with the gates of a suite file, one sentence a gate; empty where they can be read."""
+    if not isinstance(record, dict):
+        return [] if record is None else [_complaint(record, place)]
+    return [fault for name, fields in record.items() if (fault := _complaint({name: fields}, place))]
+
+
+def _complaint(record: Any, place: str) -> str:
+    try:
+        gates(record, place)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def verdict(asked: Sequence[Gate], result: Mapping[str, Any]) -> dict[str, Any]:
     """The state of every gate and of all together: FAIL if one fails, PASS only if all pass and nothing is withheld.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from app.outcome import worst
 from app.parsing import parse
 from app.sequence import main as sequence
 from app.workers import together
@@ -16,7 +17,7 @@ from erasure.concept import Kind
 from erasure.concept import parse as parse_concepts
 from erasure.errors import UserError
 from erasure.run import read_json
-from eval.gates import WORST, Gate, exit_code
+from eval.gates import Gate, exit_code
 
 if TYPE_CHECKING:
     from erasure.edit import Edit
@@ -52,7 +53,7 @@ class Options:
     shard: str = ""  # i/n: draw and attack only the i-th of n shares, in the same folder; then once without
     strength: float = 1.0  # how strongly the edits are applied
     other_base: bool = False  # apply the edit to a model it was not made on
-    fresh: bool = False  # throw away what the folder holds
+    fresh: bool = False  # throw away what an audit wrote in the folder, and start over; other files stay
     blur: bool = False  # blur the report's pictures until they are asked for; always so where the concept's kind is nsfw
 
 
@@ -66,7 +67,7 @@ class AnswersOptions:
     kind: Kind = "style"  # of that concept: style, object, person, nsfw
     base: Path | None = None  # the base's pictures under the same names; without them no drop is measured
     suite: str = "unlearncanvas"  # name of a suite with a grid, or a YAML file
-    fresh: bool = False  # throw away what the audit folder holds
+    fresh: bool = False  # throw away what an audit wrote in the folder, and start over; other files stay
     blur: bool = False  # blur the report's pictures until they are asked for
 
 
@@ -104,7 +105,7 @@ def main(argv: list[str]) -> int:
 def run(options: Options, argv: Sequence[str]) -> int:
     """Audit, report, and say the verdict by the exit code: 0 pass, 2 incomplete, 3 a gate failed, 4 inconclusive."""
     from erasure.run import Run
-    from eval.audit import Audit, How, audit, job_record, work
+    from eval.audit import WRITES, Audit, How, audit, job_record, work
     from eval.listed import read_list
     from eval.oracle import oracles
     from eval.suites import load_suite
@@ -133,7 +134,7 @@ def run(options: Options, argv: Sequence[str]) -> int:
         return 0
     if options.workers > 1:
         for plan, out in zip(plans, outs, strict=True) if options.fresh else ():
-            Run(out, job_record(model, edits, plan, how), fresh=True).begin()  # once, not once a worker
+            Run(out, job_record(model, edits, plan, how), True, WRITES).begin()  # once, not once a worker
         together(argv, options.workers)
     codes = []
     for plan, out in zip(plans, outs, strict=True):
@@ -141,7 +142,7 @@ def run(options: Options, argv: Sequence[str]) -> int:
         for pair in result["overlap"]:
             print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
         codes.append(reported(out, suite.gates, result, options.blur))
-    return next((code for code in WORST if code in codes), 0)
+    return worst(codes)
 
 
 def asked(suite: str) -> tuple[str, str]:
