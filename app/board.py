@@ -130,8 +130,8 @@ def flat(e: Entry) -> dict[str, Any]:
 
 
 def as_markdown(rows: Sequence[Entry]) -> str:
-    rates = ("erased: UA", "in other words", "under attack", "kept: IRA", "kept: CRA")
-    heads = ("method", "concepts", "suite", "verdict", *rates, "UNet forwards", "backwards", "seconds")
+    asked = ("erased: UA", "in other words", "under attack", "kept: IRA", "kept: CRA")
+    heads = ("method", "concepts", "suite", "verdict", *asked, "UNet forwards", "backwards", "seconds")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for e in rows:
         name = e.method + (f" ×{e.strength:g}" if e.strength != 1 else "")
