@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
+MORE = {"UA_mutated": "mutations", "NRA": "neighbours"}  # of rates that have one picture for each of these, whatever the tier
+
 
 def next_step(gate: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """What would decide an open gate: how many pictures there are, how many are needed, and where they come from.
@@ -31,7 +33,7 @@ def next_step(gate: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     if gate["rate"] == "UA_attacked":
         return f"{most}: use a copy of the suite with attacks.prompts: {needed}"
     times = ceil(10 * needed / available[largest]) / 10
-    where = "prompts or pictures a prompt" if result.get("form") == "prompts" else "pictures a cell"
+    where = "prompts or pictures a prompt" if result.get("form") == "prompts" else MORE.get(gate["rate"], "pictures a cell")
     return f"{most}: use a copy of the suite with {times:g} times as many {where}"
 
 

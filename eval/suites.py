@@ -177,8 +177,9 @@ def _name_faults(record: dict[str, Any], path: Path) -> list[str]:
 def _label_faults(record: dict[str, Any], labels: list[str], path: Path) -> list[str]:
     """Labels and neighbours that name no files or have a meaning already."""
     near = [text for phrases in _mapping(record.get("neighbours")).values() for text in _keys(phrases)]
+    own = _keys([record.get("label", record.get("concept"))])  # of the form prompts
     found = []
-    for text in (*labels, *near):
+    for text in (*labels, *near, *own):
         if not LABEL.fullmatch(text):  # they name files
             found.append(f"{path}: {text!r} cannot be a label: letters, digits, spaces and . ' & - are allowed, at most 80.")
         elif text in RESERVED:

@@ -257,7 +257,7 @@ def test_fresh_removes_an_answer_sets_own_files_alone(drawn: Path, suite: Suite,
         path.write_text(path.name)
     picture = next((out / "images" / "erased").glob("neon-boat-*.png"))
     picture.write_bytes(b"stale")
-    with pytest.raises(UserError, match="holds another job .*--fresh to start over"):
+    with pytest.raises(UserError, match=r"holds another job .*--fresh to start over"):
         count_answers(drawn / "base", suite, "neon", "style", out)
     result = count_answers(drawn / "base", suite, "neon", "style", out, fresh=True)
     assert result["models"]["erased"]["rates"]["UA"]["k"] == 0 and picture.read_bytes() != b"stale"

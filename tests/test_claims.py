@@ -147,7 +147,7 @@ def test_every_sentence_follows_from_the_counts(seed: int) -> None:
         assert any("No attack was tried that searches" in line for line in found["skipped"]) == (not searches)
         assert any("No fine-tuning was tried" in line for line in found["skipped"]) == (not any("steps" in a for a in result["attacks"]))
         for attack in searches:
-            if attack["name"] in said:
+            if f", {attack['name']}, broke" in said:
                 assert f"broke {attack['curve'][-1]['k']} of {attack['n']} prompts" in said
                 assert f"{up_to(attack['curve'][-1]['high'])} may break so" in said
 
@@ -242,7 +242,7 @@ def test_sizes_are_what_is_counted(name: str, axis: Any, target: str, only: bool
         ]
         rates = counted(rows, suite, axis, [target], cell)["models"]["erased"]["rates"]
         found = dict(plan.sizes[tier])
-        assert found.pop("UA_attacked", 0) == (20 if (name, tier) == ("pocket", "full") else 0)
+        assert found.pop("UA_attacked", 0) == (suite.attacks.prompts if tier in suite.attacks.tiers else 0)
         assert found == {rate: figures["n"] for rate, figures in rates.items() if rate != "CRA_included"}
 
 
@@ -287,9 +287,8 @@ def test_one_number_has_one_interval(answers: Path, tmp_path: Path, capsys: pyte
     assert told["ci_method"] == gate["method"] == figure["method"] == "Clopper-Pearson"
     words = " to ".join(f"{100 * bound:.1f}" for bound in bounds)
     page = Page((out / "report.html").read_text()).said()
-    assert len(re.findall(rf"(?:29/30|n = 30|96\.7 %)[^%]{{0,12}}{re.escape(words)}|{re.escape(words)}\), n = 30", page)) >= 3
-    others = set(re.findall(r"96\.7 %\s*(?:29/30)?\s*\(?([\d.]+ to [\d.]+)", page))
-    assert others == {words}
+    beside = re.findall(r"96\.7 %\s*(?:29/30\s*|\(\s*)([\d.]+ to [\d.]+)(?=\s*\), n = 30|\s*–|[^)])", page)  # of the tables and the gate
+    assert len(beside) >= 3 and set(beside) == {words}
     assert f"UA 96.7 % ({words}; 29/30" in console and f"UA is 96.7 % ({words}, n = 30)" in console and headline(result) in console
     assert f"UA is 96.7 % ({words}, n = 30)" in (out / "junit.xml").read_text()
     entries = board.entries(tmp_path)

@@ -89,7 +89,7 @@ def test_suites_of_prompts_are_read_strictly(tmp_path: Path, change: dict[str, A
 
 
 def test_a_label_that_the_judge_never_says_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"label of suite boats for the judge pocket_object 'boad'\. Did you mean 'boat'"):
+    with pytest.raises(UserError, match=r"object of suite boats for its judge pocket_object 'boad'\. Did you mean 'boat'"):
         judges_of(load_suite(written(tmp_path, label="boad")))
     assert set(judges_of(load_suite(written(tmp_path)))[0]) == {"object", "clip"}
 
