@@ -32,8 +32,8 @@ class Entry:
     base: dict[str, dict[str, Any]]
     reworded: dict[str, Any] | None  # lowest UA of those that ask in other words: by, k, n, estimate, low, high; None where none was asked
     attacked: dict[str, Any] | None  # UA under the search that broke most: k, n, estimate, low, high; None where no search for prompts ran
-    forwards: int
-    backwards: int
+    forwards: int | None  # of the erasure; None where nobody here made it
+    backwards: int | None
     seconds: float | None  # the erasure took, where its run folder is known
     size: int | None  # bytes of the edit
     verdict: str  # PASS, FAIL, INCONCLUSIVE; empty where no report was written
@@ -75,13 +75,22 @@ def entry(folder: Path, result: dict[str, Any], runs: dict[str, tuple[Path, dict
         base={name: result["models"]["base"]["rates"][name] for name in RATES},
         reworded=reworded(result["models"]["erased"]["rates"]),
         attacked=result["models"]["erased"]["rates"].get("UA_attacked"),
-        forwards=sum(e["cost"]["unet_forwards"] for e in edits),
-        backwards=sum(e["cost"]["unet_backwards"] for e in edits),
+        forwards=cost(edits, "unet_forwards"),
+        backwards=cost(edits, "unet_backwards"),
         seconds=sum(read_json(run / "timing.json")["seconds"] for run, _ in mine) if known else None,
         size=sum(record["bytes"] for _, record in mine) if known else None,
         verdict=report["verdict"]["state"] if report else "",
         sensitive=any(c["kind"] == "nsfw" for e in edits for c in e["concepts"]),
     )
+
+
+def cost(edits: Sequence[dict[str, Any]], of: str) -> int | None:
+    """Passes of the network that erasures took together; None where one of them does not say, as pictures that another tool drew."""
+    return sum(e["cost"][of] for e in edits) if all(of in e["cost"] for e in edits) else None
+
+
+def passes(count: int | None) -> str:
+    return "" if count is None else f"{count:,}"
 
 
 def reworded(rates: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
@@ -139,7 +148,7 @@ def as_markdown(rows: Sequence[Entry]) -> str:
         concepts = e.concepts.replace("|", "\\|")
         seconds = "" if e.seconds is None else f"{e.seconds:.0f}"
         what = f"{name} | {concepts} | {e.suite}, {e.tier} | {e.verdict}"
-        lines.append(f"| {what} | {rates} | {e.forwards:,} | {e.backwards:,} | {seconds} |")
+        lines.append(f"| {what} | {rates} | {passes(e.forwards)} | {passes(e.backwards)} | {seconds} |")
     return "\n".join([*lines, "", note(rows), ""])
 
 
@@ -174,7 +183,7 @@ def _bounded(r: dict[str, Any]) -> str:
 
 def as_html(rows: Sequence[Entry]) -> str:
     """One file with a scatter and a table that sorts by its headings; no request leaves it."""
-    words = {"said": said, "said_reworded": said_reworded, "said_attacked": said_attacked, "note": note(rows)}
+    words = {"said": said, "said_reworded": said_reworded, "said_attacked": said_attacked, "passes": passes, "note": note(rows)}
     return _template("board.html.j2").render(rows=rows, rates=RATES, scatter=Markup(scatter(rows)), **words)
 
 
