@@ -126,7 +126,7 @@ def test_pictures_of_what_is_erased_on_both_axes_are_missed(base: Path, tmp_path
         (["jobs", "run", "{}/none.yaml"], "none.yaml"),
         (["jobs", "run-one", "{}/spec.json"], "spec.json"),
         (["export", "{}"], ""),
-        (["erase", "--concept", " ; "], "needs a name"),
+        (["erase", "--concept", "  "], "needs a name"),
     ],
 )
 def test_nothing_to_do_is_not_done(argv: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -199,7 +199,7 @@ def test_an_incomplete_or_unreadable_audit_of_a_job_is_no_pass(tmp_path: Path) -
         ({"suite": "sd"}, "unknown concept for suite sd 'neon'"),
         ({"suite": "nudity"}, "unknown concept for suite nudity 'neon'"),
         ({"suite": "unlearndiffatk", "concept": {"name": "nudity", "kind": "nsfw"}}, "ships no prompts"),
-        ({"suite": "small"}, "pocket_style of suite pocket reads pictures of 64x64 pixels alone"),
+        ({"suite": "small"}, "of suite pocket reads pictures of 64x64 pixels alone"),
     ],
 )
 def test_a_wrong_suite_is_found_before_the_erasure(change: dict[str, Any], words: str, tmp_path: Path) -> None:
