@@ -88,6 +88,8 @@ class Spec:
         record = read_json(path)
         if not isinstance(record, dict) or not (record.get("concepts") or record.get("edits")):
             raise UserError(f"{path} is no job: expected a mapping with concepts (or edits), method, fields, seed, model, suite and tier.")
+        if record.get("edits") and not record.get("suite"):
+            raise UserError(f"{path} names edits but no suite to audit them with, so it asks for nothing.")
         check(record, _Record, str(path))
         concepts = tuple(Concept.from_record(c) for c in record.get("concepts", ()))
         return cls(**{**record, "concepts": concepts, "edits": tuple(record.get("edits", ()))})
@@ -125,7 +127,10 @@ def load_plan(path: Path) -> Plan:
         where = f"{path}, job {number}"
         if not isinstance(entry, dict):
             raise UserError(f"{where} must be a mapping such as {{concept: neon, method: esd}}, got {entry!r}.")
-        for spec in expand({**common, **entry, "fields": {**_mapping(common, where), **_mapping(entry, where)}}, where):
+        asked = list(expand({**common, **entry, "fields": {**_mapping(common, where), **_mapping(entry, where)}}, where))
+        if not asked:
+            raise UserError(f"{where} asks for no job: one of its lists is empty.")
+        for spec in asked:
             if spec.folder_name in specs:
                 raise UserError(f"{where} asks again for a job that stands above it: {spec.name}, seed {spec.seed}.")
             specs[spec.folder_name] = spec

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table as Grid
 
 from app.jobs import Progress, progress
+from app.outcome import outcomes
 from app.plan import Plan, Spec
 
 if TYPE_CHECKING:
@@ -52,14 +53,15 @@ class Table:
             self.told[folder] = word
 
 
-def grid(rows: Sequence[tuple[Path, Spec]]) -> Grid:
-    """State, phase, progress, rate and ETA of every job."""
+def grid(rows: Sequence[tuple[Path, Spec]], verdicts: bool = False) -> Grid:
+    """State, phase, progress, rate and ETA of every job; and what its audits say."""
     found = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("job", "seed", "fields", "state", "progress", "time", "ETA"):
+    for name in ("job", "seed", "fields", "state", "progress", "time", "ETA", *(["audits"] if verdicts else [])):
         found.add_column(name, justify="right" if name in ("seed", "time", "ETA") else "left")
     for folder, spec in rows:
         p = progress(folder)
-        found.add_row(*cells(spec, p), style=COLOURS[p.state] if p.state != "done" else "")
+        said = [", ".join(outcome.state for outcome in outcomes(folder))] if verdicts else []
+        found.add_row(*cells(spec, p), *said, style=COLOURS[p.state] if p.state != "done" else "")
     return found
 
 
@@ -71,7 +73,7 @@ def cells(spec: Spec, p: Progress) -> list[str]:
 
 
 def status_table(rows: Sequence[tuple[Path, Spec]]) -> str:
-    return printed(grid(rows))
+    return printed(grid(rows, verdicts=True))
 
 
 def forecast_table(plan: Plan, forecasts: "Sequence[Forecast]") -> str:

@@ -17,6 +17,7 @@ from erasure.methods.base import Method, Play, Trained
 from erasure.preview import Preview
 from erasure.run import write_json
 from eval.audit import Audit, audit
+from eval.judging import readable
 from eval.report.html import write
 from eval.suites import load_suite
 
@@ -27,6 +28,7 @@ def work(folder: Path, spec: Spec) -> None:
     try:
         claim(folder, "starting", 0)
         model = load_model(spec.model)
+        planned(model, spec)  # a wrong suite, tier or model costs no erasure
         edits = [Edit.load(path) for path in spec.edits] or [erased(model, folder, spec)]
         audits = audited(model, folder, spec, edits) if spec.suite else []
     except Exception as error:
@@ -36,6 +38,21 @@ def work(folder: Path, spec: Spec) -> None:
     seconds = round(time.monotonic() - begun, 1)
     write_json(folder / "done.json", {"edits": [edit.digest() for edit in edits], "audits": audits, "seconds": seconds})
     (folder / "claim.json").unlink(missing_ok=True)
+
+
+def planned(model: DiffusionModel, spec: Spec) -> list[Audit]:
+    """The audits that a job ends with, before anything is erased; none where it names no suite.
+
+    Raises:
+        UserError: no such suite or tier, a suite without the concepts, or one whose judges cannot read this model's pictures.
+    """
+    if not spec.suite:
+        return []
+    suite = load_suite(spec.suite)
+    readable(model, suite)
+    if spec.edits:
+        return Audit.of([Edit.load(path) for path in spec.edits], suite, spec.tier)
+    return Audit.about([concept.name for concept in spec.concepts], suite, spec.tier)
 
 
 def prepared(model: DiffusionModel, spec: Spec) -> tuple[Method, list[Any]]:

@@ -28,6 +28,11 @@ from erasure.seeds import checked
 from erasure.shapes import built
 from erasure.training import Loop, train
 
+# all that an erasure leaves in its folder, and all that --fresh removes there
+WRITES = (
+    *("edit.safetensors", "edit.json", "README.md", "before-after-[0-9]*.png", "timing.json"),
+    *("train.jsonl", "mask.safetensors", "checkpoint.pt", ".checkpoint.part"),
+)
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 
 
@@ -104,15 +109,15 @@ def erase(
         watch: called after every training step, such as erasure.preview.Preview.
 
     Raises:
-        UserError: another job in `out`, an unknown region, a loss that is NaN or Inf, a mask for a method that trains nothing, a seed out of
-            its range.
+        UserError: another job in `out`, an unknown region, a loss that is NaN or Inf, a mask for a method that trains nothing, a seed
+            out of its range.
     """
     checked(seed)
     if mask and not isinstance(method, Trained):
         raise UserError(f"--mask is for trained methods; {type(method).__name__} trains nothing.")
     if gradient_checkpointing and not getattr(method, "recomputes", True):
         raise UserError(f"--gradient-checkpointing does not work with {type(method).__name__}, which switches adapters between passes.")
-    run = Run(out, job_record(model, concepts, method, seed, after, mask), fresh)
+    run = Run(out, job_record(model, concepts, method, seed, after, mask), fresh, WRITES)
     if run.complete:
         return Edit.load(out)
     with applied(model, after):

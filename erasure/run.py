@@ -3,8 +3,8 @@
 import hashlib
 import json
 import os
-import shutil
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,27 +39,47 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read as JSON ({error}).") from error
 
 
+def remove(folder: Path, patterns: Sequence[str]) -> None:
+    """Remove files below a folder by their patterns (`images/*/*.png`), and the folders inside it that are empty then; nothing else."""
+    for pattern in patterns:
+        for path in list(folder.glob(pattern)):
+            if path.is_dir():
+                continue
+            path.unlink()
+            for above in list(path.parents)[: len(path.relative_to(folder).parts) - 1]:
+                if not any(above.iterdir()):
+                    above.rmdir()
+
+
 class Run:
     """The folder of one job.
+
+    Args:
+        writes: what the command itself writes there, as patterns (`images/*/*.png`); all that `fresh` removes.
+        fresh: start over where the folder holds the same kind of job, its own or another.
 
     Raises:
         UserError: the folder holds another job, or files that are no run at all.
     """
 
-    def __init__(self, folder: Path, job: dict[str, Any], fresh: bool = False) -> None:
-        self.folder, self.job, self.fresh = folder, job, fresh
+    def __init__(self, folder: Path, job: dict[str, Any], fresh: bool = False, writes: Sequence[str] = ()) -> None:
+        self.folder, self.job, self.fresh, self.writes = folder, job, fresh, writes
         if folder.is_file():
             raise UserError(f"{folder} is a file; --out needs a folder.")
         known = folder / "job.json"
-        if known.is_file() and not fresh and (other := read_json(known)) != json.loads(canonical_json(job)):
-            raise UserError(f"{folder} holds another job ({difference(other, job)}); choose another --out, or --fresh to start over.")
+        if known.is_file() and (other := read_json(known)) != json.loads(canonical_json(job)):
+            task = other.get("task") if isinstance(other, dict) else None
+            if task != job["task"]:  # nothing here is for this command to remove
+                raise UserError(f"{folder} belongs to another command (its task is {task!r}, not {job['task']!r}); choose another --out.")
+            if not fresh:
+                raise UserError(f"{folder} holds another job ({difference(other, job)}); choose another --out, or --fresh to start over.")
         if not known.is_file() and folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"{folder} is not empty and holds no run; choose another --out.")
 
     def begin(self) -> None:
-        """Make the folder, emptied first if the job is to start over."""
+        """Make the folder; if the job is to start over, without what this command had written there. Other files stay."""
         if self.fresh:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove(self.folder, ("result.json", *self.writes))  # that first, since it says that all is there
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "job.json", self.job)
 

@@ -17,7 +17,7 @@ from erasure.photos import files, opened, plain
 from erasure.run import Run
 from erasure.seeds import LARGEST
 from eval.attack_rates import under_attack
-from eval.audit import asks, buildable
+from eval.audit import WRITES, asks, buildable
 from eval.cases import Case
 from eval.counting import counted
 from eval.drift import kept_distance, picture_distances
@@ -67,7 +67,7 @@ def count_answers(
     if base:
         _same(folder, sets["erased"], base, sets["base"])
     judges, missing = judges_of(suite)
-    run = Run(out, job_record(suite, axis, sets), fresh)
+    run = Run(out, job_record(suite, axis, sets), fresh, WRITES)
     run.begin()
     todo = attempts_of(suite, sets["erased"])
     unpack(sets, todo, out / "images")

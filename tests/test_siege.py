@@ -92,7 +92,7 @@ def test_a_label_that_the_judge_never_says_is_refused_before_anything_is_drawn(
     suite = replace(tiny_suite(), judges={"style": {"judge": "pocket_style"}}, listed=said, styles={"neon sign": "neon"}, objects={})
     (plan,) = Audit.of([edit], suite, "smoke")
     forwards = big.cost.unet_forwards
-    with pytest.raises(UserError, match="label of suite pocket for the judge pocket_style 'neon sign'"):
+    with pytest.raises(UserError, match="style of suite pocket for its judge pocket_style 'neon sign'"):
         audit(big, [edit], plan, tmp_path / "audit")
     assert big.cost.unet_forwards == forwards and not (tmp_path / "audit").exists()
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from app.outcome import worst
 from app.parsing import parse
 from app.sequence import main as sequence
 from app.workers import together
@@ -17,17 +18,13 @@ from erasure.concept import Kind
 from erasure.concept import parse as parse_concepts
 from erasure.errors import UserError
 from erasure.run import read_json
-from eval.gates import EXIT, Gate
+from eval.gates import Gate, exit_code
 
 if TYPE_CHECKING:
     from erasure.edit import Edit
     from erasure.families.base import DiffusionModel
     from eval.audit import Audit
     from eval.suites import Suite
-
-
-INCOMPLETE = 2
-WORST = (3, INCOMPLETE, 4)  # of several audits, the exit code that is told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +54,7 @@ class Options:
     shard: str = ""  # i/n: draw and attack only the i-th of n shares, in the same folder; then once without
     strength: float = 1.0  # how strongly the edits are applied
     other_base: bool = False  # apply the edit to a model it was not made on
-    fresh: bool = False  # throw away what the folder holds
+    fresh: bool = False  # throw away what an audit wrote in the folder, and start over; other files stay
     blur: bool = False  # blur the report's pictures until they are asked for; always so where the concept's kind is nsfw
 
 
@@ -71,7 +68,7 @@ class AnswersOptions:
     kind: Kind = "style"  # of that concept: style, object, person, nsfw
     base: Path | None = None  # the base's pictures under the same names; without them no drop is measured
     suite: str = "unlearncanvas"  # name of a suite with a grid, or a YAML file
-    fresh: bool = False  # throw away what the audit folder holds
+    fresh: bool = False  # throw away what an audit wrote in the folder, and start over; other files stay
     blur: bool = False  # blur the report's pictures until they are asked for
 
 
@@ -109,7 +106,7 @@ def main(argv: list[str]) -> int:
 def run(options: Options, argv: Sequence[str]) -> int:
     """Audit, report, and say the verdict by the exit code: 0 pass, 2 incomplete, 3 a gate failed, 4 inconclusive."""
     from erasure.run import Run
-    from eval.audit import Audit, How, audit, job_record, work
+    from eval.audit import WRITES, Audit, How, audit, job_record, work
     from eval.listed import lists, read_list
     from eval.oracle import oracles
     from eval.suites import load_suite
@@ -136,11 +133,11 @@ def run(options: Options, argv: Sequence[str]) -> int:
     if options.shard:
         for plan, out in zip(plans, outs, strict=True):
             work(model, edits, plan, out, how, shard=shard(options.shard), fresh=options.fresh)
-            print(f"share {options.shard} of {out} is done; when all are, give the same command without --shard.")
+            print(f"share {options.shard} of {out} is done, which is no verdict; when all are, give the same command without --shard.")
         return 0
     if options.workers > 1:
         for plan, out in zip(plans, outs, strict=True) if options.fresh else ():
-            Run(out, job_record(model, edits, plan, how), fresh=True).begin()  # once, not once a worker
+            Run(out, job_record(model, edits, plan, how), True, WRITES).begin()  # once, not once a worker
         together(argv, options.workers)
     codes = []
     for plan, out in zip(plans, outs, strict=True):
@@ -148,7 +145,7 @@ def run(options: Options, argv: Sequence[str]) -> int:
         for pair in result["overlap"]:
             print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
         codes.append(reported(out, suite.gates, result, options.blur))
-    return next((code for code in WORST if code in codes), 0)
+    return worst(codes)
 
 
 def asked(suite: str) -> tuple[str, str]:
@@ -229,11 +226,8 @@ def reported(out: Path, gates: Sequence[Gate], result: dict[str, Any], blur: boo
         print(f"  {reason}")
     for part, reason in result["missing"].items():
         print(f"  INCOMPLETE, judge of {part}: {reason}", file=sys.stderr)
-    if gates:
-        print(report["verdict"]["state"])
-    if result["missing"] or any("crashed" in attack for attack in result["attacks"]):
-        return INCOMPLETE
-    return EXIT[report["verdict"]["state"]] if gates else 0
+    print(report["verdict"]["state"])
+    return exit_code(report["verdict"]["state"], result)
 
 
 def report(options: ReportOptions) -> int:
@@ -295,10 +289,12 @@ def warn_about(lists: Sequence[Mapping[str, Any]]) -> None:
 
 
 def headline(result: dict[str, Any]) -> str:
-    """The rates that were counted in one line, with counts and the base beside them: UA, then what is kept, or what the base shows."""
+    """The rates that were counted in one line, with interval, counts and the base beside them: UA, then what is kept or the base shows."""
     erased, base = result["models"]["erased"]["rates"], result["models"].get("base", {"rates": {}})["rates"]
     parts = []
     for name in (n for n in ("UA", "UA_shown", "FR", "IRA", "CRA") if n in erased):
         beside = f", base {100 * base[name]['estimate']:.1f}" if name in base and name != "UA_shown" else ""
-        parts.append(f"{name} {100 * erased[name]['estimate']:.1f} % ({erased[name]['k']}/{erased[name]['n']}{beside})")
+        rate = erased[name]
+        bounds = f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f}"
+        parts.append(f"{name} {100 * rate['estimate']:.1f} % ({bounds}; {rate['k']}/{rate['n']}{beside})")
     return ", ".join(parts)

@@ -37,7 +37,7 @@ class Options:
     on: tuple[Path, ...] = ()  # edits that are in place while this one is made; it will need them
     mask: Path | None = None  # saliency mask of a SalUn run: only its entries move
     preview: bool = False  # closed forms: print how far the edit would move other prompts, and stop
-    fresh: bool = False  # throw away what the folder holds of this or another job
+    fresh: bool = False  # throw away what this or another erasure wrote in the folder, and start over; other files stay
 
 
 def main(argv: list[str]) -> int:
