@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from erasure.edit import Edit
+from erasure.edit import Edit, applied
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.one_step import OneStepPipeline
@@ -16,14 +16,11 @@ def to_folder(model: DiffusionModel, edit: Edit, out: Path, other_base: bool = F
     if edit.info.product == "guidance":
         raise UserError(f"{edit.name} is a guidance edit: a plain pipeline folder cannot hold how it samples. Keep the edit.")
     make_empty(out)
-    edit.apply(model.pipe, other_base=other_base)
-    try:
+    with applied(model, [edit], other_base):
         pipe = model.pipe
         if edit.info.product == "one-step":
             pipe = OneStepPipeline(**pipe.components, requires_safety_checker=False, start=edit.info.fields["start"])
         pipe.save_pretrained(out, safe_serialization=True)
-    finally:
-        edit.revert(model.pipe)
 
 
 def to_edit(edit: Edit, out: Path) -> None:

@@ -7,7 +7,7 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from erasure import forms
-from erasure.edit import Edit
+from erasure.edit import Edit, applied
 from erasure.errors import UserError
 from erasure.export.folder import make_empty
 from erasure.families.base import DiffusionModel
@@ -36,8 +36,8 @@ def to_lora(model: DiffusionModel, edit: Edit, out: Path, rank: int, other_base:
     make_empty(out)
     if edit.after:
         raise UserError(f"{edit.name} was made on top of other edits ({', '.join(edit.after)}); a LoRA of it alone would mean nothing.")
-    edit.apply(model.pipe, other_base=other_base)
-    edit.revert(model.pipe)
+    with applied(model, [edit], other_base):  # complains about another base
+        pass
     factors: dict[str, Tensor] = {}
     missed, total = 0.0, 0.0
     base = model.parameters()

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from erasure.concept import Concept
-from erasure.edit import Edit
+from erasure.edit import Edit, applied
 from erasure.families.base import DiffusionModel
 from erasure.run import write_bytes
 
@@ -68,9 +68,6 @@ def before_after(
         return model.decode(model.sample([prompt] * len(seeds), seeds)).cpu()
 
     before = shown()
-    edit.apply(model.pipe, other_base=other_base)
-    try:
+    with applied(model, [edit], other_base):
         after = shown()
-    finally:
-        edit.revert(model.pipe)
     return [(prompt, b, a) for b, a in zip(before, after, strict=True)]
