@@ -56,4 +56,4 @@ def _in_one_line(error: ValidationError, shape: Any, place: str) -> UserError:
         return unknown(f"{at} in {place}", wrong["input"], re.findall("'(.*?)'", wrong["ctx"]["expected"]))
     # pydantic speaks of Python's Sequence
     allowed = "must be a list" if "Sequence" in wrong["msg"] else re.sub(r"^(\w+ should|Value error, must)", "must", wrong["msg"])
-    return UserError(f"{place}: {at} {allowed}, got {wrong['input']!r}.")
+    return UserError(f"{place}: {at} {allowed}, got {wrong['input']!r:.200}.")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
@@ -199,12 +200,17 @@ def test_another_device(form: str) -> None:
     assert equal(values(pipe), before)
 
 
-def test_weights_that_are_not_in_memory_are_refused() -> None:
+def test_offloaded_weights_are_named_with_the_way_back() -> None:
     pipe = tiny.pipeline()
-    edit = edit_of(pipe, "value")
-    pipe.unet.to("meta")
-    with pytest.raises(UserError, match=r"is not in memory.*offload afterwards"):
-        edit.apply(pipe)
+    before, edit = values(pipe), edit_of(pipe, "value")
+    edit.apply(pipe)
+    cpu_offload(pipe.unet, torch.device("cpu"))  # what enable_sequential_cpu_offload does for a GPU
+    for act in (edit.revert, edit_of(tiny.pipeline(), "value", seed=1).apply):
+        with pytest.raises(UserError, match=r"not in memory.*pipe\.remove_all_hooks\(\) first"):
+            act(pipe)
+    pipe.remove_all_hooks()
+    edit.revert(pipe)
+    assert equal(values(pipe), before)
 
 
 def test_a_textual_inversion_is_named_only_where_it_disturbs(tmp_path: Path) -> None:
@@ -260,7 +266,7 @@ def test_training_in_between_is_refused() -> None:
     name = sorted(edit.moved())[0]
     with torch.no_grad():
         parameters(pipe)[name][0, 0] += 0.01
-    with pytest.raises(UserError, match=f"1 of the .* weights.*{name}.*Something else changed them"):
+    with pytest.raises(UserError, match=f"1 of .* weights.*{name}.*Something else changed them"):
         edit.revert(pipe)
 
 

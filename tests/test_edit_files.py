@@ -69,7 +69,7 @@ def hostile(record: dict[str, Any]) -> Iterator[bytes]:
     ways = [path for path in places(record) if path]
     for path in ways:
         yield json.dumps(changed(record, path, drop)).encode()
-        for value in rng.sample(WRONG, 5):
+        for value in rng.sample(WRONG, 6):
             yield json.dumps(changed(record, path, put(value))).encode()
     for path in [("method",), ("base", "source"), ("concepts", 0, "name")]:
         yield json.dumps(changed(record, path, stranger)).encode()
@@ -88,18 +88,21 @@ def hostile(record: dict[str, Any]) -> Iterator[bytes]:
         "[" * 500 + "]" * 500,
         '"' + "x" * 200_000 + '"',
     ):
-        yield text.replace('"notes": {}', f'"notes": {{"a": {value}}}').encode()
-        yield text.replace('"cost": {}', f'"cost": {{"a": {value}}}').encode()
+        yield text.replace('"notes": {', f'"notes": {{"a": {value}, ').encode()
+        yield text.replace('"cost": {', f'"cost": {{"a": {value}, ').encode()
     yield text.replace('"method"', '"method\\u0000"').encode()
     yield text.encode() + b" " * (33 * 2**20)
 
 
 @pytest.mark.parametrize("form", ("value", "guidance", "one-step"))
 def test_hostile_records_are_one_line(form: str, saved: dict[str, Path], tmp_path: Path) -> None:
-    good = (saved[form] / "edit.json").read_text()
+    record = json.loads((saved[form] / "edit.json").read_text())
+    record["known"] = [{"name": "cat", "concept": 0.5, "nonsense": 0.25, "doubtful": False}]
+    record |= {"versions": {"torch": "2.10"}, "cost": {"unet_forwards": 3}, "notes": {"layers": {"unet.a": 0.5}}}
+    record["base"]["after"] = ["0123456789abcdef"]
     (tmp_path / "edit.safetensors").write_bytes((saved[form] / "edit.safetensors").read_bytes())
     tried, allowed = 0, 0
-    for text in hostile(json.loads(good)):
+    for text in hostile(record):
         (tmp_path / "edit.json").write_bytes(text)
         tried += 1
         try:
@@ -110,7 +113,7 @@ def test_hostile_records_are_one_line(form: str, saved: dict[str, Path], tmp_pat
         allowed += 1  # such as another seed: then it is a whole edit, and saves and names itself like one
         edit.save(tmp_path / "again")
         assert Edit.load(tmp_path / "again").digest() == edit.digest() and edit.name
-    assert tried > 230 and allowed < tried / 5, (tried, allowed)
+    assert tried > 250 and allowed < tried / 10, (tried, allowed)
 
 
 @pytest.mark.parametrize(
@@ -314,6 +317,16 @@ def replaced(edit: Edit, **values: Any) -> Any:
     from dataclasses import replace
 
     return replace(edit.info, **values)
+
+
+def test_a_name_is_one_line(saved: dict[str, Path], tmp_path: Path) -> None:
+    record = json.loads((saved["value"] / "edit.json").read_text())
+    record["concepts"][0]["name"] = "neon\n\x1b[31mred" + "x" * 1000
+    edit = Edit.load(signed(tmp_path, (saved["value"] / "edit.safetensors").read_bytes(), record))
+    assert edit.name.startswith("esd (neon [31mredx") and len(edit.name) < 220
+    record["versions"]["a\n\x1bb"] = "1"
+    with pytest.raises(UserError, match="versions.a\ufffd\ufffdb".replace(".", r"\.")):
+        Edit.load(signed(tmp_path, (saved["value"] / "edit.safetensors").read_bytes(), record))
 
 
 def test_texts_of_a_concept_can_be_written() -> None:

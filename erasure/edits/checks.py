@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PARTS = ("unet", "text_encoder")
 STRENGTHS = (-10.0, 10.0)
+OFFLOADED = "Weights are not in memory, since sequential offloading keeps them elsewhere: call pipe.remove_all_hooks() first."
 
 
 def networks(pipe: Any) -> dict[str, nn.Module]:
@@ -51,8 +52,8 @@ def check_fits(edit: "Edit", pipe: Any) -> None:
     if lacking := [part for part in PARTS if part not in here]:
         raise UserError(f"an edit goes into a diffusers pipeline; this {type(pipe).__name__} has no {' and no '.join(lacking)}.")
     found = named_parameters(here)
-    if away := next((name for name, p in found.items() if p.is_meta), None):
-        raise UserError(f"{away} is not in memory (sequential offloading keeps it elsewhere); apply the edit first and offload afterwards.")
+    if any(p.is_meta for p in found.values()):
+        raise UserError(f"{edit.name} cannot be applied. {OFFLOADED}")
     for name in sorted(edit.moved()):
         shape = tuple(found[name].shape) if name in found else None
         if shape is None or not forms.fits(edit.tensors, name, shape):
@@ -93,18 +94,18 @@ def check_held(edit: "Edit", pipe: Any) -> None:
     stack, found = stack_of(pipe), parameters(pipe)
     names = sorted(edit.moved() & stack.originals.keys())
     gone = [name for name in names if name not in found or found[name].shape != stack.originals[name].shape or found[name].is_meta]
-    fused = fused_parameters(pipe)
+    # diffusers counts a LoRA as fused until it is unfused, also when it was unloaded meanwhile
+    fused = fused_parameters(pipe) if not getattr(pipe, "num_fused_loras", 0) else set(names)
     changed = gone or [name for name in names if not holds(found[name], left_there(stack, name), name in fused)]
     if not changed:
         return
-    hints = hindrances(pipe, stack) or [
-        "Something else changed them since, such as training or a LoRA that was fused and unloaded: load the pipeline again."
-    ]
     if not gone and (cast := rounded_to(found, stack, changed)):
         hints = [f"The pipeline was cast to {cast} and back, which dropped digits: cast it to {cast} again first, or load it again."]
+    else:
+        hints = hindrances(pipe, stack) or ["Something else changed them since, such as training: load the pipeline again."]
     raise UserError(
-        f"{edit.name} cannot go in or out: {len(changed)} of the {len(names)} weights it shares with the edits in place, such as "
-        f"{changed[0]}, do not hold what these left there. {' '.join(hints)}"
+        f"{edit.name} cannot be applied or reverted: {len(changed)} of {len(names)} weights, such as {changed[0]}, no longer hold the "
+        f"values that the applied edits gave them. {' '.join(hints)}"
     )
 
 
@@ -115,7 +116,7 @@ def left_there(stack: Stack, name: str) -> Tensor:
 def holds(p: Tensor, expected: Tensor, fused: bool) -> bool:
     """Whether a parameter holds a value, in its own dtype and on its own device.
 
-    Bit for bit; where no LoRA is fused now, two rounding steps are let through as well: fusing and unfusing one leaves (w + d) - d, and
+    Bit for bit; where no LoRA is fused, two rounding steps are let through as well: fusing and unfusing one leaves (w + d) - d, and
     low-rank factors multiplied on another device end with other last bits.
     """
     expected = expected.to(p.device, p.dtype)
@@ -143,7 +144,7 @@ def fused_parameters(pipe: Any) -> set[str]:
         own = {id(p): name for name, p in named_parameters({part: network}).items()}
         for layer in unwrapped(network).modules():
             if getattr(layer, "merged", False) is True and hasattr(layer, "base_layer"):
-                found |= {own[id(p)] for _, p in plain_parameters(layer)}
+                found |= {own[id(p)] for _, p in plain_parameters(layer) if id(p) in own}
     return found
 
 
@@ -156,8 +157,8 @@ def hindrances(pipe: Any, stack: Stack | None = None) -> list[str]:
         found.append(
             "A LoRA was fused and then unloaded, and its part cannot be taken out of the weights any more: load the pipeline again."
         )
-    tokenizer = getattr(pipe, "tokenizer", None)
-    if (added := (len(tokenizer) - tokenizer.vocab_size) if tokenizer is not None else 0) > 0:
+    tokenizer: Any = getattr(pipe, "tokenizer", None) or ()
+    if (added := len(tokenizer) - getattr(tokenizer, "vocab_size", len(tokenizer))) > 0:
         found.append(
             f"A textual inversion added {added} tokens to the text encoder: call pipe.unload_textual_inversion() first, and load it again "
             "afterwards."
@@ -168,6 +169,8 @@ def hindrances(pipe: Any, stack: Stack | None = None) -> list[str]:
             found.append(
                 f"pipe.{part} is not the network that the edit went into: put that one back, or build a new pipeline around this one."
             )
+    if any(p.is_meta for p in named_parameters(here).values()):
+        found.append(OFFLOADED)
     dtypes = {p.dtype for p in named_parameters(here).values()} - {torch.float32, torch.float16}
     if dtypes and stack is None:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))

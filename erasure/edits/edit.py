@@ -1,6 +1,7 @@
 """An erasure as an edit: what moved and where it came from. Applied to a plain diffusers pipeline, reverted bit-exactly, stacked."""
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from erasure.families.base import DiffusionModel
 from erasure.run import canonical_json, write_bytes, write_json
 
 TENSORS, RECORD = "edit.safetensors", "edit.json"
+CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]+")
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,9 @@ class Edit:
 
     @property
     def name(self) -> str:
-        """What people may call it: method and concepts."""
-        return f"{self.info.method} ({'; '.join(c['name'] for c in self.info.concepts)})"
+        """What people may call it, in one line: method and concepts."""
+        concepts = CONTROL.sub(" ", "; ".join(c["name"] for c in self.info.concepts))
+        return f"{self.info.method} ({concepts if len(concepts) <= 200 else concepts[:199] + '…'})"
 
     def moved(self) -> set[str]:
         """Names of the parameters it touches."""

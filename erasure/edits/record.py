@@ -97,7 +97,9 @@ def read_info(path: Path) -> tuple[EditInfo, str]:
     if not isinstance(record, dict) or "format" not in record:
         raise UserError(f"{path} is not an edit of format {FORMAT}.")
     if record["format"] != FORMAT or isinstance(record["format"], bool):
-        raise UserError(f"{path} has format {str(record['format'])[:40]!r}, this version reads {FORMAT}; make the edit again.")
+        raise UserError(
+            f"{path} has format {str(record['format'])[:40]!r}, this version reads {FORMAT}; make the edit again (erasure erase --fresh)."
+        )
     checked(record, path)
     return EditInfo(**{key: value for key, value in record.items() if key != "sha256"}), record["sha256"]
 
@@ -123,4 +125,6 @@ def checked(record: dict[str, Any], path: Path) -> None:
         for concept in record["concepts"]:
             Concept.from_record(concept)
     except UserError as error:
-        raise UserError(f"{path} is not a valid edit: {str(error).removeprefix(f'{path}: ')[:500]}") from error
+        said = str(error).removeprefix(f"{path}: ")[:500]
+        said = "".join(letter if letter.isprintable() else "\ufffd" for letter in said)  # it quotes keys of the file
+        raise UserError(f"{path} is not a valid edit: {said}") from error
