@@ -8,7 +8,7 @@ from typing import Any
 from app.jobs import claim
 from app.plan import Spec
 from erasure.discover import load
-from erasure.edit import Edit
+from erasure.edit import Edit, distinct
 from erasure.erase import configure, erase
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
@@ -29,7 +29,7 @@ def work(folder: Path, spec: Spec) -> None:
         claim(folder, "starting", 0)
         model = load_model(spec.model)
         planned(model, spec)  # a wrong suite, tier or model costs no erasure
-        edits = [Edit.load(path) for path in spec.edits] or [erased(model, folder, spec)]
+        edits = list(distinct([Edit.load(path) for path in spec.edits])) or [erased(model, folder, spec)]
         audits = audited(model, folder, spec, edits) if spec.suite else []
     except Exception as error:
         said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

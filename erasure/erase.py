@@ -5,8 +5,7 @@ import resource
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from erasure import recorder, saliency
 from erasure.concept import Concept
-from erasure.edit import Edit, EditInfo
+from erasure.edit import Edit, EditInfo, applied
 from erasure.errors import UserError, unknown
 from erasure.export.model_card import before_after, write_card
 from erasure.families.base import Cost, DiffusionModel
@@ -185,19 +184,6 @@ def beginning(model: DiffusionModel, method: Trained, loop: Loop) -> dict[str, T
         (run.folder / "checkpoint.pt").unlink(missing_ok=True)
         run.finish({"tensors": len(change.tensors)})
     return load_file(file)
-
-
-@contextmanager
-def applied(model: DiffusionModel, edits: Sequence[Edit], other_base: bool = False, strength: float = 1.0) -> Iterator[None]:
-    """Edits in place, in this order, and out again on exit."""
-    done: list[Edit] = []
-    try:
-        for edit in edits:
-            done.append(edit.apply(model.pipe, strength, other_base))
-        yield
-    finally:
-        for edit in reversed(done):
-            edit.revert(model.pipe)
 
 
 def _info(

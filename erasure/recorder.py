@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from erasure.bank import Bank, Recording
-from erasure.edit import Edit
+from erasure.edit import Edit, applied
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.photos import image_files, opened, plain
@@ -105,11 +105,8 @@ def drawn(model: DiffusionModel, recording: Recording, dealt: list[tuple[int, in
     texts, others = zip(*(recording.sentence(index) for _, index in dealt), strict=True)
     cond, uncond = model.encode(texts), model.encode(others)
     noise = model.noise([seed for seed, _ in dealt])
-    edit.apply(model.pipe)
-    try:
+    with applied(model, [edit]):
         x_0 = model.one_step(noise, cond, int(edit.info.fields["start"]))
-    finally:
-        edit.revert(model.pipe)
     rows = _empty(model)
     generator = torch.Generator().manual_seed(dealt[0][0])
     for part in range(recording.steps):

@@ -149,7 +149,7 @@ def test_a_foreign_file_beside_an_edit_is_refused(tmp_path: Path, capsys: pytest
 
     save_file({"a": torch.zeros(1)}, tmp_path / "edit.safetensors")
     (tmp_path / "edit.json").write_text("[]")
-    assert "no edit of format" in complain(["audit", str(tmp_path)], capsys)
+    assert "is not an edit of format" in complain(["audit", str(tmp_path)], capsys)
 
 
 PAIRS = ["--prompts", "a {} | a thing", "{} at night | night"]

@@ -52,7 +52,7 @@ class Options:
     keep_images: Literal["all", "none"] = "all"  # none: only what judges read is kept, and no picture goes into the cache
     workers: int = 1  # processes on this machine that share the work; on a CPU about as many as it has cores
     shard: str = ""  # i/n: draw and attack only the i-th of n shares, in the same folder; then once without
-    strength: float = 1.0  # how strongly the edits are applied
+    strength: float = 1.0  # how strongly the edits are applied: 0 is the base, 1 what was made; from -10 to 10
     other_base: bool = False  # apply the edit to a model it was not made on
     fresh: bool = False  # throw away what an audit wrote in the folder, and start over; other files stay
     blur: bool = False  # blur the report's pictures until they are asked for; always so where the concept's kind is nsfw
@@ -105,6 +105,7 @@ def main(argv: list[str]) -> int:
 
 def run(options: Options, argv: Sequence[str]) -> int:
     """Audit, report, and say the verdict by the exit code: 0 pass, 2 incomplete, 3 a gate failed, 4 inconclusive."""
+    from erasure.edit import check_strength
     from erasure.run import Run
     from eval.audit import WRITES, Audit, How, audit, job_record, work
     from eval.listed import lists, read_list
@@ -113,6 +114,7 @@ def run(options: Options, argv: Sequence[str]) -> int:
 
     if options.workers < 1 or (options.workers > 1 and options.shard):
         raise UserError(f"--workers is a number from 1 on, and goes without --shard; got {options.workers}.")
+    check_strength(options.strength)
     if not options.edits:
         raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
     name, concept = asked(options.suite)
@@ -192,7 +194,7 @@ def loaded(options: Options, about: tuple[Kind, str] | None = None) -> tuple["Di
     Raises:
         UserError: a foreign erasure without what is needed to audit it, --concept for edits that tell it themselves.
     """
-    from erasure.edit import Edit
+    from erasure.edit import Edit, distinct
     from erasure.foreign import foreign, is_edit
     from erasure.loading import load_model
 
@@ -203,7 +205,7 @@ def loaded(options: Options, about: tuple[Kind, str] | None = None) -> tuple["Di
     strangers = [path for path in options.edits if not is_edit(str(path))]
     elsewhere = options.concept or (about and options.model and options.out)  # or else a path that is not there is a mistyped edit
     if not strangers or not (elsewhere or any(path.exists() for path in strangers)):
-        edits = [Edit.load(path) for path in options.edits]
+        edits = list(distinct([Edit.load(path) for path in options.edits]))
         if options.concept:
             raise UserError("--concept is for erasures made elsewhere; this edit says itself what it erases. Leave it out.")
         return base(options.model or edits[0].info.base["source"]), edits
@@ -211,7 +213,8 @@ def loaded(options: Options, about: tuple[Kind, str] | None = None) -> tuple["Di
     if missing := [f"--{name}" for name, given in needed.items() if not given]:
         raise UserError(f"{strangers[0]} was not made by `erasure erase`; to audit it give {', '.join(missing)} as well.")
     model, concepts = base(options.model), parse_concepts(concept, kind=kind)
-    return model, [Edit.load(path) if is_edit(str(path)) else foreign(model, str(path), concepts) for path in options.edits]
+    edits = [Edit.load(path) if is_edit(str(path)) else foreign(model, str(path), concepts) for path in options.edits]
+    return model, list(distinct(edits))
 
 
 def reported(out: Path, gates: Sequence[Gate], result: dict[str, Any], blur: bool = False) -> int:

@@ -48,12 +48,12 @@ def main(argv: list[str]) -> int:
     options: Any = parse(combined("Erase", Options, cls), argv, "erase")
     checked(options.seed)
     concepts = parse_concepts(options.concept, kind=options.kind, prompts=options.prompts, anchor=options.anchor)
-    from erasure.edit import Edit
+    from erasure.edit import Edit, distinct
     from erasure.erase import configure, erase, forecast, job_record
     from erasure.loading import load_model
     from erasure.run import Run, default_folder
 
-    after = [Edit.load(path) for path in options.on]
+    after = distinct([Edit.load(path) for path in options.on])
     model = load_model(options.model, device=options.device, precision=options.dtype, attention=options.attention)
     own = {name: getattr(options, name) for name in given(argv, [f.name for f in fields(cls)])}
     method, concepts, differs = configure(cls, concepts, model.family, own)

@@ -57,7 +57,7 @@ def packed(studio: Studio, job: Path, form: str) -> Path:
         return file
     edit, out = Edit.load(folder), job / "downloads" / form
     shutil.rmtree(out, ignore_errors=True)
-    with studio.lock:
+    with studio.exclusive():
         export.to_form(studio.model, edit, out, form)
     shutil.make_archive(str(file.with_suffix("")), "zip", out)
     return file

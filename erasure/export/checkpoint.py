@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from erasure.configs import Configs, configs_of, shipped
-from erasure.edit import Edit
+from erasure.edit import Edit, applied
 from erasure.errors import Assumed, UserError
 from erasure.export.folder import make_empty
 from erasure.export.portable import write_tensors
@@ -39,13 +39,10 @@ def to_checkpoint(model: DiffusionModel, edit: Edit, out: Path, other_base: bool
     if edit.info.product in REFUSED:
         raise UserError(f"{edit.name} cannot be a checkpoint: {REFUSED[edit.info.product]}")
     configs = configs_of(model.pipe)
-    edit.apply(model.pipe, other_base=other_base)
-    try:
+    with applied(model, [edit], other_base):
         tensors = original(model)
         metadata = {**described(model, edit, configs), "erasure.fingerprint": model.fingerprint(), CONFIGS: configs.model_dump_json()}
         notes = misread(model, configs)
-    finally:
-        edit.revert(model.pipe)
     make_empty(out)
     path = out / f"{file_name(edit)}.safetensors"
     write_tensors(path, tensors, metadata)

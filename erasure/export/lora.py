@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from erasure import forms
 from erasure.choices import Layout
-from erasure.edit import Edit
+from erasure.edit import Edit, applied
 from erasure.errors import UserError
 from erasure.export.folder import make_empty
 from erasure.export.lora_file import FILE, Factors, metadata, named, serialized, skipped
@@ -68,8 +68,8 @@ def to_lora(
         raise UserError(f"{edit.name} is a {edit.info.product} edit; it has no weights that a LoRA could hold.")
     if edit.after:
         raise UserError(f"{edit.name} was made on top of other edits ({', '.join(edit.after)}); a LoRA of it alone would mean nothing.")
-    edit.apply(model.pipe, other_base=other_base)
-    edit.revert(model.pipe)
+    with applied(model, [edit], other_base):  # complains about another base
+        pass
     held = sorted(edit.moved() & layer_weights(model))
     if not held:
         raise UserError("this edit moves no matrix of a linear layer or convolution, so there is nothing a LoRA could hold.")

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from erasure.concept import Concept
-from erasure.edit import Edit
+from erasure.edit import Edit, applied
 from erasure.export.lora import LoraReport
 from erasure.export.lora_file import FILE, short_name
 from erasure.families.base import DiffusionModel
@@ -200,9 +200,6 @@ def before_after(
         return model.decode(model.sample([prompt] * len(seeds), seeds)).cpu()
 
     before = shown()
-    edit.apply(model.pipe, other_base=other_base)
-    try:
+    with applied(model, [edit], other_base):
         after = shown()
-    finally:
-        edit.revert(model.pipe)
     return [(prompt, b, a) for b, a in zip(before, after, strict=True)]
