@@ -1,41 +1,39 @@
 """What may be removed without losing a result: caches, downloads, runs that never ended. Files that nobody here writes are left alone."""
 
 import os
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
 
 from app.jobs import progress
+from erasure.choices import Removable
+from erasure.erase import WRITES as ERASURE
 from erasure.errors import UserError
 from erasure.files import is_dead_part, is_there, read_json
 from erasure.locks import LOCK, Busy, check, held
 from erasure.run import cache_folder
+from eval.audit import WRITES as AUDIT
 
-Kind = Literal["caches", "downloads", "incomplete"]
-HASH = "[0-9a-f]{16}"
-ERASURE = r"job\.json|train\.jsonl|checkpoint\.pt|mask\.safetensors|edit\.(safetensors|json)|README\.md|before-after-\d+\.png|timing\.json"
-ATTACK = r"judge\.json|attacks\.jsonl|[^/]+/(\d{4}\.(json|png)|curve\.json|(before|known)\.safetensors)"
-AUDIT = rf"job\.json|images/.+\.png|attacks/({ATTACK})|(readings/[^/]+|samples)\.jsonl|timing\.json|report\.(json|html)|junit\.xml"
-RUNS = {"erase": re.compile(ERASURE), "audit": re.compile(AUDIT)}  # files of a run by its task, below its folder
-JOB = re.compile(r"(spec|claim|error)\.json|cancelled|log\.txt|preview\.png")
+RUNS = {"erase": ("job.json", *ERASURE), "audit": ("job.json", *AUDIT)}  # files of a run by its task, below its folder
+JOB = ("spec.json", "claim.json", "error.json", "cancelled", "log.txt", "preview.png")
+KEY = "[0-9a-f]" * 16
 CACHES = {
-    "banks": re.compile(rf"{HASH}/(walks|images)-\d+\.safetensors"),
-    "tensors": re.compile(rf"{HASH}\.safetensors"),
-    "samples": re.compile(rf"[0-9a-f]{{2}}/{HASH}\.png"),
-    "divergence": re.compile(rf"{HASH}\.json"),
+    "banks": (f"{KEY}/walks-[0-9]*.safetensors", f"{KEY}/images-[0-9]*.safetensors"),
+    "tensors": (f"{KEY}.safetensors",),
+    "samples": (f"[0-9a-f][0-9a-f]/{KEY}.png",),
+    "divergence": (f"{KEY}.json",),
 }
-START = re.compile(r"(job|result)\.json|train\.jsonl|(checkpoint\.pt)|(start|mask)\.safetensors")
-EVERYTHING = re.compile(".+")
+START = ("job.json", "result.json", "train.jsonl", "checkpoint.pt", "start.safetensors", "mask.safetensors")
+EVERYTHING = ("*",)
 
 
 @dataclass(frozen=True)
 class Item:
     """A folder of which something may be removed."""
 
-    kind: Kind
+    kind: Removable
     what: str
     folder: Path
     files: tuple[Path, ...]
@@ -47,7 +45,7 @@ class Item:
         return sum(size_of(path) for path in self.files)
 
 
-def items(where: Path, kinds: tuple[Kind, ...]) -> list[Item]:
+def items(where: Path, kinds: tuple[Removable, ...]) -> list[Item]:
     """Everything that may be removed of these kinds: in the cache, and below a folder with runs."""
     found: list[Item] = []
     if "caches" in kinds:
@@ -70,10 +68,10 @@ def distinct(found: list[Item]) -> Iterator[Item]:
 
 def caches(root: Path) -> Iterator[Item]:
     """What can be made again from a model: recordings, pictures, comparisons, and what some trainings begin with."""
-    for name, pattern in CACHES.items():
-        yield item("caches", name, root / name, pattern, guarded=False)  # entries appear whole, and are made again where they are missing
+    for name, patterns in CACHES.items():
+        yield item("caches", name, root / name, patterns, guarded=False)  # entries appear whole, and are made again where they are missing
     for folder in sorted((root / "starts").glob("*")):
-        if re.fullmatch(HASH, folder.name) and not folder.is_symlink():
+        if fnmatchcase(folder.name, KEY) and not folder.is_symlink():
             yield item("caches", "starts", folder, START)
 
 
@@ -91,17 +89,25 @@ def incomplete(folder: Path) -> Iterator[Item]:
         yield Item("incomplete", "unfinished files", folder, dead, 0, False)
 
 
-def item(kind: Kind, what: str, folder: Path, pattern: re.Pattern[str], *, guarded: bool = True, deep: bool = True) -> Item:
-    """The files of a folder whose names below it fit a pattern, and unfinished ones of dead processes."""
+def item(kind: Removable, what: str, folder: Path, patterns: Sequence[str], *, guarded: bool = True, deep: bool = True) -> Item:
+    """The files of a folder whose names below it fit one of the patterns, and unfinished ones of dead processes."""
     known, unknown = [], 0
     for path in files(folder) if deep else (path for path in sorted(folder.iterdir()) if not path.is_dir()):
         if path.name.startswith(LOCK):
             continue
-        if not path.is_symlink() and (pattern.fullmatch(path.relative_to(folder).as_posix()) or is_dead_part(path)):
+        if not path.is_symlink() and (fits(path.relative_to(folder), patterns) or is_dead_part(path)):
             known.append(path)
         else:
             unknown += 1
     return Item(kind, what, folder, tuple(known), unknown, guarded)
+
+
+def fits(path: Path, patterns: Sequence[str]) -> bool:
+    """Whether a relative path is as deep as one of the patterns and fits it; `*` alone takes everything."""
+    return any(
+        pattern == "*" or (pattern.count("/") == len(path.parts) - 1 and all(map(fnmatchcase, path.parts, pattern.split("/"))))
+        for pattern in patterns
+    )
 
 
 def task_of(folder: Path) -> str:

@@ -2,16 +2,18 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
-from erasure.errors import Unfinished, UserError, unknown
+from erasure.errors import Assumed, Unfinished, UserError, unknown
 from erasure.files import disk_full
 
 COMMANDS = {
     "erase": "erase concepts from a model and save an edit",
     "audit": "measure an edit: what is gone, what else went with it; writes report.html",
-    "export": "turn an edit into a diffusers folder or a LoRA file",
+    "export": "turn an edit into a LoRA file, a diffusers folder or a text encoder, for other programs",
     "jobs": "run plans of many erasures and audits; status and leaderboard",
     "studio": "serve the web page: compare, erase, audit, board",
     "demo": "erase a style from the shipped pocket model, audit it and write a report",
@@ -20,6 +22,7 @@ COMMANDS = {
     "doctor": "say what is installed, which device is used, what is missing",
 }
 USAGE_ERROR, INCOMPLETE = 1, 2
+PYTHONS_FORMAT = warnings.formatwarning
 COMPUTE = ("erase", "audit", "demo", "export", "jobs", "studio")
 # glibc keeps large tensors in the heap instead of fetching fresh pages for each; about a third of a training step on a CPU
 # (docs/performance.md). OpenMP threads that wait for each other spin for long; two processes on the same cores then slow each other down
@@ -43,6 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         print(overview())
         return 0
     name, *rest = arguments
+    warnings.formatwarning = one_line
     try:
         if name not in COMMANDS:
             raise unknown("command", name, COMMANDS)
@@ -62,6 +66,11 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("erasure: interrupted; the same command continues where it stood.", file=sys.stderr)
         return INCOMPLETE
+
+
+def one_line(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
+    """A warning as the terminal shows it: what the user should know without the place in our code, all others as Python does."""
+    return f"erasure: warning: {message}\n" if issubclass(category, Assumed) else PYTHONS_FORMAT(message, category, *place, **line)
 
 
 def overview() -> str:

@@ -5,14 +5,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
+from pydantic import Field
 from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12 on
 
 from erasure.concept import Concept, Kind
 from erasure.errors import UserError, unknown
 from erasure.files import folder_exists, read_json, unsealed, write_sealed
 from erasure.run import digest
+from erasure.seeds import LARGEST
 from erasure.shapes import check
 from erasure.strict_yaml import read_yaml
 from eval.gates import Tier
@@ -31,7 +33,7 @@ class _Concept(TypedDict):
 
 class _Job(TypedDict, total=False):
     method: str
-    seed: int
+    seed: Annotated[int, Field(ge=0, le=LARGEST)]
     model: str
     suite: str
     tier: Tier
@@ -88,6 +90,8 @@ class Spec:
         if not isinstance(record, dict) or not (record.get("concepts") or record.get("edits")):
             raise UserError(f"{path} is no job: expected a mapping with concepts (or edits), method, fields, seed, model, suite and tier.")
         record = unsealed(path, record, required=False)
+        if record.get("edits") and not record.get("suite"):
+            raise UserError(f"{path} names edits but no suite to audit them with, so it asks for nothing.")
         check(record, _Record, str(path))
         concepts = tuple(Concept.from_record(c) for c in record.get("concepts", ()))
         return cls(**{**record, "concepts": concepts, "edits": tuple(record.get("edits", ()))})
@@ -125,7 +129,10 @@ def load_plan(path: Path) -> Plan:
         where = f"{path}, job {number}"
         if not isinstance(entry, dict):
             raise UserError(f"{where} must be a mapping such as {{concept: neon, method: esd}}, got {entry!r}.")
-        for spec in expand({**common, **entry, "fields": {**_mapping(common, where), **_mapping(entry, where)}}, where):
+        asked = list(expand({**common, **entry, "fields": {**_mapping(common, where), **_mapping(entry, where)}}, where))
+        if not asked:
+            raise UserError(f"{where} asks for no job: one of its lists is empty.")
+        for spec in asked:
             if spec.folder_name in specs:
                 raise UserError(f"{where} asks again for a job that stands above it: {spec.name}, seed {spec.seed}.")
             specs[spec.folder_name] = spec

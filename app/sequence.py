@@ -30,7 +30,7 @@ class Options:
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     dtype: Precision = "auto"  # what to compute in
     attention: Attention = "auto"  # attention kernel of the UNet
-    fresh: bool = False  # throw away what the folders hold
+    fresh: bool = False  # throw away what audits wrote in the folders, and start over; other files stay
 
 
 def main(argv: list[str]) -> int:
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> int:
     from erasure.loading import load_model
     from eval.finished import finished
     from eval.report import html, sequence_page
-    from eval.sequence import incomplete, sequence
+    from eval.sequence import incomplete, possible, sequence
     from eval.suites import load_suite
 
     suite, edits = load_suite(options.suite), [Edit.load(path) for path in options.edits]
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
     for pair in finished(out / found["requests"][-1]["audits"][0])["overlap"]:
         print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
     print(sequence_page.write(out, found))
-    print("\n".join(table(found)))
+    print("\n".join([*table(found), *possible(found)]))
     gaps = incomplete(found)
     for gap in gaps:
         print(f"  INCOMPLETE {gap}", file=sys.stderr)

@@ -12,6 +12,7 @@ from rich.live import Live
 from rich.table import Table as Grid
 
 from app.jobs import Progress, progress
+from app.outcome import outcomes
 from app.plan import Plan, Spec
 
 if TYPE_CHECKING:
@@ -60,14 +61,15 @@ class Table:
             self.told[folder] = word
 
 
-def grid(rows: Sequence[tuple[Path, Spec | None]]) -> Grid:
-    """State, phase, progress, rate and ETA of every job."""
+def grid(rows: Sequence[tuple[Path, Spec | None]], verdicts: bool = False) -> Grid:
+    """State, phase, progress, rate and ETA of every job; and what its audits say."""
     found = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("job", "seed", "fields", "state", "progress", "time", "ETA"):
+    for name in ("job", "seed", "fields", "state", "progress", "time", "ETA", *(["audits"] if verdicts else [])):
         found.add_column(name, justify="right" if name in ("seed", "time", "ETA") else "left")
     for folder, spec in rows:
         p = progress(folder)
-        found.add_row(*cells(spec, p, folder), style=COLOURS[p.state] if p.state != "done" else "")
+        said = [", ".join(outcome.state for outcome in outcomes(folder))] if verdicts else []
+        found.add_row(*cells(spec, p, folder), *said, style=COLOURS[p.state] if p.state != "done" else "")
     return found
 
 
@@ -81,7 +83,7 @@ def cells(spec: Spec | None, p: Progress, folder: Path) -> list[str]:
 
 
 def status_table(rows: Sequence[tuple[Path, Spec | None]]) -> str:
-    return printed(grid(rows))
+    return printed(grid(rows, verdicts=True))
 
 
 def forecast_table(plan: Plan, forecasts: "Sequence[Forecast]") -> str:

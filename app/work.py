@@ -8,7 +8,7 @@ from typing import Any
 from app.jobs import claim, progress
 from app.plan import Spec
 from erasure.discover import load
-from erasure.edit import Edit
+from erasure.edit import Edit, distinct
 from erasure.erase import configure, erase
 from erasure.errors import Unfinished, UserError
 from erasure.families.base import DiffusionModel
@@ -18,6 +18,7 @@ from erasure.locks import held
 from erasure.methods.base import Method, Play, Trained
 from erasure.preview import Preview
 from eval.audit import Audit, audit
+from eval.judging import readable
 from eval.report.html import write
 from eval.suites import load_suite
 
@@ -43,7 +44,8 @@ def _work(folder: Path, spec: Spec) -> None:
     try:
         claim(folder, "starting", 0)
         model = load_model(spec.model)
-        edits = [Edit.load(path) for path in spec.edits] or [erased(model, folder, spec)]
+        planned(model, spec)  # a wrong suite, tier or model costs no erasure
+        edits = list(distinct([Edit.load(path) for path in spec.edits])) or [erased(model, folder, spec)]
         audits = audited(model, folder, spec, edits) if spec.suite else []
     except Unfinished:
         raise
@@ -56,6 +58,21 @@ def _work(folder: Path, spec: Spec) -> None:
     seconds = round(time.monotonic() - begun, 1)
     write_sealed(folder / "done.json", {"edits": [edit.digest() for edit in edits], "audits": audits, "seconds": seconds})
     (folder / "claim.json").unlink(missing_ok=True)
+
+
+def planned(model: DiffusionModel, spec: Spec) -> list[Audit]:
+    """The audits that a job ends with, before anything is erased; none where it names no suite.
+
+    Raises:
+        UserError: no such suite or tier, a suite without the concepts, or one whose judges cannot read this model's pictures.
+    """
+    if not spec.suite:
+        return []
+    suite = load_suite(spec.suite)
+    readable(model, suite)
+    if spec.edits:
+        return Audit.of([Edit.load(path) for path in spec.edits], suite, spec.tier)
+    return Audit.about([concept.name for concept in spec.concepts], suite, spec.tier)
 
 
 def prepared(model: DiffusionModel, spec: Spec) -> tuple[Method, list[Any]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
+from erasure.seeds import stream
 
 Role = Literal["erase", "retain"]
 
@@ -71,8 +72,8 @@ class Recording:
             return []
         erase = 0 if self.images else self.walks
         retain = 0 if self.retain_images else self.retain_walks
-        found = [(self.seed * 1_000_003 + w, w % len(self.pairs)) for w in range(erase)]
-        return found + [(self.seed * 1_000_003 + 500_000 + w, len(self.pairs) + w % len(self.retain)) for w in range(retain)]
+        found = [(stream(self.seed, w), w % len(self.pairs)) for w in range(erase)]
+        return found + [(stream(self.seed, 500_000 + w), len(self.pairs) + w % len(self.retain)) for w in range(retain)]
 
 
 class Batch(NamedTuple):

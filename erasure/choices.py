@@ -5,3 +5,5 @@ from typing import Literal
 Region = Literal["xattn", "xattn-kv", "noxattn", "selfattn", "ff-out", "full", "text-encoder"]
 Attention = Literal["auto", "sdpa", "eager", "xformers"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Layout = Literal["kohya", "diffusers"]  # names in a LoRA file
+Removable = Literal["caches", "downloads", "incomplete"]

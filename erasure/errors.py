@@ -1,6 +1,7 @@
 """The one exception that means: the user asked for something that cannot be done, and the message says what can."""
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 
@@ -13,6 +14,14 @@ class Unfinished(UserError):
 
     The same command continues later. The command line prints it as one line and exits with 2.
     """
+
+
+class Assumed(UserWarning):
+    """Something that the program had to assume, or that the user should check. The command line prints it as one line."""
+
+    @classmethod
+    def warn(cls, message: str) -> None:
+        warnings.warn(message, cls, stacklevel=3)
 
 
 def unknown(what: str, value: object, allowed: Iterable[str]) -> UserError:

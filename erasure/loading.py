@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from erasure.errors import UserError
 from erasure.families.base import Attention, DiffusionModel, Precision
 from erasure.families.stable_diffusion import StableDiffusion
+from erasure.single_file import open_single_file
 
 POCKET = Path(__file__).parent / "pocket" / "weights"
 FAMILIES = {"StableDiffusionPipeline": StableDiffusion}
@@ -55,7 +56,7 @@ def _open(path: str, source: str, dtype: torch.dtype) -> Any:
                 raise UserError(
                     f"{source} is no .safetensors file; pickled checkpoints (.ckpt, .bin, .pt) are never loaded, convert it first."
                 )
-            return StableDiffusionPipeline.from_single_file(str(folder), torch_dtype=dtype, **options)
+            return open_single_file(folder, source, FAMILIES, dtype)
         if folder.is_dir():
             if not (folder / "model_index.json").is_file():
                 raise UserError(f"{source} is no diffusers pipeline: it has no model_index.json.")
@@ -74,7 +75,7 @@ def _open(path: str, source: str, dtype: torch.dtype) -> Any:
 def unread(folder: Path) -> str:
     """Why nothing can be read behind a path or hub id, as the rest of a sentence."""
     if folder.is_file():
-        return "cannot be read as one file (its layout is looked up on the hub; without network convert it to a diffusers folder first)"
+        return "cannot be read as one file"
     if folder.is_dir():
         return "cannot be read as a pipeline"
     return "is not in the local cache, and the hub cannot be reached or has no safetensors of it"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from erasure.families.base import DiffusionModel
+from erasure.seeds import stream
 
 Observe = Callable[[Tensor, Tensor, bool], None]  # inputs (B, N, I), outputs without bias (B, N, O) of B prompts; whether of the first set
 
@@ -34,7 +35,7 @@ class Walk:
         for texts, concept in ((first, True), (second, False)):
             for start in range(0, len(texts), chunk):
                 some = texts[start : start + chunk]
-                noise = self.model.noise([self.seed * 1_000_003 + 700_000 + start + i for i in range(len(some))])
+                noise = self.model.noise([stream(self.seed, 700_000 + start + i) for i in range(len(some))])
                 cond, empty = self.model.encode(some), self.model.encode([""]).expand(len(some), -1, -1)
                 parts.append((self.model.walk(noise, cond, empty, self.steps, self.guidance), concept, len(some)))
         for step in range(self.record_steps):

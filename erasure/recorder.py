@@ -14,15 +14,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from erasure.bank import Bank, Recording
-from erasure.edit import Edit
+from erasure.edit import Edit, applied
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.files import folder_exists
 from erasure.kept import kept
+from erasure.photos import image_files, opened, plain
 from erasure.run import cache_folder, digest
-
-PIXELS = 100_000_000
-IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def bank_key(model: DiffusionModel, recording: Recording) -> str:
@@ -108,11 +106,8 @@ def drawn(model: DiffusionModel, recording: Recording, dealt: list[tuple[int, in
     texts, others = zip(*(recording.sentence(index) for _, index in dealt), strict=True)
     cond, uncond = model.encode(texts), model.encode(others)
     noise = model.noise([seed for seed, _ in dealt])
-    edit.apply(model.pipe)
-    try:
+    with applied(model, [edit]):
         x_0 = model.one_step(noise, cond, int(edit.info.fields["start"]))
-    finally:
-        edit.revert(model.pipe)
     rows = _empty(model)
     generator = torch.Generator().manual_seed(dealt[0][0])
     for part in range(recording.steps):
@@ -151,35 +146,6 @@ def encoded(model: DiffusionModel, folder: Path, first: int, count: int) -> dict
     return {key: torch.cat(values) for key, values in rows.items()}
 
 
-def opened(path: Path) -> Image.Image:
-    """An RGB image from a user's file.
-
-    Raises:
-        UserError: no image, a broken one, or one of more than PIXELS pixels; its header is asked before anything is unpacked.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > PIXELS:
-                raise UserError(
-                    f"{path} has {image.width} x {image.height} pixels; more than {PIXELS:,} are not unpacked. Make it smaller."
-                )
-            return image.convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} is no image that can be read ({error}).") from error
-
-
-def image_files(folder: Path) -> list[Path]:
-    """The images of a folder in order of their names.
-
-    Raises:
-        UserError: no such folder, or no image in it.
-    """
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES) if folder.is_dir() else []
-    if not found:
-        raise UserError(f"{folder} holds no images ({', '.join(IMAGES)}); give a folder of real images, or leave the option empty.")
-    return found
-
-
 def remembered(model: DiffusionModel, key: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Tensors found in the cache under what decides them, or made and kept there; damaged ones are named and made anew."""
     place = digest({"model": model.fingerprint(), "compute": str(model.compute), "device": model.device.type, **key})
@@ -194,7 +160,9 @@ def _empty(model: DiffusionModel) -> dict[str, list[Tensor]]:
 
 
 def _content(folder: str) -> str:
-    return digest([hashlib.sha256(path.read_bytes()).hexdigest() for path in image_files(Path(folder))])
+    """Hash of a folder of images. One that is not read as it was before EXIF, 16 bits and transparency counted has another."""
+    files = image_files(Path(folder))
+    return digest([hashlib.sha256(path.read_bytes()).hexdigest() + ("" if plain(path) else ", as seen") for path in files])
 
 
 def _part(folder: Path, start: int) -> Path:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from erasure.files import (
     write_bytes,
     write_json,
 )
-from erasure.locks import LOCK
 
 __all__ = ["Run", "cache_folder", "canonical_json", "default_folder", "difference", "digest", "read_json", "write_bytes", "write_json"]
 
@@ -29,32 +28,48 @@ def digest(record: Any) -> str:
     return hashlib.sha256(canonical_json(record).encode()).hexdigest()[:16]
 
 
+def remove(folder: Path, patterns: Sequence[str]) -> None:
+    """Remove files below a folder by their patterns (`images/*/*.png`), and the folders inside it that are empty then; nothing else."""
+    for pattern in patterns:
+        for path in list(folder.glob(pattern)):
+            if path.is_dir():
+                continue
+            path.unlink()
+            for above in list(path.parents)[: len(path.relative_to(folder).parts) - 1]:
+                if not any(above.iterdir()):
+                    above.rmdir()
+
+
 class Run:
     """The folder of one job.
+
+    Args:
+        writes: what the command itself writes there, as patterns (`images/*/*.png`); all that `fresh` removes.
+        fresh: start over where the folder holds the same kind of job, its own or another.
 
     Raises:
         UserError: the folder holds another job, or files that are no run at all.
     """
 
-    def __init__(self, folder: Path, job: dict[str, Any], fresh: bool = False) -> None:
-        self.folder, self.job, self.fresh = folder, job, fresh
+    def __init__(self, folder: Path, job: dict[str, Any], fresh: bool = False, writes: Sequence[str] = ()) -> None:
+        self.folder, self.job, self.fresh, self.writes = folder, job, fresh, writes
         if folder.is_file():
             raise UserError(f"{folder} is a file; --out needs a folder.")
         known = folder / "job.json"
-        if known.is_file() and not fresh and (other := self._known(known)) != json.loads(canonical_json(job)):
-            raise UserError(f"{folder} holds another job ({difference(other, job)}); choose another --out, or --fresh to start over.")
+        if known.is_file() and (other := self._known(known)) not in (None, json.loads(canonical_json(job))):
+            task = other.get("task") if isinstance(other, dict) else None
+            if task != job["task"]:  # nothing here is for this command to remove
+                raise UserError(f"{folder} belongs to another command (its task is {task!r}, not {job['task']!r}); choose another --out.")
+            if not fresh:
+                raise UserError(f"{folder} holds another job ({difference(other, job)}); choose another --out, or --fresh to start over.")
         if not known.is_file() and folder.is_dir() and not is_empty(folder):
             raise UserError(f"{folder} is not empty and holds no run; choose another --out.")
 
     def begin(self) -> None:
-        """Make the folder, emptied first if the job is to start over. Its lock stays; see erasure.locks."""
-        folder_exists(self.folder)
+        """Make the folder; if the job is to start over, without what this command had written there. Other files stay."""
         if self.fresh:
-            for path in self.folder.iterdir():
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path, ignore_errors=True)
-                elif not path.name.startswith(LOCK):
-                    path.unlink(missing_ok=True)
+            remove(self.folder, ("result.json", *self.writes))  # that first, since it says that all is there
+        folder_exists(self.folder)
         write_json(self.folder / "job.json", self.job)
 
     @property
@@ -77,11 +92,13 @@ class Run:
     def finish(self, result: dict[str, Any]) -> None:
         write_json(self.folder / "result.json", result)
 
-    @staticmethod
-    def _known(path: Path) -> Any:
+    def _known(self, path: Path) -> Any:
+        """The job that the folder holds; None where that cannot be read and does not matter."""
         try:
             return read_json(path)
         except UserError as error:
+            if self.fresh:
+                return None
             raise UserError(f"{error} So {path.parent} may hold another job; use --fresh to start over, or another --out.") from error
 
 

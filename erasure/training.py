@@ -16,11 +16,13 @@ from tqdm import tqdm
 from erasure import saliency
 from erasure.adapters import put
 from erasure.bank import Bank
+from erasure.diverged import advice, finite
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.files import Damaged, is_there, tell, write_bytes
 from erasure.kept import load_state, save_state
 from erasure.methods.base import Change, Play, Player, Trained, Update
+from erasure.seeds import stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ def train(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop, start:
     Every random number of step k is a function of (seed, k), so a resumed run repeats a straight one bit for bit.
 
     Raises:
-        UserError: the loss is no number; the step is named and the last checkpoint stays.
+        UserError: the loss is NaN or Inf; the step and the likely cause are named, and the last checkpoint stays.
     """
     model.use_attention(training=True)
     try:
@@ -69,7 +71,7 @@ def _run(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop, players
     play = Play(model, bank, _encoder(model, bank.recording.texts() if frozen_text else None))
     if loop.gradient_checkpointing:
         model.pipe.unet.enable_gradient_checkpointing()
-    torch.manual_seed(loop.seed * 1_000_003 - 1)
+    torch.manual_seed(stream(loop.seed, -1))
     own_mask = loop.folder / "mask.safetensors"  # of an interrupted run
     if loop.mask or own_mask.exists():
         play.masks = _masks(loop.mask, own_mask, {name: p for player in players.values() for name, p in player.parameters.items()})
@@ -80,10 +82,10 @@ def _run(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop, players
     with (loop.folder / "train.jsonl").open("a", buffering=1) as log:
         bar = tqdm(range(first, method.steps), initial=first, total=method.steps, desc="erasing", unit="step")
         for step in bar:
-            torch.manual_seed(loop.seed * 1_000_003 + step)
+            torch.manual_seed(stream(loop.seed, step))
             losses = {}
             for update in method.step(play):
-                losses[update.player] = _finite(update.loss, step, loop)
+                losses[update.player] = _finite(update.loss, step, loop, play, players)
                 _apply(accelerator, optimisers[update.player], players[update.player], update, play)
             log.write(json.dumps({"step": step, **losses}) + "\n")
             accelerator.log(losses, step=step)
@@ -153,11 +155,24 @@ def _encoder(model: DiffusionModel, texts: list[str] | None) -> Callable[[list[s
     return lambda prompts: torch.stack([known[p] for p in prompts])
 
 
-def _finite(loss: Tensor, step: int, loop: Loop) -> float:
+def _finite(loss: Tensor, step: int, loop: Loop, play: Play, players: dict[str, Player]) -> float:
     value = loss.item()
     if not math.isfinite(value):
-        raise UserError(f"the loss is {value} at step {step}; lower --lr. The last good checkpoint is {loop.folder / 'checkpoint.pt'}.")
+        checkpoint = loop.folder / "checkpoint.pt"
+        kept = f" {checkpoint} holds the training as it was before." if checkpoint.is_file() else ""
+        raise UserError(f"the loss is {value} at step {step}: {_cause(step, play, players)}.{kept}")
     return value
+
+
+def _cause(step: int, play: Play, players: dict[str, Player]) -> str:
+    """Why a loss is not finite, as far as the tensors tell: the record it trains from, the trained weights, the precision, the rate."""
+    bank, compute = play.bank, play.model.compute
+    if not finite(bank.x_t, bank.eps_cond, bank.eps_uncond, bank.x_0):
+        where = "the frozen model's own recorded answers hold NaN or Inf"
+        return f"{where}; {advice(compute, 0, '--lr')}"
+    if step and not finite(*(p for player in players.values() for p in player.parameters.values())):
+        return "the trained weights hold NaN or Inf after the last update, so lower --lr"
+    return advice(compute, step, "--lr")
 
 
 def _save(loop: Loop, players: dict[str, Player], optimisers: dict[str, Any], play: Play, step: int) -> None:

@@ -13,10 +13,11 @@ import torch
 
 from erasure.concept import Kind
 from erasure.errors import UserError
-from erasure.recorder import opened
+from erasure.photos import files, opened, plain
 from erasure.run import Run
+from erasure.seeds import LARGEST
 from eval.attack_rates import under_attack
-from eval.audit import asks, buildable
+from eval.audit import WRITES, asks, buildable
 from eval.cases import Case
 from eval.counting import counted
 from eval.drift import kept_distance, picture_distances
@@ -28,7 +29,7 @@ from eval.siege import label
 from eval.suites import Suite
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
-NAME = re.compile(r"(?P<cell>.+)_seed(?P<seed>\d{1,19})")  # {style}_{object}_seed{seed}
+NAME = re.compile(r"(?P<cell>.+)_seed(?P<seed>[0-9]{1,19})")  # {style}_{object}_seed{seed}
 TIER = "answers"  # of a result that no tier drew
 FEW = 5  # named in an error
 Cell = tuple[str, str]  # style, object
@@ -66,7 +67,7 @@ def count_answers(
     if base:
         _same(folder, sets["erased"], base, sets["base"])
     judges, missing = judges_of(suite)
-    run = Run(out, job_record(suite, axis, sets), fresh)
+    run = Run(out, job_record(suite, axis, sets), fresh, WRITES)
     run.begin()
     todo = attempts_of(suite, sets["erased"])
     unpack(sets, todo, out / "images")
@@ -114,7 +115,7 @@ def read_answers(folder: Path, suite: Suite) -> Answers:
     cells = {f"{_said(s)}_{_said(o)}": (s, o) for s in sorted(suite.styles, key=len) for o in sorted(suite.objects, key=len)}
     found: dict[tuple[Cell, int], Path] = {}
     content = hashlib.sha256()
-    for path in sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES):
+    for path in files(folder, SUFFIXES):
         match = NAME.fullmatch(path.stem)
         cell = cells.get(match["cell"]) if match else None
         if not match or not cell:
@@ -122,10 +123,12 @@ def read_answers(folder: Path, suite: Suite) -> Answers:
                 f"{path} fits no cell of suite {suite.name}; pictures are named {{style}}_{{object}}_seed{{seed}}, as {_example(suite)}."
             )
         at = cell, int(match["seed"])
+        if at[1] > LARGEST:
+            raise UserError(f"{path}: a seed is a whole number from 0 to {LARGEST} (2^63 - 1), got {at[1]}.")
         if at in found:
             raise UserError(f"{path} and {found[at].name} are both {cell[0]}, {cell[1]}, seed {at[1]}; keep one of them.")
         found[at] = path
-        content.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        content.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest() + (b"" if plain(path) else b"as seen"))
     filled, every = {cell for cell, _ in found}, [(s, o) for s in suite.styles for o in suite.objects]
     if empty := [f"{_said(s)}_{_said(o)}" for s, o in every if (s, o) not in filled]:
         raise UserError(f"{folder} has no picture of {len(empty)} of {len(every)} cells: {_few(empty)}.")

@@ -1,6 +1,5 @@
 """suite -> samples -> readings -> rates: how much of a concept is gone, and what else went with it."""
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,31 +8,41 @@ from typing import Any, Literal
 
 from erasure.edit import Edit
 from erasure.erase import applied
+from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.files import Damaged, tell
 from erasure.locks import check, held
 from erasure.overlap import overlap
-from erasure.run import Run, digest, write_json
+from erasure.run import Run, digest, remove, write_json
 from eval.attack_rates import attack_rates, under_attack
-from eval.cases import PLAIN, cases, listed
+from eval.cases import PLAIN, Case, cases, listed
 from eval.counting import Row, counted
 from eval.drift import kept_distance, picture_distances
 from eval.features import extractor_of
 from eval.finer import cell_of, meant, within
 from eval.finished import recounted
 from eval.judges.base import MissingWeights
-from eval.judging import AXES, configured, errors_of, judge, judges_of, lines, samples_digest
-from eval.listed import crossing
+from eval.judging import AXES, configured, errors_of, judge, judges_of, lines, readable, samples_digest
+from eval.listed import crossing, lists
 from eval.oracle import divergences
 from eval.placing import gaps
 from eval.published import as_published
-from eval.readers import Prompt
+from eval.readers import Origin, Prompt
 from eval.samples import Attempt, attempts, draw
 from eval.siege import Siege, attacks_of, besiege, label
+from eval.sizes import Sizes, sizes
 from eval.suites import Axis, Suite
 
 Keep = Literal["all", "none"]
 WHOLE = (0, 1)  # the only shard
+PICTURES = ("images/*/*-[0-9][0-9]*.png", "images/*/drawn/*/*.png", "attacks/*/[0-9][0-9][0-9][0-9].png")
+# all that an audit leaves in its folder, and all that --fresh removes there
+WRITES = (
+    *("report.html", "report.json", "junit.xml", "samples.jsonl", "timing.json"),
+    *(f"readings/{part}-*.jsonl" for part in (*AXES, "clip")),
+    *("attacks/judge.json", "attacks/attacks.jsonl", "attacks/*/curve.json", "attacks/*/before.safetensors", "attacks/*/known.safetensors"),
+    *("attacks/*/[0-9][0-9][0-9][0-9].json", *PICTURES),
+)
 
 
 @dataclass(frozen=True)
@@ -47,46 +56,95 @@ class Audit:
     gone: tuple[str, ...] = ()  # labels of the other axis that the same edits erase; their cells are left out
     replay: tuple[Prompt, ...] = ()  # prompts of others that are said to bring the concept back
     only: str = ""  # label of the other axis, if the targets were meant to be erased with it alone (eval.finer)
+    replayed: Origin | None = None  # the file of those prompts
 
     @classmethod
-    def of(cls, edits: Sequence[Edit], suite: Suite, tier: str, replay: Sequence[Prompt] = (), only: str = "") -> list["Audit"]:
+    def of(
+        cls,
+        edits: Sequence[Edit],
+        suite: Suite,
+        tier: str,
+        replay: Sequence[Prompt] = (),
+        only: str = "",
+        replayed: Origin | None = None,
+    ) -> list["Audit"]:
         """The audits of everything a stack of edits claims to erase, one for styles and one for objects where it erases both.
 
         Raises:
-            UserError: a concept the suite does not have, or a label for `only` that the other axis does not have; see `buildable`.
+            UserError: edits that name no concept; see `about`.
+        """
+        return cls.about([concept["name"] for edit in edits for concept in edit.info.concepts], suite, tier, replay, only, replayed)
+
+    @classmethod
+    def about(
+        cls,
+        names: Sequence[str],
+        suite: Suite,
+        tier: str,
+        replay: Sequence[Prompt] = (),
+        only: str = "",
+        replayed: Origin | None = None,
+    ) -> list["Audit"]:
+        """The audits of concepts by name; nothing has to be erased yet.
+
+        Raises:
+            UserError: no name, a concept the suite does not have, a label for `only` that the other axis does not have, or a suite that
+                asks for none of the concepts' pictures once those of the other axis are left out; see `buildable`.
         """
         buildable(suite)
-        found = list(dict.fromkeys(suite.find(concept["name"]) for edit in edits for concept in edit.info.concepts))
+        if not names:
+            raise UserError(
+                "there is nothing to audit: the list `concepts` in edit.json is empty, so the edit does not say what it erases."
+            )
+        found = list(dict.fromkeys(suite.find(name) for name in names))
         listed(suite, tier, 1)  # complains where there is no list
         labels = {axis: tuple(label for a, label in found if a == axis) for axis in AXES}
         cell = cell_of(suite, [axis for axis in AXES if labels[axis]], only)
-        return [
-            cls(suite, tier, axis, labels[axis], labels[AXES[1 - i]], tuple(replay), cell) for i, axis in enumerate(AXES) if labels[axis]
+        plans = [
+            cls(suite, tier, axis, labels[axis], labels[AXES[1 - i]], tuple(replay), cell, replayed)
+            for i, axis in enumerate(AXES)
+            if labels[axis]
         ]
+        for plan in plans:
+            if not any(case.role in PLAIN and plan.meant(case) for case in plan.asked(tier)):
+                raise UserError(
+                    f"suite {suite.name} has no picture left that asks for {', '.join(plan.targets)}: every {crossing(plan.axis)} of it "
+                    "is erased as well. Audit the edits one by one."
+                )
+        return plans
+
+    def asked(self, tier: str) -> list[Case]:
+        """What an audit of a tier asks for."""
+        cross = crossing(self.axis)
+        asked = cases(self.suite, [(self.axis, t) for t in self.targets], tier, self.replay)
+        asked = within(asked, self.suite, self.axis, self.targets, self.only)
+        return [case for case in asked if getattr(case, cross) not in self.gone]
 
     @property
     def todo(self) -> list[Attempt]:
-        cross = crossing(self.axis)
-        asked = cases(self.suite, [(self.axis, t) for t in self.targets], self.tier, self.replay)
-        asked = within(asked, self.suite, self.axis, self.targets, self.only)
-        return attempts(self.suite, [case for case in asked if getattr(case, cross) not in self.gone])
+        return attempts(self.suite, self.asked(self.tier))
+
+    @property
+    def sizes(self) -> Sizes:
+        """Pictures behind every rate, in every tier of the suite."""
+        return sizes(self.suite, self.axis, self.targets, self.only, {tier: self.asked(tier) for tier in self.suite.tiers})
 
     def asking(self, target: bool) -> list[Attempt]:
         """The suite's own pictures that ask for what should be gone, or those that do not: of the grid, or of captions without one."""
         roles = (*PLAIN, "benign") if self.suite.listed else PLAIN
-        return [a for a in self.todo if a.case.role in roles and self.meant(a) == target]
+        return [a for a in self.todo if a.case.role in roles and self.meant(a.case) == target]
 
     @property
     def staying(self) -> list[Attempt]:
-        return [a for a in self.todo if not self.meant(a)]
+        return [a for a in self.todo if not self.meant(a.case)]
 
     @property
     def attacked(self) -> list[Attempt]:
         """What attacks may start from: pictures that ask for a target where it was meant to be erased, and for no target at all."""
-        return [a for a in self.todo if self.meant(a) or label(a.case, self.axis) not in self.targets]
+        return [a for a in self.todo if self.meant(a.case) or label(a.case, self.axis) not in self.targets]
 
-    def meant(self, attempt: Attempt) -> bool:
-        return meant(vars(attempt.case), self.axis, self.targets, self.only)
+    def meant(self, case: Case) -> bool:
+        return meant(vars(case), self.axis, self.targets, self.only)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +177,7 @@ def audit(
         Busy: another process is writing into `out`.
     """
     how = how or How()
-    run = Run(out, job_record(model, edits, plan, how), fresh)
+    run = Run(out, job_record(model, edits, plan, how), fresh, WRITES)
     with held(out, "erasure audit"):
         if how.keep == "none" and run.complete and (known := counted_again(out, plan)):  # its pictures are gone, its readings are not
             run.finish(known)
@@ -154,6 +212,7 @@ def measured(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, out: Pat
         **({"gaps": gaps(rows, plan.axis, plan.targets, plan.suite.apart, plan.only)} if how.oracles and plan.axis in judges else {}),
         "job": run.job,
         "samples_sha256": samples_digest(out),
+        "lists": lists(plan.suite.listed, plan.replayed),
         "attacks": attacks,
         "distance": kept_distance(plan.staying, out / "images"),
         "distances": apart,
@@ -164,14 +223,13 @@ def measured(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, out: Pat
         "errors": errors_of(plan.suite, plan.axis, plan.targets, judges[plan.axis]) if plan.axis in judges else None,
         "edits": [edit_record(edit) for edit in edits],
         "overlap": overlap(model, edits),
+        "sizes": plan.sizes,
     }
     write_json(out / "timing.json", {"seconds": round(time.monotonic() - begun, 1), "drawn": drawn})
     result["published"] = as_published(plan.suite, rows, result)
     run.finish(result)
     if how.keep == "none":
-        shutil.rmtree(out / "images", ignore_errors=True)
-        for picture in (out / "attacks").rglob("*.png"):
-            picture.unlink()
+        remove(out, PICTURES)
     return result
 
 
@@ -190,10 +248,11 @@ def work(
     Args:
         shard: (i, n): every n-th batch of pictures and of attacked prompts, from the i-th on.
     """
-    run = Run(out, job_record(model, edits, plan, how), fresh)
+    run = Run(out, job_record(model, edits, plan, how), fresh, WRITES)
     with applied(model, edits, **how.placing):  # complains before anything is written
         pass
-    siege = siege_of(plan)  # before anything is drawn, since it complains about a label that a judge never says
+    readable(model, plan.suite)  # before anything is drawn
+    siege = siege_of(plan)
     with held(out, "erasure audit", None if shard == WHOLE else shard):
         if fresh:
             check(out)  # another share that works there would lose what it draws
@@ -284,7 +343,10 @@ def job_record(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, how: H
 def asks(suite: Suite) -> str:
     """Digest of what decides a suite's pictures. A key that suites did not always have counts only where it says something."""
     left_out = {"gates", "apart", "judges", "published", *(key for key in ("seeds", "listed") if not getattr(suite, key))}
-    return digest({key: value for key, value in asdict(suite).items() if key not in left_out})
+    asked = {key: value for key, value in asdict(suite).items() if key not in left_out}
+    if "listed" in asked:  # the prompts count, and not the name of their file
+        asked["listed"] = {key: value for key, value in asked["listed"].items() if key != "origin"}
+    return digest(asked)
 
 
 def edit_record(edit: Edit) -> dict[str, Any]:

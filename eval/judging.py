@@ -9,6 +9,7 @@ from typing import Any
 
 from erasure.discover import load
 from erasure.errors import UserError, unknown
+from erasure.families.base import DiffusionModel
 from erasure.files import Damaged, folder_exists, is_there, tell, write_bytes
 from erasure.run import digest
 from erasure.shapes import built
@@ -51,13 +52,37 @@ def judges_of(suite: Suite) -> tuple[dict[str, Judge], dict[str, str]]:
     for part, one in configured(suite).items():
         try:
             one.identity()
-            if suite.listed and part in AXES and suite.listed.label not in one.answers():
-                kind = suite.judges[part]["judge"]
-                raise unknown(f"label of suite {suite.name} for the judge {kind}", suite.listed.label, one.answers())
+            if part in AXES:
+                _knows(one, suite, part)  # type: ignore[arg-type]  # part is one of the two literals
             found[part] = one
         except MissingWeights as error:
             missing[part] = str(error)
     return found, missing
+
+
+def _knows(one: Judge, suite: Suite, axis: Axis) -> None:
+    """Complains about labels of a suite that its judge never says: every picture of them would be counted as lost."""
+    answers = one.answers()
+    for label in [suite.listed.label] if suite.listed else suite.words(axis):
+        if label not in answers:
+            raise unknown(f"{axis} of suite {suite.name} for its judge {suite.judges[axis]['judge']}", label, answers)
+
+
+def readable(model: DiffusionModel, suite: Suite) -> None:
+    """Complain, before anything is drawn, about a judge that cannot read pictures of this model's size, or that never says a label.
+
+    Raises:
+        UserError: it names the judge and both sizes; see `judges_of`.
+    """
+    _, height, width = (side * model.pipe.vae_scale_factor for side in model.latent_shape)
+    for part, one in judges_of(suite)[0].items():
+        if one.pixels is not None and (height, width) != (one.pixels, one.pixels):
+            name = suite.judges.get(part, {}).get("judge", part)
+            size = f"{one.pixels}x{one.pixels}"
+            raise UserError(
+                f"judge {name} of suite {suite.name} reads pictures of {size} pixels alone, {model.source} draws {width}x{height}; "
+                "choose a suite for this model with --suite."
+            )
 
 
 def errors_of(suite: Suite, axis: Axis, targets: Sequence[str], judge_: Judge) -> dict[str, int] | None:

@@ -1,11 +1,11 @@
 """Suites without a grid: one concept, the prompts of a list that ask for it, and a judge that says whether it is there. No torch here."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from erasure.concept import Kind
-from eval.readers import Prompt, located, read_prompts
+from eval.readers import HUB, Origin, Prompt, PromptList, located, read_prompts
 
 Axis = Literal["style", "object"]
 
@@ -25,6 +25,7 @@ class Listed:
     names: tuple[str, ...]  # under which an edit may have erased it
     most: dict[str, int]  # tier -> prompts drawn at most, evenly spaced; a tier that is not there draws all
     prompts: tuple[Prompt, ...] = ()  # empty: the user's copy is needed
+    origin: Origin | None = None  # of those prompts
 
 
 def as_grid(record: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def as_grid(record: dict[str, Any], path: Path) -> dict[str, Any]:
     label, names = record.get("label", concept), record.get("names", [])
     axis: Axis = "style" if kind == "style" else "object"
     most = {tier: part["prompts"] for tier, part in record["tiers"].items() if "prompts" in part}
-    prompts = read_list(record["list"], path.parent) if "list" in record else ()
+    own = read_list(record["list"], path.parent) if "list" in record else None
     shared = ("name", "version", "steps", "guidance", "gates", "benign", "attacks", "published")
     return {
         **{key: record[key] for key in shared if key in record},
@@ -54,11 +55,23 @@ def as_grid(record: dict[str, Any], path: Path) -> dict[str, Any]:
         "judges": {axis: record["judge"], **({"clip": record["clip"]} if "clip" in record else {})},
         "styles": {label: concept} if axis == "style" else {},
         "objects": {label: concept} if axis == "object" else {},
-        "listed": Listed(axis, label, kind, tuple(dict.fromkeys([concept, label, *names])), most, prompts),
+        "listed": Listed(axis, label, kind, tuple(dict.fromkeys([concept, label, *names])), most, *(own or ())),
     }
 
 
-def read_list(source: str, beside: Path = Path()) -> tuple[Prompt, ...]:
+def read_list(source: str, beside: Path = Path()) -> PromptList:
     """The prompts of a list: a path, or hub:ORG/NAME/FILE; `#` and a column's name behind it choose another column."""
+    file, column = split(source)
+    return read_prompts(located(file, beside), column, source if source.startswith(HUB) else Path(source).name)
+
+
+def split(source: str) -> tuple[str, str]:
+    """File and column of a list's address; the column is empty where none is named."""
     file, _, column = source.rpartition("#") if "#" in Path(source).name else (source, "", "")
-    return tuple(read_prompts(located(file, beside), column))
+    return file, column
+
+
+def lists(asks: Listed | None, replayed: Origin | None) -> list[dict[str, Any]]:
+    """The list files of an audit, for its result: what each is used for, which file it is, and what of it was left out."""
+    found = (("prompts", asks.origin if asks else None), ("replay", replayed))
+    return [{"use": use, **asdict(origin)} for use, origin in found if origin]

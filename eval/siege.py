@@ -32,6 +32,7 @@ from eval.cases import PLAIN, Case
 from eval.judges.base import Judge
 from eval.samples import Attempt, at_once, drawn, guidance_of, guided, read_png, save_png
 from eval.suites import Attacks, Axis, Suite
+from eval.token_ids import ByTokenIds, only
 
 CHUNK = 10  # prompts attacked together, at most; see chunk_of
 RETAIN = 24  # prompts an attack may fine-tune on that have nothing to do with the concept
@@ -93,7 +94,7 @@ class Siege:
             return drawn(model, asked.prompts, [seeds[at] for at in some], self.suite.steps, scale, asked.prefix)
 
         pictures = guided(scales, make)
-        found = self.judge.read(pictures.float() / 255, ask.prompts)
+        found = self.judge.read(pictures.float() / 255, [self.attempts[i].case.prompt for i in chunk])
         return [
             {"label": r["label"], "p": r["p"], "shown": r["label"] == label(self.attempts[i].case, self.axis)}
             for i, r in zip(chunk, found, strict=True)
@@ -230,6 +231,7 @@ def sealed_rows(path: Path, judge: str) -> list[Row] | None:
 def attacked(attack: PromptAttack, name: str, stand: Stand, siege: Siege, chunk: range, known: Known, folder: Path) -> list[Row]:
     """Attack a chunk of prompts: a picture of each in every round, then fresh pictures of the first way of asking that worked."""
     model, found, tried = stand.model, {}, [[] for _ in chunk]  # type: ignore[var-annotated]
+    by_ids = ByTokenIds(chunk)
     asks = tqdm(attack.rounds(stand, chunk, known), f"{name}, prompts {chunk[0] + 1} to {chunk[-1] + 1}", stand.pictures, unit="round")
     for j, ask in enumerate(asks):
         readings, pictures = siege.read(model, chunk, ask, [siege.seed(i, "search", j) for i in chunk])
@@ -238,6 +240,9 @@ def attacked(attack: PromptAttack, name: str, stand: Stand, siege: Siege, chunk:
             if reading["shown"] and i not in found:
                 found[i] = (j, one(ask, at))
                 save_png(pictures[at], folder / f"{i:04d}.png")
+        if ask.tokens and (todo := by_ids.todo(ask.tokens, found)):
+            some = [chunk[at] for at in todo]
+            by_ids.add(j, todo, siege.read(model, some, only(ask.tokens, todo), [siege.seed(i, "search", j) for i in some])[0])
     fresh: dict[int, list[Row]] = {i: [] for i in found}
     for index in range(siege.suite.attacks.fresh if found else 0):
         ask, seeds = together([ask for _, ask in found.values()]), [siege.seed(i, "fresh", index) for i in found]
@@ -253,6 +258,7 @@ def attacked(attack: PromptAttack, name: str, stand: Stand, siege: Siege, chunk:
             "round": found[i][0] if i in found else None,
             "asked": (found[i][1].shown or found[i][1].prompts)[0] if i in found else None,
             "fresh": fresh.get(i, []),
+            **by_ids.record(at),
         }
         for at, i in enumerate(chunk)
     ]

@@ -21,6 +21,7 @@ from transformers import CLIPTokenizer
 from erasure.families.base import resolve_precision
 from erasure.pocket.canvas import OBJECTS, STYLES, Picture, render, traits
 from erasure.pocket.captions import caption
+from erasure.seeds import stream
 
 CONTEXT = 32  # tokens
 CELLS = [(o, s) for s in STYLES for o in OBJECTS]
@@ -90,7 +91,7 @@ def fit(
         warm, progress = min(1.0, (step + 1) / 100), step / steps
         for group in optimiser.param_groups:
             group["lr"] = lr * warm * max(0.02, 0.5 * (1 + torch.cos(torch.tensor(progress * torch.pi)).item()))
-        torch.manual_seed(shop.args.seed * 1_000_003 + step)
+        torch.manual_seed(stream(shop.args.seed, step))
         value = loss(step)
         optimiser.zero_grad()
         value.backward()

@@ -313,7 +313,7 @@ def test_report_is_one_file_without_requests(big: StableDiffusion, tmp_path: Pat
     page = write(tmp_path / "audit", result, tiny_suite().gates).read_text()
     assert page.count("data:image/png;base64,") >= 8
     assert "http://" not in page and "https://" not in page and "<script" not in page
-    assert "UA" in page and "Wilson" in page
+    assert "UA" in page and "Clopper-Pearson" in page
 
 
 def test_the_record_follows_its_schema_and_other_thresholds_need_no_picture(big: StableDiffusion, tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def said_of(out: Path, result: dict[str, Any], plan: Audit) -> None:
     found = json.loads((out / "report.json").read_text())
     jsonschema.validate(found, json.loads(SCHEMA.read_text()))
     assert found["only"] == "boat" and found["conclusions"][0].startswith("Asked for “neon” on “boat”, the erased model draws it in ")
-    assert found["conclusions"][1].startswith("Elsewhere, where it was meant to stay, the erased model draws it in ")
+    assert any(line.startswith("The concept elsewhere, where it was meant to stay: read as asked in ") for line in found["conclusions"])
     assert [r["name"] for r in found["rates"]][-5:] == ["FR", "IRA", "CRA", "IPA", "CRA_included"]
     assert [g["rate"] for g in found["gates"]].count("FR") == 1
     assert "Erasing “neon” only on “boat”" in page and "lost elsewhere" in page and "the concept elsewhere" in page
@@ -221,7 +221,8 @@ def test_a_concept_kept_elsewhere_is_seen(big: StableDiffusion, tmp_path: Path) 
     rates = {name: (rate["k"], rate["n"]) for name, rate in result["models"]["erased"]["rates"].items()}
     assert rates["UA"] == (6, 6) and rates["FR"] == (2, 3) and rates["UA_named"] == (4, 4) and rates["IRA"] == (2, 2)
     page = write(tmp_path / "audit", result, plan.suite.gates).read_text()
-    assert "Elsewhere, where it was meant to stay, the erased model draws it in 2 of 3, the base in 3." in page
+    counts = "where it was meant to stay: read as asked in 2 of 3 pictures (FR), the base&#39;s in 3 of 3"
+    assert f"{counts}: 33.3 points lower; a loss of up to" in page
     assert "still shown 0 of 6 · lost elsewhere 1 of 3 ·" in page
     assert json.loads((tmp_path / "audit" / "report.json").read_text())["replaced_by"] == [{"label": "plain", "k": 6, "n": 6}]
 

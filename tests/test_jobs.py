@@ -34,6 +34,7 @@ def small_plan(tmp_path: Path, methods: tuple[str, ...] = ("esd",), concepts: tu
     suite |= {"steps": 2, "styles": {k: suite["styles"][k] for k in ("plain", "neon", "sketch")}}
     suite |= {"objects": {k: suite["objects"][k] for k in ("boat", "tree")}}
     suite["aliases"] = {"neon": suite["aliases"]["neon"]}
+    suite["gates"] = {"any": {"rate": "UA", "at_least": 0.0}}  # which every model passes: `jobs run` ends with the verdict
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
     fields = {"esd": FIELDS, "uce": {}}
     entries = [{"concept": list(concepts), "method": m, "fields": fields[m]} for m in methods]
@@ -71,7 +72,9 @@ def test_a_plan_runs_to_its_end_and_is_then_skipped(tmp_path: Path, capfd: pytes
     assert all(row["bytes"] and row["seconds"] for row in rows)
     page = (tmp_path / "out" / "board.html").read_text()
     assert page.count("<circle") == 2 and "http://" not in page and "https://" not in page
-    assert all(row["robust_by"] in ("named", "described") and int(row["robust_n"]) for row in rows)
+    assert all(row["reworded_by"] in ("named", "described") and int(row["reworded_n"]) for row in rows)
+    assert all(row["attacked"] == row["attacked_n"] == "" for row in rows) and not [key for key in rows[0] if "robust" in key]
+    assert "ran in 0 of 2 audits" in page and page.count("not attacked") == 2
     assert "| esd | neon |" in (tmp_path / "out" / "board.md").read_text()
 
 
@@ -186,7 +189,7 @@ def test_a_killed_plan_ends_like_an_undisturbed_one(tmp_path: Path, monkeypatch:
             parent.kill()
             parent.wait()
             time.sleep(3)  # its child ends within a second
-        assert subprocess.run(argv, env=environment, check=False).returncode == 0
+        assert subprocess.run(argv, env=environment, check=False).returncode in (3, 4)  # the verdicts of smoke audits
         plan = load_plan(path)
         kinds = ("edit/edit.safetensors", "audit-pocket-smoke/samples.jsonl", "audit-pocket-smoke/result.json")
         hashes.append([(plan.folder(spec) / kind).read_bytes() for spec in plan.jobs for kind in kinds])

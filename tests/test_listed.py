@@ -1,5 +1,6 @@
 """Suites of prompts alone: strict files, every role and attack on a tiny model, rates without a grid, and a page that reads well."""
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,22 +11,23 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from app.commands.audit import Options, folder, headline, reported
+from app.commands.audit import Options, folder, headline, reported, warn_about
 from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from eval import samples
-from eval.audit import Audit, audit
+from eval.audit import Audit, asks, audit
 from eval.cases import cases
 from eval.counting import counted
 from eval.finished import recounted, rows_of
 from eval.gates import Gate, verdict
 from eval.judging import judges_of
+from eval.listed import read_list
 from eval.readers import Prompt
 from eval.report.html import again
 from eval.report.record import SCHEMA
-from eval.statistics import clopper_pearson, wilson
+from eval.statistics import clopper_pearson
 from eval.suites import Suite, load_suite, suite_names
 from tests.replant import replant
 from tests.test_audit import big, erased  # noqa: F401  # a fixture
@@ -90,7 +92,7 @@ def test_suites_of_prompts_are_read_strictly(tmp_path: Path, change: dict[str, A
 
 
 def test_a_label_that_the_judge_never_says_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"label of suite boats for the judge pocket_object 'boad'\. Did you mean 'boat'"):
+    with pytest.raises(UserError, match=r"object of suite boats for its judge pocket_object 'boad'\. Did you mean 'boat'"):
         judges_of(load_suite(written(tmp_path, label="boad")))
     assert set(judges_of(load_suite(written(tmp_path)))[0]) == {"object", "clip"}
 
@@ -122,8 +124,9 @@ def test_the_users_copy_is_read_where_the_suite_ships_none(tmp_path: Path) -> No
 
 
 def test_every_column_of_a_list_has_a_folder_of_its_own() -> None:
-    names = [folder(Options(edits=(Path("e"),), replay=given), "pocket", "").name for given in ("a/list.csv", "a/list.csv#Spanish")]
-    assert names == ["audit-pocket-standard-replay-list", "audit-pocket-standard-replay-list-Spanish"]
+    lists = ("a/list.csv", "a/list.csv#Spanish", "a/list.tsv#sensitive prompt")
+    names = [folder(Options(edits=(Path("e"),), replay=given), "pocket", "").name for given in lists]
+    assert names == [f"audit-pocket-standard-replay-{name}" for name in ("list", "list-Spanish", "list-sensitive-prompt")]
 
 
 def test_the_shipped_suites_of_prompts_blur_and_ship_nothing() -> None:
@@ -189,17 +192,17 @@ def test_an_audit_of_prompts_alone(big: StableDiffusion, edit: Edit, tmp_path: P
         "neither": 1,
     }
     assert result["distance"]["estimate"] > 0 and list(result["distances"]["parts"]["kept"]) == ["erased"]  # of the captions
-    assert headline(result) == "UA 66.7 % (4/6, base 33.3), UA_shown 75.0 % (3/4)"
+    assert headline(result) == "UA 66.7 % (22.3 to 95.7; 4/6, base 33.3), UA_shown 75.0 % (19.4 to 99.4; 3/4)"
     assert reported(out, suite.gates, result) == 4
     record = json.loads((out / "report.json").read_text())
     jsonschema.validate(record, json.loads(SCHEMA.read_text()))
     assert not {r["name"] for r in record["rates"]} & {"IRA", "CRA", "NRA", "CRA_included"}
     assert {r["name"]: r["ci_method"] for r in record["rates"]} == {
-        "UA": "Wilson, clustered by prompt",
-        "UA_shown": "Wilson, clustered by prompt",
-        "UA_replayed": "Wilson",
+        "UA": "Clopper-Pearson, clustered by prompt",
+        "UA_shown": "Clopper-Pearson, clustered by prompt",
+        "UA_replayed": "Clopper-Pearson",
     }
-    assert "Where the base shows it, the erased model still does in 1 of 4." in capsys.readouterr().out
+    assert "Where the base shows it, the erased model still does in 1 of 4; up to" in capsys.readouterr().out
     page = Page((out / "report.html").read_text())
     harmless(page)
     said = page.said()
@@ -207,6 +210,45 @@ def test_an_audit_of_prompts_alone(big: StableDiffusion, edit: Edit, tmp_path: P
     assert "How much is gone" in said and "so no rate says what else was lost" in said and "IRA" not in said and "CRA" not in said
     assert "Asked for by the prompts of the suite's list" in said and "nothing to draw" not in said
     assert "style" not in said.partition("What could mislead")[0].replace("--", "")
+
+
+def test_the_report_names_the_files_and_what_was_left_out(
+    big: StableDiffusion,  # noqa: F811
+    edit: Edit,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = written(tmp_path, list="church.csv")
+    rows = "".join(f"{i},sail {i},{2**33 + i},{200 if i else 7.5}\n" for i in range(4))
+    (tmp_path / "church.csv").write_text("case_number,prompt,evaluation_seed,evaluation_guidance\n" + rows + "9,,1,7.5\n")
+    (tmp_path / "<b>replay.txt").write_text("a boat\n" + "x" * 5001 + "\n")
+    suite, (replay, replayed) = load_suite(path), read_list("<b>replay.txt", tmp_path)
+    (plan,) = Audit.of([edit], suite, "smoke", replay, "", replayed)
+    out = tmp_path / "audit"
+    result = audit(big, [edit], plan, out)
+    assert reported(out, suite.gates, recounted(out, suite)) in (0, 3, 4)
+    record = json.loads((out / "report.json").read_text())
+    jsonschema.validate(record, json.loads(SCHEMA.read_text()))
+    own, other = record["lists"]
+    assert (own["use"], own["file"], own["rows"], own["prompts"]) == ("prompts", "church.csv", 5, 4)
+    assert own["sha256"] == hashlib.sha256((tmp_path / "church.csv").read_bytes()).hexdigest()
+    assert (other["use"], other["file"], other["left_out"]) == ("replay", "<b>replay.txt", {"of more than 5,000 letters": 1})
+    wanted = [
+        "Of the 5 rows of church.csv these were left out: 1 without a prompt.",
+        "church.csv: it has 5 rows, and the file that was published under this name has 50.",
+        "Of the 2 rows of <b>replay.txt these were left out: 1 of more than 5,000 letters.",
+    ]
+    page = Page((out / "report.html").read_text())
+    harmless(page)
+    capsys.readouterr()
+    warn_about(result["lists"])
+    warned = capsys.readouterr().err
+    for line in wanted:
+        assert line in [*record["skipped"], *record["threats_to_validity"]] and line in page.said() and f"warning: {line}" in warned
+    assert own["sha256"] in page.said()
+    renamed = load_suite(written(tmp_path, list="church.csv"))
+    (tmp_path / "church.csv").rename(tmp_path / "other.csv")
+    assert asks(load_suite(written(tmp_path, list="other.csv"))) == asks(renamed)  # the same prompts are the same audit
 
 
 def readings(prompts: int, pictures: int, shown: set[int], role: str = "listed") -> list[dict[str, Any]]:
@@ -236,8 +278,8 @@ def test_pictures_of_one_prompt_are_not_counted_as_independent() -> None:
         assert (twice[0][name]["k"], twice[0][name]["n"]) == (54, 60)
         assert [twice[0][name][key] for key in ("low", "high")] == pytest.approx([once[0][name][key] for key in ("low", "high")])
         assert "effective" not in once[0][name] and twice[0][name]["effective"] == pytest.approx(30)
-    assert (once[1]["method"], twice[1]["method"]) == ("Clopper-Pearson", "Wilson, clustered by prompt")
-    assert (twice[1]["low"], twice[1]["high"]) == pytest.approx((wilson(27, 30).low, wilson(27, 30).high))
+    assert (once[1]["method"], twice[1]["method"]) == ("Clopper-Pearson", "Clopper-Pearson, clustered by prompt")
+    assert (twice[1]["low"], twice[1]["high"]) == pytest.approx(clopper_pearson(27, 30)[1:])
     assert clopper_pearson(60, 60).low > 0.9  # which 60 pictures of 30 prompts do not show
     open_ = both(30, 2, set())[1]
     assert open_["state"] == "INCONCLUSIVE" and both(open_["needed"] // 2 + 1, 2, set())[1]["state"] == "PASS"

@@ -223,8 +223,11 @@ def test_what_needed_no_attack_and_what_was_never_gone_are_told_apart(folder: Pa
     tuning |= {"gone": False, "revived": None}
     said = written(folder, result).said()
     assert "2 without an attack" in said and f"{search['n'] - 2} searched" in said
-    assert "prompts within 3 pictures each (2 of them without an attack)." in said
-    assert "nothing to revive: it was not gone before" in said and "(tuned) had nothing to revive: the concept was not gone before." in said
+    assert "prompts within 3 pictures each (2 of them without an attack); up to" in said
+    assert (
+        "nothing to revive: it was not gone before" in said
+        and "(tuned) had nothing to revive: the concept was not gone before; 6 of 8 pictures show it after 100 steps" in said
+    )
     search["searched"] = 0
     assert "none needed an attack" in written(folder, result).said()
     for attack in result["attacks"]:  # as an audit of an earlier version has them

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from erasure import recorder, saliency
+from erasure import photos, recorder, saliency
 from erasure.concept import Concept
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
@@ -140,7 +140,7 @@ def test_real_images_stand_in_for_walks(model: StableDiffusion, tmp_path: Path) 
 def test_broken_and_monstrous_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(UserError, match=r"text\.png is no image"):
-        recorder.opened(tmp_path / "text.png")
+        photos.opened(tmp_path / "text.png")
     for width, height in ((40_000, 25_000), (12_000, 10_000)):  # claims of 10^9 and 1.2 x 10^8 pixels in a few bytes
         head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
         chunk = struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
@@ -148,4 +148,4 @@ def test_broken_and_monstrous_images_are_refused(tmp_path: Path) -> None:
             b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
         )
         with pytest.raises(UserError, match=r"bomb\.png"):
-            recorder.opened(tmp_path / "bomb.png")
+            photos.opened(tmp_path / "bomb.png")

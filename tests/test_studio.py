@@ -47,7 +47,7 @@ def test_compare_draws_from_the_same_noise_and_leaves_the_model(studio: Studio) 
         (("a", [], 0, 9, 3, 4.0, 1.0), "pictures must lie between"),
         (("a", [], 0, 1, 0, 4.0, 1.0), "steps must lie between"),
         (("a", [], 0, 1, 3, float("nan"), 1.0), "guidance must lie between"),
-        (("a", [], -1, 1, 3, 4.0, 1.0), "a seed lies between"),
+        (("a", [], -1, 1, 3, 4.0, 1.0), "a seed is a whole number from 0 to"),
     ],
 )
 def test_values_out_of_range_are_one_line(studio: Studio, values: tuple, complaint: str) -> None:
@@ -78,8 +78,10 @@ def test_erasing_is_queued_once_and_only_if_it_can_work(studio: Studio) -> None:
 def test_downloads_are_the_forms_an_edit_can_take(studio: Studio, tmp_path: Path) -> None:
     job = studio.root / "jobs" / "x"
     erase(studio.model, CAT, ESD(steps=2, batch=2, walks=2, walk_steps=2, lr=1e-2), out=job / "edit")
-    for form in ("edit", "lora", "folder"):
+    for form in ("edit", "lora", "folder", "checkpoint"):
         assert downloads.packed(studio, job, form).stat().st_size > 1000
+        assert (downloads.loss(job, form) != "") == (form == "lora")
+    assert "carries" in downloads.loss(job, "lora") and "--as checkpoint" in downloads.loss(job, "lora")
     with pytest.raises(UserError, match="text encoder"):
         downloads.packed(studio, job, "text-encoder")
     with pytest.raises(UserError, match="unknown form"):

@@ -1,7 +1,8 @@
 """`erasure audit EDIT`: how much is gone, what else went with it."""
 
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from app.outcome import worst
 from app.parsing import parse
 from app.sequence import main as sequence
 from app.workers import together
@@ -18,17 +20,13 @@ from erasure.concept import parse as parse_concepts
 from erasure.errors import UserError
 from erasure.locks import held
 from erasure.run import read_json
-from eval.gates import EXIT, Gate
+from eval.gates import Gate, exit_code
 
 if TYPE_CHECKING:
     from erasure.edit import Edit
     from erasure.families.base import DiffusionModel
     from eval.audit import Audit
     from eval.suites import Suite
-
-
-INCOMPLETE = 2
-WORST = (3, INCOMPLETE, 4)  # of several audits, the exit code that is told
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +49,14 @@ class Options:
     attention: Attention = "auto"  # attention kernel of the UNet
     prompts: str = ""  # your copy of the list of a suite that ships none: a file, or hub:ORG/NAME/FILE of a dataset on the Hugging Face hub
     only: str = ""  # it was meant to be erased only with this label of the other axis: a style on one object, an object in one style
-    replay: str = ""  # prompts said to bring the concept back: CSV (FILE#COLUMN: another column), .txt, or hub:ORG/NAME/FILE
+    replay: str = ""  # prompts said to bring the concept back: CSV or JSON (FILE#COLUMN: another column), .txt, or hub:ORG/NAME/FILE
     oracle: tuple[str, ...] = ()  # models that never saw the concept: diffusers folders or .safetensors of their UNets
     keep_images: Literal["all", "none"] = "all"  # none: only what judges read is kept, and no picture goes into the cache
     workers: int = 1  # processes on this machine that share the work; on a CPU about as many as it has cores
     shard: str = ""  # i/n: draw and attack only the i-th of n shares, in the same folder; then once without
-    strength: float = 1.0  # how strongly the edits are applied
+    strength: float = 1.0  # how strongly the edits are applied: 0 is the base, 1 what was made; from -10 to 10
     other_base: bool = False  # apply the edit to a model it was not made on
-    fresh: bool = False  # throw away what the folder holds
+    fresh: bool = False  # throw away what an audit wrote in the folder, and start over; other files stay
     blur: bool = False  # blur the report's pictures until they are asked for; always so where the concept's kind is nsfw
 
 
@@ -72,7 +70,7 @@ class AnswersOptions:
     kind: Kind = "style"  # of that concept: style, object, person, nsfw
     base: Path | None = None  # the base's pictures under the same names; without them no drop is measured
     suite: str = "unlearncanvas"  # name of a suite with a grid, or a YAML file
-    fresh: bool = False  # throw away what the audit folder holds
+    fresh: bool = False  # throw away what an audit wrote in the folder, and start over; other files stay
     blur: bool = False  # blur the report's pictures until they are asked for
 
 
@@ -109,20 +107,24 @@ def main(argv: list[str]) -> int:
 
 def run(options: Options, argv: Sequence[str]) -> int:
     """Audit, report, and say the verdict by the exit code: 0 pass, 2 incomplete, 3 a gate failed, 4 inconclusive."""
+    from erasure.edit import check_strength
     from erasure.run import Run
-    from eval.audit import Audit, How, audit, job_record, work
-    from eval.listed import read_list
+    from eval.audit import WRITES, Audit, How, audit, job_record, work
+    from eval.listed import lists, read_list
     from eval.oracle import oracles
     from eval.suites import load_suite
 
     if options.workers < 1 or (options.workers > 1 and options.shard):
         raise UserError(f"--workers is a number from 1 on, and goes without --shard; got {options.workers}.")
+    check_strength(options.strength)
     if not options.edits:
         raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
     name, concept = asked(options.suite)
     suite = load_suite(name, options.prompts)
     model, edits = loaded(options, claimed(suite, concept) if concept else None)
-    plans = Audit.of(edits, suite, options.tier, read_list(options.replay) if options.replay else (), options.only)
+    replay, replayed = read_list(options.replay) if options.replay else ((), None)
+    warn_about(lists(suite.listed, replayed))
+    plans = Audit.of(edits, suite, options.tier, replay, options.only, replayed)
     both = len(plans) > 1
     plans = about(concept, plans) if concept else plans
     how = How(
@@ -135,11 +137,11 @@ def run(options: Options, argv: Sequence[str]) -> int:
     if options.shard:
         for plan, out in zip(plans, outs, strict=True):
             work(model, edits, plan, out, how, shard=shard(options.shard), fresh=options.fresh)
-            print(f"share {options.shard} of {out} is done; when all are, give the same command without --shard.")
+            print(f"share {options.shard} of {out} is done, which is no verdict; when all are, give the same command without --shard.")
         return 0
     with ExitStack() as stack:
         for plan, out in zip(plans, outs, strict=True):
-            run = Run(out, job_record(model, edits, plan, how), options.fresh)  # complains before a lock is in the folder
+            run = Run(out, job_record(model, edits, plan, how), options.fresh, WRITES)  # complains before a lock is in the folder
             stack.enter_context(held(out, "erasure audit"))
             if options.workers > 1 and options.fresh:
                 run.begin()  # once, not once a worker
@@ -151,7 +153,7 @@ def run(options: Options, argv: Sequence[str]) -> int:
             for pair in result["overlap"]:
                 print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
             codes.append(reported(out, suite.gates, result, options.blur))
-    return next((code for code in WORST if code in codes), 0)
+    return worst(codes)
 
 
 def asked(suite: str) -> tuple[str, str]:
@@ -198,7 +200,7 @@ def loaded(options: Options, about: tuple[Kind, str] | None = None) -> tuple["Di
     Raises:
         UserError: a foreign erasure without what is needed to audit it, --concept for edits that tell it themselves.
     """
-    from erasure.edit import Edit
+    from erasure.edit import Edit, distinct
     from erasure.foreign import foreign, is_edit
     from erasure.loading import load_model
 
@@ -209,7 +211,7 @@ def loaded(options: Options, about: tuple[Kind, str] | None = None) -> tuple["Di
     strangers = [path for path in options.edits if not is_edit(str(path))]
     elsewhere = options.concept or (about and options.model and options.out)  # or else a path that is not there is a mistyped edit
     if not strangers or not (elsewhere or any(path.exists() for path in strangers)):
-        edits = [Edit.load(path) for path in options.edits]
+        edits = list(distinct([Edit.load(path) for path in options.edits]))
         if options.concept:
             raise UserError("--concept is for erasures made elsewhere; this edit says itself what it erases. Leave it out.")
         return base(options.model or edits[0].info.base["source"]), edits
@@ -217,7 +219,8 @@ def loaded(options: Options, about: tuple[Kind, str] | None = None) -> tuple["Di
     if missing := [f"--{name}" for name, given in needed.items() if not given]:
         raise UserError(f"{strangers[0]} was not made by `erasure erase`; to audit it give {', '.join(missing)} as well.")
     model, concepts = base(options.model), parse_concepts(concept, kind=kind)
-    return model, [Edit.load(path) if is_edit(str(path)) else foreign(model, str(path), concepts) for path in options.edits]
+    edits = [Edit.load(path) if is_edit(str(path)) else foreign(model, str(path), concepts) for path in options.edits]
+    return model, list(distinct(edits))
 
 
 def reported(out: Path, gates: Sequence[Gate], result: dict[str, Any], blur: bool = False) -> int:
@@ -232,11 +235,8 @@ def reported(out: Path, gates: Sequence[Gate], result: dict[str, Any], blur: boo
         print(f"  {reason}")
     for part, reason in result["missing"].items():
         print(f"  INCOMPLETE, judge of {part}: {reason}", file=sys.stderr)
-    if gates:
-        print(report["verdict"]["state"])
-    if result["missing"] or any("crashed" in attack for attack in result["attacks"]):
-        return INCOMPLETE
-    return EXIT[report["verdict"]["state"]] if gates else 0
+    print(report["verdict"]["state"])
+    return exit_code(report["verdict"]["state"], result)
 
 
 def report(options: ReportOptions) -> int:
@@ -271,10 +271,7 @@ def compare(options: CompareOptions) -> int:
 
 def folder(options: Options, suite: str, axis: str, only: str = "") -> Path:
     """Where an audit goes: --out, or beside the edit; stacks get a folder of their own. Styles and objects apart when both are erased."""
-    prompts, replay = (
-        f"{what}-{Path(given.replace('.csv#', '-')).stem}" if given else ""
-        for what, given in (("of", options.prompts), ("replay", options.replay))
-    )
+    prompts, replay = (f"{what}-{called(given)}" if given else "" for what, given in (("of", options.prompts), ("replay", options.replay)))
     strength = f"strength-{options.strength:g}" if options.strength != 1 else ""
     name = "-".join(part for part in ("audit", suite, options.tier, prompts, strength, f"only-{only}" if only else "", replay) if part)
     first, *others = options.edits
@@ -284,11 +281,31 @@ def folder(options: Options, suite: str, axis: str, only: str = "") -> Path:
     return place / (f"{name}-{axis}" if axis else name)
 
 
+def called(source: str) -> str:
+    """What a list is called in the name of a folder."""
+    from eval.listed import split
+
+    file, column = split(source)
+    return "-".join(part for part in (Path(file).stem, re.sub(r"[^\w.-]+", "-", column)) if part)
+
+
+def warn_about(lists: Sequence[Mapping[str, Any]]) -> None:
+    """Say what was left out of list files, and what else is odd about them, before anything is drawn."""
+    from eval.report.sentences import left_out
+
+    for found in lists:
+        for line in (left_out(dict(found)), *found["warnings"]):
+            if line:
+                print(f"erasure: warning: {line}", file=sys.stderr)
+
+
 def headline(result: dict[str, Any]) -> str:
-    """The rates that were counted in one line, with counts and the base beside them: UA, then what is kept, or what the base shows."""
+    """The rates that were counted in one line, with interval, counts and the base beside them: UA, then what is kept or the base shows."""
     erased, base = result["models"]["erased"]["rates"], result["models"].get("base", {"rates": {}})["rates"]
     parts = []
     for name in (n for n in ("UA", "UA_shown", "FR", "IRA", "CRA") if n in erased):
         beside = f", base {100 * base[name]['estimate']:.1f}" if name in base and name != "UA_shown" else ""
-        parts.append(f"{name} {100 * erased[name]['estimate']:.1f} % ({erased[name]['k']}/{erased[name]['n']}{beside})")
+        rate = erased[name]
+        bounds = f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f}"
+        parts.append(f"{name} {100 * rate['estimate']:.1f} % ({bounds}; {rate['k']}/{rate['n']}{beside})")
     return ", ".join(parts)

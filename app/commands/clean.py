@@ -3,16 +3,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import tyro
 
-from app.cleaning import Item, Kind, in_use, items, remove
 from app.parsing import parse
+from erasure.choices import Removable
 from erasure.errors import UserError
 from erasure.locks import Busy
 
-KINDS: tuple[Kind, ...] = get_args(Kind)
+if TYPE_CHECKING:
+    from app.cleaning import Item
+
+KINDS: tuple[Removable, ...] = get_args(Removable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,12 +26,16 @@ class Options:
     """
 
     where: Annotated[Path, tyro.conf.Positional] = Path("runs")  # folder with runs below it
-    kinds: tuple[Kind, ...] = KINDS  # caches: what can be made again; downloads: what the page packed; incomplete: runs that never ended
+XX
+        KINDS  # caches: what can be made again; downloads: what the page packed; incomplete: runs that never ended
+    )
     yes: bool = False  # remove them
 
 
 def main(argv: list[str]) -> int:
     options = parse(Options, argv, "clean")
+    from app.cleaning import in_use, items  # imports torch
+
     if not options.where.is_dir() and options.where != Path("runs"):
         raise UserError(f"{options.where} is not a folder; name the one your runs are in.")
     found = items(options.where, options.kinds or KINDS)
@@ -43,7 +50,9 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def removed(one: Item) -> int:
+def removed(one: "Item") -> int:
+    from app.cleaning import remove
+
     try:
         return remove(one)
     except Busy as error:
@@ -51,7 +60,7 @@ def removed(one: Item) -> int:
         return 0
 
 
-def table(found: Sequence[Item]) -> list[str]:
+def table(found: "Sequence[Item]") -> list[str]:
     """One line for each item, and the sum of each kind."""
     lines = []
     for kind in KINDS:

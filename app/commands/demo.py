@@ -23,6 +23,7 @@ def main(argv: list[str]) -> int:
     from erasure.erase import configure, erase
     from erasure.loading import load_model
     from erasure.methods.esd import ESD
+    from erasure.run import read_json
     from eval.audit import Audit, audit
     from eval.report.html import write
     from eval.suites import load_suite
@@ -36,4 +37,5 @@ def main(argv: list[str]) -> int:
     result = audit(model, [edit], Audit.of([edit], suite, "smoke")[0], out, fresh=options.fresh)
     print(write(out, result, suite.gates))
     print(headline(result))
+    print(f"{read_json(out / 'report.json')['verdict']['state']}: a smoke audit is a first look; --tier standard is for a verdict")
     return 0

@@ -14,6 +14,7 @@ from erasure.concept import Kind
 from erasure.concept import parse as parse_concepts
 from erasure.discover import load, summary
 from erasure.errors import UserError
+from erasure.seeds import checked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,7 @@ class Options:
     prompts: tuple[str, ...] = ()  # training sentences with {} for the concept, instead of the kind's
     model: str = "pocket"  # pocket, a hub id, a diffusers folder, or one .safetensors file
     out: Path | None = None  # run folder; default runs/<hash of the job>
-    seed: int = 0  # decides every random number
+    seed: int = 0  # decides every random number; from 0 to 2^63 - 1
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     dtype: Precision = "auto"  # what to compute in; trained weights are fp32 always
     attention: Attention = "auto"  # attention kernel of the UNet
@@ -36,7 +37,7 @@ class Options:
     on: tuple[Path, ...] = ()  # edits that are in place while this one is made; it will need them
     mask: Path | None = None  # saliency mask of a SalUn run: only its entries move
     preview: bool = False  # closed forms: print how far the edit would move other prompts, and stop
-    fresh: bool = False  # throw away what the folder holds of this or another job
+    fresh: bool = False  # throw away what this or another erasure wrote in the folder, and start over; other files stay
 
 
 def main(argv: list[str]) -> int:
@@ -45,14 +46,15 @@ def main(argv: list[str]) -> int:
 
     cls = load("erasure.methods", method_name, Method)
     options: Any = parse(combined("Erase", Options, cls), argv, "erase")
+    checked(options.seed)
     concepts = parse_concepts(options.concept, kind=options.kind, prompts=options.prompts, anchor=options.anchor)
-    from erasure.edit import Edit
-    from erasure.erase import configure, erase, job_record
+    from erasure.edit import Edit, distinct
+    from erasure.erase import configure, erase, forecast, job_record
     from erasure.loading import load_model
     from erasure.locks import check
     from erasure.run import Run, default_folder
 
-    after = [Edit.load(path) for path in options.on]
+    after = distinct([Edit.load(path) for path in options.on])
     model = load_model(options.model, device=options.device, precision=options.dtype, attention=options.attention)
     own = {name: getattr(options, name) for name in given(argv, [f.name for f in fields(cls)])}
     method, concepts, differs = configure(cls, concepts, model.family, own)
@@ -62,10 +64,10 @@ def main(argv: list[str]) -> int:
     out = options.out or default_folder(job)
     Run(out, job, options.fresh)  # complains before anything is said or written
     check(out)
-    forecast = method.forecast(model, concepts)  # complains about what cannot be asked
+    passes = forecast(model, concepts, method)  # complains about what cannot be asked
     print(f"{method_name} on {options.model} ({model.family}), erasing {options.concept}; safety checker off", file=sys.stderr)
     print(f"differs from the paper's defaults: {', '.join(f'{k}={short(v)}' for k, v in differs.items()) or 'nothing'}", file=sys.stderr)
-    print(f"it will take {forecast.unet_forwards:,} UNet forwards and {forecast.unet_backwards:,} backwards", file=sys.stderr)
+    print(f"it will take {passes.unet_forwards:,} UNet forwards and {passes.unet_backwards:,} backwards", file=sys.stderr)
     with warned():
         edit = erase(
             model,
@@ -80,8 +82,8 @@ def main(argv: list[str]) -> int:
             gradient_checkpointing=options.gradient_checkpointing,
         )
     cost = edit.info.cost
-    passes = f"{cost['unet_forwards']} UNet forwards and {cost['unet_backwards']} backwards"
-    print(f"{out}: {passes} for {cost['sample_gradients']} sample-gradients")
+    took = f"{cost['unet_forwards']} UNet forwards and {cost['unet_backwards']} backwards"
+    print(f"{out}: {took} for {cost['sample_gradients']} sample-gradients")
     return 0
 
 

@@ -12,6 +12,7 @@ from app.web.studio import Studio
 from erasure import export
 from erasure.edit import Edit
 from erasure.errors import UserError, unknown
+from erasure.export.lora import read_report
 from erasure.files import replacing
 from erasure.locks import held
 
@@ -24,11 +25,23 @@ def prepare(studio: Studio) -> Callable[[str | None, str], Any]:
         try:
             if not job:
                 raise UserError("there is no job yet.")
-            return gr.File(str(packed(studio, studio.job(job), form)), visible=True)
+            folder = studio.job(job)
+            file = packed(studio, folder, form)
         except UserError as error:
             raise gr.Error(str(error), duration=12) from None
+        if lost := loss(folder, form):
+            gr.Warning(lost, duration=None)
+        return gr.File(str(file), visible=True)
 
     return download
+
+
+def loss(job: Path, form: str) -> str:
+    """What a LoRA that was packed loses of its edit, "" where that is within the bound or the form is exact."""
+    if form != "lora":
+        return ""
+    report = read_report(job / "downloads" / form)
+    return "" if report.faithful else f"This LoRA {report.sentence()}. The zip is ready; audit it before you rely on it."
 
 
 def packed(studio: Studio, job: Path, form: str) -> Path:
@@ -48,11 +61,10 @@ def packed(studio: Studio, job: Path, form: str) -> Path:
             return file
         edit, out = Edit.load(folder), file.parent / form
         shutil.rmtree(out, ignore_errors=True)
-        with studio.lock:
+        with studio.exclusive():
             export.to_form(studio.model, edit, out, form)
         with replacing(file) as whole:
             pack(out, whole)
-        shutil.rmtree(out)  # only the zip is taken away
     return file
 
 

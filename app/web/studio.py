@@ -5,6 +5,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ from app.plan import Spec
 from app.web.safety import Checker
 from erasure.concept import Concept, Kind
 from erasure.discover import load
-from erasure.edit import Edit, EditInfo
+from erasure.edit import Edit, distinct, revert_all
+from erasure.edits.record import read_info
 from erasure.erase import applied, configure, erase
 from erasure.errors import UserError, unknown
 from erasure.families.base import DiffusionModel
 from erasure.methods.base import Method
 from erasure.methods.uce import UCE
 from erasure.pocket.captions import OBJECT_WORDS, STYLE_WORDS, vocabulary
-from erasure.run import read_json
+from erasure.seeds import checked
 from eval.audit import Audit
 from eval.judges.base import Judge
 from eval.suites import load_suite
@@ -86,8 +88,20 @@ class Studio:
         """A ready erasure for the first look: a closed form that takes two seconds, once."""
         if self.is_pocket:
             method, concepts, _ = configure(UCE, [READY], self.model.family, {})
-            erase(self.model, concepts, method, out=self.root / "ready" / "watercolor-uce")
+            out = self.root / "ready" / "watercolor-uce"
+            erase(self.model, concepts, method, out=out)
             next(self.compare(FIRST, [], 0, 1, 2, 4.0, 1.0))  # loads the judges and warms the kernels up
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """The model for one request alone, and as the base: an edit that an earlier request left in place is taken out first.
+
+        Raises:
+            UserError: it cannot be taken out; then nothing is drawn, since the base would not be the base.
+        """
+        with self.lock:
+            revert_all(self.model.pipe)
+            yield
 
     def edits(self) -> dict[str, Path]:
         """Edits below the runs folder that were made on the loaded model, newest first, by a name for people; exports left out."""
@@ -95,8 +109,8 @@ class Studio:
         found: dict[str, Path] = {}
         for file in files:
             try:
-                edit = Edit({}, EditInfo(**read_json(file)))
-            except (UserError, TypeError):
+                edit = Edit({}, read_info(file)[0])
+            except UserError:
                 continue  # one broken folder must not take the page down; loading it by name says what is wrong
             if edit.info.base["fingerprint"] == self.base:
                 name = edit.name + (f", seed {edit.info.seed}" if edit.info.seed else "")
@@ -107,13 +121,13 @@ class Studio:
         """Edits by their names.
 
         Raises:
-            UserError: a name that is not on the list.
+            UserError: a name that is not on the list, or one edit twice.
         """
         known = self.edits()
         for name in names:
             if name not in known:
                 raise unknown("edit", name, known)
-        return [Edit.load(known[name]) for name in names]
+        return list(distinct([Edit.load(known[name]) for name in names]))
 
     def compare(
         self, prompt: str, names: list[str], seed: int, count: int, steps: int, guidance: float, strength: float
@@ -134,16 +148,14 @@ class Studio:
                 raise UserError(f"{name} must lie between {low} and {high}, got {value:g}.")
         if len(prompt) > PROMPT_LIMIT:
             raise UserError(f"a prompt may have {PROMPT_LIMIT} characters, this one has {len(prompt):,}.")
-        if not 0 <= seed < 2**53:
-            raise UserError(f"a seed lies between 0 and 2^53, got {seed}.")
-        edits, seeds = self.chosen(names), list(range(seed, seed + count))
+        edits, seeds = self.chosen(names), list(range(checked(seed), seed + count))
         first = self._compared(prompt, edits, seeds[:1], steps, guidance, strength)
         yield first
         if rest := seeds[1:]:
             yield first + self._compared(prompt, edits, rest, steps, guidance, strength)
 
     def _compared(self, prompt: str, edits: list[Edit], seeds: list[int], steps: int, guidance: float, strength: float) -> Comparison:
-        with self.lock:
+        with self.exclusive():
             base = self._base(prompt, seeds, steps, guidance)
             with applied(self.model, edits, strength=strength):
                 erased = self._draw(prompt, seeds, steps, guidance) if edits else base
@@ -201,7 +213,7 @@ class Studio:
         if len(concept) > PROMPT_LIMIT or len(anchor) > PROMPT_LIMIT:
             raise UserError(f"a concept may have {PROMPT_LIMIT} characters, this one has {len(concept):,}.")
         configure(load("erasure.methods", method, Method), list(concepts), self.model.family, given)  # complains now, not in an hour
-        spec = Spec(concepts=concepts, method=method, fields=given, seed=seed, model=self.source, suite=suite)
+        spec = Spec(concepts=concepts, method=method, fields=given, seed=checked(seed), model=self.source, suite=suite)
         return self.queue(spec)
 
     def start_audit(self, names: list[str], suite: str, tier: str) -> Path:

@@ -11,6 +11,7 @@ import gradio as gr
 from app.web import pictures
 from app.web.studio import FIRST, PICTURES, PROMPT_LIMIT, STEPS, Comparison, Studio
 from erasure.errors import UserError
+from erasure.seeds import read_seed
 from eval.cases import cases
 from eval.suites import load_suite, suite_names
 
@@ -29,7 +30,7 @@ def tab(studio: Studio) -> gr.Dropdown:
             known = list(studio.edits())
             edits = gr.Dropdown(known, value=known[-1:], multiselect=True, allow_custom_value=True, label="Edits to apply", elem_id="edits")
             with gr.Row():
-                seed = gr.Number(7, label="Seed", precision=0, minimum=0, min_width=90)
+                seed = gr.Textbox("7", label="Seed", max_lines=1, max_length=20, min_width=90)  # a number of JavaScript has 53 bits
                 count = gr.Slider(1, PICTURES, 4, step=1, label="Pictures", min_width=120)
             draw = gr.Button("Compare", variant="primary", elem_id="compare")
             with gr.Accordion("More", open=False):
@@ -75,14 +76,14 @@ def comparing(studio: Studio) -> Any:
     """The handler of the button."""
 
     def compare(
-        prompt: str, edits: list[str], seed: int, pictures_: int, steps: int, guidance: float, strength: float, reveal: bool = False
+        prompt: str, edits: list[str], seed: str, pictures_: int, steps: int, guidance: float, strength: float, reveal: bool = False
     ) -> Iterator[tuple[Any, ...]]:
         """Draw a prompt with the base model and with edits applied, from the same noise; the first seed comes before the others.
 
         Returns before and after of the first seed, their difference, the judges' readings, a grid of all seeds, and a note.
         """
-        asked = (int(seed or 0), int(pictures_), int(steps), float(guidance), float(strength))
         try:
+            asked = (read_seed(seed or "0"), int(pictures_), int(steps), float(guidance), float(strength))
             for found in studio.compare(prompt or "", edits or [], *asked):
                 found = replace(found, sensitive=found.sensitive and not reveal)
                 pairs = zip(found.base, found.erased, found.seeds, strict=True)

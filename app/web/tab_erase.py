@@ -21,6 +21,7 @@ from erasure.discover import field_help, load, names, summary
 from erasure.erase import configure
 from erasure.errors import UserError
 from erasure.methods.base import Method
+from erasure.seeds import read_seed
 from eval.suites import suite_names
 
 FOLDERS = ("images", "retain_images", "generator")  # fields that name paths of this machine
@@ -45,7 +46,7 @@ def tab(studio: Studio) -> tuple[Any, gr.Dropdown]:
             with gr.Row():
                 kind = gr.Dropdown(list(get_args(Kind)), value="style", label="Kind", min_width=110, interactive=True)
                 anchor = gr.Textbox("", label="Becomes", placeholder="nothing", min_width=140, max_length=PROMPT_LIMIT, interactive=True)
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=80, interactive=True)
+                seed = gr.Textbox("0", label="Seed", max_lines=1, max_length=20, min_width=80, interactive=True)
             method = gr.Dropdown(
                 [(f"{n} · {about(n)}", n) for n in names("erasure.methods")],
                 value="esd",
@@ -94,10 +95,10 @@ def build_form(studio: Studio, name: str, kind: Kind, common: list[Any], outputs
             if studio.local or f.name not in FOLDERS:
                 widgets[f.name] = widget(f.name, types[f.name], getattr(method, f.name), help_.get(f.name, ""))
 
-    def run(concept: str, kind: Kind, anchor: str, seed: int, suite: str, *values: Any) -> tuple[str, Any]:
+    def run(concept: str, kind: Kind, anchor: str, seed: str, suite: str, *values: Any) -> tuple[str, Any]:
         try:
             given = {k: v for k, v in read(widgets, values, types).items() if v != getattr(method, k)}
-            folder = studio.start_erasing(concept, kind, anchor, name, given, int(seed or 0), suite)
+            folder = studio.start_erasing(concept, kind, anchor, name, given, read_seed(seed or "0"), suite)
         except UserError as error:
             raise gr.Error(str(error), duration=12) from None
         note = f"<p>Queued as <b>{escape(folder.name)}</b>. It goes on when this page is closed.</p>"

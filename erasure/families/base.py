@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, get_args
@@ -147,7 +147,7 @@ class DiffusionModel(ABC):
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Every editable parameter as "unet.<name>" or "text_encoder.<name>"."""
-        return {f"{part}.{canonical(name)}": p for part, module in self.modules.items() for name, p in module.named_parameters()}
+        return named_parameters(self.modules)
 
     def region(self, region: str) -> list[str]:
         """Parameter names of a region.
@@ -249,12 +249,54 @@ def canonical(name: str) -> str:
     return name.removeprefix("text_model.")
 
 
-def fingerprint(modules: dict[str, nn.Module]) -> str:
-    digest = hashlib.sha256()
-    for part, module in sorted(modules.items()):
-        for name, p in sorted(module.named_parameters(), key=lambda item: canonical(item[0])):
-            digest.update(f"{part}.{canonical(name)}{tuple(p.shape)}".encode())
-            digest.update(p.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The network or layer inside the wrappers of torch.compile (`_orig_mod`) and peft (`base_layer`, `get_base_model`)."""
+    while True:
+        inner: Any = getattr(module, "_orig_mod", None)
+        inner = getattr(module, "base_layer", None) if inner is None else inner
+        if inner is None and hasattr(module, "get_base_model"):
+            inner = module.get_base_model()  # type: ignore[operator]  # a method, of peft.PeftModel
+        if inner is None:
+            return module
+        module = inner
+
+
+def plain_parameters(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters by the names they have where nothing wraps the network or its layers.
+
+    A loaded LoRA makes `to_q.base_layer.weight` of `to_q.weight` and puts its factors beside it, which are left out here; torch.compile
+    adds `_orig_mod`.
+    """
+    network = unwrapped(network)
+    for name, p in network.named_parameters(recurse=False):
+        yield prefix + name, p
+    for name, child in network.named_children():
+        yield from plain_parameters(child, f"{prefix}{name}.")
+
+
+def named_parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """Every parameter of some networks as "<part>.<name>"; tied ones once."""
+    found: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for part, network in modules.items():
+        for name, p in plain_parameters(network):
+            if id(p) not in seen:
+                found[f"{part}.{canonical(name)}"] = p
+            seen.add(id(p))
+    return found
+
+
+def fingerprint(modules: Mapping[str, nn.Module], instead: Mapping[str, Tensor] | None = None) -> str:
+    """Hash of the parameters of networks, in fp16.
+
+    Args:
+        instead: values that count in place of those in the networks, by the names of `named_parameters`.
+    """
+    digest, instead = hashlib.sha256(), instead or {}
+    for name, p in sorted(named_parameters(modules).items()):
+        value = instead.get(name, p)
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

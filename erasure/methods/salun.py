@@ -55,7 +55,7 @@ class SalUn(Trained):
     retain_walks: int = 100  # pictures of what to keep
     walk_steps: int = 50  # DDIM steps of each
     walk_guidance: float = 7.5  # classifier-free guidance of the pictures
-    images: str = ""  # folder of real images of the concept, in place of walks
+    images: str = ""  # folder of real images of the concept, in place of walks; hidden files are passed over
     retain_images: str = ""  # folder of real images of what to keep
 
     def __post_init__(self) -> None:

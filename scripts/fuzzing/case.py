@@ -1,0 +1,114 @@
+"""One hostile input, and the values and mutations that such inputs are made of."""
+
+import copy
+import json
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+from torch import Tensor
+
+LONG = "x" * 100_000
+TEXTS = (
+    "",
+    " ",
+    "a\0b",
+    "a\nb",
+    "\x1b[31mred",
+    "../../../escaped",
+    "/",
+    "~nobody/x",
+    "a" * 300,
+    LONG,
+    "№ 🙂 ١",
+    "'; --",
+    "{}",
+    "%s%n",
+    "-1",
+    "nan",
+)
+NUMBERS = (-1, 0, 10**12, 2**63, -(2**63), 10**30, 1e308, -0.5, float("nan"), float("inf"))
+DEEP = b"[" * 100_000
+BINARY = bytes(range(256)) * 8
+
+
+@dataclass(frozen=True)
+class Case:
+    """A command and the files that it reads.
+
+    `{in}` and `{out}` in `argv` stand for the folder of those files and for an empty folder that the command may write to.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    files: Mapping[str, bytes | Path] = field(default_factory=dict)  # by path below {in}; a Path is copied from there
+    wrong: bool = True  # whether it must be refused; if not, it may be refused or done, and only must not break anything
+    process: bool = False  # in a process of its own
+
+
+def swapped(value: Any, rng: random.Random) -> Any:
+    """A value of another JSON type."""
+    others: list[Any] = [None, True, 7, 0.5, "text", [], ["a", 1], {}, {"a": {"b": []}}]
+    return rng.choice([other for other in others if kind(other) != kind(value)])
+
+
+def kind(value: Any) -> str:
+    """The JSON type of a value; whole numbers and others are one."""
+    return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
+
+
+def hostile(rng: random.Random) -> Any:
+    """A value that nobody expects."""
+    return rng.choice([*TEXTS[:-2], *NUMBERS, None, True, [], {}, [[[]]], {"a": None}, ["x"] * 1000])
+
+
+def mutated(record: Any, rng: random.Random) -> Any:
+    """A copy of a JSON value in which one place at any depth is deleted, doubled, swapped for another type or made hostile."""
+    found = copy.deepcopy(record)
+    node: Any = {"": found}
+    key: Any = ""
+    while isinstance(node[key], dict | list) and node[key] and (key == "" or rng.random() < 0.7):
+        node = node[key]
+        key = rng.choice(list(node) if isinstance(node, dict) else range(len(node)))
+    match rng.randrange(4):
+        case 0 if isinstance(node, dict):
+            del node[key]
+        case 1 if isinstance(node, dict):
+            node[str(rng.choice(TEXTS))[:300]] = node[key]
+        case 2:
+            node[key] = swapped(node[key], rng)
+        case _:
+            node[key] = hostile(rng)
+    return found
+
+
+def without(record: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The mapping without each of its keys in turn."""
+    for name in record:
+        yield name, {key: value for key, value in record.items() if key != name}
+
+
+def encoded(record: Any) -> bytes:
+    return json.dumps(record).encode()
+
+
+def packed(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+    """A safetensors file; tensors that share memory are written apart."""
+    return save({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, metadata=metadata)
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """Bytes with an end cut off, some overwritten, some put in or some taken out."""
+    at, some = rng.randrange(len(data)), rng.randbytes(rng.randint(1, 64))
+    match rng.randrange(4):
+        case 0:
+            return data[:at]
+        case 1:
+            return data[:at] + some + data[at + len(some) :]
+        case 2:
+            return data[:at] + some + data[at:]
+        case _:
+            return data[:at] + data[at + len(some) :]

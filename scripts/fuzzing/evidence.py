@@ -1,0 +1,106 @@
+"""What audits leave behind, as `report`, `compare` and the leaderboard read it again; and the measured errors of judges."""
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from eval.calibration import FOLDER
+from fuzzing.case import BINARY, DEEP, LONG, TEXTS, Case, damaged, encoded, mutated, swapped, without
+from fuzzing.ground import Ground
+
+READ = {"tier", "job", "models", "axis", "targets", "judges", "attacks", "edits"}  # keys of result.json without which there is no report
+
+
+def audits(ground: Ground, rng: random.Random) -> Iterator[Case]:
+    """result.json, samples.jsonl, report.json and pictures of an audit."""
+    result = json.loads((ground.audit / "result.json").read_text())
+    rows = [json.loads(line) for line in (ground.audit / "samples.jsonl").read_text().splitlines()]
+
+    def case(name: str, files: dict[str, bytes], wrong: bool, command: str = "") -> Case:
+        argv = {
+            "report": ("audit", "report", "{in}/audit"),
+            "suite": ("audit", "report", "{in}/audit", "--suite", "{in}/grid.yaml"),
+            "compare": ("audit", "compare", "{in}/audit", "{in}/other"),
+            "board": ("jobs", "board", "{in}", "--out", "{out}/board"),
+        }
+        chosen = command or rng.choice(["report", "suite", "compare"])
+        sound: dict[str, bytes | Path] = {"audit": ground.audit, "other": ground.audit, "grid.yaml": ground.root / "grid.yaml"}
+        return Case(f"{name}, {chosen}", argv[chosen], {**sound, **{f"audit/{k}": v for k, v in files.items()}}, wrong)
+
+    def lines(found: list[Any]) -> dict[str, bytes]:
+        return {"samples.jsonl": "".join(json.dumps(row) + "\n" for row in found).encode()}
+
+    fixed = [
+        case(f"{file}, {data[:20]!r}", {file: data}, True, command)
+        for file, commands in (("result.json", ("report", "suite", "compare")), ("samples.jsonl", ("report", "suite", "compare")))
+        for command in commands
+        for data in (b"", b"null", b"[]", b"3", b"{}", DEEP, BINARY, b'{"a":')
+        if not (file == "samples.jsonl" and data == b"")
+    ]
+    fixed += [case(f"result.json without {k}", {"result.json": encoded(less)}, k in READ, "report") for k, less in without(result)]
+    fixed += [
+        case(f"result.json, {k} of another type", {"result.json": encoded({**result, k: swapped(v, rng)})}, k in READ, "report")
+        for k, v in result.items()
+    ]
+    fixed += [case(f"samples.jsonl, rows without {k}", lines([less, *rows[1:]]), False) for k, less in without(rows[0])]
+    fixed += [
+        case(f"samples.jsonl, {k} of another type", lines([{**rows[0], k: swapped(v, rng)}, *rows[1:]]), False) for k, v in rows[0].items()
+    ]
+    for text in TEXTS:
+        fixed.append(case(f"samples.jsonl, an image {text[:20]!r}", lines([{**rows[0], "image": text}, *rows[1:]]), False))
+        fixed.append(case(f"samples.jsonl, a prompt {text[:20]!r}", lines([{**row, "prompt": text} for row in rows]), False))
+        other = {**result, "edits": [{**result["edits"][0], "concepts": [{"name": text, "kind": "style"}]}]}
+        fixed.append(case(f"result.json, a concept {text[:20]!r}", {"result.json": encoded(other)}, False, rng.choice(["report", "board"])))
+    fixed += [
+        case(f"a picture that is {data[:12]!r}", {f"images/{row['model']}/{Path(row['image']).name}": data}, False, "report")
+        for row in rows[:2]
+        for data in (b"", BINARY, b"\x89PNG\r\n\x1a\n", b"GIF89a")
+    ]
+    places = ("{in}/none", "{in}/grid.yaml", "{in}", "", "a\0b", LONG, "{in}/audit/result.json")
+    both = {"audit": ground.audit, "grid.yaml": ground.root / "grid.yaml"}
+    fixed += [Case(f"report of {place[:20]!r}", ("audit", "report", place), both) for place in places]
+    fixed += [Case(f"compare with {place[:20]!r}", ("audit", "compare", "{in}/audit", place), both) for place in places]
+    rng.shuffle(fixed)
+    yield from fixed
+    while True:
+        match rng.randrange(3):
+            case 0:
+                yield case("result.json, mutated", {"result.json": encoded(mutated(result, rng))}, False)
+            case 1:
+                at = rng.randrange(len(rows))
+                yield case("samples.jsonl, mutated", lines([*rows[:at], mutated(rows[at], rng), *rows[at + 1 :]]), False)
+            case _:
+                name = rng.choice(["result.json", "samples.jsonl", "job.json", "report.json"])
+                yield case(f"{name}, damaged", {name: damaged((ground.audit / name).read_bytes(), rng)}, False)
+
+
+def calibrations(ground: Ground, rng: random.Random) -> Iterator[Case]:
+    """Files of a judge's measured errors."""
+    record = json.loads((FOLDER / "pocket_style.json").read_text())
+
+    def case(name: str, found: Any, wrong: bool = True) -> Case:
+        judges = {"style": {"judge": "pocket_style", "calibration": "../in/errors.json"}, "object": "pocket_object"}
+        suite = yaml.safe_dump({**ground.grid(), "judges": judges})
+        data = found if isinstance(found, bytes) else encoded(found)
+        argv = ("audit", "{in}/edit", "--suite", "{in}/suite.yaml", "--tier", "smoke", "--out", "{out}/audit")
+        files: dict[str, bytes | Path] = {"edit": ground.edit, "suite.yaml": suite.encode(), "errors.json": data}
+        return Case(f"calibration, {name}", argv, files, wrong)
+
+    counts = record["labels"]["neon"]
+    fixed = [case(name, data) for name, data in (("empty", b""), ("deep", DEEP), ("binary", BINARY), ("null", b"null"), ("a list", b"[]"))]
+    fixed += [case(f"without {k}", less) for k, less in without(record)]
+    fixed += [case(f"{k} of another type", {**record, k: swapped(v, rng)}, k != "pictures") for k, v in record.items()]
+    fixed += [
+        case(f"{k} {v!r}"[:60], {**record, "labels": {**record["labels"], "neon": {**counts, k: v}}})
+        for k in counts
+        for v in (-1, 1.5, "1", None, True, 10**30 if k.startswith("true") else 0, float("nan"))
+    ]
+    fixed += [case("of another judge", {**record, "judge": "0" * 16}), case("an unknown key", {**record, "nonsense": 1})]
+    rng.shuffle(fixed)
+    yield from fixed
+    while True:
+        yield case("mutated", mutated(record, rng), wrong=False)

@@ -1,0 +1,109 @@
+"""What every case starts from: a tiny model, an edit of it, its audit and exports, made once by the commands themselves."""
+
+import contextlib
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from app.cli import main
+from erasure import saliency
+from erasure.edit import Edit
+from eval.suites import PROMPTS
+from tests import tiny
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Ground:
+    """Folders and files of an undisturbed run; cases copy them and never change them."""
+
+    root: Path
+
+    @property
+    def model(self) -> Path:
+        """A diffusers folder whose pictures have 64 x 64 pixels, as pocket's judges want."""
+        return self.root / "model"
+
+    @property
+    def edit(self) -> Path:
+        return self.root / "edit"
+
+    @property
+    def audit(self) -> Path:
+        return self.root / "audit"
+
+    @property
+    def job(self) -> Path:
+        """The folder of a job that is done."""
+        return self.root / "job"
+
+    @property
+    def lora(self) -> Path:
+        """A LoRA file of the edit."""
+        return next(self.root.glob("lora/*.safetensors"))
+
+    @property
+    def mask(self) -> Path:
+        return self.root / "mask.safetensors"
+
+    @property
+    def word(self) -> Path:
+        """A learned embedding."""
+        return self.root / "word.safetensors"
+
+    def grid(self) -> dict:
+        """A suite of 3 x 2 cells in two steps."""
+        suite = yaml.safe_load((PROMPTS / "pocket.yaml").read_text(encoding="utf-8"))
+        suite |= {"steps": 2, "tiers": {tier: [1, 1] for tier in suite["tiers"]}, "mutations": [], "attacks": None, "benign": None}
+        suite["styles"] = {key: suite["styles"][key] for key in ("plain", "neon", "sketch")}
+        suite["objects"] = {key: suite["objects"][key] for key in ("boat", "tree")}
+        suite["aliases"] = {"neon": {"named": suite["aliases"]["neon"]["named"][:1]}}
+        suite["neighbours"] = None
+        return {key: value for key, value in suite.items() if value is not None}
+
+    def listed(self) -> dict:
+        """A suite of prompts alone, whose list is given with --prompts."""
+        return {
+            "name": "listed",
+            "version": 1,
+            "form": "prompts",
+            "concept": "neon",
+            "kind": "style",
+            "judge": "pocket_style",
+            "steps": 2,
+            "guidance": 3.0,
+            "tiers": {tier: {"pictures": 1, "prompts": 2} for tier in ("smoke", "standard", "full")},
+            "gates": {"erased": {"rate": "UA", "at_least": 0.5}},
+        }
+
+
+def make(root: Path) -> Ground:
+    """Make it all below `root`; a command that fails ends the script, since nothing could be told from the cases then."""
+    ground = Ground(root)
+    tiny.folder(ground.model, size=16, levels=3)
+    (root / "grid.yaml").write_text(yaml.safe_dump(ground.grid()))
+    spec = {"concepts": [{"name": "neon", "kind": "style"}], "method": "uce", "model": str(ground.model)}
+    ground.job.mkdir()
+    (ground.job / "spec.json").write_text(json.dumps(spec))
+    erase = ["erase", "--method", "uce", "--concept", "neon", "--model", str(ground.model)]
+    for argv in (
+        [*erase, "--out", str(ground.edit)],
+        ["audit", str(ground.edit), "--suite", str(root / "grid.yaml"), "--tier", "smoke", "--out", str(ground.audit)],
+        ["export", str(ground.edit), "--as", "lora", "--rank", "32", "--out", str(root / "lora")],
+        ["jobs", "run-one", str(ground.job / "spec.json")],
+    ):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+            code = main(argv)
+        if code not in (0, 3, 4):
+            raise SystemExit(f"erasure {' '.join(argv)} ended with {code}: {said.getvalue()[-500:]}")
+    generator = torch.Generator().manual_seed(SEED)
+    tensors = Edit.load(ground.edit).tensors
+    saliency.store({name: torch.rand(value.shape, generator=generator) < 0.5 for name, value in tensors.items()}, ground.mask)
+    save_file({"word": torch.randn(32, generator=generator)}, ground.word)
+    return ground
