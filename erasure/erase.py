@@ -108,6 +108,8 @@ def erase(
         raise UserError(f"--mask is for trained methods; {type(method).__name__} trains nothing.")
     if gradient_checkpointing and not getattr(method, "recomputes", True):
         raise UserError(f"--gradient-checkpointing does not work with {type(method).__name__}, which switches adapters between passes.")
+    if isinstance(method, Guided):
+        model.check_guidable()
     run = Run(out, job_record(model, concepts, method, seed, after, mask), fresh)
     if run.complete:
         return Edit.load(out)

@@ -29,6 +29,7 @@ from erasure.sources import files_of, folder_of, is_hub_id, tensors_of
 from erasure.supported import check_configs, check_index, check_networks
 
 ADAPTER, ADAPTER_WEIGHTS, LORA = "adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"
+PEFT_PREFIX = "base_model.model."
 READABLE = "a diffusers folder or hub id, a folder with a UNet, a text encoder or a PEFT adapter, a LoRA, or a .safetensors file"
 
 
@@ -138,6 +139,8 @@ def _file(model: DiffusionModel, source: str, path: Path) -> dict[str, Tensor]:
     tensors, header = load_file(path), _header(path)
     if not is_lora(tensors):
         return state(model, source, tensors)
+    if LORA_ADAPTER_METADATA_KEY not in header and any(key.startswith(PEFT_PREFIX) for key in tensors):
+        raise UserError(f"{source} is a PEFT adapter without its {ADAPTER}, which says how strongly it counts; put both into one folder.")
     said = json.loads(header[LORA_ADAPTER_METADATA_KEY]) if LORA_ADAPTER_METADATA_KEY in header else {}
     if not isinstance(said, dict):
         raise UserError(f"{LORA_ADAPTER_METADATA_KEY} in the header of {source} is not a JSON object.")

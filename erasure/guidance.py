@@ -8,6 +8,7 @@ from torch import Tensor
 
 from erasure.concept import Concept
 from erasure.discover import load
+from erasure.errors import UserError
 from erasure.families.base import Guidance
 from erasure.methods.base import Guided
 
@@ -27,9 +28,14 @@ def attach(pipe: Any, guides: Sequence[Guidance]) -> Callable[[], None]:
 
     The pipeline asks its UNet for (uncond, cond) and computes u + w (c - u) itself. The hook asks for the guides' texts too and adds
     their part to c, divided by w, so that the pipeline's own arithmetic ends with it.
+
+    Raises:
+        UserError: a schedule with zero terminal SNR, at whose end noise predictions do not depend on the text.
     """
+    if pipe.scheduler.config.get("rescale_betas_zero_snr", False):
+        raise UserError("guidance edits do not work with zero terminal SNR (rescale_betas_zero_snr in this pipeline's scheduler).")
     alphas = pipe.scheduler.alphas_cumprod
-    velocity = pipe.scheduler.config.prediction_type == "v_prediction"
+    velocity = pipe.scheduler.config.get("prediction_type", "epsilon") == "v_prediction"
     memories: list[dict[str, Tensor]] = [{} for _ in guides]
     last = {"t": -1.0}
 

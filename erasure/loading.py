@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from transformers import CLIPTextModel
@@ -24,6 +24,7 @@ SMALL = (
     "model_index.json",
     *(f"{part}/*.{end}" for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") for end in ("json", "txt")),
 )
+NETWORKS: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
 WITHOUT: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None}
 
 
@@ -80,16 +81,12 @@ def _open_folder(path: str, source: str, dtype: torch.dtype) -> Any:
         raise UserError(f"{source} is not a diffusers pipeline: it has no model_index.json.")
     check_index(read_index(folder, source), source)
     check_configs(folder_of(path, SMALL), source)
-    variants = {weights_of(path, f"{part}/")[1] for part in ("unet", "vae", "text_encoder")} - {None}
-    if len(variants) > 1:
-        raise UserError(f"{source} holds its parts in different variants ({', '.join(sorted(map(str, variants)))}); save it as one.")
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True, "variant": next(iter(variants), None)}
-    parts = {
-        name: _complete(
-            network.from_pretrained(str(folder), subfolder=name, output_loading_info=True, **options), f"the {name} of {source}"
-        )
-        for name, network in (("unet", UNet2DConditionModel), ("text_encoder", CLIPTextModel))
-    }
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    parts = {}
+    for part, network in NETWORKS.items():
+        variant = weights_of(path, f"{part}/")[1]
+        loaded = network.from_pretrained(str(folder), subfolder=part, variant=variant, output_loading_info=True, **options)
+        parts[part] = _complete(loaded, f"the {part} of {source}")
     return StableDiffusionPipeline.from_pretrained(str(folder), **parts, **options, **WITHOUT)
 
 

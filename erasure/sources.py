@@ -78,18 +78,17 @@ def weights_of(source: str, part: str = "") -> tuple[list[Path], str | None]:
     Raises:
         UserError: no weights in safetensors, or variants between which nothing decides.
     """
-    folder_of(source, patterns(part))
-    found = _variants(folder_of(source, ()) / part)
+    folder = folder_of(source, patterns(part)) / part
+    found = _variants(folder)
     if not found and is_hub_id(source):
         folder_of(source, patterns(part, "fp16"))
-        found = _variants(folder_of(source, ()) / part)
+        found = _variants(folder)
     chosen = next((name for name in (None, "fp16") if name in found), None if len(found) != 1 else next(iter(found)))
     if chosen in found:
         return found[chosen], chosen
     where = f"{source}, {part.rstrip('/')}," if part else source
     if found:
         raise UserError(f"{where} holds the variants {', '.join(sorted(filter(None, found)))}; keep one of them, or a plain copy.")
-    folder = folder_of(source, ()) / part
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
     if pickles:
         raise UserError(

@@ -310,6 +310,10 @@ def test_configs_of_more_than_a_lora_are_refused(model: StableDiffusion, tmp_pat
         (place / "adapter_config.json").write_text(config)
         with pytest.raises(UserError, match=words):
             foreign(model, str(place), CAT)
+    alone = tmp_path / "adapter_model.safetensors"
+    alone.write_bytes((place / "adapter_model.safetensors").read_bytes())
+    with pytest.raises(UserError, match=r"is a PEFT adapter without its adapter_config\.json"):
+        foreign(model, str(alone), CAT)
     (place / "adapter_model.safetensors").rename(place / "adapter_model.bin")
     with pytest.raises(UserError, match=r"no adapter_model\.safetensors; pickled"):
         foreign(model, str(place), CAT)

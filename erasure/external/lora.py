@@ -206,7 +206,7 @@ def _sorted(model: DiffusionModel, source: str, tensors: Mapping[str, Tensor]) -
         if kind := kind_of(key):
             other[kind] += 1
             continue
-        factor, alpha = FACTOR.fullmatch(key), ALPHA.fullmatch(key)
+        factor, alpha = FACTOR.fullmatch(key), ALPHA.fullmatch(key) if value.numel() == 1 else None
         match = factor or alpha
         name = next((spelled[s] for s in _simplified(match["layer"]) if s in spelled), None) if match else None
         if name is None:

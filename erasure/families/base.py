@@ -67,6 +67,7 @@ class DiffusionModel(ABC):
     family: str
     latent_shape: tuple[int, int, int]
     guidance: float  # the classifier-free guidance that suits the model
+    zero_snr: bool  # whether the last timestep is all noise
 
     def __init__(self, pipe: Any, source: str, precision: Precision = "auto", attention: Attention = "auto") -> None:
         self.pipe, self.source = pipe, source
@@ -221,6 +222,12 @@ class DiffusionModel(ABC):
         times = torch.full((len(noise),), t, device=self.device)
         x_t = self.noised(torch.zeros_like(noise), noise, times)
         return self.denoised(x_t, self.predict(x_t, times, cond), times)
+
+    def check_guidable(self) -> None:
+        """Raises:
+        UserError: a schedule with zero terminal SNR, at whose end the predicted noise is x_t whatever the text."""
+        if self.zero_snr:
+            raise UserError(f"guidance edits do not work with {self.source}: at zero terminal SNR its noise does not depend on the text.")
 
     def finite(self, values: Tensor, what: str) -> Tensor:
         """The values, if they are all numbers.

@@ -133,10 +133,8 @@ class StableDiffusion(DiffusionModel):
     ) -> Iterator[Step]:
         if not 1 <= steps <= len(self.alphas):
             raise UserError(f"{self.source} can be sampled in 1 to {len(self.alphas)} steps, got {steps}.")
-        if guides and self.zero_snr:
-            raise UserError(
-                f"guidance edits do not work with {self.source}: at zero terminal SNR its noise predictions do not depend on the text."
-            )
+        if guides:
+            self.check_guidable()
         self.scheduler.set_timesteps(steps)
         both = torch.cat((uncond, cond, *(self.encode([g.text]).expand(len(cond), -1, -1) for g in guides)))
         memories: list[dict[str, Tensor]] = [{} for _ in guides]
@@ -159,7 +157,7 @@ class StableDiffusion(DiffusionModel):
         vae = self.pipe.vae
         with self.autocast():
             images = vae.decode(latents / vae.config.scaling_factor).sample
-        return self.finite((images.float() / 2 + 0.5).clamp(0, 1), "its images")
+        return (self.finite(images.float(), "its images") / 2 + 0.5).clamp(0, 1)
 
     def use_attention(self, training: bool) -> None:
         unet, attention = self.pipe.unet, self.attention
