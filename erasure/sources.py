@@ -33,7 +33,7 @@ def folder_of(source: str, wanted: Iterable[str]) -> Path:
     if place.is_dir():
         return place
     if not is_hub_id(source):
-        raise UserError(f"nothing at {source!r}: no such folder or file, and not a hub id (org/name or org/name/subfolder).")
+        raise UserError(f"no model at {source!r}: no such folder or file, and not a hub id (org/name or org/name/subfolder).")
     repo, under = _repo(source)
     try:
         root = snapshot_download(repo, allow_patterns=[under + name for name in wanted])

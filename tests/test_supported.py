@@ -260,6 +260,21 @@ def test_overflow_is_an_error_that_names_the_precision(model: StableDiffusion) -
         model.decode(latents)
 
 
+def test_an_edit_that_is_not_all_numbers_is_not_written(model: StableDiffusion, tmp_path: Path) -> None:
+    with torch.no_grad():
+        model.pipe.unet.conv_out.weight.zero_()  # no noise at all: the concept check divides by it
+        model.pipe.unet.conv_out.bias.zero_()
+    with pytest.raises(NotFinite, match="the figures of the edit hold NaN or Inf"):
+        erase(model, CAT, small("uce"), out=tmp_path / "zero")
+    other = StableDiffusion(tiny.pipeline(), "tiny", "fp32")
+    with torch.no_grad():
+        for name in other.region("xattn-kv"):
+            other.parameters()[name].mul_(1e6)  # UCE's values are as large as the base's
+    with pytest.raises(NotFinite, match=r"values above what fp16 holds \(65,504\) in unet\."):
+        erase(other, CAT, small("uce"), out=tmp_path / "large")
+    assert not list(tmp_path.glob("*/edit.*"))
+
+
 def test_a_model_that_gives_nan_ends_every_command_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Never NaN in edit.json, never a black picture with exit code 0."""
     pipe = tiny.pipeline()

@@ -224,8 +224,11 @@ class DiffusionModel(ABC):
         return self.denoised(x_t, self.predict(x_t, times, cond), times)
 
     def check_guidable(self) -> None:
-        """Raises:
-        UserError: a schedule with zero terminal SNR, at whose end the predicted noise is x_t whatever the text."""
+        """Whether guidance edits can steer this model.
+
+        Raises:
+            UserError: a schedule with zero terminal SNR, at whose end the predicted noise is x_t whatever the text.
+        """
         if self.zero_snr:
             raise UserError(f"guidance edits do not work with {self.source}: at zero terminal SNR its noise does not depend on the text.")
 
