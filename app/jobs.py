@@ -108,7 +108,7 @@ def _progress(folder: Path) -> Progress:
 
 
 def _read(path: Path, shape: Any) -> dict[str, Any]:
-    record = read_sealed(path)
+    record = read_sealed(path, required=False)  # what has none was written by an earlier version, and has exactly this shape
     check(record, shape, str(path))
     return record
 

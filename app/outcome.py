@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.jobs import progress
 from erasure.errors import UserError
 from erasure.run import read_json
 from eval.gates import INCOMPLETE, WORST, exit_code
@@ -21,8 +22,8 @@ class Outcome:
 
 def outcomes(job: Path) -> list[Outcome]:
     """The audits of the job in a folder; none of one that is not done or asked for none."""
-    done = job / "done.json"
-    return [_outcome(job / name) for name in read_json(done)["audits"]] if done.is_file() else []
+    done = read_json(job / "done.json")["audits"] if progress(job).state == "done" else []
+    return [_outcome(job / name) for name in done]
 
 
 def _outcome(folder: Path) -> Outcome:

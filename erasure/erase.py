@@ -1,6 +1,7 @@
 """erase(model, concepts, method) -> Edit: the whole way from a concept to a file, resumable in its run folder."""
 
 import importlib.metadata
+import json
 import resource
 import sys
 import time
@@ -16,7 +17,7 @@ from torch import Tensor
 from erasure import recorder, saliency
 from erasure.concept import Concept
 from erasure.edit import Edit, EditInfo, applied
-from erasure.errors import UserError, unknown
+from erasure.errors import NotFinite, UserError, unknown
 from erasure.export.model_card import before_after, write_card
 from erasure.families.base import Cost, DiffusionModel
 from erasure.files import tell, with_seal
@@ -119,6 +120,8 @@ def erase(
         raise UserError(f"--mask is for trained methods; {type(method).__name__} trains nothing.")
     if gradient_checkpointing and not getattr(method, "recomputes", True):
         raise UserError(f"--gradient-checkpointing does not work with {type(method).__name__}, which switches adapters between passes.")
+    if isinstance(method, Guided):
+        model.check_guidable()
     run = Run(out, job_record(model, concepts, method, seed, after, mask), fresh, WRITES)
     if edit := finished(run, say=False):
         return edit
@@ -163,6 +166,7 @@ def _erased(run: Run, model: DiffusionModel, concepts: list[Concept], method: Me
         cost = forecast(model, concepts, method).record()
     info = _info(run.job, model, concepts, method, knowledge, cost, change.notes)
     edit = Edit({name: _stored(value) for name, value in change.tensors.items()}, info)
+    check_finite(edit)
     edit.save(out)
     with applied(model, after):
         write_card(out, edit, before_after(model, edit), "edit")
@@ -216,6 +220,26 @@ def beginning(model: DiffusionModel, method: Trained, loop: Loop) -> dict[str, T
         if not run.complete:
             run.finish({"tensors": len(tensors)})
     return tensors
+
+
+def check_finite(edit: Edit) -> None:
+    """Whether an edit is all numbers.
+
+    Raises:
+        NotFinite: NaN or Inf among its tensors or its figures.
+    """
+    broken = next((name for name, value in edit.tensors.items() if value.is_floating_point() and not value.isfinite().all()), "")
+    if broken:
+        raise NotFinite(
+            f"the edit has NaN, Inf or values above what fp16 holds (65,504) in {broken}; compute with --dtype fp32, or lower --lr."
+        )
+    try:
+        json.dumps(asdict(edit.info), allow_nan=False)
+    except ValueError as error:
+        raise NotFinite(
+            f"the figures of the edit hold NaN or Inf, so that {edit.info.base['source']} predicts nothing or overflows in "
+            f"{edit.info.precision}; check the model, or compute with --dtype fp32."
+        ) from error
 
 
 def _info(

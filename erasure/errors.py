@@ -30,3 +30,8 @@ def unknown(what: str, value: object, allowed: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return UserError(f"unknown {what} {value!r}.{hint} Available: {', '.join(names)}.")
+
+
+class NotFinite(UserError, FloatingPointError):
+    """A model computed NaN or Inf. An attack that drives it there has failed; anywhere else the precision, the schedule or the weights
+    do not fit, which the user can change."""

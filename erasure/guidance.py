@@ -44,6 +44,8 @@ def attach(pipe: Any) -> None:
     wanted = bool(sampling_of(pipe).guidance) and not getattr(pipe, "erasure_owned", False)
     if wanted and not hasattr(pipe.scheduler, "alphas_cumprod"):
         raise UserError(f"guidance edits need a scheduler with alphas_cumprod, such as DDIM; {type(pipe.scheduler).__name__} has none.")
+    if wanted and pipe.scheduler.config.get("rescale_betas_zero_snr", False):  # at whose end noise predictions do not depend on the text
+        raise UserError("guidance edits do not work with zero terminal SNR (rescale_betas_zero_snr in this pipeline's scheduler).")
     unet = getattr(pipe, "unet", None)
     if unet is None:
         return
@@ -82,7 +84,7 @@ class Hook:
             self.sampling, self.memories = sampling, [{} for _ in sampling.guidance]
         self.t = t
         alphas = pipe.scheduler.alphas_cumprod
-        velocity = pipe.scheduler.config.prediction_type == "v_prediction"
+        velocity = pipe.scheduler.config.get("prediction_type", "epsilon") == "v_prediction"
         half = len(x) // 2
         a = alphas[int(t)].to(x.device, torch.float32)
 

@@ -138,9 +138,9 @@ def one_step_edit(folder: str) -> Edit:
 def encoded(model: DiffusionModel, folder: Path, first: int, count: int) -> dict[str, Tensor]:
     """Latents of a folder of real images, dealt round robin to `count` sentences from index `first` on."""
     rows = _empty(model)
-    size = 2 ** (len(model.pipe.vae.config.block_out_channels) - 1) * model.latent_shape[1]
+    scale, (_, height, width) = 2 ** (len(model.pipe.vae.config.block_out_channels) - 1), model.latent_shape
     for i, path in enumerate(image_files(folder)):
-        picture = np.asarray(opened(path).resize((size, size), Image.Resampling.LANCZOS), np.float32) / 255
+        picture = np.asarray(opened(path).resize((scale * width, scale * height), Image.Resampling.LANCZOS), np.float32) / 255
         rows["x_0"].append(model.encode_images(torch.from_numpy(picture).permute(2, 0, 1)[None]).to("cpu", torch.float16))
         rows["x_0_pair"].append(torch.tensor([first + i % count]))
     return {key: torch.cat(values) for key, values in rows.items()}

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from erasure.errors import UserError
+from erasure.errors import NotFinite, UserError
 from erasure.families.base import DiffusionModel
 from erasure.files import Damaged, folder_exists, is_there, tell, write_bytes
 from erasure.run import cache_folder, digest
@@ -64,7 +64,7 @@ def draw(
         cached: whether pictures may be taken from the cache and left in it.
 
     Raises:
-        UserError: pictures that are no numbers.
+        UserError: pictures with NaN or Inf.
     """
     folder_exists(folder)
     cache = cache_folder() / "samples" if cached else folder / "drawn"
@@ -81,8 +81,8 @@ def draw(
         if len(pngs) < len(group):
             try:
                 pngs = [as_png(picture) for picture in sample(model, suite, group)]
-            except FloatingPointError as error:
-                raise UserError(f"model {folder.name} of the audit: {error}.") from error
+            except NotFinite as error:
+                raise UserError(f"model {folder.name} of the audit: {error}") from error
             drawn += len(group)
             for png, path in zip(pngs, stored, strict=True):
                 folder_exists(path.parent)
@@ -121,11 +121,9 @@ def drawn(
     """Pictures (B, 3, H, W) as uint8, all with one guidance scale.
 
     Raises:
-        FloatingPointError: a picture that is no numbers; as integers it would be black, and black shows no concept.
+        NotFinite: pictures with NaN or Inf.
     """
     pictures = model.decode(model.sample(prompts, seeds, steps, guidance, prefix)).cpu()
-    if not pictures.isfinite().all():
-        raise FloatingPointError("its pictures are no numbers; compute with --dtype fp32, and if they stay so the weights are broken")
     return (pictures * 255).round().to(torch.uint8)
 
 

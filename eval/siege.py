@@ -21,7 +21,7 @@ from erasure.bank import Recording
 from erasure.discover import load
 from erasure.edit import Edit
 from erasure.erase import applied
-from erasure.errors import UserError
+from erasure.errors import NotFinite, UserError
 from erasure.families.base import DiffusionModel
 from erasure.files import Damaged, canonical_json, folder_exists, is_there, read_sealed, tell, write_bytes, write_sealed
 from erasure.kept import kept
@@ -156,9 +156,9 @@ def attempted(name: str, run: Callable[[], list[Row]]) -> list[Row]:
         return run()
     except Unsuited as error:
         return [{"attack": name, "skipped": str(error)}]
-    except UserError:
-        raise
     except (RuntimeError, ValueError, FloatingPointError) as error:
+        if isinstance(error, UserError) and not isinstance(error, NotFinite):  # NaN is the attack's work: without it the model drew
+            raise
         return [{"attack": name, "crashed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}]
 
 

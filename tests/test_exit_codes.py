@@ -29,6 +29,7 @@ from eval.compare import compared
 from eval.judging import judges_of, readable
 from eval.suites import PROMPTS, load_suite
 from tests import tiny
+from tests.replant import replant
 from tests.test_audit import tiny_suite
 
 SMALL: dict[str, Any] = {
@@ -243,7 +244,7 @@ def test_comparing_nothing_is_refused(edit: Path, base: Path, tmp_path: Path) ->
     (plan,) = Audit.of([one], suite, "smoke")
     result = audit(model, [one], plan, tmp_path / "audit")
     assert reported(tmp_path / "audit", suite.gates, result) in (3, 4)
-    (tmp_path / "audit" / "samples.jsonl").write_text("")
+    replant(tmp_path / "audit" / "samples.jsonl", "")
     with pytest.raises(UserError, match="nothing to compare"):
         compared(tmp_path / "audit", tmp_path / "audit")
 

@@ -200,6 +200,7 @@ def loaded(options: Options, about: tuple[Kind, str] | None = None) -> tuple["Di
     Raises:
         UserError: a foreign erasure without what is needed to audit it, --concept for edits that tell it themselves.
     """
+    from app.commands.erase import warned
     from erasure.edit import Edit, distinct
     from erasure.foreign import foreign, is_edit
     from erasure.loading import load_model
@@ -219,7 +220,8 @@ def loaded(options: Options, about: tuple[Kind, str] | None = None) -> tuple["Di
     if missing := [f"--{name}" for name, given in needed.items() if not given]:
         raise UserError(f"{strangers[0]} was not made by `erasure erase`; to audit it give {', '.join(missing)} as well.")
     model, concepts = base(options.model), parse_concepts(concept, kind=kind)
-    edits = [Edit.load(path) if is_edit(str(path)) else foreign(model, str(path), concepts) for path in options.edits]
+    with warned():
+        edits = [Edit.load(path) if is_edit(str(path)) else foreign(model, str(path), concepts) for path in options.edits]
     return model, list(distinct(edits))
 
 

@@ -26,9 +26,7 @@ class Options:
     """
 
     where: Annotated[Path, tyro.conf.Positional] = Path("runs")  # folder with runs below it
-XX
-        KINDS  # caches: what can be made again; downloads: what the page packed; incomplete: runs that never ended
-    )
+    kinds: tuple[Removable, ...] = KINDS  # what can be made again, what the page packed, runs that never ended
     yes: bool = False  # remove them
 
 

@@ -108,6 +108,7 @@ def preview(model: Any, concepts: list[Any], method: Any, seed: int) -> int:
 @contextmanager
 def warned() -> Iterator[None]:
     """The library's doubts about the input, as lines of their own."""
+    from erasure.external.lora import DroppedGate
     from erasure.known import DoubtfulConcept
 
     def line(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -115,7 +116,8 @@ def warned() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("always", DoubtfulConcept)
+        for kind in (DoubtfulConcept, DroppedGate):
+            warnings.simplefilter("always", kind)
         warnings.showwarning = line  # type: ignore[assignment]  # same call, fewer names
         yield
 

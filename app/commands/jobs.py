@@ -108,20 +108,18 @@ def run(options: RunOptions) -> int:
         print(forecast_table(plan, forecasts(plan)))
         return OK
     again = ("waiting", "interrupted", "broken", *(("failed", "cancelled") if options.retry else ()))
-    todo = []
+    todo = [spec for spec in plan.jobs if jobs.progress(plan.folder(spec)).state in again]
     for spec in plan.jobs:
-        check(plan.folder(spec))  # complains about a job that another process works on, before anything is changed
-    for spec in plan.jobs:
-        p = jobs.progress(plan.folder(spec))
-        if p.state not in again:
-            continue
+        check(plan.folder(spec))  # complains about a job that another process works on
+    for spec in todo:
         checked(spec)
+    for spec in todo:
+        p = jobs.progress(plan.folder(spec))
         if p.state == "broken":
             tell(f"{spec.name}: {p.error} It is run again.")
             jobs.enqueue(plan.folder(spec), spec)
         if p.state in jobs.STOPPED:
             jobs.requeue(plan.folder(spec))
-        todo.append(spec)
     with Table(plan) as table:
         for spec in todo:
             folder = plan.folder(spec)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from erasure.choices import Attention, Precision, Region
-from erasure.errors import UserError, unknown
+from erasure.errors import NotFinite, UserError, unknown
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -67,6 +67,7 @@ class DiffusionModel(ABC):
     family: str
     latent_shape: tuple[int, int, int]
     guidance: float  # the classifier-free guidance that suits the model
+    zero_snr: bool  # whether the last timestep is all noise
 
     def __init__(self, pipe: Any, source: str, precision: Precision = "auto", attention: Attention = "auto") -> None:
         self.pipe, self.source = pipe, source
@@ -118,7 +119,11 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def denoised(self, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """The x_0 that a noise prediction implies, the inverse of `noised`."""
+        """The x_0 that a noise prediction implies, the inverse of `noised`.
+
+        Raises:
+            UserError: a timestep without signal, where it implies none.
+        """
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
@@ -132,11 +137,19 @@ class DiffusionModel(ABC):
 
         Args:
             guides: of guidance edits; each may change the guided prediction.
+
+        Raises:
+            UserError: more steps than the schedule has.
+            NotFinite: latents with NaN or Inf.
         """
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1], fp32, from latents."""
+        """Images (B, 3, H, W) in [0, 1], fp32, from latents.
+
+        Raises:
+            NotFinite: images with NaN or Inf.
+        """
 
     @abstractmethod
     def use_attention(self, training: bool) -> None:
@@ -197,7 +210,7 @@ class DiffusionModel(ABC):
         """
         sampling = sampling_of(self.pipe)
         if sampling.one_step is not None:
-            return self.one_step(self.noise(seeds), self.encode(prompts, prefix), sampling.one_step)
+            return self.finite(self.one_step(self.noise(seeds), self.encode(prompts, prefix), sampling.one_step), "its latents")
         cond, uncond = self.encode(prompts, prefix), self.encode([""]).expand(len(prompts), -1, -1)
         guidance = self.guidance if guidance is None else guidance
         for step in self.walk(self.noise(seeds), cond, uncond, steps, guidance, sampling.guidance):
@@ -209,6 +222,35 @@ class DiffusionModel(ABC):
         times = torch.full((len(noise),), t, device=self.device)
         x_t = self.noised(torch.zeros_like(noise), noise, times)
         return self.denoised(x_t, self.predict(x_t, times, cond), times)
+
+    def check_guidable(self) -> None:
+        """Whether guidance edits can steer this model.
+
+        Raises:
+            UserError: a schedule with zero terminal SNR, at whose end the predicted noise is x_t whatever the text.
+        """
+        if self.zero_snr:
+            raise UserError(f"guidance edits do not work with {self.source}: at zero terminal SNR its noise does not depend on the text.")
+
+    def finite(self, values: Tensor, what: str) -> Tensor:
+        """The values, if they are all numbers.
+
+        Raises:
+            NotFinite: NaN or Inf among them, with the likely cause; as pixels they would be black, and black shows no concept.
+        """
+        if values.isfinite().all():
+            return values
+        networks = {**self.modules, "vae": self.pipe.vae}
+        broken = (f"{part}.{name}" for part, module in networks.items() for name, p in module.named_parameters() if not p.isfinite().all())
+        if name := next(broken, ""):
+            raise NotFinite(
+                f"{self.source} gives NaN or Inf ({what}), because its weights hold them, such as {name}; copy or make it again."
+            )
+        precision = next(name for name, dtype in DTYPES.items() if dtype is self.compute)
+        advice = (
+            "compute with --dtype fp32, or bf16 on a GPU" if self.compute is not torch.float32 else "its schedule may be another model's"
+        )
+        raise NotFinite(f"{self.source} gives NaN or Inf ({what}) in {precision}; {advice}.")
 
     def fingerprint(self) -> str:
         """Hash of every editable parameter, in fp16 so that fp16 and fp32 copies of one release agree."""
