@@ -259,7 +259,7 @@ def test_rank_one_is_misread_by_one_program(model: StableDiffusion, tmp_path: Pa
 
 def test_a_loss_beyond_the_bound_is_said(model: StableDiffusion, tmp_path: Path) -> None:
     flat = to_lora(model, edits.trained(model, "xattn", noise=1.0), tmp_path / "a", 4)
-    assert not flat.faithful and flat.sentence().startswith(f"carries 64 of 80 tensors, error {flat.error:.2g} at rank 4 (more than 0.1); ")
+    assert not flat.faithful and flat.sentence().startswith(f"carries 64 of 80 tensors, error {flat.error:.2g} at rank 4 (more than 0.2); ")
     assert "a higher --rank loses less; use --as checkpoint for all of it" in flat.sentence()
     near = to_lora(model, edits.trained(model, "xattn", noise=0.01), tmp_path / "b", 16)
     assert near.faithful and near.beyond < near.error < BOUND and "checkpoint" not in near.sentence()

@@ -17,7 +17,7 @@ from erasure.families.base import DiffusionModel, canonical
 from erasure.run import write_bytes
 
 RANK = 16  # of edits that are not low-rank factors already
-BOUND = 0.1  # largest relative error that is not a failure: 99 % of the squared norm is there; docs/exports.md says what it does to images
+BOUND = 0.2  # largest relative error that is not a failure: 96 % of the squared norm is there; docs/exports.md has what it does on pocket
 LEAST = 2  # stable-diffusion.cpp divides alpha by the layer's width at rank 1, so such factors get a row of zeros
 OVERSAMPLING, POWER_ITERATIONS = 16, 4  # of the randomized SVD; docs/exports.md has its error beside the exact one's
 
