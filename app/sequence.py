@@ -11,6 +11,7 @@ import tyro
 from app.parsing import parse
 from erasure.choices import Attention, Precision
 from erasure.errors import UserError
+from erasure.run import usable
 
 REBOUND, INCOMPLETE = 3, 2
 
@@ -37,6 +38,8 @@ def main(argv: list[str]) -> int:
     options = parse(Options, argv, "audit sequence")
     if not options.edits:
         raise UserError("audit sequence needs folders of edits: erasure audit sequence runs/FIRST runs/SECOND.")
+    if options.out:
+        usable(options.out)
     from erasure.edit import Edit
     from erasure.loading import load_model
     from eval.finished import finished

@@ -54,6 +54,8 @@ def routes(app: Any) -> Iterator[tuple[str, str]]:
     for route in app.routes:
         if isinstance(route, Mount):
             yield from ((method, route.path + path) for method, path in routes(route.app))
+        elif hasattr(route, "original_router"):  # FastAPI's wrapper of an included router
+            yield from routes(route.original_router)
         for method in getattr(route, "methods", None) or ():
             yield method, re.sub(r"{[^}]*}", "1", route.path)
 

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import tyro
 
 from app.parsing import parse
+from erasure.run import usable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class Options:
 
 def main(argv: list[str]) -> int:
     options = parse(Options, argv, "export")
+    if options.out:
+        usable(options.out)
     from erasure import export
     from erasure.edit import Edit
     from erasure.export import hub

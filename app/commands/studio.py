@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from app.parsing import parse
 from app.web.address import LOCAL, listen
 from erasure.errors import UserError
+from erasure.run import usable
 
 if TYPE_CHECKING:
     from socket import socket
@@ -31,6 +32,7 @@ class Options:
 def main(argv: list[str]) -> int:
     options = parse(Options, argv, "studio")
     login = checked(options)
+    usable(options.runs)
     place = listen(options.host, options.port)  # complains before a model is loaded
     from app.web.safety import load_checker
     from app.web.studio import Studio

@@ -96,6 +96,11 @@ class DiffusionModel(ABC):
     def vocabulary(self) -> Tensor:
         """The input embeddings of all tokens (V, E)."""
 
+    @property
+    @abstractmethod
+    def context(self) -> int:
+        """How many tokens of a prompt the text encoder reads."""
+
     @abstractmethod
     def tokens(self, text: str) -> list[int]:
         """Token ids of a text without start and end; not cut."""
