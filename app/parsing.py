@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -93,6 +95,17 @@ def valued(argv: Sequence[str], flag: str, default: str) -> str:
         elif part == flag and i + 1 < len(argv):
             found = argv[i + 1]
     return found
+
+
+def existing(edits: Sequence[Path]) -> None:
+    """Complain about a mistyped edit before torch is imported to read it.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    for edit in edits:
+        if not os.path.lexists(edit):  # not Path.exists, which raises for a name that is too long
+            raise UserError(f"no edit at {edit}: expected edit.safetensors and edit.json there.")
 
 
 def given(argv: Sequence[str], names: Sequence[str]) -> set[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from app.parsing import parse
+from app.parsing import existing, parse
 from erasure.choices import Attention, Precision
 from erasure.errors import UserError
 from erasure.run import usable
@@ -40,6 +40,7 @@ def main(argv: list[str]) -> int:
         raise UserError("audit sequence needs folders of edits: erasure audit sequence runs/FIRST runs/SECOND.")
     if options.out:
         usable(options.out)
+    existing(options.edits)
     from erasure.edit import Edit
     from erasure.loading import load_model
     from eval.finished import finished

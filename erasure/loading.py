@@ -34,6 +34,8 @@ def load_model(
     Raises:
         UserError: a missing folder, a folder that is no pipeline, a broken file, an unreachable hub, a family without support.
     """
+    if any(len(part) > 255 for part in Path(source).parts):
+        raise UserError(f"no model at {source!r}: a name has at most 255 letters.")
     place = resolve_device(device)
     weights = torch.float16 if place.type == "cuda" else torch.float32
     with _quietly():

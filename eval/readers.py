@@ -78,7 +78,8 @@ def located(source: str, beside: Path = Path()) -> Path:
 
     org, _, rest = source.removeprefix(HUB).partition("/")
     name, _, file = rest.partition("/")
-    if not (org and name and file):
+    parts = [org, name, *file.split("/")]
+    if not (org and name and file) or any(part in ("", ".", "..") or len(part) > 255 for part in parts):
         raise UserError(f"{source!r} names no file of a dataset; write {HUB}ORG/NAME/path/in/dataset.csv.")
     try:
         return Path(hf_hub_download(f"{org}/{name}", file, repo_type="dataset"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from app.parsing import parse
+from app.parsing import existing, parse
 from app.sequence import main as sequence
 from app.workers import together
 from erasure.choices import Attention, Precision
@@ -118,6 +118,8 @@ def run(options: Options, argv: Sequence[str]) -> int:
         raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
     if options.out:
         usable(options.out)
+    if not options.concept and not asked(options.suite)[1]:  # or else it may be an erasure on the hub
+        existing(options.edits)
     from erasure.run import Run
     from eval.audit import Audit, How, audit, job_record, work
     from eval.listed import read_list

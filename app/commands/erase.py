@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from app.asking import settled
-from app.parsing import combined, given, parse, short, valued
+from app.parsing import combined, existing, given, parse, short, valued
 from erasure.choices import Attention, Precision, family_of_width
 from erasure.concept import Kind
 from erasure.concept import parse as parse_concepts
@@ -112,6 +112,7 @@ def parsed(argv: list[str]) -> tuple[type, Any]:
         raise UserError(f"--seed is a whole number from 0 to 2^63 - 1, got {options.seed}.")
     if options.out:
         usable(options.out)
+    existing(options.on)
     return described, options
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from app.parsing import parse
+from app.parsing import existing, parse
 from erasure.run import usable
 
 
@@ -32,6 +32,7 @@ def main(argv: list[str]) -> int:
     options = parse(Options, argv, "export")
     if options.out:
         usable(options.out)
+    existing([options.edit])
     from erasure import export
     from erasure.edit import Edit
     from erasure.export import hub

@@ -76,12 +76,13 @@ def main(argv: list[str]) -> int:
 
 
 def run_one(options: OneOptions) -> int:
+    spec = Spec.load(options.spec)  # complains before torch is imported
     from app.work import work
     from app.workers import die_with
 
     if options.parent:
         die_with(options.parent)
-    work(options.spec.parent, Spec.load(options.spec))
+    work(options.spec.parent, spec)
     return OK
 
 
@@ -96,10 +97,10 @@ def run(options: RunOptions) -> int:
 
         print(forecast_table(plan, forecasts(plan)))
         return OK
+    suites = {name: load_suite(name) for name in {spec.suite for spec in plan.jobs} if name}
     for spec in plan.jobs:
-        suite = load_suite(spec.suite) if spec.suite else None
-        for concept in spec.concepts if suite else ():
-            suite.find(concept.name)  # complains now, not after the erasure
+        for concept in spec.concepts if spec.suite else ():
+            suites[spec.suite].find(concept.name)  # complains now, not after the erasure
     states = [(spec, jobs.progress(plan.folder(spec)).state) for spec in plan.jobs]
     again = ("waiting", "interrupted", *(("failed", "cancelled") if options.retry else ()))
     todo = [spec for spec, state in states if state in again]
