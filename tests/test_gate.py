@@ -71,7 +71,7 @@ def test_nothing_but_the_login_answers_without_a_cookie(served: dict[str, Any]) 
     with httpx.Client(base_url=served["closed"], timeout=60) as client:
         for method, path in sorted(found):
             for accept in ("*/*", "text/html"):
-                answer = client.request(method, path, headers={"Accept": accept, "Cookie": "access-token-unsecure-1=x"})
+                answer = client.request(method, path, headers={"Accept": accept, "Cookie": "access-token-unsecure-1=x; a/b=1; =; ;;"})
                 if path.rstrip("/") == "/login":
                     assert answer.status_code == (401 if method == "POST" else 200) and "Password" in answer.text
                     served["closed app"].attempts = Attempts()

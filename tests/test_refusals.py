@@ -261,7 +261,7 @@ def test_counts_of_a_suite_have_an_upper_end(tmp_path: Path, where: str) -> None
         suite["attacks"]["pictures"] = 10**12
     path = tmp_path / "s.yaml"
     path.write_text(yaml.safe_dump({**suite, "benign": str(PROMPTS / suite["benign"])}) if "benign" in suite else yaml.safe_dump(suite))
-    with pytest.raises(UserError, match="less than or equal to 100000"):
+    with pytest.raises(UserError, match="less than or equal to 10000"):
         load_suite(str(path))
 
 

@@ -4,12 +4,11 @@ import hmac
 import secrets
 from collections.abc import Sequence
 from html import escape
-from http.cookies import SimpleCookie
 from pathlib import Path
 from urllib.parse import parse_qs
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import HTTPConnection, Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -66,18 +65,17 @@ class Gate:
 
     async def checked(self, scope: Scope, receive: Receive) -> Response | None:
         """What to answer to somebody who has not logged in; None lets a request through."""
-        headers = Headers(scope=scope)
-        cookies = SimpleCookie(headers.get("cookie", "")[: 4 * LOGIN_SIZE])
-        token = cookies[self.cookie].value if self.cookie in cookies else ""
+        asked = HTTPConnection(scope)
         path = scope["path"].rstrip("/")
         if path == "/login" and scope["type"] == "http":
             return await self.logged_in(Request(scope, receive)) if scope["method"] == "POST" else form()
+        token = asked.cookies.get(self.cookie, "")
         if token in self.sessions:
             if path == "/logout":
                 del self.sessions[token]
                 return RedirectResponse("/login", 303)
             return None
-        if scope.get("method") in ("GET", "HEAD") and "text/html" in headers.get("accept", ""):
+        if scope.get("method") in ("GET", "HEAD") and "text/html" in asked.headers.get("accept", ""):
             return RedirectResponse("/login", 303)
         return JSONResponse({"detail": "log in first"}, 401)
 

@@ -77,4 +77,5 @@ def serve(app: ASGIApp, place: socket.socket) -> str:
             raise RuntimeError("the server ended before it started")
         time.sleep(0.05)
     host, port = place.getsockname()[:2]
-    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+    host = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"http://{host}:{port}/"
