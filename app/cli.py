@@ -88,15 +88,8 @@ def version() -> str:
 
 def overview() -> str:
     lines = [f"  {name:<9} {text}" for name, text in COMMANDS.items()]
-    return "\n".join(
-        [
-            "usage: erasure COMMAND [options]",
-            "",
-            *lines,
-            "",
-            "`erasure COMMAND --help` lists the options of a command; `erasure --version` says which this is.",
-        ]
-    )
+    more = "`erasure COMMAND --help` lists the options of a command; `erasure --version` says which this is."
+    return "\n".join(["usage: erasure COMMAND [options]", "", *lines, "", more])
 
 
 if __name__ == "__main__":

@@ -76,9 +76,8 @@ def combined(name: str, *classes: type, recipe: Mapping[str, Any] | None = None,
             kind: Any = Annotated[f.type, tyro.conf.arg(help=said)]  # type: ignore[name-defined]  # a type at run time
             default = dataclasses.field(default=value) if value is not dataclasses.MISSING else dataclasses.field()
             found.setdefault(f.name, (f.name, kind, default))
-    return dataclasses.make_dataclass(
-        name, list(found.values()), frozen=True, kw_only=True, namespace={"__doc__": f"{classes[0].__doc__}\n\n{note}".strip()}
-    )
+    text = f"{classes[0].__doc__}\n\n{note}".strip()
+    return dataclasses.make_dataclass(name, list(found.values()), frozen=True, kw_only=True, namespace={"__doc__": text})
 
 
 def short(value: object) -> str:

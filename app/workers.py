@@ -25,15 +25,8 @@ def together(argv: Sequence[str], workers: int) -> None:
     with tempfile.TemporaryFile("w+") as said:
         started = []
         for i in range(1, workers + 1):
-            words = [
-                "audit",
-                *(a for a in argv if a != "--fresh"),
-                "--workers",
-                "1",
-                "--shard",
-                f"{i}/{workers}",
-            ]  # the last of two flags counts
-            child = command("app.workers", str(os.getpid()), *words)
+            words = [*(a for a in argv if a != "--fresh"), "--workers", "1", "--shard", f"{i}/{workers}"]  # the last of two flags counts
+            child = command("app.workers", str(os.getpid()), "audit", *words)
             started.append(subprocess.Popen(child, env=env, stdout=subprocess.DEVNULL, stderr=None if i == 1 else said))
         try:
             codes = [process.wait() for process in started]

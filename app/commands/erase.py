@@ -102,11 +102,7 @@ def parsed(argv: list[str]) -> tuple[type, Any]:
     method, kind, source = (valued(argv, f"--{field.name}", str(field.default)) for field in fields(Options) if field.name in EARLY)
     described = outline("erasure.methods", method, METHOD)
     of, recipes = family(source), getattr(described, "recipes", {})
-    told = (
-        f"Values shown are the recipe for the kind {kind} on {of} models."
-        if of
-        else "Values shown are the paper's; recipes go by the model."
-    )
+    told = f"Values shown are the recipe for {kind} on {of} models." if of else "Values shown are the paper's; recipes go by the model."
     options: Any = parse(combined("Erase", Options, described, recipe=recipes.get((kind, of), {}), note=told), argv, "erase")
     if not 0 <= options.seed < 2**63:
         raise UserError(f"--seed is a whole number from 0 to 2^63 - 1, got {options.seed}.")
