@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Sequence
 
+from erasure.errors import in_one_line
+
 
 def settled(doubts: Sequence[str], yes: bool = False) -> bool:
     """Print what is odd; whether to go on all the same.
@@ -11,7 +13,7 @@ def settled(doubts: Sequence[str], yes: bool = False) -> bool:
     work is done.
     """
     for doubt in doubts:
-        print(f"erasure: warning: {doubt}", file=sys.stderr)
+        print(f"erasure: warning: {in_one_line(doubt)}", file=sys.stderr)
     if yes or not doubts or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return True
     print("erasure: go on all the same? [y/N] ", end="", file=sys.stderr, flush=True)

@@ -41,6 +41,7 @@ def one_line(box: str) -> str:
     """tyro's framed complaint as one sentence: its first paragraph, and the flag it thinks was meant."""
     lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     text = " ".join(line for line in lines if not set(line) <= {"─"})
+    text = re.sub(r"Exceeds the limit \(\d+ digits\).*?increase the limit", "the number has too many digits", text)  # Python's own words
     first = re.split(r"Got errors:|Argument helptext|For full helptext|Perhaps you meant", text)[0]
     meant = re.search(r"Perhaps you meant:?\s+(--[\w-]+)", text)
     bad = re.search(r"could not convert string to (\w+): (\S+)", text)

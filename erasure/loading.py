@@ -119,5 +119,5 @@ def resolve_device(device: str) -> torch.device:
     if count == 0:
         raise UserError(f"device {device!r} asked for, but this machine has no {place.type.upper()} device; use --device cpu.")
     if (place.index or 0) >= count:
-        raise UserError(f"device {device!r} asked for, but this machine has {count}; use {place.type}:0 to {place.type}:{count - 1}.")
+        raise UserError(f"device {device!r} asked for, but of {place.type} this machine has {count}, counted from {place.type}:0.")
     return place

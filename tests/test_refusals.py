@@ -17,7 +17,7 @@ from app.plan import MOST, Spec, load_plan
 from erasure.concept import Concept
 from erasure.discover import field_help, load, names
 from erasure.doubts import comma, doubts
-from erasure.errors import MESSAGE, WORD, UserError, in_one_line
+from erasure.errors import MESSAGE, VALUE, UserError, in_one_line
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading import load_model, resolve_device
 from erasure.methods.base import Method
@@ -201,8 +201,9 @@ def test_messages_are_short_and_one_line() -> None:
     assert in_one_line("no model at 'runs/esd'; give one.") == "no model at 'runs/esd'; give one."
     path = "/home/ada/" + "long-folder/" * 12 + "model.safetensors"
     assert in_one_line(path) == path  # file names stay readable
-    assert len(in_one_line(f"unknown method {LONG!r}.")) < WORD + 60
-    assert len(in_one_line(f"unknown {'a b ' * 5000!r}.")) < WORD + 60
+    for long in (f"unknown method {LONG!r}.", f"unknown {'a b ' * 5000!r}."):
+        assert len(in_one_line(long)) < VALUE + 60 and "more ..." in in_one_line(long)
+        assert in_one_line(in_one_line(long)) == in_one_line(long)
     assert len(in_one_line("a b " * 5000)) < MESSAGE + 60
     assert in_one_line("a\nb\x1b[31mc\u2028d") == "a b\\x1b[31mc\\u2028d"
     assert str(UserError("a\nb")) == "a b"

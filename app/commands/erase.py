@@ -15,7 +15,7 @@ from erasure.choices import Attention, Precision, family_of_width
 from erasure.concept import Kind
 from erasure.concept import parse as parse_concepts
 from erasure.discover import load
-from erasure.errors import UserError
+from erasure.errors import VALUE, UserError, cut, in_one_line
 from erasure.outline import outline
 from erasure.run import usable
 
@@ -71,7 +71,9 @@ def main(argv: list[str]) -> int:
     out = options.out or default_folder(job)
     Run(out, job, options.fresh)  # complains before anything is said or written
     forecast = method.forecast(model, concepts)  # complains about what cannot be asked
-    print(f"{options.method} on {options.model} ({model.family}), erasing {options.concept}; safety checker off", file=sys.stderr)
+    print(
+        f"{options.method} on {options.model} ({model.family}), erasing {cut(options.concept, VALUE)}; safety checker off", file=sys.stderr
+    )
     print(f"differs from the paper's defaults: {', '.join(f'{k}={short(v)}' for k, v in differs.items()) or 'nothing'}", file=sys.stderr)
     print(f"it will take {forecast.unet_forwards:,} UNet forwards and {forecast.unet_backwards:,} backwards", file=sys.stderr)
     with warned():
@@ -136,7 +138,7 @@ def warned() -> Iterator[None]:
     from erasure.known import DoubtfulConcept
 
     def line(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"erasure: warning: {message}", file=sys.stderr)
+        print(f"erasure: warning: {in_one_line(str(message))}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
