@@ -15,7 +15,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -27,6 +26,7 @@ from typing import Any, Literal
 import psutil
 from typing_extensions import TypedDict
 
+from app.command_line import command
 from app.plan import Spec
 from erasure.errors import UserError
 from erasure.files import Damaged, canonical_json, clear_parts, is_there, read_sealed, refused, tell, write_sealed
@@ -174,7 +174,7 @@ def start(folder: Path) -> "subprocess.Popen[bytes]":
     except OSError as error:
         raise refused(folder / "log.txt", error) from error
     with log:
-        argv = [sys.executable, "-m", "app.cli", "jobs", "run-one", str(folder / "spec.json"), "--parent", str(os.getpid())]
+        argv = command("app.cli", "jobs", "run-one", str(folder / "spec.json"), "--parent", str(os.getpid()))
         return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
 

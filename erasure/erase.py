@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import resource
 import sys
 import time
 import warnings
@@ -276,7 +275,14 @@ def _peak_memory(model: DiffusionModel) -> dict[str, Any]:
     if model.device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(model.device)
         return {"peak_memory_mib": int(peak / 2**20), "peak_memory_of": "tensors on the GPU, during this erasure"}
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # bytes there, KiB elsewhere
+    if sys.platform == "win32":  # where Python has no resource module
+        import psutil
+
+        peak = psutil.Process().memory_info().peak_wset
+    else:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # bytes there, KiB elsewhere
     return {
         "peak_memory_mib": int(peak / 2**20),
         "peak_memory_of": "resident memory of the process, from its start to the end of this erasure",

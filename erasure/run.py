@@ -102,6 +102,24 @@ class Run:
             raise UserError(f"{error} So {path.parent} may hold another job; use --fresh to start over, or another --out.") from error
 
 
+def usable(folder: Path) -> Path:
+    """The folder itself, if it is there or can be made: to be asked before the work begins.
+
+    Raises:
+        UserError: a file in its place or above it, a name that no file system takes, or no right to write.
+    """
+    if "\0" in str(folder):
+        raise UserError(f"{str(folder)!r} cannot be a folder: its name holds a NUL.")
+    if any(len(part.encode(errors="surrogateescape")) > 255 for part in folder.parts) or len(str(folder.absolute())) > 4000:
+        raise UserError(f"{folder} cannot be a folder: a name may have 255 bytes, a path 4,000; choose a shorter --out.")
+    above = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not above.is_dir():
+        raise UserError(f"{above} is a file, so {folder} cannot be a folder; choose another --out.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{above} cannot be written to, so {folder} cannot be a folder; choose another --out.")
+    return folder
+
+
 def default_folder(job: dict[str, Any]) -> Path:
     return Path("runs") / digest(job)
 

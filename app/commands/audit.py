@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from app.outcome import worst
-from app.parsing import parse
+from app.parsing import existing, parse
 from app.sequence import main as sequence
 from app.workers import together
 from erasure.choices import Attention, Precision
@@ -19,7 +19,7 @@ from erasure.concept import Kind
 from erasure.concept import parse as parse_concepts
 from erasure.errors import UserError
 from erasure.locks import held
-from erasure.run import read_json
+from erasure.run import read_json, usable
 from eval.gates import Gate, exit_code
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Draw a suite with the base and the edited model from the same noise, judge every picture, count, and report.
+
+    `erasure audit report|answers|compare|sequence --help` tell the rest: a finished audit reported again, pictures of another tool counted,
+    two audits compared, edits applied one after another.
 
     Erasures made elsewhere are read as well: a diffusers folder or hub id, a text-encoder folder, a LoRA, or a .safetensors file of UNet
     parameters; they need --concept, --kind, --model (their base) and --out.
@@ -107,6 +110,16 @@ def main(argv: list[str]) -> int:
 
 def run(options: Options, argv: Sequence[str]) -> int:
     """Audit, report, and say the verdict by the exit code: 0 pass, 2 incomplete, 3 a gate failed, 4 inconclusive."""
+    if options.workers < 1 or (options.workers > 1 and options.shard):
+        raise UserError(f"--workers is a number from 1 on, and goes without --shard; got {options.workers}.")
+    if options.shard:
+        shard(options.shard)
+    if not options.edits:
+        raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
+    if options.out:
+        usable(options.out)
+    if not options.concept and not asked(options.suite)[1]:  # or else it may be an erasure on the hub
+        existing(options.edits)
     from erasure.edit import check_strength
     from erasure.run import Run
     from eval.audit import WRITES, Audit, How, audit, job_record, work
@@ -114,11 +127,7 @@ def run(options: Options, argv: Sequence[str]) -> int:
     from eval.oracle import oracles
     from eval.suites import load_suite
 
-    if options.workers < 1 or (options.workers > 1 and options.shard):
-        raise UserError(f"--workers is a number from 1 on, and goes without --shard; got {options.workers}.")
     check_strength(options.strength)
-    if not options.edits:
-        raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
     name, concept = asked(options.suite)
     suite = load_suite(name, options.prompts)
     model, edits = loaded(options, claimed(suite, concept) if concept else None)

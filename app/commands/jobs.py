@@ -13,6 +13,7 @@ from app.outcome import counts, outcomes, worst
 from app.parsing import parse
 from app.plan import Plan, Spec, load_plan
 from erasure.errors import UserError, unknown
+from erasure.run import usable
 from eval.gates import INCOMPLETE
 
 ACTIONS = {
@@ -85,12 +86,13 @@ def main(argv: list[str]) -> int:
 
 
 def run_one(options: OneOptions) -> int:
+    spec = Spec.load(options.spec)  # complains before torch is imported
     from app.work import work
     from app.workers import die_with
 
     if options.parent:
         die_with(options.parent)
-    work(options.spec.parent, Spec.load(options.spec))
+    work(options.spec.parent, spec)
     print(f"{options.spec.parent}: done; {counts(outcomes(options.spec.parent))}")
     return OK
 
@@ -211,6 +213,8 @@ def board(options: BoardOptions) -> int:
 
     if not options.where.is_dir():
         raise UserError(f"{options.where} is not a folder; name the one your runs are in.")
+    if options.out:
+        usable(options.out)
     rows, broken = collected(options.where)
     for line in broken:
         print(f"left out: {line}", file=sys.stderr)

@@ -18,6 +18,7 @@ from app.plan import Spec
 from app.web.safety import Checker
 from erasure.concept import Concept, Kind
 from erasure.discover import load
+from erasure.doubts import doubts
 from erasure.edit import Edit, distinct, revert_all
 from erasure.edits.record import read_info
 from erasure.erase import applied, configure, erase
@@ -203,6 +204,14 @@ class Studio:
             "people": [words.names[0] for key, words in OBJECT_WORDS.items() if key in ("ada", "otto")],
         }
 
+    def doubts(self, concept: str) -> list[str]:
+        """What is odd about concepts, before anything is queued.
+
+        Raises:
+            UserError: an empty name.
+        """
+        return doubts(self.model, [Concept(name=name.strip()) for name in concept[:PROMPT_LIMIT].split(";")])
+
     def start_erasing(self, concept: str, kind: Kind, anchor: str, method: str, given: dict[str, Any], seed: int, suite: str) -> Path:
         """Queue an erasure.
 
@@ -211,7 +220,9 @@ class Studio:
         """
         concepts = tuple(Concept(name=name.strip(), kind=kind, anchor=anchor.strip()) for name in concept.split(";"))
         if len(concept) > PROMPT_LIMIT or len(anchor) > PROMPT_LIMIT:
-            raise UserError(f"a concept may have {PROMPT_LIMIT} characters, this one has {len(concept):,}.")
+            raise UserError(f"a concept may have {PROMPT_LIMIT} characters, this one has {max(len(concept), len(anchor)):,}.")
+        for each in concepts if suite else ():
+            load_suite(suite).find(each.name)  # complains now, not after the erasure
         configure(load("erasure.methods", method, Method), list(concepts), self.model.family, given)  # complains now, not in an hour
         spec = Spec(concepts=concepts, method=method, fields=given, seed=checked(seed), model=self.source, suite=suite)
         return self.queue(spec)

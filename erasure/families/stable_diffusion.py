@@ -8,6 +8,7 @@ from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 
+from erasure.choices import family_of_width
 from erasure.errors import UserError, unknown
 from erasure.families.base import Attention, DiffusionModel, Guidance, Precision, Step
 from erasure.supported import check_pipe
@@ -193,5 +194,4 @@ def latent_size(pipe: Any, source: str) -> tuple[int, int]:
 
 def family_of(pipe: Any) -> str:
     """The recipe family: "pocket", "sd1" or "sd2", told by the width of the text conditioning."""
-    width = pipe.unet.config.cross_attention_dim
-    return {128: "pocket", 1024: "sd2"}.get(width, "sd1")
+    return family_of_width(pipe.unet.config.cross_attention_dim)
