@@ -71,9 +71,8 @@ def main(argv: list[str]) -> int:
     out = options.out or default_folder(job)
     Run(out, job, options.fresh)  # complains before anything is said or written
     forecast = method.forecast(model, concepts)  # complains about what cannot be asked
-    print(
-        f"{options.method} on {options.model} ({model.family}), erasing {cut(options.concept, VALUE)}; safety checker off", file=sys.stderr
-    )
+    what = cut(options.concept, VALUE)
+    print(f"{options.method} on {options.model} ({model.family}), erasing {what}; safety checker off", file=sys.stderr)
     print(f"differs from the paper's defaults: {', '.join(f'{k}={short(v)}' for k, v in differs.items()) or 'nothing'}", file=sys.stderr)
     print(f"it will take {forecast.unet_forwards:,} UNet forwards and {forecast.unet_backwards:,} backwards", file=sys.stderr)
     with warned():
