@@ -194,3 +194,5 @@ def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
         listen("127.0.0.1", taken.getsockname()[1])
     with pytest.raises(UserError, match="cannot listen on 203"):
         listen("203.0.113.7", 0)
+    with pytest.raises(UserError, match="is not an address of this machine"):
+        listen("x" * 5000, 0)

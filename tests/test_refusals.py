@@ -35,6 +35,7 @@ WITHOUT_TORCH = [
     "audit --bogus",
     "audit none --workers 0",
     "audit none --shard 9/2",
+    "audit none --strength nan",
     "audit report",
     "audit compare one",
     "audit answers",

@@ -1,10 +1,12 @@
 """`erasure audit EDIT`: how much is gone, what else went with it."""
 
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from erasure.families.base import DiffusionModel
     from eval.audit import Audit
     from eval.suites import Suite
+
+
+MOST_WORKERS = 4 * (os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,10 +115,12 @@ def main(argv: list[str]) -> int:
 
 def run(options: Options, argv: Sequence[str]) -> int:
     """Audit, report, and say the verdict by the exit code: 0 pass, 2 incomplete, 3 a gate failed, 4 inconclusive."""
-    if options.workers < 1 or (options.workers > 1 and options.shard):
-        raise UserError(f"--workers is a number from 1 on, and goes without --shard; got {options.workers}.")
+    if not 1 <= options.workers <= MOST_WORKERS or (options.workers > 1 and options.shard):
+        raise UserError(f"--workers is a number from 1 to {MOST_WORKERS} on this machine, and goes without --shard; got {options.workers}.")
     if options.shard:
         shard(options.shard)
+    if not isfinite(options.strength):
+        raise UserError(f"--strength is a finite number, got {options.strength}.")
     if not options.edits:
         raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
     if options.out:

@@ -17,6 +17,8 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, reuse_port=False)
+    except (socket.gaierror, UnicodeError) as error:
+        raise UserError(f"--host {host} is not an address of this machine; leave it at 127.0.0.1, or give 0.0.0.0 for all.") from error
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
         raise UserError(f"cannot listen on {host} port {port}: {reason}; give another --port, or 0 for any free one.") from error
