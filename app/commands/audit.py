@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -119,8 +118,6 @@ def run(options: Options, argv: Sequence[str]) -> int:
         raise UserError(f"--workers is a number from 1 to {MOST_WORKERS} on this machine, and goes without --shard; got {options.workers}.")
     if options.shard:
         shard(options.shard)
-    if not isfinite(options.strength):
-        raise UserError(f"--strength is a finite number, got {options.strength}.")
     if not options.edits:
         raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
     if options.out:
