@@ -29,7 +29,7 @@ from typing_extensions import TypedDict
 from app.command_line import command
 from app.plan import Spec
 from erasure.errors import UserError
-from erasure.files import Damaged, canonical_json, clear_parts, is_there, read_sealed, refused, tell, write_sealed
+from erasure.files import Damaged, canonical_json, clear_parts, is_there, make_room, read_sealed, refused, tell, write_sealed
 from erasure.locks import LOCK, Holder, holder
 from erasure.processes import this_process
 from erasure.shapes import check
@@ -187,14 +187,7 @@ def requeue(folder: Path) -> None:
     spec_of(folder)
     damaged = ("done.json",) if progress(folder).state == "broken" else ()
     for name in ("error.json", "cancelled", "claim.json", *damaged):
-        path = folder / name
-        try:
-            if path.is_dir() and not path.is_symlink():
-                path.rmdir()
-            else:
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            raise refused(path, error) from error
+        make_room(folder / name)
 
 
 def explain(folder: Path, code: int) -> None:

@@ -103,6 +103,21 @@ def refused(path: Path, error: OSError) -> UserError:
     return UserError(f"{path} cannot be written ({error.strerror or error}).")
 
 
+def make_room(path: Path) -> None:
+    """Remove a file of ours, or an empty folder in its place.
+
+    Raises:
+        UserError: a folder with something in it, or no right to.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():
+            path.rmdir()
+        else:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise refused(path, error) from error
+
+
 def disk_full(error: BaseException) -> bool:
     """Whether an exception of any library means that no room is left; safetensors and torch say so in words alone."""
     if isinstance(error, OSError):

@@ -75,7 +75,10 @@ def save_state(path: Path, state: Mapping[str, Any]) -> None:
     with replacing(path) as file:
         file.write(b"\n".rjust(HEAD, b"0"))
         hashing = _Hashing(file)
-        torch.save(dict(state), hashing)  # type: ignore[arg-type]  # write and flush are all it asks for
+        try:
+            torch.save(dict(state), hashing)  # type: ignore[arg-type]  # write and flush are all it asks for
+        except RuntimeError as error:  # torch does not pass on why a write failed
+            raise hashing.failed or error from error
         file.seek(0)
         file.write(hashing.sum.hexdigest().encode())
 
@@ -103,10 +106,15 @@ class _Hashing:
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sum = file, hashlib.sha256()
+        self.failed: OSError | None = None
 
     def write(self, data: bytes) -> int:
         self.sum.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.failed = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()

@@ -19,7 +19,7 @@ from erasure.bank import Bank
 from erasure.diverged import advice, finite
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
-from erasure.files import Damaged, is_there, tell, write_bytes
+from erasure.files import Damaged, is_there, make_room, tell, write_bytes
 from erasure.kept import load_state, save_state
 from erasure.methods.base import Change, Play, Player, Trained, Update
 from erasure.seeds import stream
@@ -214,4 +214,5 @@ def _checkpoint(path: Path, players: dict[str, Player]) -> dict[str, Any] | None
         return state
     except Damaged as error:
         tell(f"{error} Training starts over from its first step.")
+        make_room(path)
         return None
