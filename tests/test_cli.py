@@ -221,10 +221,16 @@ def test_a_text_encoder_is_exported_alone(base: Path, tmp_path: Path, capsys: py
         return pipe(["neon"], num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="pt").images
 
     assert torch.equal(draw(swapped), draw(applied))
-    assert main(["export", str(out), "--out", str(tmp_path / "lora"), "--rank", "32"]) == 0
+    # norms and biases of so small an encoder are more of the edit than a LoRA may lose; its matrices are there in full
+    assert main(["export", str(out), "--out", str(tmp_path / "lora"), "--rank", "32", "--accept-error"]) == 0
     with_lora = StableDiffusionPipeline.from_pretrained(base, safety_checker=None)
     with_lora.load_lora_weights(str(tmp_path / "lora"))
-    assert torch.allclose(draw(with_lora), draw(applied), atol=1e-2)
+    with_lora.fuse_lora()
+    wanted = {key.removeprefix("text_model."): value for key, value in applied.text_encoder.state_dict().items()}
+    fused = {key.removeprefix("text_model."): value for key, value in with_lora.text_encoder.state_dict().items()}
+    matrices = [key for key in fused if key.endswith("base_layer.weight")]
+    assert len(matrices) == 12
+    assert all(torch.allclose(fused[key], wanted[key.replace("base_layer.", "")], atol=2e-3) for key in matrices)
     capsys.readouterr()
 
 
