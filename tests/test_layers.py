@@ -1,6 +1,7 @@
 """The floors of the house: app imports eval imports erasure, never back; light modules stay light."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -83,3 +84,13 @@ def test_what_is_imported_is_declared(folder: str) -> None:
     assert modules
     unknown = {name: found.get(name, ["not installed"]) for name in modules if not {normal(d) for d in found.get(name, [name])} & allowed}
     assert not unknown, unknown
+
+
+def test_importing_the_project_turns_reports_of_libraries_off() -> None:
+    """Before any library is imported, and not against somebody's own choice."""
+    code = "import erasure, os, sys; print(*(os.environ[name] for name in sys.argv[1:]), 'huggingface_hub' in sys.modules)"
+    names = ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED")
+    clean = {key: value for key, value in os.environ.items() if key not in names}
+    for own, told in (({}, "1 1 False False"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0 1 False False")):
+        done = subprocess.run([sys.executable, "-c", code, *names], env={**clean, **own}, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == told
