@@ -22,6 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from app.command_line import command
 from app.plan import Spec
 from erasure.errors import UserError
 from erasure.run import canonical_json, read_json, write_json
@@ -127,7 +128,7 @@ def start(folder: Path) -> "subprocess.Popen[bytes]":
     """A child process that does the job in a folder. It ends when this process does, however that ends."""
     requeue(folder)
     with (folder / "log.txt").open("ab") as log:
-        argv = [sys.executable, "-m", "app.cli", "jobs", "run-one", str(folder / "spec.json"), "--parent", str(os.getpid())]
+        argv = command("app.cli", "jobs", "run-one", str(folder / "spec.json"), "--parent", str(os.getpid()))
         return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
 
