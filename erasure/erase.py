@@ -1,7 +1,7 @@
 """erase(model, concepts, method) -> Edit: the whole way from a concept to a file, resumable in its run folder."""
 
 import importlib.metadata
-import resource
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -216,4 +216,10 @@ def _stored(value: Tensor) -> Tensor:
 def _peak_memory(model: DiffusionModel) -> int:
     if model.device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(model.device) / 2**20)
+    if sys.platform == "win32":  # where Python has no resource module
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset // 2**20
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
