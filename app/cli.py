@@ -1,11 +1,13 @@
 """The `erasure` command. Parsing only: every command calls library functions that the rest of the house can call too."""
 
+import errno
+import importlib.metadata
 import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
 
-from erasure.errors import UserError, unknown
+from erasure.errors import UserError, in_one_line, unknown
 
 COMMANDS = {
     "erase": "erase concepts from a model and save an edit",
@@ -18,6 +20,7 @@ COMMANDS = {
     "doctor": "say what is installed, which device is used, what is missing",
 }
 USAGE_ERROR, INCOMPLETE = 1, 2
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 COMPUTE = ("erase", "audit", "demo", "export", "jobs", "studio")
 # glibc keeps large tensors in the heap instead of fetching fresh pages for each; about a third of a training step on a CPU
 # (docs/performance.md). OpenMP threads that wait for each other spin for long; two processes on the same cores then slow each other down
@@ -40,6 +43,9 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
         return 0
+    if arguments[0] == "--version":
+        print(f"erasure {version()}")
+        return 0
     name, *rest = arguments
     try:
         if name not in COMMANDS:
@@ -47,19 +53,43 @@ def main(argv: list[str] | None = None) -> int:
         run: Callable[[list[str]], int] = import_module(f"app.commands.{name}").main
         return run(rest)
     except UserError as error:
-        print(f"erasure: {error}", file=sys.stderr)
-        return USAGE_ERROR
+        return complain(str(error), USAGE_ERROR)
     except BrokenPipeError:  # the reader of our output has gone, as in `erasure methods | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return USAGE_ERROR
+    except OSError as error:
+        again = error.errno in DISK
+        hint = "; make room, and the same command continues" if again else ""
+        return complain(f"{error.filename or name}: {error.strerror or error}{hint}.", INCOMPLETE if again else USAGE_ERROR)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise  # a fault of this program, which should be seen
+        return complain("out of memory; the same command continues with more of it, or choose smaller values (--batch).", INCOMPLETE)
     except KeyboardInterrupt:
-        print("erasure: interrupted; the same command continues where it stood.", file=sys.stderr)
-        return INCOMPLETE
+        return complain("interrupted; the same command continues where it stood.", INCOMPLETE)
+
+
+def complain(message: str, code: int) -> int:
+    print(f"erasure: {in_one_line(message)}", file=sys.stderr)
+    return code
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory was short, on a GPU (torch.OutOfMemoryError) or not; torch is not imported for the question."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def version() -> str:
+    try:
+        return importlib.metadata.version("erasure-studio")
+    except importlib.metadata.PackageNotFoundError:
+        return "(a checkout that is not installed)"
 
 
 def overview() -> str:
     lines = [f"  {name:<9} {text}" for name, text in COMMANDS.items()]
-    return "\n".join(["usage: erasure COMMAND [options]", "", *lines, "", "`erasure COMMAND --help` lists the options of a command."])
+    more = "`erasure COMMAND --help` lists the options of a command; `erasure --version` says which this is."
+    return "\n".join(["usage: erasure COMMAND [options]", "", *lines, "", more])
 
 
 if __name__ == "__main__":

@@ -7,16 +7,20 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NotRequired
 
+from pydantic import JsonValue
 from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12 on
 
+from erasure.choices import Seed
 from erasure.concept import Concept, Kind
+from erasure.discover import names
 from erasure.errors import UserError, unknown
-from erasure.run import digest, read_json, write_json
+from erasure.run import digest, read_json, usable, write_json
 from erasure.shapes import check
 from erasure.strict_yaml import read_yaml
 from eval.gates import Tier
 
 SETTINGS = ("model", "out", "suite", "tier", "seed", "kind", "method", "fields")
+MOST = 10_000  # jobs of a plan
 ENTRY = ("concept", "kind", "anchor", "prompts", "method", "fields", "seed", "model", "suite", "tier")
 
 
@@ -30,10 +34,14 @@ class _Concept(TypedDict):
 
 class _Job(TypedDict, total=False):
     method: str
-    seed: int
+    seed: Seed
     model: str
     suite: str
     tier: Tier
+
+
+class _Fields(TypedDict):
+    fields: dict[str, JsonValue]
 
 
 class _Record(_Job, total=False):
@@ -117,6 +125,7 @@ def load_plan(path: Path) -> Plan:
     out = record.get("out") or str(Path("runs") / path.stem)
     if not isinstance(out, str):
         raise UserError(f"{path}: out must be a folder, got {out!r}.")
+    usable(Path(out))
     common = {key: value for key, value in record.items() if key not in ("jobs", "out")}
     specs: dict[str, Spec] = {}
     for number, entry in enumerate(record["jobs"], 1):
@@ -127,6 +136,8 @@ def load_plan(path: Path) -> Plan:
             if spec.folder_name in specs:
                 raise UserError(f"{where} asks again for a job that stands above it: {spec.name}, seed {spec.seed}.")
             specs[spec.folder_name] = spec
+            if len(specs) > MOST:
+                raise UserError(f"{where}: a plan may have {MOST:,} jobs; these lists multiply to more. Make several plans of it.")
     return Plan(tuple(specs.values()), Path(out))
 
 
@@ -144,6 +155,8 @@ def expand(entry: dict[str, Any], where: str) -> Iterator[Spec]:
         for method, seed, model, suite, *values in itertools.product(*axes, *options.values()):
             asked = {"method": method, "seed": seed, "model": model, "suite": suite or "", "tier": entry.get("tier", "smoke")}
             check(asked, _Job, where)
+            if method not in names("erasure.methods"):
+                raise unknown(f"method in {where}", method, names("erasure.methods"))
             yield Spec(concepts=concepts, fields=dict(zip(options, values, strict=True)), **asked)
 
 
@@ -165,6 +178,7 @@ def _mapping(entry: dict[str, Any], where: str) -> dict[str, Any]:
     found = entry.get("fields") or {}
     if not isinstance(found, dict):
         raise UserError(f"{where}: fields must be a mapping of a method's options, got {found!r}.")
+    check({"fields": found}, _Fields, where)
     return found
 
 

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from app.parsing import parse
+from app.parsing import existing, parse
 from erasure.choices import Attention, Precision
 from erasure.errors import UserError
+from erasure.run import usable
 
 REBOUND, INCOMPLETE = 3, 2
 
@@ -37,6 +38,9 @@ def main(argv: list[str]) -> int:
     options = parse(Options, argv, "audit sequence")
     if not options.edits:
         raise UserError("audit sequence needs folders of edits: erasure audit sequence runs/FIRST runs/SECOND.")
+    if options.out:
+        usable(options.out)
+    existing(options.edits)
     from erasure.edit import Edit
     from erasure.loading import load_model
     from eval.finished import finished

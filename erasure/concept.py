@@ -39,6 +39,9 @@ class Concept:
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise UserError("a concept needs a name, got an empty one; write --concept 'Van Gogh'.")
+        for text in (self.name, self.anchor, *self.prompts, *self.aliases):
+            if not text.isprintable() and any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):
+                raise UserError(f"{text!r} is not text: it holds a NUL, or bytes that are not UTF-8.")
         if self.kind not in get_args(Kind):
             raise unknown("kind", self.kind, get_args(Kind))
         if self.anchor.strip().lower() == self.name.strip().lower():

@@ -34,6 +34,8 @@ def load_model(
     Raises:
         UserError: a missing folder, a folder that is no pipeline, a broken file, an unreachable hub, a family without support.
     """
+    if any(len(part) > 255 for part in Path(source).parts):
+        raise UserError(f"no model at {source!r}: a name has at most 255 letters.")
     place = resolve_device(device)
     weights = torch.float16 if place.type == "cuda" else torch.float32
     with _quietly():
@@ -100,12 +102,22 @@ def first_line(error: Exception) -> str:
 
 
 def resolve_device(device: str) -> torch.device:
+    """A device that this machine has and the program computes on.
+
+    Raises:
+        UserError: no such device here, or one that holds no values, such as "meta".
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N.") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device!r} asked for, but this machine has no CUDA device; use --device cpu.")
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(place.type)
+    if count is None:
+        raise UserError(f"device {device!r} is not one to compute on; use auto, cpu, cuda or cuda:N.")
+    if count == 0:
+        raise UserError(f"device {device!r} asked for, but this machine has no {place.type.upper()} device; use --device cpu.")
+    if (place.index or 0) >= count:
+        raise UserError(f"device {device!r} asked for, but of {place.type} this machine has {count}, counted from {place.type}:0.")
     return place

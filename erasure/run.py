@@ -35,7 +35,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last of brackets a thousand deep
         raise UserError(f"{path} cannot be read as JSON ({error}).") from error
 
 
@@ -69,6 +69,24 @@ class Run:
 
     def finish(self, result: dict[str, Any]) -> None:
         write_json(self.folder / "result.json", result)
+
+
+def usable(folder: Path) -> Path:
+    """The folder itself, if it is there or can be made: to be asked before the work begins.
+
+    Raises:
+        UserError: a file in its place or above it, a name that no file system takes, or no right to write.
+    """
+    if "\0" in str(folder):
+        raise UserError(f"{str(folder)!r} cannot be a folder: its name holds a NUL.")
+    if any(len(part.encode(errors="surrogateescape")) > 255 for part in folder.parts) or len(str(folder.absolute())) > 4000:
+        raise UserError(f"{folder} cannot be a folder: a name may have 255 bytes, a path 4,000; choose a shorter --out.")
+    above = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not above.is_dir():
+        raise UserError(f"{above} is a file, so {folder} cannot be a folder; choose another --out.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{above} cannot be written to, so {folder} cannot be a folder; choose another --out.")
+    return folder
 
 
 def default_folder(job: dict[str, Any]) -> Path:

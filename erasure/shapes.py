@@ -3,14 +3,19 @@
 import re
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, NotRequired, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, NotRequired, TypeVar, get_args, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict, is_typeddict  # pydantic takes typing's own from Python 3.12 on
 
 from erasure.errors import UserError, unknown
 
 T = TypeVar("T")
+WRITTEN: dict[Any, Any] = {  # how a file says what a class takes
+    Path: str,
+    int: Annotated[int, Field(ge=-(2**31), lt=2**31)],
+    float: Annotated[float, Field(allow_inf_nan=False)],
+}
 STRANGE = ("extra_forbidden", "invalid_key")  # pydantic's names for a key that nobody knows
 
 
@@ -27,15 +32,15 @@ def check(given: dict[Any, Any], shape: Any, place: str) -> None:
 
 
 def built(cls: type[T], given: dict[str, Any], place: str) -> T:
-    """A dataclass with the fields that a file gives it; a Path is written as text.
+    """A dataclass with the fields that a file gives it; a Path is written as text. Numbers are finite, whole ones within 32 bits.
 
     Raises:
         UserError: as `check`, and what the class itself complains about.
     """
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     shape: dict[str, Any] = {}
     for f in fields(cls):  # type: ignore[arg-type]  # a dataclass
-        hint = str if hints[f.name] is Path else hints[f.name]
+        hint = WRITTEN.get(hints[f.name], hints[f.name])
         shape[f.name] = hint if f.default is f.default_factory is MISSING else NotRequired[hint]
     check(given, TypedDict(cls.__name__, shape), place)  # type: ignore[misc, operator]  # fields known at run time
     return cls(**{name: Path(value) if hints[name] is Path else value for name, value in given.items()})

@@ -78,7 +78,8 @@ def located(source: str, beside: Path = Path()) -> Path:
 
     org, _, rest = source.removeprefix(HUB).partition("/")
     name, _, file = rest.partition("/")
-    if not (org and name and file):
+    parts = [org, name, *file.split("/")]
+    if not (org and name and file) or any(part in ("", ".", "..") or len(part) > 255 for part in parts):
         raise UserError(f"{source!r} names no file of a dataset; write {HUB}ORG/NAME/path/in/dataset.csv.")
     try:
         return Path(hf_hub_download(f"{org}/{name}", file, repo_type="dataset"))
@@ -194,7 +195,7 @@ def _prompt(path: Path, line: int, row: list[str], columns: dict[str, int]) -> P
     if not text or len(text) > LETTERS:
         raise UserError(f"{path}, line {line}, column prompt: a prompt has 1 to {LETTERS:,} letters, this one {len(text):,}.")
     seed = cell("seed").removesuffix(".0")
-    if seed and not (seed.isdecimal() and int(seed) < 2**64):
+    if seed and not (seed.isdecimal() and len(seed) <= 20 and int(seed) < 2**64):  # Python converts no more than 4,300 digits
         raise UserError(f"{path}, line {line}, column seed: {seed[:40]!r} is no whole number below 2^64.")
     return Prompt(text, cell("id") or str(line), int(seed) if seed else None, _guidance(path, line, cell("guidance")))
 

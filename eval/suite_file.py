@@ -46,11 +46,12 @@ Text = Annotated[str, limit(str.strip, "text that is not blank")]
 Name = Annotated[str, limit(FOLDER.fullmatch, "letters, digits, _, - and . alone, at most 80 and no dot first (it names a folder)")]
 Template = Annotated[str, limit(fills_both, "text with {style} and {object}, and nothing else in braces")]
 Source = Annotated[str, limit(str.strip, f"a path or {HUB}ORG/NAME/FILE")]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=100_000)]
+Pictures = Annotated[int, Field(ge=1, le=10_000)]  # of a cell or a prompt; a grid may have hundreds
 Steps = Annotated[int, Field(ge=1, le=1000)]
 Guidance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Labels = Annotated[dict[str, Text], Field(min_length=1)]
-Pair = Annotated[list[Count], Field(min_length=2, max_length=2)]
+Pair = Annotated[list[Pictures], Field(min_length=2, max_length=2)]
 Judge = Annotated[Any, limit(names_judge, "the name of a judge, or a mapping of it and its fields")]
 EVERY = limit(lambda tiers: len(tiers) == len(TIERS), f"a mapping with each of {', '.join(TIERS)}")
 
@@ -101,7 +102,7 @@ class GridFile(TypedDict):
 class Part(TypedDict):
     """A tier of the form prompts."""
 
-    pictures: Count
+    pictures: Pictures
     prompts: NotRequired[Count]
 
 

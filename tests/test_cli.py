@@ -235,7 +235,8 @@ def test_workers_that_fail_are_told(tmp_path: Path, capsys: pytest.CaptureFixtur
         together([str(tmp_path / "none")], 2)
     assert "no edit" in capsys.readouterr().err
     assert "without --shard" in complain(["audit", str(tmp_path), "--workers", "2", "--shard", "1/2"], capsys)
-    assert "from 1 on" in complain(["audit", str(tmp_path), "--workers", "0"], capsys)
+    assert "from 1 to" in complain(["audit", str(tmp_path), "--workers", "0"], capsys)
+    assert "from 1 to" in complain(["audit", str(tmp_path), "--workers", "100000"], capsys)
 
 
 def test_a_worker_ends_with_whoever_started_it() -> None:

@@ -1,21 +1,23 @@
 """`erasure audit EDIT`: how much is gone, what else went with it."""
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from app.parsing import parse
+from app.parsing import existing, parse
 from app.sequence import main as sequence
 from app.workers import together
 from erasure.choices import Attention, Precision
 from erasure.concept import Kind
 from erasure.concept import parse as parse_concepts
 from erasure.errors import UserError
-from erasure.run import read_json
+from erasure.run import read_json, usable
 from eval.gates import EXIT, Gate
 
 if TYPE_CHECKING:
@@ -26,12 +28,16 @@ if TYPE_CHECKING:
 
 
 INCOMPLETE = 2
+MOST_WORKERS = 4 * (os.cpu_count() or 1)
 WORST = (3, INCOMPLETE, 4)  # of several audits, the exit code that is told
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Draw a suite with the base and the edited model from the same noise, judge every picture, count, and report.
+
+    `erasure audit report|answers|compare|sequence --help` tell the rest: a finished audit reported again, pictures of another tool counted,
+    two audits compared, edits applied one after another.
 
     Erasures made elsewhere are read as well: a diffusers folder or hub id, a text-encoder folder, a LoRA, or a .safetensors file of UNet
     parameters; they need --concept, --kind, --model (their base) and --out.
@@ -107,16 +113,24 @@ def main(argv: list[str]) -> int:
 
 def run(options: Options, argv: Sequence[str]) -> int:
     """Audit, report, and say the verdict by the exit code: 0 pass, 2 incomplete, 3 a gate failed, 4 inconclusive."""
+    if not 1 <= options.workers <= MOST_WORKERS or (options.workers > 1 and options.shard):
+        raise UserError(f"--workers is a number from 1 to {MOST_WORKERS} on this machine, and goes without --shard; got {options.workers}.")
+    if options.shard:
+        shard(options.shard)
+    if not isfinite(options.strength):
+        raise UserError(f"--strength is a finite number, got {options.strength}.")
+    if not options.edits:
+        raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
+    if options.out:
+        usable(options.out)
+    if not options.concept and not asked(options.suite)[1]:  # or else it may be an erasure on the hub
+        existing(options.edits)
     from erasure.run import Run
     from eval.audit import Audit, How, audit, job_record, work
     from eval.listed import read_list
     from eval.oracle import oracles
     from eval.suites import load_suite
 
-    if options.workers < 1 or (options.workers > 1 and options.shard):
-        raise UserError(f"--workers is a number from 1 on, and goes without --shard; got {options.workers}.")
-    if not options.edits:
-        raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
     name, concept = asked(options.suite)
     suite = load_suite(name, options.prompts)
     model, edits = loaded(options, claimed(suite, concept) if concept else None)

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from app.parsing import parse
+from app.parsing import existing, parse
+from erasure.run import usable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,9 @@ class Options:
 
 def main(argv: list[str]) -> int:
     options = parse(Options, argv, "export")
+    if options.out:
+        usable(options.out)
+    existing([options.edit])
     from erasure import export
     from erasure.edit import Edit
     from erasure.export import hub

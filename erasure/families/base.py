@@ -29,7 +29,12 @@ class Cost:
         return asdict(self)
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(**{name: count + getattr(other, name) for name, count in asdict(self).items()})
+        return Cost(  # spelled out: a forecast adds up every step of a training
+            self.unet_forwards + other.unet_forwards,
+            self.unet_backwards + other.unet_backwards,
+            self.text_forwards + other.text_forwards,
+            self.sample_gradients + other.sample_gradients,
+        )
 
 
 class Step(NamedTuple):
@@ -95,6 +100,11 @@ class DiffusionModel(ABC):
     @abstractmethod
     def vocabulary(self) -> Tensor:
         """The input embeddings of all tokens (V, E)."""
+
+    @property
+    @abstractmethod
+    def context(self) -> int:
+        """How many tokens of a prompt the text encoder reads."""
 
     @abstractmethod
     def tokens(self, text: str) -> list[int]:

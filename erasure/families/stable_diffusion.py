@@ -8,6 +8,7 @@ from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 
+from erasure.choices import family_of_width
 from erasure.errors import UserError, unknown
 from erasure.families.base import Attention, DiffusionModel, Guidance, Precision, Step
 
@@ -68,6 +69,10 @@ class StableDiffusion(DiffusionModel):
     def vocabulary(self) -> Tensor:
         return self.pipe.text_encoder.get_input_embeddings().weight.detach().float()
 
+    @property
+    def context(self) -> int:
+        return int(self.pipe.tokenizer.model_max_length) - 2  # without the start and the end
+
     def tokens(self, text: str) -> list[int]:
         found: list[int] = self.pipe.tokenizer(text, add_special_tokens=False).input_ids
         return found
@@ -108,6 +113,8 @@ class StableDiffusion(DiffusionModel):
     def walk(
         self, x_T: Tensor, cond: Tensor, uncond: Tensor, steps: int, guidance: float, guides: Sequence[Guidance] = ()
     ) -> Iterator[Step]:
+        if not 1 <= steps <= len(self.alphas):
+            raise UserError(f"a walk has 1 to {len(self.alphas):,} steps, as many as the noise schedule of {self.source}; got {steps:,}.")
         self.scheduler.set_timesteps(steps)
         both = torch.cat((uncond, cond, *(self.encode([g.text]).expand(len(cond), -1, -1) for g in guides)))
         memories: list[dict[str, Tensor]] = [{} for _ in guides]
@@ -149,5 +156,4 @@ class StableDiffusion(DiffusionModel):
 
 def family_of(pipe: Any) -> str:
     """The recipe family: "pocket", "sd1" or "sd2", told by the width of the text conditioning."""
-    width = pipe.unet.config.cross_attention_dim
-    return {128: "pocket", 1024: "sd2"}.get(width, "sd1")
+    return family_of_width(pipe.unet.config.cross_attention_dim)
