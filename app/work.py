@@ -5,9 +5,11 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from app.asking import settled
 from app.jobs import claim
 from app.plan import Spec
 from erasure.discover import load
+from erasure.doubts import doubts
 from erasure.edit import Edit
 from erasure.erase import configure, erase
 from erasure.errors import UserError
@@ -46,6 +48,7 @@ def prepared(model: DiffusionModel, spec: Spec) -> tuple[Method, list[Any]]:
 
 
 def erased(model: DiffusionModel, folder: Path, spec: Spec) -> Edit:
+    settled(doubts(model, spec.concepts))  # nobody is asked here; what is odd goes into the job's log
     method, concepts = prepared(model, spec)
     claim(folder, "recording" if isinstance(method, Trained) else "solving", 0)
     preview = Preview(folder / "preview.png", [concepts[0].sentences()[-1][0], "", concepts[0].name])

@@ -12,6 +12,7 @@ import tyro
 from app.parsing import parse
 from app.plan import Plan, Spec, load_plan
 from erasure.errors import UserError, unknown
+from erasure.run import usable
 
 ACTIONS = {
     "run": "run what a plan asks for; what is complete is skipped",
@@ -75,18 +76,20 @@ def main(argv: list[str]) -> int:
 
 
 def run_one(options: OneOptions) -> int:
+    spec = Spec.load(options.spec)  # complains before torch is imported
     from app.work import work
     from app.workers import die_with
 
     if options.parent:
         die_with(options.parent)
-    work(options.spec.parent, Spec.load(options.spec))
+    work(options.spec.parent, spec)
     return OK
 
 
 def run(options: RunOptions) -> int:
     from app import jobs
     from app.table import Table, forecast_table
+    from eval.suites import load_suite
 
     plan = load_plan(options.plan)
     if options.dry_run:
@@ -94,6 +97,10 @@ def run(options: RunOptions) -> int:
 
         print(forecast_table(plan, forecasts(plan)))
         return OK
+    suites = {name: load_suite(name) for name in {spec.suite for spec in plan.jobs} if name}
+    for spec in plan.jobs:
+        for concept in spec.concepts if spec.suite else ():
+            suites[spec.suite].find(concept.name)  # complains now, not after the erasure
     states = [(spec, jobs.progress(plan.folder(spec)).state) for spec in plan.jobs]
     again = ("waiting", "interrupted", *(("failed", "cancelled") if options.retry else ()))
     todo = [spec for spec, state in states if state in again]
@@ -155,7 +162,9 @@ def board(options: BoardOptions) -> int:
     from app.board import entries, write
 
     if not options.where.is_dir():
-        raise UserError(f"{options.where} is no folder; name the one your runs are in.")
+        raise UserError(f"{options.where} is not a folder; name the one your runs are in.")
+    if options.out:
+        usable(options.out)
     rows: list[Any] = entries(options.where)
     if not rows:
         raise UserError(f"no audit below {options.where}; run `erasure audit` or a plan with a suite first.")

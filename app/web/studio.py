@@ -16,6 +16,7 @@ from app.plan import Spec
 from app.web.safety import Checker
 from erasure.concept import Concept, Kind
 from erasure.discover import load
+from erasure.doubts import doubts
 from erasure.edit import Edit, EditInfo
 from erasure.erase import applied, configure, erase
 from erasure.errors import UserError, unknown
@@ -190,6 +191,14 @@ class Studio:
             "people": [words.names[0] for key, words in OBJECT_WORDS.items() if key in ("ada", "otto")],
         }
 
+    def doubts(self, concept: str) -> list[str]:
+        """What is odd about concepts, before anything is queued.
+
+        Raises:
+            UserError: an empty name.
+        """
+        return doubts(self.model, [Concept(name=name.strip()) for name in concept[:PROMPT_LIMIT].split(";")])
+
     def start_erasing(self, concept: str, kind: Kind, anchor: str, method: str, given: dict[str, Any], seed: int, suite: str) -> Path:
         """Queue an erasure.
 
@@ -198,7 +207,11 @@ class Studio:
         """
         concepts = tuple(Concept(name=name.strip(), kind=kind, anchor=anchor.strip()) for name in concept.split(";"))
         if len(concept) > PROMPT_LIMIT or len(anchor) > PROMPT_LIMIT:
-            raise UserError(f"a concept may have {PROMPT_LIMIT} characters, this one has {len(concept):,}.")
+            raise UserError(f"a concept may have {PROMPT_LIMIT} characters, this one has {max(len(concept), len(anchor)):,}.")
+        if not 0 <= seed < 2**63:
+            raise UserError(f"a seed lies between 0 and 2^63, got {seed}.")
+        for each in concepts if suite else ():
+            load_suite(suite).find(each.name)  # complains now, not after the erasure
         configure(load("erasure.methods", method, Method), list(concepts), self.model.family, given)  # complains now, not in an hour
         spec = Spec(concepts=concepts, method=method, fields=given, seed=seed, model=self.source, suite=suite)
         return self.queue(spec)

@@ -60,10 +60,11 @@ def tab(studio: Studio) -> tuple[Any, gr.Dropdown]:
                 interactive=True,
             )
             said = gr.HTML(elem_id="erase-note")
+            doubted = gr.State("")  # the concept whose oddities were shown; a second press means it
 
             @gr.render(inputs=[method, kind])
             def form(name: str, of_kind: Kind) -> None:
-                build_form(studio, name, of_kind, [concept, kind, anchor, seed, suite], [said, job])
+                build_form(studio, name, of_kind, [concept, kind, anchor, seed, suite, doubted], [said, job, doubted])
 
         with gr.Column(scale=6, min_width=320):
             job.render()
@@ -94,14 +95,17 @@ def build_form(studio: Studio, name: str, kind: Kind, common: list[Any], outputs
             if studio.local or f.name not in FOLDERS:
                 widgets[f.name] = widget(f.name, types[f.name], getattr(method, f.name), help_.get(f.name, ""))
 
-    def run(concept: str, kind: Kind, anchor: str, seed: int, suite: str, *values: Any) -> tuple[str, Any]:
+    def run(concept: str, kind: Kind, anchor: str, seed: int, suite: str, doubted: str, *values: Any) -> tuple[str, Any, str]:
         try:
+            if concept != doubted and (odd := studio.doubts(concept)):
+                lines = "".join(f"<p>{escape(doubt)}</p>" for doubt in odd)
+                return f"{lines}<p>Press Erase again to erase it all the same.</p>", gr.skip(), concept
             given = {k: v for k, v in read(widgets, values, types).items() if v != getattr(method, k)}
             folder = studio.start_erasing(concept, kind, anchor, name, given, int(seed or 0), suite)
         except UserError as error:
             raise gr.Error(str(error), duration=12) from None
         note = f"<p>Queued as <b>{escape(folder.name)}</b>. It goes on when this page is closed.</p>"
-        return note, gr.Dropdown(choices=job_names(studio), value=folder.name)
+        return note, gr.Dropdown(choices=job_names(studio), value=folder.name), ""
 
     start.click(run, [*common, *widgets.values()], outputs, api_visibility="private")
 
