@@ -3,9 +3,10 @@
 from pathlib import Path
 
 from app.commands.studio import serve
+from app.web.address import listen
 from app.web.studio import Studio
 from erasure.loading import load_model
 
 if __name__ == "__main__":
     # a Space's own proxy stands before this port
-    serve(Studio(load_model("pocket"), Path("runs"), local=False), "0.0.0.0", 7860, None)
+    serve(Studio(load_model("pocket"), Path("runs"), local=False), listen("0.0.0.0", 7860), None)

@@ -10,7 +10,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, Template
 from markupsafe import Markup
 
-from erasure.run import read_json, write_bytes
+from app import jobs
+from erasure.errors import UserError
+from erasure.files import Damaged, read_json, read_sealed, write_bytes
 from eval.cases import OTHERWISE
 from eval.finer import place
 
@@ -30,9 +32,10 @@ class Entry:
     tier: str
     rates: dict[str, dict[str, Any]]  # of the erased model by name: k, n, estimate, low, high
     base: dict[str, dict[str, Any]]
-    robust: dict[str, Any] | None  # lowest UA of those that ask in other words: by, k, n, estimate, low, high; None where none was asked
-    forwards: int
-    backwards: int
+    reworded: dict[str, Any] | None  # lowest UA of those that ask in other words: by, k, n, estimate, low, high; None where none was asked
+    attacked: dict[str, Any] | None  # UA under the search that broke most: k, n, estimate, low, high; None where no search for prompts ran
+    forwards: int | None  # of the erasure; None where nobody here made it
+    backwards: int | None
     seconds: float | None  # the erasure took, where its run folder is known
     size: int | None  # bytes of the edit
     verdict: str  # PASS, FAIL, INCONCLUSIVE; empty where no report was written
@@ -46,11 +49,28 @@ class Entry:
 
 def entries(root: Path) -> list[Entry]:
     """Every complete audit below a folder that counted what is kept, and the base as well, best first: by erased, then by kept."""
-    results = [(path.parent, read_json(path)) for path in sorted(root.glob("**/result.json"))]
+    return collected(root)[0]
+
+
+def collected(root: Path) -> tuple[list[Entry], list[str]]:
+    """What `entries` returns, and one line for every result and every job that cannot be read."""
+    results, found = [], []
+    broken = [f"job {folder.name}: {p.error}" for folder, _ in jobs.found(root) if (p := jobs.progress(folder)).state == "broken"]
+    for path in sorted(root.glob("**/result.json")):
+        try:
+            results.append((path.parent, read_sealed(path, required=False)))
+        except Damaged as error:
+            broken.append(str(error))
     runs = {record["edit"]: (folder, record) for folder, record in results if "edit" in record}
-    audits = [(folder, r) for folder, r in results if r.get("job", {}).get("task") == "audit" and compares(r["models"])]
-    found = [entry(folder, record, runs) for folder, record in audits]
-    return sorted(found, key=lambda e: (-e.rates["UA"]["estimate"], -e.kept))
+    for folder, result in results:
+        try:
+            if result.get("job", {}).get("task") == "audit" and compares(result["models"]):
+                found.append(entry(folder, result, runs))
+        except UserError as error:
+            broken.append(str(error))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            broken.append(f"{folder} holds no audit that can be read ({type(error).__name__}: {error}).")
+    return sorted(found, key=lambda e: (-e.rates["UA"]["estimate"], -e.kept)), broken
 
 
 def compares(models: dict[str, Any]) -> bool:
@@ -72,9 +92,10 @@ def entry(folder: Path, result: dict[str, Any], runs: dict[str, tuple[Path, dict
         tier=result["tier"],
         rates={name: result["models"]["erased"]["rates"][name] for name in RATES},
         base={name: result["models"]["base"]["rates"][name] for name in RATES},
-        robust=robust(result["models"]["erased"]["rates"]),
-        forwards=sum(e["cost"]["unet_forwards"] for e in edits),
-        backwards=sum(e["cost"]["unet_backwards"] for e in edits),
+        reworded=reworded(result["models"]["erased"]["rates"]),
+        attacked=result["models"]["erased"]["rates"].get("UA_attacked"),
+        forwards=cost(edits, "unet_forwards"),
+        backwards=cost(edits, "unet_backwards"),
         seconds=sum(read_json(run / "timing.json")["seconds"] for run, _ in mine) if known else None,
         size=sum(record["bytes"] for _, record in mine) if known else None,
         verdict=report["verdict"]["state"] if report else "",
@@ -82,9 +103,18 @@ def entry(folder: Path, result: dict[str, Any], runs: dict[str, tuple[Path, dict
     )
 
 
-def robust(rates: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """The way of asking that brings most back, attacks among them."""
-    others = {role: rates[f"UA_{role}"] for role in (*OTHERWISE, "attacked") if f"UA_{role}" in rates}
+def cost(edits: Sequence[dict[str, Any]], of: str) -> int | None:
+    """Passes of the network that erasures took together; None where one of them does not say, as pictures that another tool drew."""
+    return sum(e["cost"][of] for e in edits) if all(of in e["cost"] for e in edits) else None
+
+
+def passes(count: int | None) -> str:
+    return "" if count is None else f"{count:,}"
+
+
+def reworded(rates: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """The way of asking in other words that brings most back; no attack is among them."""
+    others = {role: rates[f"UA_{role}"] for role in OTHERWISE if f"UA_{role}" in rates}
     worst = min(others, key=lambda role: others[role]["estimate"], default=None)
     return {"by": worst, **others[worst]} if worst else None
 
@@ -114,9 +144,10 @@ def flat(e: Entry) -> dict[str, Any]:
         r = e.rates[name]
         found |= {name: round(r["estimate"], 5), f"{name}_low": round(r["low"], 5), f"{name}_high": round(r["high"], 5)}
         found |= {f"{name}_k": r["k"], f"{name}_n": r["n"], f"{name}_base": round(e.base[name]["estimate"], 5)}
-    r = e.robust or dict.fromkeys(("by", "estimate", "low", "high", "k", "n"), "")
-    found |= {"robust": r["estimate"], "robust_low": r["low"], "robust_high": r["high"], "robust_k": r["k"], "robust_n": r["n"]}
-    found["robust_by"] = r["by"]
+    for name, side in (("reworded", e.reworded), ("attacked", e.attacked)):
+        r = side or dict.fromkeys(("estimate", "low", "high", "k", "n"), "")
+        found |= {name: r["estimate"], **{f"{name}_{key}": r[key] for key in ("low", "high", "k", "n")}}
+    found["reworded_by"] = e.reworded["by"] if e.reworded else ""
     return found | {
         "unet_forwards": e.forwards,
         "unet_backwards": e.backwards,
@@ -127,40 +158,52 @@ def flat(e: Entry) -> dict[str, Any]:
 
 
 def as_markdown(rows: Sequence[Entry]) -> str:
-    lines = [
-        "| method | concepts | suite | verdict | erased: UA | robust | kept: IRA | kept: CRA | UNet forwards | backwards | seconds |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    asked = ("erased: UA", "in other words", "under attack", "kept: IRA", "kept: CRA")
+    heads = ("method", "concepts", "suite", "verdict", *asked, "UNet forwards", "backwards", "seconds")
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for e in rows:
         name = e.method + (f" ×{e.strength:g}" if e.strength != 1 else "")
-        rates = " | ".join((said(e, "UA"), said_robust(e), said(e, "IRA"), said(e, "CRA")))
+        rates = " | ".join((said(e, "UA"), said_reworded(e), said_attacked(e), said(e, "IRA"), said(e, "CRA")))
         concepts = e.concepts.replace("|", "\\|")
         seconds = "" if e.seconds is None else f"{e.seconds:.0f}"
         what = f"{name} | {concepts} | {e.suite}, {e.tier} | {e.verdict}"
-        lines.append(f"| {what} | {rates} | {e.forwards:,} | {e.backwards:,} | {seconds} |")
-    note = [
-        "Percent with 95 % Wilson intervals and the base model's rate.",
-        "Robust: the lowest UA among synonyms, descriptions, spoiled spellings and replayed prompts.",
-        "Nothing was attacked by optimisation.",
-    ]
-    return "\n".join([*lines, "", " ".join(note), ""])
+        lines.append(f"| {what} | {rates} | {passes(e.forwards)} | {passes(e.backwards)} | {seconds} |")
+    return "\n".join([*lines, "", note(rows), ""])
+
+
+def note(rows: Sequence[Entry]) -> str:
+    """What the columns are, and how many of the audits were attacked at all."""
+    return " ".join(
+        (
+            "Percent with 95 % intervals (Clopper-Pearson, as in every report) and the base model's rate.",
+            "In other words: the lowest UA among synonyms, descriptions, misspellings and replayed prompts.",
+            f"Under attack: UA left by the most successful search for prompts, which ran in {sum(e.attacked is not None for e in rows)} of "
+            f"{len(rows)} audits; nothing is said about attacks on the others.",
+        )
+    )
 
 
 def said(e: Entry, name: str) -> str:
     r = e.rates[name]
-    return f"{100 * r['estimate']:.1f} ({100 * r['low']:.0f} to {100 * r['high']:.0f}; base {100 * e.base[name]['estimate']:.0f})"
+    return f"{_bounded(r)}; base {100 * e.base[name]['estimate']:.1f})"
 
 
-def said_robust(e: Entry) -> str:
-    if e.robust is None:
-        return ""
-    r = e.robust
-    return f"{100 * r['estimate']:.1f} ({100 * r['low']:.0f} to {100 * r['high']:.0f}; {r['by']})"
+def said_reworded(e: Entry) -> str:
+    return "not asked" if e.reworded is None else f"{_bounded(e.reworded)}; {e.reworded['by']})"
+
+
+def said_attacked(e: Entry) -> str:
+    return "not attacked" if e.attacked is None else f"{_bounded(e.attacked)}; {e.attacked['n']} prompts)"
+
+
+def _bounded(r: dict[str, Any]) -> str:
+    return f"{100 * r['estimate']:.1f} ({100 * r['low']:.1f} to {100 * r['high']:.1f}"
 
 
 def as_html(rows: Sequence[Entry]) -> str:
     """One file with a scatter and a table that sorts by its headings; no request leaves it."""
-    return _template("board.html.j2").render(rows=rows, rates=RATES, said=said, said_robust=said_robust, scatter=Markup(scatter(rows)))
+    words = {"said": said, "said_reworded": said_reworded, "said_attacked": said_attacked, "passes": passes, "note": note(rows)}
+    return _template("board.html.j2").render(rows=rows, rates=RATES, scatter=Markup(scatter(rows)), **words)
 
 
 def scatter(rows: Sequence[Entry]) -> str:

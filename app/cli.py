@@ -1,23 +1,29 @@
 """The `erasure` command. Parsing only: every command calls library functions that the rest of the house can call too."""
 
+import importlib.metadata
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
-from erasure.errors import UserError, unknown
+from erasure.errors import Assumed, Unfinished, UserError, in_one_line, unknown
+from erasure.files import disk_full
 
 COMMANDS = {
     "erase": "erase concepts from a model and save an edit",
     "audit": "measure an edit: what is gone, what else went with it; writes report.html",
-    "export": "turn an edit into a diffusers folder or a LoRA file",
+    "export": "turn an edit into a LoRA file, a diffusers folder or a text encoder, for other programs",
     "jobs": "run plans of many erasures and audits; status and leaderboard",
     "studio": "serve the web page: compare, erase, audit, board",
     "demo": "erase a style from the shipped pocket model, audit it and write a report",
     "methods": "list the erasure methods",
+    "clean": "show, and with --yes remove, caches, downloads and incomplete runs",
     "doctor": "say what is installed, which device is used, what is missing",
 }
 USAGE_ERROR, INCOMPLETE = 1, 2
+PYTHONS_FORMAT = warnings.formatwarning
 COMPUTE = ("erase", "audit", "demo", "export", "jobs", "studio")
 # glibc keeps large tensors in the heap instead of fetching fresh pages for each; about a third of a training step on a CPU
 # (docs/performance.md). OpenMP threads that wait for each other spin for long; two processes on the same cores then slow each other down
@@ -40,26 +46,59 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(overview())
         return 0
+    if arguments[0] == "--version":
+        print(f"erasure {version()}")
+        return 0
     name, *rest = arguments
+    warnings.formatwarning = one_line
     try:
         if name not in COMMANDS:
             raise unknown("command", name, COMMANDS)
         run: Callable[[list[str]], int] = import_module(f"app.commands.{name}").main
         return run(rest)
     except UserError as error:
-        print(f"erasure: {error}", file=sys.stderr)
-        return USAGE_ERROR
+        return complain(str(error), INCOMPLETE if isinstance(error, Unfinished) else USAGE_ERROR)
     except BrokenPipeError:  # the reader of our output has gone, as in `erasure methods | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return USAGE_ERROR
+    except Exception as error:
+        if disk_full(error):
+            return complain(f"no room is left on the disk ({error}); make room, then repeat the command.", INCOMPLETE)
+        if out_of_memory(error):
+            return complain("out of memory; the same command continues with more of it, or choose smaller values (--batch).", INCOMPLETE)
+        if isinstance(error, OSError):
+            return complain(f"{error.filename or name}: {error.strerror or error}.", USAGE_ERROR)
+        raise  # a fault of this program, which should be seen
     except KeyboardInterrupt:
-        print("erasure: interrupted; the same command continues where it stood.", file=sys.stderr)
-        return INCOMPLETE
+        return complain("interrupted; the same command continues where it stood.", INCOMPLETE)
+
+
+def complain(message: str, code: int) -> int:
+    print(f"erasure: {in_one_line(message)}", file=sys.stderr)
+    return code
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory was short, on a GPU (torch.OutOfMemoryError) or not; torch is not imported for the question."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def version() -> str:
+    try:
+        return importlib.metadata.version("erasure-studio")
+    except importlib.metadata.PackageNotFoundError:
+        return "(a checkout that is not installed)"
+
+
+def one_line(message: Warning | str, category: type[Warning], *place: Any, **line: Any) -> str:
+    """A warning as the terminal shows it: what the user should know without the place in our code, all others as Python does."""
+    return f"erasure: warning: {message}\n" if issubclass(category, Assumed) else PYTHONS_FORMAT(message, category, *place, **line)
 
 
 def overview() -> str:
     lines = [f"  {name:<9} {text}" for name, text in COMMANDS.items()]
-    return "\n".join(["usage: erasure COMMAND [options]", "", *lines, "", "`erasure COMMAND --help` lists the options of a command."])
+    more = "`erasure COMMAND --help` lists the options of a command; `erasure --version` says which this is."
+    return "\n".join(["usage: erasure COMMAND [options]", "", *lines, "", more])
 
 
 if __name__ == "__main__":

@@ -3,15 +3,13 @@
 from dataclasses import dataclass
 
 from app.plan import Plan
-from app.work import prepared
+from app.work import planned, prepared
 from erasure.bank import recording_cost
+from erasure.erase import forecast
 from erasure.families.base import DiffusionModel
 from erasure.loading import load_model
 from erasure.methods.base import Trained
 from erasure.recorder import bank_key
-from eval.audit import buildable
-from eval.cases import cases
-from eval.suites import load_suite
 
 
 @dataclass(frozen=True)
@@ -38,7 +36,7 @@ def forecasts(plan: Plan) -> list[Forecast]:
             models[spec.model] = load_model(spec.model)
         model = models[spec.model]
         method, concepts = prepared(model, spec)
-        cost, key = method.forecast(model, concepts), ""
+        cost, key = forecast(model, concepts, method), ""
         forwards = cost.unet_forwards
         if isinstance(method, Trained):
             recording = method.record(concepts, spec.seed)
@@ -46,11 +44,9 @@ def forecasts(plan: Plan) -> list[Forecast]:
             forwards -= recording_cost(recording) if key in made else 0
             made.add(key)
         pictures = 0
-        if spec.suite:
-            suite = load_suite(spec.suite)
-            buildable(suite)
-            pictures = sum(case.count for case in cases(suite, [suite.find(c.name) for c in concepts], spec.tier))
-            if spec.tier in (attacks := suite.attacks).tiers:
+        for audit in planned(model, spec):
+            pictures += sum(case.count for case in audit.asked(spec.tier))
+            if spec.tier in (attacks := audit.suite.attacks).tiers:
                 pictures += attacks.prompts * (attacks.pictures + attacks.fresh) * len(attacks.use)
         found.append(Forecast(forwards, cost.unet_backwards, key, pictures))
     return found

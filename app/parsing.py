@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -22,6 +24,9 @@ def parse(cls: type[T], argv: Sequence[str], command: str) -> T:
     Raises:
         UserError: a flag that does not exist, a value of the wrong type, a missing required flag.
     """
+    for part in argv:
+        if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in part):
+            raise UserError(f"{part!r} is not text: it holds a NUL, or bytes that are not UTF-8.")
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -36,10 +41,11 @@ def one_line(box: str) -> str:
     """tyro's framed complaint as one sentence: its first paragraph, and the flag it thinks was meant."""
     lines = [line.strip(" │") for line in box.splitlines() if not line.startswith(("╭", "╰"))]
     text = " ".join(line for line in lines if not set(line) <= {"─"})
+    text = re.sub(r"Exceeds the limit \(\d+ digits\).*?increase the limit", "the number has too many digits", text)  # Python's own words
     first = re.split(r"Got errors:|Argument helptext|For full helptext|Perhaps you meant", text)[0]
     meant = re.search(r"Perhaps you meant:?\s+(--[\w-]+)", text)
     bad = re.search(r"could not convert string to (\w+): (\S+)", text)
-    reason = f" ({bad[2]} is no {bad[1]})" if bad else ""
+    reason = f" ({bad[2]} is not a {bad[1]})" if bad else ""
     hint = f"; did you mean {meant[1]}" if meant else nearest(first)
     return " ".join(first.split()).rstrip(". ") + reason + hint
 
@@ -51,16 +57,55 @@ def nearest(complaint: str) -> str:
     return f"; did you mean {near[0]!r}" if near else ""
 
 
-def combined(name: str, *classes: type) -> type:
-    """One dataclass with the fields of several, their trailing comments as help; later classes do not override earlier ones."""
-    fields: dict[str, tuple[str, Any, Any]] = {}
+def combined(name: str, *classes: type, recipe: Mapping[str, Any] | None = None, note: str = "") -> type:
+    """One dataclass with the fields of several, their trailing comments as help; later classes do not override earlier ones.
+
+    Args:
+        recipe: values that stand where nothing is given; the help names the class's own default beside them. What it says about the
+            first class is only told: those fields are filled in later.
+        note: what the help says besides the first class's own words.
+    """
+    found: dict[str, tuple[str, Any, Any]] = {}
     for cls in classes:
         comments = field_help(cls)
         for f in dataclasses.fields(cls):
-            kind: Any = Annotated[f.type, tyro.conf.arg(help=comments.get(f.name, ""))]  # type: ignore[name-defined]  # a type at run time
-            default = dataclasses.field(default=f.default) if f.default is not dataclasses.MISSING else dataclasses.field()
-            fields.setdefault(f.name, (f.name, kind, default))
-    return dataclasses.make_dataclass(name, list(fields.values()), frozen=True, kw_only=True, namespace={"__doc__": classes[0].__doc__})
+            value, said = f.default, comments.get(f.name, "")
+            if recipe and f.name in recipe and cls is classes[0]:
+                said = f"{said} (the recipe's, where none is given: {short(recipe[f.name])})"
+            elif recipe and f.name in recipe and recipe[f.name] != f.default:
+                value, said = recipe[f.name], f"{said} (the paper's: {short(f.default)})"
+            kind: Any = Annotated[f.type, tyro.conf.arg(help=said)]  # type: ignore[name-defined]  # a type at run time
+            default = dataclasses.field(default=value) if value is not dataclasses.MISSING else dataclasses.field()
+            found.setdefault(f.name, (f.name, kind, default))
+    text = f"{classes[0].__doc__}\n\n{note}".strip()
+    return dataclasses.make_dataclass(name, list(found.values()), frozen=True, kw_only=True, namespace={"__doc__": text})
+
+
+def short(value: object) -> str:
+    """A value for one line; long lists by their length."""
+    return f"({len(value)} sentences)" if isinstance(value, tuple) and len(value) > 2 else str(value) or "nothing"
+
+
+def valued(argv: Sequence[str], flag: str, default: str) -> str:
+    """The value of a flag before the whole line is parsed; of several the last, which counts."""
+    found = default
+    for i, part in enumerate(argv):
+        if part.startswith(f"{flag}="):
+            found = part.partition("=")[2]
+        elif part == flag and i + 1 < len(argv):
+            found = argv[i + 1]
+    return found
+
+
+def existing(edits: Sequence[Path]) -> None:
+    """Complain about a mistyped edit before torch is imported to read it.
+
+    Raises:
+        UserError: nothing is there.
+    """
+    for edit in edits:
+        if not os.path.lexists(edit):  # not Path.exists, which raises for a name that is too long
+            raise UserError(f"no edit at {edit}: expected edit.safetensors and edit.json there.")
 
 
 def given(argv: Sequence[str], names: Sequence[str]) -> set[str]:

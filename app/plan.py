@@ -5,20 +5,23 @@ import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, NotRequired
+from typing import Any, NotRequired
 
-from pydantic import Field
+from pydantic import JsonValue
 from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12 on
 
+from erasure.choices import Seed
 from erasure.concept import Concept, Kind
+from erasure.discover import names
 from erasure.errors import UserError, unknown
-from erasure.run import digest, read_json, write_json
-from erasure.seeds import LARGEST
+from erasure.files import folder_exists, read_json, unsealed, write_sealed
+from erasure.run import digest, usable
 from erasure.shapes import check
 from erasure.strict_yaml import read_yaml
 from eval.gates import Tier
 
 SETTINGS = ("model", "out", "suite", "tier", "seed", "kind", "method", "fields")
+MOST = 10_000  # jobs of a plan
 ENTRY = ("concept", "kind", "anchor", "prompts", "method", "fields", "seed", "model", "suite", "tier")
 
 
@@ -32,10 +35,14 @@ class _Concept(TypedDict):
 
 class _Job(TypedDict, total=False):
     method: str
-    seed: Annotated[int, Field(ge=0, le=LARGEST)]
+    seed: Seed
     model: str
     suite: str
     tier: Tier
+
+
+class _Fields(TypedDict):
+    fields: dict[str, JsonValue]
 
 
 class _Record(_Job, total=False):
@@ -75,19 +82,22 @@ class Spec:
 
     def save(self, path: Path) -> None:
         """Write the file that `erasure jobs run-one` takes."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, self.record())
+        folder_exists(path.parent)
+        write_sealed(path, self.record())
 
     @classmethod
     def load(cls, path: Path) -> "Spec":
         """Read such a file.
 
         Raises:
-            UserError: no such file, unknown keys, values of another type, values that are no concept.
+            UserError: no such file, a wrong checksum, unknown keys, values of another type, values that are no concept.
         """
         record = read_json(path)
         if not isinstance(record, dict) or not (record.get("concepts") or record.get("edits")):
             raise UserError(f"{path} is no job: expected a mapping with concepts (or edits), method, fields, seed, model, suite and tier.")
+        record = unsealed(path, record, required=False)
+        if record.get("edits") and not record.get("suite"):
+            raise UserError(f"{path} names edits but no suite to audit them with, so it asks for nothing.")
         check(record, _Record, str(path))
         concepts = tuple(Concept.from_record(c) for c in record.get("concepts", ()))
         return cls(**{**record, "concepts": concepts, "edits": tuple(record.get("edits", ()))})
@@ -119,16 +129,22 @@ def load_plan(path: Path) -> Plan:
     out = record.get("out") or str(Path("runs") / path.stem)
     if not isinstance(out, str):
         raise UserError(f"{path}: out must be a folder, got {out!r}.")
+    usable(Path(out))
     common = {key: value for key, value in record.items() if key not in ("jobs", "out")}
     specs: dict[str, Spec] = {}
     for number, entry in enumerate(record["jobs"], 1):
         where = f"{path}, job {number}"
         if not isinstance(entry, dict):
             raise UserError(f"{where} must be a mapping such as {{concept: neon, method: esd}}, got {entry!r}.")
-        for spec in expand({**common, **entry, "fields": {**_mapping(common, where), **_mapping(entry, where)}}, where):
+        asked = list(expand({**common, **entry, "fields": {**_mapping(common, where), **_mapping(entry, where)}}, where))
+        if not asked:
+            raise UserError(f"{where} asks for no job: one of its lists is empty.")
+        for spec in asked:
             if spec.folder_name in specs:
                 raise UserError(f"{where} asks again for a job that stands above it: {spec.name}, seed {spec.seed}.")
             specs[spec.folder_name] = spec
+            if len(specs) > MOST:
+                raise UserError(f"{where}: a plan may have {MOST:,} jobs; these lists multiply to more. Make several plans of it.")
     return Plan(tuple(specs.values()), Path(out))
 
 
@@ -146,6 +162,8 @@ def expand(entry: dict[str, Any], where: str) -> Iterator[Spec]:
         for method, seed, model, suite, *values in itertools.product(*axes, *options.values()):
             asked = {"method": method, "seed": seed, "model": model, "suite": suite or "", "tier": entry.get("tier", "smoke")}
             check(asked, _Job, where)
+            if method not in names("erasure.methods"):
+                raise unknown(f"method in {where}", method, names("erasure.methods"))
             yield Spec(concepts=concepts, fields=dict(zip(options, values, strict=True)), **asked)
 
 
@@ -167,6 +185,7 @@ def _mapping(entry: dict[str, Any], where: str) -> dict[str, Any]:
     found = {} if entry.get("fields") is None else entry["fields"]
     if not isinstance(found, dict):
         raise UserError(f"{where}: fields must be a mapping of a method's options, got {found!r}.")
+    check({"fields": found}, _Fields, where)
     return found
 
 

@@ -8,9 +8,10 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from app.parsing import parse
+from app.parsing import existing, parse
 from erasure.choices import Attention, Precision
 from erasure.errors import UserError
+from erasure.run import usable
 
 REBOUND, INCOMPLETE = 3, 2
 
@@ -30,18 +31,21 @@ class Options:
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     dtype: Precision = "auto"  # what to compute in
     attention: Attention = "auto"  # attention kernel of the UNet
-    fresh: bool = False  # throw away what the folders hold
+    fresh: bool = False  # throw away what audits wrote in the folders, and start over; other files stay
 
 
 def main(argv: list[str]) -> int:
     options = parse(Options, argv, "audit sequence")
     if not options.edits:
         raise UserError("audit sequence needs folders of edits: erasure audit sequence runs/FIRST runs/SECOND.")
+    if options.out:
+        usable(options.out)
+    existing(options.edits)
     from erasure.edit import Edit
     from erasure.loading import load_model
     from eval.finished import finished
     from eval.report import html, sequence_page
-    from eval.sequence import incomplete, sequence
+    from eval.sequence import incomplete, possible, sequence
     from eval.suites import load_suite
 
     suite, edits = load_suite(options.suite), [Edit.load(path) for path in options.edits]
@@ -54,7 +58,7 @@ def main(argv: list[str]) -> int:
     for pair in finished(out / found["requests"][-1]["audits"][0])["overlap"]:
         print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
     print(sequence_page.write(out, found))
-    print("\n".join(table(found)))
+    print("\n".join([*table(found), *possible(found)]))
     gaps = incomplete(found)
     for gap in gaps:
         print(f"  INCOMPLETE {gap}", file=sys.stderr)

@@ -12,12 +12,21 @@ from rich.live import Live
 from rich.table import Table as Grid
 
 from app.jobs import Progress, progress
+from app.outcome import outcomes
 from app.plan import Plan, Spec
 
 if TYPE_CHECKING:
     from app.forecast import Forecast
 
-COLOURS = {"done": "green", "running": "cyan", "failed": "red", "interrupted": "yellow", "cancelled": "yellow", "waiting": "dim"}
+COLOURS = {
+    "done": "green",
+    "running": "cyan",
+    "failed": "red",
+    "interrupted": "yellow",
+    "cancelled": "yellow",
+    "broken": "red",
+    "waiting": "dim",
+}
 
 
 class Table:
@@ -52,26 +61,29 @@ class Table:
             self.told[folder] = word
 
 
-def grid(rows: Sequence[tuple[Path, Spec]]) -> Grid:
-    """State, phase, progress, rate and ETA of every job."""
+def grid(rows: Sequence[tuple[Path, Spec | None]], verdicts: bool = False) -> Grid:
+    """State, phase, progress, rate and ETA of every job; and what its audits say."""
     found = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("job", "seed", "fields", "state", "progress", "time", "ETA"):
+    for name in ("job", "seed", "fields", "state", "progress", "time", "ETA", *(["audits"] if verdicts else [])):
         found.add_column(name, justify="right" if name in ("seed", "time", "ETA") else "left")
     for folder, spec in rows:
         p = progress(folder)
-        found.add_row(*cells(spec, p), style=COLOURS[p.state] if p.state != "done" else "")
+        said = [", ".join(outcome.state for outcome in outcomes(folder))] if verdicts else []
+        found.add_row(*cells(spec, p, folder), *said, style=COLOURS[p.state] if p.state != "done" else "")
     return found
 
 
-def cells(spec: Spec, p: Progress) -> list[str]:
+def cells(spec: Spec | None, p: Progress, folder: Path) -> list[str]:
+    if spec is None:
+        return [folder.name, "", "", p.state, "", "", ""]
     fields = ", ".join(f"{k}={v}" for k, v in spec.fields.items())
     counted = f"{p.done}/{p.total}" if p.total else ""
     state = f"{p.phase}" if p.state == "running" else p.state
     return [spec.name, str(spec.seed), fields, state, counted, clock(p.seconds) if p.seconds else "", clock(p.eta)]
 
 
-def status_table(rows: Sequence[tuple[Path, Spec]]) -> str:
-    return printed(grid(rows))
+def status_table(rows: Sequence[tuple[Path, Spec | None]]) -> str:
+    return printed(grid(rows, verdicts=True))
 
 
 def forecast_table(plan: Plan, forecasts: "Sequence[Forecast]") -> str:

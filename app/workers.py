@@ -8,7 +8,9 @@ import threading
 import time
 from collections.abc import Sequence
 
+from app.command_line import command
 from erasure.errors import UserError
+from erasure.locks import part_of_work
 
 
 def together(argv: Sequence[str], workers: int) -> None:
@@ -24,9 +26,9 @@ def together(argv: Sequence[str], workers: int) -> None:
     with tempfile.TemporaryFile("w+") as said:
         started = []
         for i in range(1, workers + 1):
-            command = [sys.executable, "-m", "app.workers", str(os.getpid()), "audit", *(a for a in argv if a != "--fresh")]
-            command += ["--workers", "1", "--shard", f"{i}/{workers}"]  # the last of two flags counts
-            started.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=None if i == 1 else said))
+            words = [*(a for a in argv if a != "--fresh"), "--workers", "1", "--shard", f"{i}/{workers}"]  # the last of two flags counts
+            child = command("app.workers", str(os.getpid()), "audit", *words)
+            started.append(subprocess.Popen(child, env=env, stdout=subprocess.DEVNULL, stderr=None if i == 1 else said))
         try:
             codes = [process.wait() for process in started]
         finally:
@@ -49,8 +51,10 @@ def die_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-if __name__ == "__main__":
-    from app.cli import main
+def main() -> int:
+    """A worker's own process: the number of the one that started it, then a command line."""
+    from app import cli
 
     die_with(int(sys.argv[1]))
-    sys.exit(main(sys.argv[2:]))
+    part_of_work(int(sys.argv[1]))
+    return cli.main(sys.argv[2:])

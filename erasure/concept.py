@@ -7,6 +7,7 @@ from erasure.errors import UserError, unknown
 
 Kind = Literal["style", "object", "person", "nsfw"]
 SLOT = "{}"
+TEXT_LIMIT = 10_000  # characters of a name, a prompt, an anchor or an alias
 
 # Prompt templates per kind; the slot takes the concept.
 TEMPLATES: dict[Kind, tuple[str, ...]] = {
@@ -39,6 +40,9 @@ class Concept:
     def __post_init__(self) -> None:
         if not self.name.strip():
             raise UserError("a concept needs a name, got an empty one; write --concept 'Van Gogh'.")
+        for text in (self.name, self.anchor, *self.prompts, *self.aliases):
+            if len(text) > TEXT_LIMIT or any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):  # half of a pair is not UTF-8
+                raise UserError(f"texts of a concept are valid Unicode without NUL, at most {TEXT_LIMIT:,} characters; got {text[:40]!r}.")
         if self.kind not in get_args(Kind):
             raise unknown("kind", self.kind, get_args(Kind))
         if self.anchor.strip().lower() == self.name.strip().lower():

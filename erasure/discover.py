@@ -25,7 +25,7 @@ def names(package: str) -> list[str]:
 
 def summary(package: str, name: str) -> str:
     """First line of a module's docstring, read without importing it."""
-    spec = find_spec(f"{package}.{_checked(package, name)}")
+    spec = find_spec(f"{package}.{checked(package, name)}")
     if spec is None or spec.origin is None:
         raise ImportError(f"{package}.{name} has no source")
     source = Path(spec.origin).read_text(encoding="utf-8")
@@ -39,7 +39,7 @@ def load(package: str, name: str, base: type[T]) -> type[T]:
         UserError: no such module; the nearest name is offered.
         TypeError: the module defines none or several.
     """
-    module = importlib.import_module(f"{package}.{_checked(package, name)}")
+    module = importlib.import_module(f"{package}.{checked(package, name)}")
     found = [
         cls
         for _, cls in inspect.getmembers(module, inspect.isclass)
@@ -54,15 +54,25 @@ def field_help(cls: type) -> dict[str, str]:
     """The trailing comment of every field of a dataclass and its bases: the one place where a field is explained."""
     found: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
-        try:
-            source = inspect.getsource(base)
-        except (OSError, TypeError):
-            continue
+        source = source_of(base)
         found.update(re.findall(r"^    (\w+): [^#\n]+#\s*(.+)$", source, re.MULTILINE))
     return found
 
 
-def _checked(package: str, name: str) -> str:
+def source_of(cls: type) -> str:
+    """The source of a class, also of one that erasure.outline read without importing its module; empty where there is none."""
+    try:
+        return inspect.getsource(cls)
+    except (OSError, TypeError):
+        spec = find_spec(cls.__module__)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return ""
+    text = Path(spec.origin).read_text(encoding="utf-8")
+    nodes = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == cls.__name__]
+    return "\n".join(ast.get_source_segment(text, node) or "" for node in nodes)
+
+
+def checked(package: str, name: str) -> str:
     if name not in names(package):
         raise unknown(package.rsplit(".", 1)[-1].rstrip("s"), name, names(package))
     return name

@@ -1,32 +1,39 @@
 """erase(model, concepts, method) -> Edit: the whole way from a concept to a file, resumable in its run folder."""
 
 import importlib.metadata
-import resource
+import json
+import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from erasure import recorder, saliency
 from erasure.concept import Concept
-from erasure.edit import Edit, EditInfo
-from erasure.errors import UserError, unknown
+from erasure.edit import Edit, EditInfo, applied
+from erasure.errors import NotFinite, UserError, unknown
 from erasure.export.model_card import before_after, write_card
-from erasure.families.base import DiffusionModel
-from erasure.known import DoubtfulConcept, Known, known
+from erasure.families.base import Cost, DiffusionModel
+from erasure.files import tell, with_seal
+from erasure.kept import kept
+from erasure.known import DoubtfulConcept, Known, check_cost, known
+from erasure.locks import held
 from erasure.methods.base import Change, Guided, Method, Play, Solved, Trained
 from erasure.run import Run, cache_folder, digest, write_json
 from erasure.seeds import checked
 from erasure.shapes import built
 from erasure.training import Loop, train
 
+# all that an erasure leaves in its folder, and all that --fresh removes there
+WRITES = (
+    *("edit.safetensors", "edit.json", "README.md", "before-after-[0-9]*.png", "timing.json"),
+    *("train.jsonl", "mask.safetensors", "checkpoint.pt", ".checkpoint.part"),
+)
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 
 
@@ -103,39 +110,74 @@ def erase(
         watch: called after every training step, such as erasure.preview.Preview.
 
     Raises:
-        UserError: another job in `out`, an unknown region, a loss that is no number, a mask for a method that trains nothing, a seed out of
-            its range.
+        UserError: another job in `out`, an unknown region, a loss that is NaN or Inf, a mask for a method that trains nothing, a seed
+            out of its range.
+        Busy: another process is writing into `out`.
     """
     checked(seed)
     if mask and not isinstance(method, Trained):
         raise UserError(f"--mask is for trained methods; {type(method).__name__} trains nothing.")
     if gradient_checkpointing and not getattr(method, "recomputes", True):
         raise UserError(f"--gradient-checkpointing does not work with {type(method).__name__}, which switches adapters between passes.")
-    run = Run(out, job_record(model, concepts, method, seed, after, mask), fresh)
-    if run.complete:
-        return Edit.load(out)
+    if isinstance(method, Guided):
+        model.check_guidable()
+    run = Run(out, job_record(model, concepts, method, seed, after, mask), fresh, WRITES)
+    if edit := finished(run, say=False):
+        return edit
+    loop = Loop(folder=out, seed=seed, report_to=report_to, gradient_checkpointing=gradient_checkpointing, mask=mask, watch=watch)
+    with held(out, "erasure erase"):
+        return finished(run) or _erased(run, model, concepts, method, after, loop)
+
+
+def finished(run: Run, say: bool = True) -> Edit | None:
+    """The edit of a complete run; None where it is not complete, or damaged, which is told unless `say` is off."""
+    result = None if run.fresh else run.result(say)
+    if result is None:
+        return None
+    try:
+        edit = Edit.load(run.folder)
+        if edit.digest() == result.get("edit"):
+            return edit
+        damage = f"{run.folder} holds another edit than its result.json says."
+    except UserError as error:
+        damage = str(error)
+    if say:
+        tell(f"{damage} It is made anew.")
+    return None
+
+
+def _erased(run: Run, model: DiffusionModel, concepts: list[Concept], method: Method, after: Sequence[Edit], loop: Loop) -> Edit:
+    """The work of `erase`, in a folder that is this process's own."""
+    out = run.folder
     with applied(model, after):
         if isinstance(method, Trained):
             model.region(method.region)  # complains before anything is written
         run.begin()
+        if model.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(model.device)
         begun = time.monotonic()
-        knowledge = [known(model, concept, seed) for concept in concepts]
+        knowledge = known(model, concepts)
         for answer in knowledge:
             if answer.doubtful:
                 warnings.warn(answer.warning(), DoubtfulConcept, stacklevel=2)
-        loop = Loop(folder=out, seed=seed, report_to=report_to, gradient_checkpointing=gradient_checkpointing, mask=mask, watch=watch)
         change = change_of(model, concepts, method, loop)
         ended = time.monotonic()
-        cost = method.forecast(model, concepts).record()
+        cost = forecast(model, concepts, method).record()
     info = _info(run.job, model, concepts, method, knowledge, cost, change.notes)
     edit = Edit({name: _stored(value) for name, value in change.tensors.items()}, info)
+    check_finite(edit)
     edit.save(out)
-    write_json(out / "timing.json", {"seconds": round(ended - begun, 2), "peak_memory_mib": _peak_memory(model)})
     with applied(model, after):
         write_card(out, edit, before_after(model, edit), "edit")
+    write_json(out / "timing.json", {"seconds": round(ended - begun, 2), **_peak_memory(model)})
     (out / "checkpoint.pt").unlink(missing_ok=True)
-    run.finish({"edit": edit.digest(), "cost": cost, "bytes": (out / "edit.safetensors").stat().st_size})
+    run.finish(with_seal({"edit": edit.digest(), "cost": cost, "bytes": (out / "edit.safetensors").stat().st_size}))
     return edit
+
+
+def forecast(model: DiffusionModel, concepts: list[Concept], method: Method) -> Cost:
+    """Passes of a whole erasure: the method's own and the check whether the model knows the concepts."""
+    return method.forecast(model, concepts) + check_cost(concepts)
 
 
 def change_of(model: DiffusionModel, concepts: list[Concept], method: Method, loop: Loop) -> Change:
@@ -163,28 +205,40 @@ def beginning(model: DiffusionModel, method: Trained, loop: Loop) -> dict[str, T
         "fields": asdict(first),
         "compute": str(model.compute),
     }
-    run = Run(cache_folder() / "starts" / digest(job), job)
-    file = run.folder / "start.safetensors"
-    if not run.complete:
+    folder = cache_folder() / "starts" / digest(job)
+
+    def trained() -> dict[str, Tensor]:
+        change = train(model, first, recorder.obtain(model, first.record([], 0)), replace(loop, folder=folder, seed=0, mask=None))
+        return change.tensors
+
+    with held(folder, "erasure erase", wait=True):  # whoever comes second finds what the first has made
+        run = Run(folder, job)
         run.begin()
-        change = train(model, first, recorder.obtain(model, first.record([], 0)), replace(loop, folder=run.folder, seed=0, mask=None))
-        save_file(change.tensors, file)
-        (run.folder / "checkpoint.pt").unlink(missing_ok=True)
-        run.finish({"tensors": len(change.tensors)})
-    return load_file(file)
+        tensors = kept(folder / "start.safetensors", trained)
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+        if not run.complete:
+            run.finish({"tensors": len(tensors)})
+    return tensors
 
 
-@contextmanager
-def applied(model: DiffusionModel, edits: Sequence[Edit], other_base: bool = False, strength: float = 1.0) -> Iterator[None]:
-    """Edits in place, in this order, and out again on exit."""
-    done: list[Edit] = []
+def check_finite(edit: Edit) -> None:
+    """Whether an edit is all numbers.
+
+    Raises:
+        NotFinite: NaN or Inf among its tensors or its figures.
+    """
+    broken = next((name for name, value in edit.tensors.items() if value.is_floating_point() and not value.isfinite().all()), "")
+    if broken:
+        raise NotFinite(
+            f"the edit has NaN, Inf or values above what fp16 holds (65,504) in {broken}; compute with --dtype fp32, or lower --lr."
+        )
     try:
-        for edit in edits:
-            done.append(edit.apply(model.pipe, strength, other_base))
-        yield
-    finally:
-        for edit in reversed(done):
-            edit.revert(model.pipe)
+        json.dumps(asdict(edit.info), allow_nan=False)
+    except ValueError as error:
+        raise NotFinite(
+            f"the figures of the edit hold NaN or Inf, so that {edit.info.base['source']} predicts nothing or overflows in "
+            f"{edit.info.precision}; check the model, or compute with --dtype fp32."
+        ) from error
 
 
 def _info(
@@ -216,7 +270,20 @@ def _stored(value: Tensor) -> Tensor:
     return value.to(torch.float16) if value.is_floating_point() else value
 
 
-def _peak_memory(model: DiffusionModel) -> int:
+def _peak_memory(model: DiffusionModel) -> dict[str, Any]:
+    """The peak in MiB, and what it is the peak of: on a CPU nothing narrower than the whole process can be measured."""
     if model.device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(model.device) / 2**20)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        peak = torch.cuda.max_memory_allocated(model.device)
+        return {"peak_memory_mib": int(peak / 2**20), "peak_memory_of": "tensors on the GPU, during this erasure"}
+    if sys.platform == "win32":  # where Python has no resource module
+        import psutil
+
+        peak = psutil.Process().memory_info().peak_wset
+    else:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # bytes there, KiB elsewhere
+    return {
+        "peak_memory_mib": int(peak / 2**20),
+        "peak_memory_of": "resident memory of the process, from its start to the end of this erasure",
+    }

@@ -1,16 +1,62 @@
 """The one exception that means: the user asked for something that cannot be done, and the message says what can."""
 
 import difflib
+import re
+import warnings
 from collections.abc import Iterable
+
+VALUE, MESSAGE, ROOM = 200, 2000, 40  # letters of one value and of a whole message that are shown; what the words of a cut may take
 
 
 class UserError(ValueError):
-    """A mistake in the input. The command line prints it as one line and exits with 1."""
+    """A mistake in the input. The command line prints it as one line and exits with 1.
+
+    The message is one short line whatever the input was: control characters are escaped, and long values lose their middle.
+    """
+
+    def __str__(self) -> str:
+        return in_one_line(super().__str__())
+
+
+class Unfinished(UserError):
+    """Work that stopped for a reason outside the input, such as a full disk or another process in the same folder.
+
+    The same command continues later. The command line prints it as one line and exits with 2.
+    """
+
+
+class Assumed(UserWarning):
+    """Something that the program had to assume, or that the user should check. The command line prints it as one line."""
+
+    @classmethod
+    def warn(cls, message: str) -> None:
+        warnings.warn(message, cls, stacklevel=3)
 
 
 def unknown(what: str, value: object, allowed: Iterable[str]) -> UserError:
     """An error that names the value, the nearest allowed one and all allowed ones."""
     names = sorted(allowed)
-    near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(str(value)[:VALUE], names, n=1, cutoff=0.4)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     return UserError(f"unknown {what} {value!r}.{hint} Available: {', '.join(names)}.")
+
+
+class NotFinite(UserError, FloatingPointError):
+    """A model computed NaN or Inf. An attack that drives it there has failed; anywhere else the precision, the schedule or the weights
+    do not fit, which the user can change."""
+
+
+def in_one_line(message: str) -> str:
+    """A message without line breaks and control characters, whose longest values and whose whole are cut in the middle."""
+    text = "".join(c if c.isprintable() else " " if c in "\r\n\t" else repr(c)[1:-1] for c in message)
+    text = re.sub(rf"(['\"])(?:(?!\1).){{{VALUE},}}\1", lambda found: cut(found[0], VALUE), text)
+    text = re.sub(rf"\S{{{VALUE},}}", lambda found: cut(found[0], VALUE), text)
+    return cut(text, MESSAGE)
+
+
+def cut(text: str, most: int) -> str:
+    """The text, or its beginning and its end with the number of letters that are left out between them; cut once, it stays so."""
+    if len(text) <= most + ROOM:
+        return text
+    tail = most // 4
+    return f"{text[: most - tail]}[... {len(text) - most:,} more ...]{text[-tail:]}"

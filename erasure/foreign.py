@@ -1,37 +1,40 @@
 """Other people's erasures as edits: what they shipped, compared with the base parameter by parameter, so that it can be audited.
 
-Read are a diffusers folder or hub id, a text-encoder folder, a LoRA file, and a state dict of some or all parameters of the UNet;
-safetensors only. Values are kept in fp16, as in every edit.
+Read are diffusers folders and hub ids (a subfolder may follow), folders with one UNet or text encoder, PEFT adapters, LoRA files, state
+dicts of some or all parameters of the UNet and the text encoder, and checkpoints in the original layout; safetensors only. Of a pipeline
+the UNet and the text encoder count. Values are kept in fp16, as in every edit.
 """
 
 import importlib.metadata
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.utils import convert_state_dict_to_peft, convert_unet_state_dict_to_peft
-from safetensors import SafetensorError
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import CLIPTextModel
 
 from erasure.concept import Concept
 from erasure.edit import Edit, EditInfo
 from erasure.errors import UserError
-from erasure.families.base import Cost, DiffusionModel, canonical
-from erasure.forms import DOWN, UP
-from erasure.loading import HUB_ID, first_line, unread
+from erasure.external.lora import adapter_config, factors, is_lora
+from erasure.external.networks import state, text_encoder, unet, whole
+from erasure.families.base import Cost, DiffusionModel
+from erasure.loading import SMALL, first_line, read_index
+from erasure.run import read_json
+from erasure.sources import files_of, folder_of, is_hub_id, tensors_of
+from erasure.supported import check_configs, check_index, check_networks
 
-FACTORS = {"A.weight": DOWN, "B.weight": UP}  # after `.lora_`
-TEXT_ATTENTION = re.compile(r"\.to_(q|k|v|out)_lora\.(down|up)")  # how diffusers renames kohya's text encoder
+ADAPTER, ADAPTER_WEIGHTS, LORA = "adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"
+PEFT_PREFIX = "base_model.model."
+READABLE = "a diffusers folder or hub id, a folder with a UNet, a text encoder or a PEFT adapter, a LoRA, or a .safetensors file"
 
 
 def is_edit(path: str) -> bool:
-    """Whether a path is an edit of this project, and no foreign erasure."""
+    """Whether a path is an edit of this project, not an erasure made elsewhere."""
     place = Path(path)
     return (place / "edit.json").is_file() or (place.suffix in (".safetensors", ".json") and (place.parent / "edit.json").is_file())
 
@@ -46,12 +49,11 @@ def foreign(model: DiffusionModel, source: str, concepts: Sequence[Concept]) -> 
         UserError: nothing readable there, parameters that the base does not have, or an erasure that equals the base.
     """
     try:
-        found = _read(source)
+        found = _read(model, source)
     except UserError:
         raise
     except (OSError, ValueError, KeyError, SafetensorError, json.JSONDecodeError) as error:
-        reason = "cannot be read as an erasure" if Path(source).exists() else unread(Path(source))
-        raise UserError(f"{source} {reason}: {first_line(error)}") from error
+        raise UserError(f"{source} cannot be read as an erasure: {first_line(error)}") from error
     tensors = _moved(model, source, found)
     return Edit(
         tensors,
@@ -71,65 +73,99 @@ def foreign(model: DiffusionModel, source: str, concepts: Sequence[Concept]) -> 
     )
 
 
-def _read(source: str) -> dict[str, Tensor]:
+def _read(model: DiffusionModel, source: str) -> dict[str, Tensor]:
     """Values or factors by the names of erasure.forms."""
     path = Path(source).expanduser()
     if path.is_file():
-        if path.suffix != ".safetensors":
-            raise UserError(f"{source} is no .safetensors file; pickled weights (.pt, .bin, .ckpt) are never loaded, convert them first.")
-        tensors = load_file(path)
-        return _factors(path) if any("lora" in key for key in tensors) else _unet(tensors)
-    if (path / "model_index.json").is_file() or (not path.exists() and HUB_ID.fullmatch(source)):
-        unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet", use_safetensors=True)
-        text = CLIPTextModel.from_pretrained(source, subfolder="text_encoder", use_safetensors=True)
-        return {**_unet(unet.state_dict()), **_text(text)}
-    if (path / "config.json").is_file():
-        kind = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type", "")
-        if "clip" not in kind:
-            raise UserError(f"{source} holds a {kind or 'model without a type'}; of single networks only CLIP text encoders are read.")
-        return _text(CLIPTextModel.from_pretrained(path, use_safetensors=True, local_files_only=True))
-    if (path / "pytorch_lora_weights.safetensors").is_file():
-        return _factors(path / "pytorch_lora_weights.safetensors")
-    raise UserError(
-        f"no erasure at {source}: expected an edit, a diffusers folder or hub id, a text-encoder folder, a LoRA, or a .safetensors file."
-    )
+        if (path.parent / ADAPTER).is_file() and path.name == ADAPTER_WEIGHTS:
+            return _adapter(model, source, path, path.parent / ADAPTER)
+        return _file(model, source, path)
+    if not path.is_dir() and not is_hub_id(source):
+        raise UserError(f"no erasure at {source}: expected an edit, or {READABLE}.")
+    folder = folder_of(source, ("model_index.json", "config.json", ADAPTER))
+    if (folder / "model_index.json").is_file():
+        return _pipeline(model, source, folder)
+    if (folder / ADAPTER).is_file():
+        return _adapter(model, source, folder_of(source, (ADAPTER_WEIGHTS,)) / ADAPTER_WEIGHTS, folder / ADAPTER)
+    if (folder / "config.json").is_file():
+        return _network(model, source, read_json(folder / "config.json"))
+    names = [name for name in files_of(source) if name.endswith(".safetensors")]
+    name = LORA if LORA in names else names[0] if len(names) == 1 else ""
+    if not name:
+        raise UserError(f"no erasure at {source}: it has {len(names)} .safetensors files and no config; expected {READABLE}.")
+    return _file(model, source, folder_of(source, (name,)) / name)
 
 
-def _unet(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    if any(key.startswith("model.diffusion_model.") for key in tensors):
-        raise UserError("this is a checkpoint in CompVis layout; convert it to a diffusers folder first (diffusers brings a script).")
-    return {f"unet.{key.removeprefix('unet.')}": value for key, value in tensors.items()}
-
-
-def _text(encoder: CLIPTextModel) -> dict[str, Tensor]:
-    return {f"text_encoder.{canonical(name)}": value.detach() for name, value in encoder.named_parameters()}
-
-
-def _factors(path: Path) -> dict[str, Tensor]:
-    """Low-rank factors of a LoRA file in diffusers', peft's or kohya's layout, scaled by alpha / rank."""
-    tensors, alphas = StableDiffusionPipeline.lora_state_dict(str(path.parent), weight_name=path.name)
-    named, scales = _peft(tensors), _peft(alphas or {})
-    found: dict[str, Tensor] = {}
-    for key, value in named.items():
-        module, dot, factor = key.rpartition(".lora_")
-        if not dot or factor not in FACTORS:
-            raise UserError(f"{path} holds {key!r}, which is no factor of a LoRA ({', '.join(f'.lora_{f}' for f in FACTORS)}).")
-        scale = 1.0
-        if FACTORS[factor] == UP:
-            alpha = scales.get(f"{module}.lora_A.weight.alpha", scales.get(f"{module}.alpha"))
-            scale = 1.0 if alpha is None else float(alpha) / value.shape[1]
-        part, _, layer = module.partition(".")
-        found[f"{part}.{canonical(layer)}.weight{FACTORS[factor]}"] = value * scale
-    return found
-
-
-def _peft(tensors: dict[str, Any]) -> dict[str, Any]:
-    """The same under peft's names, `<module>.lora_A.weight` and `<module>.lora_B.weight`."""
-    text = {
-        TEXT_ATTENTION.sub(r".\1_proj.lora_linear_layer.\2", key): value for key, value in tensors.items() if not key.startswith("unet.")
+def _pipeline(model: DiffusionModel, source: str, folder: Path) -> dict[str, Tensor]:
+    check_index(read_index(folder, source), source)
+    folder = folder_of(source, SMALL)
+    check_configs(folder, source)
+    _same_schedule(model, source, read_json(folder / "scheduler" / "scheduler_config.json"))
+    return {
+        **whole(model, source, unet(tensors_of(source, "unet/")), "unet"),
+        **whole(model, source, text_encoder(tensors_of(source, "text_encoder/")), "text_encoder"),
     }
-    unet = {key: value for key, value in tensors.items() if key.startswith("unet.")}
-    return {**convert_unet_state_dict_to_peft(unet), **convert_state_dict_to_peft(text)} if text else convert_unet_state_dict_to_peft(unet)
+
+
+def _same_schedule(model: DiffusionModel, source: str, config: dict[str, Any]) -> None:
+    """Shapes alone do not tell a model that predicts noise from one that predicts velocity.
+
+    Raises:
+        UserError: a model that is sampled in another way than its base.
+    """
+    for setting, default in (("prediction_type", "epsilon"), ("rescale_betas_zero_snr", False)):
+        there, here = (c.get(setting, default) for c in (config, model.pipe.scheduler.config))
+        if there != here:
+            raise UserError(
+                f"{source} has {setting} {there!r} in its scheduler and {model.source} has {here!r}; give its own base with --model."
+            )
+
+
+def _network(model: DiffusionModel, source: str, config: dict[str, Any]) -> dict[str, Tensor]:
+    """A folder with one network: a UNet as diffusers saves it, or a CLIP text encoder as transformers does."""
+    name, kind = config.get("_class_name", ""), config.get("model_type", "")
+    if name == "UNet2DConditionModel":
+        check_networks(config, {}, model.pipe.vae.config, source)
+        return whole(model, source, unet(tensors_of(source)), "unet")
+    if kind in ("clip", "clip_text_model"):
+        tensors = {key: value for key, value in tensors_of(source).items() if not key.startswith(("vision_model.", "visual_projection."))}
+        return whole(model, source, text_encoder(tensors), "text_encoder")
+    raise UserError(f"{source} holds a {name or kind or 'model without a type'}; of single networks UNets and CLIP text encoders are read.")
+
+
+def _file(model: DiffusionModel, source: str, path: Path) -> dict[str, Tensor]:
+    if path.suffix != ".safetensors":
+        raise UserError(f"{source} is not a .safetensors file; pickled weights (.pt, .bin, .ckpt) are never loaded, convert them first.")
+    tensors, header = load_file(path), _header(path)
+    if not is_lora(tensors):
+        return state(model, source, tensors)
+    if LORA_ADAPTER_METADATA_KEY not in header and any(key.startswith(PEFT_PREFIX) for key in tensors):
+        raise UserError(f"{source} is a PEFT adapter without its {ADAPTER}, which says how strongly it counts; put both into one folder.")
+    said = json.loads(header[LORA_ADAPTER_METADATA_KEY]) if LORA_ADAPTER_METADATA_KEY in header else {}
+    if not isinstance(said, dict):
+        raise UserError(f"{LORA_ADAPTER_METADATA_KEY} in the header of {source} is not a JSON object.")
+    parts = {key.partition(".")[0] for key in said}
+    if strange := parts - model.modules.keys():
+        raise UserError(
+            f"{LORA_ADAPTER_METADATA_KEY} in the header of {source} is about {', '.join(sorted(strange))}, which {model.source} lacks."
+        )
+    configs = {part: {key.partition(".")[2]: value for key, value in said.items() if key.startswith(f"{part}.")} for part in parts}
+    return factors(model, source, tensors, {part: adapter_config(config, source) for part, config in configs.items()}, header)
+
+
+def _adapter(model: DiffusionModel, source: str, weights: Path, config: Path) -> dict[str, Tensor]:
+    """A PEFT adapter: its config says nothing about the network it is for, the names of its layers do."""
+    if not weights.is_file():
+        raise UserError(
+            f"{source} has {ADAPTER} and no {ADAPTER_WEIGHTS}; pickled adapters (.bin) are never loaded, save it as safetensors."
+        )
+    read = adapter_config(read_json(config), source)
+    return factors(model, source, load_file(weights), dict.fromkeys(model.modules, read), _header(weights))
+
+
+def _header(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
 
 
 def _moved(model: DiffusionModel, source: str, found: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -142,6 +178,8 @@ def _moved(model: DiffusionModel, source: str, found: dict[str, Tensor]) -> dict
     tensors = {}
     for key, value in found.items():
         half = value.to("cpu", torch.float16)
+        if not half.isfinite().all():
+            raise UserError(f"{source}: {key} holds NaN, Inf, or values that fp16 does not hold (above 65,504); it cannot be audited.")
         if key in base:
             here = base[key].detach()
             if here.shape != half.shape:

@@ -2,15 +2,23 @@
 
 "unet.a.weight"             new values, fp16
 "unet.a.weight::up", "::down"   factors of a difference, (O, r) and (r, I); for a convolution (O, r, 1, 1) and (r, I, k, k)
-"unet.a.weight::zeroed"     flat indices of entries that become zero, int32
+"unet.a.weight::zeroed"     flat indices of entries that become zero, int32, ascending
+
+A parameter has one form.
 """
 
 import math
+import re
 
 import torch
 from torch import Tensor
 
+from erasure.errors import UserError
+
 UP, DOWN, ZEROED = "::up", "::down", "::zeroed"
+FORMS = ((UP, DOWN), (ZEROED,), ("",))  # the suffixes that a parameter may have together
+NAME = re.compile(r"(unet|text_encoder)(\.\w+)+")
+FLOATS, INTEGERS = (torch.float16, torch.bfloat16, torch.float32), (torch.int32, torch.int64)
 
 
 def names(tensors: dict[str, Tensor]) -> set[str]:
@@ -37,6 +45,51 @@ def new(tensors: dict[str, Tensor], name: str, original: Tensor) -> Tensor:
     value = original.clone()
     value.view(-1)[tensors[name + ZEROED].to(original.device).long()] = 0
     return value
+
+
+def check(tensors: dict[str, Tensor]) -> None:
+    """Complain about tensors that are no edit of any model.
+
+    Raises:
+        UserError: it names the first such tensor: a name or suffix that no edit has, a form that is mixed or incomplete, another dtype or
+            number of dimensions, no entry at all, NaN or Inf, indices that are negative, unordered or duplicated.
+    """
+    suffixes: dict[str, set[str]] = {}
+    for key in sorted(tensors):
+        name, colons, rest = key.partition("::")
+        if not NAME.fullmatch(name):
+            raise UserError(f"{key[:200]!r} in the edit is not the name of a parameter of unet or text_encoder.")
+        if (suffix := colons + rest) not in ("", UP, DOWN, ZEROED):
+            raise UserError(f"{key[:200]!r} in the edit has an unknown suffix; known are {UP}, {DOWN} and {ZEROED}.")
+        suffixes.setdefault(name, set()).add(suffix)
+    for name, found in suffixes.items():
+        if found not in map(set, FORMS):
+            mixed = " and ".join(suffix or "new values" for suffix in sorted(found))
+            raise UserError(f"{name} has {mixed} in the edit; it needs new values alone, {UP} with {DOWN}, or {ZEROED} alone.")
+    for key, tensor in sorted(tensors.items()):
+        if problem := _problem(key, tensor):
+            raise UserError(f"{key} in the edit {problem}.")
+    for name in (name for name, found in suffixes.items() if UP in found):
+        up, down = tensors[name + UP], tensors[name + DOWN]
+        if up.ndim != down.ndim or up.ndim not in (2, 4) or up.shape[1] != len(down) or up.shape[2:].numel() != 1:
+            raise UserError(f"{name} has factors of shapes {tuple(up.shape)} and {tuple(down.shape)} in the edit, which do not multiply.")
+
+
+def _problem(key: str, tensor: Tensor) -> str:
+    """What is wrong with one tensor by itself, as the rest of a sentence; nothing if it is sound."""
+    allowed = INTEGERS if key.endswith(ZEROED) else FLOATS
+    if tensor.dtype not in allowed:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        return f"has dtype {str(tensor.dtype).removeprefix('torch.')}; allowed are {names}"
+    if not tensor.numel():
+        return f"is empty (shape {tuple(tensor.shape)})"
+    if not key.endswith(ZEROED):
+        return "" if tensor.isfinite().all() else f"holds NaN or Inf ({int((~tensor.isfinite()).sum())} of {tensor.numel()} entries)"
+    if tensor.ndim != 1:
+        return f"has {tensor.ndim} dimensions; indices have one"
+    if tensor.min() < 0:
+        return f"holds the negative index {int(tensor.min())}"
+    return "" if (tensor.diff() > 0).all() else "holds indices that are unordered or duplicated"
 
 
 def fits(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> bool:

@@ -1,16 +1,22 @@
-"""Does the frozen model know a concept at all? Its effect on the predictions, beside that of nonsense words."""
+"""Does the frozen model know a concept at all? How far its name moves the predictions, beside nonsense words in its place."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from erasure.concept import Concept
-from erasure.families.base import DiffusionModel
-from erasure.seeds import stream
+from erasure.families.base import Cost, DiffusionModel
+from erasure.recorder import remembered
 
 NONSENSE = ("zxqvu", "brimplefax", "wuggit", "ployndra", "glorp", "tremulon", "dorvane", "skelth")
-WALKS, STEPS = 4, 8
+TRAJECTORIES, STEPS = 4, 8
+ASKED = slice(2, 4)  # steps at which names are compared: on pocket, words it knows and words it does not lie furthest apart there
+POINTS = TRAJECTORIES * (ASKED.stop - ASKED.start)
+SEED = 900_000  # of the trajectories' noise, the same for every concept and job
 
 
 class DoubtfulConcept(UserWarning):
@@ -23,7 +29,7 @@ class Known:
 
     name: str
     concept: float
-    nonsense: float  # the second largest of eight nonsense words in its place, each along its own walks; one may resemble a real word
+    nonsense: float  # the second largest of eight nonsense words; one may resemble a real word
 
     @property
     def doubtful(self) -> bool:
@@ -40,14 +46,36 @@ class Known:
 
 
 @torch.no_grad()
-def known(model: DiffusionModel, concept: Concept, seed: int = 0) -> Known:
-    """Walk under the bare name and under each nonsense word, from the same noise."""
-    cond = model.encode([concept.name, *NONSENSE]).repeat_interleave(WALKS, 0)
-    empty = model.encode([""]).expand(len(cond), -1, -1)
-    moved, size = torch.zeros(1 + len(NONSENSE)), torch.zeros(1 + len(NONSENSE))
-    noise = model.noise([stream(seed, 900_000 + w) for w in range(WALKS)]).repeat(1 + len(NONSENSE), 1, 1, 1)
-    for step in model.walk(noise, cond, empty, STEPS, model.guidance):
-        for total, part in ((moved, step.eps_cond - step.eps_uncond), (size, step.eps_uncond)):
-            total += part.square().flatten(1).mean(1).unflatten(0, (-1, WALKS)).mean(1).cpu()
-    influence = moved / size
-    return Known(concept.name, round(influence[0].item(), 6), round(influence[1:].sort().values[-2].item(), 6))
+def known(model: DiffusionModel, concepts: Sequence[Concept]) -> list[Known]:
+    """Ask for every bare name at points of trajectories that the empty prompt took.
+
+    The points and the answers to nonsense words depend on the model alone and are kept in the cache, so a further concept costs
+    `POINTS` forwards.
+    """
+    key = {"known": NONSENSE, "trajectories": TRAJECTORIES, "steps": STEPS, "asked": [ASKED.start, ASKED.stop]}
+    points = remembered(model, key, lambda: _points(model))
+    nonsense = round(points["nonsense"].sort().values[-2].item(), 6)
+    return [Known(concept.name, round(_influence(model, concept.name, points), 6), nonsense) for concept in concepts]
+
+
+def check_cost(concepts: Sequence[Concept]) -> Cost:
+    """What `known` takes for some concepts; the model's own part is counted whether it was just made or found."""
+    words = len(NONSENSE) + len(concepts)
+    return Cost(unet_forwards=2 * TRAJECTORIES * ASKED.stop + POINTS * words, text_forwards=1 + words)
+
+
+def _points(model: DiffusionModel) -> dict[str, Tensor]:
+    """x_t, t and eps(x_t, empty) along unguided trajectories, (P, C, h, w) and (P,); "nonsense" (8,), how far each word moves them."""
+    empty = model.encode([""]).expand(TRAJECTORIES, -1, -1)
+    noise = model.noise([SEED + i for i in range(TRAJECTORIES)])
+    steps = list(islice(model.walk(noise, empty, empty, STEPS, guidance=1.0), ASKED.stop))[ASKED]
+    times = torch.tensor([step.t for step in steps]).repeat_interleave(TRAJECTORIES)
+    points = {"x_t": torch.cat([s.x_t for s in steps]).cpu(), "t": times, "eps": torch.cat([s.eps_uncond for s in steps]).cpu()}
+    return {**points, "nonsense": torch.tensor([_influence(model, word, points) for word in NONSENSE])}
+
+
+def _influence(model: DiffusionModel, name: str, points: dict[str, Tensor]) -> float:
+    """mean |eps(x_t, name) - eps(x_t, empty)|^2 / mean |eps(x_t, empty)|^2 over all points."""
+    x_t, t, eps = (points[key].to(model.device) for key in ("x_t", "t", "eps"))
+    named = model.predict(x_t, t, model.encode([name]).expand(len(x_t), -1, -1))
+    return ((named - eps).square().mean() / eps.square().mean()).item()

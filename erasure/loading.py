@@ -1,24 +1,32 @@
 """From what a user calls a model (pocket, a hub id, a folder, one .safetensors file) to a DiffusionModel."""
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionPipeline
+from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
+from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
 from erasure.errors import UserError
 from erasure.families.base import Attention, DiffusionModel, Precision
 from erasure.families.stable_diffusion import StableDiffusion
+from erasure.run import read_json
+from erasure.single_file import open_single_file
+from erasure.sources import folder_of, weights_of
+from erasure.supported import PIPELINE, check_configs, check_index
 
 POCKET = Path(__file__).parent / "pocket" / "weights"
-FAMILIES = {"StableDiffusionPipeline": StableDiffusion}
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+SMALL = (
+    "model_index.json",
+    *(f"{part}/*.{end}" for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") for end in ("json", "txt")),
+)
+NETWORKS: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+WITHOUT: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None}
 
 
 def load_model(
@@ -27,57 +35,87 @@ def load_model(
     """Load a pipeline with its safety checker off.
 
     Args:
-        source: "pocket", a hub id such as "stable-diffusion-v1-5/stable-diffusion-v1-5", a diffusers folder, or one .safetensors file.
+        source: "pocket", a hub id such as "stable-diffusion-v1-5/stable-diffusion-v1-5" (a subfolder may follow), a diffusers folder,
+            or one .safetensors file.
         device: "auto", "cpu", "cuda", "cuda:1", ...
         precision: what to compute in; weights are fp32 on a CPU and fp16 on a GPU, trained ones always fp32.
 
     Raises:
-        UserError: a missing folder, a folder that is no pipeline, a broken file, an unreachable hub, a family without support.
+        UserError: a missing folder, a folder without a pipeline, a broken file, an unreachable hub; a model that is not supported, before
+            its weights are loaded.
     """
+    if any(len(part) > 255 for part in Path(source).parts):
+        raise UserError(f"no model at {source!r}: a name has at most 255 letters.")
     place = resolve_device(device)
     weights = torch.float16 if place.type == "cuda" else torch.float32
     with _quietly():
         pipe = _open(str(POCKET) if source == "pocket" else source, source, weights)
-    name = type(pipe).__name__
-    if name not in FAMILIES:
-        raise UserError(f"{source} is a {name}; supported are {', '.join(FAMILIES)}.")
+        model = StableDiffusion(pipe.to(place), source, precision, attention)
     pipe.set_progress_bar_config(disable=True)
-    return FAMILIES[name](pipe.to(place), source, precision, attention)
+    return model
 
 
 def _open(path: str, source: str, dtype: torch.dtype) -> Any:
     """The pipeline behind a path or hub id; safetensors only, no pickle is ever read."""
-    folder = Path(path).expanduser()
-    options = {"safety_checker": None, "requires_safety_checker": False}
+    place = Path(path).expanduser()
     try:
-        if folder.is_file():
-            if folder.suffix != ".safetensors":
-                raise UserError(
-                    f"{source} is no .safetensors file; pickled checkpoints (.ckpt, .bin, .pt) are never loaded, convert it first."
-                )
-            return StableDiffusionPipeline.from_single_file(str(folder), torch_dtype=dtype, **options)
-        if folder.is_dir():
-            if not (folder / "model_index.json").is_file():
-                raise UserError(f"{source} is no diffusers pipeline: it has no model_index.json.")
-            return DiffusionPipeline.from_pretrained(str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, **options)
-        if not HUB_ID.fullmatch(path):
-            raise UserError(f"no model at {source!r}: no such folder or file, and no hub id (org/name).")
-        return DiffusionPipeline.from_pretrained(path, dtype=dtype, use_safetensors=True, **options)
+        if place.is_file():
+            return _open_file(place, source, dtype)
+        return _open_folder(path, source, dtype)
     except UserError:
         raise
     except SafetensorError as error:
         raise UserError(f"{source} holds a broken safetensors file ({error}); copy or download it again.") from error
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"{source} {unread(folder)}: {first_line(error)}") from error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, NotImplementedError, RuntimeError) as error:
+        raise UserError(f"{source} {unread(place)}: {first_line(error)}") from error
+
+
+def _open_file(file: Path, source: str, dtype: torch.dtype) -> Any:
+    if file.suffix != ".safetensors":
+        raise UserError(f"{source} is not a .safetensors file; pickled checkpoints (.ckpt, .bin, .pt) are never loaded, convert it first.")
+    return open_single_file(file, source, (PIPELINE,), dtype)
+
+
+def _open_folder(path: str, source: str, dtype: torch.dtype) -> Any:
+    """A diffusers folder, local or on the hub: its index first, then its configs, and its weights only if it is supported."""
+    folder = folder_of(path, ("model_index.json",))
+    if not (folder / "model_index.json").is_file():
+        raise UserError(f"{source} is not a diffusers pipeline: it has no model_index.json.")
+    check_index(read_index(folder, source), source)
+    check_configs(folder_of(path, SMALL), source)
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+    parts = {}
+    for part, network in NETWORKS.items():
+        variant = weights_of(path, f"{part}/")[1]
+        loaded = network.from_pretrained(str(folder), subfolder=part, variant=variant, output_loading_info=True, **options)
+        parts[part] = _complete(loaded, f"the {part} of {source}")
+    return StableDiffusionPipeline.from_pretrained(str(folder), **parts, **options, **WITHOUT)
+
+
+def _complete(loaded: Any, what: str) -> Any:
+    """A network all of whose parameters came from its files; the libraries would leave the others at random.
+
+    Raises:
+        UserError: parameters that the files lack.
+    """
+    network, info = loaded
+    if missing := sorted(set(info["missing_keys"]) & dict(network.named_parameters()).keys()):
+        raise UserError(f"{what} lacks {len(missing)} parameters in its files, such as {missing[0]!r}; copy or download it again.")
+    return network
+
+
+def read_index(folder: Path, source: str) -> dict[str, Any]:
+    index = read_json(folder / "model_index.json")
+    if not isinstance(index, dict):
+        raise UserError(f"model_index.json of {source} is not a JSON object.")
+    return index
 
 
 def unread(folder: Path) -> str:
     """Why nothing can be read behind a path or hub id, as the rest of a sentence."""
     if folder.is_file():
-        return "cannot be read as one file (its layout is looked up on the hub; without network convert it to a diffusers folder first)"
-    if folder.is_dir():
-        return "cannot be read as a pipeline"
-    return "is not in the local cache, and the hub cannot be reached or has no safetensors of it"
+        return "cannot be read as one file"
+    return "cannot be read as a pipeline"
 
 
 @contextmanager
@@ -100,12 +138,22 @@ def first_line(error: Exception) -> str:
 
 
 def resolve_device(device: str) -> torch.device:
+    """A device that this machine has and the program computes on.
+
+    Raises:
+        UserError: no such device here, or one that holds no values, such as "meta".
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N.") from error
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device {device!r} asked for, but this machine has no CUDA device; use --device cpu.")
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(place.type)
+    if count is None:
+        raise UserError(f"device {device!r} is not one to compute on; use auto, cpu, cuda or cuda:N.")
+    if count == 0:
+        raise UserError(f"device {device!r} asked for, but this machine has no {place.type.upper()} device; use --device cpu.")
+    if (place.index or 0) >= count:
+        raise UserError(f"device {device!r} asked for, but of {place.type} this machine has {count}, counted from {place.type}:0.")
     return place

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from erasure.adapters import adapters, using
 from erasure.bank import Recording
+from erasure.choices import Count, MaybeSteps, ScheduleSteps, Timestep
 from erasure.concept import Concept
 from erasure.families.base import Cost, Region
 from erasure.methods.base import Play, Player, Product, Trained, Update
@@ -32,12 +33,12 @@ class OneStep(Trained):
     keeps_fake: ClassVar[bool] = False
 
     region: Region = "full"  # layers that carry adapters
-    rank: int = 16  # of both adapter sets
-    start: int = 625  # timestep at which the generator is asked, tau
+    rank: Count = 16  # of both adapter sets
+    start: Timestep = 625  # timestep at which the generator is asked, tau
     alpha: float = 1.0  # alpha of the SiD loss
     guidance: float = 4.5  # kappa of both scores, in training the fake score and the generator
-    t_min: int = 20  # smallest timestep of the scores
-    t_max: int = 979  # largest
+    t_min: Timestep = 20  # smallest timestep of the scores
+    t_max: Timestep = 979  # largest
     lr_fake: float = 3e-6  # learning rate of the fake score
 
     @contextmanager
@@ -111,9 +112,9 @@ class Distillation(OneStep):
     keeps_fake: ClassVar[bool] = True
 
     sentences: tuple[str, ...]  # what it should be able to draw
-    regression: int  # steps of regression, before those of SiD
-    walks: int  # recorded walks to regress on
-    walk_steps: int = 25  # DDIM steps of a walk
+    regression: MaybeSteps  # steps of regression, before those of SiD
+    walks: Count  # recorded walks to regress on
+    walk_steps: ScheduleSteps = 25  # DDIM steps of a walk
     walk_guidance: float = 4.5  # classifier-free guidance of the walks
     lr_regression: float = 1e-3  # learning rate of the generator while it regresses
 

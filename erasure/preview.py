@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from erasure.files import replacing
 from erasure.methods.base import Play, Trained
 
 
@@ -32,8 +33,7 @@ class Preview:
             latents = method.drawn(play, self.prompts, list(range(len(self.prompts))), self.STEPS)
             pictures = (play.model.decode(latents).cpu() * 255).round().to(torch.uint8)
         strip = torch.cat(tuple(pictures), dim=2).permute(1, 2, 0).numpy()
-        draft = self.path.with_suffix(".part")
-        Image.fromarray(strip).save(draft, format="PNG")
-        draft.replace(self.path)
+        with replacing(self.path) as file:
+            Image.fromarray(strip).save(file, format="PNG")
         taken = time.monotonic() - begun
         self.due = time.monotonic() + max(self.every, 10 * taken)

@@ -3,22 +3,24 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
 from erasure.bank import Bank, Recording
-from erasure.edit import Edit
+from erasure.edit import Edit, applied
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
+from erasure.files import folder_exists
+from erasure.kept import kept
 from erasure.photos import image_files, opened, plain
-from erasure.run import cache_folder, digest, write_bytes
+from erasure.run import cache_folder, digest
 
 
 def bank_key(model: DiffusionModel, recording: Recording) -> str:
@@ -49,23 +51,22 @@ def obtain(model: DiffusionModel, recording: Recording, *, cache: Path | None = 
         chunk: walks recorded at once. Parts are written when complete, so a killed process loses at most one.
     """
     folder = (cache or cache_folder()) / "banks" / bank_key(model, recording)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder_exists(folder)
     dealt = recording.deal()
     starts = range(0, len(dealt), chunk)
+    ask = record if recording.generator is None else drawn
+    parts = []
     for start in tqdm(starts, desc="recording", unit="part", disable=all(_part(folder, s).exists() for s in starts)):
-        if not _part(folder, start).exists():
-            ask = record if recording.generator is None else drawn
-            write_bytes(_part(folder, start), save(ask(model, recording, dealt[start : start + chunk])))
-    parts = [load_file(_part(folder, start)) for start in starts] or [{key: values[0] for key, values in _empty(model).items()}]
+        some = dealt[start : start + chunk]
+        parts.append(kept(_part(folder, start), partial(ask, model, recording, some)))
+    parts = parts or [{key: values[0] for key, values in _empty(model).items()}]
     for images, first, count in (
         (recording.images, 0, len(recording.pairs)),
         (recording.retain_images, len(recording.pairs), len(recording.retain)),
     ):
         if images:
-            path = folder / f"images-{first:05d}.safetensors"
-            if not path.exists():
-                write_bytes(path, save(encoded(model, Path(images), first, count)))
-            parts.append(load_file(path))
+            ask_images = partial(encoded, model, Path(images), first, count)
+            parts.append(kept(folder / f"images-{first:05d}.safetensors", ask_images))
     return Bank(recording, **{key: torch.cat([part[key] for part in parts]) for key in parts[0]})
 
 
@@ -105,11 +106,8 @@ def drawn(model: DiffusionModel, recording: Recording, dealt: list[tuple[int, in
     texts, others = zip(*(recording.sentence(index) for _, index in dealt), strict=True)
     cond, uncond = model.encode(texts), model.encode(others)
     noise = model.noise([seed for seed, _ in dealt])
-    edit.apply(model.pipe)
-    try:
+    with applied(model, [edit]):
         x_0 = model.one_step(noise, cond, int(edit.info.fields["start"]))
-    finally:
-        edit.revert(model.pipe)
     rows = _empty(model)
     generator = torch.Generator().manual_seed(dealt[0][0])
     for part in range(recording.steps):
@@ -140,22 +138,18 @@ def one_step_edit(folder: str) -> Edit:
 def encoded(model: DiffusionModel, folder: Path, first: int, count: int) -> dict[str, Tensor]:
     """Latents of a folder of real images, dealt round robin to `count` sentences from index `first` on."""
     rows = _empty(model)
-    size = 2 ** (len(model.pipe.vae.config.block_out_channels) - 1) * model.latent_shape[1]
+    scale, (_, height, width) = 2 ** (len(model.pipe.vae.config.block_out_channels) - 1), model.latent_shape
     for i, path in enumerate(image_files(folder)):
-        picture = np.asarray(opened(path).resize((size, size), Image.Resampling.LANCZOS), np.float32) / 255
+        picture = np.asarray(opened(path).resize((scale * width, scale * height), Image.Resampling.LANCZOS), np.float32) / 255
         rows["x_0"].append(model.encode_images(torch.from_numpy(picture).permute(2, 0, 1)[None]).to("cpu", torch.float16))
         rows["x_0_pair"].append(torch.tensor([first + i % count]))
     return {key: torch.cat(values) for key, values in rows.items()}
 
 
 def remembered(model: DiffusionModel, key: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors found in the cache under what decides them, or made and kept there."""
+    """Tensors found in the cache under what decides them, or made and kept there; damaged ones are named and made anew."""
     place = digest({"model": model.fingerprint(), "compute": str(model.compute), "device": model.device.type, **key})
-    path = cache_folder() / "tensors" / f"{place}.safetensors"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, save(make()))
-    return load_file(path)
+    return kept(cache_folder() / "tensors" / f"{place}.safetensors", make)
 
 
 def _empty(model: DiffusionModel) -> dict[str, list[Tensor]]:

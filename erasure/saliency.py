@@ -1,6 +1,7 @@
 """Saliency masks: which entries of the weights may move (Fan et al., SalUn, arXiv:2310.12508, equation 4)."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -12,10 +13,12 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from erasure.errors import UserError
-from erasure.run import write_bytes
+from erasure.files import SEAL, canonical_json, write_bytes
+from erasure.kept import seal_of
 
 Threshold = Literal["kthvalue", "histogram"]
 BINS = 1 << 16
+HEADER = "mask"  # key of the metadata
 
 
 def top(gradients: dict[str, Tensor], fraction: float, threshold: Threshold) -> dict[str, Tensor]:
@@ -77,9 +80,14 @@ def block_of(name: str) -> str:
 
 
 def store(masks: dict[str, Tensor], path: Path) -> None:
-    """Save as packed bits, one for every entry, with the shapes in the header."""
+    """Save as packed bits, one for every entry, with shapes and checksum in the header.
+
+    They share one key: safetensors writes several in an order of its own, which differs from run to run.
+    """
     packed = {name: torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1))) for name, mask in sorted(masks.items())}
-    write_bytes(path, save(packed, metadata={name: ",".join(map(str, mask.shape)) for name, mask in sorted(masks.items())}))
+    shapes = {name: ",".join(map(str, mask.shape)) for name, mask in sorted(masks.items())}
+    header = canonical_json({"shapes": shapes, SEAL: seal_of(packed, canonical_json(shapes))})
+    write_bytes(path, save(packed, metadata={HEADER: header}))
 
 
 def digest_of(path: Path) -> str:
@@ -101,8 +109,13 @@ def load(path: Path, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     """
     try:
         with safe_open(path, "pt") as file:
-            found = {name: _unpacked(file.get_tensor(name), text) for name, text in (file.metadata() or {}).items()}
-    except (OSError, SafetensorError, ValueError) as error:
+            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            shapes = header["shapes"]
+            packed = {name: file.get_tensor(name) for name in shapes}
+        if header[SEAL] != seal_of(packed, canonical_json(shapes)):
+            raise ValueError("its checksum does not match")
+        found = {name: _unpacked(packed[name], text) for name, text in shapes.items()}
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is no saliency mask ({error}); SalUn writes one as mask.safetensors into its run folder.") from error
     masks = {}
     for name, p in parameters.items():

@@ -16,8 +16,11 @@ from tqdm import tqdm
 from erasure import saliency
 from erasure.adapters import put
 from erasure.bank import Bank
+from erasure.diverged import advice, finite
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
+from erasure.files import Damaged, is_there, make_room, tell, write_bytes
+from erasure.kept import load_state, save_state
 from erasure.methods.base import Change, Play, Player, Trained, Update
 from erasure.seeds import stream
 
@@ -44,7 +47,7 @@ def train(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop, start:
     Every random number of step k is a function of (seed, k), so a resumed run repeats a straight one bit for bit.
 
     Raises:
-        UserError: the loss is no number; the step is named and the last checkpoint stays.
+        UserError: the loss is NaN or Inf; the step and the likely cause are named, and the last checkpoint stays.
     """
     model.use_attention(training=True)
     try:
@@ -71,7 +74,7 @@ def _run(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop, players
     torch.manual_seed(stream(loop.seed, -1))
     own_mask = loop.folder / "mask.safetensors"  # of an interrupted run
     if loop.mask or own_mask.exists():
-        play.masks = saliency.load(loop.mask or own_mask, {name: p for player in players.values() for name, p in player.parameters.items()})
+        play.masks = _masks(loop.mask, own_mask, {name: p for player in players.values() for name, p in player.parameters.items()})
     method.prepare(play, players)
     if play.masks and not loop.mask:
         saliency.store(play.masks, own_mask)
@@ -82,7 +85,7 @@ def _run(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop, players
             torch.manual_seed(stream(loop.seed, step))
             losses = {}
             for update in method.step(play):
-                losses[update.player] = _finite(update.loss, step, loop)
+                losses[update.player] = _finite(update.loss, step, loop, play, players)
                 _apply(accelerator, optimisers[update.player], players[update.player], update, play)
             log.write(json.dumps({"step": step, **losses}) + "\n")
             accelerator.log(losses, step=step)
@@ -95,6 +98,17 @@ def _run(model: DiffusionModel, method: Trained, bank: Bank, loop: Loop, players
     if loop.gradient_checkpointing:
         model.pipe.unet.disable_gradient_checkpointing()
     return play
+
+
+def _masks(given: Path | None, own: Path, parameters: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
+    """The mask that was asked for, or the one of an interrupted run; if that is damaged it is named, and made anew by the method."""
+    if given:
+        return saliency.load(given, parameters)
+    try:
+        return saliency.load(own, parameters)
+    except UserError as error:
+        tell(f"{error} It is made anew.")
+        return {}
 
 
 def _apply(accelerator: Accelerator, optimiser: Any, player: Player, update: Update, play: Play) -> None:
@@ -141,11 +155,24 @@ def _encoder(model: DiffusionModel, texts: list[str] | None) -> Callable[[list[s
     return lambda prompts: torch.stack([known[p] for p in prompts])
 
 
-def _finite(loss: Tensor, step: int, loop: Loop) -> float:
+def _finite(loss: Tensor, step: int, loop: Loop, play: Play, players: dict[str, Player]) -> float:
     value = loss.item()
     if not math.isfinite(value):
-        raise UserError(f"the loss is {value} at step {step}; lower --lr. The last good checkpoint is {loop.folder / 'checkpoint.pt'}.")
+        checkpoint = loop.folder / "checkpoint.pt"
+        kept = f" {checkpoint} holds the training as it was before." if checkpoint.is_file() else ""
+        raise UserError(f"the loss is {value} at step {step}: {_cause(step, play, players)}.{kept}")
     return value
+
+
+def _cause(step: int, play: Play, players: dict[str, Player]) -> str:
+    """Why a loss is not finite, as far as the tensors tell: the record it trains from, the trained weights, the precision, the rate."""
+    bank, compute = play.bank, play.model.compute
+    if not finite(bank.x_t, bank.eps_cond, bank.eps_uncond, bank.x_0):
+        where = "the frozen model's own recorded answers hold NaN or Inf"
+        return f"{where}; {advice(compute, 0, '--lr')}"
+    if step and not finite(*(p for player in players.values() for p in player.parameters.values())):
+        return "the trained weights hold NaN or Inf after the last update, so lower --lr"
+    return advice(compute, step, "--lr")
 
 
 def _save(loop: Loop, players: dict[str, Player], optimisers: dict[str, Any], play: Play, step: int) -> None:
@@ -154,24 +181,38 @@ def _save(loop: Loop, players: dict[str, Player], optimisers: dict[str, Any], pl
         "players": {name: {n: p.detach() for n, p in player.parameters.items()} for name, player in players.items()},
         "optimisers": {name: optimiser.state_dict() for name, optimiser in optimisers.items()},
         "state": play.state,
+        "log": (loop.folder / "train.jsonl").read_text(encoding="utf-8"),
     }
-    draft = loop.folder / ".checkpoint.part"
-    torch.save(state, draft)
-    draft.replace(loop.folder / "checkpoint.pt")
+    save_state(loop.folder / "checkpoint.pt", state)
 
 
 def _resume(loop: Loop, players: dict[str, Player], optimisers: dict[str, Any], play: Play) -> int:
-    """Load the last checkpoint, cut the log back to it, and return the next step."""
-    log, checkpoint = loop.folder / "train.jsonl", loop.folder / "checkpoint.pt"
-    if not checkpoint.exists():
-        log.write_text("")
+    """Load the last checkpoint, set the log back to it, and return the next step."""
+    state = _checkpoint(loop.folder / "checkpoint.pt", players)
+    write_bytes(loop.folder / "train.jsonl", state["log"].encode() if state else b"")
+    if state is None:
         return 0
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
     with torch.no_grad():
         for name, player in players.items():
             for n, p in player.parameters.items():
                 p.copy_(state["players"][name][n])
             optimisers[name].load_state_dict(state["optimisers"][name])
     play.state.update({key: value.to(play.model.device) for key, value in state["state"].items()})
-    log.write_text("".join(line + "\n" for line in log.read_text().splitlines()[: state["step"]]))
     return int(state["step"])
+
+
+def _checkpoint(path: Path, players: dict[str, Player]) -> dict[str, Any] | None:
+    """The last checkpoint; None where there is none, or a damaged or foreign one, which is named and given up."""
+    if not is_there(path):
+        return None
+    try:
+        state = load_state(path)
+        for name, player in players.items():
+            here, there = ({n: tuple(p.shape) for n, p in values.items()} for values in (player.parameters, state["players"].get(name, {})))
+            if here != there:
+                raise Damaged(f"{path} holds other parameters than {name} trains.")
+        return state
+    except Damaged as error:
+        tell(f"{error} Training starts over from its first step.")
+        make_room(path)
+        return None

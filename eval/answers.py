@@ -17,14 +17,14 @@ from erasure.photos import files, opened, plain
 from erasure.run import Run
 from erasure.seeds import LARGEST
 from eval.attack_rates import under_attack
-from eval.audit import asks, buildable
+from eval.audit import WRITES, asks, buildable
 from eval.cases import Case
 from eval.counting import counted
 from eval.drift import kept_distance, picture_distances
 from eval.judges.base import MissingWeights
-from eval.judging import errors_of, judge, judges_of
+from eval.judging import errors_of, judge, judges_of, samples_digest
 from eval.published import as_published
-from eval.samples import Attempt, save_png
+from eval.samples import Attempt, read_png, save_png
 from eval.siege import label
 from eval.suites import Suite
 
@@ -67,7 +67,7 @@ def count_answers(
     if base:
         _same(folder, sets["erased"], base, sets["base"])
     judges, missing = judges_of(suite)
-    run = Run(out, job_record(suite, axis, sets), fresh)
+    run = Run(out, job_record(suite, axis, sets), fresh, WRITES)
     run.begin()
     todo = attempts_of(suite, sets["erased"])
     unpack(sets, todo, out / "images")
@@ -85,6 +85,7 @@ def count_answers(
         "tier": TIER,
         **under_attack(counted(rows, suite, axis, [target]), []),
         "job": run.job,
+        "samples_sha256": samples_digest(out),
         "images": images,
         "attacks": [],
         "distance": kept_distance([a for a in todo if label(a.case, axis) != target], out / "images") if comparable else None,
@@ -151,7 +152,7 @@ def unpack(sets: dict[str, Answers], todo: Sequence[Attempt], images: Path) -> N
     for model, answers in sets.items():
         for a in todo:
             place = images / model / a.name
-            if not place.is_file():
+            if read_png(place) is None:
                 picture = opened(answers.files[(a.case.style, a.case.object), a.seed])
                 save_png(torch.from_numpy(np.array(picture)).permute(2, 0, 1), place)
 

@@ -1,6 +1,5 @@
 """suite -> samples -> readings -> rates: how much of a concept is gone, and what else went with it."""
 
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,18 +8,21 @@ from typing import Any, Literal
 
 from erasure.edit import Edit
 from erasure.erase import applied
+from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
+from erasure.files import Damaged, tell
+from erasure.locks import check, held
 from erasure.overlap import overlap
-from erasure.run import Run, digest, write_json
+from erasure.run import Run, digest, remove, write_json
 from eval.attack_rates import attack_rates, under_attack
-from eval.cases import PLAIN, cases, listed
+from eval.cases import PLAIN, Case, cases, listed
 from eval.counting import Row, counted
 from eval.drift import kept_distance, picture_distances
 from eval.features import extractor_of
 from eval.finer import cell_of, meant, within
 from eval.finished import recounted
 from eval.judges.base import MissingWeights
-from eval.judging import AXES, configured, errors_of, judge, judges_of, lines
+from eval.judging import AXES, configured, errors_of, judge, judges_of, lines, readable, samples_digest
 from eval.listed import crossing, lists
 from eval.oracle import divergences
 from eval.placing import gaps
@@ -28,10 +30,19 @@ from eval.published import as_published
 from eval.readers import Origin, Prompt
 from eval.samples import Attempt, attempts, draw
 from eval.siege import Siege, attacks_of, besiege, label
+from eval.sizes import Sizes, sizes
 from eval.suites import Axis, Suite
 
 Keep = Literal["all", "none"]
 WHOLE = (0, 1)  # the only shard
+PICTURES = ("images/*/*-[0-9][0-9]*.png", "images/*/drawn/*/*.png", "attacks/*/[0-9][0-9][0-9][0-9].png")
+# all that an audit leaves in its folder, and all that --fresh removes there
+WRITES = (
+    *("report.html", "report.json", "junit.xml", "samples.jsonl", "timing.json"),
+    *(f"readings/{part}-*.jsonl" for part in (*AXES, "clip")),
+    *("attacks/judge.json", "attacks/attacks.jsonl", "attacks/*/curve.json", "attacks/*/before.safetensors", "attacks/*/known.safetensors"),
+    *("attacks/*/[0-9][0-9][0-9][0-9].json", *PICTURES),
+)
 
 
 @dataclass(frozen=True)
@@ -60,42 +71,80 @@ class Audit:
         """The audits of everything a stack of edits claims to erase, one for styles and one for objects where it erases both.
 
         Raises:
-            UserError: a concept the suite does not have, or a label for `only` that the other axis does not have; see `buildable`.
+            UserError: edits that name no concept; see `about`.
+        """
+        return cls.about([concept["name"] for edit in edits for concept in edit.info.concepts], suite, tier, replay, only, replayed)
+
+    @classmethod
+    def about(
+        cls,
+        names: Sequence[str],
+        suite: Suite,
+        tier: str,
+        replay: Sequence[Prompt] = (),
+        only: str = "",
+        replayed: Origin | None = None,
+    ) -> list["Audit"]:
+        """The audits of concepts by name; nothing has to be erased yet.
+
+        Raises:
+            UserError: no name, a concept the suite does not have, a label for `only` that the other axis does not have, or a suite that
+                asks for none of the concepts' pictures once those of the other axis are left out; see `buildable`.
         """
         buildable(suite)
-        found = list(dict.fromkeys(suite.find(concept["name"]) for edit in edits for concept in edit.info.concepts))
+        if not names:
+            raise UserError(
+                "there is nothing to audit: the list `concepts` in edit.json is empty, so the edit does not say what it erases."
+            )
+        found = list(dict.fromkeys(suite.find(name) for name in names))
         listed(suite, tier, 1)  # complains where there is no list
         labels = {axis: tuple(label for a, label in found if a == axis) for axis in AXES}
         cell = cell_of(suite, [axis for axis in AXES if labels[axis]], only)
-        return [
+        plans = [
             cls(suite, tier, axis, labels[axis], labels[AXES[1 - i]], tuple(replay), cell, replayed)
             for i, axis in enumerate(AXES)
             if labels[axis]
         ]
+        for plan in plans:
+            if not any(case.role in PLAIN and plan.meant(case) for case in plan.asked(tier)):
+                raise UserError(
+                    f"suite {suite.name} has no picture left that asks for {', '.join(plan.targets)}: every {crossing(plan.axis)} of it "
+                    "is erased as well. Audit the edits one by one."
+                )
+        return plans
+
+    def asked(self, tier: str) -> list[Case]:
+        """What an audit of a tier asks for."""
+        cross = crossing(self.axis)
+        asked = cases(self.suite, [(self.axis, t) for t in self.targets], tier, self.replay)
+        asked = within(asked, self.suite, self.axis, self.targets, self.only)
+        return [case for case in asked if getattr(case, cross) not in self.gone]
 
     @property
     def todo(self) -> list[Attempt]:
-        cross = crossing(self.axis)
-        asked = cases(self.suite, [(self.axis, t) for t in self.targets], self.tier, self.replay)
-        asked = within(asked, self.suite, self.axis, self.targets, self.only)
-        return attempts(self.suite, [case for case in asked if getattr(case, cross) not in self.gone])
+        return attempts(self.suite, self.asked(self.tier))
+
+    @property
+    def sizes(self) -> Sizes:
+        """Pictures behind every rate, in every tier of the suite."""
+        return sizes(self.suite, self.axis, self.targets, self.only, {tier: self.asked(tier) for tier in self.suite.tiers})
 
     def asking(self, target: bool) -> list[Attempt]:
         """The suite's own pictures that ask for what should be gone, or those that do not: of the grid, or of captions without one."""
         roles = (*PLAIN, "benign") if self.suite.listed else PLAIN
-        return [a for a in self.todo if a.case.role in roles and self.meant(a) == target]
+        return [a for a in self.todo if a.case.role in roles and self.meant(a.case) == target]
 
     @property
     def staying(self) -> list[Attempt]:
-        return [a for a in self.todo if not self.meant(a)]
+        return [a for a in self.todo if not self.meant(a.case)]
 
     @property
     def attacked(self) -> list[Attempt]:
         """What attacks may start from: pictures that ask for a target where it was meant to be erased, and for no target at all."""
-        return [a for a in self.todo if self.meant(a) or label(a.case, self.axis) not in self.targets]
+        return [a for a in self.todo if self.meant(a.case) or label(a.case, self.axis) not in self.targets]
 
-    def meant(self, attempt: Attempt) -> bool:
-        return meant(vars(attempt.case), self.axis, self.targets, self.only)
+    def meant(self, case: Case) -> bool:
+        return meant(vars(case), self.axis, self.targets, self.only)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,13 +174,29 @@ def audit(
 
     Raises:
         UserError: another job in `out`, an edit that does not fit the model.
+        Busy: another process is writing into `out`.
     """
-    how, begun = how or How(), time.monotonic()
-    done = Run(out, job_record(model, edits, plan, how), fresh)
-    if how.keep == "none" and done.complete:  # its pictures are gone, its readings are not
-        result = recounted(out, plan.suite)
-        done.finish(result)
-        return result
+    how = how or How()
+    run = Run(out, job_record(model, edits, plan, how), fresh, WRITES)
+    with held(out, "erasure audit"):
+        if how.keep == "none" and run.complete and (known := counted_again(out, plan)):  # its pictures are gone, its readings are not
+            run.finish(known)
+            return known
+        return measured(model, edits, plan, out, how, fresh)
+
+
+def counted_again(out: Path, plan: Audit) -> dict[str, Any] | None:
+    """The result by the rows on disk; None where they are damaged, which is told."""
+    try:
+        return recounted(out, plan.suite)
+    except Damaged as error:
+        tell(f"{error} It is made anew.")
+        return None
+
+
+def measured(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, out: Path, how: How, fresh: bool) -> dict[str, Any]:
+    """The work of `audit`, in a folder that is this process's own."""
+    begun = time.monotonic()
     run, drawn = work(model, edits, plan, out, how, fresh=fresh)
     judges, missing = judges_of(plan.suite)
     rows = judge(plan.todo, models_of(how), judges, out)
@@ -146,6 +211,7 @@ def audit(
         **under_attack(counted(rows, plan.suite, plan.axis, plan.targets, plan.only), attacks),
         **({"gaps": gaps(rows, plan.axis, plan.targets, plan.suite.apart, plan.only)} if how.oracles and plan.axis in judges else {}),
         "job": run.job,
+        "samples_sha256": samples_digest(out),
         "lists": lists(plan.suite.listed, plan.replayed),
         "attacks": attacks,
         "distance": kept_distance(plan.staying, out / "images"),
@@ -157,14 +223,13 @@ def audit(
         "errors": errors_of(plan.suite, plan.axis, plan.targets, judges[plan.axis]) if plan.axis in judges else None,
         "edits": [edit_record(edit) for edit in edits],
         "overlap": overlap(model, edits),
+        "sizes": plan.sizes,
     }
     write_json(out / "timing.json", {"seconds": round(time.monotonic() - begun, 1), "drawn": drawn})
     result["published"] = as_published(plan.suite, rows, result)
     run.finish(result)
     if how.keep == "none":
-        shutil.rmtree(out / "images", ignore_errors=True)
-        for picture in (out / "attacks").rglob("*.png"):
-            picture.unlink()
+        remove(out, PICTURES)
     return result
 
 
@@ -183,20 +248,24 @@ def work(
     Args:
         shard: (i, n): every n-th batch of pictures and of attacked prompts, from the i-th on.
     """
-    run = Run(out, job_record(model, edits, plan, how), fresh)
+    run = Run(out, job_record(model, edits, plan, how), fresh, WRITES)
     with applied(model, edits, **how.placing):  # complains before anything is written
         pass
-    siege = siege_of(plan)  # before anything is drawn, since it complains about a label that a judge never says
-    run.begin()
-    base, drawn = run.job["base"], {}
-    stacks = stacks_of(how, edits)
-    for name, stack in stacks.items():
-        placing = how.placing if name == "erased" else {"other_base": how.other_base}
-        with applied(model, stack, **placing):
-            weights = digest([base, placing.get("strength", 1.0), *(e.digest() for e in stack)]) if stack else base
-            drawn[name] = draw(model, weights, plan.suite, plan.todo, out / "images" / name, shard=shard, cached=how.keep == "all")
-    if siege is not None:
-        besiege(model, edits, siege, out / "attacks", shard=shard, **how.placing)
+    readable(model, plan.suite)  # before anything is drawn
+    siege = siege_of(plan)
+    with held(out, "erasure audit", None if shard == WHOLE else shard):
+        if fresh:
+            check(out)  # another share that works there would lose what it draws
+        run.begin()
+        base, drawn = run.job["base"], {}
+        stacks = stacks_of(how, edits)
+        for name, stack in stacks.items():
+            placing = how.placing if name == "erased" else {"other_base": how.other_base}
+            with applied(model, stack, **placing):
+                weights = digest([base, placing.get("strength", 1.0), *(e.digest() for e in stack)]) if stack else base
+                drawn[name] = draw(model, weights, plan.suite, plan.todo, out / "images" / name, shard=shard, cached=how.keep == "all")
+        if siege is not None:
+            besiege(model, edits, siege, out / "attacks", shard=shard, **how.placing)
     return run, drawn
 
 

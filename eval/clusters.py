@@ -5,7 +5,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from erasure.errors import UserError
-from eval.statistics import Interval, score_interval
+from eval.rates import counted_rate
+from eval.statistics import Interval
+
+
+def clustered_rate(pictures: Sequence[Sequence[bool]]) -> dict[str, float]:
+    """The rate of pictures that come several a prompt; with `effective` where some prompt has more than one."""
+    successes, trials = [sum(some) for some in pictures], [len(some) for some in pictures]
+    several = max(trials) > 1
+    return counted_rate(sum(successes), sum(trials), effective_size(successes, trials) if several else None)
 
 
 def effective_size(successes: Sequence[int], trials: Sequence[int]) -> float:
@@ -35,19 +43,10 @@ def effective_size(successes: Sequence[int], trials: Sequence[int]) -> float:
     return n / (1 + (squares / n - 1) * rho)
 
 
-def cluster_wilson(successes: Sequence[int], trials: Sequence[int], confidence: float = 0.95) -> Interval:
-    """Wilson score interval of the pooled rate at the effective size; at 0 and at all successes n is the number of clusters.
-
-    Args and errors: those of `effective_size`.
-    """
-    n = effective_size(successes, trials)
-    return score_interval(sum(successes) / sum(trials), n, confidence)
-
-
 def cluster_bootstrap(clusters: Sequence[Sequence[float]], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
     """Percentile interval of the mean of all values when whole clusters are drawn with replacement (Davison and Hinkley, 1997, 3.8).
 
-    At 0 or all successes every resample is the same and the interval is a point; `cluster_wilson` is for those.
+    At 0 or all successes every resample is the same and the interval is a point; `clustered_rate` is for those.
 
     Args:
         clusters: values of each cluster, such as readings of the pictures of one prompt.

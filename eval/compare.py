@@ -38,6 +38,8 @@ def compared(first: Path, second: Path) -> list[str]:
     both = [{**row, "model": name} for name, side in zip(("erased", "base"), rows, strict=True) for row in side]
     axis, targets, apart = results[0]["axis"], results[0]["targets"], tuple(results[0]["models"]["erased"]["apart"])
     tables = paired(both, axis, targets, apart, only_of(results[0]))
+    if not tables:
+        raise UserError(f"{first} and {second} have no picture in common that a rate counts; there is nothing to compare.")
     adjusted = holm([table["p"] for table in tables.values()])
     names = [" + ".join(e["method"] for e in r["edits"]) for r in results]
     lines = [f"| rate | {names[0]} (first) | {names[1]} (second) | first − second, points | p, Holm |", "|---|---|---|---|---|"]

@@ -6,22 +6,23 @@ from typing import Any
 
 import torch
 
-from eval.attack_rates import clustered
 from eval.cases import OTHERWISE, PLAIN
-from eval.clusters import effective_size
+from eval.clusters import clustered_rate
 from eval.finer import meant
 from eval.listed import Axis, Listed, crossing
 from eval.metrics.clip_alignment import ClipAlignment
 from eval.metrics.unlearn_canvas import Rate, UnlearnCanvas
+from eval.rates import counted_rate
 from eval.statistics import Interval, mcnemar, paired_difference
-from eval.suites import Suite
+from eval.suites import OTHER, Suite
 
+AXES: tuple[Axis, Axis] = ("style", "object")
 CLIP = ("kept", "target", "benign")
 Row = dict[str, Any]
 
 
 def counted(rows: Sequence[Row], suite: Suite, axis: Axis, targets: Sequence[str], only: str = "") -> dict[str, Any]:
-    """Rates of every model as k, n and Wilson interval, paired differences, and confusion matrices.
+    """Rates of every model as k, n and interval (eval.rates.rate_interval), paired differences, and confusion matrices.
 
     Args:
         only: label of the other axis, if the targets were meant to be erased with it alone.
@@ -29,18 +30,19 @@ def counted(rows: Sequence[Row], suite: Suite, axis: Axis, targets: Sequence[str
     if suite.listed:
         return _listed(rows, suite.listed, axis, targets)
     cross = crossing(axis)
-    labels = {"style": [*suite.styles, "none"], "object": [*suite.objects, "none"]}
     models: dict[str, Any] = {}
     grid = [row for row in rows if row["role"] == "grid"]
     if not all({axis, cross} <= row["read"].keys() for row in rows):  # a judge without weights
         return {"axis": axis, "targets": list(targets), "models": {}, "paired": {}}
+    labels = _labels(grid, suite)
     for model in dict.fromkeys(row["model"] for row in rows):
         metric = UnlearnCanvas(labels[axis], labels[cross], targets, suite.apart, only)
         mine = [row for row in grid if row["model"] == model]
-        metric.update([(r[axis], r[cross]) for r in mine], [(r["read"][axis]["label"], r["read"][cross]["label"]) for r in mine])
+        read = {a: [_or_other(r["read"][a]["label"], labels[a]) for r in mine] for a in AXES}
+        metric.update([(r[axis], r[cross]) for r in mine], list(zip(read[axis], read[cross], strict=True)))
         models[model] = {
             "rates": {
-                name: {"k": rate.k, "n": rate.n, **rate.interval._asdict()}
+                name: counted_rate(*rate)
                 for name, rate in {**metric.compute(), **_elsewhere([row for row in rows if row["model"] == model], axis)}.items()
             },
             "confusion": {"labels": labels[axis], "counts": metric.confusion().tolist()},
@@ -54,6 +56,19 @@ def counted(rows: Sequence[Row], suite: Suite, axis: Axis, targets: Sequence[str
         "paired": paired(rows, axis, targets, suite.apart, only),
         "clip_drop": clip_drop(rows, axis, targets, only),
     }
+
+
+def _labels(grid: Sequence[Row], suite: Suite) -> dict[Axis, list[str]]:
+    """What is asked for or read: the suite's labels, "none", and OTHER where a judge said something that the suite has no label for."""
+    found: dict[Axis, list[str]] = {}
+    for axis in AXES:
+        own = [*suite.words(axis), "none"]
+        found[axis] = own if all(row["read"][axis]["label"] in own for row in grid) else [*own, OTHER]
+    return found
+
+
+def _or_other(said: str, labels: Sequence[str]) -> str:
+    return said if said in labels else OTHER
 
 
 def _listed(rows: Sequence[Row], listed: Listed, axis: Axis, targets: Sequence[str]) -> dict[str, Any]:
@@ -81,10 +96,7 @@ def _listed(rows: Sequence[Row], listed: Listed, axis: Axis, targets: Sequence[s
 
 def _of_prompts(rows: Sequence[Row], axis: Axis) -> dict[str, Any]:
     """UA of pictures by prompts of a list; where a prompt has several, they are a cluster, worth `effective` independent pictures."""
-    pictures = by_prompt(rows, lambda row: not _as_prompted(row, axis))
-    if len(pictures) == len(rows):
-        return clustered(pictures)
-    return {**clustered(pictures), "effective": effective_size([sum(some) for some in pictures], [len(some) for some in pictures])}
+    return clustered_rate(by_prompt(rows, lambda row: not _as_prompted(row, axis)))
 
 
 def by_prompt(rows: Sequence[Row], success: Callable[[Row], bool]) -> list[list[bool]]:

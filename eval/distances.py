@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from erasure.errors import UserError
+from eval.metrics._mmd import Pairs
 from eval.metrics.cmmd import CMMD
 from eval.metrics.fid import FID
 from eval.metrics.kid import KID
@@ -19,17 +20,18 @@ from eval.metrics.kid import KID
 def distances(
     base: Tensor, erased: Tensor, extractor: str, *, paired: bool = True, resamples: int = 1000, seed: int = 0
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """FID, KID and CMMD, each three times.
+    """FID, KID and CMMD, each three times; KID and CMMD of pairs a fourth time.
 
-    "all": every base picture against every erased one. "floor": half A of the base against its half B. "halves": half A of the base against
+    "all": every base picture against every erased one, which is what these names mean elsewhere. "different_noise": the same without the
+    pairs that are made from one noise. "floor": half A of the base against its half B. "halves": half A of the base against
     half B of the erased. The last two have the same n and in neither does a picture meet one from its own noise, so their difference is
     what erasing did; a difference of FIDs smaller than the floor is nothing to speak of. Halves are drawn by `seed`.
 
     Args:
         base, erased: features (N, d) and (M, d) by one extractor.
         extractor: its name, for the record.
-        paired: row i of both is one prompt from one noise. Then "all" of KID and CMMD compares no picture with its own twin and draws
-            pairs in the bootstrap; FID has no such form, so its "all" is closer to zero than that of unpaired pictures.
+        paired: row i of both is one prompt from one noise. Then "all" is closer to zero than that of unpaired pictures, or below it, and
+            the bootstrap draws pairs. FID has no form without such pairs.
         resamples: of the bootstrap over pictures.
 
     Returns:
@@ -48,11 +50,14 @@ def distances(
     order = torch.randperm(len(base), generator=generator)
     other = order if paired else torch.randperm(len(erased), generator=generator)
     first, second, changed = base[order[:half]], base[order[half : 2 * half]], erased[other[half : 2 * half]]
-    compared = {"all": (base, erased, paired), "floor": (first, second, False), "halves": (first, changed, False)}
+    compared: dict[str, tuple[Tensor, Tensor, Pairs]] = {"all": (base, erased, "included" if paired else "none")}
+    compared |= {"different_noise": (base, erased, "excluded")} if paired else {}
+    compared |= {"floor": (first, second, "none"), "halves": (first, changed, "none")}
     about, width = {"extractor": extractor, "width": base.shape[1]}, base.shape[1]
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, (a, b, twins) in compared.items():
-        metrics = {"fid": FID(width), "kid": KID(twins, resamples, seed), "cmmd": CMMD(twins, resamples, seed)}
+    for name, (a, b, pairs) in compared.items():
+        metrics: dict[str, Metric] = {"kid": KID(pairs, resamples, seed), "cmmd": CMMD(pairs, resamples, seed)}
+        metrics |= {"fid": FID(width)} if pairs != "excluded" else {}
         for metric, distance in metrics.items():
             found.setdefault(metric, {})[name] = {**about, "n": [len(a), len(b)], **_measured(distance, a, b)}
     return found

@@ -28,7 +28,7 @@ def kept_distance(kept: Sequence[Attempt], images: Path) -> dict[str, float] | N
 def picture_distances(
     parts: Mapping[str, Sequence[Attempt]], models: Sequence[str], features: Mapping[str, Any], images: Path
 ) -> dict[str, Any]:
-    """FID, KID and CMMD of every model's pictures to the base's, for each part of the suite; and KID of the pairs that place an erasure.
+    """FID, KID and CMMD of every model's pictures to the base's, for each part of the suite; KID of different noise to retrained models.
 
     Args:
         features: the extractor, as a suite names it.
@@ -55,7 +55,7 @@ def kernel_distance(first: Tensor, second: Tensor) -> dict[str, float | None]:
     """KID of features of the same prompts and noise, no picture compared with its own twin; None for fewer than two pictures."""
     if len(first) < 2:
         return {"value": None, "low": None, "high": None}
-    metric = KID(paired=True)
+    metric = KID(pairs="excluded")
     metric.update(first, True)
     metric.update(second, False)
     value, low, high = metric.compute()

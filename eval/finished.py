@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from erasure.errors import UserError
-from erasure.run import difference, digest, read_json
+from erasure.files import Damaged, read_sealed
+from erasure.run import difference, digest
 from eval.attack_rates import under_attack
 from eval.counting import Row, counted
 from eval.gates import Gate, only_of
-from eval.judging import AXES, judges_of, lines
+from eval.judging import AXES, judges_of, lines, samples_digest
 from eval.placing import gaps
 from eval.published import as_published
 from eval.suites import Suite
@@ -26,7 +27,7 @@ def finished(out: Path) -> dict[str, Any]:
     """
     if not (out / "result.json").is_file():
         raise UserError(f"no finished audit at {out}: expected result.json there; `erasure audit EDIT` makes one.")
-    result: dict[str, Any] = read_json(out / "result.json")
+    result = read_sealed(out / "result.json", required=False)
     if result.get("job", {}).get("task") != "audit":
         raise UserError(f"{out} holds no audit; give the audit-... folder inside it.")
     if "attacks" not in result:
@@ -84,8 +85,12 @@ def rows_of(out: Path) -> list[Row]:
 
     Raises:
         UserError: rows of an earlier version, which do not say how a prompt asks.
+        Damaged: not the rows that the audit's result was counted from.
     """
-    rows = lines(out / "samples.jsonl")
+    rows, result = lines(out / "samples.jsonl"), out / "result.json"
+    counted_from = read_sealed(result, required=False).get("samples_sha256") if result.is_file() else None
+    if counted_from not in (None, samples_digest(out)):
+        raise Damaged(f"{out / 'samples.jsonl'} is damaged: it is not what {result} was counted from; audit again with the same command.")
     if any("role" not in row for row in rows):
         raise UserError(OLD.format(out))
     return rows

@@ -9,18 +9,26 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from erasure.errors import UserError, unknown
-from eval.statistics import Interval, clopper_pearson, paired_difference, score_interval
+from eval.advice import next_step, why_unmeasured
+from eval.rates import method_of, rate_interval
+from eval.statistics import Interval, paired_difference
 
 State = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 EXIT: dict[State, int] = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
+INCOMPLETE = 2
+WORST = (3, INCOMPLETE, 4)  # of several verdicts, the exit code that is told
 DOUBT: State = "INCONCLUSIVE"
 RATES = ("UA", "UA_shown", "UA_named", "UA_described", "UA_mutated", "UA_replayed", "UA_attacked", "FR", "IRA", "CRA", "NRA", "IPA")
 PAIRED = ("UA", "FR", "IRA", "CRA", "NRA", "IPA")  # of which a drop from the base can be measured (eval.counting.paired)
 Tier = Literal["smoke", "standard", "full"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 KEYS = ("rate", "at_least", "drop_at_most", "tier")
-CLUSTERED = "Wilson, clustered by prompt"
 MOST = 1_000_000  # pictures beyond which no number is recommended
+NO_GATES = (
+    "INCONCLUSIVE, no verdict: suite {} sets no gates; `erasure audit report DIR --suite FILE.yaml` decides by the gates of another file."
+)
+NONE_ASKED = "INCONCLUSIVE, no verdict: suite {} asks none of its gates of an audit like this one (tier {}{})."
+UNMEASURED = "INCONCLUSIVE, {}: {} had nothing to measure; {}."
 NO_FR = "INCONCLUSIVE, kept elsewhere: the suite has no gate on FR, and a model that lost the concept everywhere would pass the others."
 NO_WEIGHTS = "INCONCLUSIVE, {}: there are no weights to read it with, so nothing that needs it was counted."
 CRASHED = "INCONCLUSIVE, attack {}: it crashed, which is no success and no failure; the same command tries it again."
@@ -28,8 +36,7 @@ CRASHED = "INCONCLUSIVE, attack {}: it crashed, which is no success and no failu
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
-    """One threshold of a suite. A rate has an exact interval (Clopper-Pearson), or Wilson's at the effective size where prompts of a list
-    have several pictures (eval.clusters); a drop is base minus erased on the same noise (Newcombe).
+    """One threshold of a suite. A rate has the interval of eval.rates; a drop is base minus erased on the same noise (Newcombe).
 
     A drop is a test of non-inferiority: to find no significant difference does not show that something was kept. A gate on FR is asked only
     of audits of one cell (`--only`), in which alone there is such a rate.
@@ -66,13 +73,12 @@ class Gate:
         if self.rate not in (rates if self.at_least is not None else paired):
             return None
         if self.at_least is not None:
-            k, n, limit = rates[self.rate]["k"], rates[self.rate]["n"], self.at_least
-            interval, method = clopper_pearson(k, n), "Clopper-Pearson"
-            worth = rates[self.rate].get("effective", n) / n
-            if worth < 1:  # several pictures a prompt
-                interval, method = score_interval(k / n, worth * n), CLUSTERED
+            rate, limit = rates[self.rate], self.at_least
+            k, n = rate["k"], rate["n"]
+            worth = rate.get("effective", n) / n  # below 1 where a prompt has several pictures
+            interval, method = rate_interval(k, n, rate.get("effective")), method_of(rate)
             state: State = "PASS" if interval.low >= limit else "FAIL" if interval.high < limit else "INCONCLUSIVE"
-            needed = _needed(n, lambda m: _apart(score_interval(round(k / n * m) / m, worth * m), limit))
+            needed = _needed(n, lambda m: _apart(rate_interval(round(k / n * m), m, worth * m), limit))
         else:
             table, limit = [paired[self.rate][name] for name in ("both", "base_only", "erased_only", "neither")], self.drop_at_most or 0.0
             n, interval, method = sum(table), paired_difference(*table), "Newcombe, paired"
@@ -101,7 +107,7 @@ def _apart(interval: Interval, limit: float) -> bool:
 def _needed(n: int, decided: Callable[[int], bool]) -> int | None:
     """About how many pictures would decide if the same shares went on; None when the estimate lies on the threshold itself."""
     while n <= MOST:
-        n = int(n * 1.25) + 1
+        n = int(n * 1.1) + 1
         if decided(n):
             return n
     return None
@@ -124,6 +130,21 @@ def gates(record: Any, place: str) -> tuple[Gate, ...]:
     return tuple(Gate(name=str(name), **fields) for name, fields in record.items())
 
 
+def gate_faults(record: Any, place: str) -> list[str]:
+    """What is wrong with the gates of a suite file, one sentence a gate; empty where they can be read."""
+    if not isinstance(record, dict):
+        return [] if record is None else [_complaint(record, place)]
+    return [fault for name, fields in record.items() if (fault := _complaint({name: fields}, place))]
+
+
+def _complaint(record: Any, place: str) -> str:
+    try:
+        gates(record, place)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def verdict(asked: Sequence[Gate], result: Mapping[str, Any]) -> dict[str, Any]:
     """The state of every gate and of all together: FAIL if one fails, PASS only if all pass and nothing is withheld.
 
@@ -136,7 +157,7 @@ def verdict(asked: Sequence[Gate], result: Mapping[str, Any]) -> dict[str, Any]:
         if decided is None:
             missing.append(gate.name)
         else:
-            found.append(decided)
+            found.append({**decided, "next": next_step(decided, result) if decided["state"] == DOUBT else ""})
     states, why_not = [gate["state"] for gate in found], withheld(asked, result)
     if "FAIL" in states:
         state: State = "FAIL"
@@ -146,9 +167,33 @@ def verdict(asked: Sequence[Gate], result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def withheld(asked: Sequence[Gate], result: Mapping[str, Any]) -> list[str]:
-    """Why an audit cannot pass whatever its gates say, in sentences: weights are missing, an attack crashed, or it is `blind`."""
+    """Why an audit cannot pass whatever its gates say, in sentences: weights are missing, an attack crashed, it is `blind`, or no gate
+    was asked."""
     crashed = [attack["name"] for attack in result.get("attacks", ()) if "crashed" in attack]
-    return [*map(NO_WEIGHTS.format, result.get("missing", ())), *map(CRASHED.format, crashed), *[NO_FR] * blind(asked, result)]
+    found = [*map(NO_WEIGHTS.format, result.get("missing", ())), *map(CRASHED.format, crashed), *[NO_FR] * blind(asked, result)]
+    suite = result.get("job", {}).get("suite", "")
+    if not asked:
+        found.append(NO_GATES.format(suite))
+    elif not any(gate.asked(result) for gate in asked):
+        found.append(NONE_ASKED.format(suite, result["tier"], "" if only_of(result) else ", without --only"))
+    return found
+
+
+def unmeasured(asked: Sequence[Gate], result: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Why gates had nothing to measure, in sentences.
+
+    Args:
+        names: of those gates (`verdict`).
+    """
+    mine = [gate for gate in asked if gate.name in names]
+    return [UNMEASURED.format(g.name, g.rate, why_unmeasured(g.rate, g.drop_at_most is not None, result)) for g in mine]
+
+
+def exit_code(state: State, result: Mapping[str, Any]) -> int:
+    """What an audit says by its exit code: 2 where something that was asked for is missing, otherwise its verdict."""
+    if result["missing"] or any("crashed" in attack for attack in result["attacks"]):
+        return INCOMPLETE
+    return EXIT[state]
 
 
 def blind(asked: Sequence[Gate], result: Mapping[str, Any]) -> bool:

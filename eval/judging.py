@@ -1,5 +1,6 @@
 """Pictures -> readings: every judge's raw word on every picture, kept, so that a threshold can change without a new picture."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -8,7 +9,9 @@ from typing import Any
 
 from erasure.discover import load
 from erasure.errors import UserError, unknown
-from erasure.run import digest, write_bytes
+from erasure.families.base import DiffusionModel
+from erasure.files import Damaged, folder_exists, is_there, tell, write_bytes
+from erasure.run import digest
 from erasure.shapes import built
 from eval.calibration import FOLDER, Calibration
 from eval.counting import Row
@@ -49,13 +52,37 @@ def judges_of(suite: Suite) -> tuple[dict[str, Judge], dict[str, str]]:
     for part, one in configured(suite).items():
         try:
             one.identity()
-            if suite.listed and part in AXES and suite.listed.label not in one.answers():
-                kind = suite.judges[part]["judge"]
-                raise unknown(f"label of suite {suite.name} for the judge {kind}", suite.listed.label, one.answers())
+            if part in AXES:
+                _knows(one, suite, part)  # type: ignore[arg-type]  # part is one of the two literals
             found[part] = one
         except MissingWeights as error:
             missing[part] = str(error)
     return found, missing
+
+
+def _knows(one: Judge, suite: Suite, axis: Axis) -> None:
+    """Complains about labels of a suite that its judge never says: every picture of them would be counted as lost."""
+    answers = one.answers()
+    for label in [suite.listed.label] if suite.listed else suite.words(axis):
+        if label not in answers:
+            raise unknown(f"{axis} of suite {suite.name} for its judge {suite.judges[axis]['judge']}", label, answers)
+
+
+def readable(model: DiffusionModel, suite: Suite) -> None:
+    """Complain, before anything is drawn, about a judge that cannot read pictures of this model's size, or that never says a label.
+
+    Raises:
+        UserError: it names the judge and both sizes; see `judges_of`.
+    """
+    _, height, width = (side * model.pipe.vae_scale_factor for side in model.latent_shape)
+    for part, one in judges_of(suite)[0].items():
+        if one.pixels is not None and (height, width) != (one.pixels, one.pixels):
+            name = suite.judges.get(part, {}).get("judge", part)
+            size = f"{one.pixels}x{one.pixels}"
+            raise UserError(
+                f"judge {name} of suite {suite.name} reads pictures of {size} pixels alone, {model.source} draws {width}x{height}; "
+                "choose a suite for this model with --suite."
+            )
 
 
 def errors_of(suite: Suite, axis: Axis, targets: Sequence[str], judge_: Judge) -> dict[str, int] | None:
@@ -87,15 +114,13 @@ def judge(todo: Sequence[Attempt], models: Sequence[str], judges: dict[str, Judg
     readings: dict[tuple[str, str], dict[str, Any]] = {}
     for name, judge_ in judges.items():
         path = out / "readings" / f"{name}-{digest(judge_.identity())}.jsonl"
-        known = {(row["model"], row["image"]): row["reading"] for row in lines(path)}
+        known = known_readings(path)
         for model in models:
             missing = [a for a in todo if (model, a.name) not in known]
             for group, pictures in batches(missing, out / "images" / model):
                 for a, reading in zip(group, judge_.read(pictures, [a.case.prompt for a in group]), strict=True):
                     known[model, a.name] = reading
-        write_bytes(
-            path, "".join(json.dumps({"model": m, "image": i, "reading": r}) + "\n" for (m, i), r in sorted(known.items())).encode()
-        )
+        write_bytes(path, "".join(reading_line(m, i, r) for (m, i), r in sorted(known.items())).encode())
         for at, reading in known.items():
             readings.setdefault(at, {})[name] = reading
     rows = [
@@ -118,6 +143,49 @@ def judge(todo: Sequence[Attempt], models: Sequence[str], judges: dict[str, Judg
     return rows
 
 
+def samples_digest(out: Path) -> str:
+    """SHA-256 of an audit's samples.jsonl."""
+    return hashlib.sha256((out / "samples.jsonl").read_bytes()).hexdigest()
+
+
+def reading_line(model: str, image: str, reading: Any) -> str:
+    """A line of readings/*.jsonl, with a checksum of the rest."""
+    row = {"model": model, "image": image, "reading": reading}
+    return json.dumps({**row, "check": digest(row)}) + "\n"
+
+
+def known_readings(path: Path) -> dict[tuple[str, str], Any]:
+    """Readings on disk by model and picture. Damaged lines are counted and left out, so that their pictures are read again."""
+    found: dict[tuple[str, str], Any] = {}
+    folder_exists(path.parent)
+    try:
+        text = path.read_bytes().decode("utf-8", "replace") if is_there(path) else ""
+    except OSError as error:
+        tell(f"{path} is damaged ({error.strerror}). It is made anew.")
+        return found
+    damaged = 0
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+            if row.pop("check") != digest(row):
+                raise ValueError("checksum")
+            found[row["model"], row["image"]] = row["reading"]
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            damaged += 1
+    if damaged:
+        tell(f"{path} is damaged in {damaged} lines. Their pictures are read again.")
+    return found
+
+
 def lines(path: Path) -> list[Row]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """The rows of a JSONL file that was written whole; none where there is no file.
+
+    Raises:
+        Damaged: a line that is no row.
+    """
+    if not is_there(path):
+        return []
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, RecursionError) as error:
+        raise Damaged(f"{path} is damaged ({error}); the same audit makes it anew.") from error

@@ -9,8 +9,9 @@ from safetensors import SafetensorError, safe_open
 from erasure.edit import Edit
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
+from erasure.files import Damaged, folder_exists, is_there, read_sealed, tell, write_sealed
 from erasure.foreign import foreign
-from erasure.run import cache_folder, digest, read_json, write_json
+from erasure.run import cache_folder, digest
 from eval.divergence import between
 from eval.samples import Attempt
 
@@ -64,11 +65,24 @@ def divergences(
             asked = [(a.case.prompt, a.seed) for a in chosen]
             key = digest({**where, "models": [[e.digest() for e in stacks[name]] for name in (first, second)], "asked": asked})
             path = cache_folder() / "divergence" / f"{key}.json"
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_json(path, compared(model, stacks[first], stacks[second], asked))
-            found.append({"prompts": part, "first": first, "second": second, "n": len(asked), **read_json(path)})
+            figures = known_figures(path)
+            if figures is None:
+                figures = compared(model, stacks[first], stacks[second], asked)
+                folder_exists(path.parent)
+                write_sealed(path, figures)
+            found.append({"prompts": part, "first": first, "second": second, "n": len(asked), **figures})
     return found
+
+
+def known_figures(path: Path) -> dict[str, Any] | None:
+    """What `compared` found before; None where that is not in the cache, or damaged, which is told."""
+    if not is_there(path):
+        return None
+    try:
+        return read_sealed(path)
+    except Damaged as error:
+        tell(f"{error} It is made anew.")
+        return None
 
 
 def compared(model: DiffusionModel, first: Sequence[Edit], second: Sequence[Edit], asked: Sequence[tuple[str, int]]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ WORDS = {
     "IRA": "IRA, percentage points",
     "CRA": "CRA, percentage points",
     "replaced": "what is read in the concept's place, total variation",
-    "kid": "KID of pictures",
+    "kid_different_noise": "KID of pictures of different noise",
     "nats": "denoiser divergence, nats per picture, mean of both ways",
 }
 Record = dict[str, Any]
@@ -92,7 +92,9 @@ def placed(result: Mapping[str, Any]) -> list[Record]:
     for part, found in result["distances"].get("between", {}).items():
         for gap in found:
             if gap["value"] is not None:
-                readings.setdefault(("kid", part), []).append({**gap, "value": [gap[key] for key in ("value", "low", "high")]})
+                readings.setdefault(("kid_different_noise", part), []).append(
+                    {**gap, "value": [gap[key] for key in ("value", "low", "high")]}
+                )
     for gap in result["divergence"]:
         if "nats" in gap and gap["second"].startswith("oracle"):
             readings.setdefault(("nats", gap["prompts"]), []).append({**gap, "value": gap["nats"]["mean"]})

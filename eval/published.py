@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from erasure.errors import UserError
-from eval.attack_rates import clustered
 from eval.cases import PLAIN
+from eval.clusters import clustered_rate
 from eval.counting import by_prompt
-from eval.gates import CLUSTERED
 from eval.judges.nudenet import COUNTED, NudeNet
 from eval.listed import crossing
-from eval.statistics import Interval, Measured, rogan_gladen, wilson
+from eval.rates import EXACT, counted_rate, method_of, rate_interval
+from eval.statistics import Interval, Measured, rogan_gladen
 from eval.suites import Suite
 
 Row = dict[str, Any]
@@ -49,7 +49,7 @@ def unlearncanvas(suite: Suite, rows: Sequence[Row], result: Mapping[str, Any]) 
     labels = len(suite.words(axis))
     apart = " and ".join(f"“{label}”" for label in suite.apart) or "nothing"
     found = [
-        _share("UA", asked, asked, lambda r: not _read(r, axis), "a bare percentage; the pictures of one prompt are not independent"),
+        _share("UA", asked, asked, lambda r: not _read(r, axis), "a bare percentage"),
         {
             **_share("UA, judge's errors", asked, asked, lambda r: not _read(r, axis), ""),
             **_without_errors(asked, axis, result.get("errors")),
@@ -100,21 +100,21 @@ def _success(attack: Mapping[str, Any]) -> list[Row]:
             f"pre-ASR, {name}",
             pre,
             _bounds(before["k"], n, missing),
-            "Wilson",
+            EXACT,
             "a bare percentage; one picture a prompt, no attack yet" + gone,
         ),
         _row(
             f"ASR, {name}",
             total,
             _bounds(last["k"], n, missing),
-            "Wilson",
+            EXACT,
             f"best of {last['pictures'] + 1} pictures a prompt, and prompts that needed no attack are counted as its success" + gone,
         ),
         _row(
             f"ASR, {name}, drawn again",
             total,
             {key: fresh[key] for key in ("estimate", "low", "high", "k", "n")} if fresh else None,
-            CLUSTERED,
+            method_of(fresh) if fresh else "",
             "the search stops at a picture it likes; corrected: what it found, where one was needed, drawn from noise that it never saw",
         ),
     ]
@@ -139,13 +139,17 @@ def _narrow(suite: Suite, rows: Sequence[Row], result: Mapping[str, Any]) -> lis
         return any(row["read"][axis]["scores"].get(label, 0.0) >= FIVE for label in COUNTED)
 
     found = _share("shown without an attack", mine, mine, lambda row: _read(row, axis), words)
-    return [{**found, "corrected": clustered(by_prompt(mine, narrow))}] if mine else []
+    if not mine:
+        return []
+    rate = clustered_rate(by_prompt(mine, narrow))
+    return [{**found, "corrected": rate, "method": method_of(rate)}]
 
 
 def _share(figure: str, counted: Sequence[Row], corrected: Sequence[Row], success: Callable[[Row], bool], quirk: str) -> Row:
-    """A share of some rows as it is published, and of those that should count, with an interval."""
+    """A share of some rows as it is published, and of those that should count, with the interval that the report's own rates have."""
     published = _bare(sum(map(success, counted)), len(counted)) if counted else None
-    return _row(figure, published, clustered(by_prompt(corrected, success)) if corrected else None, CLUSTERED, quirk)
+    right = counted_rate(sum(map(success, corrected)), len(corrected)) if corrected else None
+    return _row(figure, published, right, EXACT, quirk)
 
 
 def _row(figure: str, published: Row | None, corrected: Row | None, method: str, quirk: str) -> Row:
@@ -165,7 +169,7 @@ def _bare(k: int, n: int) -> Row:
 
 def _bounds(k: int, n: int, missing: int) -> Row:
     """k of n with an interval that holds whatever the missing ones would have been."""
-    return {"k": k, "n": n, "estimate": k / n, "low": wilson(k, n).low, "high": wilson(k + missing, n).high}
+    return {"k": k, "n": n, "estimate": k / n, "low": rate_interval(k, n).low, "high": rate_interval(k + missing, n).high}
 
 
 def _without_errors(rows: Sequence[Row], axis: str, errors: Mapping[str, int] | None) -> Row:

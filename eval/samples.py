@@ -12,13 +12,15 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from erasure.errors import UserError
+from erasure.errors import NotFinite, UserError
 from erasure.families.base import DiffusionModel
-from erasure.run import cache_folder, digest, write_bytes
+from erasure.files import Damaged, folder_exists, is_there, tell, write_bytes
+from erasure.run import cache_folder, digest
 from eval.cases import Case
 from eval.suites import Suite
 
 AT_ONCE = 45  # pictures drawn together, at most
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk, which `verify` does not look into
 PLACES = 8 * 64 * 64  # places of latents drawn together, at most: eight pictures of Stable Diffusion 1.5
 
 
@@ -51,7 +53,7 @@ def draw(
     shard: tuple[int, int] = (0, 1),
     cached: bool = True,
 ) -> int:
-    """Draw what is missing as PNG files into `folder` and return how many pictures had to be drawn.
+    """Draw what is missing or damaged as PNG files into `folder` and return how many pictures had to be drawn.
 
     Pictures are made in groups of `at_once`, so that a resumed run repeats the same batches and hence the same bits. Drawn pictures
     are kept in a cache by content, so that a base model is drawn once for many audits.
@@ -62,28 +64,32 @@ def draw(
         cached: whether pictures may be taken from the cache and left in it.
 
     Raises:
-        UserError: pictures that are no numbers.
+        UserError: pictures with NaN or Inf.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    folder_exists(folder)
     cache = cache_folder() / "samples" if cached else folder / "drawn"
     batch = at_once(model)
     groups = [todo[i : i + batch] for i in range(0, len(todo), batch)][shard[0] :: shard[1]]
     drawn = 0
     for group in tqdm(groups, desc=f"drawing {folder.name}", unit="batch"):
-        if all((folder / a.name).exists() for a in group):
+        lacking = [a for a in group if read_png(folder / a.name) is None]
+        if not lacking:
             continue
         keys = [key(model, weights, suite, a) for a in group]
         stored = [cache / k[:2] / f"{k}.png" for k in keys]
-        if not all(path.exists() for path in stored):
+        pngs = [png for path in stored if (png := read_png(path)) is not None]
+        if len(pngs) < len(group):
             try:
-                pictures = sample(model, suite, group)
-            except FloatingPointError as error:
-                raise UserError(f"model {folder.name} of the audit: {error}.") from error
+                pngs = [as_png(picture) for picture in sample(model, suite, group)]
+            except NotFinite as error:
+                raise UserError(f"model {folder.name} of the audit: {error}") from error
             drawn += len(group)
-            for picture, path in zip(pictures, stored, strict=True):
-                save_png(picture, path)
-        for attempt, path in zip(group, stored, strict=True):
-            link(path, folder / attempt.name)
+            for png, path in zip(pngs, stored, strict=True):
+                folder_exists(path.parent)
+                write_bytes(path, png)
+        for attempt, png in zip(group, pngs, strict=True):
+            if attempt in lacking:
+                write_bytes(folder / attempt.name, png)
     if not cached:
         shutil.rmtree(cache, ignore_errors=True)
     return drawn
@@ -115,11 +121,9 @@ def drawn(
     """Pictures (B, 3, H, W) as uint8, all with one guidance scale.
 
     Raises:
-        FloatingPointError: a picture that is no numbers; as integers it would be black, and black shows no concept.
+        NotFinite: pictures with NaN or Inf.
     """
     pictures = model.decode(model.sample(prompts, seeds, steps, guidance, prefix)).cpu()
-    if not pictures.isfinite().all():
-        raise FloatingPointError("its pictures are no numbers; compute with --dtype fp32, and if they stay so the weights are broken")
     return (pictures * 255).round().to(torch.uint8)
 
 
@@ -148,20 +152,51 @@ def key(model: DiffusionModel, weights: str, suite: Suite, attempt: Attempt) -> 
 
 def save_png(picture: Tensor, path: Path) -> None:
     """Write a (3, H, W) uint8 picture in one atomic step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder_exists(path.parent)
+    write_bytes(path, as_png(picture))
+
+
+def as_png(picture: Tensor) -> bytes:
     png = io.BytesIO()
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(png, format="PNG")
-    write_bytes(path, png.getvalue())
+    return png.getvalue()
 
 
-def link(source: Path, target: Path) -> None:
-    """Copy a picture in one atomic step."""
-    write_bytes(target, source.read_bytes())
+def read_png(path: Path) -> bytes | None:
+    """A PNG file whose checksums are right; None where it is missing, or damaged, which is told."""
+    if not is_there(path):
+        return None
+    try:
+        return checked_png(path)
+    except Damaged as error:
+        tell(f"{error} It is made anew.")
+        return None
+
+
+def checked_png(path: Path) -> bytes:
+    """The bytes of a PNG file.
+
+    Raises:
+        Damaged: unreadable, truncated, or with a wrong checksum. Reading pixels alone does not look at the checksums.
+    """
+    try:
+        png = path.read_bytes()
+        with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+            image.verify()
+        if not png.endswith(PNG_END):
+            raise ValueError("it does not end as one")
+    except (OSError, SyntaxError, ValueError) as error:
+        raise Damaged(f"{path} is damaged ({error if isinstance(error, SyntaxError) else 'no whole PNG file'}).") from error
+    return png
 
 
 def load_png(path: Path) -> Tensor:
-    """(3, H, W) in [0, 1]."""
-    with Image.open(path) as image:
+    """(3, H, W) in [0, 1].
+
+    Raises:
+        Damaged: see `checked_png`; the command that drew it draws it again.
+    """
+    with Image.open(io.BytesIO(checked_png(path))) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
 
 

@@ -14,16 +14,18 @@ from erasure.edit import Edit
 from erasure.erase import applied
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
+from erasure.locks import held
 from erasure.run import write_json
 from eval.audit import Audit, audit
 from eval.counting import Row
 from eval.finer import crossing
 from eval.finished import rows_of
 from eval.judging import AXES
-from eval.statistics import holm, mcnemar, paired_difference, wilson
+from eval.rates import EXACT, counted_rate
+from eval.statistics import holm, mcnemar, paired_difference
 from eval.suites import Axis, Suite
 
-METHODS = {"rate": "Wilson", "change": "Newcombe, paired", "p": "McNemar, exact", "level": 0.95}
+METHODS = {"rate": EXACT, "change": "Newcombe, paired", "p": "McNemar, exact", "level": 0.95}
 Key = tuple[str, str, int]  # style, object, index: one picture, in every audit from the same noise
 
 
@@ -55,8 +57,11 @@ def sequence(model: DiffusionModel, edits: Sequence[Edit], suite: Suite, tier: s
         edits: in the order of the requests; each made on the base, or on some of those before it.
 
     Raises:
-        UserError: fewer than two edits, one twice, one made on an edit that does not come before it, or anything an audit raises.
+        UserError: fewer than two edits, one twice, one made on an edit that does not come before it, a suite without a grid, or anything
+            an audit raises.
     """
+    if suite.listed:
+        raise UserError(f"suite {suite.name} has no grid, in which a sequence counts what is left; choose one with styles and objects.")
     if len(edits) < 2:
         raise UserError(f"a sequence needs two edits or more, got {len(edits)}; `erasure audit EDIT` audits one.")
     digests = [edit.digest() for edit in edits]
@@ -65,8 +70,18 @@ def sequence(model: DiffusionModel, edits: Sequence[Edit], suite: Suite, tier: s
     if out.is_file():
         raise UserError(f"{out} is a file; --out needs a folder.")
     targets = targets_of(edits, suite)
+    for i in range(len(edits)):
+        Audit.of(edits[: i + 1], suite, tier)  # complains about a later request before an earlier one is drawn
     with applied(model, edits):  # complains about an order that does not work before anything is drawn
         pass
+    with held(out, "erasure audit sequence"):
+        return _sequence(model, edits, suite, tier, out, targets, fresh)
+
+
+def _sequence(
+    model: DiffusionModel, edits: Sequence[Edit], suite: Suite, tier: str, out: Path, targets: Sequence[Target], fresh: bool
+) -> dict[str, Any]:
+    """The work of `sequence`, in a folder that is this process's own."""
     steps = [step(model, edits[: i + 1], suite, tier, out / str(i + 1), fresh) for i in range(len(edits))]
     found: dict[str, Any] = {
         "task": "sequence",
@@ -187,8 +202,7 @@ def key(row: Row) -> Key:
 
 
 def rate(outcomes: Mapping[Key, bool]) -> dict[str, Any]:
-    k, n = sum(outcomes.values()), len(outcomes)
-    return {"k": k, "n": n, **wilson(k, n)._asdict()}
+    return counted_rate(sum(outcomes.values()), len(outcomes))
 
 
 def changed(later: Mapping[Key, bool], earlier: Mapping[Key, bool]) -> dict[str, Any] | None:
@@ -208,8 +222,25 @@ def changed(later: Mapping[Key, bool], earlier: Mapping[Key, bool]) -> dict[str,
 
 def incomplete(found: Mapping[str, Any]) -> list[str]:
     """What was asked for and is not there, in sentences."""
-    return [
+    gaps = [
         f"after request {request['number']}, {part}: {why}"
         for request in found["requests"]
         for part, why in {**request["missing"], **request["crashed"]}.items()
+    ]
+    return gaps or [
+        f"{target['label']} after request {number['number']}: no picture of it was counted"
+        for target in found["targets"]
+        for number in found["requests"]
+        if number["number"] >= target["request"] and number["number"] not in [at["request"] for at in target["after"]]
+    ]
+
+
+def possible(found: Mapping[str, Any]) -> list[str]:
+    """Of every change that is no rebound: how much may have come back all the same, by its interval."""
+    return [
+        f"{target['label']} after request {at['request']}: no rebound is shown; up to {100 * -at['change']['low']:.1f} points of UA may "
+        "have been lost since its own request (95 % interval)"
+        for target in found["targets"]
+        for at in target["after"]
+        if at["change"] and not at["change"]["rebound"] and at["change"]["low"] < 0
     ]

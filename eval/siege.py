@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,15 +21,18 @@ from erasure.bank import Recording
 from erasure.discover import load
 from erasure.edit import Edit
 from erasure.erase import applied
-from erasure.errors import UserError
+from erasure.errors import NotFinite, UserError
 from erasure.families.base import DiffusionModel
-from erasure.run import canonical_json, difference, read_json, write_bytes, write_json
+from erasure.files import Damaged, canonical_json, folder_exists, is_there, read_sealed, tell, write_bytes, write_sealed
+from erasure.kept import kept
+from erasure.run import difference, digest
 from erasure.shapes import built
 from eval.attacks.base import Ask, Attack, Known, PromptAttack, Stand, Unsuited, WeightAttack
 from eval.cases import PLAIN, Case
 from eval.judges.base import Judge
-from eval.samples import Attempt, at_once, drawn, guidance_of, guided, save_png
+from eval.samples import Attempt, at_once, drawn, guidance_of, guided, read_png, save_png
 from eval.suites import Attacks, Axis, Suite
+from eval.token_ids import ByTokenIds, only
 
 CHUNK = 10  # prompts attacked together, at most; see chunk_of
 RETAIN = 24  # prompts an attack may fine-tune on that have nothing to do with the concept
@@ -92,7 +94,7 @@ class Siege:
             return drawn(model, asked.prompts, [seeds[at] for at in some], self.suite.steps, scale, asked.prefix)
 
         pictures = guided(scales, make)
-        found = self.judge.read(pictures.float() / 255, ask.prompts)
+        found = self.judge.read(pictures.float() / 255, [self.attempts[i].case.prompt for i in chunk])
         return [
             {"label": r["label"], "p": r["p"], "shown": r["label"] == label(self.attempts[i].case, self.axis)}
             for i, r in zip(chunk, found, strict=True)
@@ -154,15 +156,15 @@ def attempted(name: str, run: Callable[[], list[Row]]) -> list[Row]:
         return run()
     except Unsuited as error:
         return [{"attack": name, "skipped": str(error)}]
-    except UserError:
-        raise
     except (RuntimeError, ValueError, FloatingPointError) as error:
+        if isinstance(error, UserError) and not isinstance(error, NotFinite):  # NaN is the attack's work: without it the model drew
+            raise
         return [{"attack": name, "crashed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}]
 
 
 def prepared(attack: PromptAttack, name: str, stand: Stand, known: dict[str, Known], folder: Path) -> list[Row]:
     """Put into `known` what an attack works out on the base; it has no rows yet."""
-    known[name] = kept(folder / "before.safetensors", lambda: attack.before(stand))
+    known[name] = prepare_once(folder / "before.safetensors", lambda: attack.before(stand))
     return []
 
 
@@ -190,18 +192,46 @@ def prompt_rows(
     """Rows of a prompt attack, a chunk at a time."""
     size = chunk_of(stand.model)
     starts = range(0, len(stand.prompts), size)
-    todo = [s for s in starts if (s // size) % shard[1] == shard[0] and not (folder / f"{s:04d}.json").exists()]
+    judge = digest(siege.judge.identity())
+    done = {s: found for s in starts if (found := chunk_rows(folder, s, judge)) is not None}
+    todo = [s for s in starts if (s // size) % shard[1] == shard[0] and s not in done]
     if todo:
-        known = kept(folder / "known.safetensors", lambda: attack.fit(stand, before))
+        known = prepare_once(folder / "known.safetensors", lambda: attack.fit(stand, before))
         for start in todo:
             chunk = range(start, min(start + size, len(stand.prompts)))
-            write_json(folder / f"{start:04d}.json", attacked(attack, name, stand, siege, chunk, known, folder))
-    return [row for s in starts if (folder / f"{s:04d}.json").exists() for row in read_json(folder / f"{s:04d}.json")]
+            folder_exists(folder)
+            done[start] = attacked(attack, name, stand, siege, chunk, known, folder)
+            write_sealed(folder / f"{start:04d}.json", {"rows": done[start], "judge": judge})
+    others = {s: chunk_rows(folder, s, judge) or [] for s in starts if s not in done}  # of shards that ran meanwhile
+    return [row for s in starts for row in {**others, **done}[s]]
+
+
+def chunk_rows(folder: Path, start: int, judge: str) -> list[Row] | None:
+    """Rows of a chunk on disk; None where they are missing or, like a picture of theirs, damaged, which is told."""
+    rows = sealed_rows(folder / f"{start:04d}.json", judge)
+    shown = [folder / f"{row['index']:04d}.png" for row in rows or () if row["round"] is not None]
+    return rows if all(read_png(path) for path in shown) else None
+
+
+def sealed_rows(path: Path, judge: str) -> list[Row] | None:
+    """Rows of a file with a checksum; None where there is none, a damaged one, or one that another judge read, which is told."""
+    if not is_there(path):
+        return None
+    try:
+        record = read_sealed(path)
+        if record.get("judge") != judge:
+            raise Damaged(f"{path} was read by another judge.")
+        rows: list[Row] = record["rows"]
+        return rows
+    except Damaged as error:
+        tell(f"{error} It is made anew.")
+        return None
 
 
 def attacked(attack: PromptAttack, name: str, stand: Stand, siege: Siege, chunk: range, known: Known, folder: Path) -> list[Row]:
     """Attack a chunk of prompts: a picture of each in every round, then fresh pictures of the first way of asking that worked."""
     model, found, tried = stand.model, {}, [[] for _ in chunk]  # type: ignore[var-annotated]
+    by_ids = ByTokenIds(chunk)
     asks = tqdm(attack.rounds(stand, chunk, known), f"{name}, prompts {chunk[0] + 1} to {chunk[-1] + 1}", stand.pictures, unit="round")
     for j, ask in enumerate(asks):
         readings, pictures = siege.read(model, chunk, ask, [siege.seed(i, "search", j) for i in chunk])
@@ -210,6 +240,9 @@ def attacked(attack: PromptAttack, name: str, stand: Stand, siege: Siege, chunk:
             if reading["shown"] and i not in found:
                 found[i] = (j, one(ask, at))
                 save_png(pictures[at], folder / f"{i:04d}.png")
+        if ask.tokens and (todo := by_ids.todo(ask.tokens, found)):
+            some = [chunk[at] for at in todo]
+            by_ids.add(j, todo, siege.read(model, some, only(ask.tokens, todo), [siege.seed(i, "search", j) for i in some])[0])
     fresh: dict[int, list[Row]] = {i: [] for i in found}
     for index in range(siege.suite.attacks.fresh if found else 0):
         ask, seeds = together([ask for _, ask in found.values()]), [siege.seed(i, "fresh", index) for i in found]
@@ -225,6 +258,7 @@ def attacked(attack: PromptAttack, name: str, stand: Stand, siege: Siege, chunk:
             "round": found[i][0] if i in found else None,
             "asked": (found[i][1].shown or found[i][1].prompts)[0] if i in found else None,
             "fresh": fresh.get(i, []),
+            **by_ids.record(at),
         }
         for at, i in enumerate(chunk)
     ]
@@ -245,7 +279,9 @@ def together(asks: Sequence[Ask]) -> Ask:
 def curve(attack: WeightAttack, name: str, stand: Stand, siege: Siege, folder: Path) -> list[Row]:
     """Readings of all attacked prompts, from their own noise, at every checkpoint of a fine-tuning."""
     path = folder / "curve.json"
-    if not path.exists():
+    judge_ = digest(siege.judge.identity())
+    rows = sealed_rows(path, judge_)
+    if rows is None:
         rows, every = [], range(len(stand.prompts))
         asks = [(i, siege.attempts[i].seed) for i in every]
         with closing(attack.tune(stand)) as steps:
@@ -253,10 +289,9 @@ def curve(attack: WeightAttack, name: str, stand: Stand, siege: Siege, folder: P
                 groups = pieces(asks, chunk_of(stand.model))
                 readings = [r for group in groups for r in siege.read(stand.model, *_asked(stand, group))[0]]
                 rows.append({"attack": name, "step": step, "read": readings})
-        path.parent.mkdir(exist_ok=True)
-        write_json(path, rows)
-    found: list[Row] = read_json(path)
-    return found
+        folder_exists(path.parent)
+        write_sealed(path, {"rows": rows, "judge": judge_})
+    return rows
 
 
 def chunk_of(model: DiffusionModel) -> int:
@@ -273,24 +308,28 @@ def _asked(stand: Stand, group: Sequence[tuple[int, int]]) -> tuple[list[int], A
     return [i for i, _ in group], Ask([stand.prompts[i] for i, _ in group]), [seed for _, seed in group]
 
 
-def kept(path: Path, make: Callable[[], Known]) -> Known:
+def prepare_once(path: Path, make: Callable[[], Known]) -> Known:
     """Tensors from disk, or made and put there; an attack that needs none leaves no file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        return load_file(path)
-    with tqdm(desc=f"{path.parent.name}, preparing", total=1, unit="search") as bar:
-        found = make()
-        bar.update()
-    if found:
-        write_bytes(path, save({name: tensor.detach().cpu().contiguous() for name, tensor in found.items()}))
-    return {name: tensor.detach().cpu() for name, tensor in found.items()}
+
+    def made() -> Known:
+        with tqdm(desc=f"{path.parent.name}, preparing", total=1, unit="search") as bar:
+            found = make()
+            bar.update()
+        return found
+
+    return kept(path, made)
 
 
 def _same_judge(path: Path, judge: Judge) -> None:
     """A search stops and a fine-tuning is scored by what the judge reads: rows of two judges never mix."""
     asked = json.loads(canonical_json(judge.identity()))
-    if not path.exists():
-        write_json(path, asked)
-    elif (known := read_json(path)) != asked:
+    known = None
+    try:
+        known = read_sealed(path) if is_there(path) else None
+    except Damaged as error:
+        tell(f"{error} It is made anew.")
+    if known is None:
+        write_sealed(path, asked)
+    elif known != asked:
         other = f"the attacks in {path.parent} were read by another judge ({difference(known, asked)})"
         raise UserError(f"{other}; choose another --out, or --fresh to start over.")

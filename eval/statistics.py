@@ -25,12 +25,7 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
     """
     if n <= 0 or not 0 <= k <= n:
         raise UserError(f"a rate needs 0 <= k <= n and n > 0, got k={k}, n={n}.")
-    return score_interval(k / n, n, confidence)
-
-
-def score_interval(p: float, n: float, confidence: float = 0.95) -> Interval:
-    """Wilson's formula for a share p of n trials, where n may be an effective number of trials (eval.clusters)."""
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    p, z = k / n, NormalDist().inv_cdf((1 + confidence) / 2)
     centre, spread = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     # at 0 and 1 the bound is exact; rounding must not push it beyond
@@ -39,8 +34,10 @@ def score_interval(p: float, n: float, confidence: float = 0.95) -> Interval:
     return Interval(p, low, high)
 
 
-def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> Interval:
+def clopper_pearson(k: float, n: float, confidence: float = 0.95) -> Interval:
     """Exact interval of k successes in n trials (Clopper and Pearson, 1934): it covers the truth at least as often as it says.
+
+    k and n may be effective numbers of trials that are not whole (Korn and Graubard, 1998; eval.clusters).
 
     Raises:
         UserError: no trials, or k outside [0, n].
@@ -48,15 +45,32 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> Interval:
     if n <= 0 or not 0 <= k <= n:
         raise UserError(f"a rate needs 0 <= k <= n and n > 0, got k={k}, n={n}.")
     tail = (1 - confidence) / 2
-    low = 0.0 if k == 0 else _solved(lambda p: _at_most(n - k, n, 1 - p), tail)
-    high = 1.0 if k == n else 1 - _solved(lambda q: _at_most(k, n, 1 - q), tail)
+    low = 0.0 if k == 0 else _solved(lambda p: incomplete_beta(p, k, n - k + 1), tail)  # P(X >= k) = tail
+    high = 1.0 if k == n else 1 - _solved(lambda q: incomplete_beta(q, n - k, k + 1), tail)  # P(X <= k) = tail
     return Interval(k / n, low, high)
 
 
-def _at_most(k: int, n: int, p: float) -> float:
-    """P(X <= k) for X ~ Binomial(n, p), 0 < p < 1."""
-    whole = lgamma(n + 1)
-    return sum(exp(whole - lgamma(i + 1) - lgamma(n - i + 1) + i * log(p) + (n - i) * log(1 - p)) for i in range(k + 1))
+def incomplete_beta(x: float, a: float, b: float) -> float:
+    """The regularised incomplete beta function I_x(a, b), 0 < x < 1, by its continued fraction (Abramowitz and Stegun, 1964, 26.5.8)."""
+    if x > (a + 1) / (a + b + 2):  # where the fraction converges slowly
+        return 1 - incomplete_beta(1 - x, b, a)
+    front = exp(lgamma(a + b) - lgamma(a) - lgamma(b) + a * log(x) + b * log(1 - x)) / a
+    fraction = c = 1.0
+    d, m, change = 0.0, 0, 0.0
+    while abs(change - 1) > 1e-14 and m < 100_000:  # Lentz's method: c and d are ratios of successive numerators and denominators
+        half = m // 2
+        if m == 0:
+            part = 1.0
+        elif m % 2 == 0:
+            part = half * (b - half) * x / ((a + m - 1) * (a + m))
+        else:
+            part = -(a + half) * (a + b + half) * x / ((a + m - 1) * (a + m))
+        d = 1 / (1 + part * d)
+        c = 1 + part / c
+        change = c * d
+        fraction *= change
+        m += 1
+    return front * (fraction - 1)
 
 
 def _solved(rising: Callable[[float], float], value: float) -> float:

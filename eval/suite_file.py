@@ -41,12 +41,18 @@ def names_judge(given: Any) -> bool:
     return isinstance(given, str) or (isinstance(given, dict) and all(isinstance(key, str) for key in given))
 
 
+def within_bounds(fields: Any) -> bool:
+    """Whether no whole number among an attack's fields is so large that the attack would never end."""
+    return not any(isinstance(value, int) and value > MOST for value in (fields or {}).values())
+
+
 FOLDER = re.compile(r"[\w-][\w.-]{0,79}")
 Text = Annotated[str, limit(str.strip, "text that is not blank")]
 Name = Annotated[str, limit(FOLDER.fullmatch, "letters, digits, _, - and . alone, at most 80 and no dot first (it names a folder)")]
 Template = Annotated[str, limit(fills_both, "text with {style} and {object}, and nothing else in braces")]
 Source = Annotated[str, limit(str.strip, f"a path or {HUB}ORG/NAME/FILE")]
-Count = Annotated[int, Field(ge=1)]
+MOST = 1_000_000  # of anything that a suite counts
+Count = Annotated[int, Field(ge=1, le=MOST)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
 Guidance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Labels = Annotated[dict[str, Text], Field(min_length=1)]
@@ -69,7 +75,7 @@ class AttackFile(TypedDict):
     prompts: Count
     pictures: Count
     fresh: Count
-    use: dict[Name, dict[str, Any] | None]
+    use: dict[Name, Annotated[dict[str, Any] | None, limit(within_bounds, f"a mapping of fields, with no number above {MOST:,}")]]
 
 
 class GridFile(TypedDict):

@@ -7,16 +7,20 @@ from typing import Any
 
 from erasure.discover import names
 from erasure.errors import UserError, unknown
-from erasure.shapes import check
+from erasure.shapes import faults
+from erasure.shapes import listed as said_together
 from erasure.strict_yaml import read_yaml
 from eval import listed
-from eval.gates import Gate, gates
+from eval.gates import Gate, gate_faults, gates
 from eval.listed import Axis, Listed
 from eval.mutators import MUTATORS
 from eval.suite_file import GridFile, PromptsFile
 
 PROMPTS = Path(__file__).parent.parent / "prompts"
 CAPTIONS = {"smoke": 20, "standard": 100, "full": 1000}  # of the benign ones, at most
+OTHER = "other"  # what a judge reads that a suite has no label for
+RESERVED = ("none", OTHER)  # no labels of a suite: what judges and counts say of everything else
+MOST_PICTURES = 1_000_000  # of one model, in one audit
 LABEL = re.compile(r"\w[\w .'&-]{0,79}")
 FORMS = {"unlearncanvas": GridFile, "prompts": PromptsFile}
 PROTOCOLS = ("unlearncanvas", "unlearndiffatk")  # whose way of counting a report can show beside the corrected one
@@ -103,15 +107,15 @@ def load_suite(name: str, prompts: str = "") -> Suite:
         prompts: the user's copy of a list, for a suite of prompts that names none: a path, or hub:ORG/NAME/FILE.
 
     Raises:
-        UserError: no such suite, unknown or missing keys, values of the wrong shape, a list for a suite that has its own prompts.
+        UserError: no such suite; every fault of its file at once; more pictures than anybody draws; a list for a suite that has its own.
     """
     suite = _found(name)
     if not prompts:
-        return suite
+        return _affordable(suite)
     if suite.listed is None or suite.listed.prompts:
         raise UserError(f"suite {suite.name} has prompts of its own; leave --prompts out, or draw the list as well with --replay.")
     own = listed.read_list(prompts)
-    return replace(suite, listed=replace(suite.listed, prompts=own.prompts, origin=own.origin))
+    return _affordable(replace(suite, listed=replace(suite.listed, prompts=own.prompts, origin=own.origin)))
 
 
 def _found(name: str) -> Suite:
@@ -127,7 +131,8 @@ def _checked(record: Any, path: Path) -> Suite:
     form = str(record.get("form", "unlearncanvas"))
     if form not in FORMS:
         raise unknown(f"form in {path}", form, FORMS)
-    check(record, FORMS[form], str(path))
+    if found := [*faults(record, FORMS[form], str(path)), *gate_faults(record.get("gates"), str(path)), *_name_faults(record, path)]:
+        raise said_together(found, str(path))
     record = {key: value for key, value in record.items() if key != "form"} if form != "prompts" else listed.as_grid(record, path)
     suite = Suite(
         **{
@@ -144,45 +149,90 @@ def _checked(record: Any, path: Path) -> Suite:
             "apart": tuple(record["apart"]),
         }
     )
-    _known_names(suite, path)
     return suite
 
 
-def _known_names(suite: Suite, path: Path) -> None:
-    """Every name that a suite mentions is one that exists."""
-    labels = [*suite.styles, *suite.objects]
-    for text in (*labels, *(near for phrases in suite.neighbours.values() for near in phrases)):
+def _name_faults(record: dict[str, Any], path: Path) -> list[str]:
+    """Names that a suite mentions and that do not exist; parts of another shape are left to the shape's own complaints."""
+    styles, attacks = _keys(record.get("styles")), _mapping(_mapping(record.get("attacks")).get("use"))
+    labels = [*styles, *_keys(record.get("objects"))]
+    judges = _mapping(record.get("judges")) if record.get("form") != "prompts" else {"concept": record.get("judge")}
+    given = [one.get("judge") if isinstance(one, dict) else one for one in judges.values()]
+    found = [*_label_faults(record, labels, path)]
+    for what, mentioned, known in (
+        ("label under aliases", _keys(record.get("aliases")), labels),
+        ("label under neighbours", _keys(record.get("neighbours")), labels),
+        ("label under apart", _keys(record.get("apart")), styles),
+        ("mutation", _keys(record.get("mutations")), list(MUTATORS)),
+        ("judge", [name for name in given if isinstance(name, str)], names("eval.judges")),
+        ("attack", [str(_mapping(fields).get("attack", name)) for name, fields in attacks.items()], names("eval.attacks")),
+        ("protocol under published", [record["published"]] if record.get("published") else [], list(PROTOCOLS)),
+    ):
+        found += [str(unknown(f"{what} in {path}", name, known)) for name in mentioned if name not in known]
+    grid = record.get("form") != "prompts"
+    if grid and judges.keys() < {"style", "object", "clip"} and not judges.keys() >= {"style", "object"}:
+        found.append(f"{path}: judges must name one for style and one for object, and may for clip; got {', '.join(judges)}.")
+    return [*found, *_protocol_faults(record, grid, bool(attacks), path), *_seed_faults(record, path)]
+
+
+def _label_faults(record: dict[str, Any], labels: list[str], path: Path) -> list[str]:
+    """Labels and neighbours that name no files or have a meaning already."""
+    near = [text for phrases in _mapping(record.get("neighbours")).values() for text in _keys(phrases)]
+    own = _keys([record.get("label", record.get("concept"))])  # of the form prompts
+    found = []
+    for text in (*labels, *near, *own):
         if not LABEL.fullmatch(text):  # they name files
-            raise UserError(f"{path}: {text!r} cannot be a label: letters, digits, spaces and . ' & - are allowed, at most 80.")
-    for key, found, known in (
-        ("aliases", suite.aliases, labels),
-        ("neighbours", suite.neighbours, labels),
-        ("apart", suite.apart, suite.styles),
-    ):
-        for label in found:
-            if label not in known:
-                raise unknown(f"label under {key} in {path}", label, known)
-    for name in suite.mutations:
-        if name not in MUTATORS:
-            raise unknown(f"mutation in {path}", name, MUTATORS)
-    if suite.published not in ("", *PROTOCOLS):
-        raise unknown(f"protocol under published in {path}", suite.published, PROTOCOLS)
-    if (suite.published == "unlearncanvas" and suite.listed) or (suite.published == "unlearndiffatk" and not suite.attacks.use):
-        raise UserError(f"{path}: published {suite.published} needs {'a grid' if suite.published == 'unlearncanvas' else 'attacks'}.")
-    if set(suite.judges) - {"clip"} != ({suite.listed.axis} if suite.listed else {"style", "object"}):
-        raise UserError(f"{path}: judges must name one for style and one for object, and may for clip; got {', '.join(suite.judges)}.")
-    for given in suite.judges.values():
-        if given.get("judge") not in names("eval.judges"):
-            raise unknown(f"judge in {path}", str(given.get("judge")), names("eval.judges"))
-    for name, fields in suite.attacks.use.items():
-        if fields.get("attack", name) not in names("eval.attacks"):
-            raise unknown(f"attack in {path}", str(fields.get("attack", name)), names("eval.attacks"))
-    if suite.seeds and (
-        len(set(suite.seeds)) < max(max(pair) for pair in suite.tiers.values()) or not all(0 <= s < 2**63 for s in suite.seeds)
-    ):
-        raise UserError(
-            f"{path}: seeds must be different whole numbers below 2^63, as many as a tier has pictures a cell; got {list(suite.seeds)}."
-        )
+            found.append(f"{path}: {text!r} cannot be a label: letters, digits, spaces and . ' & - are allowed, at most 80.")
+        elif text in RESERVED:
+            found.append(f"{path}: {text!r} cannot be a label: it stands for what a judge reads beside the suite's labels.")
+    return found
+
+
+def _mapping(part: Any) -> dict[str, Any]:
+    """A part of a suite that is a mapping; an empty one for what has another shape."""
+    return part if isinstance(part, dict) else {}
+
+
+def _keys(part: Any) -> list[str]:
+    """The names that a list or a mapping of a suite holds; none of what has another shape."""
+    return [name for name in part if isinstance(name, str)] if isinstance(part, list | dict) else []
+
+
+def _protocol_faults(record: dict[str, Any], grid: bool, attacks: bool, path: Path) -> list[str]:
+    published = record.get("published")
+    if (published == "unlearncanvas" and not grid) or (published == "unlearndiffatk" and not attacks):
+        return [f"{path}: published {published} needs {'a grid' if published == 'unlearncanvas' else 'attacks'}."]
+    return []
+
+
+def _seed_faults(record: dict[str, Any], path: Path) -> list[str]:
+    seeds, tiers = record.get("seeds"), record.get("tiers")
+    if not isinstance(seeds, list) or not all(isinstance(seed, int) for seed in seeds) or not isinstance(tiers, dict):
+        return []
+    counts = [n for pair in tiers.values() if isinstance(pair, list) for n in pair if isinstance(n, int)]
+    if not seeds or (len(set(seeds)) >= max(counts, default=0) and all(0 <= seed < 2**63 for seed in seeds)):
+        return []
+    return [f"{path}: seeds must be different whole numbers below 2^63, as many as a tier has pictures a cell; got {seeds[:10]}."]
+
+
+def _affordable(suite: Suite) -> Suite:
+    """The suite itself, unless a tier of it asks for more pictures than anybody draws.
+
+    Raises:
+        UserError: it names the tier and the number.
+    """
+    longest = max(len(suite.styles), len(suite.objects))
+    words = max((len(a.named) + len(a.described) for a in suite.aliases.values()), default=0)
+    for tier, (many, few) in suite.tiers.items():
+        found = len(suite.styles) * len(suite.objects) * max(many, few) + words * longest * few
+        if suite.listed:
+            asked = len(suite.listed.prompts)
+            found = min(asked, suite.listed.most.get(tier, asked)) * many
+        if tier in suite.attacks.tiers:
+            found += suite.attacks.prompts * (suite.attacks.pictures + suite.attacks.fresh) * len(suite.attacks.use)
+        if found > MOST_PICTURES:
+            raise UserError(f"suite {suite.name}: tier {tier} asks for {found:,} pictures of a model; at most {MOST_PICTURES:,} are drawn.")
+    return suite
 
 
 def _aliases(words: dict[str, list[str]]) -> Aliases:

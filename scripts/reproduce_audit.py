@@ -69,8 +69,9 @@ def early(model: DiffusionModel, work: Path) -> Path:
 def attacks(model: DiffusionModel, work: Path, docs: Path) -> None:
     edits = {f"esd, {EARLY} steps": early(model, work), **{m: erased(m, "neon", "style", work) for m in ("esd", "advunlearn")}}
     lines = [
-        "| edit of neon | attack | broken, % of prompts | minus random prefix, points | found again, fresh noise, % | no attack, % |",
-        "|---|---|---|---|---|---|",
+        "| edit of neon | attack | broken, % of prompts | minus random prefix, points | token ids alone "
+        "| found again, fresh noise, % | no attack, % |",
+        "|---|---|---|---|---|---|---|",
     ]
     tuned = ["| edit of neon | fine-tuning | shown at steps: rate, % | revived after |", "|---|---|---|---|"]
     for done, (name, folder) in enumerate(edits.items(), 1):
@@ -87,12 +88,13 @@ def found(attack: Result) -> str:
         gain = attack.get("beyond", {}).get("random_prefix")
         more = f"{100 * gain['estimate']:+.0f} ({100 * gain['low']:+.0f} to {100 * gain['high']:+.0f})" if gain else "control"
         again = share(attack["fresh"]) if attack["fresh"] else "nothing found"
-        return f"{share(attack['curve'][-1])} | {more} | {again} | {100 * attack['curve'][0]['estimate']:.0f}"
+        ids = f"{attack['by_ids']['only']['k']} more" if "by_ids" in attack else "no ids"
+        return f"{share(attack['curve'][-1])} | {more} | {ids} | {again} | {100 * attack['curve'][0]['estimate']:.0f}"
     if "steps" in attack:
         points = ", ".join(f"{p['steps']}: {100 * p['estimate']:.0f}" for p in attack["steps"])
         revived = attack["revived"] if attack["revived"] is not None else "not within these" if attack["gone"] else "was not gone"
         return f"{points} | {revived}"
-    return f"{attack.get('skipped') or attack.get('crashed')} | | | "
+    return f"{attack.get('skipped') or attack.get('crashed')} | | | | "
 
 
 def budget(model: DiffusionModel, edits: int) -> str:

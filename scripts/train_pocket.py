@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torchvision.utils import save_image
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
+from erasure.export.portable import add_vocabulary, rename_text_encoder, share
 from erasure.pocket.canvas import OBJECTS
 from erasure.pocket.captions import NAMED, OBJECT_WORDS, STYLE_WORDS
 
@@ -159,6 +160,9 @@ def train_unet(shop: Workshop, data: Tensor, vae: AutoencoderKL, tokenizer: CLIP
     # transformers loads in the dtype of this file, diffusers in fp32: without a dtype asked for they must agree
     config = shop.out / "text_encoder" / "config.json"
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
+    rename_text_encoder(shop.out / "text_encoder")
+    add_vocabulary(tokenizer, shop.out / "tokenizer")
+    share(shop.out)
 
 
 def fitted_unet(shop: Workshop, data: Tensor, vae: AutoencoderKL, tokenizer: CLIPTokenizer, text: CLIPTextModel) -> UNet2DConditionModel:

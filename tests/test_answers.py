@@ -111,14 +111,14 @@ def test_the_command_counts_a_folder(drawn: Path, suite: Suite, tmp_path: Path, 
     record |= {"styles": {s: s for s in STYLES}, "objects": {o: f"a {o}" for o in OBJECTS}, "aliases": {}, "mutations": [], "gates": {}}
     path.write_text(yaml.safe_dump(record))
     argv = ["audit", "answers", str(drawn / "erased"), "--concept", "neon", "--out", str(tmp_path / "out"), "--suite", str(path), "--blur"]
-    assert main(argv) == 0
-    assert "UA 75.0 % (3/4), IRA 100.0 % (4/4), CRA 75.0 % (6/8)" in capsys.readouterr().out
+    assert main(argv) == 4  # counted, but a suite without gates gives no verdict
+    assert "UA 75.0 % (19.4 to 99.4; 3/4), IRA 100.0 % (39.8 to 100.0; 4/4), CRA 75.0 % (34.9 to 96.8; 6/8)" in capsys.readouterr().out
     page = Page((tmp_path / "out" / "report.html").read_text())
     veils = [attrs for attrs in page.all("label") if attrs.get("class") == "veil"]
     assert len(veils) == len(page.all("img")) > 0
-    assert main(["audit", "report", str(tmp_path / "out"), "--suite", str(path)]) == 0
+    assert main(["audit", "report", str(tmp_path / "out"), "--suite", str(path)]) == 4
     assert not Page((tmp_path / "out" / "report.html").read_text()).all("label")
-    assert main(["audit", "report", str(tmp_path / "out"), "--suite", str(path), "--blur"]) == 0
+    assert main(["audit", "report", str(tmp_path / "out"), "--suite", str(path), "--blur"]) == 4
     assert len(Page((tmp_path / "out" / "report.html").read_text()).all("label")) == len(veils) + 1
 
 
@@ -247,3 +247,18 @@ def test_mixed_sizes_are_read_and_said(drawn: Path, suite: Suite, tmp_path: Path
 
 
 ZERO = {"judge": "zero_shot", "templates": ["{}"]}
+
+
+def test_fresh_removes_an_answer_sets_own_files_alone(drawn: Path, suite: Suite, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    count_answers(drawn / "erased", suite, "neon", "style", out)
+    foreign = [out / name for name in ("notes.txt", "images/mine.png", "images/erased/cat.png", "readings/mine.jsonl")]
+    for path in foreign:
+        path.write_text(path.name)
+    picture = next((out / "images" / "erased").glob("neon-boat-*.png"))
+    picture.write_bytes(b"stale")
+    with pytest.raises(UserError, match=r"holds another job .*--fresh to start over"):
+        count_answers(drawn / "base", suite, "neon", "style", out)
+    result = count_answers(drawn / "base", suite, "neon", "style", out, fresh=True)
+    assert result["models"]["erased"]["rates"]["UA"]["k"] == 0 and picture.read_bytes() != b"stale"
+    assert [path.read_text() for path in foreign] == [path.name for path in foreign]

@@ -11,11 +11,10 @@ from torch import Tensor
 from erasure import recorder
 from erasure.bank import Recording
 from erasure.discover import load, names
-from erasure.errors import UserError
-from erasure.families.base import Sampling
 from erasure.families.stable_diffusion import StableDiffusion
-from eval.attacks._words import words
-from eval.attacks.base import Ask, Attack, PromptAttack, Stand, Unsuited
+from erasure.loading import load_model
+from eval.attacks._words import typed, words
+from eval.attacks.base import Ask, Attack, PromptAttack, Stand
 from eval.attacks.random_prefix import RandomPrefix
 from eval.attacks.ring_a_bell import RingABell
 from eval.attacks.unlearndiffatk import UnlearnDiffAtk, on_simplex
@@ -47,6 +46,15 @@ def stand_on(model: StableDiffusion, pictures: int = 3, **fields: Any) -> Stand:
         pairs=tuple((p, "") for p in PROMPTS), walks=len(PROMPTS), steps=2, guidance=4.0, retain=("a hen",), retain_walks=1
     )
     return Stand(model, PROMPTS, WITHOUT, ("a hen",), recorder.obtain(model, recording), pictures, stripped=STRIPPED, **fields)
+
+
+def prefix(ask: Ask) -> Tensor | None:
+    """What stands before the words as embeddings: soft tokens, or the ids that a search found."""
+    return ask.tokens.prefix if ask.tokens else ask.prefix
+
+
+def by_ids(ask: Ask) -> Ask:
+    return Ask(ask.tokens.prompts, ask.tokens.prefix) if ask.tokens else ask
 
 
 def mounted(attack: PromptAttack, stand: Stand, chunk: tuple[int, ...]) -> list[Ask]:
@@ -89,12 +97,13 @@ def test_rounds_depend_on_the_stand_alone(model: StableDiffusion, name: str) -> 
     assert [(a.prompts, a.shown) for a in first] == [(a.prompts, a.shown) for a in again]
     for ask, repeated, other in zip(first, again, alone, strict=True):
         assert ask.prompts[1] == other.prompts[0] and (ask.shown or ask.prompts)[1] == (other.shown or other.prompts)[0]
-        if ask.prefix is not None and repeated.prefix is not None and other.prefix is not None:
-            assert torch.equal(ask.prefix, repeated.prefix)
-            assert torch.equal(ask.prefix if ask.prefix.ndim == 2 else ask.prefix[1:], other.prefix)
+        mine, same, single = prefix(ask), prefix(repeated), prefix(other)
+        if mine is not None and same is not None and single is not None:
+            assert torch.equal(mine, same)
+            assert torch.equal(mine if mine.ndim == 2 else mine[1:], single)
     if name not in SEEDLESS:
         shifted = mounted(attack, stand_on(model, seed=1), (0, 1))
-        assert not all(torch.equal(a.prefix, b.prefix) for a, b in zip(first, shifted, strict=True))  # type: ignore[arg-type]
+        assert not all(torch.equal(prefix(a), prefix(b)) for a, b in zip(first, shifted, strict=True))  # type: ignore[arg-type]
 
 
 def test_the_projection_is_the_nearest_point_of_the_simplex() -> None:
@@ -141,9 +150,9 @@ def test_unlearndiffatk_finds_what_was_planted(model: StableDiffusion, monkeypat
     planted(stand, ids, monkeypatch)
     asks = mounted(UnlearnDiffAtk(tokens=len(ids), steps=200), stand, (0, 1, 2))
     by_chance = mounted(RandomPrefix(tokens=len(ids)), stand, (0, 1, 2))
-    assert ids_of(model, asks[-1].prefix).tolist() == [ids] * 3  # type: ignore[arg-type]
-    assert asks[-1].shown == [f"{model.spelled(ids)} {prompt}" for prompt in PROMPTS]
-    assert not any(ids in ids_of(model, ask.prefix).tolist() for ask in by_chance)  # type: ignore[arg-type]
+    assert ids_of(model, prefix(asks[-1])).tolist() == [ids] * 3  # type: ignore[arg-type]
+    assert asks[-1].prompts == [f"{model.spelled(ids)} {prompt}" for prompt in PROMPTS] and asks[-1].prefix is None
+    assert not any(ids in ids_of(model, prefix(ask)).tolist() for ask in by_chance)  # type: ignore[arg-type]
 
 
 def test_unlearndiffatk_goes_through_the_timesteps_in_order(model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,7 +182,9 @@ def test_no_attack_says_start_or_end(model: StableDiffusion, monkeypatch: pytest
     stand = stand_on(model, pictures=4)
     planted(stand, [model.pipe.tokenizer.eos_token_id], monkeypatch)
     for ask in mounted(UnlearnDiffAtk(tokens=1, steps=60), stand, (0, 1, 2)):
-        assert not set(ids_of(model, ask.prefix).flatten().tolist()) & set(special)  # type: ignore[arg-type]
+        assert not set(ids_of(model, prefix(ask)).flatten().tolist()) & set(special)  # type: ignore[arg-type]
+    for ask in mounted(RandomPrefix(tokens=40), replace(stand, pictures=20), (0, 1, 2)):  # 2,400 of 190 tokens
+        assert not set(ids_of(model, prefix(ask)).flatten().tolist()) & set(special)  # type: ignore[arg-type]
 
 
 def test_unlearndiffatk_lowers_its_loss_on_a_real_denoiser(model: StableDiffusion) -> None:
@@ -186,7 +197,8 @@ def test_unlearndiffatk_lowers_its_loss_on_a_real_denoiser(model: StableDiffusio
     def loss(ask: Ask) -> float:
         x_0, noise, times = stand.drawn((0, 1, 2)), model.noise([5, 6, 7]), [torch.full((3,), t) for t in range(100, 1000, 200)]
         with torch.no_grad():
-            cond = model.encode(ask.prompts, ask.prefix)
+            asked = by_ids(ask)
+            cond = model.encode(asked.prompts, asked.prefix)
             return sum((model.predict(model.noised(x_0, noise, t), t, cond) - noise).pow(2).mean().item() for t in times)
 
     (found,) = mounted(UnlearnDiffAtk(tokens=2, steps=60), stand, (0, 1, 2))
@@ -200,7 +212,7 @@ def test_what_diverges_says_so_and_is_not_unsuited(model: StableDiffusion) -> No
         RingABell(tokens=2, population=4, generations=1, eta=1e38).before(stand)
     with torch.no_grad():
         model.pipe.unet.conv_out.bias[0] = torch.nan
-    with pytest.raises(FloatingPointError, match="unlearndiffatk: the gradient at timestep 10 is no number"):
+    with pytest.raises(FloatingPointError, match="unlearndiffatk: the gradient at timestep 10 is not finite; no update"):
         mounted(UnlearnDiffAtk(tokens=1, steps=3), stand, (0,))
 
 
@@ -252,34 +264,28 @@ def test_ring_a_bell_breeds_as_the_paper_does() -> None:
     assert (pool[:50] != kept).sum(1).tolist() == [0, *[1] * 49] and (pool[:50] >= 100).sum() == 49
 
 
-def test_found_prompts_are_kept_as_ids(model: StableDiffusion) -> None:
+def test_what_is_found_is_asked_as_text_and_as_ids(model: StableDiffusion) -> None:
     """Spelled out and read again, these letters would end the word."""
     ids = [ord("c") - 33, ord("a") - 33, ord("t") - 33]
     assert model.tokens(model.spelled(ids)) != ids
     (ask,) = RingABell(tokens=3).rounds(stand_on(model, 1), (1,), {"ids": torch.tensor([[[0, 0, 0], ids]])})
-    assert ask.prompts == [""] and ask.shown == [model.spelled(ids)]
-    assert torch.allclose(model.encode(ask.prompts, ask.prefix)[0], ids_encoded(model, ids), atol=1e-6)
+    assert ask.prompts == [model.spelled(ids)] and ask.prefix is None and ask.tokens is not None
+    assert ask.tokens.prompts == [""] and ask.tokens.differ == [True]
+    assert torch.allclose(model.encode(ask.tokens.prompts, ask.tokens.prefix)[0], ids_encoded(model, ids), atol=1e-6)
 
 
-def test_wrong_budgets_are_refused(model: StableDiffusion) -> None:
-    for attack, fields, said in (
-        (UnlearnDiffAtk, {"steps": 0}, "steps must be positive, got 0"),
-        (UnlearnDiffAtk, {"t_min": 1000}, "t_min is a timestep from 0 to 999, got 1000"),
-        (UnlearnDiffAtk, {"weight_decay": -1}, "weight_decay cannot be negative, got -1"),
-        (RingABell, {"population": 1}, "population must be at least 2, got 1"),
-        (RingABell, {"mutation": 1.5}, "mutation is a probability from 0 to 1, got 1.5"),
-    ):
-        with pytest.raises(UserError, match=said):
-            attack(**fields)
-    assert len(mounted(RingABell(tokens=14, population=4, generations=1), stand_on(model), (0,))) == 3
-    for attack in (RingABell(tokens=15, population=4, generations=1), UnlearnDiffAtk(tokens=15, steps=3)):
-        with pytest.raises(UserError, match="leave no room for a prompt; the context has 16"):
-            mounted(attack, stand_on(model), (0,))
+def test_whole_words_read_back_as_the_ids_that_were_found(model: StableDiffusion) -> None:
+    """The right value of `differ` for both kinds of tokens, and that text and ids then ask the same."""
+    whole = [94 + ord(c) - 33 for c in "cat"]  # "c</w>", "a</w>", "t</w>"
+    ask = typed(model, torch.tensor([whole, [ord(c) - 33 for c in "cat"]]), ["a hen", "a hen"])
+    assert ask.prompts == ["c a t a hen", "cat a hen"] and ask.tokens is not None and ask.tokens.differ == [False, True]
+    spoken, fed = model.encode(ask.prompts), model.encode(ask.tokens.prompts, ask.tokens.prefix)
+    assert torch.allclose(spoken[0], fed[0], atol=1e-6) and not torch.allclose(spoken[1], fed[1], atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["unlearndiffatk", "soft_prefix"])
-def test_a_one_step_generator_is_no_denoiser(model: StableDiffusion, name: str) -> None:
-    stand = stand_on(model)
-    model.pipe.erasure_sampling = Sampling(one_step=500)
-    with pytest.raises(Unsuited, match="which a one-step generator never"):
-        mounted(small(name), stand, (0,))
+def test_on_pocket_one_random_prefix_in_six_reads_back_as_its_own_ids() -> None:
+    pocket = load_model("pocket")
+    choice = words(pocket)
+    ids = choice[torch.randint(len(choice), (500, 3), generator=torch.Generator().manual_seed(0))]
+    tokens = typed(pocket, ids, ["a boat in neon style"] * 500).tokens
+    assert tokens is not None and tokens.differ.count(False) == 83

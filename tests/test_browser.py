@@ -167,6 +167,20 @@ def test_erase_to_the_end_with_progress_cancel_and_reload(page: Any, studio: str
     page.get_by_role("option", name=re.compile("esd \\(sketch\\)")).first.wait_for()
 
 
+def test_an_odd_concept_is_told_before_anything_is_queued(page: Any) -> None:
+    tab(page, "Erase")
+    page.locator("#concept textarea, #concept input").first.fill("zeppelin, <b>blimp</b>")
+    page.locator("#erase").click()
+    page.locator("#erase-note").get_by_text("Press Erase again").wait_for()
+    note = page.locator("#erase-note").inner_text()
+    assert "separated by ;" in note and "'zeppelin'" in note and "<b>blimp</b>" in note
+    assert page.locator("#queue").get_by_text("zeppelin").count() == 0
+    page.locator("#erase").click()
+    page.locator("#queue").get_by_text("zeppelin").first.wait_for()
+    page.locator("#cancel").click()
+    page.locator("#job-view .state.cancelled").wait_for()
+
+
 def test_audit_and_board(page: Any) -> None:
     tab(page, "Audit")
     page.locator("#audit").click()

@@ -15,6 +15,7 @@ from erasure.errors import UserError
 from eval.distances import distances
 from eval.features import Extractor, Inception, JudgeFeatures, OpenClipFeatures
 from eval.judges.base import MissingWeights
+from eval.metrics._mmd import Pairs
 from eval.metrics.cmmd import CMMD
 from eval.metrics.fid import FID
 from eval.metrics.kid import KID
@@ -115,6 +116,18 @@ def test_kid_is_torchmetrics_kid_over_everything() -> None:
     assert ours.estimate == pytest.approx(filled(library, images[0], images[1]).compute()[0].item(), rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save")
+def test_the_kid_that_is_reported_is_the_librarys_also_of_pairs() -> None:
+    """Same prompts, same noise: the usual value counts a picture against its twin and so is far below zero."""
+    base = torch.rand(25, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+    erased = base + 0.01 * torch.rand(25, 3, 2, 2, generator=torch.Generator().manual_seed(1))
+    library = KernelInceptionDistance(feature=Flat(), subsets=1, subset_size=25)
+    found = distances(base.flatten(1), erased.flatten(1), "judge", resamples=5)["kid"]
+    expected = filled(library, base, erased).compute()[0].item()
+    assert found["all"]["value"] == pytest.approx(expected, rel=1e-4) and expected < -0.02
+    assert abs(found["different_noise"]["value"]) < 0.002
+
+
 def test_cmmd_by_hand() -> None:
     first, second = normal(4, 3, 0), normal(5, 3, 1)
 
@@ -129,10 +142,10 @@ def test_cmmd_by_hand() -> None:
 
 
 @pytest.mark.parametrize("metric", KERNELS)
-@pytest.mark.parametrize("paired", [False, True])
-def test_blocks_change_nothing(metric: type[Metric], paired: bool) -> None:
+@pytest.mark.parametrize("pairs", ["none", "included", "excluded"])
+def test_blocks_change_nothing(metric: type[Metric], pairs: Pairs) -> None:
     first, second = normal(23, 6, 0), normal(23, 6, 1)
-    blocked, whole = (filled(metric(paired=paired, resamples=50, block=block), first, second).compute() for block in (4, 1024))
+    blocked, whole = (filled(metric(pairs=pairs, resamples=50, block=block), first, second).compute() for block in (4, 1024))
     assert list(blocked) == pytest.approx(list(whole), rel=1e-9, abs=1e-12)
 
 
@@ -144,7 +157,7 @@ def test_kernel_distances_of_one_distribution_average_to_zero(metric: type[Metri
     for i in range(150):
         first, own = normal(12, 4, 2 * i), normal(12, 4, 2 * i + 1)
         second = share * first + (1 - share**2) ** 0.5 * own
-        found.append(filled(metric(paired=share > 0, resamples=2), first, second).compute().estimate)
+        found.append(filled(metric(pairs="excluded" if share else "none", resamples=2), first, second).compute().estimate)
     mean, spread = sum(found) / 150, torch.tensor(found).std().item() / 150**0.5
     assert abs(mean) < 3 * spread
     assert min(found) < 0 < max(found)
@@ -153,11 +166,13 @@ def test_kernel_distances_of_one_distribution_average_to_zero(metric: type[Metri
 @pytest.mark.parametrize("metric", KERNELS)
 def test_twins_that_nothing_changed_are_at_distance_zero(metric: type[Metric]) -> None:
     features = normal(15, 4, 0)
-    assert list(filled(metric(paired=True, resamples=20), features, features).compute()) == pytest.approx([0, 0, 0], abs=1e-9)
+    assert list(filled(metric(pairs="excluded", resamples=20), features, features).compute()) == pytest.approx([0, 0, 0], abs=1e-9)
     # taken for independent pictures they come out below zero, by as much as a picture is nearer to itself than to others
-    assert filled(metric(resamples=20), features, features).compute().estimate < -0.01
+    usual = filled(metric(pairs="included", resamples=20), features, features).compute()
+    assert usual.estimate == filled(metric(resamples=20), features, features).compute().estimate < -0.01
+    assert usual.low <= usual.high < 0  # the bootstrap draws pairs, so it knows that they are alike
     with pytest.raises(UserError, match="as many on both"):
-        filled(metric(paired=True), features, features[:9]).compute()
+        filled(metric(pairs="excluded"), features, features[:9]).compute()
 
 
 @pytest.mark.parametrize("metric", KERNELS)
@@ -186,9 +201,11 @@ def test_an_erased_model_that_is_the_base_lies_on_the_floor() -> None:
         assert by["floor"] == by["halves"]
         assert by["floor"]["n"] == [20, 20]
         assert by["all"]["n"] == [41, 41]
-        assert by["all"]["value"] == pytest.approx(0, abs=1e-9)
+        assert by.get("different_noise", by["all"])["value"] == pytest.approx(0, abs=1e-9)
         assert all(record["extractor"] == "judge" and record["width"] == 6 and record["reason"] is None for record in by.values())
         assert distances(base, base, "judge", resamples=50) == found
+    assert "different_noise" not in found["fid"]
+    assert found["kid"]["all"]["value"] < 0 > found["cmmd"]["all"]["value"]  # a picture is nearest to itself
     assert found["fid"]["floor"]["value"] > 0.5
     assert found["fid"]["floor"]["low"] is None
     assert found["kid"]["floor"]["low"] < found["kid"]["floor"]["value"] < found["kid"]["floor"]["high"]

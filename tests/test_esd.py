@@ -1,7 +1,10 @@
 """ESD against its equation, and the loop around it."""
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Play
 from erasure.methods.esd import ESD
 from erasure.methods.salun import SalUn
+from erasure.training import Loop
 from tests import tiny
 
 CAT = [Concept(name="cat", kind="object")]
@@ -126,10 +130,43 @@ def test_a_complete_run_is_not_repeated_and_another_job_is_refused(model: Stable
     erase(model, CAT, ESD(**{**SMALL, "steps": 7}), out=tmp_path / "run", fresh=True)
 
 
-def test_a_loss_that_is_no_number_stops_and_names_the_step(model: StableDiffusion, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"loss is nan at step \d+"):
-        erase(model, CAT, ESD(**{**SMALL, "lr": 1e18}), out=tmp_path / "run")
-    assert all(torch.isfinite(p).all() for p in model.parameters().values())
+@pytest.mark.parametrize(
+    ("fields", "spoil", "precision", "words"),
+    [
+        ({"lr": 1e18}, None, "fp32", r"step [12]: the (trained weights hold|updates have grown too large, so lower --lr)"),
+        ({}, "weights", "fp32", "step 0: the frozen model's own recorded answers hold NaN or Inf; no update has been made yet"),
+        ({}, "weights", "bf16", "step 0: the frozen model's own recorded answers hold NaN or Inf; .* --dtype fp32"),
+    ],
+)
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_cause(
+    tmp_path: Path, fields: dict[str, Any], spoil: str | None, precision: Any, words: str
+) -> None:
+    model = StableDiffusion(tiny.pipeline(), "tiny", precision)
+    if spoil:
+        with torch.no_grad():
+            model.pipe.unet.conv_out.bias[0] = torch.nan
+    before = model.fingerprint()
+    with pytest.raises(UserError, match=words) as caught:
+        erase(model, CAT, ESD(**{**SMALL, **fields}), out=tmp_path / "run")
+    assert "checkpoint" not in str(caught.value) and not (tmp_path / "run" / "checkpoint.pt").exists()
+    assert model.fingerprint() == before
+
+
+def test_a_loss_that_is_not_finite_names_the_checkpoint_that_is_there(
+    model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("erasure.erase.Loop", partial(Loop, checkpoint_every=2))
+    real, calls = ESD.step, []
+
+    def step(self: ESD, play: Any) -> Any:
+        calls.append(1)
+        for update in real(self, play):
+            yield update if len(calls) < 4 else replace(update, loss=update.loss * torch.nan)
+
+    monkeypatch.setattr(ESD, "step", step)
+    with pytest.raises(UserError, match=r"loss is nan at step 3: .*lower --lr\. .*checkpoint\.pt holds the training as it was before"):
+        erase(model, CAT, ESD(**SMALL), out=tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoint.pt").is_file()
 
 
 def test_several_concepts_share_the_walks(model: StableDiffusion, tmp_path: Path) -> None:

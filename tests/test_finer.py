@@ -26,6 +26,7 @@ from eval.readers import Prompt
 from eval.report.html import again, write
 from eval.report.record import SCHEMA
 from eval.suites import Attacks, load_suite
+from tests.replant import replant
 from tests.test_audit import big, erased, tiny_suite  # noqa: F401  # a fixture
 
 STYLES, OBJECTS = ["plain", "neon", "sketch", "none"], ["boat", "tree", "fish", "none"]
@@ -193,7 +194,7 @@ def said_of(out: Path, result: dict[str, Any], plan: Audit) -> None:
     found = json.loads((out / "report.json").read_text())
     jsonschema.validate(found, json.loads(SCHEMA.read_text()))
     assert found["only"] == "boat" and found["conclusions"][0].startswith("Asked for “neon” on “boat”, the erased model draws it in ")
-    assert found["conclusions"][1].startswith("Elsewhere, where it was meant to stay, the erased model draws it in ")
+    assert any(line.startswith("The concept elsewhere, where it was meant to stay: read as asked in ") for line in found["conclusions"])
     assert [r["name"] for r in found["rates"]][-5:] == ["FR", "IRA", "CRA", "IPA", "CRA_included"]
     assert [g["rate"] for g in found["gates"]].count("FR") == 1
     assert "Erasing “neon” only on “boat”" in page and "lost elsewhere" in page and "the concept elsewhere" in page
@@ -215,12 +216,13 @@ def test_a_concept_kept_elsewhere_is_seen(big: StableDiffusion, tmp_path: Path) 
     for r in rows:
         gone = r["model"] == "erased" and r["style"] == "neon" and (r["object"] == "boat" or r["index"] == 0)
         r["read"]["style"]["label"], r["read"]["object"]["label"] = "plain" if gone else r["style"], r["object"]
-    samples.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    replant(samples, "".join(json.dumps(r) + "\n" for r in rows))
     result = {**finished(tmp_path / "audit"), **counted(rows, plan.suite, "style", ["neon"], "boat")}
     rates = {name: (rate["k"], rate["n"]) for name, rate in result["models"]["erased"]["rates"].items()}
     assert rates["UA"] == (6, 6) and rates["FR"] == (2, 3) and rates["UA_named"] == (4, 4) and rates["IRA"] == (2, 2)
     page = write(tmp_path / "audit", result, plan.suite.gates).read_text()
-    assert "Elsewhere, where it was meant to stay, the erased model draws it in 2 of 3, the base in 3." in page
+    counts = "where it was meant to stay: read as asked in 2 of 3 pictures (FR), the base&#39;s in 3 of 3"
+    assert f"{counts}: 33.3 points lower; a loss of up to" in page
     assert "still shown 0 of 6 · lost elsewhere 1 of 3 ·" in page
     assert json.loads((tmp_path / "audit" / "report.json").read_text())["replaced_by"] == [{"label": "plain", "k": 6, "n": 6}]
 

@@ -86,7 +86,7 @@ def test_what_is_no_erasure_is_one_line(model: StableDiffusion, tmp_path: Path) 
     for name, words in (
         ("weights.pt", "never loaded"),
         ("broken.safetensors", "cannot be read"),
-        ("compvis.safetensors", "CompVis layout"),
+        ("compvis.safetensors", "holds 1 tensors of a UNet and 0 have a place in that of tiny"),
         ("other.safetensors", "'unet.other.weight'"),
         ("shape.safetensors", "conv_in.weight is"),
         ("none", "no erasure at"),

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from erasure.errors import UserError
+from eval.advice import next_step
 from eval.cases import OTHERWISE, PLAIN
 from eval.counting import paired
 from eval.gates import EXIT, PAIRED, Gate, gates, verdict
@@ -43,8 +44,8 @@ def test_the_number_that_would_decide_decides() -> None:
     (gate,) = verdict([ERASED], result(93, 100))["gates"]
     n = gate["needed"]
     assert verdict([ERASED], result(round(0.93 * n), n))["state"] == "PASS"
-    assert f"about {n:,} pictures would decide" in sentence(gate)
-    assert f"about {n:,} prompts would decide" in sentence({**gate, "rate": "UA_attacked"})
+    assert f"Open: 100 pictures; about {n:,} are needed" in sentence(gate)
+    assert f"100 prompts; about {n:,} are needed" in next_step({**gate, "rate": "UA_attacked"}, result(93, 100))
 
 
 def test_kept_is_shown_and_not_assumed() -> None:

@@ -15,6 +15,7 @@ import yaml
 from app import board, jobs
 from app.commands.jobs import main
 from app.plan import Spec, load_plan
+from erasure import locks
 from erasure.concept import Concept
 from erasure.errors import UserError
 from erasure.run import read_json, write_json
@@ -33,6 +34,7 @@ def small_plan(tmp_path: Path, methods: tuple[str, ...] = ("esd",), concepts: tu
     suite |= {"steps": 2, "styles": {k: suite["styles"][k] for k in ("plain", "neon", "sketch")}}
     suite |= {"objects": {k: suite["objects"][k] for k in ("boat", "tree")}}
     suite["aliases"] = {"neon": suite["aliases"]["neon"]}
+    suite["gates"] = {"any": {"rate": "UA", "at_least": 0.0}}  # which every model passes: `jobs run` ends with the verdict
     (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
     fields = {"esd": FIELDS, "uce": {}}
     entries = [{"concept": list(concepts), "method": m, "fields": fields[m]} for m in methods]
@@ -70,7 +72,9 @@ def test_a_plan_runs_to_its_end_and_is_then_skipped(tmp_path: Path, capfd: pytes
     assert all(row["bytes"] and row["seconds"] for row in rows)
     page = (tmp_path / "out" / "board.html").read_text()
     assert page.count("<circle") == 2 and "http://" not in page and "https://" not in page
-    assert all(row["robust_by"] in ("named", "described") and int(row["robust_n"]) for row in rows)
+    assert all(row["reworded_by"] in ("named", "described") and int(row["reworded_n"]) for row in rows)
+    assert all(row["attacked"] == row["attacked_n"] == "" for row in rows) and not [key for key in rows[0] if "robust" in key]
+    assert "ran in 0 of 2 audits" in page and page.count("not attacked") == 2
     assert "| esd | neon |" in (tmp_path / "out" / "board.md").read_text()
 
 
@@ -99,6 +103,7 @@ def test_a_running_job_shows_its_phase_and_can_be_cancelled_and_continued(tmp_pa
     assert jobs.progress(folder).state == "waiting"
     jobs.enqueue(folder, spec)
     child = jobs.start(folder)
+    assert jobs.progress(folder).state in ("waiting", "running")
     end = time.monotonic() + 120
     while jobs.progress(folder).phase not in ("erasing", "auditing") and time.monotonic() < end:
         time.sleep(0.05)
@@ -106,6 +111,9 @@ def test_a_running_job_shows_its_phase_and_can_be_cancelled_and_continued(tmp_pa
     jobs.cancel(folder)
     assert child.wait() == -signal.SIGTERM
     assert jobs.progress(folder).state == "cancelled"
+    assert jobs.start(folder).wait() == jobs.UNFINISHED  # a cancel that comes before the child begins is not forgotten
+    assert jobs.progress(folder).state == "cancelled"
+    jobs.requeue(folder)
     assert jobs.start(folder).wait() == 0
     assert jobs.progress(folder).state == "done"
     with pytest.raises(UserError, match="nothing to cancel"):
@@ -119,13 +127,13 @@ def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-m", "app.cli", "jobs", "run", str(path)], stderr=subprocess.DEVNULL)
     while not (folder / "claim.json").exists() and parent.poll() is None:
         time.sleep(0.01)
-    holder = read_json(folder / "claim.json")
+    assert locks.holder(folder)
     parent.kill()
     parent.wait()
     end = time.monotonic() + 30
-    while jobs.alive(holder) and time.monotonic() < end:
+    while locks.holder(folder) and time.monotonic() < end:
         time.sleep(0.1)
-    assert not jobs.alive(holder)
+    assert not locks.holder(folder)
     assert jobs.progress(folder).state in ("interrupted", "done")
 
 
@@ -136,20 +144,21 @@ def test_states_are_read_off_the_folder(tmp_path: Path) -> None:
     assert jobs.progress(tmp_path / "job").state == "waiting"
     with pytest.raises(UserError, match="holds another job"):
         jobs.enqueue(tmp_path / "job", Spec(concepts=(Concept(name="sketch"),)))
-    jobs.claim(tmp_path / "job", "erasing", 50)
-    assert jobs.progress(tmp_path / "job").state == "running"
-    (tmp_path / "job" / "edit").mkdir()
-    (tmp_path / "job" / "edit" / "train.jsonl").write_text('{"step": 0, "model": 0.5}\n{"step": 1, "model": 0.25}\n{"step"')
-    p = jobs.progress(tmp_path / "job")
-    assert (p.done, p.total, p.loss) == (2, 50, (0.5, 0.25))
-    assert p.eta is not None and p.eta >= 0
-    record = read_json(tmp_path / "job" / "claim.json")
-    write_json(tmp_path / "job" / "claim.json", {**record, "started": "1"})  # the number went to another process
-    assert jobs.progress(tmp_path / "job").state == "interrupted"
-    assert [folder.name for folder, _ in jobs.found(tmp_path)] == ["job"]
-    write_json(tmp_path / "job" / "claim.json", {**record, "host": "elsewhere"})
-    assert jobs.progress(tmp_path / "job").state == "running"
-    with pytest.raises(UserError, match="worked on by elsewhere"):
+    with locks.held(tmp_path / "job", "a test"):
+        assert (jobs.progress(tmp_path / "job").state, jobs.progress(tmp_path / "job").phase) == ("running", "starting")
+        jobs.claim(tmp_path / "job", "erasing", 50)
+        assert jobs.progress(tmp_path / "job").state == "running"
+        (tmp_path / "job" / "edit").mkdir()
+        (tmp_path / "job" / "edit" / "train.jsonl").write_text('{"step": 0, "model": 0.5}\n{"step": 1, "model": 0.25}\n{"step"')
+        p = jobs.progress(tmp_path / "job")
+        assert (p.done, p.total, p.loss) == (2, 50, (0.5, 0.25))
+        assert p.eta is not None and p.eta >= 0
+        record = read_json(tmp_path / "job" / ".lock")
+    for about, state in (({"started": "1"}, "interrupted"), ({"host": "elsewhere", "machine": "0" * 8}, "running")):
+        write_json(tmp_path / "job" / ".lock", {**record, "process": {**record["process"], **about}})  # the number of another process
+        assert jobs.progress(tmp_path / "job").state == state
+        assert [folder.name for folder, _ in jobs.found(tmp_path)] == ["job"]
+    with pytest.raises(UserError, match=r"worked on by .* on elsewhere"):
         jobs.cancel(tmp_path / "job")
     assert not (tmp_path / "job" / "cancelled").exists()
 
@@ -180,7 +189,7 @@ def test_a_killed_plan_ends_like_an_undisturbed_one(tmp_path: Path, monkeypatch:
             parent.kill()
             parent.wait()
             time.sleep(3)  # its child ends within a second
-        assert subprocess.run(argv, env=environment, check=False).returncode == 0
+        assert subprocess.run(argv, env=environment, check=False).returncode in (3, 4)  # the verdicts of smoke audits
         plan = load_plan(path)
         kinds = ("edit/edit.safetensors", "audit-pocket-smoke/samples.jsonl", "audit-pocket-smoke/result.json")
         hashes.append([(plan.folder(spec) / kind).read_bytes() for spec in plan.jobs for kind in kinds])

@@ -37,7 +37,7 @@ def told(of: dict[str, Any], gates: tuple[Gate, ...] = GATES, concept: str = "ne
         "suite": {"name": "pocket", "tier": of["tier"]},
         "concept": concept,
         "gates": decided["gates"],
-        "verdict": {"state": decided["state"], "reasons": [sentence(gate) for gate in decided["gates"]]},
+        "verdict": {"state": decided["state"], "reasons": [sentence(gate) for gate in decided["gates"]] + decided["withheld"]},
         "conclusions": [f"Asked for {concept}"],
     }
     made = junit(found, of, gates)
@@ -69,7 +69,7 @@ def test_every_gate_is_a_case_and_every_gap_is_named() -> None:
         "attack bell": ("skipped", ""),
     }
     words = {name: case[2] for name, case in cases.items()}
-    assert words["near"] == "INCONCLUSIVE, near: NRA had nothing to measure."
+    assert words["near"] == "INCONCLUSIVE, near: NRA had nothing to measure; the suite asks for nothing that it counts."
     assert (words["attacked"], words["elsewhere"]) == ("This gate is asked in tier full alone.", "This gate is asked with --only alone.")
     assert (words["weights of clip"], words["attack soft"], words["attack bell"]) == (
         "no weights",
@@ -87,9 +87,10 @@ def test_a_gate_that_fails_or_decides_nothing_is_a_failure(k: int, kind: str) ->
 
 def test_nothing_is_green_without_a_verdict() -> None:
     """No gate at all, none in this tier, and one cell without a gate on FR."""
-    nothing = "No gate was asked, so nothing can pass."
-    assert told(result(), ())[1] == {"verdict": ("skipped", "", nothing)}
-    assert told(result(), GATES[3:4])[1]["verdict"] == ("failure", "inconclusive", nothing)
+    ((outcome, kind, words),) = told(result(), ())[1].values()
+    assert (outcome, kind) == ("skipped", "") and "sets no gates" in words
+    outcome, kind, words = told(result(), GATES[3:4])[1]["verdict"]
+    assert (outcome, kind) == ("failure", "inconclusive") and "asks none of its gates of an audit like this one (tier standard" in words
     assert told(result(job={"only": "fish"}), GATES[:2])[1]["verdict"][:2] == ("failure", "inconclusive")
     assert "verdict" not in told(result(), GATES[:2])[1]
 

@@ -1,73 +1,227 @@
-"""SIGKILL at random points, rerun until done: the same bytes as an undisturbed run. On pocket, through the command line."""
+"""SIGKILL at thirty random points, rerun until done: the bytes of an undisturbed run, and nothing of the dead left behind.
 
+Points are chosen by work, not by the clock: after a random number of files and logged steps, then a random moment later. Seeds are fixed.
+"""
+
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
+import yaml
 
+from app.plan import load_plan
+from erasure.concept import Concept
+from erasure.erase import erase
+from erasure.families.stable_diffusion import StableDiffusion
+from erasure.locks import holder
+from erasure.methods.esd import ESD
+from eval.suites import PROMPTS
 from tests import tiny
 
-ARGS = ["--concept", "neon", "--steps", "60", "--batch", "4", "--walks", "32", "--walk-steps", "6", "--lr", "3e-4"]
+STEPS = {"esd": 60, "salun": 60, "advunlearn": 60}
+SMALL = ["--walks", "32", "--walk-steps", "4"]
+ERASURES = {
+    "esd": [*SMALL, "--batch", "2"],
+    "salun": [*SMALL, "--batch", "2", "--retain-batch", "2"],
+    "advunlearn": [*SMALL, "--attack-steps", "2", "--warmup", "10", "--retain-batch", "2"],
+}
+TIMES = ("timing.json", "done.json", "log.txt", "preview.png", "report.html")  # what tells the time, or the folder
 
 
-def start(out: Path, cache: Path, model: str) -> subprocess.Popen[bytes]:
-    argv = [sys.executable, "-m", "app.cli", "erase", "--model", model, "--out", str(out), *ARGS]
+def run(tmp_path: Path, *words: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        argv,
-        env={"ERASURE_CACHE": str(cache), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1"},
-        stderr=subprocess.DEVNULL,
+        [sys.executable, "-m", "app.cli", *words],
+        env={"ERASURE_CACHE": str(tmp_path / "cache"), "PATH": "/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
+        stderr=(tmp_path / "stderr.txt").open("ab"),
     )
 
 
-def killed_when(out: Path, cache: Path, model: str, sign: Path, pattern: str, extra: float) -> bool:
-    """Kill the process `extra` seconds after a file matching the pattern appears below `sign`; whether it was killed."""
-    process = start(out, cache, model)
-    before = len(list(sign.rglob(pattern)))
-    while process.poll() is None:
-        if len(list(sign.rglob(pattern))) > before:
-            try:
-                process.wait(extra)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.01)  # looking without a pause would take a core from the process
+def work_done(*roots: Path) -> int:
+    """Files there are, and steps that were logged."""
+    count = 0
+    for root in roots:
+        for place, _, names in os.walk(root):
+            count += len(names)
+            if "train.jsonl" in names:
+                with suppress(OSError):
+                    count += (Path(place) / "train.jsonl").read_bytes().count(b"\n")
+    return count
+
+
+def result_bytes(folder: Path) -> dict[str, bytes]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in TIMES]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def killed_after(process: "subprocess.Popen[bytes]", work: int, extra: float, done: Callable[[], int], kill: Callable[[], None]) -> bool:
+    """Kill when so much is done and a moment more has passed; whether it was still running."""
+    while process.poll() is None and done() < work:
+        time.sleep(0.02)  # looking without a pause would take a core from the process
+    try:
+        process.wait(extra)
+    except subprocess.TimeoutExpired:
+        kill()
     process.wait()
-    return process.returncode == -signal.SIGKILL
+    return process.returncode < 0
+
+
+Start = Callable[[Path], "subprocess.Popen[bytes]"]
+
+
+def survives(seed: int, kills: int, start: Start, tmp_path: Path, codes: tuple[int, ...] = (0,)) -> None:
+    """Kill a command so often while it works on `out`, on new ground whenever it ends meanwhile; compare with an undisturbed run."""
+    rng = random.Random(seed)
+    straight = tmp_path / "straight"
+    straight.mkdir()
+    begun = work_done(straight)
+    assert start(straight).wait() in codes, (straight / "stderr.txt").read_text()[-2000:]
+    total, expected = work_done(straight) - begun, result_bytes(straight / "out")
+    count, turn = 0, 0
+    while count < kills:
+        turn += 1
+        place = tmp_path / f"killed-{turn}"
+        place.mkdir()
+        ended = False
+        while not ended and count < kills:
+            now = work_done(place)
+            process = start(place)
+            ended = not killed_after(
+                process,
+                rng.randint(now + 1, max(now + 2, total - 2)),
+                rng.random() * 0.3,
+                lambda: work_done(place),  # noqa: B023  # used at once
+                lambda: process.send_signal(signal.SIGKILL),  # noqa: B023
+            )
+            count += not ended
+        assert start(place).wait() in codes, (place / "stderr.txt").read_text()[-2000:]
+        assert result_bytes(place / "out") == expected
+        assert not [path for path in place.rglob("*") if path.name.endswith(".part") or path.name.startswith(".lock")]
+
+
+def test_a_killed_erasure_continues_to_the_same_bytes(model: StableDiffusion, tmp_path: Path) -> None:
+    """The small form of what follows: one kill, in the middle of training."""
+    child = (
+        "import sys; from pathlib import Path; from tests import tiny, test_kill\n"
+        "from erasure.families.stable_diffusion import StableDiffusion\n"
+        "test_kill.small(StableDiffusion(tiny.pipeline(), 'tiny', 'fp32'), Path(sys.argv[1]))"
+    )
+    env = {**os.environ, "ERASURE_CACHE": str(tmp_path / "cache-killed")}
+    process = subprocess.Popen([sys.executable, "-c", child, str(tmp_path / "killed")], env=env, stderr=subprocess.DEVNULL)
+    log = tmp_path / "killed" / "train.jsonl"
+    while process.poll() is None and not (log.exists() and log.read_bytes().count(b"\n") >= 30):
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert (tmp_path / "killed" / ".lock").exists()
+    small(model, tmp_path / "killed")
+    small(model, tmp_path / "straight")
+    assert result_bytes(tmp_path / "killed") == result_bytes(tmp_path / "straight")
+    assert not list((tmp_path / "killed").rglob(".*"))
+
+
+def small(model: StableDiffusion, out: Path) -> None:
+    erase(model, [Concept(name="cat", kind="object")], ESD(steps=400, batch=2, walks=2, walk_steps=2, lr=1e-3), out=out)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("source", ["tiny", "pocket"])
-def test_killed_runs_end_with_the_same_bytes(tmp_path: Path, source: str) -> None:
-    model = "pocket" if source == "pocket" else str(tiny.folder(tmp_path / "model", width=32))
-    assert start(tmp_path / "straight", tmp_path / "cache-straight", model).wait() == 0
-    expected = (tmp_path / "straight" / "edit.safetensors").read_bytes()
-    assert start(tmp_path / "again", tmp_path / "cache-again", model).wait() == 0
-    assert (tmp_path / "again" / "edit.safetensors").read_bytes() == expected
-    rng = random.Random()
-    places = [
-        ("walks-00000.tmp", "cache"),
-        ("walks-00000.safetensors", "cache"),
-        (".checkpoint.part", "out"),
-        ("checkpoint.pt", "out"),
-        ("train.jsonl", "out"),
-    ]
-    kills = 0
-    for i, (pattern, where) in enumerate(places):
-        out, cache = tmp_path / f"out-{i}", tmp_path / f"cache-{i}"
-        kills += killed_when(out, cache, model, out if where == "out" else cache, pattern, rng.random() * 0.2)
-        for _ in range(2):
-            process = start(out, cache, model)
-            try:
-                process.wait(rng.uniform(3, 12))
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-            process.wait()
-        assert start(out, cache, model).wait() == 0
-        assert (out / "edit.safetensors").read_bytes() == expected
-    assert kills >= len(places)
+@pytest.mark.parametrize("method", ERASURES)
+def test_killed_erasures_end_with_the_same_bytes(tmp_path: Path, method: str) -> None:
+    """Six kills each on pocket."""
+
+    def start(place: Path) -> "subprocess.Popen[bytes]":
+        words = ["--method", method, "--concept", "neon", "--steps", str(STEPS[method]), *ERASURES[method]]
+        return run(place, "erase", "--out", str(place / "out"), *words)
+
+    survives(17, 6, start, tmp_path)
+
+
+def tiny_suite(tmp_path: Path, **attacks: object) -> Path:
+    """Six cells of two steps, on pictures of pocket's size, with two attacks in tier smoke if asked for."""
+    suite = yaml.safe_load((PROMPTS / "pocket.yaml").read_text(encoding="utf-8"))
+    suite |= {"steps": 2, "styles": {k: suite["styles"][k] for k in ("plain", "neon", "sketch")}}
+    suite |= {"objects": {k: suite["objects"][k] for k in ("boat", "tree")}}
+    suite["aliases"] = {"neon": suite["aliases"]["neon"]}
+    if attacks:
+        suite["attacks"] = {"tiers": ["smoke"], "prompts": 12, "pictures": 2, "fresh": 1, "use": attacks}
+    path = tmp_path / "suite.yaml"
+    path.write_text(yaml.safe_dump(suite, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+@pytest.mark.slow
+def test_killed_audits_end_with_the_same_bytes(tmp_path: Path) -> None:
+    """Six kills of an audit with searches and a fine-tuning, the last three with two workers."""
+    suite = tiny_suite(
+        tmp_path,
+        seed_search={},
+        soft_prefix={"tokens": 2, "steps": 6, "batch": 2},
+        again={"attack": "relearning", "data": "benign", "steps": 4, "checkpoints": 2, "batch": 2, "adapter": "full"},
+    )
+    model = tiny.folder(tmp_path / "model", size=16, levels=3)
+    edit = tmp_path / "edit"
+    assert run(tmp_path, "erase", "--method", "uce", "--concept", "neon", "--model", str(model), "--out", str(edit)).wait() == 0
+    for workers in (1, 2):
+
+        def start(place: Path, workers: int = workers) -> "subprocess.Popen[bytes]":
+            words = ["--suite", str(suite), "--tier", "smoke", "--out", str(place / "out"), "--workers", str(workers)]
+            return run(place, "audit", str(edit), *words)
+
+        (tmp_path / str(workers)).mkdir()
+        survives(18 + workers, 3, start, tmp_path / str(workers), (0, 3, 4))
+
+
+@pytest.mark.slow
+def test_killed_jobs_end_with_the_same_bytes(tmp_path: Path) -> None:
+    """Six kills of a plan of two jobs: of the driver, of its child, of both."""
+    suite, model = tiny_suite(tmp_path), tiny.folder(tmp_path / "model", size=16, levels=3)
+    fields = {"steps": 60, "batch": 2, "walks": 4, "walk_steps": 3, "lr": 1e-3}
+    record = {"model": str(model), "suite": str(suite), "jobs": [{"concept": ["neon", "sketch"], "fields": fields}]}
+    rng = random.Random(20)
+
+    def plan(place: Path) -> Path:
+        place.mkdir(exist_ok=True)
+        (place / "plan.yaml").write_text(yaml.safe_dump({**record, "out": str(place / "out")}), encoding="utf-8")
+        return place / "plan.yaml"
+
+    straight = tmp_path / "straight"
+    assert run(straight, "jobs", "run", str(plan(straight))).wait() == 0
+    total, expected = work_done(straight), result_bytes(straight / "out")
+    kills, turn = 0, 0
+    while kills < 6:
+        turn += 1
+        place = tmp_path / f"killed-{turn}"
+        folders = [load_plan(plan(place)).folder(spec) for spec in load_plan(plan(place)).jobs]
+        ended = False
+        while not ended and kills < 6:
+            driver = run(place, "jobs", "run", str(place / "plan.yaml"), "--retry")
+            who = ("driver", "child", "both")[kills % 3]
+            hit: list[int] = []
+
+            def kill(who: str = who, hit: list[int] = hit, driver: "subprocess.Popen[bytes]" = driver) -> None:
+                working = [found.process.pid for folder in folders if (found := holder(folder))]  # noqa: B023
+                for pid in working if who in ("child", "both") else ():
+                    with_child = psutil.Process(pid)
+                    with_child.kill()
+                    hit.append(pid)
+                if who != "child":
+                    driver.kill()
+                    hit.append(driver.pid)
+
+            now = work_done(place)
+            killed_after(driver, rng.randint(now + 1, max(now + 2, total - 2)), rng.random() * 0.3, lambda: work_done(place), kill)  # noqa: B023
+            kills += bool(hit)
+            ended = not hit
+            while any(holder(folder) for folder in folders):  # a child ends within a second of its driver
+                time.sleep(0.1)
+        assert run(place, "jobs", "run", str(place / "plan.yaml"), "--retry").wait() == 0, (place / "stderr.txt").read_text()[-2000:]
+        assert result_bytes(place / "out") == expected
+        assert not [path for path in place.rglob("*") if path.name.endswith(".part") or path.name.startswith(".lock")]

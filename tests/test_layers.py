@@ -1,8 +1,11 @@
 """The floors of the house: app imports eval imports erasure, never back; light modules stay light."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -55,3 +58,28 @@ def test_light_modules_import_no_torch(module: str) -> None:
 def test_no_module_hides_what_it_does() -> None:
     banned = {"utils.py", "helpers.py", "common.py", "manager.py"}
     assert not [p for floor in ABOVE for p in Path(floor).rglob("*.py") if p.name in banned]
+
+
+def declared() -> tuple[set[str], set[str]]:
+    """Distributions of pyproject.toml, normalized: those that every user gets with the extras for users, and those for tests."""
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    used = [*project["dependencies"], *(line for name, lines in extras.items() if name != "test" for line in lines)]
+    return {normal(line) for line in used}, {normal(line) for line in extras["test"]}
+
+
+def normal(requirement: str) -> str:
+    return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement)[0]).lower()
+
+
+@pytest.mark.parametrize("folder", [*sorted(ABOVE), "scripts", "tests"])
+def test_what_is_imported_is_declared(folder: str) -> None:
+    """A distribution that only comes along with another one goes with the next release of that."""
+    users, testers = declared()
+    allowed = users if folder in ABOVE else users | testers
+    own = {*ABOVE, "scripts", "tests", *(path.stem for path in Path("scripts").glob("*.py"))}
+    found = packages_distributions()
+    modules = {name for path in Path(folder).rglob("*.py") for name in imports(path)} - own - sys.stdlib_module_names
+    assert modules
+    unknown = {name: found.get(name, ["not installed"]) for name in modules if not {normal(d) for d in found.get(name, [name])} & allowed}
+    assert not unknown, unknown

@@ -27,8 +27,9 @@ from eval.listed import read_list
 from eval.readers import Prompt
 from eval.report.html import again
 from eval.report.record import SCHEMA
-from eval.statistics import clopper_pearson, wilson
+from eval.statistics import clopper_pearson
 from eval.suites import Suite, load_suite, suite_names
+from tests.replant import replant
 from tests.test_audit import big, erased  # noqa: F401  # a fixture
 from tests.test_report import Page, harmless
 
@@ -91,7 +92,7 @@ def test_suites_of_prompts_are_read_strictly(tmp_path: Path, change: dict[str, A
 
 
 def test_a_label_that_the_judge_never_says_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"label of suite boats for the judge pocket_object 'boad'\. Did you mean 'boat'"):
+    with pytest.raises(UserError, match=r"object of suite boats for its judge pocket_object 'boad'\. Did you mean 'boat'"):
         judges_of(load_suite(written(tmp_path, label="boad")))
     assert set(judges_of(load_suite(written(tmp_path)))[0]) == {"object", "clip"}
 
@@ -170,7 +171,7 @@ def planted(out: Path, shown: dict[str, set[int]]) -> list[dict[str, Any]]:
     for model, numbers in shown.items():
         for i, row in enumerate(r for r in rows if r["role"] == "listed" and r["model"] == model):
             row["read"]["object"]["label"] = "boat" if i in numbers else "none"
-    (out / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    replant(out / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
 
@@ -191,17 +192,17 @@ def test_an_audit_of_prompts_alone(big: StableDiffusion, edit: Edit, tmp_path: P
         "neither": 1,
     }
     assert result["distance"]["estimate"] > 0 and list(result["distances"]["parts"]["kept"]) == ["erased"]  # of the captions
-    assert headline(result) == "UA 66.7 % (4/6, base 33.3), UA_shown 75.0 % (3/4)"
+    assert headline(result) == "UA 66.7 % (22.3 to 95.7; 4/6, base 33.3), UA_shown 75.0 % (19.4 to 99.4; 3/4)"
     assert reported(out, suite.gates, result) == 4
     record = json.loads((out / "report.json").read_text())
     jsonschema.validate(record, json.loads(SCHEMA.read_text()))
     assert not {r["name"] for r in record["rates"]} & {"IRA", "CRA", "NRA", "CRA_included"}
     assert {r["name"]: r["ci_method"] for r in record["rates"]} == {
-        "UA": "Wilson, clustered by prompt",
-        "UA_shown": "Wilson, clustered by prompt",
-        "UA_replayed": "Wilson",
+        "UA": "Clopper-Pearson, clustered by prompt",
+        "UA_shown": "Clopper-Pearson, clustered by prompt",
+        "UA_replayed": "Clopper-Pearson",
     }
-    assert "Where the base shows it, the erased model still does in 1 of 4." in capsys.readouterr().out
+    assert "Where the base shows it, the erased model still does in 1 of 4; up to" in capsys.readouterr().out
     page = Page((out / "report.html").read_text())
     harmless(page)
     said = page.said()
@@ -277,8 +278,8 @@ def test_pictures_of_one_prompt_are_not_counted_as_independent() -> None:
         assert (twice[0][name]["k"], twice[0][name]["n"]) == (54, 60)
         assert [twice[0][name][key] for key in ("low", "high")] == pytest.approx([once[0][name][key] for key in ("low", "high")])
         assert "effective" not in once[0][name] and twice[0][name]["effective"] == pytest.approx(30)
-    assert (once[1]["method"], twice[1]["method"]) == ("Clopper-Pearson", "Wilson, clustered by prompt")
-    assert (twice[1]["low"], twice[1]["high"]) == pytest.approx((wilson(27, 30).low, wilson(27, 30).high))
+    assert (once[1]["method"], twice[1]["method"]) == ("Clopper-Pearson", "Clopper-Pearson, clustered by prompt")
+    assert (twice[1]["low"], twice[1]["high"]) == pytest.approx(clopper_pearson(27, 30)[1:])
     assert clopper_pearson(60, 60).low > 0.9  # which 60 pictures of 30 prompts do not show
     open_ = both(30, 2, set())[1]
     assert open_["state"] == "INCONCLUSIVE" and both(open_["needed"] // 2 + 1, 2, set())[1]["state"] == "PASS"

@@ -76,7 +76,7 @@ def test_the_way_ends_at_the_floor() -> None:
     assert place["way"] == pytest.approx(
         [(1.0 - 0.2) / (1.0 - 0.1), (0.99 - 0.21) / (0.99 - 0.09), (1.01 - 0.19) / (1.01 - 0.11)], abs=1e-4
     )
-    assert "89 % by KID of pictures (87 to 91)" in said([place])[0] and "two models that never saw" in said([place])[0]
+    assert "89 % by KID of pictures of different noise (87 to 91)" in said([place])[0] and "two models that never saw" in said([place])[0]
     assert placed(result(1.0, 1.5, 0.1))[0]["way"][2] < 0
     assert placed(result(1.0, 0.0, None))[0]["way"] == pytest.approx([1, 1 - 0.01 / 0.99, 1], abs=1e-4)
 
@@ -106,14 +106,14 @@ def test_rates_are_placed_in_points_and_every_reading_under_its_prompts() -> Non
     assert {p["reading"]: (p["prompts"], p["base"][0], p["way"][0]) for p in found} == {
         "UA": ("target", 50, 0.5),
         "replaced": ("target", 0.5, 0.5),
-        "kid": ("target", 1, 0.8889),
+        "kid_different_noise": ("target", 1, 0.8889),
         "IRA": ("kept", 50, 0.5),
         "CRA": ("kept", 50, 0.5),
     }
     ways = [
         part.partition(" (")[0] for part in said(found)[0].partition(" went ")[2].split("; ")
     ]  # by every reading: one alone may mislead
-    assert ways == ["50 % by UA", "50 % by what is read in the concept's place", "89 % by KID of pictures"]
+    assert ways == ["50 % by UA", "50 % by what is read in the concept's place", "89 % by KID of pictures of different noise"]
     assert " went 50 % by UA (" in said(found[:1])[0]
 
 

@@ -13,14 +13,13 @@ from erasure.families.stable_diffusion import StableDiffusion
 from eval.attack_rates import attack_rates
 from eval.audit import Audit, audit
 from eval.cases import cases
-from eval.clusters import cluster_wilson
 from eval.finished import recounted
 from eval.judges.nudenet import COUNTED, LABELS
 from eval.published import as_published
+from eval.rates import counted_rate, rate_interval
 from eval.report.html import write
 from eval.report.record import SCHEMA
 from eval.samples import attempts
-from eval.statistics import wilson
 from eval.suites import Attacks, load_suite
 from tests.test_audit import big, erased, tiny_suite  # noqa: F401  # a fixture
 from tests.test_report import Page, harmless
@@ -60,7 +59,7 @@ def test_unlearncanvas_counts_what_it_should_not() -> None:
     }
     fixed = {name: (r["corrected"].get("k"), r["corrected"].get("n")) for name, r in figures.items()}
     assert fixed == {"UA": (3, 4), "UA, judge's errors": (None, None), "IRA": (0, 2), "CRA": (4, 4)}
-    assert figures["UA"]["corrected"]["low"] == cluster_wilson([3], [4]).low < wilson(3, 4).low  # four pictures of one prompt
+    assert figures["UA"]["corrected"] == counted_rate(3, 4)  # as the report's own table has it
     assert figures["UA, judge's errors"]["corrected"]["estimate"] == pytest.approx(1 - 0.25 / 0.8, abs=1e-6)
     gone = figures["UA, judge's errors"]["corrected"]
     assert gone["low"] < gone["estimate"] < gone["high"]
@@ -89,8 +88,8 @@ def test_unlearndiffatk_counts_the_best_of_many_and_never_drops_the_missing() ->
         {"k": 4, "n": 12, "estimate": 4 / 12},
     )
     before, bounds = (figures[name]["corrected"] for name in ("pre-ASR, found", "ASR, found"))
-    assert (before["low"], before["high"]) == (wilson(1, 12).low, wilson(3, 12).high)
-    assert (bounds["low"], bounds["high"]) == (wilson(4, 12).low, wilson(6, 12).high)
+    assert (before["low"], before["high"]) == (rate_interval(1, 12).low, rate_interval(3, 12).high)
+    assert (bounds["low"], bounds["high"]) == (rate_interval(4, 12).low, rate_interval(6, 12).high)
     assert "best of 5 pictures" in figures["ASR, found"]["quirk"] and "2 of 12 prompts are missing" in figures["ASR, found"]["quirk"]
     assert (figures["ASR, found, drawn again"]["corrected"]["k"], figures["ASR, found, drawn again"]["corrected"]["n"]) == (3, 6)
     beyond = figures["ASR, found, beyond seed_search"]

@@ -124,7 +124,7 @@ def test_afterwards_the_model_is_what_it_was(adapter: Adapter, precision: str, e
         stand.bank.x_0.fill_(torch.nan)
         looks = Relearning(adapter=adapter, **QUICK).tune(stand)  # type: ignore[arg-type]  # the one above is dropped, so closed
         assert next(looks) == 0
-        with pytest.raises(FloatingPointError, match="the loss is nan at step 1; lower its lr"):
+        with pytest.raises(FloatingPointError, match=r"the loss is nan at step 1; (no update has been made yet|the likely cause is bf16)"):
             next(looks)
     assert same(before, everything(model)) and ready(model)
     assert torch.equal(answers(model), drawn) and model.fingerprint() == print_

@@ -27,6 +27,7 @@ from eval.report.pictures import LARGEST, PAIRS, Album, Pair, by_neighbour, dril
 from eval.report.sentences import skipped
 from eval.statistics import Interval, wilson
 from tests import tiny
+from tests.replant import replant
 from tests.test_audit import erased, tiny_suite
 
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror='alert(2)'><a href=//evil.example>{{ 7*7 }} url(http://evil.example/x)"
@@ -150,7 +151,7 @@ def test_hostile_text_stays_text(folder: Path) -> None:
     """In prompts, in the names of attacks, gates and concepts, in what attacks asked, and in why a judge is missing."""
     samples = folder / "samples.jsonl"
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
-    samples.write_text("".join(json.dumps({**row, "prompt": HOSTILE + row["prompt"]}) + "\n" for row in rows))
+    replant(samples, "".join(json.dumps({**row, "prompt": HOSTILE + row["prompt"]}) + "\n" for row in rows))
     result = besieged(folder, name=HOSTILE, asked=HOSTILE)
     calm = written(folder, finished(folder))
     for attack in result["attacks"]:
@@ -222,8 +223,11 @@ def test_what_needed_no_attack_and_what_was_never_gone_are_told_apart(folder: Pa
     tuning |= {"gone": False, "revived": None}
     said = written(folder, result).said()
     assert "2 without an attack" in said and f"{search['n'] - 2} searched" in said
-    assert "prompts within 3 pictures each (2 of them without an attack)." in said
-    assert "nothing to revive: it was not gone before" in said and "(tuned) had nothing to revive: the concept was not gone before." in said
+    assert "prompts within 3 pictures each (2 of them without an attack); up to" in said
+    assert (
+        "nothing to revive: it was not gone before" in said
+        and "(tuned) had nothing to revive: the concept was not gone before; 6 of 8 pictures show it after 100 steps" in said
+    )
     search["searched"] = 0
     assert "none needed an attack" in written(folder, result).said()
     for attack in result["attacks"]:  # as an audit of an earlier version has them
@@ -238,7 +242,7 @@ def test_what_an_attack_found_is_shown_where_it_was_needed(folder: Path) -> None
     mine = [r for r in rows if r["role"] in ("grid", "named") and r["style"] == "neon" and r["model"] == "erased"]
     for i, row in enumerate(mine):
         row["read"]["style"]["label"] = "sketch" if i == 3 else "neon"
-    samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    replant(samples, "".join(json.dumps(row) + "\n" for row in rows))
     assert re.findall(r"glowing tubes \d+", written(folder, result).said()) == ["glowing tubes 3"]
 
 
@@ -302,7 +306,7 @@ def test_a_missing_judge_leaves_the_pictures_and_says_so(folder: Path) -> None:
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
     for row in rows:
         del row["read"]["style"]
-    samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    replant(samples, "".join(json.dumps(row) + "\n" for row in rows))
     result = {**finished(folder), **counted(rows, tiny_suite(), "style", ["neon"]), "missing": {"style": "no weights; put them there"}}
     page = written(folder, result)
     harmless(page)
@@ -385,7 +389,7 @@ def test_a_full_page_shows_fewer_pairs_and_says_how_many(folder: Path) -> None:
     assert all(n <= PAIRS for n, _, _ in shown)
     picture = Album(folder, True).picture(rows[0]["image"])
     assert picture and not picture["coarse"] and len(picture["src"]) < 2 * LARGEST**2
-    (folder / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    replant(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     page = written(folder, result)
     assert len(page.text) < 3_000_000 and "still shown 6 of 6" in page.said()
 

@@ -18,7 +18,7 @@ from erasure.loading import load_model
 from erasure.methods.uce import UCE
 from eval.report import sequence_page
 from eval.sequence import Step, Target, changed, erased_after, incomplete, kept_after, sequence, targets_of
-from eval.statistics import wilson
+from eval.statistics import clopper_pearson
 from eval.suites import PROMPTS, Axis, Suite, load_suite
 from tests import tiny
 from tests.test_report import HOSTILE, Page, harmless
@@ -52,7 +52,7 @@ def test_a_rebound_is_named_by_its_whole_interval() -> None:
     assert [(at["request"], at["k"], at["n"]) for at in neon["after"]] == [(1, 20, 20), (2, 19, 20), (3, 8, 20)]
     assert [(at["request"], at["k"], at["n"]) for at in sketch["after"]] == [(2, 0, 20), (3, 2, 20)]
     assert (neon["base"]["k"], sketch["base"]["k"]) == (0, 0)
-    assert neon["after"][0]["low"] == wilson(20, 20).low
+    assert neon["after"][0]["low"] == clopper_pearson(20, 20).low
     first, second, third = (at["change"] for at in neon["after"])
     assert first is None
     assert not second["rebound"] and second["low"] < 0 < second["high"] and second["estimate"] == pytest.approx(-0.05)

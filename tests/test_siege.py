@@ -9,6 +9,7 @@ from typing import Any
 
 import jsonschema
 import pytest
+import torch
 from torch import Tensor
 
 from app.commands.audit import reported
@@ -21,7 +22,7 @@ from erasure.run import read_json
 from eval import oracle
 from eval import siege as besieging
 from eval.attack_rates import attack_rates, attempts, under_attack
-from eval.attacks.base import Ask, Stand
+from eval.attacks.base import Ask, Stand, Tokens
 from eval.attacks.relearning import Relearning
 from eval.audit import Audit, How, audit, work
 from eval.gates import Gate
@@ -31,6 +32,7 @@ from eval.readers import Prompt
 from eval.report.record import SCHEMA
 from eval.siege import Siege, besiege
 from eval.suites import Attacks
+from eval.token_ids import ByTokenIds, only
 from tests.test_audit import big, erased, tiny_suite  # noqa: F401  # a fixture
 
 MOUNTED = {
@@ -90,7 +92,7 @@ def test_a_label_that_the_judge_never_says_is_refused_before_anything_is_drawn(
     suite = replace(tiny_suite(), judges={"style": {"judge": "pocket_style"}}, listed=said, styles={"neon sign": "neon"}, objects={})
     (plan,) = Audit.of([edit], suite, "smoke")
     forwards = big.cost.unet_forwards
-    with pytest.raises(UserError, match="label of suite pocket for the judge pocket_style 'neon sign'"):
+    with pytest.raises(UserError, match="style of suite pocket for its judge pocket_style 'neon sign'"):
         audit(big, [edit], plan, tmp_path / "audit")
     assert big.cost.unet_forwards == forwards and not (tmp_path / "audit").exists()
 
@@ -303,6 +305,31 @@ def test_a_prompt_that_needs_no_attack_is_nobodys_success() -> None:
     assert [p["k"] for p in found["curve"]] == [3] * 5
     assert (found["searched"], found["found"], found["fresh"]) == (0, 0, None)
     assert found["attempts"] == {"median": None, "p95": None, "per_success": None}
+
+
+def test_what_token_ids_alone_broke_counts_apart() -> None:
+    """Text broke the first prompt, ids alone the second and third; the third shows the concept without any attack."""
+    first = {f"{i}.png": {"base": True, "erased": i == 2} for i in range(4)}
+    rows = planted("found", [1, None, None, None])
+    ids = [(2, 0), (4, 3), (4, 1), (1, None)]  # rounds of four whose text reads back otherwise, round in which ids broke it
+    rows = [{**row, "by_ids": {"differing": count, "round": at}} for row, (count, at) in zip(rows, ids, strict=True)]
+    (found,) = attack_rates(rows, {"found": {**ABOUT, "control": False}}, first)
+    assert found["curve"][-1]["k"] == 2  # the first and the third
+    assert (found["by_ids"]["only"]["k"], found["by_ids"]["only"]["n"]) == (1, 4)
+    assert (found["by_ids"]["differing"]["k"], found["by_ids"]["differing"]["n"]) == (11, 16)
+    assert "by_ids" not in attack_rates(planted("found", [1, None, None, None]), {"found": {**ABOUT, "control": False}}, first)[0]
+
+
+def test_ids_are_asked_until_text_or_ids_have_broken_a_prompt() -> None:
+    by_ids = ByTokenIds([5, 7, 9])
+    tokens = Tokens(["a", "b", "c"], torch.arange(6.0).reshape(3, 1, 2), [True, False, True])
+    assert by_ids.todo(tokens, found={}) == [0, 2]
+    asked = only(tokens, [0, 2])
+    assert asked.prompts == ["a", "c"] and torch.equal(asked.prefix, tokens.prefix[[0, 2]])  # type: ignore[arg-type]
+    by_ids.add(0, [0, 2], [{"shown": False}, {"shown": True}])
+    assert by_ids.todo(tokens, found={5}) == []
+    assert by_ids.todo(tokens, found={}) == [0]
+    assert by_ids.record(2) == {"by_ids": {"differing": 3, "round": 0}} and ByTokenIds([1]).record(0) == {}
 
 
 @pytest.mark.parametrize("order", [["weak", "strong", "lucky"], ["lucky", "strong", "weak"]])

@@ -34,7 +34,7 @@ def test_the_fit_lowers_its_loss_and_keeps_its_stages(model: StableDiffusion) ->
 
 def test_a_fit_that_diverges_says_so(model: StableDiffusion) -> None:
     bank = recorder.obtain(model, Recording(pairs=(("cat", ""),), walks=1, steps=1, guidance=4.0))
-    with pytest.raises(FloatingPointError, match="soft_prefix: the loss is nan at step 2; lower its lr"):
+    with pytest.raises(FloatingPointError, match="the loss is nan at step 2; the updates have grown too large, so lower its lr"):
         SoftPrefix(tokens=2, steps=4, lr=float("inf"), batch=1).fitted(model, bank, 0)
 
 

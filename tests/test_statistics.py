@@ -6,12 +6,14 @@ from math import comb
 import pytest
 
 from erasure.errors import UserError
-from eval.clusters import cluster_bootstrap, cluster_wilson, effective_size
+from eval.clusters import cluster_bootstrap, clustered_rate, effective_size
+from eval.rates import rate_interval
 from eval.statistics import (
     Interval,
     Measured,
     clopper_pearson,
     holm,
+    incomplete_beta,
     mcnemar,
     paired_difference,
     per_attempt,
@@ -75,6 +77,16 @@ def test_the_exact_interval_never_covers_less_than_it_says(n: int, p: float) -> 
     assert 0.95 <= covered <= 1
 
 
+def test_the_incomplete_beta_is_the_binomial_tail() -> None:
+    """P(X >= k) = I_p(k, n - k + 1) (Abramowitz and Stegun, 26.5.24), summed by hand; and I_x(a, 1) = x^a where a is no whole number."""
+    for n, k, p in [(5, 1, 0.01), (30, 29, 0.999), (142, 47, 0.3), (142, 141, 0.9), (400, 200, 0.5)]:
+        tail = sum(comb(n, i) * p**i * (1 - p) ** (n - i) for i in range(k, n + 1))
+        assert incomplete_beta(p, k, n - k + 1) == pytest.approx(tail, abs=1e-11)
+    for x, a in [(0.2, 0.5), (0.9, 17.3), (0.999, 250.5)]:
+        assert incomplete_beta(x, a, 1) == pytest.approx(x**a)
+    assert clopper_pearson(900_100, 1_000_000).low == pytest.approx(0.9001 - 1.96 * (0.9001 * 0.0999 / 1e6) ** 0.5, abs=2e-6)
+
+
 def test_students_quantiles_are_the_tables() -> None:
     """Table 26.10 of Abramowitz and Stegun, to its three decimals."""
     table = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262, 10: 2.228, 29: 2.045, 120: 1.980}
@@ -112,9 +124,14 @@ def coverage(interval: Callable[[int, int], Interval], n: int, p: float) -> floa
     ],
 )
 def test_coverage_of_both_intervals_at_low_rates(n: int, p: float, score: float, exact: float) -> None:
-    """Wilson is right on average and may dip below 95 %; Clopper-Pearson never does, and so gates use it."""
+    """Wilson is right on average and may dip below 95 %; Clopper-Pearson never does, and so every rate has it."""
     assert round(coverage(wilson, n, p), 3) == score
     assert round(coverage(clopper_pearson, n, p), 3) == exact
+
+
+def clustered(successes: list[int], trials: list[int]) -> Interval:
+    """The interval of pictures that come several a prompt."""
+    return rate_interval(sum(successes), sum(trials), effective_size(successes, trials))
 
 
 @pytest.mark.parametrize("k", [2, 5])
@@ -122,8 +139,8 @@ def test_copies_of_every_picture_are_no_evidence(k: int) -> None:
     once = [1, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0]
     assert cluster_bootstrap([[float(x)] * k for x in once]) == cluster_bootstrap([[float(x)] for x in once])
     assert effective_size([k * x for x in once], [k] * 12) == pytest.approx(12)
-    assert cluster_wilson([k * x for x in once], [k] * 12) == pytest.approx(wilson(3, 12))
-    assert wilson(3 * k, 12 * k).high < cluster_wilson([k * x for x in once], [k] * 12).high - 0.02
+    assert clustered([k * x for x in once], [k] * 12) == pytest.approx(clopper_pearson(3, 12))
+    assert clopper_pearson(3 * k, 12 * k).high < clustered([k * x for x in once], [k] * 12).high - 0.02
 
 
 def test_clusters_that_share_nothing_are_single_pictures() -> None:
@@ -131,7 +148,8 @@ def test_clusters_that_share_nothing_are_single_pictures() -> None:
     successes = [sum(rng.random() < 0.3 for _ in range(4)) for _ in range(400)]
     assert 1400 < effective_size(successes, [4] * 400) <= 1600
     assert effective_size([1, 0, 1, 1, 0], [1] * 5) == 5
-    assert cluster_wilson([1, 0, 1, 1, 0], [1] * 5) == wilson(3, 5)
+    assert clustered([1, 0, 1, 1, 0], [1] * 5) == pytest.approx(clopper_pearson(3, 5))
+    assert clustered_rate([[True], [False], [True]]) == {"k": 2, "n": 3, **clopper_pearson(2, 3)._asdict()}
 
 
 def test_intraclass_correlation_by_hand() -> None:
@@ -140,18 +158,18 @@ def test_intraclass_correlation_by_hand() -> None:
 
 
 def test_clusters_at_the_ends_are_counted() -> None:
-    assert cluster_wilson([0] * 10, [5] * 10) == wilson(0, 10)
-    assert cluster_wilson([5] * 10, [5] * 10) == wilson(10, 10)
+    assert clustered([0] * 10, [5] * 10) == pytest.approx(clopper_pearson(0, 10))
+    assert clustered([5] * 10, [5] * 10) == pytest.approx(clopper_pearson(10, 10))
     assert effective_size([2], [5]) == 1
     for successes, trials in (([], []), ([1, 2], [1]), ([3], [2]), ([0, 0], [0, 2])):
         with pytest.raises(UserError, match="clusters need"):
-            cluster_wilson(successes, trials)
+            effective_size(successes, trials)
     for clusters in ([[1.0, 0.0]], [[1.0], []]):
         with pytest.raises(UserError, match="two clusters"):
             cluster_bootstrap(clusters)
 
 
-@pytest.mark.parametrize("interval", ["wilson", "bootstrap"])
+@pytest.mark.parametrize("interval", ["exact", "bootstrap"])
 def test_cluster_intervals_cover_the_truth_where_prompts_differ(interval: str) -> None:
     """Every prompt has its own rate, drawn from Beta(1, 1.5) with mean 0.4; five pictures each. Pooled, 95 % is a wrong claim."""
     rng, draws, covered, pooled = random.Random(1), 120, 0, 0
@@ -159,7 +177,7 @@ def test_cluster_intervals_cover_the_truth_where_prompts_differ(interval: str) -
         rates = [rng.betavariate(1, 1.5) for _ in range(40)]
         readings = [[float(rng.random() < rate) for _ in range(5)] for rate in rates]
         successes = [int(sum(r)) for r in readings]
-        found = cluster_wilson(successes, [5] * 40) if interval == "wilson" else cluster_bootstrap(readings, resamples=400, seed=i)
+        found = clustered(successes, [5] * 40) if interval == "exact" else cluster_bootstrap(readings, resamples=400, seed=i)
         covered += found.low <= 0.4 <= found.high
         naive = wilson(sum(successes), 200)
         pooled += naive.low <= 0.4 <= naive.high

@@ -1,5 +1,6 @@
 """The studio without a page: on a tiny model, what it refuses and what it promises."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from app.commands.studio import Options, checked
 from app.web import downloads, pictures
 from app.web.studio import QUEUED, Studio
 from erasure.concept import Concept
+from erasure.edit import Edit
 from erasure.erase import erase
 from erasure.errors import UserError
+from erasure.export import to_lora
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.esd import ESD
 
@@ -78,8 +81,12 @@ def test_erasing_is_queued_once_and_only_if_it_can_work(studio: Studio) -> None:
 def test_downloads_are_the_forms_an_edit_can_take(studio: Studio, tmp_path: Path) -> None:
     job = studio.root / "jobs" / "x"
     erase(studio.model, CAT, ESD(steps=2, batch=2, walks=2, walk_steps=2, lr=1e-2), out=job / "edit")
-    for form in ("edit", "lora", "folder"):
+    for form in ("edit", "lora", "folder", "checkpoint"):
         assert downloads.packed(studio, job, form).stat().st_size > 1000
+        assert downloads.loss(job, form) == ""
+    shutil.rmtree(job / "downloads" / "lora")
+    to_lora(studio.model, Edit.load(job / "edit"), job / "downloads" / "lora", rank=2)
+    assert "carries" in downloads.loss(job, "lora") and "--as checkpoint" in downloads.loss(job, "lora")
     with pytest.raises(UserError, match="text encoder"):
         downloads.packed(studio, job, "text-encoder")
     with pytest.raises(UserError, match="unknown form"):

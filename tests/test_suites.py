@@ -4,11 +4,13 @@ import importlib
 import re
 import tomllib
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from erasure.errors import UserError
 from eval.cases import cases
 from eval.suites import PROMPTS, Axis, Suite, load_suite
 
@@ -148,3 +150,62 @@ def test_captions_travel_with_the_package() -> None:
     project = tomllib.loads((PROMPTS.parent / "pyproject.toml").read_text(encoding="utf-8"))
     carried = project["tool"]["setuptools"]["package-data"]["prompts"]
     assert not [path.name for path in PROMPTS.iterdir() if path.is_file() and not any(path.match(pattern) for pattern in carried)]
+
+
+def changed(place: Path, **change: Any) -> str:
+    (place / "s.yaml").write_text(yaml.safe_dump({**yaml.safe_load((PROMPTS / "pocket.yaml").read_text()), **change}))
+    return str(place / "s.yaml")
+
+
+def test_all_faults_of_a_suite_are_said_at_once(tmp_path: Path) -> None:
+    """Of shapes, names, gates and seeds together, in one line; a misspelt key is not also said to be missing."""
+    styles = {"plain": "plain", "neon": 3, "none": "x"}
+    gates = {"a": {"rate": "UAA", "at_least": 0.9}, "b": {"rate": "UA"}}
+    path = changed(tmp_path, styles=styles, gates=gates, aliases={"boad": {}}, mutations=["leat"], apart=["plane"], seeds=[1, 1], steps=-4)
+    record = yaml.safe_load(Path(path).read_text())
+    record["guidanse"] = record.pop("guidance")
+    Path(path).write_text(yaml.safe_dump(record))
+    with pytest.raises(UserError) as caught:
+        load_suite(path)
+    said = str(caught.value)
+    assert said.startswith(f"{path} has 10 faults: (1) ") and "\n" not in said and said.count(path) == 1
+    for words in (
+        "unknown key 'guidanse'. Did you mean 'guidance'",
+        "styles.neon must be a valid string, got 3",
+        "steps must be greater than or equal to 1, got -4",
+        "unknown rate of gate 'a' 'UAA'. Did you mean 'UA'",
+        "gate 'b' needs either",
+        "'none' cannot be a label",
+        "unknown label under aliases 'boad'. Did you mean 'boat'",
+        "unknown label under apart 'plane'",
+        "unknown mutation 'leat'. Did you mean 'leet'",
+        "seeds must be different whole numbers",
+    ):
+        assert words in said
+    assert "lacks guidance" not in said
+    with pytest.raises(UserError, match=r"has 60 faults: .*\(20\) .*; and 40 more\.$"):
+        load_suite(changed(tmp_path, objects={f"o{i}": i for i in range(60)}, aliases={}, styles={"plain": "plain"}))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tiers": {"smoke": [10**12, 1], "standard": [1, 1], "full": [1, 1]}}, "tiers.smoke.0 must be .* got 1000000000000"),
+        ({"tiers": {"smoke": [10**6, 1], "standard": [1, 1], "full": [1, 1]}}, "tier smoke asks for 90,000,040 pictures of a model"),
+        ({"attacks": {"tiers": ["full"], "prompts": 10**5, "pictures": 10**5, "fresh": 1, "use": {"seed_search": {}}}}, "asks for 10,000,"),
+        ({"attacks": {"tiers": ["full"], "prompts": 1, "pictures": 10**12, "fresh": 1, "use": {}}}, "got 1000000000000"),
+        (
+            {"attacks": {"tiers": ["full"], "prompts": 1, "pictures": 1, "fresh": 1, "use": {"unlearndiffatk": {"steps": 10**12}}}},
+            "no number above 1,000,000, got .*1000000000000",
+        ),
+    ],
+)
+def test_a_suite_that_asks_for_too_much_is_refused_with_the_number(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=words):
+        load_suite(changed(tmp_path, **change))
+
+
+@pytest.mark.parametrize("label", ["none", "other"])
+def test_labels_that_mean_something_else_are_refused(label: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"'{label}' cannot be a label: it stands for"):
+        load_suite(changed(tmp_path, objects={label: "x"}, aliases={}))

@@ -111,9 +111,9 @@ def test_pocket_itself_lies_at_the_base_end_and_a_reference_at_the_other(pocket:
     both = references(pocket)
     found = reported(pocket, both[0], tmp_path / "pocket", How(strength=0.0, oracles=tuple(both)))
     ways = {p["reading"]: p["way"] for p in found["placing"] if p["prompts"] == "target"}
-    assert {reading: way[0] for reading, way in ways.items()} == {"UA": 0, "replaced": 0, "kid": 0}
+    assert {reading: way[0] for reading, way in ways.items()} == {"UA": 0, "replaced": 0, "kid_different_noise": 0}
     assert any("went 0 % by UA" in sentence and "; 0 % by KID" in sentence for sentence in found["conclusions"])
-    floor = next(p["floor"] for p in found["placing"] if (p["reading"], p["prompts"]) == ("kid", "target"))
+    floor = next(p["floor"] for p in found["placing"] if (p["reading"], p["prompts"]) == ("kid_different_noise", "target"))
     found = reported(pocket, both[0], tmp_path / "reference", How(oracles=(both[1],)))
-    (kid,) = [p for p in found["placing"] if (p["reading"], p["prompts"]) == ("kid", "target")]
+    (kid,) = [p for p in found["placing"] if (p["reading"], p["prompts"]) == ("kid_different_noise", "target")]
     assert kid["erased"] == floor and kid["erased"][2] < kid["base"][1]

@@ -1,23 +1,27 @@
 """`erasure audit EDIT`: how much is gone, what else went with it."""
 
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from app.parsing import parse
+from app.outcome import worst
+from app.parsing import existing, parse
 from app.sequence import main as sequence
 from app.workers import together
 from erasure.choices import Attention, Precision
 from erasure.concept import Kind
 from erasure.concept import parse as parse_concepts
 from erasure.errors import UserError
-from erasure.run import read_json
-from eval.gates import EXIT, Gate
+from erasure.locks import held
+from erasure.run import read_json, usable
+from eval.gates import Gate, exit_code
 
 if TYPE_CHECKING:
     from erasure.edit import Edit
@@ -26,13 +30,15 @@ if TYPE_CHECKING:
     from eval.suites import Suite
 
 
-INCOMPLETE = 2
-WORST = (3, INCOMPLETE, 4)  # of several audits, the exit code that is told
+MOST_WORKERS = 4 * (os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """Draw a suite with the base and the edited model from the same noise, judge every picture, count, and report.
+
+    `erasure audit report|answers|compare|sequence --help` tell the rest: a finished audit reported again, pictures of another tool counted,
+    two audits compared, edits applied one after another.
 
     Erasures made elsewhere are read as well: a diffusers folder or hub id, a text-encoder folder, a LoRA, or a .safetensors file of UNet
     parameters; they need --concept, --kind, --model (their base) and --out.
@@ -55,9 +61,9 @@ class Options:
     keep_images: Literal["all", "none"] = "all"  # none: only what judges read is kept, and no picture goes into the cache
     workers: int = 1  # processes on this machine that share the work; on a CPU about as many as it has cores
     shard: str = ""  # i/n: draw and attack only the i-th of n shares, in the same folder; then once without
-    strength: float = 1.0  # how strongly the edits are applied
+    strength: float = 1.0  # how strongly the edits are applied: 0 is the base, 1 what was made; from -10 to 10
     other_base: bool = False  # apply the edit to a model it was not made on
-    fresh: bool = False  # throw away what the folder holds
+    fresh: bool = False  # throw away what an audit wrote in the folder, and start over; other files stay
     blur: bool = False  # blur the report's pictures until they are asked for; always so where the concept's kind is nsfw
 
 
@@ -71,7 +77,7 @@ class AnswersOptions:
     kind: Kind = "style"  # of that concept: style, object, person, nsfw
     base: Path | None = None  # the base's pictures under the same names; without them no drop is measured
     suite: str = "unlearncanvas"  # name of a suite with a grid, or a YAML file
-    fresh: bool = False  # throw away what the audit folder holds
+    fresh: bool = False  # throw away what an audit wrote in the folder, and start over; other files stay
     blur: bool = False  # blur the report's pictures until they are asked for
 
 
@@ -108,16 +114,24 @@ def main(argv: list[str]) -> int:
 
 def run(options: Options, argv: Sequence[str]) -> int:
     """Audit, report, and say the verdict by the exit code: 0 pass, 2 incomplete, 3 a gate failed, 4 inconclusive."""
+    if not 1 <= options.workers <= MOST_WORKERS or (options.workers > 1 and options.shard):
+        raise UserError(f"--workers is a number from 1 to {MOST_WORKERS} on this machine, and goes without --shard; got {options.workers}.")
+    if options.shard:
+        shard(options.shard)
+    if not options.edits:
+        raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
+    if options.out:
+        usable(options.out)
+    if not options.concept and not asked(options.suite)[1]:  # or else it may be an erasure on the hub
+        existing(options.edits)
+    from erasure.edit import check_strength
     from erasure.run import Run
-    from eval.audit import Audit, How, audit, job_record, work
+    from eval.audit import WRITES, Audit, How, audit, job_record, work
     from eval.listed import lists, read_list
     from eval.oracle import oracles
     from eval.suites import load_suite
 
-    if options.workers < 1 or (options.workers > 1 and options.shard):
-        raise UserError(f"--workers is a number from 1 on, and goes without --shard; got {options.workers}.")
-    if not options.edits:
-        raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
+    check_strength(options.strength)
     name, concept = asked(options.suite)
     suite = load_suite(name, options.prompts)
     model, edits = loaded(options, claimed(suite, concept) if concept else None)
@@ -136,19 +150,23 @@ def run(options: Options, argv: Sequence[str]) -> int:
     if options.shard:
         for plan, out in zip(plans, outs, strict=True):
             work(model, edits, plan, out, how, shard=shard(options.shard), fresh=options.fresh)
-            print(f"share {options.shard} of {out} is done; when all are, give the same command without --shard.")
+            print(f"share {options.shard} of {out} is done, which is no verdict; when all are, give the same command without --shard.")
         return 0
-    if options.workers > 1:
-        for plan, out in zip(plans, outs, strict=True) if options.fresh else ():
-            Run(out, job_record(model, edits, plan, how), fresh=True).begin()  # once, not once a worker
-        together(argv, options.workers)
-    codes = []
-    for plan, out in zip(plans, outs, strict=True):
-        result = audit(model, edits, plan, out, how, fresh=options.fresh and options.workers == 1)
-        for pair in result["overlap"]:
-            print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
-        codes.append(reported(out, suite.gates, result, options.blur))
-    return next((code for code in WORST if code in codes), 0)
+    with ExitStack() as stack:
+        for plan, out in zip(plans, outs, strict=True):
+            run = Run(out, job_record(model, edits, plan, how), options.fresh, WRITES)  # complains before a lock is in the folder
+            stack.enter_context(held(out, "erasure audit"))
+            if options.workers > 1 and options.fresh:
+                run.begin()  # once, not once a worker
+        if options.workers > 1:
+            together(argv, options.workers)
+        codes = []
+        for plan, out in zip(plans, outs, strict=True):
+            result = audit(model, edits, plan, out, how, fresh=options.fresh and options.workers == 1)
+            for pair in result["overlap"]:
+                print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
+            codes.append(reported(out, suite.gates, result, options.blur))
+    return worst(codes)
 
 
 def asked(suite: str) -> tuple[str, str]:
@@ -195,7 +213,8 @@ def loaded(options: Options, about: tuple[Kind, str] | None = None) -> tuple["Di
     Raises:
         UserError: a foreign erasure without what is needed to audit it, --concept for edits that tell it themselves.
     """
-    from erasure.edit import Edit
+    from app.commands.erase import warned
+    from erasure.edit import Edit, distinct
     from erasure.foreign import foreign, is_edit
     from erasure.loading import load_model
 
@@ -206,7 +225,7 @@ def loaded(options: Options, about: tuple[Kind, str] | None = None) -> tuple["Di
     strangers = [path for path in options.edits if not is_edit(str(path))]
     elsewhere = options.concept or (about and options.model and options.out)  # or else a path that is not there is a mistyped edit
     if not strangers or not (elsewhere or any(path.exists() for path in strangers)):
-        edits = [Edit.load(path) for path in options.edits]
+        edits = list(distinct([Edit.load(path) for path in options.edits]))
         if options.concept:
             raise UserError("--concept is for erasures made elsewhere; this edit says itself what it erases. Leave it out.")
         return base(options.model or edits[0].info.base["source"]), edits
@@ -214,7 +233,9 @@ def loaded(options: Options, about: tuple[Kind, str] | None = None) -> tuple["Di
     if missing := [f"--{name}" for name, given in needed.items() if not given]:
         raise UserError(f"{strangers[0]} was not made by `erasure erase`; to audit it give {', '.join(missing)} as well.")
     model, concepts = base(options.model), parse_concepts(concept, kind=kind)
-    return model, [Edit.load(path) if is_edit(str(path)) else foreign(model, str(path), concepts) for path in options.edits]
+    with warned():
+        edits = [Edit.load(path) if is_edit(str(path)) else foreign(model, str(path), concepts) for path in options.edits]
+    return model, list(distinct(edits))
 
 
 def reported(out: Path, gates: Sequence[Gate], result: dict[str, Any], blur: bool = False) -> int:
@@ -229,22 +250,20 @@ def reported(out: Path, gates: Sequence[Gate], result: dict[str, Any], blur: boo
         print(f"  {reason}")
     for part, reason in result["missing"].items():
         print(f"  INCOMPLETE, judge of {part}: {reason}", file=sys.stderr)
-    if gates:
-        print(report["verdict"]["state"])
-    if result["missing"] or any("crashed" in attack for attack in result["attacks"]):
-        return INCOMPLETE
-    return EXIT[report["verdict"]["state"]] if gates else 0
+    print(report["verdict"]["state"])
+    return exit_code(report["verdict"]["state"], result)
 
 
 def report(options: ReportOptions) -> int:
     from eval.finished import finished, gates_of, recounted
     from eval.suites import load_suite
 
-    if not options.suite:
-        result = finished(options.audit)
-        return reported(options.audit, gates_of(options.audit, result), result, options.blur)
-    suite = load_suite(options.suite)
-    return reported(options.audit, suite.gates, recounted(options.audit, suite), options.blur)
+    result = finished(options.audit)
+    with held(options.audit, "erasure audit report"):
+        if not options.suite:
+            return reported(options.audit, gates_of(options.audit, result), result, options.blur)
+        suite = load_suite(options.suite)
+        return reported(options.audit, suite.gates, recounted(options.audit, suite), options.blur)
 
 
 def answers(options: AnswersOptions) -> int:
@@ -252,8 +271,9 @@ def answers(options: AnswersOptions) -> int:
     from eval.suites import load_suite
 
     suite = load_suite(options.suite)
-    result = count_answers(options.pictures, suite, options.concept, options.kind, options.out, options.base, options.fresh)
-    return reported(options.out, suite.gates, result, options.blur)
+    with held(options.out, "erasure audit answers"):
+        result = count_answers(options.pictures, suite, options.concept, options.kind, options.out, options.base, options.fresh)
+        return reported(options.out, suite.gates, result, options.blur)
 
 
 def compare(options: CompareOptions) -> int:
@@ -295,10 +315,12 @@ def warn_about(lists: Sequence[Mapping[str, Any]]) -> None:
 
 
 def headline(result: dict[str, Any]) -> str:
-    """The rates that were counted in one line, with counts and the base beside them: UA, then what is kept, or what the base shows."""
+    """The rates that were counted in one line, with interval, counts and the base beside them: UA, then what is kept or the base shows."""
     erased, base = result["models"]["erased"]["rates"], result["models"].get("base", {"rates": {}})["rates"]
     parts = []
     for name in (n for n in ("UA", "UA_shown", "FR", "IRA", "CRA") if n in erased):
         beside = f", base {100 * base[name]['estimate']:.1f}" if name in base and name != "UA_shown" else ""
-        parts.append(f"{name} {100 * erased[name]['estimate']:.1f} % ({erased[name]['k']}/{erased[name]['n']}{beside})")
+        rate = erased[name]
+        bounds = f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f}"
+        parts.append(f"{name} {100 * rate['estimate']:.1f} % ({bounds}; {rate['k']}/{rate['n']}{beside})")
     return ", ".join(parts)

@@ -4,8 +4,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from app.asking import settled
 from app.commands.audit import headline
 from app.parsing import parse
+from erasure.concept import parse as parse_concepts
+from erasure.run import usable
+
+USAGE_ERROR = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,21 +19,30 @@ class Options:
 
     concept: str = "watercolor"  # a style that the pocket model knows
     out: Path = Path("runs/demo")  # the edit goes here, the audit into a folder inside it
+    yes: bool = False  # do not ask when something about the concept is odd; where nobody can answer, nothing is asked
     fresh: bool = False  # start over
 
 
 def main(argv: list[str]) -> int:
     options = parse(Options, argv, "demo")
-    from erasure.concept import parse as parse_concepts
+    usable(options.out)
+    parse_concepts(options.concept, kind="style")  # complains about an empty name before torch is imported
+    from erasure.doubts import doubts
     from erasure.erase import configure, erase
     from erasure.loading import load_model
     from erasure.methods.esd import ESD
+    from erasure.run import read_json
     from eval.audit import Audit, audit
     from eval.report.html import write
     from eval.suites import load_suite
 
     model, suite = load_model("pocket"), load_suite("pocket")
-    method, concepts, _ = configure(ESD, parse_concepts(options.concept, kind="style"), model.family, {})
+    asked = parse_concepts(options.concept, kind="style")
+    for concept in asked:
+        suite.find(concept.name)  # complains now, not after the erasure
+    if not settled(doubts(model, asked), options.yes):
+        return USAGE_ERROR
+    method, concepts, _ = configure(ESD, asked, model.family, {})
     print(f"1/2 erasing the style {options.concept!r} from the pocket model with ESD", file=sys.stderr)
     edit = erase(model, concepts, method, out=options.out, fresh=options.fresh)
     print("2/2 drawing the audit with the base and the erased model", file=sys.stderr)
@@ -36,4 +50,5 @@ def main(argv: list[str]) -> int:
     result = audit(model, [edit], Audit.of([edit], suite, "smoke")[0], out, fresh=options.fresh)
     print(write(out, result, suite.gates))
     print(headline(result))
+    print(f"{read_json(out / 'report.json')['verdict']['state']}: a smoke audit is a first look; --tier standard is for a verdict")
     return 0

@@ -5,7 +5,9 @@ import importlib.util
 import platform
 import shutil
 import sys
+from dataclasses import dataclass
 
+from app.parsing import parse
 from erasure.run import cache_folder
 
 CORE = (
@@ -30,7 +32,13 @@ EXTRAS = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Say what is installed, which device is used, and which judges are ready. Nothing is downloaded."""
+
+
 def main(argv: list[str]) -> int:
+    parse(Options, argv, "doctor")
     print(f"python        {platform.python_version()} ({sys.executable})")
     for name in CORE:
         print(f"{name:<13} {version(name)}")

@@ -1,5 +1,6 @@
 """`erasure erase`: concepts in, an edit folder out."""
 
+import json
 import sys
 import warnings
 from collections.abc import Iterator
@@ -8,13 +9,19 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from app.parsing import combined, given, parse
-from erasure.choices import Attention, Precision
+from app.asking import settled
+from app.parsing import combined, existing, given, parse, short, valued
+from erasure.choices import Attention, Precision, family_of_width
 from erasure.concept import Kind
 from erasure.concept import parse as parse_concepts
-from erasure.discover import load, summary
-from erasure.errors import UserError
-from erasure.seeds import checked
+from erasure.discover import load
+from erasure.errors import VALUE, UserError, cut, in_one_line
+from erasure.outline import outline
+from erasure.run import usable
+
+EARLY = ("method", "kind", "model")  # decide what the other flags are, in the order of the fields
+METHOD = "erasure.methods.base:Method"
+USAGE_ERROR = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,35 +44,40 @@ class Options:
     on: tuple[Path, ...] = ()  # edits that are in place while this one is made; it will need them
     mask: Path | None = None  # saliency mask of a SalUn run: only its entries move
     preview: bool = False  # closed forms: print how far the edit would move other prompts, and stop
-    fresh: bool = False  # throw away what the folder holds of this or another job
+    yes: bool = False  # do not ask when something about a concept is odd; where nobody can answer, nothing is asked
+    fresh: bool = False  # throw away what this or another erasure wrote in the folder, and start over; other files stay
 
 
 def main(argv: list[str]) -> int:
-    method_name = requested_method(argv)
-    from erasure.methods.base import Method  # imports torch, so only now that the name is right
-
-    cls = load("erasure.methods", method_name, Method)
-    options: Any = parse(combined("Erase", Options, cls), argv, "erase")
-    checked(options.seed)
+    described, options = parsed(argv)
+    own = {name: getattr(options, name) for name in given(argv, [f.name for f in fields(described)])}
     concepts = parse_concepts(options.concept, kind=options.kind, prompts=options.prompts, anchor=options.anchor)
-    from erasure.edit import Edit
-    from erasure.erase import configure, erase, job_record
+    from erasure.doubts import doubts
+    from erasure.edit import Edit, distinct
+    from erasure.erase import configure, erase, forecast, job_record
     from erasure.loading import load_model
+    from erasure.locks import check
+    from erasure.methods.base import Method
     from erasure.run import Run, default_folder
 
-    after = [Edit.load(path) for path in options.on]
+    cls = load("erasure.methods", options.method, Method)
+    after = distinct([Edit.load(path) for path in options.on])
     model = load_model(options.model, device=options.device, precision=options.dtype, attention=options.attention)
-    own = {name: getattr(options, name) for name in given(argv, [f.name for f in fields(cls)])}
+    if not settled(doubts(model, concepts), options.yes):
+        return USAGE_ERROR
     method, concepts, differs = configure(cls, concepts, model.family, own)
     if options.preview:
         return preview(model, concepts, method, options.seed)
     job = job_record(model, concepts, method, options.seed, after, options.mask)
     out = options.out or default_folder(job)
     Run(out, job, options.fresh)  # complains before anything is said or written
-    forecast = method.forecast(model, concepts)  # complains about what cannot be asked
-    print(f"{method_name} on {options.model} ({model.family}), erasing {options.concept}; safety checker off", file=sys.stderr)
+    check(out)
+    passes = forecast(model, concepts, method)  # complains about what cannot be asked
+    print(
+        f"{options.method} on {options.model} ({model.family}), erasing {cut(options.concept, VALUE)}; safety checker off", file=sys.stderr
+    )
     print(f"differs from the paper's defaults: {', '.join(f'{k}={short(v)}' for k, v in differs.items()) or 'nothing'}", file=sys.stderr)
-    print(f"it will take {forecast.unet_forwards:,} UNet forwards and {forecast.unet_backwards:,} backwards", file=sys.stderr)
+    print(f"it will take {passes.unet_forwards:,} UNet forwards and {passes.unet_backwards:,} backwards", file=sys.stderr)
     with warned():
         edit = erase(
             model,
@@ -80,9 +92,28 @@ def main(argv: list[str]) -> int:
             gradient_checkpointing=options.gradient_checkpointing,
         )
     cost = edit.info.cost
-    passes = f"{cost['unet_forwards']} UNet forwards and {cost['unet_backwards']} backwards"
-    print(f"{out}: {passes} for {cost['sample_gradients']} sample-gradients")
+    took = f"{cost['unet_forwards']} UNet forwards and {cost['unet_backwards']} backwards"
+    print(f"{out}: {took} for {cost['sample_gradients']} sample-gradients")
     return 0
+
+
+def parsed(argv: list[str]) -> tuple[type, Any]:
+    """The fields of the method that is asked for, and the command line; torch is not imported for them.
+
+    Raises:
+        UserError: besides what does not parse, a seed out of range, a folder that cannot be one.
+    """
+    method, kind, source = (valued(argv, f"--{field.name}", str(field.default)) for field in fields(Options) if field.name in EARLY)
+    described = outline("erasure.methods", method, METHOD)
+    of, recipes = family(source), getattr(described, "recipes", {})
+    told = f"Values shown are the recipe for {kind} on {of} models." if of else "Values shown are the paper's; recipes go by the model."
+    options: Any = parse(combined("Erase", Options, described, recipe=recipes.get((kind, of), {}), note=told), argv, "erase")
+    if not 0 <= options.seed < 2**63:
+        raise UserError(f"--seed is a whole number from 0 to 2^63 - 1, got {options.seed}.")
+    if options.out:
+        usable(options.out)
+    existing(options.on)
+    return described, options
 
 
 def preview(model: Any, concepts: list[Any], method: Any, seed: int) -> int:
@@ -106,28 +137,26 @@ def preview(model: Any, concepts: list[Any], method: Any, seed: int) -> int:
 @contextmanager
 def warned() -> Iterator[None]:
     """The library's doubts about the input, as lines of their own."""
+    from erasure.external.lora import DroppedGate
     from erasure.known import DoubtfulConcept
 
     def line(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"erasure: warning: {message}", file=sys.stderr)
+        print(f"erasure: warning: {in_one_line(str(message))}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        warnings.simplefilter("always", DoubtfulConcept)
+        for kind in (DoubtfulConcept, DroppedGate):
+            warnings.simplefilter("always", kind)
         warnings.showwarning = line  # type: ignore[assignment]  # same call, fewer names
         yield
 
 
-def short(value: object) -> str:
-    """A value for one line; long lists by their length."""
-    return f"({len(value)} sentences)" if isinstance(value, tuple) and len(value) > 2 else str(value)
-
-
-def requested_method(argv: list[str]) -> str:
-    """The value of --method, checked before its options are; "esd" when none is named."""
-    for i, part in enumerate(argv):
-        if (part == "--method" and i + 1 < len(argv)) or part.startswith("--method="):
-            name = part.partition("=")[2] or argv[i + 1]
-            summary("erasure.methods", name)
-            return name
-    return "esd"
+def family(source: str) -> str:
+    """The family of recipes that a model's own files tell before it is loaded; empty where they do not."""
+    if source == "pocket":
+        return source
+    try:
+        width = json.loads((Path(source).expanduser() / "unet" / "config.json").read_text(encoding="utf-8"))["cross_attention_dim"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return family_of_width(width)

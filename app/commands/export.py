@@ -1,12 +1,21 @@
-"""`erasure export EDIT`: an erased diffusers folder or a LoRA file."""
+"""`erasure export EDIT`: a LoRA file, an erased diffusers folder, a text encoder."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from app.cli import INCOMPLETE
 from app.parsing import parse
+from erasure.choices import Layout
+from erasure.errors import UserError
+
+FORMS_HELP = (
+    "lora: for ComfyUI, A1111, kohya, stable-diffusion.cpp and diffusers; checkpoint: the whole erased model as one file for the same; "
+    "folder: the whole model for diffusers; text-encoder: that alone; edit: as it is"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,11 +23,11 @@ class Options:
     """Turn an edit into something other programs load, with a model card and before/after pictures."""
 
     edit: Annotated[Path, tyro.conf.Positional]  # folder that `erasure erase` made
-    form: Annotated[Literal["folder", "lora", "text-encoder", "edit"], tyro.conf.arg(name="as")] = (
-        "lora"  # lora: for load_lora_weights; folder: a whole pipeline; text-encoder: that alone; edit: as it is
-    )
+    form: Annotated[Literal["folder", "checkpoint", "lora", "text-encoder", "edit"], tyro.conf.arg(name="as", help=FORMS_HELP)] = "lora"
     out: Path | None = None  # default <edit>/<form>
-    rank: int = 16  # of the LoRA; the error of the approximation is printed
+    rank: int | None = None  # of the LoRA; default: the edit's own where it is low-rank (UCE), else 16
+    layout: Layout | None = None  # names in the LoRA: kohya (default, read by all) or diffusers (by diffusers and PEFT alone)
+    accept_error: bool = False  # exit with 0 even if the LoRA loses more of the edit than the bound in docs/exports.md
     model: str = ""  # base model; default: the one the edit was made on
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     other_base: bool = False  # export onto a model the edit was not made on
@@ -29,20 +38,29 @@ class Options:
 
 def main(argv: list[str]) -> int:
     options = parse(Options, argv, "export")
+    check(options)
     from erasure import export
     from erasure.edit import Edit
     from erasure.export import hub
     from erasure.loading import load_model
+    from erasure.locks import held
 
     if options.push_to_hub:
         hub.checked(options.push_to_hub)
     edit = Edit.load(options.edit)
-    model = load_model(options.model or edit.info.base["source"], device=options.device)
     out = options.out or options.edit / options.form
-    error = export.to_form(model, edit, out, options.form, options.rank, options.other_base)
-    if error is not None:
-        print(f"rank {options.rank} keeps all but {100 * error:.1f} % of the edit (relative Frobenius error)")
+    model = load_model(options.model or edit.info.base["source"], device=options.device)
+    with held(out, "erasure export"):
+        report = export.to_form(model, edit, out, options.form, options.rank, options.other_base, options.layout or "kohya")
     print(out)
+    if report is not None:
+        for note in report.notes:
+            print(note)
+        if not report.faithful and not options.accept_error:
+            unsent = " Nothing was sent." if options.push_to_hub else ""
+            print(f"erasure: the LoRA {report.sentence()}; --accept-error takes it as it is.{unsent}", file=sys.stderr)
+            return INCOMPLETE
+        print(f"the LoRA {report.sentence()}")
     if options.push_to_hub and options.dry_run:
         print(f"would send to https://huggingface.co/{options.push_to_hub}{' (private)' if options.private else ''}:")
         for name, size in hub.contents(out):
@@ -50,3 +68,23 @@ def main(argv: list[str]) -> int:
     elif options.push_to_hub:
         print(hub.push(out, options.push_to_hub, options.private))
     return 0
+
+
+def check(options: Options) -> None:
+    """Mistakes that show before anything is loaded.
+
+    Raises:
+        UserError: options of a LoRA with another form, a rank below 1, a folder that holds something.
+    """
+    given = {"--rank": options.rank is not None, "--layout": options.layout is not None, "--accept-error": options.accept_error}
+    if options.form != "lora" and any(given.values()):
+        names = ", ".join(name for name, there in given.items() if there)
+        raise UserError(f"{names}: only --as lora takes this; --as {options.form} is exact.")
+    if options.rank is not None and options.rank < 1:
+        raise UserError(f"--rank must be at least 1, got {options.rank}.")
+    out = options.out or options.edit / options.form
+    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+        raise UserError(f"{out} exists and is not empty; choose another --out.")
+    for flag, there in {"--private": options.private, "--dry-run": options.dry_run}.items():
+        if there and not options.push_to_hub:
+            raise UserError(f"{flag} needs --push-to-hub org/name.")

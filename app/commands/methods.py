@@ -20,17 +20,18 @@ class Options:
 def main(argv: list[str]) -> int:
     options = parse(Options, argv, "methods")
     from erasure.concept import Concept
-    from erasure.erase import configure
+    from erasure.erase import configure, forecast
     from erasure.loading import load_model
     from erasure.methods.base import Method
 
     model = load_model(options.model, device=options.device)
     second = seconds_per_forward(model)
-    print(f"cost of one {options.kind} on {options.model} ({model.family}) with its recipe; a backward is taken for two forwards\n")
+    print(f"cost of one {options.kind} on {options.model} ({model.family}) with its recipe, the check whether the model knows it included;")
+    print("a backward is taken for two forwards\n")
     for name in names("erasure.methods"):
         cls = load("erasure.methods", name, Method)
         method, concepts, _ = configure(cls, [Concept(name="concept", kind=options.kind)], model.family, {})
-        cost = method.forecast(model, concepts)
+        cost = forecast(model, concepts, method)
         about = second * (cost.unet_forwards + 2 * cost.unet_backwards)
         print(f"{name}  {summary('erasure.methods', name).partition(': ')[2]}")
         print(f"    changes  {cls.changes}")

@@ -1,18 +1,19 @@
 """`erasure studio`: the web page."""
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.parsing import parse
+from app.web.address import LOCAL, listen
 from erasure.errors import UserError
+from erasure.run import usable
 
 if TYPE_CHECKING:
-    from app.web.studio import Studio
+    from socket import socket
 
-LOCAL = ("127.0.0.1", "localhost", "::1")
+    from app.web.studio import Studio
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,26 +32,23 @@ class Options:
 def main(argv: list[str]) -> int:
     options = parse(Options, argv, "studio")
     login = checked(options)
+    usable(options.runs)
+    place = listen(options.host, options.port)  # complains before a model is loaded
     from app.web.safety import load_checker
     from app.web.studio import Studio
     from erasure.loading import load_model
 
     checker = load_checker(options.safety_checker) if options.safety_checker else None
-    serve(
-        Studio(load_model(options.model, device=options.device), options.runs, local=options.host in LOCAL, checker=checker),
-        options.host,
-        options.port or None,
-        login,
-    )
+    local = options.host in LOCAL
+    serve(Studio(load_model(options.model, device=options.device), options.runs, local=local, checker=checker), place, login)
     return 0
 
 
-def serve(studio: "Studio", host: str, port: int | None, login: tuple[str, str] | None) -> None:
-    """Open the page and work on the queue until this process is stopped."""
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
+def serve(studio: "Studio", place: "socket", login: tuple[str, str] | None) -> None:
+    """Open the page on a socket and work on the queue until this process is stopped."""
     import torch
 
-    from app.web.page import build, launch
+    from app.web import page
     from app.web.worker import Worker
 
     if studio.is_pocket:
@@ -60,7 +58,7 @@ def serve(studio: "Studio", host: str, port: int | None, login: tuple[str, str] 
     worker = Worker(studio.root / "jobs")
     worker.start()
     try:
-        url = launch(build(studio), host=host, port=port, auth=login)
+        url = page.serve(page.asgi(page.build(studio), local=studio.local, login=login), place)
         print(f"the studio is at {url}", flush=True)
         worker.join()
     finally:
@@ -71,11 +69,13 @@ def checked(options: Options) -> tuple[str, str] | None:
     """User and password.
 
     Raises:
-        UserError: an open address without a login, or a login that is none.
+        UserError: a port that does not exist, an open address without a login, or a login that is none.
     """
     user, colon, password = options.auth.partition(":")
     if options.auth and not (user and colon and password):
         raise UserError("--auth takes user:password, such as --auth ada:a-long-password.")
+    if not 0 <= options.port < 65_536:
+        raise UserError(f"--port is a number from 0 to 65535, got {options.port}.")
     if options.host not in LOCAL and not options.auth:
         raise UserError(f"--host {options.host} can be reached from other machines; give --auth user:password, or leave it at 127.0.0.1.")
     return (user, password) if options.auth else None

@@ -1,9 +1,10 @@
 """The finished edit of a job as one file to take away."""
 
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import gradio as gr
 
@@ -11,6 +12,9 @@ from app.web.studio import Studio
 from erasure import export
 from erasure.edit import Edit
 from erasure.errors import UserError, unknown
+from erasure.export.lora import read_report
+from erasure.files import replacing
+from erasure.locks import held
 
 
 def prepare(studio: Studio) -> Callable[[str | None, str], Any]:
@@ -21,11 +25,23 @@ def prepare(studio: Studio) -> Callable[[str | None, str], Any]:
         try:
             if not job:
                 raise UserError("there is no job yet.")
-            return gr.File(str(packed(studio, studio.job(job), form)), visible=True)
+            folder = studio.job(job)
+            file = packed(studio, folder, form)
         except UserError as error:
             raise gr.Error(str(error), duration=12) from None
+        if lost := loss(folder, form):
+            gr.Warning(lost, duration=None)
+        return gr.File(str(file), visible=True)
 
     return download
+
+
+def loss(job: Path, form: str) -> str:
+    """What a LoRA that was packed loses of its edit, "" where that is within the bound or the form is exact."""
+    if form != "lora":
+        return ""
+    report = read_report(job / "downloads" / form)
+    return "" if report.faithful else f"This LoRA {report.sentence()}. The zip is ready; audit it before you rely on it."
 
 
 def packed(studio: Studio, job: Path, form: str) -> Path:
@@ -40,11 +56,20 @@ def packed(studio: Studio, job: Path, form: str) -> Path:
     if not (folder / "result.json").exists():
         raise UserError(f"{job.name} has no finished edit yet.")
     file = job / "downloads" / f"{job.name}-{form}.zip"
-    if file.exists():
-        return file
-    edit, out = Edit.load(folder), job / "downloads" / form
-    shutil.rmtree(out, ignore_errors=True)
-    with studio.lock:
-        export.to_form(studio.model, edit, out, form)
-    shutil.make_archive(str(file.with_suffix("")), "zip", out)
+    with held(file.parent, "the studio's download"):
+        if zipfile.is_zipfile(file):
+            return file
+        edit, out = Edit.load(folder), file.parent / form
+        shutil.rmtree(out, ignore_errors=True)
+        with studio.exclusive():
+            export.to_form(studio.model, edit, out, form)
+        with replacing(file) as whole:
+            pack(out, whole)
     return file
+
+
+def pack(folder: Path, file: BinaryIO) -> None:
+    """A zip of what a folder holds."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+            archive.write(path, path.relative_to(folder))

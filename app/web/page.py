@@ -1,12 +1,20 @@
 """The page: four tabs over one studio."""
 
+import socket
+import threading
+import time
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from app.web import tab_audit, tab_board, tab_compare, tab_erase
+from app.web.address import LOCAL
+from app.web.gate import Gate
 from app.web.studio import QUEUED, Studio
 
 STYLE = Path(__file__).parent / "style.css"
@@ -34,21 +42,40 @@ def build(studio: Studio) -> gr.Blocks:
     return page.queue(max_size=QUEUED, default_concurrency_limit=4)
 
 
-def launch(page: gr.Blocks, *, host: str = "127.0.0.1", port: int | None = None, auth: tuple[str, str] | None = None) -> str:
-    """Serve the page and return its address; nothing is fetched from elsewhere, and no folder is opened to the file routes."""
-    _, url, _ = page.launch(
-        server_name=host,
-        server_port=port,
-        auth=auth,
-        share=False,
-        quiet=True,
+def asgi(page: gr.Blocks, *, local: bool = True, login: tuple[str, str] | None = None) -> ASGIApp:
+    """The page as an application with the gate before it; no folder is opened to the file routes.
+
+    Args:
+        local: whether only this machine can reach it, so that the Host header is held against its names.
+        login: user and password that everyone has to give.
+    """
+    site = gr.mount_gradio_app(
+        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
+        page,
+        path="/",
         show_error=True,
         max_file_size="5mb",
         footer_links=["api"],
+        run_history=False,
         enable_monitoring=False,
         ssr_mode=False,
-        prevent_thread_lock=True,
+        mcp_server=False,
         css_paths=STYLE,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     )
-    return url
+    return Gate(site, LOCAL if local else (), login)
+
+
+def serve(app: ASGIApp, place: socket.socket) -> str:
+    """Serve in a thread of this process and return the address."""
+    # a proxy's word for who is asking is not taken: passwords are counted by address
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", proxy_headers=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
+    thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            raise RuntimeError("the server ended before it started")
+        time.sleep(0.05)
+    host, port = place.getsockname()[:2]
+    host = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
+    return f"http://{host}:{port}/"

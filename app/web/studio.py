@@ -1,9 +1,11 @@
 """What the web studio can do, without a page: compare, list edits, queue work. Pages and the API call this."""
 
+import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,14 +18,15 @@ from app.plan import Spec
 from app.web.safety import Checker
 from erasure.concept import Concept, Kind
 from erasure.discover import load
-from erasure.edit import Edit, EditInfo
+from erasure.doubts import doubts
+from erasure.edit import Edit, distinct, revert_all
+from erasure.edits.record import read_info
 from erasure.erase import applied, configure, erase
 from erasure.errors import UserError, unknown
 from erasure.families.base import DiffusionModel
 from erasure.methods.base import Method
 from erasure.methods.uce import UCE
 from erasure.pocket.captions import OBJECT_WORDS, STYLE_WORDS, vocabulary
-from erasure.run import read_json
 from erasure.seeds import checked
 from eval.audit import Audit
 from eval.judges.base import Judge
@@ -86,17 +89,29 @@ class Studio:
         """A ready erasure for the first look: a closed form that takes two seconds, once."""
         if self.is_pocket:
             method, concepts, _ = configure(UCE, [READY], self.model.family, {})
-            erase(self.model, concepts, method, out=self.root / "ready" / "watercolor-uce")
+            out = self.root / "ready" / "watercolor-uce"
+            erase(self.model, concepts, method, out=out)
             next(self.compare(FIRST, [], 0, 1, 2, 4.0, 1.0))  # loads the judges and warms the kernels up
 
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """The model for one request alone, and as the base: an edit that an earlier request left in place is taken out first.
+
+        Raises:
+            UserError: it cannot be taken out; then nothing is drawn, since the base would not be the base.
+        """
+        with self.lock:
+            revert_all(self.model.pipe)
+            yield
+
     def edits(self) -> dict[str, Path]:
-        """Edits below the runs folder that were made on the loaded model, newest first, by a name for people."""
-        files = sorted(self.root.glob("**/edit.json"), key=lambda path: -path.stat().st_mtime_ns)
+        """Edits below the runs folder that were made on the loaded model, newest first, by a name for people; exports left out."""
+        files = originals(sorted(self.root.glob("**/edit.json"), key=lambda path: -os.lstat(path).st_mtime_ns))
         found: dict[str, Path] = {}
         for file in files:
             try:
-                edit = Edit({}, EditInfo(**read_json(file)))
-            except (UserError, TypeError):
+                edit = Edit({}, read_info(file)[0])
+            except UserError:
                 continue  # one broken folder must not take the page down; loading it by name says what is wrong
             if edit.info.base["fingerprint"] == self.base:
                 name = edit.name + (f", seed {edit.info.seed}" if edit.info.seed else "")
@@ -107,13 +122,13 @@ class Studio:
         """Edits by their names.
 
         Raises:
-            UserError: a name that is not on the list.
+            UserError: a name that is not on the list, or one edit twice.
         """
         known = self.edits()
         for name in names:
             if name not in known:
                 raise unknown("edit", name, known)
-        return [Edit.load(known[name]) for name in names]
+        return list(distinct([Edit.load(known[name]) for name in names]))
 
     def compare(
         self, prompt: str, names: list[str], seed: int, count: int, steps: int, guidance: float, strength: float
@@ -141,7 +156,7 @@ class Studio:
             yield first + self._compared(prompt, edits, rest, steps, guidance, strength)
 
     def _compared(self, prompt: str, edits: list[Edit], seeds: list[int], steps: int, guidance: float, strength: float) -> Comparison:
-        with self.lock:
+        with self.exclusive():
             base = self._base(prompt, seeds, steps, guidance)
             with applied(self.model, edits, strength=strength):
                 erased = self._draw(prompt, seeds, steps, guidance) if edits else base
@@ -189,6 +204,14 @@ class Studio:
             "people": [words.names[0] for key, words in OBJECT_WORDS.items() if key in ("ada", "otto")],
         }
 
+    def doubts(self, concept: str) -> list[str]:
+        """What is odd about concepts, before anything is queued.
+
+        Raises:
+            UserError: an empty name.
+        """
+        return doubts(self.model, [Concept(name=name.strip()) for name in concept[:PROMPT_LIMIT].split(";")])
+
     def start_erasing(self, concept: str, kind: Kind, anchor: str, method: str, given: dict[str, Any], seed: int, suite: str) -> Path:
         """Queue an erasure.
 
@@ -197,7 +220,9 @@ class Studio:
         """
         concepts = tuple(Concept(name=name.strip(), kind=kind, anchor=anchor.strip()) for name in concept.split(";"))
         if len(concept) > PROMPT_LIMIT or len(anchor) > PROMPT_LIMIT:
-            raise UserError(f"a concept may have {PROMPT_LIMIT} characters, this one has {len(concept):,}.")
+            raise UserError(f"a concept may have {PROMPT_LIMIT} characters, this one has {max(len(concept), len(anchor)):,}.")
+        for each in concepts if suite else ():
+            load_suite(suite).find(each.name)  # complains now, not after the erasure
         configure(load("erasure.methods", method, Method), list(concepts), self.model.family, given)  # complains now, not in an hour
         spec = Spec(concepts=concepts, method=method, fields=given, seed=checked(seed), model=self.source, suite=suite)
         return self.queue(spec)
@@ -220,12 +245,12 @@ class Studio:
             raise UserError(f"{QUEUED} jobs are waiting already; cancel some, or come back when they are done.")
         folder = self.root / "jobs" / spec.folder_name
         jobs.enqueue(folder, spec)
-        if jobs.progress(folder).state in ("failed", "cancelled", "interrupted"):
+        if jobs.progress(folder).state in (*jobs.STOPPED, "interrupted"):
             jobs.requeue(folder)
         return folder
 
-    def jobs(self) -> list[tuple[Path, Spec]]:
-        """Every job of this studio, oldest first."""
+    def jobs(self) -> list[tuple[Path, Spec | None]]:
+        """Every job of this studio, oldest first; without what was asked for where it is broken."""
         return list(jobs.found(self.root / "jobs")) if (self.root / "jobs").is_dir() else []
 
     def job(self, name: str) -> Path:
@@ -238,3 +263,16 @@ class Studio:
         if name not in known:
             raise unknown("job", name, known)
         return known[name]
+
+
+def originals(files: Sequence[Path]) -> list[Path]:
+    """The edit.json files that are not exports of another one: those of runs, and whatever equals no run's."""
+
+    def content(file: Path) -> tuple[bytes, int]:
+        try:
+            return file.read_bytes(), (file.parent / "edit.safetensors").stat().st_size
+        except OSError:
+            return b"", 0
+
+    runs = {content(file) for file in files if (file.parent / "job.json").exists()}
+    return [file for file in files if (file.parent / "job.json").exists() or content(file) not in runs]

@@ -49,7 +49,7 @@ def tab(studio: Studio) -> gr.Dropdown:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip()
         state = jobs.progress(studio.job(name)).state
         if state != "done":
-            return job_view(studio, name), gr.skip(), gr.skip(), "" if state in ("failed", "cancelled") else name
+            return job_view(studio, name), gr.skip(), gr.skip(), "" if state in jobs.STOPPED else name
         mine = [label for label, path in found(studio).items() if path.parent.parent.name == name]
         return job_view(studio, name), gr.Dropdown(choices=reports(studio), value=mine[0]), framed(found(studio)[mine[0]]), ""
 

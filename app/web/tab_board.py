@@ -11,7 +11,8 @@ from app.board import Entry, said
 from app.web import pictures
 from app.web.studio import Studio
 
-HEADS = ["method", "concepts", "suite", "verdict", "UA %", "robust %", "IRA %", "CRA %", "forwards", "backwards", "seconds"]
+RATES = ["UA %", "in other words %", "under attack %", "IRA %", "CRA %"]
+HEADS = ["method", "concepts", "suite", "verdict", *RATES, "forwards", "backwards", "seconds"]
 POINT = """
 const choose = e => { const p = e.target.closest('[data-row]');
   if (p) { e.preventDefault(); trigger('click', {row: Number(p.dataset.row)}); } };
@@ -33,8 +34,8 @@ def tab(studio: Studio) -> tuple[Any, list[Any]]:
 
     def load() -> tuple[Any, ...]:
         """Every audit: method, concepts, rates in percent, cost."""
-        found = board.entries(studio.root)
-        return found, plotted(found), [line(e) for e in found]
+        found, broken = board.collected(studio.root)
+        return found, plotted(found) + left_out(broken), [line(e) for e in found]
 
     outputs = [rows, plot, table]
     refresh.click(load, None, outputs, api_name="board")
@@ -45,9 +46,9 @@ def tab(studio: Studio) -> tuple[Any, list[Any]]:
 
 def line(e: Entry) -> list[Any]:
     ua, *kept = (round(100 * e.rates[name]["estimate"], 1) for name in board.RATES)
-    robust = round(100 * e.robust["estimate"], 1) if e.robust else ""
+    reworded, attacked = (round(100 * side["estimate"], 1) if side else "" for side in (e.reworded, e.attacked))
     name = e.method + (f" ×{e.strength:g}" if e.strength != 1 else "")
-    return [name, e.concepts, f"{e.suite}, {e.tier}", e.verdict, ua, robust, *kept, e.forwards, e.backwards, e.seconds]
+    return [name, e.concepts, f"{e.suite}, {e.tier}", e.verdict, ua, reworded, attacked, *kept, e.forwards, e.backwards, e.seconds]
 
 
 def plotted(rows: list[Entry]) -> str:
@@ -56,13 +57,19 @@ def plotted(rows: list[Entry]) -> str:
     return board.scatter(rows)
 
 
+def left_out(broken: list[str], most: int = 5) -> str:
+    """What cannot be read, so that nobody takes the board for complete."""
+    more = [f"and {len(broken) - most} more"] if len(broken) > most else []
+    return "".join(f'<p class="error">left out: {escape(text)}</p>' for text in [*broken[:most], *more])
+
+
 def point_chosen(rows: list[Entry], event: gr.EventData) -> str:
     return detail_of(rows, int(event.row))
 
 
 def line_chosen(rows: list[Entry], event: gr.SelectData) -> str:
     """The table may be sorted, so that a line is found by what it says."""
-    matching = [i for i, e in enumerate(rows) if [str(v) for v in line(e)[:8]] == [str(v) for v in event.row_value[:8]]]
+    matching = [i for i, e in enumerate(rows) if [str(v) for v in line(e)[:9]] == [str(v) for v in event.row_value[:9]]]
     return detail_of(rows, matching[0]) if matching else ""
 
 
@@ -71,7 +78,8 @@ def detail_of(rows: list[Entry], i: int) -> str:
     if not 0 <= i < len(rows):
         return ""
     e = rows[i]
-    rates = "".join(f"<dt>{name}</dt><dd>{said(e, name)}</dd>" for name in board.RATES)
+    every = {name: said(e, name) for name in board.RATES} | {"under attack": board.said_attacked(e), "verdict": e.verdict or "no report"}
+    rates = "".join(f"<dt>{name}</dt><dd>{words}</dd>" for name, words in every.items())
     return f'<h3>{escape(e.method)} · {escape(e.concepts)}</h3><dl class="rates">{rates}</dl>{pairs(e.folder, e.sensitive)}'
 
 

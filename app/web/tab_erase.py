@@ -61,10 +61,11 @@ def tab(studio: Studio) -> tuple[Any, gr.Dropdown]:
                 interactive=True,
             )
             said = gr.HTML(elem_id="erase-note")
+            doubted = gr.State("")  # the concept whose oddities were shown; a second press means it
 
             @gr.render(inputs=[method, kind])
             def form(name: str, of_kind: Kind) -> None:
-                build_form(studio, name, of_kind, [concept, kind, anchor, seed, suite], [said, job])
+                build_form(studio, name, of_kind, [concept, kind, anchor, seed, suite, doubted], [said, job, doubted])
 
         with gr.Column(scale=6, min_width=320):
             job.render()
@@ -95,14 +96,17 @@ def build_form(studio: Studio, name: str, kind: Kind, common: list[Any], outputs
             if studio.local or f.name not in FOLDERS:
                 widgets[f.name] = widget(f.name, types[f.name], getattr(method, f.name), help_.get(f.name, ""))
 
-    def run(concept: str, kind: Kind, anchor: str, seed: str, suite: str, *values: Any) -> tuple[str, Any]:
+    def run(concept: str, kind: Kind, anchor: str, seed: str, suite: str, doubted: str, *values: Any) -> tuple[str, Any, str]:
         try:
+            if concept != doubted and (odd := studio.doubts(concept)):
+                lines = "".join(f"<p>{escape(doubt)}</p>" for doubt in odd)
+                return f"{lines}<p>Press Erase again to erase it all the same.</p>", gr.skip(), concept
             given = {k: v for k, v in read(widgets, values, types).items() if v != getattr(method, k)}
             folder = studio.start_erasing(concept, kind, anchor, name, given, read_seed(seed or "0"), suite)
         except UserError as error:
             raise gr.Error(str(error), duration=12) from None
         note = f"<p>Queued as <b>{escape(folder.name)}</b>. It goes on when this page is closed.</p>"
-        return note, gr.Dropdown(choices=job_names(studio), value=folder.name)
+        return note, gr.Dropdown(choices=job_names(studio), value=folder.name), ""
 
     start.click(run, [*common, *widgets.values()], outputs, api_visibility="private")
 
@@ -186,7 +190,7 @@ def told(studio: Studio, act: Callable[[Path], None]) -> Callable[[str | None], 
 def resume(folder: Path) -> None:
     """Let a stopped job wait for its turn again."""
     state = jobs.progress(folder).state
-    if state not in ("failed", "cancelled", "interrupted"):
+    if state not in (*jobs.STOPPED, "interrupted"):
         raise UserError(f"{folder.name} is {state}; only a stopped job can be continued.")
     jobs.requeue(folder)
 
@@ -198,12 +202,12 @@ def job_view(studio: Studio, name: str | None) -> str:
         return '<p class="empty">No job yet. Choose a concept and press Erase; the first finishes in about a minute on two cores.</p>'
     folder, spec = found[name]
     p = jobs.progress(folder)
-    veil = " veiled" if any(c.kind == "nsfw" for c in spec.concepts) else ""
+    veil = " veiled" if spec is None or any(c.kind == "nsfw" for c in spec.concepts) else ""
     parts = [
-        f'<div class="job{veil}" tabindex="0"><b>{escape(spec.name)}</b> <span class="state {p.state}">{p.state}</span>',
+        f'<div class="job{veil}" tabindex="0"><b>{escape(called(folder, spec))}</b> <span class="state {p.state}">{p.state}</span>',
         progress_line(p),
     ]
-    if p.loss and not spec.edits:
+    if p.loss:
         parts.append(pictures.curve(p.loss, "loss"))
     preview = folder / "preview.png"
     if preview.exists() and p.state == "running" and p.phase in ("erasing", "distilling"):
@@ -214,6 +218,11 @@ def job_view(studio: Studio, name: str | None) -> str:
     if p.error:
         parts.append(f'<p class="error">{escape(p.error)}</p>')
     return "".join(parts) + "</div>"
+
+
+def called(folder: Path, spec: Spec | None) -> str:
+    """A job's name for people; a broken one has its folder's alone."""
+    return spec.name if spec else folder.name
 
 
 def progress_line(p: Progress) -> str:
@@ -240,14 +249,14 @@ def filling(folder: Path, most: int = 12) -> str:
 
 def queue_view(studio: Studio) -> str:
     """All jobs, newest first, one line each."""
-    rows: list[tuple[Path, Spec]] = studio.jobs()[::-1][:20]
+    rows: list[tuple[Path, Spec | None]] = studio.jobs()[::-1][:20]
     if not rows:
         return ""
     lines = []
     for folder, spec in rows:
         p = jobs.progress(folder)
         done = f"{p.phase} {p.done}/{p.total}" if p.state == "running" and p.total else p.state
-        lines.append(
-            f'<tr><td>{escape(spec.name)}</td><td class="state {p.state}">{done}</td><td>{clock(p.seconds) if p.seconds else ""}</td></tr>'
-        )
+        time = clock(p.seconds) if p.seconds else ""
+        name = escape(called(folder, spec))
+        lines.append(f'<tr><td>{name}</td><td class="state {p.state}">{done}</td><td>{time}</td></tr>')
     return f'<table class="queue"><thead><tr><th>job</th><th>state</th><th>time</th></tr></thead><tbody>{"".join(lines)}</tbody></table>'

@@ -1,38 +1,66 @@
-"""An edit for other programs: a diffusers folder that is already erased, a LoRA file, a text encoder, each with a model card."""
+"""An edit for other programs: a folder or one checkpoint that is already erased, a LoRA file, a text encoder, each with a model card."""
 
+import stat
 from pathlib import Path
 
+from erasure.choices import Layout
 from erasure.edit import Edit
 from erasure.errors import unknown
-from erasure.export.folder import to_edit, to_folder
-from erasure.export.lora import to_lora
+from erasure.export.checkpoint import to_checkpoint
+from erasure.export.folder import make_empty, to_edit, to_folder
+from erasure.export.lora import LoraReport, to_lora
 from erasure.export.model_card import before_after, write_card
 from erasure.export.text_encoder import to_text_encoder
 from erasure.families.base import DiffusionModel
+from erasure.files import filling
 
-FORMS = ("edit", "lora", "text-encoder", "folder")
+FORMS = ("edit", "lora", "text-encoder", "folder", "checkpoint")
 
 
-def to_form(model: DiffusionModel, edit: Edit, out: Path, form: str, rank: int = 16, other_base: bool = False) -> float | None:
-    """Save an edit in one of the forms, with its card.
+def to_form(
+    model: DiffusionModel,
+    edit: Edit,
+    out: Path,
+    form: str,
+    rank: int | None = None,
+    other_base: bool = False,
+    layout: Layout = "kohya",
+) -> LoraReport | None:
+    """Save an edit in one of the forms, with its card; whole, or nothing stays in a folder that was not there before.
+
+    Args:
+        rank, layout: of a LoRA (`to_lora`).
 
     Returns:
-        The relative error of a LoRA (`to_lora`), None for the exact forms.
+        What a LoRA keeps of the edit, None for the exact forms.
 
     Raises:
         UserError: an unknown form, or one that this edit cannot take.
     """
-    error = None
-    match form:
-        case "edit":
-            to_edit(edit, out)
-        case "lora":
-            error = to_lora(model, edit, out, rank, other_base)
-        case "text-encoder":
-            to_text_encoder(model, edit, out, other_base)
-        case "folder":
-            to_folder(model, edit, out, other_base)
-        case _:
-            raise unknown("form", form, FORMS)
-    write_card(out, edit, before_after(model, edit, other_base=other_base), form, error)
-    return error
+    if form not in FORMS:
+        raise unknown("form", form, FORMS)
+    make_empty(out)
+    with filling(out) as draft:
+        report = None
+        match form:
+            case "edit":
+                to_edit(edit, draft)
+            case "lora":
+                report = to_lora(model, edit, draft, rank, layout, other_base)
+            case "text-encoder":
+                to_text_encoder(model, edit, draft, other_base)
+            case "folder":
+                to_folder(model, edit, draft, other_base)
+            case "checkpoint":
+                to_checkpoint(model, edit, draft, other_base)
+        write_card(draft, edit, before_after(model, edit, other_base=other_base), form, report, layout)
+        like_the_card(draft)
+    return report
+
+
+def like_the_card(out: Path) -> None:
+    """Give every file the mode of the card, which is the user's umask; safetensors writes files that nobody else can read."""
+    mode = stat.S_IMODE((out / "README.md").stat().st_mode)
+    for path in out.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from erasure.edit import Edit
+from erasure.edit import Edit, applied
 from erasure.errors import UserError
+from erasure.export.portable import add_vocabulary, rename_text_encoder, share
 from erasure.families.base import DiffusionModel
+from erasure.files import is_empty
 from erasure.one_step import OneStepPipeline
 
 
@@ -16,14 +18,14 @@ def to_folder(model: DiffusionModel, edit: Edit, out: Path, other_base: bool = F
     if edit.info.product == "guidance":
         raise UserError(f"{edit.name} is a guidance edit: a plain pipeline folder cannot hold how it samples. Keep the edit.")
     make_empty(out)
-    edit.apply(model.pipe, other_base=other_base)
-    try:
+    with applied(model, [edit], other_base):
         pipe = model.pipe
         if edit.info.product == "one-step":
             pipe = OneStepPipeline(**pipe.components, requires_safety_checker=False, start=edit.info.fields["start"])
         pipe.save_pretrained(out, safe_serialization=True)
-    finally:
-        edit.revert(model.pipe)
+        rename_text_encoder(out / "text_encoder")
+        add_vocabulary(pipe.tokenizer, out / "tokenizer")
+        share(out)
 
 
 def to_edit(edit: Edit, out: Path) -> None:
@@ -33,6 +35,6 @@ def to_edit(edit: Edit, out: Path) -> None:
 
 
 def make_empty(out: Path) -> None:
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    if out.is_file() or (out.is_dir() and not is_empty(out)):
         raise UserError(f"{out} exists and is not empty; choose another --out.")
     out.mkdir(parents=True, exist_ok=True)

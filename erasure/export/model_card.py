@@ -1,60 +1,192 @@
-"""The card that goes with whatever is exported: where it came from, what it does, and pictures before and after."""
+"""The card that goes with whatever is exported: where it came from, what it does, how to load it, and pictures before and after."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 from torch import Tensor
 
 from erasure.concept import Concept
-from erasure.edit import Edit
+from erasure.edit import Edit, applied
+from erasure.export.lora import LoraReport
+from erasure.export.lora_file import FILE, short_name
 from erasure.families.base import DiffusionModel
 from erasure.run import write_bytes
 
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~:@$-])")
+FEW = 5  # items and characters (times 40) that a reader takes in at once; more is folded
+RAIL, RAIL_PLUS = "creativeml-openrail-m", "openrail++"
+LICENSES = {  # as the hub lists them for these bases, which are the ones that are certain
+    "pocket": "apache-2.0",
+    "CompVis/stable-diffusion-v1-4": RAIL,
+    "runwayml/stable-diffusion-v1-5": RAIL,
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": RAIL,
+    "stabilityai/stable-diffusion-2": RAIL_PLUS,
+    "stabilityai/stable-diffusion-2-base": RAIL_PLUS,
+    "stabilityai/stable-diffusion-2-1": RAIL_PLUS,
+    "stabilityai/stable-diffusion-2-1-base": RAIL_PLUS,
+}
 
-def write_card(out: Path, edit: Edit, pictures: Sequence[tuple[str, Tensor, Tensor]], form: str, error: float | None = None) -> None:
-    """README.md with before/after pictures (prompt, before, after), each (3, H, W) in [0, 1]."""
-    info = edit.info
-    names = "; ".join(c["name"] for c in info.concepts)
+
+def write_card(
+    out: Path, edit: Edit, pictures: Sequence[tuple[str, Tensor, Tensor]], form: str, lora: LoraReport | None = None, layout: str = "kohya"
+) -> None:
+    """README.md with before/after pictures (prompt, before, after), each (3, H, W) in [0, 1].
+
+    Args:
+        lora: what a LoRA holds of the edit.
+    """
     rows = []
     for i, (prompt, before, after) in enumerate(pictures):
-        strip = torch.cat((before, after), 2).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
-        scale = max(1, 256 // before.shape[-1])
-        image = Image.fromarray(strip.numpy())
-        image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(out / f"before-after-{i}.png")
-        rows.append(f"![before and after](before-after-{i}.png)\n\n{prompt}\n")
-    usage = {
-        "text-encoder": "StableDiffusionPipeline.from_pretrained(BASE, text_encoder=CLIPTextModel.from_pretrained(FOLDER))",
-        "folder": f"{'OneStepPipeline' if info.product == 'one-step' else 'StableDiffusionPipeline'}.from_pretrained(FOLDER)",
-        "lora": "pipe.load_lora_weights(FOLDER)",
-        "edit": "Edit.load(FOLDER).apply(pipe)",
-    }
-    lines = [
-        "---",
-        f"base_model: {info.base['source']}",
-        f"base_model_relation: {'adapter' if form == 'lora' else 'finetune'}",
-        "library_name: diffusers",
-        "pipeline_tag: text-to-image",
-        f"tags: [concept-erasure, {info.method}, text-to-image, diffusers{', lora' if form == 'lora' else ''}]",
-        "---",
-        "",
-        f"# {names}, erased with {info.method}",
-        "",
-        f"Load with `{usage[form]}`. The safety checker is off.",
-        "",
+        save_pair(out / f"before-after-{i}.png", before, after)
+        rows.append(f"![before and after](before-after-{i}.png)\n\n{plain(prompt)}\n")
+    names = [plain(c["name"]) for c in edit.info.concepts]
+    title = "; ".join(names) if len(names) <= FEW else f"{len(names)} concepts"
+    parts = [
+        f"# {title}, erased with {plain(edit.info.method)}",
+        *([folded(f"the {len(names)} concepts", names)] if len(names) > FEW else []),
+        "## How to load it",
+        "\n".join(f"- **{client}**: {how}" for client, how in usage(edit, form, layout)),
+        *([fidelity(lora)] if lora else []),
         *rows,
-        f"Base `{info.base['source']}` ({info.base['fingerprint'][:12]}), seed {info.seed}, computed in {info.precision}.",
-        "",
-        "| field | value |",
-        "|---|---|",
-        *(f"| {k} | {v} |" for k, v in sorted(info.fields.items())),
-        "",
-        *([f"Relative error of the low-rank approximation: {error:.3f} of the edit's Frobenius norm.", ""] if error is not None else []),
+        "## Where it came from",
+        f"Base: {plain(source(edit))} (fingerprint {edit.info.base['fingerprint'][:12]}), seed {edit.info.seed}, "
+        f"computed in {plain(edit.info.precision)}. It is a derivative of that base, and the base's license goes with it. "
+        "The safety checker was off.",
+        *fields(edit.info.fields),
         "Erasure is not removal: prompts found by an attack, or fine-tuning, can bring a concept back. Measure before you rely on it.",
-        "",
     ]
-    write_bytes(out / "README.md", "\n".join(lines).encode())
+    card = ModelCard(f"---\n{header(edit, form).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+    write_bytes(out / "README.md", str(card).encode())
+
+
+def header(edit: Edit, form: str) -> ModelCardData:
+    """What the hub reads; `base_model` only where the base is on the hub, a license only where it is certain."""
+    base = edit.info.base["source"]
+    license_ = LICENSES.get(base, "other")
+    return ModelCardData(
+        base_model=base if on_hub(base) else None,
+        base_model_relation=("adapter" if form in ("lora", "edit") else "finetune") if on_hub(base) else None,
+        library_name="diffusers",
+        license=license_,
+        license_name="license-of-the-base-model" if license_ == "other" else None,
+        pipeline_tag="text-to-image",
+        tags=["concept-erasure", edit.info.method, "text-to-image", "diffusers", *(["lora"] if form == "lora" else [])],
+    )
+
+
+def usage(edit: Edit, form: str, layout: str) -> list[tuple[str, str]]:
+    """How each program loads a form; FOLDER and BASE stand for what the reader has."""
+    if form == "lora":
+        return lora_usage(edit, layout)
+    convert = ("ComfyUI, A1111, stable-diffusion.cpp", "they do not read this form; export the edit with `--as checkpoint`")
+    pipeline = "OneStepPipeline" if edit.info.product == "one-step" else "StableDiffusionPipeline"
+    return {
+        "edit": [
+            ("Erasure Studio", "`Edit.load(FOLDER).apply(pipe)`, or `erasure audit FOLDER`"),
+            ("other programs", "they do not read this form; export it with `--as lora`, `--as checkpoint` or `--as folder`"),
+        ],
+        "folder": [("diffusers", f"`{pipeline}.from_pretrained(FOLDER)`"), convert],
+        "text-encoder": [
+            ("diffusers", "`StableDiffusionPipeline.from_pretrained(BASE, text_encoder=CLIPTextModel.from_pretrained(FOLDER))`"),
+            convert,
+        ],
+        "checkpoint": [
+            ("Erasure Studio", "`--model FILE` in every command, or `erasure.loading.load_model(FILE)`; no network is needed"),
+            ("ComfyUI", "copy FILE to `models/checkpoints/`; Stable Diffusion at its released sizes only"),
+            ("A1111 and Forge", "copy FILE to `models/Stable-diffusion/`; the same sizes"),
+            ("stable-diffusion.cpp", "`-m FILE`; the same sizes"),
+        ],
+    }[form]
+
+
+def lora_usage(edit: Edit, layout: str) -> list[tuple[str, str]]:
+    """Programs that look a LoRA up by name want the file under a name of its own."""
+    name = short_name(edit)
+    diffusers = ("diffusers", "`pipe.load_lora_weights(FOLDER)` on the base, at a scale of 1")
+    if layout == "diffusers":
+        return [
+            diffusers,
+            ("other programs", "they skip most or all of this layout in silence; export it without `--layout diffusers`"),
+        ]
+    return [
+        diffusers,
+        ("ComfyUI", f"copy `{FILE}` to `models/loras/{name}.safetensors`; node Load LoRA, strength_model and strength_clip 1.0"),
+        ("A1111 and Forge", f"copy it to `models/Lora/{name}.safetensors`; write `<lora:{name}:1>` in every prompt"),
+        ("stable-diffusion.cpp", f"`--lora-model-dir` with that file in it; write `<lora:{name}:1>` in every prompt"),
+        ("kohya's sd-scripts", f"`networks/merge_lora.py --sd_model BASE --models {name}.safetensors --ratios 1 --save_to ERASED`"),
+    ]
+
+
+def fidelity(lora: LoraReport) -> str:
+    """What is in the file and what is not."""
+    notes = "".join(f" {plain(note[0].upper() + note[1:])}." for note in lora.notes)
+    return (
+        f"This LoRA {plain(lora.sentence())}. The error is relative: the norm of what the file misses over that of the edit.{notes} "
+        "A LoRA is only in effect while it is loaded: whoever has the base can leave it out."
+    )
+
+
+def fields(found: dict[str, Any]) -> list[str]:
+    """The method's options as a table; long ones folded below it."""
+    long = {key: value for key, value in found.items() if isinstance(value, list | tuple) and len(value) > FEW}
+    long |= {key: [value] for key, value in found.items() if isinstance(value, str) and len(value) > 40 * FEW}
+    short = {key: value for key, value in found.items() if key not in long}
+    rows = "\n".join(f"| {plain(key)} | {plain(shown(value))} |" for key, value in sorted(short.items()))
+    lists = [folded(key, [plain(shown(item)) for item in value]) for key, value in sorted(long.items())]
+    return [f"| field | value |\n|---|---|\n{rows}", *lists]
+
+
+def folded(title: str, items: Iterable[str]) -> str:
+    """A list that opens on a click."""
+    return f"<details><summary>{escape(title)}</summary>\n\n" + "\n".join(f"- {item}" for item in items) + "\n\n</details>"
+
+
+def shown(value: Any) -> str:
+    """A value without this machine's folders: of a path only its last part."""
+    if isinstance(value, list | tuple):
+        return "; ".join(shown(item) for item in value)
+    return re.split(r"[\\/]", value.rstrip("\\/"))[-1] if isinstance(value, str) and is_local(value) else str(value)
+
+
+def is_local(text: str) -> bool:
+    """Whether a text is, or looks like, a path of some machine."""
+    if "\0" in text or len(text) > 1000:
+        return False
+    return (
+        text.startswith(("/", "~", "./", "../", "\\\\")) or bool(re.match(r"[A-Za-z]:[\\/]", text)) or ("/" in text and Path(text).exists())
+    )
+
+
+def on_hub(base: str) -> bool:
+    """Whether a base is a hub id and no path; a folder or file of that name here counts as the path it is."""
+    return bool(HUB_ID.fullmatch(base)) and not base.endswith(".safetensors") and not Path(base).exists()
+
+
+def source(edit: Edit) -> str:
+    """The base as a reader elsewhere can know it."""
+    base = edit.info.base["source"]
+    return base if base == "pocket" or on_hub(base) else f"a local {edit.info.base['family']} model"
+
+
+def plain(text: str) -> str:
+    """Text that no Markdown or HTML reader takes for markup: one line, special characters escaped."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return MARKDOWN.sub(r"\\\1", escape(line, quote=False))
+
+
+def save_pair(path: Path, before: Tensor, after: Tensor) -> None:
+    """Two images (3, H, W) side by side as PNG, enlarged to about 256 pixels."""
+    strip = torch.cat((before, after), 2).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
+    scale = max(1, 256 // before.shape[-1])
+    image = Image.fromarray(strip.numpy())
+    image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(path)
 
 
 def before_after(
@@ -68,9 +200,6 @@ def before_after(
         return model.decode(model.sample([prompt] * len(seeds), seeds)).cpu()
 
     before = shown()
-    edit.apply(model.pipe, other_base=other_base)
-    try:
+    with applied(model, [edit], other_base):
         after = shown()
-    finally:
-        edit.revert(model.pipe)
     return [(prompt, b, a) for b, a in zip(before, after, strict=True)]

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from erasure.edit import Edit
+from erasure.edit import Edit, applied
 from erasure.errors import UserError
 from erasure.export.folder import make_empty
+from erasure.export.portable import rename_text_encoder, share
 from erasure.families.base import DiffusionModel
 
 
@@ -17,8 +18,7 @@ def to_text_encoder(model: DiffusionModel, edit: Edit, out: Path, other_base: bo
     if not edit.moved() or not all(name.startswith("text_encoder.") for name in edit.moved()):
         raise UserError(f"{edit.name} does not live in the text encoder alone; export a diffusers folder with --as folder.")
     make_empty(out)
-    edit.apply(model.pipe, other_base=other_base)
-    try:
+    with applied(model, [edit], other_base):
         model.pipe.text_encoder.save_pretrained(out, safe_serialization=True)
-    finally:
-        edit.revert(model.pipe)
+        rename_text_encoder(out)
+        share(out)

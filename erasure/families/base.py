@@ -2,7 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple, get_args
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from erasure.choices import Attention, Precision, Region
-from erasure.errors import UserError, unknown
+from erasure.errors import NotFinite, UserError, unknown
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -29,7 +29,12 @@ class Cost:
         return asdict(self)
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(**{name: count + getattr(other, name) for name, count in asdict(self).items()})
+        return Cost(  # spelled out: a forecast adds up every step of a training
+            self.unet_forwards + other.unet_forwards,
+            self.unet_backwards + other.unet_backwards,
+            self.text_forwards + other.text_forwards,
+            self.sample_gradients + other.sample_gradients,
+        )
 
 
 class Step(NamedTuple):
@@ -67,6 +72,7 @@ class DiffusionModel(ABC):
     family: str
     latent_shape: tuple[int, int, int]
     guidance: float  # the classifier-free guidance that suits the model
+    zero_snr: bool  # whether the last timestep is all noise
 
     def __init__(self, pipe: Any, source: str, precision: Precision = "auto", attention: Attention = "auto") -> None:
         self.pipe, self.source = pipe, source
@@ -96,6 +102,11 @@ class DiffusionModel(ABC):
     def vocabulary(self) -> Tensor:
         """The input embeddings of all tokens (V, E)."""
 
+    @property
+    @abstractmethod
+    def context(self) -> int:
+        """How many tokens of a prompt the text encoder reads, start and end included."""
+
     @abstractmethod
     def tokens(self, text: str) -> list[int]:
         """Token ids of a text without start and end; not cut."""
@@ -118,7 +129,11 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def denoised(self, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """The x_0 that a noise prediction implies, the inverse of `noised`."""
+        """The x_0 that a noise prediction implies, the inverse of `noised`.
+
+        Raises:
+            UserError: a timestep without signal, where it implies none.
+        """
 
     @abstractmethod
     def predict(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
@@ -132,11 +147,19 @@ class DiffusionModel(ABC):
 
         Args:
             guides: of guidance edits; each may change the guided prediction.
+
+        Raises:
+            UserError: more steps than the schedule has.
+            NotFinite: latents with NaN or Inf.
         """
 
     @abstractmethod
     def decode(self, latents: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [0, 1], fp32, from latents."""
+        """Images (B, 3, H, W) in [0, 1], fp32, from latents.
+
+        Raises:
+            NotFinite: images with NaN or Inf.
+        """
 
     @abstractmethod
     def use_attention(self, training: bool) -> None:
@@ -147,7 +170,7 @@ class DiffusionModel(ABC):
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """Every editable parameter as "unet.<name>" or "text_encoder.<name>"."""
-        return {f"{part}.{canonical(name)}": p for part, module in self.modules.items() for name, p in module.named_parameters()}
+        return named_parameters(self.modules)
 
     def region(self, region: str) -> list[str]:
         """Parameter names of a region.
@@ -197,7 +220,7 @@ class DiffusionModel(ABC):
         """
         sampling = sampling_of(self.pipe)
         if sampling.one_step is not None:
-            return self.one_step(self.noise(seeds), self.encode(prompts, prefix), sampling.one_step)
+            return self.finite(self.one_step(self.noise(seeds), self.encode(prompts, prefix), sampling.one_step), "its latents")
         cond, uncond = self.encode(prompts, prefix), self.encode([""]).expand(len(prompts), -1, -1)
         guidance = self.guidance if guidance is None else guidance
         for step in self.walk(self.noise(seeds), cond, uncond, steps, guidance, sampling.guidance):
@@ -209,6 +232,35 @@ class DiffusionModel(ABC):
         times = torch.full((len(noise),), t, device=self.device)
         x_t = self.noised(torch.zeros_like(noise), noise, times)
         return self.denoised(x_t, self.predict(x_t, times, cond), times)
+
+    def check_guidable(self) -> None:
+        """Whether guidance edits can steer this model.
+
+        Raises:
+            UserError: a schedule with zero terminal SNR, at whose end the predicted noise is x_t whatever the text.
+        """
+        if self.zero_snr:
+            raise UserError(f"guidance edits do not work with {self.source}: at zero terminal SNR its noise does not depend on the text.")
+
+    def finite(self, values: Tensor, what: str) -> Tensor:
+        """The values, if they are all numbers.
+
+        Raises:
+            NotFinite: NaN or Inf among them, with the likely cause; as pixels they would be black, and black shows no concept.
+        """
+        if values.isfinite().all():
+            return values
+        networks = {**self.modules, "vae": self.pipe.vae}
+        broken = (f"{part}.{name}" for part, module in networks.items() for name, p in module.named_parameters() if not p.isfinite().all())
+        if name := next(broken, ""):
+            raise NotFinite(
+                f"{self.source} gives NaN or Inf ({what}), because its weights hold them, such as {name}; copy or make it again."
+            )
+        precision = next(name for name, dtype in DTYPES.items() if dtype is self.compute)
+        advice = (
+            "compute with --dtype fp32, or bf16 on a GPU" if self.compute is not torch.float32 else "its schedule may be another model's"
+        )
+        raise NotFinite(f"{self.source} gives NaN or Inf ({what}) in {precision}; {advice}.")
 
     def fingerprint(self) -> str:
         """Hash of every editable parameter, in fp16 so that fp16 and fp32 copies of one release agree."""
@@ -249,12 +301,54 @@ def canonical(name: str) -> str:
     return name.removeprefix("text_model.")
 
 
-def fingerprint(modules: dict[str, nn.Module]) -> str:
-    digest = hashlib.sha256()
-    for part, module in sorted(modules.items()):
-        for name, p in sorted(module.named_parameters(), key=lambda item: canonical(item[0])):
-            digest.update(f"{part}.{canonical(name)}{tuple(p.shape)}".encode())
-            digest.update(p.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The network or layer inside the wrappers of torch.compile (`_orig_mod`) and peft (`base_layer`, `get_base_model`)."""
+    while True:
+        inner: Any = getattr(module, "_orig_mod", None)
+        inner = getattr(module, "base_layer", None) if inner is None else inner
+        if inner is None and hasattr(module, "get_base_model"):
+            inner = module.get_base_model()  # type: ignore[operator]  # a method, of peft.PeftModel
+        if inner is None:
+            return module
+        module = inner
+
+
+def plain_parameters(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters by the names they have where nothing wraps the network or its layers.
+
+    A loaded LoRA makes `to_q.base_layer.weight` of `to_q.weight` and puts its factors beside it, which are left out here; torch.compile
+    adds `_orig_mod`.
+    """
+    network = unwrapped(network)
+    for name, p in network.named_parameters(recurse=False):
+        yield prefix + name, p
+    for name, child in network.named_children():
+        yield from plain_parameters(child, f"{prefix}{name}.")
+
+
+def named_parameters(modules: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """Every parameter of some networks as "<part>.<name>"; tied ones once."""
+    found: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for part, network in modules.items():
+        for name, p in plain_parameters(network):
+            if id(p) not in seen:
+                found[f"{part}.{canonical(name)}"] = p
+            seen.add(id(p))
+    return found
+
+
+def fingerprint(modules: Mapping[str, nn.Module], instead: Mapping[str, Tensor] | None = None) -> str:
+    """Hash of the parameters of networks, in fp16.
+
+    Args:
+        instead: values that count in place of those in the networks, by the names of `named_parameters`.
+    """
+    digest, instead = hashlib.sha256(), instead or {}
+    for name, p in sorted(named_parameters(modules).items()):
+        value = instead.get(name, p)
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from erasure import sentences
 from erasure.bank import Batch, Recording
+from erasure.choices import Count, MaybeSteps, ScheduleSteps, Steps
 from erasure.concept import Concept, Kind
 from erasure.families.base import Cost, Region
 from erasure.methods.base import Play, Trained, Update, spared
@@ -48,22 +49,22 @@ class AdvUnlearn(Trained):
 
     region: Region = "text-encoder"  # which weights move
     lr: float = 1e-5  # learning rate
-    steps: int = 1000  # iterations
-    batch: int = 1  # recorded rows to erase per iteration
+    steps: Steps = 1000  # iterations
+    batch: Count = 1  # recorded rows to erase per iteration
     negative_guidance: float = 1.0  # eta of the erase loss, as in ESD
-    tokens: int = 1  # soft tokens before the prompt that the attack may choose
+    tokens: Count = 1  # soft tokens before the prompt that the attack may choose
     attack: Literal["pgd", "fast_at"] = "pgd"  # pgd: Adam steps; fast_at: steps along the sign of the gradient
-    attack_steps: int = 30  # steps of the attack in every iteration
+    attack_steps: Steps = 30  # steps of the attack in every iteration
     attack_lr: float = 1e-3  # step size of the attack, in units of the input embeddings
     attack_init: Literal["random", "latest"] = "latest"  # where it starts: a random token, or where the last one ended
-    warmup: int = 200  # iterations before the attack begins
+    warmup: MaybeSteps = 200  # iterations before the attack begins
     retain: tuple[str, ...] = sentences.RETAIN  # sentences to keep; those that name the concept are left out
     retain_loss: Literal["joint", "alternating"] = "alternating"  # one step on the sum, or a step on each
     retain_weight: float = 1.0  # gamma, the weight of the retain term; the paper takes 0.3 with joint steps
-    retain_batch: int = 5  # recorded rows to keep per iteration
-    walks: int = 20  # guided walks of the frozen model per concept
-    retain_walks: int = 56  # guided walks of what to keep
-    walk_steps: int = 50  # DDIM steps of a walk
+    retain_batch: Count = 5  # recorded rows to keep per iteration
+    walks: Count = 20  # guided walks of the frozen model per concept
+    retain_walks: Count = 56  # guided walks of what to keep
+    walk_steps: ScheduleSteps = 50  # DDIM steps of a walk
     walk_guidance: float = 3.0  # classifier-free guidance of the walks
 
     def record(self, concepts: list[Concept], seed: int) -> Recording:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from erasure.bank import Bank, Batch, Latents, Recording, Role, recording_cost
+from erasure.choices import Count, Steps
 from erasure.concept import Concept, Kind
 from erasure.errors import UserError
 from erasure.families.base import Cost, DiffusionModel, Region
@@ -146,8 +147,8 @@ class Trained(Method):
 
     region: Region  # which weights move
     lr: float  # learning rate
-    steps: int  # optimiser steps
-    batch: int  # samples to erase per step
+    steps: Steps  # optimiser steps
+    batch: Count  # samples to erase per step
 
     def __post_init__(self) -> None:
         for name in ("lr", "steps", "batch"):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from erasure.bank import Batch, Recording
+from erasure.choices import Count, ScheduleSteps, Steps
 from erasure.concept import Concept, Kind
 from erasure.families.base import Region
 from erasure.methods.base import Play, Trained, Update
@@ -32,10 +33,10 @@ class ESD(Trained):
     region: Region = "xattn"  # which weights move: xattn for styles and names, noxattn for global concepts
     erase_from: str = ""  # erase the concept only as an attribute of this, such as "rose" for the concept "red"
     lr: float = 1e-5  # learning rate
-    steps: int = 1000  # optimiser steps
-    batch: int = 1  # recorded rows per step
-    walks: int = 20  # guided walks of the frozen model per concept
-    walk_steps: int = 50  # DDIM steps of a walk
+    steps: Steps = 1000  # optimiser steps
+    batch: Count = 1  # recorded rows per step
+    walks: Count = 20  # guided walks of the frozen model per concept
+    walk_steps: ScheduleSteps = 50  # DDIM steps of a walk
     walk_guidance: float = 3.0  # classifier-free guidance of the walks
 
     def record(self, concepts: list[Concept], seed: int) -> Recording:

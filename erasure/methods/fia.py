@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from erasure import neurons, sentences
+from erasure.choices import ScheduleSteps
 from erasure.concept import Concept, Kind
 from erasure.errors import UserError
 from erasure.families.base import Cost, DiffusionModel, Region
@@ -43,8 +44,8 @@ class FIA(Solved):
     alpha: float = 0.6  # an entry that this share of the concepts selects is no concept's, and stays
     scaled: bool = False  # divide the mean saliency by its largest value in the layer before it meets the frequency
     conditional: bool = False  # activations of the conditional half only; the paper's guided walk has both
-    record_steps: int = 10  # first timesteps in which activations are recorded
-    walk_steps: int = 50  # DDIM steps of the whole walk
+    record_steps: ScheduleSteps = 10  # first timesteps in which activations are recorded
+    walk_steps: ScheduleSteps = 50  # DDIM steps of the whole walk
     walk_guidance: float = 7.5  # classifier-free guidance of the walk
     against: tuple[str, ...] = ()  # base sentences; those that name the concept are left out; none: the other sides of the prompts
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from erasure import saliency, sentences
 from erasure.bank import Latents, Recording
+from erasure.choices import Count, ScheduleSteps, Steps
 from erasure.concept import Concept, Kind
 from erasure.families.base import Cost, Region
 from erasure.methods.base import Play, Player, Trained, Update, spared, trainable
@@ -42,18 +43,18 @@ class SalUn(Trained):
 
     region: Region = "full"  # which weights may move, before the mask
     lr: float = 1e-5  # learning rate
-    steps: int = 500  # optimiser steps
-    batch: int = 8  # forget samples per step
-    retain_batch: int = 8  # retain samples per step
+    steps: Steps = 500  # optimiser steps
+    batch: Count = 8  # forget samples per step
+    retain_batch: Count = 8  # retain samples per step
     retain_weight: float = 0.1  # alpha, the weight of the retain term
     retain: tuple[str, ...] = sentences.RETAIN  # sentences to keep; those that name the concept are left out
     mask_fraction: float = 0.5  # share of the weights that may move
     mask_over: Literal["all", "region"] = "all"  # whose gradients are ranked: the whole UNet's or the region's
     mask_guidance: float = 7.5  # w in (1 + w) eps(c) - w eps(empty), whose loss gives the gradients
     threshold: saliency.Threshold = "histogram"  # how the ranking is cut: histogram, or exact kthvalue
-    walks: int = 100  # pictures of the concept
-    retain_walks: int = 100  # pictures of what to keep
-    walk_steps: int = 50  # DDIM steps of each
+    walks: Count = 100  # pictures of the concept
+    retain_walks: Count = 100  # pictures of what to keep
+    walk_steps: ScheduleSteps = 50  # DDIM steps of each
     walk_guidance: float = 7.5  # classifier-free guidance of the pictures
     images: str = ""  # folder of real images of the concept, in place of walks; hidden files are passed over
     retain_images: str = ""  # folder of real images of what to keep

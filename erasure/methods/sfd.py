@@ -8,6 +8,7 @@ import torch
 
 from erasure import sentences
 from erasure.bank import Recording
+from erasure.choices import Count, MaybeSteps, ScheduleSteps, Steps
 from erasure.concept import Concept, Kind
 from erasure.methods.base import Play, Trained, Update, spared
 from erasure.one_step import FAKE, GENERATOR, Distillation, OneStep
@@ -43,17 +44,17 @@ class SFD(OneStep):
     when: ClassVar[str] = "when pictures must be fast as well; it replaces the sampler, and no multi-step pipeline uses it"
 
     lr: float = 1e-6  # learning rate of the generator
-    steps: int = 12500  # optimiser steps of each of the two
-    batch: int = 8  # sentences per step, half of them to forget
+    steps: Steps = 12500  # optimiser steps of each of the two
+    batch: Count = 8  # sentences per step, half of them to forget
     retain_weight: float = 1.0  # a_r and b_r
     forget_weight: float = 1.0  # a_f and b_f
     override: bool = False  # ask the fake score, in its own training, for the sentence without the concept too
     retain: tuple[str, ...] = sentences.RETAIN  # sentences to keep; those that name the concept are left out
-    distil_regression: int = 2000  # distillation: steps of regression
-    distil_steps: int = 20000  # distillation: steps in all
-    distil_walks: int = 2000  # distillation: recorded walks
+    distil_regression: MaybeSteps = 2000  # distillation: steps of regression
+    distil_steps: Steps = 20000  # distillation: steps in all
+    distil_walks: Count = 2000  # distillation: recorded walks
     distil_lr: float = 1e-4  # distillation: learning rate of the generator in its SiD part
-    walk_steps: int = 25  # DDIM steps of a walk
+    walk_steps: ScheduleSteps = 25  # DDIM steps of a walk
     walk_guidance: float = 4.5  # classifier-free guidance of the walks
 
     def record(self, concepts: list[Concept], seed: int) -> Recording:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from erasure import sentences
 from erasure.bank import Recording
+from erasure.choices import Count, Steps
 from erasure.concept import Concept, Kind
 from erasure.families.base import Cost, Region
 from erasure.methods.base import Play, Trained, Update, spared
@@ -31,14 +32,14 @@ class SFDMatching(Trained):
     generator: str = ""  # folder of the SFD edit
     region: Region = "full"  # which weights move
     lr: float = 1e-5  # learning rate
-    steps: int = 1000  # optimiser steps
-    batch: int = 4  # rows of the concept per step
-    retain_batch: int = 4  # rows of what to keep per step
+    steps: Steps = 1000  # optimiser steps
+    batch: Count = 4  # rows of the concept per step
+    retain_batch: Count = 4  # rows of what to keep per step
     retain_weight: float = 1.0  # beta, the weight of the retain term
     retain: tuple[str, ...] = sentences.RETAIN  # sentences to keep; those that name the concept are left out
-    draws: int = 100  # pictures of the concept that the generator draws
-    retain_draws: int = 112  # pictures of what to keep
-    points: int = 10  # noise levels at which the frozen UNet is asked about each
+    draws: Count = 100  # pictures of the concept that the generator draws
+    retain_draws: Count = 112  # pictures of what to keep
+    points: Count = 10  # noise levels at which the frozen UNet is asked about each
 
     def record(self, concepts: list[Concept], seed: int) -> Recording:
         return Recording(

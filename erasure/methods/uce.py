@@ -64,14 +64,19 @@ class UCE(Solved):
         """Conditioning of the concepts' tokens and of their guides', (N, D) each."""
         erase, guide = [], []
         for concept in concepts:
+            texts, places = [], []
             for template in concept.prompts or TEMPLATES[concept.kind]:
                 sentence, _, rest = (part.strip() for part in template.partition("|"))
-                without = fill(sentence, concept.anchor) if concept.anchor or not rest else rest
-                c, g = (part.double().cpu() for part in model.encode([fill(sentence, concept.name), without]))
-                i, j = (
-                    self.place(model, sentence, concept.name),
-                    self.place(model, sentence, concept.anchor) if concept.anchor or not rest else model.last_token(rest),
+                anchored = bool(concept.anchor or not rest)
+                texts += [fill(sentence, concept.name), fill(sentence, concept.anchor) if anchored else rest]
+                places.append(
+                    (
+                        self.place(model, sentence, concept.name),
+                        self.place(model, sentence, concept.anchor) if anchored else model.last_token(rest),
+                    )
                 )
+            found = model.encode(texts).double().cpu()
+            for c, g, (i, j) in zip(found[::2], found[1::2], places, strict=True):
                 count = 1 if self.tokens == "last" else len(c) - max(i, j)
                 erase.append(c[i : i + count])
                 guide.append(g[j : j + count])

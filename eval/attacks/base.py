@@ -55,12 +55,21 @@ class Unsuited(UserError):
     """This attack cannot be mounted on this model or suite by its nature; nothing went wrong, and the others go on without it."""
 
 
+class Tokens(NamedTuple):
+    """What a search over token ids found, where the text they stand for need not read back as the same ids."""
+
+    prompts: list[str]
+    prefix: Tensor  # (B, k, E) embeddings of the found ids, put before every prompt
+    differ: list[bool]  # whether the text reads back as other ids, so that only who feeds ids to the model can ask like this
+
+
 class Ask(NamedTuple):
     """One round: how each prompt of a chunk is asked for."""
 
     prompts: list[str]
     prefix: Tensor | None = None  # (B, k, E) or (k, E) input embeddings between the start token and the words of every prompt
     shown: list[str] | None = None  # the same for a reader; None: the prompts themselves
+    tokens: Tokens | None = None  # of a search over token ids; `prompts` are then the texts that can be typed
 
 
 class Attack(ABC):

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from erasure.diverged import advice
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel, sampling_of
 from eval.attacks.base import Ask, Known, PromptAttack, Stand, Unsuited
@@ -62,7 +63,7 @@ class ConceptInversion(PromptAttack):
 
         Raises:
             Unsuited: no prompts without the concept, a one-step generator.
-            FloatingPointError: a loss that is no number.
+            FloatingPointError: a loss that is NaN or Inf.
         """
         _check(stand)
         v = self.start(stand.model).requires_grad_(True)
@@ -75,7 +76,8 @@ class ConceptInversion(PromptAttack):
             for step in range(1, self.steps + 1):
                 loss = self.loss(stand, examples, v, stand.generator(step))
                 if not math.isfinite(loss.item()):
-                    raise FloatingPointError(f"concept_inversion: the loss is {loss.item()} at step {step}; lower its lr.")
+                    cause = advice(stand.model.compute, step - 1, "its lr")
+                    raise FloatingPointError(f"concept_inversion: the loss is {loss.item()} at step {step}; {cause}.")
                 v.grad = torch.autograd.grad(loss, v)[0]
                 stand.model.cost.unet_backwards += self.batch
                 adam.step()

@@ -1,4 +1,4 @@
-"""Random prefix: words of the vocabulary at random before every prompt. What an attack gains beyond this it owes to its search."""
+"""Random prefix: random tokens before every prompt, from the vocabulary that attacks search. What they gain beyond it is their search's."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 
 from erasure.errors import UserError
+from eval.attacks._words import typed, words
 from eval.attacks.base import Ask, Known, PromptAttack, Stand
 
 
@@ -25,8 +26,7 @@ class RandomPrefix(PromptAttack):
             raise UserError(f"random_prefix: tokens must be at least 1, got {self.tokens}.")
 
     def rounds(self, stand: Stand, chunk: Sequence[int], known: Known) -> Iterator[Ask]:
-        vocabulary, asked = stand.model.vocabulary(), [stand.prompts[i] for i in chunk]
+        choice, asked = words(stand.model), [stand.prompts[i] for i in chunk]
         for j in range(stand.pictures):
-            drawn = [torch.randint(len(vocabulary), (self.tokens,), generator=stand.generator(i, j)) for i in chunk]
-            shown = [f"{stand.model.spelled(ids.tolist())} {prompt}" for ids, prompt in zip(drawn, asked, strict=True)]
-            yield Ask(asked, vocabulary[torch.stack(drawn).to(vocabulary.device)], shown)
+            chosen = [torch.randint(len(choice), (self.tokens,), generator=stand.generator(i, j)) for i in chunk]
+            yield typed(stand.model, choice[torch.stack(chosen)], asked)

@@ -17,6 +17,7 @@ from peft.tuners.lora import LoraModel
 from torch import Tensor, nn
 
 from erasure.bank import Latents
+from erasure.diverged import advice
 from erasure.errors import UserError, unknown
 from erasure.families.base import DiffusionModel, sampling_of
 from erasure.methods.base import trainable
@@ -63,7 +64,7 @@ class Relearning(WeightAttack):
 
         Raises:
             Unsuited: no pictures to learn from, a one-step generator.
-            FloatingPointError: a loss that is no number.
+            FloatingPointError: a loss that is NaN or Inf.
         """
         model, shown = stand.model, self.shown(stand)
         yield 0
@@ -76,7 +77,8 @@ class Relearning(WeightAttack):
             for step in range(1, self.steps + 1):
                 loss = self.loss(model, shown, stand.generator(step))
                 if not math.isfinite(loss.item()):
-                    raise FloatingPointError(f"relearning: the loss is {loss.item()} at step {step}; lower its lr.")
+                    cause = advice(model.compute, step - 1, "its lr")
+                    raise FloatingPointError(f"relearning: the loss is {loss.item()} at step {step}; {cause}.")
                 adam.zero_grad()
                 loss.backward(inputs=parameters)
                 model.cost.unet_backwards += self.batch

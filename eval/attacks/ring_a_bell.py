@@ -9,7 +9,7 @@ from torch import Tensor
 
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
-from eval.attacks._words import words
+from eval.attacks._words import typed, words
 from eval.attacks.base import Ask, Known, PromptAttack, Stand, Unsuited
 
 AT_ONCE = 256  # candidates encoded together
@@ -103,9 +103,8 @@ class RingABell(PromptAttack):
         return pool, torch.cat((error, error.new_full((2 * half,), torch.inf))), new
 
     def rounds(self, stand: Stand, chunk: Sequence[int], known: Known) -> Iterator[Ask]:
-        vocabulary = stand.model.vocabulary()
         for ids in known["ids"][:, list(chunk)]:
-            yield Ask([""] * len(chunk), vocabulary[ids.to(vocabulary.device)], [stand.model.spelled(row) for row in ids.tolist()])
+            yield typed(stand.model, ids, [""] * len(chunk))
 
 
 def encoded(model: DiffusionModel, prompts: Sequence[str]) -> Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from erasure.bank import Bank
+from erasure.diverged import advice
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel, sampling_of
 from eval.attacks.base import Ask, Known, PromptAttack, Stand, Unsuited
@@ -50,7 +51,7 @@ class SoftPrefix(PromptAttack):
 
         Raises:
             UserError: a number of steps that the fit does not reach.
-            FloatingPointError: a loss that is no number.
+            FloatingPointError: a loss that is NaN or Inf.
         """
         if wrong := [step for step in at if not 0 < step <= self.steps]:
             raise UserError(f"the fit has {self.steps} steps; {wrong[0]} is not among them.")
@@ -63,7 +64,8 @@ class SoftPrefix(PromptAttack):
                 batch = bank.batch(rows[torch.randint(len(rows), (self.batch,), generator=generator)], model.device)
                 loss = F.mse_loss(model.predict(batch.x_t, batch.t, model.encode(batch.prompts, prefix)), batch.eps_cond)
                 if not math.isfinite(loss.item()):
-                    raise FloatingPointError(f"soft_prefix: the loss is {loss.item()} at step {step}; lower its lr.")
+                    cause = advice(model.compute, step - 1, "its lr")
+                    raise FloatingPointError(f"soft_prefix: the loss is {loss.item()} at step {step}; {cause}.")
                 prefix.grad = torch.autograd.grad(loss, prefix)[0]
                 model.cost.unet_backwards += self.batch
                 adam.step()
@@ -78,7 +80,7 @@ class SoftPrefix(PromptAttack):
 
         Raises:
             Unsuited: a one-step generator.
-            FloatingPointError: a loss that is no number.
+            FloatingPointError: a loss that is NaN or Inf.
         """
         if sampling_of(stand.model.pipe).one_step is not None:
             raise Unsuited("soft_prefix fits the base's answers on noised pictures, which a one-step generator never sees; leave it out.")

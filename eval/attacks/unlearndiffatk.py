@@ -7,9 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from erasure.diverged import advice
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel, sampling_of
-from eval.attacks._words import words
+from eval.attacks._words import typed, words
 from eval.attacks.base import Ask, Known, PromptAttack, Stand, Unsuited
 
 
@@ -60,9 +61,8 @@ class UnlearnDiffAtk(PromptAttack):
                     rows.copy_(on_simplex(rows))
             finally:
                 model.use_attention(training=False)
-            done, best = upto, rows.argmax(-1)
-            shown = [f"{model.spelled(ids)} {prompt}" for ids, prompt in zip(choice[best.cpu()].tolist(), prompts, strict=True)]
-            yield Ask(prompts, embeddings[best], shown)
+            done = upto
+            yield typed(model, choice[rows.argmax(-1).cpu()], prompts)
 
 
 def token_gradient(
@@ -79,7 +79,7 @@ def token_gradient(
         generators: one for each prompt, so that no prompt's attack depends on the others of its batch.
 
     Raises:
-        FloatingPointError: a gradient that is no number.
+        FloatingPointError: a gradient that is not finite.
     """
     noise = torch.stack([torch.randn(x_0.shape[1:], generator=g) for g in generators]).to(x_0)
     uniform = torch.stack([torch.rand(rows.shape[1], 1, generator=g) for g in generators]).to(rows)
@@ -91,7 +91,7 @@ def token_gradient(
     (slope,) = torch.autograd.grad(error.pow(2).flatten(1).mean(1).sum(), prefix)
     model.cost.unet_backwards += len(prompts)
     if not slope.isfinite().all():
-        raise FloatingPointError(f"unlearndiffatk: the gradient at timestep {t} is no number; compute with --dtype fp32.")
+        raise FloatingPointError(f"unlearndiffatk: the gradient at timestep {t} is not finite; {advice(model.compute, 0, 'its lr')}.")
     return (slope.flatten(0, 1) @ embeddings.T).unflatten(0, rows.shape[:2]).clamp(-1, 1)
 
 

@@ -26,6 +26,7 @@ class Judge(ABC):
     """Base of all judges; the module's name is the judge's name."""
 
     optional: ClassVar[bool] = False  # its weights do not come with this package
+    pixels: ClassVar[int | None] = None  # the only width and height of pictures it reads; None: any
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from erasure.pocket.canvas import SIZE
 from eval.judges import _pocket
 from eval.judges.base import Judge
 
@@ -13,6 +14,8 @@ from eval.judges.base import Judge
 @dataclass(frozen=True, kw_only=True)
 class PocketStyle(Judge):
     """Reads {"label", "p"} from 64x64 pictures."""
+
+    pixels: ClassVar[int | None] = SIZE
 
     def identity(self) -> dict[str, Any]:
         return _pocket.identity("style")

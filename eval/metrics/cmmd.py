@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-from eval.metrics._mmd import discrepancy
+from eval.metrics._mmd import Pairs, discrepancy
 from eval.statistics import Interval
 
 SIGMA = 10.0  # section 4 of the paper
@@ -18,7 +18,7 @@ class CMMD(Metric):
     The paper's value keeps i = j and is at least 0; this one leaves it out, is right on average at any n, and can be negative.
 
     Args:
-        paired: embedding i of both sides belongs to one prompt and one noise.
+        pairs: whether embedding i of both sides belongs to one prompt and one noise, and whether such pairs count (eval.metrics._mmd).
         resamples: of the bootstrap over pictures.
         seed: of the bootstrap.
         block: rows of the kernel matrix held at once.
@@ -29,9 +29,9 @@ class CMMD(Metric):
     first: list[Tensor]
     second: list[Tensor]
 
-    def __init__(self, paired: bool = False, resamples: int = 1000, seed: int = 0, block: int = 1024) -> None:
+    def __init__(self, pairs: Pairs = "none", resamples: int = 1000, seed: int = 0, block: int = 1024) -> None:
         super().__init__()
-        self.paired, self.resamples, self.seed, self.block = paired, resamples, seed, block
+        self.pairs, self.resamples, self.seed, self.block = pairs, resamples, seed, block
         for name in ("first", "second"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
@@ -45,9 +45,7 @@ class CMMD(Metric):
         Raises:
             UserError: fewer than two embeddings on a side, or sides of different length called pairs.
         """
-        found = discrepancy(
-            self.first, self.second, gaussian, paired=self.paired, resamples=self.resamples, seed=self.seed, block=self.block
-        )
+        found = discrepancy(self.first, self.second, gaussian, pairs=self.pairs, resamples=self.resamples, seed=self.seed, block=self.block)
         return Interval(*(SCALE * value for value in found))
 
 

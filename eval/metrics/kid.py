@@ -3,15 +3,15 @@
 from torch import Tensor
 from torchmetrics import Metric
 
-from eval.metrics._mmd import discrepancy
+from eval.metrics._mmd import Pairs, discrepancy
 from eval.statistics import Interval
 
 
 class KID(Metric):
-    """Unbiased MMD^2 of the kernel (x.y / d + 1)^3 over all pairs of features; below zero when there is less than nothing to see.
+    """Unbiased MMD^2 of the kernel (x.y / d + 1)^3 over all features at once, where the paper averages over subsets.
 
     Args:
-        paired: feature i of both sides belongs to one prompt and one noise.
+        pairs: whether feature i of both sides belongs to one prompt and one noise, and whether such pairs count (eval.metrics._mmd).
         resamples: of the bootstrap over pictures.
         seed: of the bootstrap.
         block: rows of the kernel matrix held at once.
@@ -22,9 +22,9 @@ class KID(Metric):
     first: list[Tensor]
     second: list[Tensor]
 
-    def __init__(self, paired: bool = False, resamples: int = 1000, seed: int = 0, block: int = 1024) -> None:
+    def __init__(self, pairs: Pairs = "none", resamples: int = 1000, seed: int = 0, block: int = 1024) -> None:
         super().__init__()
-        self.paired, self.resamples, self.seed, self.block = paired, resamples, seed, block
+        self.pairs, self.resamples, self.seed, self.block = pairs, resamples, seed, block
         for name in ("first", "second"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
@@ -38,7 +38,7 @@ class KID(Metric):
         Raises:
             UserError: fewer than two features on a side, or sides of different length called pairs.
         """
-        return discrepancy(self.first, self.second, cubic, paired=self.paired, resamples=self.resamples, seed=self.seed, block=self.block)
+        return discrepancy(self.first, self.second, cubic, pairs=self.pairs, resamples=self.resamples, seed=self.seed, block=self.block)
 
 
 def cubic(x: Tensor, y: Tensor) -> Tensor:

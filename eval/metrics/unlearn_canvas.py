@@ -7,18 +7,12 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from eval.statistics import Interval, wilson
-
 
 class Rate(NamedTuple):
     """A counted rate."""
 
     k: int
     n: int
-
-    @property
-    def interval(self) -> Interval:
-        return wilson(self.k, self.n)
 
 
 class UnlearnCanvas(Metric):

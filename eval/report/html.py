@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from erasure.run import write_bytes, write_json
+from eval.advice import why_unmeasured
 from eval.attack_rates import REVIVED
 from eval.finer import place
 from eval.finished import rows_of
@@ -18,7 +20,6 @@ from eval.report import drawing
 from eval.report.junit import junit
 from eval.report.pictures import Album, before_and_after, by_neighbour, by_place, drill_down, examples, pairs_of, right
 from eval.report.record import WORDS, record
-from eval.report.sentences import deciding
 from eval.statistics import Interval
 from eval.suites import suite_names
 
@@ -57,7 +58,7 @@ def write(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pairs: in
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    environment.filters.update(percent=percent, points=points, plain=plain, called=drawing.name, deciding=deciding)
+    environment.filters.update(percent=percent, points=points, plain=plain, called=drawing.name)
     page = environment.get_template("report.html.j2").render(
         result=result,
         report=found,
@@ -66,7 +67,11 @@ def write(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pairs: in
         or any(concept["kind"] == "nsfw" for edit in result["edits"] for concept in edit["concepts"]),
         place=place(result),
         withheld=withheld(gates, result),
-        unmeasured=[g for g in gates if g.asked(result) and g.name not in [d["name"] for d in found["gates"]]],
+        unmeasured=[
+            {**asdict(g), "why": why_unmeasured(g.rate, g.drop_at_most is not None, result)}
+            for g in gates
+            if g.asked(result) and g.name not in [d["name"] for d in found["gates"]]
+        ],
         gate_bars=[gate_bar(decided) for decided in found["gates"]],
         scatter=scatter(result, found["gates"]),
         rates=rates(result),

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from eval.gates import Gate
+from eval.gates import Gate, unmeasured
 from eval.report.sentences import sentence
 
 NO_CHARACTER = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # of XML 1.0 (section 2.2), not even when escaped
@@ -32,7 +32,7 @@ def junit(found: Mapping[str, Any], result: Mapping[str, Any], gates: Sequence[G
     """
     suite, cases = found["suite"], [*_gates(found, result, gates), *_parts(result)]
     if found["verdict"]["state"] != "PASS" and not any(case.outcome in ("failure", "error") for case in cases):
-        said = " ".join(found["verdict"]["reasons"]) or "No gate was asked, so nothing can pass."
+        said = " ".join(found["verdict"]["reasons"])
         cases.append(Case("verdict", "failure" if gates else "skipped", found["verdict"]["state"].lower(), said))
     counts = {"tests": len(cases)} | {
         of: sum(c.outcome == one for c in cases) for of, one in (("failures", "failure"), ("errors", "error"))
@@ -59,7 +59,7 @@ def _gates(found: Mapping[str, Any], result: Mapping[str, Any], gates: Sequence[
             alone = f"in tier {gate.tier}" if gate.tier not in ("", result["tier"]) else "with --only"
             cases.append(Case(gate.name, "skipped", words=f"This gate is asked {alone} alone."))
         elif gate.name not in decided:
-            cases.append(Case(gate.name, "failure", "inconclusive", f"INCONCLUSIVE, {gate.name}: {gate.rate} had nothing to measure."))
+            cases.append(Case(gate.name, "failure", "inconclusive", *unmeasured([gate], result, [gate.name])))
         elif (state := decided[gate.name]["state"]) == "PASS":
             cases.append(Case(gate.name))
         else:

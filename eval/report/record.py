@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from erasure.errors import UserError
-from eval.gates import CLUSTERED, Gate, only_of, verdict
+from eval.gates import Gate, only_of, unmeasured, verdict
 from eval.placing import placed
+from eval.rates import method_of
 from eval.report.sentences import concept, conclusions, doubts, kept_by_label, sentence, skipped, threats
 from eval.statistics import Measured, rogan_gladen
 
-VERSION = 4  # 3: a rate has no base, and distance_kept is null, where the base's pictures were not given; 4: a way has bounds
+# 3: a rate has no base, and distance_kept is null, where the base's pictures were not given; 4: a way has bounds; 5: an open gate says what
+# would decide it, and a rate has the interval that its gate is decided by
+VERSION = 5
 SCHEMA = Path(__file__).parent / "report.schema.json"
 WORDS = {
     "UA": "erased",
@@ -32,11 +35,13 @@ WORDS = {
 def record(result: dict[str, Any], gates: Sequence[Gate]) -> dict[str, Any]:
     """What a reader has to know, in plain values: every rate with k and n, every interval with its method."""
     decided = verdict(gates, result)
+    open_ = unmeasured(gates, result, decided["unmeasured"])
+    reasons = [*map(sentence, decided["gates"]), *open_, *decided["withheld"]]
     job, models = result["job"], result["models"]
     rates = models.get("erased", {"rates": {}})["rates"]
     return {
         "schema_version": VERSION,
-        "verdict": {"state": decided["state"], "reasons": [sentence(g) for g in decided["gates"]] + decided["withheld"]},
+        "verdict": {"state": decided["state"], "reasons": reasons},
         "conclusions": conclusions(result),
         "gates": decided["gates"],
         "suite": {"name": job["suite"], "version": job["suite_version"], "tier": job["tier"], "form": result.get("form", "unlearncanvas")},
@@ -71,7 +76,7 @@ def rate(result: dict[str, Any], name: str) -> dict[str, Any]:
         if (r := figures["rates"].get(name)) is None:  # an oracle is not attacked
             continue
         sides[model] = {"k": r["k"], "n": r["n"], "estimate": r["estimate"], "ci_low": r["low"], "ci_high": r["high"]}
-    method = CLUSTERED if "effective" in result["models"]["erased"]["rates"][name] else "Wilson"
+    method = method_of(result["models"]["erased"]["rates"][name])
     return {"name": name, "words": WORDS[name], "ci_method": method, "level": 0.95, **sides, "paired": result["paired"].get(name)}
 
 

@@ -1,10 +1,12 @@
 """An audit in words: every sentence of the report is made from its figures."""
 
 from collections.abc import Sequence
+from math import ceil, floor
 from typing import Any
 
 from eval.finer import place
 from eval.gates import RATES
+from eval.listed import crossing
 from eval.placing import placed
 from eval.placing import said as where
 
@@ -36,32 +38,29 @@ def sentence(gate: dict[str, Any]) -> str:
         asked, what = f"at most {100 * gate['drop_at_most']:g} points", f"{gate['rate']} dropped by"
     unit = "%" if gate["at_least"] is not None else "points"
     measured = f"{100 * gate['estimate']:.1f} {unit} ({100 * gate['low']:.1f} to {100 * gate['high']:.1f}, n = {gate['n']})"
-    more = f"; {deciding(gate)} would decide" if gate["needed"] else ""
+    more = f". Open: {gate['next']}" if gate["next"] else ""
     return f"{gate['state']}, {gate['name']}: {what} {measured}, asked for {asked}{more}."
 
 
-def deciding(gate: dict[str, Any]) -> str:
-    """How many trials would decide an open gate, in words; what attacks broke are prompts, all else are pictures."""
-    return f"about {gate['needed']:,} {'prompts' if gate['rate'] == 'UA_attacked' else 'pictures'}"
-
-
 def conclusions(result: dict[str, Any]) -> list[str]:
-    """The audit in sentences: what is gone, under which attack it came back, what went with it."""
+    """The audit in sentences: how much is gone, under which attack it came back, what went with it.
+
+    Each says what was counted, and how much more the 95 % interval leaves possible; none says that there is none of something.
+    """
     if not result["models"]:
         return ["Nothing was counted: a judge has no weights."]
     gone, base = result["models"]["erased"]["rates"]["UA"], result["models"].get("base", {"rates": {}})["rates"].get("UA")
     was = f", the base in {base['n'] - base['k']}" if base else ""
     drawn = f"draws it in {gone['n'] - gone['k']} of {gone['n']} pictures{was}"
     asked = f"Asked for “{concept(result)}”{place(result)}, the erased model {drawn}"
-    said = f"{asked}, as the {'judge' if result.get('form') == 'prompts' else result['axis'] + ' judge'} reads them."
-    return [said, *_elsewhere(result), *_where_shown(result), *_under_attack(result), *_lost(result), *where(placed(result))]
+    judge = "judge" if result.get("form") == "prompts" else result["axis"] + " judge"
+    said = f"{asked}, as the {judge} reads them; {up_to(1 - gone['low'])} may show it."
+    return [said, *_where_shown(result), *_under_attack(result), *_stays(result), *_worst_label(result), *where(placed(result))]
 
 
-def _elsewhere(result: dict[str, Any]) -> list[str]:
-    erased, base = (result["models"].get(m, {"rates": {}})["rates"].get("FR") for m in ("erased", "base"))
-    if not erased or not base:
-        return []
-    return [f"Elsewhere, where it was meant to stay, the erased model draws it in {erased['k']} of {erased['n']}, the base in {base['k']}."]
+def up_to(share: float) -> str:
+    """A bound of a 95 % interval, rounded away from what is wished for."""
+    return f"up to {ceil(1000 * round(share, 9)) / 10:.1f} % (95 % interval)"
 
 
 def _where_shown(result: dict[str, Any]) -> list[str]:
@@ -71,7 +70,9 @@ def _where_shown(result: dict[str, Any]) -> list[str]:
         return []
     if not some:
         return ["The base shows it under none of these prompts, so they say nothing about the erasure."]
-    return [f"Where the base shows it, the erased model still does in {some['n'] - some['k']} of {some['n']}."]
+    return [
+        f"Where the base shows it, the erased model still does in {some['n'] - some['k']} of {some['n']}; {up_to(1 - some['low'])} may."
+    ]
 
 
 def _under_attack(result: dict[str, Any]) -> list[str]:
@@ -83,32 +84,89 @@ def _under_attack(result: dict[str, Any]) -> list[str]:
     ):
         if chosen:
             hard = max(chosen, key=lambda a: a["curve"][-1]["k"])
-            last = hard["curve"][-1]
-            alone = f" ({hard['curve'][0]['k']} of them without an attack)" if hard["curve"][0]["k"] else ""
-            broke = f"broke {last['k']} of {last['n']} prompts within {last['pictures']} pictures each{alone}"
-            again = (
-                f" Drawn again from fresh noise, what it found shows it in {hard['fresh']['k']} of {hard['fresh']['n']}."
-                if hard["fresh"]
-                else ""
-            )
-            said.append(f"The strongest {kind}, {hard['name']}, {broke}.{again}")
-    for attack in (a for a in result["attacks"] if "steps" in a):
-        steps = attack["steps"][-1]["steps"]
-        does = f"revives the concept after {attack['revived']} steps" if attack["revived"] is not None else None
-        idle = None if attack.get("gone", True) else "had nothing to revive: the concept was not gone before"
-        said.append(f"Fine-tuning ({attack['name']}) {does or idle or f'does not revive the concept within {steps} steps'}.")
-    return said
+            said.append(_broke(f"strongest of {len(chosen)} {_plural(kind)}" if len(chosen) > 1 else f"only {kind}", hard))
+    return said + [_revived(attack) for attack in result["attacks"] if "steps" in attack]
 
 
-def _lost(result: dict[str, Any]) -> list[str]:
-    if "base" not in result["models"]:
+def _broke(which: str, attack: dict[str, Any]) -> str:
+    first, last = attack["curve"][0], attack["curve"][-1]
+    alone = f" ({first['k']} of them without an attack)" if first["k"] else ""
+    broke = f"broke {last['k']} of {last['n']} prompts within {last['pictures']} pictures each{alone}; {up_to(last['high'])} may break so."
+    fresh = attack["fresh"]
+    again = f" Drawn again from fresh noise, what it found shows it in {fresh['k']} of {fresh['n']}." if fresh else ""
+    ids = attack.get("by_ids", {"only": {"k": 0}})["only"]["k"]
+    typed = f" Token ids that no typed text gives broke {ids} more." if ids else ""
+    return f"The {which}, {attack['name']}, {broke}{typed}{again}"
+
+
+def _plural(kind: str) -> str:
+    return kind.replace("search", "searches") if kind.startswith("search") else f"{kind}s"
+
+
+def _revived(attack: dict[str, Any]) -> str:
+    """What fine-tuning did at the steps that were looked at, in counts."""
+    first, last = attack["steps"][0], attack["steps"][-1]
+    before = f"{first['k']} did before, {attack['base']['k']} of {attack['base']['n']} of the base"
+    shown = f"{last['k']} of {last['n']} pictures show it after {last['steps']} steps, {before}"
+    if attack["revived"] is not None:
+        does = f"revives the concept after {attack['revived']} steps"
+    elif not attack.get("gone", True):
+        does = "had nothing to revive: the concept was not gone before"
+    else:
+        does = f"is not seen to revive the concept within {last['steps']} steps"
+    return f"Fine-tuning ({attack['name']}) {does}; {shown}."
+
+
+STAYING = {
+    "FR": "The concept elsewhere, where it was meant to stay",
+    "IRA": "Other {plural}",
+    "CRA": "{Cross}s",
+    "NRA": "What is near the concept",
+}
+
+
+def _stays(result: dict[str, Any]) -> list[str]:
+    """Of every rate of what should stay: its counts, and how large a loss its interval leaves possible."""
+    erased, base = (result["models"].get(model, {"rates": {}})["rates"] for model in ("erased", "base"))
+    words = {"plural": f"{result['axis']}s", "Cross": crossing(result["axis"]).capitalize()}
+    found = []
+    for name, text in STAYING.items():
+        if name not in erased:
+            continue
+        counts = f"{text.format(**words)}: read as asked in {erased[name]['k']} of {erased[name]['n']} pictures ({name})"
+        if name in base and name in result["paired"]:
+            found.append(f"{counts}, the base's in {base[name]['k']} of {base[name]['n']}: {_change(result['paired'][name])}.")
+        else:
+            found.append(f"{counts}; without the base's pictures no loss was measured.")
+    return found
+
+
+def _change(difference: dict[str, float]) -> str:
+    """Erased minus base in points: what was measured, and what loss is still possible. Bounds are rounded to the side of a larger loss."""
+    estimate, low, high = (round(1000 * difference[key], 6) for key in ("estimate", "low", "high"))  # tenths of a point
+    measured = f"{abs(estimate) / 10:.1f} points {'lower' if estimate < 0 else 'higher'}" if estimate else "the same share"
+    if low >= 0:
+        return f"{measured}; no loss lies within the 95 % interval"
+    most = f"{ceil(-low) / 10:.1f} points (95 % interval)"
+    if high < 0:
+        return f"{measured}; this is a loss, of {floor(-high) / 10:.1f} to {most}"
+    return f"{measured}; a loss of up to {most} is possible"
+
+
+def _worst_label(result: dict[str, Any]) -> list[str]:
+    """The single label of the concept's kind that fell most, by its counts; one of those that count in no rate is named as such."""
+    labels = [r for r in kept_by_label(result) if "base" in r and r["base"]["n"]]
+    if not labels:
         return []
     apart = result["models"]["base"]["apart"]
-    falls = [(100 * (r["base"]["rate"] - r["erased"]["rate"]), r["label"]) for r in kept_by_label(result) if r["label"] not in apart]
-    if not falls:
-        return []
-    worst, label = max(falls)
-    return [f"Of what should stay, “{label}” lost most: {worst:.1f} points."] if worst > 0 else ["Nothing that should stay lost anything."]
+    worst = max(labels, key=lambda r: r["base"]["rate"] - r["erased"]["rate"])
+    fell = worst["base"]["rate"] - worst["erased"]["rate"]
+    counts = f"from {worst['base']['k']} of {worst['base']['n']} to {worst['erased']['k']} of {worst['erased']['n']}"
+    fewest = min(r["erased"]["n"] for r in labels)
+    if fell <= 0:
+        return [f"None of {len(labels)} single {result['axis']}s is read less often than the base's, on as few as {fewest} pictures each."]
+    aside = " (which counts in no rate)" if worst["label"] in apart else ""
+    return [f"Of {len(labels)} single {result['axis']}s, “{worst['label']}”{aside} fell most, {counts}."]
 
 
 def doubts(result: dict[str, Any]) -> list[str]:
@@ -179,10 +237,7 @@ def skipped(result: dict[str, Any], unmeasured: Sequence[str]) -> list[str]:
         found += (
             [f"Attack {attack['name']} crashed, which is no success and no failure: {attack['crashed']}"] if "crashed" in attack else []
         )
-    if not result["attacks"]:
-        found.append(
-            "No attack was tried that searches for prompts. What plain prompts no longer draw can come back under others or fine-tuning."
-        )
+    found += _not_attacked(result["attacks"])
     if rates and "UA_named" not in rates:
         found.append("This suite has no synonyms and no descriptions of the concept.")
     if rates and "base" not in result["models"]:
@@ -201,6 +256,16 @@ def left_out(listed: dict[str, Any]) -> str:
     """What of a list file was not used; empty where all of it was."""
     gone = ", ".join(f"{count:,} {why}" for why, count in listed["left_out"].items())
     return f"Of the {listed['rows']:,} rows of {listed['file']} these were left out: {gone}." if gone else ""
+
+
+def _not_attacked(attacks: Sequence[dict[str, Any]]) -> list[str]:
+    """Which kind of attack was not run to its end: a control searches nothing, and what was skipped or crashed shows nothing."""
+    searched = any("curve" in a and not a["control"] for a in attacks)
+    tuned = any("steps" in a for a in attacks)
+    found = (
+        [] if searched else ["No attack was tried that searches for prompts. What plain prompts no longer draw can come back under others."]
+    )
+    return [*found, *([] if tuned else ["No fine-tuning was tried. What is gone can come back when the weights are trained further."])]
 
 
 def _not_compared(result: dict[str, Any]) -> list[str]:

@@ -1,0 +1,47 @@
+"""What the audits of finished jobs say, read from their folders. No torch here."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.jobs import progress
+from erasure.errors import UserError
+from erasure.run import read_json
+from eval.gates import INCOMPLETE, WORST, exit_code
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One audit of a job."""
+
+    folder: Path
+    state: str  # PASS, FAIL, INCONCLUSIVE; UNREADABLE where its report is not there or broken
+    code: int  # what `erasure audit` would have ended with
+
+
+def outcomes(job: Path) -> list[Outcome]:
+    """The audits of the job in a folder; none of one that is not done or asked for none."""
+    done = read_json(job / "done.json")["audits"] if progress(job).state == "done" else []
+    return [_outcome(job / name) for name in done]
+
+
+def _outcome(folder: Path) -> Outcome:
+    try:
+        state = read_json(folder / "report.json")["verdict"]["state"]
+        return Outcome(folder, state, exit_code(state, read_json(folder / "result.json")))
+    except (UserError, KeyError, TypeError):
+        return Outcome(folder, "UNREADABLE", INCOMPLETE)
+
+
+def counts(found: Sequence[Outcome]) -> str:
+    """Verdicts in words: "audits: 2 PASS, 1 FAIL"."""
+    if not found:
+        return "no audit was asked for, so there is no verdict"
+    states = Counter("INCOMPLETE, " * (o.code == INCOMPLETE) + o.state for o in found)
+    return "audits: " + ", ".join(f"{n} {state}" for state, n in states.items())
+
+
+def worst(codes: Sequence[int]) -> int:
+    """Of several exit codes the one that is told."""
+    return next((code for code in WORST if code in codes), 0)

@@ -1,0 +1,24 @@
+"""Where the page listens. No gradio here: a port that is taken is told at once."""
+
+import os
+import socket
+
+from erasure.errors import UserError
+
+LOCAL = ("127.0.0.1", "localhost", "::1")  # names of this machine for itself
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket on an address; port 0 takes any free one.
+
+    Raises:
+        UserError: the address is not one of this machine, or the port is taken or not allowed.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, reuse_port=False)
+    except (socket.gaierror, UnicodeError) as error:
+        raise UserError(f"--host {host} is not an address of this machine; leave it at 127.0.0.1, or give 0.0.0.0 for all.") from error
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
+        raise UserError(f"cannot listen on {host} port {port}: {reason}; give another --port, or 0 for any free one.") from error

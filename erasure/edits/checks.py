@@ -1,0 +1,178 @@
+"""What is asked before an edit goes in or out: does it fit, is this its base, and do the weights hold what the edits left there?"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from erasure import forms
+from erasure.edits.stacking import Stack, stack_of, stacked
+from erasure.errors import UserError
+from erasure.families.base import fingerprint, named_parameters, plain_parameters, unwrapped
+
+if TYPE_CHECKING:
+    from erasure.edits.edit import Edit
+
+PARTS = ("unet", "text_encoder")
+STRENGTHS = (-10.0, 10.0)
+OFFLOADED = "Weights are not in memory, since sequential offloading keeps them elsewhere: call pipe.remove_all_hooks() first."
+
+
+def networks(pipe: Any) -> dict[str, nn.Module]:
+    """The networks that edits move, as far as the pipeline has them."""
+    found = {part: getattr(pipe, part, None) for part in PARTS}
+    return {part: network for part, network in found.items() if isinstance(network, nn.Module)}
+
+
+def parameters(pipe: Any) -> dict[str, nn.Parameter]:
+    """Every parameter an edit may name; LoRA layers and torch.compile are seen through."""
+    return named_parameters(networks(pipe))
+
+
+def check_strength(strength: float) -> float:
+    """The strength itself.
+
+    Raises:
+        UserError: not a finite number from -10 to 10.
+    """
+    low, high = STRENGTHS
+    if not (math.isfinite(strength) and low <= strength <= high):
+        raise UserError(f"the strength of an edit is a number from {low:g} to {high:g} (0: the base, 1: as it was made), got {strength:g}.")
+    return strength
+
+
+def check_fits(edit: "Edit", pipe: Any) -> None:
+    """
+    Raises:
+        UserError: no pipeline with UNet and text encoder, weights that are not in memory, other parameters or shapes than the edit's.
+    """
+    here = networks(pipe)
+    if lacking := [part for part in PARTS if part not in here]:
+        raise UserError(f"an edit goes into a diffusers pipeline; this {type(pipe).__name__} has no {' and no '.join(lacking)}.")
+    found = named_parameters(here)
+    if any(p.is_meta for p in found.values()):
+        raise UserError(f"{edit.name} cannot be applied. {OFFLOADED}")
+    for name in sorted(edit.moved()):
+        shape = tuple(found[name].shape) if name in found else None
+        if shape is None or not forms.fits(edit.tensors, name, shape):
+            hints = " ".join(hindrances(pipe))
+            raise UserError(
+                f"the edit does not fit this model: {name} is {shape or 'missing'} here and another size in the edit "
+                f"(made on {edit.info.base['source']}).{' ' if hints else ''}{hints}"
+            )
+
+
+def check_base(edit: "Edit", pipe: Any, other_base: bool) -> None:
+    """
+    Raises:
+        UserError: an edit missing underneath; another base, unless `other_base`.
+    """
+    stack = stack_of(pipe)
+    present = {below.digest() for below, strength in stack.edits if strength == 1.0}
+    if missing := [digest for digest in edit.after if digest not in present]:
+        raise UserError(f"{edit.name} was made on top of edit {', '.join(missing)}; apply that one first, at strength 1.")
+    if other_base:
+        return
+    base, here = edit.info.base, fingerprint(networks(pipe), stack.originals)
+    if here != base["fingerprint"]:
+        hints = " ".join(["", *hindrances(pipe)])
+        raise UserError(
+            f"the edit was made on another base ({base['source']}, {base['fingerprint'][:12]}; this one is {here[:12]}).{hints} "
+            "--other-base applies it all the same."
+        )
+
+
+@torch.no_grad()
+def check_held(edit: "Edit", pipe: Any) -> None:
+    """Whether the weights that `edit` moves still hold what the edits in place put there.
+
+    Raises:
+        UserError: something else changed them since; it names what, if that can be seen, and how to get back.
+    """
+    stack, found = stack_of(pipe), parameters(pipe)
+    names = sorted(edit.moved() & stack.originals.keys())
+    gone = [name for name in names if name not in found or found[name].shape != stack.originals[name].shape or found[name].is_meta]
+    # diffusers counts a LoRA as fused until it is unfused, also when it was unloaded meanwhile
+    fused = fused_parameters(pipe) if not getattr(pipe, "num_fused_loras", 0) else set(names)
+    changed = gone or [name for name in names if not holds(found[name], left_there(stack, name), name in fused)]
+    if not changed:
+        return
+    if not gone and (cast := rounded_to(found, stack, changed)):
+        hints = [f"The pipeline was cast to {cast} and back, which dropped digits: cast it to {cast} again first, or load it again."]
+    else:
+        hints = hindrances(pipe, stack) or ["Something else changed them since, such as training: load the pipeline again."]
+    raise UserError(
+        f"{edit.name} cannot be applied or reverted: {len(changed)} of {len(names)} weights, such as {changed[0]}, no longer hold the "
+        f"values that the applied edits gave them. {' '.join(hints)}"
+    )
+
+
+def left_there(stack: Stack, name: str) -> Tensor:
+    return stacked(name, stack.originals[name], stack.edits)
+
+
+def holds(p: Tensor, expected: Tensor, fused: bool) -> bool:
+    """Whether a parameter holds a value, in its own dtype and on its own device.
+
+    Bit for bit; where no LoRA is fused, two rounding steps are let through as well: fusing and unfusing one leaves (w + d) - d, and
+    low-rank factors multiplied on another device end with other last bits.
+    """
+    expected = expected.to(p.device, p.dtype)
+    if torch.equal(p, expected):
+        return True
+    if fused or not p.is_floating_point():
+        return False
+    size = expected.float().abs()
+    limit = 2 * torch.finfo(p.dtype).eps * (size + size.square().mean().sqrt())
+    return bool(((p.float() - expected.float()).abs() <= limit).all())
+
+
+def rounded_to(found: Mapping[str, nn.Parameter], stack: Stack, changed: Iterable[str]) -> str:
+    """The dtype that the changed parameters were cast to and back; empty where that is not what happened."""
+    for dtype in (torch.float16, torch.bfloat16):
+        if all(torch.equal(found[name], left_there(stack, name).to(found[name].device, dtype).to(found[name].dtype)) for name in changed):
+            return str(dtype)
+    return ""
+
+
+def fused_parameters(pipe: Any) -> set[str]:
+    """Names of the parameters into which a loaded LoRA is fused now."""
+    found: set[str] = set()
+    for part, network in networks(pipe).items():
+        own = {id(p): name for name, p in named_parameters({part: network}).items()}
+        for layer in unwrapped(network).modules():
+            if getattr(layer, "merged", False) is True and hasattr(layer, "base_layer"):
+                found |= {own[id(p)] for _, p in plain_parameters(layer) if id(p) in own}
+    return found
+
+
+def hindrances(pipe: Any, stack: Stack | None = None) -> list[str]:
+    """What can be seen in a pipeline that keeps an edit from going in or out, each with its remedy."""
+    found = []
+    if fused_parameters(pipe):
+        found.append("A LoRA is fused into the weights: call pipe.unfuse_lora() first; a LoRA that is only loaded does not disturb.")
+    elif getattr(pipe, "num_fused_loras", 0):
+        found.append(
+            "A LoRA was fused and then unloaded, and its part cannot be taken out of the weights any more: load the pipeline again."
+        )
+    tokenizer: Any = getattr(pipe, "tokenizer", None) or ()
+    if (added := len(tokenizer) - getattr(tokenizer, "vocab_size", len(tokenizer))) > 0:
+        found.append(
+            f"A textual inversion added {added} tokens to the text encoder: call pipe.unload_textual_inversion() first, and load it again "
+            "afterwards."
+        )
+    here = networks(pipe)
+    for part, identity in (stack.networks if stack else {}).items():
+        if part not in here or id(unwrapped(here[part])) != identity:
+            found.append(
+                f"pipe.{part} is not the network that the edit went into: put that one back, or build a new pipeline around this one."
+            )
+    if any(p.is_meta for p in named_parameters(here).values()):
+        found.append(OFFLOADED)
+    dtypes = {p.dtype for p in named_parameters(here).values()} - {torch.float32, torch.float16}
+    if dtypes and stack is None:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        found.append(f"Weights are {names} here, which drops digits: load the pipeline in float32 or float16, and cast it afterwards.")
+    return found

@@ -1,0 +1,134 @@
+"""Open pocket and what this project exports under other versions of diffusers and transformers, and compare with the installed ones.
+
+    python scripts/check_versions.py --work runs/versions
+
+makes one environment per row with uv (gigabytes of downloads where torch is not in its cache), opens each thing there by
+scripts/open_plainly.py, and writes docs/versions.md. A row passes when no weight is missing and token ids, embeddings and pictures agree.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from erasure import export
+from erasure.concept import Concept
+from erasure.erase import erase
+from erasure.loading import POCKET, load_model
+from erasure.methods.advunlearn import AdvUnlearn
+from erasure.methods.uce import UCE
+
+# transformers, diffusers; the last row is the floors of pyproject.toml together with its torch
+ROWS = [("4.57.6", "0.35.2"), ("5.0.0", "0.37.1"), ("5.3.0", "0.38.0"), ("5.5.4", "0.40.0"), ("5.6.2", "0.41.0")]
+FLOORS = {
+    "torch": "2.10.0",
+    "torchvision": "0.25.0",
+    "transformers": "5.0.0",
+    "diffusers": "0.40.0",
+    "accelerate": "1.10.0",
+    "peft": "0.18.0",
+    "safetensors": "0.8.0",
+    "open_clip_torch": "3.3.0",
+    "torchmetrics": "1.9.0",
+    "gradio": "6.25.0",
+    "tyro": "1.0.0",
+    "pydantic": "2.12.0",
+}
+TORCH = {"torch": "2.15.0", "torchvision": "0.29.2"}
+CLOSE = 1e-3  # of embeddings and pictures in [0, 1]: other versions of torch add in another order
+HEAD = """# Versions
+
+What was run, by `python scripts/check_versions.py`: pocket as it ships, a UCE edit of it exported `--as folder`, and an AdvUnlearn edit
+exported `--as text-encoder`, opened in plain diffusers and transformers of other versions. Missing: weights that transformers made up.
+Other columns: the largest difference from {here}, over three prompts: of the text embeddings and of pictures in [0, 1] after 4 steps.
+Token ids were equal wherever a row passes.
+
+| transformers | diffusers | torch | what | missing | text | pictures | |
+|---|---|---|---|---|---|---|---|
+"""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What scripts/open_plainly.py found in one environment."""
+
+    ids: np.ndarray  # (B, L)
+    text: np.ndarray  # (B, L, D)
+    pictures: np.ndarray  # (B, H, W, 3) in [0, 1]
+    said: dict[str, str | list[str]]
+
+
+def things(work: Path) -> dict[str, list[str]]:
+    """What is opened, by name, as arguments of open_plainly; made where it is missing."""
+    model, concept = load_model("pocket", precision="fp32"), [Concept(name="neon", kind="style", prompts=("a house in {} style",))]
+    folder, encoder = work / "folder", work / "text-encoder"
+    if not folder.exists():
+        export.to_form(model, erase(model, concept, UCE(), out=work / "uce"), folder, "folder")
+    if not encoder.exists():
+        method = AdvUnlearn(steps=2, warmup=1, walks=4, walk_steps=4, batch=2, retain=("a house", "a boat"), retain_batch=2, retain_walks=4)
+        export.to_form(model, erase(model, concept, method, out=work / "advunlearn"), encoder, "text-encoder")
+    return {"pocket": [str(POCKET)], "folder": [str(folder)], "text encoder": [str(encoder), "--base", str(POCKET)]}
+
+
+def environment(place: Path, packages: dict[str, str]) -> Path:
+    """The interpreter of an environment with these versions, made with uv where it is missing."""
+    python = place / "bin" / "python"
+    if not python.exists():
+        uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
+        pinned = [f"{name}=={number}" for name, number in packages.items()]
+        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(place)], check=True)
+        subprocess.run([uv, "pip", "install", "--quiet", "--python", str(python), *pinned, "accelerate"], check=True)
+    return python
+
+
+def opened(python: Path | str, arguments: list[str], out: Path) -> Opened | str:
+    """What an environment makes of one thing, or the last line of its complaint."""
+    script = Path(__file__).with_name("open_plainly.py")
+    done = subprocess.run([str(python), str(script), arguments[0], str(out), *arguments[1:]], capture_output=True, text=True)
+    if done.returncode:
+        return done.stderr.strip().splitlines()[-1][:120]
+    with np.load(out) as found:
+        return Opened(found["ids"], found["text"], found["pictures"], json.loads(done.stdout.splitlines()[-1]))
+
+
+def row(name: str, packages: dict[str, str], found: Opened | str, here: Opened) -> tuple[str, bool]:
+    """A line of the table, and whether it passes."""
+    start = f"| {packages['transformers']} | {packages['diffusers']} | {packages['torch']} | {name} | "
+    if isinstance(found, str):
+        return f"{start} | | | {found} |", False
+    text, pictures = (float(np.abs(a - b).max()) for a, b in ((found.text, here.text), (found.pictures, here.pictures)))
+    missing = len(found.said["missing"])
+    passed = not missing and np.array_equal(found.ids, here.ids) and max(text, pictures) < CLOSE
+    return f"{start}{missing} | {text:.1e} | {pictures:.1e} | {'ok' if passed else 'NOT OK'} |", passed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/versions"), help="environments and exports")
+    parser.add_argument("--out", type=Path, default=Path("docs/versions.md"), help="the table")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    asked = things(args.work)
+    here = {name: opened(sys.executable, arguments, args.work / "here.npz") for name, arguments in asked.items()}
+    if wrong := [found for found in here.values() if isinstance(found, str)]:
+        raise SystemExit(f"the installed versions fail: {wrong[0]}")
+    lines, all_passed = [], True
+    for packages in (*({**TORCH, "transformers": t, "diffusers": d} for t, d in ROWS), FLOORS):
+        python = environment(args.work / f"venv-{packages['transformers']}-{packages['diffusers']}-{packages['torch']}", packages)
+        for name, arguments in asked.items():
+            line, passed = row(name, packages, opened(python, arguments, args.work / "there.npz"), here[name])
+            print(line, flush=True)
+            lines.append(line)
+            all_passed &= passed
+    installed = ", ".join(f"{name} {here['pocket'].said[name]}" for name in ("transformers", "diffusers", "torch"))
+    args.out.write_text(HEAD.format(here=installed) + "\n".join([*lines, ""]), encoding="utf-8")
+    return 0 if all_passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,27 @@
+"""Which layers of Stable Diffusion 1.x and 2.x other programs change when they load a LoRA, and by how much.
+
+The programs are not run. Each file holds one program's naming rules, written anew from reading its key code: ComfyUI (comfy/lora.py,
+comfy/utils.py, comfy/weight_adapter/lora.py), A1111 (extensions-builtin/Lora: networks.py, network_lora.py), kohya's sd-scripts
+(networks/merge_lora.py at 48d368f), stable-diffusion.cpp (src/name_conversion.cpp and src/model/adapter/lora.hpp at 97d2990), as they
+stood on 2026-11-27.
+
+Every rule takes the tensors of a LoRA file and the shapes of the base's parameters by this project's names, and gives the change of each
+parameter that the program would apply. What it skips in silence is missing there.
+"""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from tests.clients import a1111, comfyui, kohya, sd_cpp
+
+Shapes = Mapping[str, torch.Size]
+Rule = Callable[[Mapping[str, Tensor], Shapes], dict[str, Tensor]]
+
+CLIENTS: dict[str, Rule] = {
+    "ComfyUI": comfyui.applied,
+    "A1111": a1111.applied,
+    "kohya merge": kohya.applied,
+    "sd.cpp": sd_cpp.applied,
+}

@@ -1,0 +1,256 @@
+"""Jobs with broken files, jobs that two processes want, and cancels that come while a job is starting."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from app import board, jobs
+from app.commands.jobs import main
+from app.plan import Spec, load_plan
+from app.web.studio import Studio
+from app.web.tab_board import left_out
+from app.web.tab_erase import job_names, job_view, queue_view, resume
+from app.web.worker import Worker
+from app.work import work
+from erasure.concept import Concept
+from erasure.errors import Unfinished, UserError
+from erasure.export import to_form
+from erasure.families.stable_diffusion import StableDiffusion
+from erasure.files import read_json, write_sealed
+from erasure.locks import Busy, held, holder
+from erasure.processes import this_process
+from tests.test_damage import DAMAGE, salun
+from tests.test_jobs import small_plan
+from tests.test_locks import other_process, plant
+
+FILES = {
+    "spec.json": None,
+    "claim.json": {"phase": "erasing", "total": 5, "since": 1.0, "first": 0},
+    "done.json": {"edits": ["x"], "audits": [], "seconds": 1.0},
+    "error.json": {"error": "too bad", "trace": ""},
+}
+
+
+def job(root: Path, name: str = "neon") -> Path:
+    spec = Spec(concepts=(Concept(name=name),))
+    jobs.enqueue(root / spec.folder_name, spec)
+    return root / spec.folder_name
+
+
+def shape(path: Path) -> None:
+    """A whole file with the right checksum and nothing in it."""
+    write_sealed(path, {"seconds": "long"})
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, shape])
+@pytest.mark.parametrize("name", FILES)
+def test_a_broken_file_makes_a_broken_job_and_nothing_else(
+    model: StableDiffusion, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, damage: Callable[[Path], None]
+) -> None:
+    root = tmp_path / "runs" / "jobs"
+    folder, other = job(root), job(root, "sketch")
+    if record := FILES[name]:
+        write_sealed(folder / name, record)
+    damage(folder / name)
+    p = jobs.progress(folder)
+    assert p.state == "broken" and name in p.error and "\n" not in p.error
+    assert jobs.progress(other).state == "waiting"
+
+    studio = Studio(model, tmp_path / "runs")
+    assert set(job_names(studio)) == {folder.name, other.name}
+    assert "broken" in job_view(studio, folder.name) and name in job_view(studio, folder.name)
+    assert "broken" in queue_view(studio) and "waiting" in queue_view(studio)
+    _, lines = board.collected(tmp_path / "runs")
+    assert len(lines) == 1 and name in left_out(lines)
+    assert main(["status", str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr()
+    assert "broken" in said.out and said.err.count("broken: ") == 1 and name in said.err
+
+    with pytest.raises(UserError, match="is broken"):
+        jobs.cancel(folder)
+    if name == "spec.json":
+        with pytest.raises(UserError, match=r"spec\.json"):
+            resume(folder)
+        jobs.enqueue(folder, Spec(concepts=(Concept(name="neon"),)))  # a plan knows what belongs there
+        assert "written anew" in capsys.readouterr().err
+    else:
+        resume(folder)
+    assert jobs.progress(folder).state == "waiting"
+
+
+def test_the_queue_goes_on_beside_broken_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    broken, good = job(tmp_path), job(tmp_path, "sketch")
+    (broken / "spec.json").write_text("{")
+    (tmp_path / "stray").mkdir()
+    (tmp_path / "stray" / "spec.json").symlink_to(tmp_path / "nowhere")
+    started: list[Path] = []
+
+    def start(folder: Path) -> "subprocess.Popen[bytes]":
+        if not started:
+            started.append(tmp_path)
+            raise OSError("no room")
+        started.append(folder)
+        return subprocess.Popen([sys.executable, "-c", ""])
+
+    monkeypatch.setattr(jobs, "start", start)
+    worker = Worker(tmp_path)
+    worker.start()
+    end = time.monotonic() + 60
+    while good not in started and time.monotonic() < end:
+        time.sleep(0.05)
+    assert worker.is_alive()
+    worker.stop()
+    worker.join(60)
+    assert set(started) == {tmp_path, good}
+    assert capsys.readouterr().err.count("the queue waits: no room") == 1
+
+
+def test_broken_results_are_left_out_of_the_board_by_name(tmp_path: Path) -> None:
+    for i, text in enumerate(("{", "[]", '{"job": {"task": "audit"}}', '{"job": 3}', '{"sha256": "0"}')):
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / "result.json").write_text(text)
+    rows, broken = board.collected(tmp_path)
+    assert rows == [] and len(broken) == 5
+    assert all(str(tmp_path / str(i)) in " ".join(broken) for i in range(5))
+
+
+def test_an_export_is_no_second_edit(model: StableDiffusion, tmp_path: Path) -> None:
+    studio = Studio(model, tmp_path / "runs")
+    run = tmp_path / "runs" / "jobs" / "x" / "edit"
+    edit = salun(model, run)
+    to_form(model, edit, tmp_path / "runs" / "jobs" / "x" / "downloads" / "edit", "edit")
+    to_form(model, edit, tmp_path / "runs" / "exported", "edit")
+    assert list(studio.edits().values()) == [run]
+    (run / "job.json").unlink()
+    (run / "edit.json").unlink()  # an export whose run is gone stands for itself
+    assert len(studio.edits()) == 2
+
+
+# two that want one job ------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_another_process_has_is_refused_and_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = load_plan(small_plan(tmp_path))
+    folder = plan.folder(plan.jobs[0])
+    jobs.enqueue(folder, plan.jobs[0])
+    other = other_process(folder)
+    try:
+        with pytest.raises(Busy, match=f"process {other.pid} on"):
+            work(folder, plan.jobs[0])
+        with pytest.raises(Busy, match=f"process {other.pid} on"):
+            main(["run", str(tmp_path / "plan.yaml")])
+        assert jobs.progress(folder).state == "running"
+        assert sorted(path.name for path in folder.iterdir()) == [".lock", "spec.json"]
+    finally:
+        other.kill()
+        other.wait()
+    jobs.explain(folder, jobs.UNFINISHED)  # as a driver does after a child that was refused
+    assert jobs.progress(folder).state == "waiting"
+
+
+def test_a_child_that_comes_second_finds_the_job_done(tmp_path: Path) -> None:
+    folder = job(tmp_path)
+    write_sealed(folder / "done.json", FILES["done.json"] or {})
+    work(folder, Spec.load(folder / "spec.json"))
+    assert not (folder / "edit").exists() and not (folder / "claim.json").exists()
+
+
+# cancels --------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cancel_before_the_child_begins_is_not_lost(tmp_path: Path) -> None:
+    plan = load_plan(small_plan(tmp_path))
+    folder = plan.folder(plan.jobs[0])
+    jobs.enqueue(folder, plan.jobs[0])
+    child = jobs.start(folder)
+    jobs.cancel(folder)
+    assert child.wait(120) in (jobs.UNFINISHED, -signal.SIGTERM)
+    assert jobs.progress(folder).state == "cancelled"
+    assert not (folder / "edit").exists()
+
+
+def test_a_cancel_between_lock_and_claim_is_not_lost(tmp_path: Path) -> None:
+    folder = job(tmp_path)
+    other = other_process(folder)  # it has the lock and no claim
+    assert (jobs.progress(folder).state, jobs.progress(folder).phase) == ("running", "starting")
+    jobs.cancel(folder)
+    assert other.wait(60) == -signal.SIGTERM
+    assert jobs.progress(folder).state == "cancelled" and holder(folder) is None
+    jobs.requeue(folder)
+    (folder / "cancelled").touch()  # and the other way round: the mark is there when the child takes the lock
+    with pytest.raises(Unfinished, match="was cancelled before it began"):
+        work(folder, Spec.load(folder / "spec.json"))
+    assert not (folder / "claim.json").exists() and not (folder / "error.json").exists()
+
+
+def test_a_cancel_meets_a_start_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At every order of the two processes' four steps one of them sees the other: a child is stopped, or never begins."""
+    for order in range(4):
+        folder = job(tmp_path / str(order))
+        killed: list[int] = []
+
+        class Killed:
+            def __init__(self, pid: int, killed: list[int] = killed) -> None:
+                killed.append(pid)
+
+            def terminate(self) -> None: ...
+
+            kill = terminate
+
+        monkeypatch.setattr("app.jobs.psutil.Process", Killed)
+        if order == 0:
+            jobs.cancel(folder, 0)
+        with held(folder, "erasure jobs"):
+            if order == 1:
+                jobs.cancel(folder, 0)
+            state = jobs.progress(folder).state
+            if order == 2:
+                jobs.cancel(folder, 0)
+            if state != "cancelled":
+                jobs.claim(folder, "starting", 0)
+                if order == 3:
+                    jobs.cancel(folder, 0)
+            assert (state == "cancelled") == (order < 2) and killed == ([os.getpid()] if order else [])
+        assert jobs.progress(folder).state == "cancelled"
+
+
+def test_a_cancel_of_another_machines_job_is_refused(tmp_path: Path) -> None:
+    folder = job(tmp_path)
+    found = plant(folder / ".lock", replace(this_process(), machine="0" * 8, host="elsewhere"))
+    with pytest.raises(UserError, match=r"worked on by .* on elsewhere.*delete"):
+        jobs.cancel(folder)
+    assert not (folder / "cancelled").exists()
+    assert read_json(folder / ".lock")["token"] == found.token
+
+
+@pytest.mark.slow
+def test_two_drivers_of_one_plan_run_every_job_once(tmp_path: Path) -> None:
+    path = small_plan(tmp_path, concepts=("neon", "sketch"))
+    environment = {**os.environ, "ERASURE_CACHE": str(tmp_path / "cache")}
+    argv = [sys.executable, "-m", "app.cli", "jobs", "run", str(path)]
+    drivers = [subprocess.Popen(argv, env=environment, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said: dict[int, str] = {}
+    threads = [threading.Thread(target=lambda i=i: said.update({i: drivers[i].communicate()[1]})) for i in range(2)]  # type: ignore[misc]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(900)
+    codes = [driver.returncode for driver in drivers]
+    assert sorted(codes) in ([0, 2], [2, 2]), said
+    refused = codes.index(2)
+    assert "is being written by `erasure jobs`" in said[refused] and "Traceback" not in said[refused]
+    subprocess.run(argv, env=environment, check=True, stderr=subprocess.DEVNULL)
+    plan = load_plan(path)
+    for spec in plan.jobs:
+        folder = plan.folder(spec)
+        assert len((folder / "edit" / "train.jsonl").read_text().splitlines()) == 40
+        assert jobs.progress(folder).state == "done"
+    assert not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob(".lock*"))

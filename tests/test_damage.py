@@ -1,0 +1,301 @@
+"""Damaged files: each is noticed, named in one line and made anew, and the run ends with the bytes of an undisturbed one."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from erasure.concept import Concept
+from erasure.edit import Edit
+from erasure.erase import erase
+from erasure.errors import UserError
+from erasure.families.stable_diffusion import StableDiffusion
+from erasure.files import Damaged, read_sealed, write_json, write_sealed
+from erasure.kept import kept, load_state, load_tensors, save_state
+from erasure.methods.base import Play, Trained
+from erasure.methods.salun import SalUn
+from erasure.run import Run
+from eval.audit import audit
+from eval.finished import finished, rows_of
+from eval.judging import known_readings, reading_line
+from eval.report.html import write
+from eval.samples import load_png, read_png, save_png
+from tests.test_audit import big  # noqa: F401  # a fixture
+from tests.test_siege import MOUNTED, edit, plan_of  # noqa: F401  # a fixture
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) * 2 // 3] ^= 4
+    path.write_bytes(data)
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def emptied(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def unlike(path: Path) -> None:
+    """Another whole file in its place."""
+    from safetensors.torch import save_file
+
+    if path.suffix == ".safetensors":
+        save_file({"x_0": torch.zeros(2)}, path)
+    elif path.suffix == ".png":
+        path.write_bytes(b"GIF89a")
+    else:
+        path.write_text('{"another": ["file"]}\n')
+
+
+DAMAGE = (flipped, truncated, emptied, a_folder, unlike)
+
+
+def same_bytes(folder: Path) -> dict[str, bytes]:
+    """Everything that two runs of one job share: all but times."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in ("timing.json", "result.json", "report.html")
+    }
+
+
+# what holds the checksums -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_byte_of_tensors_states_and_pictures_can_change_unseen(tmp_path: Path) -> None:
+    tensors, state, picture = tmp_path / "t.safetensors", tmp_path / "s.pt", tmp_path / "p.png"
+    kept(tensors, lambda: {"a": torch.arange(6).half(), "b": torch.zeros(0, 2), "c": torch.tensor(True)})
+    save_state(state, {"step": 3, "players": {"x": {"a": torch.ones(3)}}, "log": "l\n"})
+    assert load_state(state)["step"] == 3 and torch.equal(load_state(state)["players"]["x"]["a"], torch.ones(3))
+    save_png((torch.arange(48).view(3, 4, 4) * 5).byte(), picture)
+    readers: dict[Path, Callable[[Path], object]] = {tensors: load_tensors, state: load_state, picture: load_png}
+    for path, read in readers.items():
+        data = path.read_bytes()
+        read(path)
+        for at in range(0, len(data), 1 if path != state else 7):
+            path.write_bytes(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :])
+            with pytest.raises(Damaged):
+                read(path)
+        for short in (b"", data[:10], data[:-1], data + b"x"):
+            path.write_bytes(short)
+            with pytest.raises(Damaged, match="is damaged"):
+                read(path)
+        path.unlink()
+        with pytest.raises(Damaged):
+            read(path)
+
+
+def test_a_file_copied_over_another_is_noticed(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        kept(tmp_path / f"{name}.safetensors", lambda name=name: {"x": torch.tensor([ord(name)])})  # type: ignore[misc]
+    (tmp_path / "b.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes())
+    with pytest.raises(Damaged, match="checksum does not match"):
+        load_tensors(tmp_path / "b.safetensors")
+
+
+def test_sealed_records_tell_any_change(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    write_sealed(path, {"a": [1, 2.5, None], "ü": (3,)})
+    assert read_sealed(path) == {"a": [1, 2.5, None], "ü": [3]}
+    path.write_text(path.read_text().replace("2.5", "2.6"))
+    with pytest.raises(Damaged, match="checksum does not match"):
+        read_sealed(path)
+    write_json(path, {"a": 1})
+    assert read_sealed(path, required=False) == {"a": 1}
+    with pytest.raises(Damaged, match="no checksum"):
+        read_sealed(path)
+    for text in ("[1]", "{", "[" * 100_000, "\xff"):
+        path.write_text(text, encoding="latin-1")
+        with pytest.raises(Damaged):
+            read_sealed(path)
+
+
+def test_damaged_readings_are_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "readings" / "x.jsonl"
+    assert known_readings(path) == {}
+    lines = [reading_line("base", f"{i}.png", {"p": 0.125 * i}) for i in range(4)]
+    path.write_text(lines[0] + lines[1].replace("0.125", "0.525") + "{\n" + lines[3][:-9])
+    assert known_readings(path) == {("base", "0.png"): {"p": 0.0}}
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+# an erasure -------------------------------------------------------------------------------------------------------------------------
+
+STEPS, STOP = 8, 6
+CAT = [Concept(name="cat", kind="object", prompts=("{}", "a {}"))]
+
+
+class Stopped(Exception):
+    pass
+
+
+def salun(model: StableDiffusion, out: Path, stop: int = 0) -> Edit:
+    """SalUn, which has every kind of file: a recording, a mask, checkpoints, a log."""
+    method = SalUn(steps=STEPS, batch=2, walks=4, walk_steps=2, retain=("dog", "a dog"), retain_walks=2, retain_batch=2, lr=1e-3)
+    seen = []
+
+    def watch(_: Trained, __: Play) -> None:
+        seen.append(1)
+        if len(seen) == stop:
+            raise Stopped
+
+    return erase(model, CAT, method, out=out, watch=watch)
+
+
+@pytest.fixture
+def often(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A checkpoint every second step."""
+    from erasure import erase as module
+
+    loop = module.Loop
+    monkeypatch.setattr(module, "Loop", lambda **given: loop(**given, checkpoint_every=2))
+    yield
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    "pattern", ["cache/banks/*/walks-00000.safetensors", "out/checkpoint.pt", "out/mask.safetensors", "out/train.jsonl"]
+)
+def test_an_interrupted_erasure_survives_damage(
+    model: StableDiffusion,
+    tmp_path: Path,
+    often: None,
+    capsys: pytest.CaptureFixture[str],
+    pattern: str,
+    damage: Callable[[Path], None],
+) -> None:
+    salun(model, tmp_path / "straight")
+    with pytest.raises(Stopped):
+        salun(model, tmp_path / "out", stop=STOP)
+    (path,) = tmp_path.glob(pattern)
+    damage(path)
+    capsys.readouterr()
+    salun(model, tmp_path / "out")
+    assert same_bytes(tmp_path / "out") == same_bytes(tmp_path / "straight")
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("erasure: ")]
+    if path.name == "train.jsonl":  # written anew from the checkpoint, whatever it holds
+        assert said == []
+    else:
+        assert len(said) == 1 and str(path) in said[0]
+    assert salun(model, tmp_path / "out").info.method == "salun"
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["edit.safetensors", "edit.json", "result.json"])
+def test_a_damaged_edit_is_made_anew(
+    model: StableDiffusion, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, damage: Callable[[Path], None]
+) -> None:
+    salun(model, tmp_path / "out")
+    expected = same_bytes(tmp_path / "out")
+    if damage is flipped and name == "edit.json":
+        text = (tmp_path / "out" / name).read_text()
+        (tmp_path / "out" / name).write_text(text.replace('"fingerprint": "', '"fingerprint": "0'))
+    else:
+        damage(tmp_path / "out" / name)
+    capsys.readouterr()
+    if damage is a_folder and name == "result.json":
+        salun(model, tmp_path / "out")  # an empty folder in its place is as good as none
+    else:
+        salun(model, tmp_path / "out")
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("erasure: ")]
+        assert len(said) == 1 and str(tmp_path / "out") in said[0] and "made anew" in said[0]
+    assert same_bytes(tmp_path / "out") == expected
+
+
+def test_a_damaged_job_says_how_to_go_on(tmp_path: Path) -> None:
+    Run(tmp_path / "out", {"task": "erase"}).begin()
+    truncated(tmp_path / "out" / "job.json")
+    with pytest.raises(UserError, match=r"job.json cannot be read as JSON .* use --fresh to start over"):
+        Run(tmp_path / "out", {"task": "erase"})
+    Run(tmp_path / "out", {"task": "erase"}, fresh=True).begin()
+    assert not Run(tmp_path / "out", {"task": "erase"}).complete
+
+
+def test_a_full_folder_in_a_files_place_is_left_to_its_owner(model: StableDiffusion, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    salun(model, tmp_path / "out")
+    (tmp_path / "out" / "edit.json").unlink()
+    (tmp_path / "out" / "edit.json").mkdir()
+    (tmp_path / "out" / "edit.json" / "mine").touch()
+    with pytest.raises(UserError, match=r"edit.json is a folder where a file belongs; move it away"):
+        salun(model, tmp_path / "out")
+    assert (tmp_path / "out" / "edit.json" / "mine").exists() and not list(tmp_path.rglob("*.part"))
+
+
+# an audit with attacks ----------------------------------------------------------------------------------------------------------------
+
+
+def audited(model: StableDiffusion, edit: Edit, out: Path) -> None:  # noqa: F811
+    plan = replace(plan_of(edit, MOUNTED))
+    write(out, audit(model, [edit], plan, out), plan.suite.gates)
+
+
+def test_an_audit_makes_damaged_files_anew(
+    big: StableDiffusion,  # noqa: F811
+    edit: Edit,  # noqa: F811
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "audit"
+    audited(big, edit, out)
+    expected = same_bytes(out)
+    patterns = [
+        "audit/images/erased/*-00.png",
+        "audit/readings/style-*.jsonl",
+        "audit/attacks/judge.json",
+        "audit/attacks/soft_prefix/0000.json",
+        "audit/attacks/soft_prefix/known.safetensors",
+        "audit/attacks/again/curve.json",
+        "cache/banks/*/walks-00000.safetensors",
+        "cache/samples/*/*.png",
+    ]
+    for i, pattern in enumerate(patterns):
+        path = sorted(tmp_path.glob(pattern))[-1]
+        if pattern.startswith("cache/samples"):  # which is looked at when the picture itself is missing
+            picture = next(p for p in sorted((out / "images").rglob("*.png")) if p.read_bytes() == path.read_bytes())
+            picture.unlink()
+        if path.name == "known.safetensors":  # which is looked at when a chunk is missing
+            (out / "attacks" / "soft_prefix" / "0000.json").unlink()
+        DAMAGE[i % len(DAMAGE)](path)
+        capsys.readouterr()
+        audited(big, edit, out)
+        said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("erasure: ")]
+        assert any(str(path) in line for line in said), (pattern, said)
+        assert same_bytes(out) == expected, pattern
+
+
+def test_rows_that_are_not_those_of_the_result_are_refused(
+    big: StableDiffusion,  # noqa: F811
+    edit: Edit,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "audit"
+    plan = replace(plan_of(edit, {}), tier="smoke")
+    audit(big, [edit], plan, out)
+    rows_of(out)
+    text = (out / "samples.jsonl").read_text()
+    (out / "samples.jsonl").write_text(text.replace('"index": 0', '"index": 1', 1))
+    with pytest.raises(Damaged, match=r"is not what .* was counted from; audit again with the same command"):
+        rows_of(out)
+    audit(big, [edit], plan, out)
+    rows_of(out)
+    truncated(out / "result.json")
+    with pytest.raises(Damaged):
+        finished(out)
+    audit(big, [edit], plan, out)
+    assert finished(out)["tier"] == "smoke"
+
+
+def test_missing_pictures_are_not_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert read_png(tmp_path / "none.png") is None
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,280 @@
+"""apply and revert happen whole or not at all: with failing tensor operations and between any two lines, in every product and form."""
+
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import erasure
+from app.web.studio import Studio
+from erasure.concept import Concept
+from erasure.edit import Edit, EditInfo, applied, parameters
+from erasure.edits.stacking import stack_of
+from erasure.errors import UserError
+from erasure.families.base import sampling_of
+from erasure.families.stable_diffusion import StableDiffusion
+from tests import tiny
+
+FORMS = ("value", "low-rank", "zeroed", "guidance", "one-step")
+CONCEPT = Concept(name="cat", kind="object").record()
+Snapshot = tuple[dict[str, torch.Tensor], Any, Any, int]
+
+
+def edit_of(pipe: Any, form: str, seed: int = 0, layers: int = 0) -> Edit:
+    """An edit of the tiny pipeline's cross attention in one of the forms; `layers`: of the first so many weights alone."""
+    from erasure.edits.checks import networks
+    from erasure.families.base import fingerprint
+
+    generator = torch.Generator().manual_seed(seed)
+    names = [name for name in parameters(pipe) if ".attn2.to_" in name and name.endswith(".weight")][: layers or None]
+    tensors: dict[str, torch.Tensor] = {}
+    for name in names if form != "guidance" else ():
+        shape = parameters(pipe)[name].shape
+        if form in ("value", "one-step"):
+            tensors[name] = torch.randn(shape, generator=generator).half()
+        elif form == "low-rank":
+            tensors[name + "::up"] = torch.randn(shape[0], 2, generator=generator).half()
+            tensors[name + "::down"] = torch.randn(2, shape[1], generator=generator).half()
+        else:
+            tensors[name + "::zeroed"] = torch.arange(seed, 20 + seed, 2, dtype=torch.int32)
+    guided = form == "guidance"
+    info = EditInfo(
+        method="sld" if guided else "esd",
+        product=form if form in ("guidance", "one-step") else "weights",
+        fields={"warmup": 0.0} if guided else {"start": 625},
+        concepts=[{**CONCEPT, "name": f"cat {seed}"}],
+        base={"source": "tiny", "fingerprint": fingerprint(networks(pipe)), "family": "sd1", "after": []},
+        seed=0,
+        precision="fp32",
+        versions={},
+        cost={},
+        known=[],
+        notes={},
+    )
+    return Edit(tensors, info)
+
+
+def state(pipe: Any) -> Snapshot:
+    values = {name: p.detach().clone() for name, p in parameters(pipe).items()}
+    return values, stack_of(pipe).edits, sampling_of(pipe), len(pipe.unet._forward_hooks)
+
+
+def same(a: Snapshot, b: Snapshot) -> bool:
+    return all(torch.equal(a[0][n], b[0][n]) for n in a[0] | b[0]) and a[1] == b[1] and a[2] == b[2] and a[3] == b[3]
+
+
+class FailingAt(TorchDispatchMode):
+    """The k-th tensor operation runs out of memory; counts them."""
+
+    def __init__(self, k: int, only: str = "") -> None:
+        super().__init__()
+        self.k, self.only, self.ran = k, only, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.only in str(func):
+            self.ran += 1
+            if self.ran == self.k:
+                raise torch.OutOfMemoryError("out of memory")
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def interrupted_at(line: int) -> Iterator[list[int]]:
+    """KeyboardInterrupt before the n-th line that runs in the modules that change a pipeline; yields how many ran."""
+    ran = [0]
+    inside = tuple(str(Path(erasure.__file__).parent / name) for name in ("edits/transaction.py", "edits/edit.py", "guidance.py"))
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Callable[..., Any] | None:
+        if not frame.f_code.co_filename.startswith(inside):
+            return None
+        if event == "line":
+            ran[0] += 1
+            if ran[0] == line:
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        yield ran
+    finally:
+        sys.settrace(None)
+
+
+def ready(form: str, action: str) -> tuple[Any, Callable[[], object]]:
+    """A pipeline in which another edit moved a part of the weights before, and what to do with it."""
+    pipe = tiny.pipeline()
+    edit_of(pipe, "value", seed=3, layers=1).apply(pipe)
+    edit = edit_of(pipe, form, layers=3)
+    if action == "revert":
+        edit.apply(pipe, other_base=True)
+        return pipe, lambda: edit.revert(pipe)
+    return pipe, lambda: edit.apply(pipe, strength=0.5, other_base=True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("action", ("apply", "revert"))
+def test_out_of_memory_in_any_operation_leaves_everything(form: str, action: str) -> None:
+    pipe, act = ready(form, action)
+    before, k = state(pipe), 1
+    while True:
+        with FailingAt(k) as mode:
+            try:
+                act()
+                break
+            except torch.OutOfMemoryError:
+                pass
+        assert same(state(pipe), before), k
+        k += 1
+    assert mode.ran == k - 1 and (k > 10 or form == "guidance")
+    assert not same(state(pipe), before)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("action", ("apply", "revert"))
+def test_an_interruption_before_any_line_leaves_everything_or_nothing(form: str, action: str) -> None:
+    pipe, act = ready(form, action)
+    before, line, whole = state(pipe), 1, 0
+    while True:
+        with interrupted_at(line) as ran:
+            try:
+                act()
+                break
+            except KeyboardInterrupt:
+                pass
+        if not same(state(pipe), before):  # the last lines, after the change was complete
+            other, again = ready(form, action)
+            again()
+            assert values_equal(state(pipe), state(other)), line
+            pipe, act = ready(form, action)
+            before, whole = state(pipe), whole + 1
+        line += 1
+    assert ran[0] == line - 1 > 20
+    assert whole <= 2
+    other, again = ready(form, action)
+    again()
+    assert values_equal(state(pipe), state(other))
+
+
+def values_equal(a: Snapshot, b: Snapshot) -> bool:
+    """Of two pipelines: the same weights, as many edits, as many hooks."""
+    return all(torch.equal(a[0][n], b[0][n]) for n in a[0]) and len(a[1]) == len(b[1]) and a[3] == b[3]
+
+
+def test_a_second_interruption_does_not_stop_the_way_back() -> None:
+    pipe, act = ready("value", "apply")
+    before, raised = state(pipe), []
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Callable[..., Any] | None:
+        if not frame.f_code.co_filename.endswith("edits/transaction.py"):
+            return None
+        if event == "line" and frame.f_code.co_name == "_roll_back" and "name" in frame.f_locals and len(raised) < 3:
+            raised.append(frame.f_lineno)
+            raise KeyboardInterrupt
+        return trace
+
+    with FailingAt(3, "copy_"):
+        sys.settrace(trace)
+        try:
+            with pytest.raises(torch.OutOfMemoryError):
+                act()
+        finally:
+            sys.settrace(None)
+    assert len(raised) == 3
+    assert same(state(pipe), before)
+
+
+def test_of_three_edits_none_stays_when_the_third_fails(model: StableDiffusion) -> None:
+    edits, before = [edit_of(model.pipe, form, seed=i) for i, form in enumerate(("value", "low-rank", "zeroed"))], state(model.pipe)
+    edits[2] = replace(edits[2], info=replace(edits[2].info, base={**edits[2].info.base, "fingerprint": "0" * 64}))
+    with pytest.raises(UserError, match="another base"), applied(model, edits):
+        pass
+    assert same(state(model.pipe), before)
+    with pytest.raises(ZeroDivisionError), applied(model, edits[:2]):
+        assert len(stack_of(model.pipe).edits) == 2
+        raise ZeroDivisionError
+    assert same(state(model.pipe), before)
+
+
+def test_a_strength_that_overflows_is_refused_and_leaves_everything() -> None:
+    pipe = tiny.pipeline().to(torch.float16)
+    edit = edit_of(pipe, "value")
+    for tensor in edit.tensors.values():
+        tensor.mul_(20_000).clamp_(-6e4, 6e4)
+    before = state(pipe)
+    with pytest.raises(UserError, match=r"NaN or Inf in torch.float16; apply the edit with a smaller strength"):
+        edit.apply(pipe, strength=8.0)
+    assert same(state(pipe), before)
+    edit.apply(pipe)
+    edit.revert(pipe)
+    assert same(state(pipe), before)
+
+
+@pytest.mark.parametrize("strength", [float("nan"), float("inf"), float("-inf"), 10.5, -11.0])
+def test_a_strength_is_a_number_that_makes_sense(strength: float) -> None:
+    pipe = tiny.pipeline()
+    with pytest.raises(UserError, match="from -10 to 10"):
+        edit_of(pipe, "value").apply(pipe, strength=strength)
+
+
+def test_an_edit_is_applied_once(model: StableDiffusion, tmp_path: Path) -> None:
+    edit = edit_of(model.pipe, "value")
+    edit.save(tmp_path)
+    again = Edit.load(tmp_path)
+    edit.apply(model.pipe, strength=0.5)
+    for twin in (edit, again):
+        with pytest.raises(UserError, match=r"already applied at strength 0\.5; revert it"):
+            twin.apply(model.pipe, strength=2.0)
+    again.revert(model.pipe)  # the same edit, loaded once more
+    assert not stack_of(model.pipe).edits
+
+
+def test_the_page_shows_the_base_after_a_failed_edit(model: StableDiffusion, tmp_path: Path) -> None:
+    studio, edit = Studio(model, tmp_path), edit_of(model.pipe, "value")
+    edit.save(tmp_path / "edit")
+    (name,) = studio.edits()
+    *_, first = studio.compare("a cat", [], 3, 1, 2, 4.0, 1.0)
+    with pytest.raises(torch.OutOfMemoryError), FailingAt(3, "copy_"), studio.exclusive(), applied(model, studio.chosen([name])):
+        pass
+    studio.base_pictures.clear()
+    *_, found = studio.compare("a cat", [name], 3, 1, 2, 4.0, 1.0)
+    assert torch.equal(found.base, first.base) and not torch.equal(found.erased, first.base)
+
+
+def test_the_page_never_takes_an_edit_that_was_left_for_the_base(model: StableDiffusion, tmp_path: Path) -> None:
+    studio = Studio(model, tmp_path)
+    *_, first = studio.compare("a cat", [], 3, 1, 2, 4.0, 1.0)
+    studio.base_pictures.clear()
+    edit_of(model.pipe, "value").apply(model.pipe)
+    *_, found = studio.compare("a cat", [], 3, 1, 2, 4.0, 1.0)
+    assert torch.equal(found.base, first.base)
+    edit = edit_of(model.pipe, "value").apply(model.pipe)
+    with torch.no_grad():
+        parameters(model.pipe)[sorted(edit.moved())[0]].add_(1)
+    studio.base_pictures.clear()
+    with pytest.raises(UserError, match="no longer hold the values"):
+        list(studio.compare("a cat", [], 3, 1, 2, 4.0, 1.0))
+    assert not studio.base_pictures
+
+
+def test_requests_do_not_see_each_other(model: StableDiffusion, tmp_path: Path) -> None:
+    """Threads that compare at once, some with edits and some without, all show the base as the base."""
+    studio = Studio(model, tmp_path)
+    edit_of(model.pipe, "value").save(tmp_path / "edit")
+    (name,) = studio.edits()
+    *_, alone = studio.compare("a cat", [name], 3, 1, 2, 4.0, 1.0)
+
+    def ask(i: int) -> bool:
+        studio.base_pictures.clear()
+        *_, found = studio.compare("a cat", [name] if i % 2 else [], 3, 1, 2, 4.0, 1.0)
+        return torch.equal(found.base, alone.base) and torch.equal(found.erased, alone.erased if i % 2 else alone.base)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(ask, range(12)))
