@@ -182,7 +182,7 @@ def _concepts(value: Any, entry: dict[str, Any], where: str) -> tuple[Concept, .
 
 
 def _mapping(entry: dict[str, Any], where: str) -> dict[str, Any]:
-    found = entry.get("fields") or {}
+    found = {} if entry.get("fields") is None else entry["fields"]
     if not isinstance(found, dict):
         raise UserError(f"{where}: fields must be a mapping of a method's options, got {found!r}.")
     check({"fields": found}, _Fields, where)

@@ -5,7 +5,7 @@
     python scripts/fuzz.py --only edits --case 17 --keep DIR   # one input, with its files left in DIR
 
 A failure is an exception, exit code 0 for an input that is known to be wrong, a file written outside the given folders, a connection, a
-case without an end, or a message that is not one line of at most 1,000 letters. The same --seed and --count give the same inputs.
+case without an end, or a message that is not one short line. The same --seed and --count give the same inputs.
 """
 
 import argparse

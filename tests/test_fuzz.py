@@ -18,12 +18,13 @@ def judged(code: int | str | None, said: str, wrong: bool = True) -> list[str]:
 def test_how_an_end_is_judged() -> None:
     assert judged(1, "drawing 100%|##|\rerasure: warning: odd\nerasure: no edit at x.\n") == []
     assert judged(0, "", wrong=False) == judged(4, "", wrong=False) == []
-    assert judged(0, "") == judged(3, "") == judged(2, "erasure: x") == ["accepted"]
+    assert judged(0, "") == judged(3, "") == judged(2, "  INCOMPLETE, judge of style: no weights") == ["accepted"]
+    assert judged(2, "erasure: no room is left on the disk.") == []
     assert judged(None, "Traceback (most recent call last):\nKeyError: 'x'") == ["traceback"]
     assert judged(1, "Traceback (most recent call last):\nKeyError: 'x'") == ["traceback"]
     assert judged("hang", "") == ["hang"]
     assert judged(1, "") == judged(1, "error: x") == ["message"]
-    assert judged(1, "erasure: one\ntwo\n") == ["message"] and judged(1, "erasure: " + "x" * 1000) == ["message"]
+    assert judged(1, "erasure: one\ntwo\n") == ["message"] and judged(1, "erasure: " + "x" * 3000) == ["message"]
 
 
 def test_the_watch_sees_what_is_written_elsewhere_and_who_is_called(tmp_path: Path) -> None:

@@ -34,7 +34,9 @@ def suites(ground: Ground, rng: random.Random) -> Iterator[Case]:
         ]
         fixed += [case(f"{form}, unknown key {k[:20]!r}", {**suite, k: 1}, True, asks) for k in ("stpes", "", "x y", LONG)]
         fixed += [
-            case(f"{form}, {k} {n}", {**suite, k: n}, k == "steps" or not n > 0, asks) for k in ("steps", "guidance") for n in NUMBERS
+            case(f"{form}, {k} {n}", {**suite, k: n}, k == "steps" or not 0 <= n < float("inf"), asks)
+            for k in ("steps", "guidance")
+            for n in NUMBERS
         ]
         fixed += [case(f"{form}, name {t[:20]!r}", {**suite, "name": t}, t not in ("nan", "-1") and not t.isalnum(), asks) for t in TEXTS]
         fixed += [

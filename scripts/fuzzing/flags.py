@@ -72,6 +72,8 @@ def commands(ground: Ground) -> Iterator[tuple[str, list[str], type, dict[str, A
     yield "jobs run-one", ["jobs", "run-one", "{in}/job/spec.json"], options("jobs", "OneOptions"), {"job": ground.job, "plain.txt": b"x"}
     yield "studio", ["studio", "--model", "{in}/none"], options("studio", "Options"), {"plain.txt": b"plain"}
     yield "methods", ["methods", "--model", model], options("methods", "Options"), {"plain.txt": b"plain"}
+    yield "clean", ["clean"], options("clean", "Options"), {"plain.txt": b"plain"}
+    yield "doctor", ["doctor", "--nonsense"], options("doctor", "Options"), {"plain.txt": b"plain"}
     yield "demo", ["demo", "--concept", "nothing that pocket knows"], options("demo", "Options"), {"plain.txt": b"plain"}
 
 

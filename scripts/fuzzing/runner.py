@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from app.cli import main
+from erasure.errors import MESSAGE
 from fuzzing.case import Case
 
 WORK, WAIT = 90, 600  # seconds of computing and of waiting after which a case hangs; the first count on a busy machine alike
-LETTERS = 1_000
+LETTERS = MESSAGE + 100  # of a message with its first word and the mark of a cut
 WRITES = {"os.mkdir", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree"}
 NETWORK = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname"}
 
@@ -106,11 +107,11 @@ def judged(case: Case, code: int | str | None, said: str) -> Iterator[Failure]:
     if code is None or "Traceback (most recent call last)" in said:
         yield Failure("traceback", (said.strip().splitlines() or [""])[-1][:200])
         return
-    if case.wrong and code != 1:
+    lines = [line for line in said.replace("\r", "\n").split("\n") if line.strip()]
+    first = next((i for i, line in enumerate(lines) if line.startswith("erasure: ") and not line.startswith("erasure: warning:")), None)
+    if case.wrong and not (code == 1 or (code == 2 and first is not None)):  # 2: no room, no memory, or another process is at work there
         yield Failure("accepted", f"exit code {code}")
     if code == 1:
-        lines = [line for line in said.replace("\r", "\n").split("\n") if line.strip()]
-        first = next((i for i, line in enumerate(lines) if line.startswith("erasure: ") and not line.startswith("erasure: warning:")), None)
         if first is None:
             yield Failure("message", f"exit code 1 without a line that begins with erasure: {said[-100:]!r}")
         elif first < len(lines) - 1:

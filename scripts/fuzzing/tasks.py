@@ -70,9 +70,11 @@ def plans(ground: Ground, rng: random.Random) -> Iterator[Case]:
     entry = {"concept": ["neon", "sketch"], "method": "esd", "seed": [0, 1], "fields": {"lr": [1e-4, 2e-4]}}
     plan = {"model": str(ground.model), "suite": "pocket", "jobs": [entry]}
 
-    def case(name: str, found: object, wrong: bool = True) -> Case:
+    def case(name: str, found: object, wrong: bool = True, looks: bool = False) -> Case:
+        """`looks`: what is wrong is seen where a plan is looked at closely, and not by `jobs status`."""
         data = found if isinstance(found, bytes) else yaml.safe_dump(found).encode()
-        argv = ("jobs", "run", "{in}/plan.yaml", "--dry-run") if rng.random() < 0.7 else ("jobs", "status", "{in}/plan.yaml")
+        status = rng.random() < 0.3 and not looks
+        argv = ("jobs", "status", "{in}/plan.yaml") if status else ("jobs", "run", "{in}/plan.yaml", "--dry-run")
         return Case(f"plan.yaml, {name}", argv, {"plan.yaml": data}, wrong)
 
     fixed = [
@@ -95,7 +97,7 @@ def plans(ground: Ground, rng: random.Random) -> Iterator[Case]:
     fixed += [case(f"unknown key {key[:20]!r}", {**plan, key: 1}) for key in ("job", "", "x y", LONG)]
     fixed += [case(f"unknown key of a job {key[:20]!r}", {**plan, "jobs": [{**entry, key: 1}]}) for key in ("concpt", "out", LONG)]
     fixed += [
-        case(f"{key} {str(value)[:30]!r}", {**plan, "jobs": [{**entry, key: value}]})
+        case(f"{key} {str(value)[:30]!r}", {**plan, "jobs": [{**entry, key: value}]}, True, key in ("method", "suite", "model", "fields"))
         for key, wrong in (
             ("concept", (None, "", 3, [], [""], {}, {"name": ""}, {"name": 3}, {"name": "x", "kind": "y"}, ";")),
             ("method", (None, "", "nonsense", 3, {}, "../esd", LONG)),
