@@ -63,20 +63,23 @@ def stranger(inside: Any, key: Any) -> None:
         inside["stranger"] = 1
 
 
-def hostile(record: dict[str, Any]) -> Iterator[bytes]:
-    """Mutations of edit.json: a key away, a strange key, values of other types and sizes, and text that is no strict JSON."""
+def hostile(record: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+    """Mutations of edit.json: a key away, a strange key, other values, and text that is not strict JSON; each with the key it is in."""
     rng = random.Random(0)
     ways = [path for path in places(record) if path]
     for path in ways:
-        yield json.dumps(changed(record, path, drop)).encode()
+        yield path[0], json.dumps(changed(record, path, drop)).encode()
         for value in rng.sample(WRONG, 6):
-            yield json.dumps(changed(record, path, put(value))).encode()
+            yield path[0], json.dumps(changed(record, path, put(value))).encode()
     for path in [("method",), ("base", "source"), ("concepts", 0, "name")]:
-        yield json.dumps(changed(record, path, stranger)).encode()
+        yield "", json.dumps(changed(record, path, stranger)).encode()
     text = json.dumps(record)
-    yield from (b"", b"[]", b"null", b"3", b'"edit"', b"{", b"\xff\xfe" + text.encode("utf-16-le"), text.encode()[: len(text) // 2])
-    yield text.replace('"seed": 0', '"seed": 0, "seed": 0').encode()
-    yield b"[" * 100_000 + b"]" * 100_000
+    yield from (
+        ("", data)
+        for data in (b"", b"[]", b"null", b"3", b'"edit"', b"{", b"\xff\xfe" + text.encode("utf-16-le"), text.encode()[: len(text) // 2])
+    )
+    yield "", text.replace('"seed": 0', '"seed": 0, "seed": 0').encode()
+    yield "", b"[" * 100_000 + b"]" * 100_000
     for value in (
         "NaN",
         "Infinity",
@@ -88,10 +91,10 @@ def hostile(record: dict[str, Any]) -> Iterator[bytes]:
         "[" * 500 + "]" * 500,
         '"' + "x" * 200_000 + '"',
     ):
-        yield text.replace('"notes": {', f'"notes": {{"a": {value}, ').encode()
-        yield text.replace('"cost": {', f'"cost": {{"a": {value}, ').encode()
-    yield text.replace('"method"', '"method\\u0000"').encode()
-    yield text.encode() + b" " * (33 * 2**20)
+        yield "", text.replace('"notes": {', f'"notes": {{"a": {value}, ').encode()
+        yield "", text.replace('"cost": {', f'"cost": {{"a": {value}, ').encode()
+    yield "", text.replace('"method"', '"method\\u0000"').encode()
+    yield "", text.encode() + b" " * (33 * 2**20)
 
 
 @pytest.mark.parametrize("form", ("value", "guidance", "one-step"))
@@ -101,8 +104,8 @@ def test_hostile_records_are_one_line(form: str, saved: dict[str, Path], tmp_pat
     record |= {"versions": {"torch": "2.10"}, "cost": {"unet_forwards": 3}, "notes": {"layers": {"unet.a": 0.5}}}
     record["base"]["after"] = ["0123456789abcdef"]
     (tmp_path / "edit.safetensors").write_bytes((saved[form] / "edit.safetensors").read_bytes())
-    tried, allowed = 0, 0
-    for text in hostile(record):
+    tried, allowed = 0, set()
+    for key, text in hostile(record):
         (tmp_path / "edit.json").write_bytes(text)
         tried += 1
         try:
@@ -110,10 +113,11 @@ def test_hostile_records_are_one_line(form: str, saved: dict[str, Path], tmp_pat
         except UserError as error:
             assert "\n" not in str(error) and len(str(error)) < 1000
             continue
-        allowed += 1  # such as another seed: then it is a whole edit, and saves and names itself like one
+        allowed.add(key)  # such as another seed: then it is a whole edit, and saves and names itself like one
         edit.save(tmp_path / "again")
         assert Edit.load(tmp_path / "again").digest() == edit.digest() and edit.name
-    assert tried > 250 and allowed < tried / 10, (tried, allowed)
+    assert tried > 250
+    assert allowed <= {"fields", "notes", "known", "versions", "cost", "seed", "concepts", "base"}  # what may hold other values
 
 
 @pytest.mark.parametrize(
