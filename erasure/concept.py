@@ -42,7 +42,7 @@ class Concept:
             raise UserError("a concept needs a name, got an empty one; write --concept 'Van Gogh'.")
         for text in (self.name, self.anchor, *self.prompts, *self.aliases):
             if len(text) > TEXT_LIMIT or any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):  # half of a pair is not UTF-8
-                raise UserError(f"texts of a concept are valid Unicode without NUL, at most {TEXT_LIMIT:,} characters; got {text[:40]!r}.")
+                raise UserError(f"texts of a concept are valid Unicode of at most {TEXT_LIMIT:,} characters, no NUL; got {text[:40]!r}.")
         if self.kind not in get_args(Kind):
             raise unknown("kind", self.kind, get_args(Kind))
         if self.anchor.strip().lower() == self.name.strip().lower():

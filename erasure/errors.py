@@ -49,7 +49,8 @@ class NotFinite(UserError, FloatingPointError):
 def in_one_line(message: str) -> str:
     """A message without line breaks and control characters, whose longest values and whose whole are cut in the middle."""
     text = "".join(c if c.isprintable() else " " if c in "\r\n\t" else repr(c)[1:-1] for c in message)
-    text = re.sub(rf"(['\"])(?:(?!\1).){{{VALUE},}}\1", lambda found: cut(found[0], VALUE), text)
+    # a value in quotes; an apostrophe within a word opens and closes none
+    text = re.sub(r"(?<!\w)(['\"])(?:(?!\1).)*\1(?!\w)", lambda found: cut(found[0], VALUE), text)
     text = re.sub(rf"\S{{{VALUE},}}", lambda found: cut(found[0], VALUE), text)
     return cut(text, MESSAGE)
 

@@ -329,7 +329,7 @@ def test_a_name_is_one_line(saved: dict[str, Path], tmp_path: Path) -> None:
     edit = Edit.load(signed(tmp_path, (saved["value"] / "edit.safetensors").read_bytes(), record))
     assert edit.name.startswith("esd (neon [31mredx") and len(edit.name) < 220
     record["versions"]["a\n\x1bb"] = "1"
-    with pytest.raises(UserError, match="versions.a\ufffd\ufffdb".replace(".", r"\.")):
+    with pytest.raises(UserError, match=r"versions\.a \\x1bb"):
         Edit.load(signed(tmp_path, (saved["value"] / "edit.safetensors").read_bytes(), record))
 
 
