@@ -51,14 +51,13 @@ COUNTS = (
     ("scheduler", "num_train_timesteps"),
 )
 LORA = re.compile(r"\.lora_|^lora_|\.lora\.|lora_linear_layer|\.hada_|\.lokr_|\.dora_scale|\.alpha$")
-# what a file holds that is no checkpoint, by the start of its names, and what to do with it
+# what a file holds that is no checkpoint, by how some of its names start, and what to do with it; the first that fits counts
 ALONE = {
     ("unet.", "text_encoder."): "the tensors of an edit or a state dict, not a model; `erasure audit` takes it, beside its base as --model",
-    ("down_blocks.", "conv_in.", "model.diffusion_model.", "input_blocks."): "a UNet alone; a model needs its VAE and text encoder as well",
-    ("text_model.", "encoder.layers.", "embeddings.", "cond_stage_model."): "a text encoder alone; a model needs its UNet and VAE as well",
-    ("encoder.", "decoder.", "first_stage_model."): "a VAE alone; a model needs its UNet and text encoder as well",
-    ("emb_params", "<"): "a textual inversion, not a model; audit it with the attack learned_embedding",
-    ("control_model.", "controlnet_"): "a ControlNet, not a model",
+    ("down_blocks.", "input_blocks."): "a UNet alone; a model needs its VAE and text encoder as well",
+    ("text_model.", "encoder.layers.", "embeddings.", "transformer.resblocks."): "a text encoder alone; a model needs UNet and VAE as well",
+    ("decoder.", "encoder."): "a VAE alone; a model needs its UNet and text encoder as well",
+    ("emb_params", "<"): "a textual inversion, not a model; the attack learned_embedding takes it",
 }
 
 
@@ -161,7 +160,7 @@ def _instead(header: Header) -> str:
     if any(LORA.search(name) for name in header.shapes):
         return "a LoRA, not a model; audit it with `erasure audit FILE --model BASE`"
     for starts, what in ALONE.items():
-        if all(name.startswith(starts) for name in header.shapes):
+        if any(name.startswith(starts) for name in header.shapes):
             return what
     parts = {"a UNet": header.has(UNET), "a VAE": header.has(VAE), "a text encoder": header.has(CLIP) or header.has(OPEN_CLIP)}
     if present := [part for part, there in parts.items() if there]:

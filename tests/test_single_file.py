@@ -65,7 +65,7 @@ def test_no_connection_is_opened(checkpoint: Path, tmp_path: Path) -> None:
         (["unet.mid_block.attentions.0.proj_in.lora_A.weight"], "a LoRA, not a model"),
         (["unet.conv_in.weight", "text_encoder.embeddings.token_embedding.weight"], "the tensors of an edit"),
         (["conv_in.weight", "down_blocks.0.resnets.0.conv1.weight"], "a UNet alone"),
-        (["model.diffusion_model.input_blocks.0.0.weight"], "a UNet alone"),
+        (["model.diffusion_model.input_blocks.0.0.weight"], "a UNet but not a VAE or a text encoder"),
         (["text_model.encoder.layers.0.layer_norm1.bias"], "a text encoder alone"),
         (["embeddings.token_embedding.weight", "encoder.layers.0.layer_norm1.bias"], "a text encoder alone"),
         (["encoder.conv_in.weight", "decoder.conv_in.weight"], "a VAE alone"),
@@ -85,6 +85,12 @@ def test_no_connection_is_opened(checkpoint: Path, tmp_path: Path) -> None:
 )
 def test_other_files_are_refused_by_what_they_are(names: list[str], what: str, tmp_path: Path) -> None:
     assert what in complaint(written(tmp_path / "file.safetensors", *names))
+
+
+@pytest.mark.parametrize(("part", "what"), [("unet", "a UNet alone"), ("vae", "a VAE alone"), ("text_encoder", "a text encoder alone")])
+def test_parts_of_a_model_are_refused_by_what_they_are(part: str, what: str, tmp_path: Path) -> None:
+    save_file(getattr(tiny.pipeline(), part).state_dict(), tmp_path / "file.safetensors")
+    assert what in complaint(tmp_path / "file.safetensors")
 
 
 def test_inpainting_is_refused_by_name(tmp_path: Path) -> None:
