@@ -63,7 +63,9 @@ def _repo(source: str) -> tuple[str, str]:
 
 
 def unreachable(source: str) -> UserError:
-    return UserError(f"{source} is not in the local cache, and the hub cannot be reached or does not have it.")
+    return UserError(
+        f"{source} is not in the local cache, and the hub cannot be reached, does not have it, or asks for a login (hf auth login)."
+    )
 
 
 def patterns(part: str, variant: str = "") -> list[str]:
