@@ -83,12 +83,14 @@ def test_an_edit_that_names_no_concept_is_no_pass(edit: Path, tmp_path: Path, ca
     record = read_json(edit / "edit.json")
     write_json(edit / "edit.json", {**record, "concepts": []})
     for argv in (["audit", str(edit)], ["audit", str(edit), "--shard", "1/2"], ["audit", str(edit), "--workers", "2"]):
-        assert "nothing to audit" in refused([*argv, "--suite", str(suite_file(tmp_path / "s"))], capsys)
+        assert "concepts must have at least 1 item" in refused([*argv, "--suite", str(suite_file(tmp_path / "s"))], capsys)
     assert not list(edit.glob("audit-*"))
     spec = Spec(edits=(str(edit),), model=record["base"]["source"], suite=str(suite_file(tmp_path / "s")))
     jobs.enqueue(tmp_path / "job", spec)
     assert jobs.start(tmp_path / "job").wait() == 1
-    assert jobs.progress(tmp_path / "job").state == "failed" and "nothing to audit" in jobs.progress(tmp_path / "job").error
+    assert (
+        jobs.progress(tmp_path / "job").state == "failed" and "concepts must have at least 1 item" in jobs.progress(tmp_path / "job").error
+    )
 
 
 def test_a_suite_without_gates_gives_no_verdict(edit: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

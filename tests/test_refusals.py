@@ -214,9 +214,9 @@ def test_what_is_not_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "not text" in complain(["erase", "--concept", "a\udcff", "--out", str(tmp_path / "x")], capsys)
     assert "not text" in complain(["erase", "--concept", "a\0", "--out", str(tmp_path / "x")], capsys)
     for bad in ("a\ud800", "a\0b"):
-        with pytest.raises(UserError, match="not text"):
+        with pytest.raises(UserError, match="valid Unicode"):
             Concept(name=bad)
-        with pytest.raises(UserError, match="not text"):
+        with pytest.raises(UserError, match="valid Unicode"):
             Concept(name="a", prompts=(f"{{}} {bad}",))
 
 
@@ -318,7 +318,7 @@ def test_a_full_disk_and_short_memory_are_one_line(monkeypatch: pytest.MonkeyPat
         raise RuntimeError("a fault")
 
     monkeypatch.setattr(methods, "main", writes)
-    assert main(["methods"]) == 2 and "No space left on device; make room" in capsys.readouterr().err
+    assert main(["methods"]) == 2 and "no room is left on the disk" in capsys.readouterr().err
     monkeypatch.setattr(methods, "main", allocates)
     assert main(["methods"]) == 2 and "out of memory" in capsys.readouterr().err
     monkeypatch.setattr(methods, "main", fails)

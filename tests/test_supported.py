@@ -244,7 +244,7 @@ def test_what_has_no_answer_at_zero_terminal_snr_says_so(tmp_path: Path) -> None
 
 def test_more_steps_than_timesteps_is_one_line(model: StableDiffusion) -> None:
     for steps in (0, 1001):
-        with pytest.raises(UserError, match=f"1 to 1000 steps, got {steps}"):
+        with pytest.raises(UserError, match=f"1 to 1,000 steps, got {steps:,}"):
             model.sample(["a"], [1], steps=steps)
 
 

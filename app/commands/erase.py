@@ -18,6 +18,7 @@ from erasure.discover import load
 from erasure.errors import VALUE, UserError, cut, in_one_line
 from erasure.outline import outline
 from erasure.run import usable
+from erasure.seeds import checked
 
 EARLY = ("method", "kind", "model")  # decide what the other flags are, in the order of the fields
 METHOD = "erasure.methods.base:Method"
@@ -108,8 +109,7 @@ def parsed(argv: list[str]) -> tuple[type, Any]:
     of, recipes = family(source), getattr(described, "recipes", {})
     told = f"Values shown are the recipe for {kind} on {of} models." if of else "Values shown are the paper's; recipes go by the model."
     options: Any = parse(combined("Erase", Options, described, recipe=recipes.get((kind, of), {}), note=told), argv, "erase")
-    if not 0 <= options.seed < 2**63:
-        raise UserError(f"--seed is a whole number from 0 to 2^63 - 1, got {options.seed}.")
+    checked(options.seed)
     if options.out:
         usable(options.out)
     existing(options.on)

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 import tyro
 
 from app.cli import INCOMPLETE
-from app.parsing import parse
+from app.parsing import existing, parse
 from erasure.choices import Layout
 from erasure.errors import UserError
+from erasure.run import usable
 
 FORMS_HELP = (
     "lora: for ComfyUI, A1111, kohya, stable-diffusion.cpp and diffusers; checkpoint: the whole erased model as one file for the same; "
@@ -38,6 +39,9 @@ class Options:
 
 def main(argv: list[str]) -> int:
     options = parse(Options, argv, "export")
+    if options.out:
+        usable(options.out)
+    existing([options.edit])
     check(options)
     from erasure import export
     from erasure.edit import Edit

@@ -133,7 +133,7 @@ class StableDiffusion(DiffusionModel):
         self, x_T: Tensor, cond: Tensor, uncond: Tensor, steps: int, guidance: float, guides: Sequence[Guidance] = ()
     ) -> Iterator[Step]:
         if not 1 <= steps <= len(self.alphas):
-            raise UserError(f"{self.source} can be sampled in 1 to {len(self.alphas)} steps, got {steps}.")
+            raise UserError(f"{self.source} can be sampled in 1 to {len(self.alphas):,} steps, got {steps:,}.")
         if guides:
             self.check_guidable()
         self.scheduler.set_timesteps(steps)
