@@ -17,6 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from tqdm import tqdm
+
 from erasure.errors import Unfinished, UserError
 from erasure.processes import Process, gone, this_process
 
@@ -36,7 +38,7 @@ def canonical_json(record: Any) -> str:
 
 def tell(line: str) -> None:
     """One line for the person who watches, also from within the library."""
-    print(f"erasure: {line}", file=sys.stderr, flush=True)
+    tqdm.write(f"erasure: {line}", file=sys.stderr)  # a line of its own also while a bar is shown
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from erasure.errors import NotFinite
 from erasure.files import replacing
 from erasure.methods.base import Play, Trained
 
@@ -29,9 +30,12 @@ class Preview:
         begun = time.monotonic()
         if begun < self.due:
             return
-        with torch.no_grad():
-            latents = method.drawn(play, self.prompts, list(range(len(self.prompts))), self.STEPS)
-            pictures = (play.model.decode(latents).cpu() * 255).round().to(torch.uint8)
+        try:
+            with torch.no_grad():
+                latents = method.drawn(play, self.prompts, list(range(len(self.prompts))), self.STEPS)
+                pictures = (play.model.decode(latents).cpu() * 255).round().to(torch.uint8)
+        except NotFinite:
+            return  # the training has diverged, and says at its next loss why
         strip = torch.cat(tuple(pictures), dim=2).permute(1, 2, 0).numpy()
         with replacing(self.path) as file:
             Image.fromarray(strip).save(file, format="PNG")

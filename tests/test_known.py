@@ -33,9 +33,8 @@ def test_concepts_do_not_depend_on_their_company(model: StableDiffusion) -> None
     assert known(model, NAMES)[1:2] == known(model, NAMES[1:2])
 
 
-def test_the_influence_is_the_mean_square_of_the_difference(velocity_model: StableDiffusion) -> None:
-    """Against a plain loop over the trajectories, here of a model that predicts velocity."""
-    model = velocity_model
+def test_the_influence_is_the_mean_square_of_the_difference(model: StableDiffusion) -> None:
+    """Against a plain loop over the trajectories."""
     (found,) = known(model, NAMES[:1])
     cond, empty = model.encode(["cat"]), model.encode([""])
     moved = size = 0.0
