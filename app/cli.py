@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import Any
 
 from erasure.errors import Assumed, Unfinished, UserError, in_one_line, unknown
-from erasure.files import disk_full
 
 COMMANDS = {
     "erase": "erase concepts from a model and save an edit",
@@ -62,6 +61,8 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return USAGE_ERROR
     except Exception as error:
+        from erasure.files import disk_full
+
         if disk_full(error):
             return complain(f"no room is left on the disk ({error}); make room, then repeat the command.", INCOMPLETE)
         if out_of_memory(error):
