@@ -13,7 +13,7 @@ import copy
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from erasure.discover import load
 from erasure.edit import Edit
 from erasure.erase import applied, configure, erase
 from erasure.errors import UserError
-from erasure.export import LoraReport, to_folder, to_lora, to_text_encoder
+from erasure.export import LoraReport, to_checkpoint, to_folder, to_lora, to_text_encoder
 from erasure.export.lora import low_rank, moved_by
 from erasure.export.lora_file import FILE
 from erasure.families.base import DiffusionModel, canonical
@@ -42,6 +42,7 @@ sys.path.insert(0, str(ROOT))  # the models and the programs' rules are the test
 from tests import edits  # noqa: E402
 from tests.clients import CLIENTS, original  # noqa: E402
 from tests.sd_sized import pipeline  # noqa: E402
+from tests.test_checkpoint import read_as_a_program_does  # noqa: E402
 
 Reader = Callable[[DiffusionModel, Path], dict[str, Tensor]]
 KINDS: dict[str, Callable[[DiffusionModel], Edit]] = {
@@ -84,6 +85,26 @@ def text_encoder_in_diffusers(model: DiffusionModel, out: Path) -> dict[str, Ten
     return changes(model, pipe)
 
 
+def checkpoint_by_rule(model: DiffusionModel, out: Path) -> dict[str, Tensor]:
+    """The change of every parameter under the name where ComfyUI, A1111 and stable-diffusion.cpp look for it."""
+    tensors = load_file(next(out.glob("*.safetensors")))
+    return differing(model, {name: read_as_a_program_does(tensors, name, model) for name in model.parameters()})  # type: ignore[arg-type]
+
+
+def checkpoint_in_diffusers(model: DiffusionModel, out: Path) -> dict[str, Tensor]:
+    return differing(model, load_model(str(next(out.glob("*.safetensors"))), precision="fp32").parameters())
+
+
+def differing(model: DiffusionModel, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What differs between fp16 values and the base's own rounded to fp16, by parameter; counted from the base as it is."""
+    found = {}
+    for name, p in model.parameters().items():
+        value = values[name].detach().float().reshape(p.shape)
+        if not torch.equal(value, p.detach().half().float()):
+            found[name] = value - p.detach()
+    return found
+
+
 def changes(model: DiffusionModel, pipe: StableDiffusionPipeline) -> dict[str, Tensor]:
     """What differs between a pipeline and the base, by parameter."""
     found = {}
@@ -107,6 +128,11 @@ FORMS = [
         {"diffusers": lora_in_diffusers, **{client: by_rule(client) for client in CLIENTS}},
     ),
     Form("folder", lambda model, edit, out: to_folder(model, edit, out), {"diffusers": folder_in_diffusers}),
+    Form(
+        "checkpoint",
+        lambda model, edit, out: to_checkpoint(model, edit, out) and None,
+        {"diffusers": checkpoint_in_diffusers, **{client: checkpoint_by_rule for client in CLIENTS if client != "kohya merge"}},
+    ),
     Form("text-encoder", lambda model, edit, out: to_text_encoder(model, edit, out), {"diffusers": text_encoder_in_diffusers}),
 ]
 
@@ -128,7 +154,7 @@ def table(generation: str) -> list[str]:
                 except UserError:
                     continue  # a form that this edit cannot take
                 cells = [cell(model, edit, layers, form.readers.get(reader), out) for reader in readers]
-            said = f"{report.error:.2g}" if report else "exact"
+            said = f"{report.error:.2g}" if report else "–"
             lines.append(f"| {kind}: {len(layers)} layers in {len(edit.moved())} tensors | {form.name} | {said} | {' | '.join(cells)} |")
             print(lines[-1], flush=True)
     return lines
