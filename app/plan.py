@@ -90,7 +90,7 @@ class Spec:
         """Read such a file.
 
         Raises:
-            UserError: no such file, a wrong checksum, unknown keys, values of another type, values that are no concept.
+            UserError: no such file, a wrong checksum, unknown keys, values of another type, or values that do not make a concept.
         """
         record = read_json(path)
         if not isinstance(record, dict) or not (record.get("concepts") or record.get("edits")):

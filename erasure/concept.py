@@ -85,6 +85,8 @@ def parse(text: str, *, kind: Kind, prompts: tuple[str, ...] = (), anchor: str =
         UserError: an empty name, or the same name twice.
     """
     names = [part.strip() for part in text.split(";")]
+    if not all(names):
+        raise UserError(f"every concept needs a name, and one is missing in {text!r}; write them like 'neon; sketch'.")
     if len({name.lower() for name in names}) < len(names):
         raise UserError(f"a concept is named twice in {text!r}; every concept is erased once.")
     return [Concept(name=name, kind=kind, prompts=prompts, anchor=anchor) for name in names]

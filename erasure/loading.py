@@ -66,6 +66,7 @@ def _open(path: str, source: str, dtype: torch.dtype) -> Any:
         raise
     except SafetensorError as error:
         raise UserError(f"{source} holds a broken safetensors file ({error}); copy or download it again.") from error
+    # what diffusers, transformers and torch raise for configs and weights that do not fit each other
     except (OSError, ValueError, KeyError, AttributeError, TypeError, NotImplementedError, RuntimeError) as error:
         raise UserError(f"{source} {unread(place)}: {first_line(error)}") from error
 

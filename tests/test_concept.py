@@ -23,6 +23,7 @@ def test_several_concepts_are_separated_by_semicolons() -> None:
     [
         (lambda: Concept(name=" "), "needs a name"),
         (lambda: parse("a;;b", kind="style"), "needs a name"),
+        (lambda: parse(" ; ", kind="style"), "needs a name"),
         (lambda: parse("a;A", kind="style"), "named twice"),
         (lambda: Concept(name="cat", anchor="Cat"), "equals the concept"),
         (lambda: Concept(name="cat", prompts=("a cat",)), "exactly one"),

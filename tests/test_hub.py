@@ -58,3 +58,9 @@ def test_names_and_the_network_are_checked(tmp_path: Path) -> None:
     assert hub.contents(tmp_path) == [("a.json", 2)]
     with pytest.raises(UserError, match=r"a/b could not be written|needs a login"):
         hub.push(tmp_path, "a/b", endpoint="http://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("repo", ["../..", "a/..", "./b", "a", "a/b/c", ""])
+def test_what_is_not_a_repository_is_refused(repo: str) -> None:
+    with pytest.raises(UserError, match="takes org/name"):
+        hub.checked(repo)

@@ -1,4 +1,4 @@
-"""What every request passes before the page sees it: the right Host, no foreign Origin, no uploads, and the login where there is one."""
+"""What every request passes before it reaches the page: the right Host and Origin, no uploads, and the login where there is one."""
 
 import hmac
 import secrets
@@ -27,7 +27,7 @@ class Gate:
 
     Args:
         hosts: what the Host header may name, without port; empty: anything. A page on this machine alone is protected by it against
-            DNS rebinding: a foreign site whose name suddenly means 127.0.0.1 still sends its own name.
+            DNS rebinding: another site whose name suddenly means 127.0.0.1 still sends its own name.
         login: user and password. Without a valid cookie nothing but the login form answers.
     """
 
@@ -87,7 +87,7 @@ class Gate:
             body += part
             if len(body) > LOGIN_SIZE:
                 return form("This is not a login.", 413)
-        # from here to the count of a wrong one nothing is awaited, so that a hundred requests at once are no way around it
+        # from here to the count of a wrong one nothing is awaited, so that a hundred requests at once do not get around it
         if wait := self.attempts.wait(address):
             message = f"Too many wrong passwords. Try again in {wait:.0f} s."
             return form(message, 429, {"Retry-After": str(int(wait) + 1)})

@@ -50,6 +50,6 @@ def checked(repo: str) -> str:
     Raises:
         UserError: a name without an organisation or a user.
     """
-    if not REPO.fullmatch(repo):
+    if not REPO.fullmatch(repo) or not all(part.strip(".") for part in repo.split("/")):
         raise UserError(f"--push-to-hub takes org/name, got {repo!r}.")
     return repo
