@@ -150,9 +150,7 @@ def run(options: Options, argv: Sequence[str]) -> int:
     if options.shard:
         for plan, out in zip(plans, outs, strict=True):
             work(model, edits, plan, out, how, shard=shard(options.shard), fresh=options.fresh)
-            print(
-                f"share {options.shard} of {out} is done. That is not a verdict: when all are, give the command without --shard."
-            )
+            print(f"share {options.shard} of {out} is done. That is not a verdict: when all are, give the command without --shard.")
         return 0
     with ExitStack() as stack:
         for plan, out in zip(plans, outs, strict=True):
