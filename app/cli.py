@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from erasure.errors import Assumed, Unfinished, UserError, in_one_line, unknown
+from erasure.errors import Assumed, Unfinished, UserError, in_one_line, out_of_memory, unknown
 
 COMMANDS = {
     "erase": "erase concepts from a model and save an edit",
@@ -77,11 +77,6 @@ def main(argv: list[str] | None = None) -> int:
 def complain(message: str, code: int) -> int:
     print(f"erasure: {in_one_line(message)}", file=sys.stderr)
     return code
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether memory was short, on a GPU (torch.OutOfMemoryError) or not; torch is not imported for the question."""
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
 
 
 def version() -> str:

@@ -21,7 +21,7 @@ from erasure.export.model_card import before_after, write_card
 from erasure.families.base import Cost, DiffusionModel
 from erasure.files import tell, with_seal
 from erasure.kept import kept
-from erasure.known import DoubtfulConcept, Known, check_cost, known
+from erasure.known import DoubtfulConcept, Known, check_cost, known, warning
 from erasure.locks import held
 from erasure.methods.base import Change, Guided, Method, Play, Solved, Trained
 from erasure.run import Run, cache_folder, digest, write_json
@@ -157,9 +157,8 @@ def _erased(run: Run, model: DiffusionModel, concepts: list[Concept], method: Me
             torch.cuda.reset_peak_memory_stats(model.device)
         begun = time.monotonic()
         knowledge = known(model, concepts)
-        for answer in knowledge:
-            if answer.doubtful:
-                warnings.warn(answer.warning(), DoubtfulConcept, stacklevel=2)
+        if doubtful := [answer for answer in knowledge if answer.doubtful]:
+            warnings.warn(warning(doubtful), DoubtfulConcept, stacklevel=2)
         change = change_of(model, concepts, method, loop)
         ended = time.monotonic()
         cost = forecast(model, concepts, method).record()

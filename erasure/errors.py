@@ -46,6 +46,11 @@ class NotFinite(UserError, FloatingPointError):
     do not fit, which the user can change."""
 
 
+def out_of_memory(error: Exception) -> bool:
+    """Whether memory was short, on a GPU (torch.OutOfMemoryError) or not; torch is not imported for the question."""
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
 def in_one_line(message: str) -> str:
     """A message without line breaks and control characters, whose longest values and whose whole are cut in the middle."""
     text = "".join(c if c.isprintable() else " " if c in "\r\n\t" else repr(c)[1:-1] for c in message)

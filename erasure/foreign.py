@@ -19,6 +19,7 @@ from torch import Tensor
 
 from erasure.concept import Concept
 from erasure.edit import Edit, EditInfo
+from erasure.edits.edit import RECORD, TENSORS
 from erasure.errors import UserError
 from erasure.external.lora import adapter_config, factors, is_lora
 from erasure.external.networks import state, text_encoder, unet, whole
@@ -36,7 +37,7 @@ READABLE = "a diffusers folder or hub id, a folder with a UNet, a text encoder o
 def is_edit(path: str) -> bool:
     """Whether a path is an edit of this project, not an erasure made elsewhere."""
     place = Path(path)
-    return (place / "edit.json").is_file() or (place.suffix in (".safetensors", ".json") and (place.parent / "edit.json").is_file())
+    return (place / RECORD).is_file() or (place.name in (TENSORS, RECORD) and (place.parent / RECORD).is_file())
 
 
 def foreign(model: DiffusionModel, source: str, concepts: Sequence[Concept]) -> Edit:

@@ -77,8 +77,13 @@ class Hook:
         if pipe is None or self.inside or getattr(pipe, "erasure_owned", False):
             return out
         sampling = sampling_of(pipe)
-        if not sampling.guidance or not pipe.do_classifier_free_guidance:
+        if not sampling.guidance:
             return out
+        if not pipe.do_classifier_free_guidance:
+            raise UserError(
+                f"guidance edits steer the guidance, and guidance_scale {pipe.guidance_scale:g} has none: the picture would show the base. "
+                "Use a guidance_scale above 1, or revert the edit."
+            )
         x, t = args[0], torch.as_tensor(args[1]).flatten()[0].item()
         if sampling is not self.sampling or t > self.t:  # a new walk has begun
             self.sampling, self.memories = sampling, [{} for _ in sampling.guidance]

@@ -16,6 +16,7 @@ NONSENSE = ("zxqvu", "brimplefax", "wuggit", "ployndra", "glorp", "tremulon", "d
 TRAJECTORIES, STEPS = 4, 8
 ASKED = slice(2, 4)  # steps at which names are compared: on pocket, words it knows and words it does not lie furthest apart there
 POINTS = TRAJECTORIES * (ASKED.stop - ASKED.start)
+FEW = 8  # further names that a warning lists
 SEED = 900_000  # of the trajectories' noise, the same for every concept and job
 
 
@@ -35,14 +36,19 @@ class Known:
     def doubtful(self) -> bool:
         return self.concept <= self.nonsense
 
-    def warning(self) -> str:
-        return (
-            f"the model hardly knows {self.name!r}: the name moves its predictions by {self.concept:.4f}, "
-            f"a nonsense word in its place by {self.nonsense:.4f}; check the spelling, or read a high erasure rate with care."
-        )
-
     def record(self) -> dict[str, Any]:
         return asdict(self) | {"doubtful": self.doubtful}
+
+
+def warning(doubtful: Sequence[Known]) -> str:
+    """What to tell of the names that move predictions no further than nonsense does; one line however many there are."""
+    first = f"{doubtful[0].name!r}: the name moves its predictions by {doubtful[0].concept:.4f}"
+    if more := [repr(one.name) for one in doubtful[1:]]:
+        first += f" (and {len(more)} more: {', '.join(more[:FEW])}{', ...' if len(more) > FEW else ''})"
+    return (
+        f"the model hardly knows {first}, "
+        f"a nonsense word in its place by {doubtful[0].nonsense:.4f}; check the spelling, or read a high erasure rate with care."
+    )
 
 
 @torch.no_grad()

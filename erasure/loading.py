@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
-from erasure.errors import UserError
+from erasure.errors import UserError, out_of_memory
 from erasure.families.base import Attention, DiffusionModel, Precision
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.run import read_json
@@ -67,7 +67,9 @@ def _open(path: str, source: str, dtype: torch.dtype) -> Any:
     except SafetensorError as error:
         raise UserError(f"{source} holds a broken safetensors file ({error}); copy or download it again.") from error
     # what diffusers, transformers and torch raise for configs and weights that do not fit each other
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, NotImplementedError, RuntimeError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, NotImplementedError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
         raise UserError(f"{source} {unread(place)}: {first_line(error)}") from error
 
 

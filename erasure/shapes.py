@@ -5,7 +5,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Annotated, Any, NotRequired, TypeVar, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Annotated, Any, NotRequired, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict, is_typeddict  # pydantic takes typing's own from Python 3.12 on
@@ -80,14 +81,29 @@ def _without_echoes(error: ValidationError) -> list[Any]:
     return found
 
 
+def _inside(shape: Any, part: str) -> Any:
+    """What a TypedDict, a list or a mapping holds at a key; of a choice of several, what the first that has the key holds there."""
+    if is_typeddict(shape):
+        return get_type_hints(shape)[part]
+    if get_origin(shape) in (Union, UnionType):
+        choices = [choice for choice in get_args(shape) if choice is not NoneType]
+        return next((_inside(choice, part) for choice in choices if not is_typeddict(choice) or part in get_type_hints(choice)), shape)
+    return get_args(shape)[-1]
+
+
+def _keys(shape: Any) -> list[str]:
+    """The keys of a TypedDict, or of all of a choice of several."""
+    return [key for one in (shape, *get_args(shape)) if is_typeddict(one) for key in get_type_hints(one)]
+
+
 def _in_one_line(wrong: Any, shape: Any, place: str) -> str:
     *above, key = [str(part) for part in wrong["loc"] if part != "[key]"]
     inside = f"{'.'.join(above)} in {place}" if above else place
     at = ".".join([*above, key])
     if wrong["type"] in STRANGE:
         for part in above:
-            shape = get_type_hints(shape)[part] if is_typeddict(shape) else get_args(shape)[-1]
-        return str(unknown(f"key in {inside}", key, get_type_hints(shape)))
+            shape = _inside(shape, part)
+        return str(unknown(f"key in {inside}", key, _keys(shape)))
     if wrong["type"] == "missing":
         return f"{inside} lacks {key}."
     if wrong["type"] == "literal_error":

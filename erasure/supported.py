@@ -49,6 +49,7 @@ CONDITIONS = {  # settings of a UNet that wants more than a text -> what it want
     "encoder_hid_dim_type": "projected text or image embeddings",
 }
 FEW_STEP = {"LCMScheduler", "TCDScheduler"}
+TIMESTEPS = 1000  # of the schedule that Stable Diffusion is trained with
 BETAS = ("linear", "scaled_linear", "squaredcos_cap_v2")  # what DDIM can represent
 
 
@@ -139,6 +140,8 @@ def check_schedule(config: Config, name: str, source: str) -> None:
     prediction, zero_snr = config.get("prediction_type", "epsilon"), bool(config.get("rescale_betas_zero_snr", False))
     if prediction not in ("epsilon", "v_prediction"):
         raise UserError(f"{source} predicts {prediction!r}; Stable Diffusion models predict epsilon or v_prediction.")
+    if (count := config.get("num_train_timesteps", TIMESTEPS)) != TIMESTEPS or isinstance(count, bool):
+        raise UserError(f"{source} has {count!r:.40} as num_train_timesteps in its scheduler; Stable Diffusion models have {TIMESTEPS}.")
     if config.get("use_flow_sigmas"):
         raise UserError(f"{source} has use_flow_sigmas in its scheduler: a flow-matching model, which is not supported; {SUPPORTED}.")
     if config.get("thresholding"):

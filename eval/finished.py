@@ -14,6 +14,7 @@ from eval.gates import Gate, only_of
 from eval.judging import AXES, judges_of, lines, samples_digest
 from eval.placing import gaps
 from eval.published import as_published
+from eval.records import check_result
 from eval.suites import Suite
 
 OLD = "{} was made by an earlier version of this project; audit again with --fresh."
@@ -32,6 +33,7 @@ def finished(out: Path) -> dict[str, Any]:
         raise UserError(f"{out} holds no audit; give the audit-... folder inside it.")
     if "attacks" not in result:
         raise UserError(OLD.format(out))
+    check_result(result, str(out / "result.json"))
     return result
 
 

@@ -37,8 +37,10 @@ def fills_both(template: str) -> bool:
 
 
 def names_judge(given: Any) -> bool:
-    """Whether it is text, or a mapping from text."""
-    return isinstance(given, str) or (isinstance(given, dict) and all(isinstance(key, str) for key in given))
+    """Whether it is text, or a mapping from text that has a name under `judge`."""
+    return isinstance(given, str) or (
+        isinstance(given, dict) and all(isinstance(key, str) for key in given) and isinstance(given.get("judge"), str)
+    )
 
 
 def within_bounds(fields: Any) -> bool:
@@ -57,7 +59,7 @@ Steps = Annotated[int, Field(ge=1, le=1000)]
 Guidance = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Labels = Annotated[dict[str, Text], Field(min_length=1)]
 Pair = Annotated[list[Count], Field(min_length=2, max_length=2)]
-Judge = Annotated[Any, limit(names_judge, "the name of a judge, or a mapping of it and its fields")]
+Judge = Annotated[Any, limit(names_judge, "the name of a judge, or a mapping with that name under judge and its fields")]
 EVERY = limit(lambda tiers: len(tiers) == len(TIERS), f"a mapping with each of {', '.join(TIERS)}")
 
 

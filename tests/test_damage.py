@@ -1,5 +1,6 @@
 """Damaged files: each is noticed, named in one line and made anew, and the run ends with the bytes of an undisturbed one."""
 
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from eval.report.html import write
 from eval.samples import load_png, read_png, save_png
 from tests.test_audit import big  # noqa: F401  # a fixture
 from tests.test_siege import MOUNTED, edit, plan_of  # noqa: F401  # a fixture
+
+ATTACK = {"name": "seed_search", "paper": "", "threat": "", "control": True, "fields": {}}
 
 
 def flipped(path: Path) -> None:
@@ -294,6 +297,35 @@ def test_rows_that_are_not_those_of_the_result_are_refused(
         finished(out)
     audit(big, [edit], plan, out)
     assert finished(out)["tier"] == "smoke"
+
+
+def test_a_result_that_no_audit_wrote_is_refused_with_what_is_wrong(
+    big: StableDiffusion,  # noqa: F811
+    edit: Edit,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    """Written by hand or by another version, so without a checksum."""
+    out = tmp_path / "audit"
+    audit(big, [edit], replace(plan_of(edit, {}), tier="smoke"), out)
+    result = finished(out)
+    rates = result["models"]["erased"]["rates"]
+    for change, words in (
+        ({"targets": "neon"}, "targets must be a valid list, got 'neon'"),
+        ({"nonsense": 1}, "unknown key in .* 'nonsense'"),
+        ({"distance": 3}, "distance must be a valid dictionary, got 3"),
+        ({"attacks": [{**ATTACK, "curve": [{"pictures": 0}]}]}, "lacks"),
+        ({"attacks": [{**ATTACK, "curv": []}]}, "unknown key in .* 'curv'. Did you mean 'curve'"),
+        ({"models": {"base": result["models"]["base"]}}, "no figures of the erased model"),
+        ({"models": {"erased": {**result["models"]["erased"], "rates": {**rates, "UA": {**rates["UA"], "k": 99}}}}}, "UA counts 99 of 6"),
+        ({"models": {"erased": {**result["models"]["erased"], "rates": {}}}}, "the rates of erased lack UA"),
+        ({"models": {"erased": {**result["models"]["erased"], "confusion": {"labels": ["a"], "counts": []}}}}, "is not 1 x 1"),
+        ({"targets": ["boat"]}, "has no row for 'boat'"),
+    ):
+        (out / "result.json").write_text(json.dumps({**result, **change}))
+        with pytest.raises(UserError, match=words):
+            finished(out)
+    (out / "result.json").write_text(json.dumps(result))
+    finished(out)
 
 
 def test_missing_pictures_are_not_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

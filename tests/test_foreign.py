@@ -42,6 +42,9 @@ def test_every_form_draws_what_the_edit_draws(form: str, model: StableDiffusion,
         place = tmp_path / "form"
         export.to_form(model, edit, place, form)
     assert is_edit(str(tmp_path / "edit")) and not is_edit(str(place))
+    if place.suffix == ".safetensors":  # also where it lies beside an edit
+        place = place.rename(tmp_path / "edit" / "other.safetensors")
+        assert is_edit(str(tmp_path / "edit" / "edit.safetensors")) and not is_edit(str(place))
     found = foreign(model, str(place), CAT)
     assert found.moved() == edit.moved()
     assert torch.allclose(drawn(model, found), drawn(model, edit), atol=2e-2)

@@ -50,6 +50,17 @@ def test_a_plain_pipeline_draws_what_we_draw(method: Guided, prediction: str, tm
     assert torch.equal(drawn(), base)
 
 
+def test_a_plain_pipeline_without_guidance_says_so(tmp_path: Path) -> None:
+    """It asks for no second prediction there, so the picture would be the base's."""
+    erase(StableDiffusion(tiny.pipeline(), "tiny", "fp32"), CAT, NegativePrompt(), out=tmp_path / "run")
+    plain = tiny.pipeline()
+    edit = Edit.load(tmp_path / "run").apply(plain)
+    with pytest.raises(UserError, match="guidance_scale 1 has none: the picture would show the base"):
+        plain(["a cat"], num_inference_steps=2, guidance_scale=1.0)
+    edit.revert(plain)
+    plain(["a cat"], num_inference_steps=2, guidance_scale=1.0, output_type="latent")
+
+
 def test_sld_is_the_papers_formula() -> None:
     torch.manual_seed(0)
     cond, uncond, concept = (torch.randn(1, 1, 2, 2) for _ in range(3))

@@ -193,7 +193,8 @@ def test_killed_jobs_end_with_the_same_bytes(tmp_path: Path) -> None:
         return place / "plan.yaml"
 
     straight = tmp_path / "straight"
-    assert run(straight, "jobs", "run", str(plan(straight))).wait() == 0
+    verdict = run(straight, "jobs", "run", str(plan(straight))).wait()
+    assert verdict in (0, 3, 4), (straight / "stderr.txt").read_text()[-2000:]  # the worst verdict of its audits
     total, expected = work_done(straight), result_bytes(straight / "out")
     kills, turn = 0, 0
     while kills < 6:
@@ -222,6 +223,6 @@ def test_killed_jobs_end_with_the_same_bytes(tmp_path: Path) -> None:
             ended = not hit
             while any(holder(folder) for folder in folders):  # a child ends within a second of its driver
                 time.sleep(0.1)
-        assert run(place, "jobs", "run", str(place / "plan.yaml"), "--retry").wait() == 0, (place / "stderr.txt").read_text()[-2000:]
+        assert run(place, "jobs", "run", str(place / "plan.yaml"), "--retry").wait() == verdict, (place / "stderr.txt").read_text()[-2000:]
         assert result_bytes(place / "out") == expected
         assert not [path for path in place.rglob("*") if path.name.endswith(".part") or path.name.startswith(".lock")]

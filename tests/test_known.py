@@ -5,7 +5,7 @@ import torch
 from erasure.concept import Concept
 from erasure.families.base import Cost
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.known import check_cost, known
+from erasure.known import Known, check_cost, known, warning
 from tests import tiny
 
 NAMES = [Concept(name="cat", kind="object"), Concept(name="dog", kind="object"), Concept(name="sketch")]
@@ -18,6 +18,16 @@ def test_the_check_costs_what_is_forecast_and_then_8_forwards_a_concept(model: S
     model.cost = Cost()
     known(model, NAMES)
     assert model.cost.unet_forwards == 8 * len(NAMES) and model.cost.text_forwards == len(NAMES)
+
+
+def test_one_line_tells_of_all_that_are_doubtful() -> None:
+    names = [f"word{i}" for i in range(12)]
+    assert warning([Known("word0", 0.001, 0.002)]) == (
+        "the model hardly knows 'word0': the name moves its predictions by 0.0010, a nonsense word in its place by 0.0020; "
+        "check the spelling, or read a high erasure rate with care."
+    )
+    said = warning([Known(name, 0.001, 0.002) for name in names])
+    assert "(and 11 more: 'word1', " in said and "'word8', ...)" in said and "word9" not in said
 
 
 def test_what_is_kept_belongs_to_one_model(model: StableDiffusion) -> None:

@@ -190,6 +190,11 @@ def test_all_faults_of_a_suite_are_said_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        (
+            {"judges": {"style": {}, "object": "pocket_object"}},
+            "judges.style must be the name of a judge, or a mapping with that name under",
+        ),
+        ({"judges": {"style": {"judge": 3}, "object": "pocket_object"}}, "judges.style must be the name of a judge"),
         ({"tiers": {"smoke": [10**12, 1], "standard": [1, 1], "full": [1, 1]}}, "tiers.smoke.0 must be .* got 1000000000000"),
         ({"tiers": {"smoke": [10**6, 1], "standard": [1, 1], "full": [1, 1]}}, "tier smoke asks for 90,000,040 pictures of a model"),
         ({"attacks": {"tiers": ["full"], "prompts": 10**5, "pictures": 10**5, "fresh": 1, "use": {"seed_search": {}}}}, "asks for 10,000,"),
@@ -200,7 +205,7 @@ def test_all_faults_of_a_suite_are_said_at_once(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_suite_that_asks_for_too_much_is_refused_with_the_number(change: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_a_suite_that_cannot_be_run_is_refused_with_what_is_wrong(change: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
         load_suite(changed(tmp_path, **change))
 

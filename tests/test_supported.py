@@ -147,6 +147,7 @@ def test_other_components(part: str, entry: Any, words: str, tmp_path: Path) -> 
         ({"thresholding": True}, "thresholding"),
         ({"beta_schedule": "laplace"}, "beta_schedule 'laplace'; DDIM knows linear"),
         ({"timestep_spacing": "karras"}, "timestep_spacing 'karras'"),
+        *(({"num_train_timesteps": count}, "as num_train_timesteps .* have 1000") for count in (0, 500, "x", None, True)),
         ({"rescale_betas_zero_snr": True}, "predicts noise under a schedule with zero terminal SNR"),
         ({"_class_name": "LCMScheduler"}, "few-step distilled"),
         ({"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}, "like SD-Turbo.*set timestep_spacing to 'leading'"),
