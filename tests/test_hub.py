@@ -60,7 +60,7 @@ def test_names_and_the_network_are_checked(tmp_path: Path) -> None:
         hub.push(tmp_path, "a/b", endpoint="http://127.0.0.1:9")
 
 
-@pytest.mark.parametrize("repo", ["../..", "a/..", "./b", "a", "a/b/c", ""])
+@pytest.mark.parametrize("repo", ["../..", "a/..", "./b", "a", "a/b/c", "", "-/-", "a--b/c", "a/b.git", "a/" + "b" * 97])
 def test_what_is_not_a_repository_is_refused(repo: str) -> None:
     with pytest.raises(UserError, match="takes org/name"):
         hub.checked(repo)

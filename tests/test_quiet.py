@@ -97,7 +97,7 @@ def test_commands_stay_on_this_machine(tmp_path: Path) -> None:
     run(tmp_path, lingering("methods"))
     run(tmp_path, lingering("doctor"))
     (tmp_path / "plan.yaml").write_text(f"suite: {suite}\njobs: [{{concept: neon, method: [uce, negative_prompt]}}]\n")
-    run(tmp_path, lingering("jobs", "run", "plan.yaml"))
+    run(tmp_path, lingering("jobs", "run", "plan.yaml"), verdicts)
     run(tmp_path, lingering("jobs", "board", "runs"))
 
 

@@ -190,6 +190,7 @@ def test_all_faults_of_a_suite_are_said_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
+        ({"guidance": 10**30}, "guidance must be less than or equal to 1000000, got 1000"),
         (
             {"judges": {"style": {}, "object": "pocket_object"}},
             "judges.style must be the name of a judge, or a mapping with that name under",

@@ -1,14 +1,13 @@
 """Exported edits on the Hugging Face Hub."""
 
-import re
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.utils import validate_repo_id
 
 from erasure.errors import UserError
 
-REPO = re.compile(r"[\w.-]+/[\w.-]+")
 SENT = (".safetensors", ".json", ".md", ".png", ".txt")  # no pickle, no log, no cache
 
 
@@ -48,8 +47,12 @@ def checked(repo: str) -> str:
     """The repository's name.
 
     Raises:
-        UserError: a name without an organisation or a user.
+        UserError: a name without an organization or a user, or one that the hub does not allow.
     """
-    if not REPO.fullmatch(repo) or not all(part.strip(".") for part in repo.split("/")):
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UserError(f"--push-to-hub takes org/name: {str(error).rstrip('.')}.") from error
+    if "/" not in repo:
         raise UserError(f"--push-to-hub takes org/name, got {repo!r}.")
     return repo
