@@ -101,7 +101,8 @@ def values(command: str, name: str, hint: Any) -> Iterator[tuple[str, bool]]:
     """Hostile values of a field, and whether they must be refused."""
     parts = flat(hint)
     if any(typing.get_origin(part) is Literal for part in parts):
-        yield from ((text, True) for text in ("nonsense", "", "None", "a\0b", LONG))
+        yield from ((text, True) for text in ("nonsense", "", "a\0b", LONG))
+        yield "None", type(None) not in parts  # an option that may be left out is left out by this word, too
     elif bool in parts:
         yield from ((text, True) for text in ("maybe", "", "2"))
     elif int in parts:
