@@ -231,6 +231,28 @@ def test_a_cancel_of_another_machines_job_is_refused(tmp_path: Path) -> None:
     assert read_json(folder / ".lock")["token"] == found.token
 
 
+def test_a_driver_whose_child_came_second_says_who_was_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both drivers saw a free job; the lock decides between their children."""
+    path = small_plan(tmp_path)
+    (spec,) = load_plan(path).jobs
+    folder = load_plan(path).folder(spec)
+    start, first = jobs.start, []
+
+    def beaten(folder: Path) -> "subprocess.Popen[bytes]":
+        first.append(other_process(folder))
+        return start(folder)
+
+    monkeypatch.setattr(jobs, "start", beaten)
+    try:
+        with pytest.raises(Busy, match="being written by `a test`, process "):
+            main(["run", str(path)])
+    finally:
+        for process in first:
+            process.kill()
+            process.wait()
+    assert jobs.progress(folder).state == "waiting"
+
+
 @pytest.mark.slow
 def test_two_drivers_of_one_plan_run_every_job_once(tmp_path: Path) -> None:
     path = small_plan(tmp_path, concepts=("neon", "sketch"))

@@ -202,10 +202,10 @@ def test_any_librarys_word_for_a_full_disk_is_one_line(monkeypatch: pytest.Monke
 
 @pytest.mark.slow
 def test_a_really_full_disk(tmp_path: Path) -> None:
-    """A file system of two megabytes: the erasure stops with one line, and continues when there is room."""
+    """A file system of 64 MiB: the erasure stops with one line, and continues when there is room."""
     small = tmp_path / "small"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", small], capture_output=True, check=False).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", small], capture_output=True, check=False).returncode:
         pytest.skip("mounting a small file system is not allowed here")
     model = tiny.folder(tmp_path / "model", width=32)
     argv = [sys.executable, "-m", "app.cli", "erase", "--model", str(model), "--concept", "cat", "--steps", "60", "--batch", "2"]
@@ -218,7 +218,7 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
     try:
         assert erasing(tmp_path / "straight").returncode == 0
         ballast = small / "ballast"
-        ballast.write_bytes(b"0" * (2**21 - 200_000))
+        ballast.write_bytes(b"0" * (2**26 - 200_000))
         stopped = erasing(small / "run")
         assert stopped.returncode == 2 and "Traceback" not in stopped.stderr
         assert [line for line in stopped.stderr.splitlines() if "no room is left" in line]

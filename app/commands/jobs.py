@@ -141,7 +141,8 @@ def run(options: RunOptions) -> int:
             table.update()
             if child.returncode:
                 jobs.explain(folder, child.returncode)
-            if child.returncode == INCOMPLETE:
+            if child.returncode == INCOMPLETE and jobs.progress(folder).state != "done":
+                check(folder)  # another one's child may have been first
                 print(f"{spec.name}: {jobs.last_words(folder)}", file=sys.stderr)
             if jobs.progress(folder).state != "done" and not options.keep_going:
                 break
