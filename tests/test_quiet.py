@@ -92,8 +92,8 @@ def test_commands_stay_on_this_machine(tmp_path: Path) -> None:
     run(tmp_path, lingering("audit", edit, "--suite", suite, "--tier", "smoke", "--out", str(tmp_path / "audit")), verdicts)
     workers = command("app.cli", "audit", edit, "--suite", suite, "--tier", "smoke", "--workers", "2", "--out", str(tmp_path / "two"))
     run(tmp_path, workers, verdicts)
-    for form in ("lora", "folder", "edit"):
-        run(tmp_path, lingering("export", edit, "--as", form, "--out", str(tmp_path / form)))
+    for form in ("lora", "folder", "checkpoint", "edit"):
+        run(tmp_path, lingering("export", edit, "--as", form, "--out", str(tmp_path / "exports" / form)))
     run(tmp_path, lingering("methods"))
     run(tmp_path, lingering("doctor"))
     (tmp_path / "plan.yaml").write_text(f"suite: {suite}\njobs: [{{concept: neon, method: [uce, negative_prompt]}}]\n")
