@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import difflib
 import io
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from erasure.addresses import check_address
 from erasure.discover import field_help
 from erasure.errors import UserError
 
@@ -30,11 +32,26 @@ def parse(cls: type[T], argv: Sequence[str], command: str) -> T:
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(cls, args=list(argv), prog=f"erasure {command}", config=(tyro.conf.FlagCreatePairsOff,))
+            return sound(tyro.cli(cls, args=list(argv), prog=f"erasure {command}", config=(tyro.conf.FlagCreatePairsOff,)))
     except SystemExit as error:
         if not error.code:
             raise
         raise UserError(f"{one_line(complaint.getvalue())} (see erasure {command} --help).") from None
+
+
+def sound(options: T) -> T:
+    """The options, if every number is one and the model can be: both are told before torch is imported.
+
+    Raises:
+        UserError: NaN or an infinite number; a model that is neither here nor could be on the hub.
+    """
+    for f in dataclasses.fields(options):  # type: ignore[arg-type]  # a dataclass
+        value = getattr(options, f.name)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"--{f.name.replace('_', '-')} must be a finite number, got {value}.")
+    if model := getattr(options, "model", ""):
+        check_address(model)
+    return options
 
 
 def one_line(box: str) -> str:

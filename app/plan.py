@@ -3,7 +3,7 @@
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -15,12 +15,15 @@ from erasure.concept import Concept, Kind
 from erasure.discover import names
 from erasure.errors import UserError, unknown
 from erasure.files import folder_exists, read_json, unsealed, write_sealed
+from erasure.outline import outline
 from erasure.run import digest, usable
-from erasure.shapes import check
+from erasure.shapes import check, listed
+from erasure.shapes import faults as faults_of
 from erasure.strict_yaml import read_yaml
 from eval.gates import Tier
 
 SETTINGS = ("model", "out", "suite", "tier", "seed", "kind", "method", "fields")
+METHOD = "erasure.methods.base:Method"
 MOST = 10_000  # jobs of a plan
 ENTRY = ("concept", "kind", "anchor", "prompts", "method", "fields", "seed", "model", "suite", "tier")
 
@@ -123,38 +126,64 @@ def load_plan(path: Path) -> Plan:
     record = read_yaml(path)
     if not isinstance(record, dict) or not isinstance(record.get("jobs"), list) or not record["jobs"]:
         raise UserError(f"{path} must be a mapping with a list under `jobs`, and may set {', '.join(SETTINGS)} for all of them.")
-    for key in record:
-        if key not in (*SETTINGS, "jobs"):
-            raise unknown(f"key in {path}", key, (*SETTINGS, "jobs"))
+    faults = [str(unknown(f"key in {path}", key, (*SETTINGS, "jobs"))) for key in record if key not in (*SETTINGS, "jobs")]
     out = record.get("out") or str(Path("runs") / path.stem)
     if not isinstance(out, str):
         raise UserError(f"{path}: out must be a folder, got {out!r}.")
     usable(Path(out))
-    common = {key: value for key, value in record.items() if key not in ("jobs", "out")}
+    common = {key: value for key, value in record.items() if key in SETTINGS and key != "out"}
     specs: dict[str, Spec] = {}
     for number, entry in enumerate(record["jobs"], 1):
         where = f"{path}, job {number}"
-        if not isinstance(entry, dict):
-            raise UserError(f"{where} must be a mapping such as {{concept: neon, method: esd}}, got {entry!r}.")
-        asked = list(expand({**common, **entry, "fields": {**_mapping(common, where), **_mapping(entry, where)}}, where))
-        if not asked:
-            raise UserError(f"{where} asks for no job: one of its lists is empty.")
-        for spec in asked:
-            if spec.folder_name in specs:
-                raise UserError(f"{where} asks again for a job that stands above it: {spec.name}, seed {spec.seed}.")
-            specs[spec.folder_name] = spec
-            if len(specs) > MOST:
-                raise UserError(f"{where}: a plan may have {MOST:,} jobs; these lists multiply to more. Make several plans of it.")
+        try:
+            if own := _faults(common, entry, where):
+                faults += own
+            else:
+                _add(specs, entry, common, where)
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise listed(faults, str(path))
     return Plan(tuple(specs.values()), Path(out))
+
+
+def _faults(common: dict[str, Any], entry: Any, where: str) -> list[str]:
+    """Wrong keys and values of an entry that show before its lists are multiplied, one sentence each."""
+    if not isinstance(entry, dict):
+        return [f"{where} must be a mapping such as {{concept: neon, method: esd}}, got {entry!r}."]
+    every = {**common, **entry}
+    found = [str(unknown(f"key in {where}", key, ENTRY)) for key in entry if key not in ENTRY]
+    if not every.get("concept"):
+        found.append(f"{where} names no concept.")
+    for key in ("method", "seed", "model", "suite", "tier"):
+        for value in _list(every[key]) if key in every else ():
+            found += faults_of({key: value or "" if key == "suite" else value}, _Job, where)
+    methods = [method for method in _list(every.get("method", "esd")) if isinstance(method, str)]
+    found += [
+        str(unknown(f"method in {where}", method, names("erasure.methods"))) for method in methods if method not in names("erasure.methods")
+    ]
+    allowed = {
+        f.name for method in methods if method in names("erasure.methods") for f in fields(outline("erasure.methods", method, METHOD))
+    }
+    given = {**_mapping(common, where), **_mapping(entry, where)}
+    return found + [str(unknown(f"field in {where}", name, allowed)) for name in given if allowed and name not in allowed]
+
+
+def _add(specs: dict[str, Spec], entry: Any, common: dict[str, Any], where: str) -> None:
+    """The jobs of one entry, by their folders' names."""
+    asked = list(expand({**common, **entry, "fields": {**_mapping(common, where), **_mapping(entry, where)}}, where))
+    if not asked:
+        raise UserError(f"{where} asks for no job: one of its lists is empty.")
+    for spec in asked:
+        if spec.folder_name in specs:
+            raise UserError(f"{where} asks again for a job that stands above it: {spec.name}, seed {spec.seed}.")
+        specs[spec.folder_name] = spec
+        if len(specs) > MOST:
+            raise UserError(f"{where}: a plan may have {MOST:,} jobs; these lists multiply to more. Make several plans of it.")
 
 
 def expand(entry: dict[str, Any], where: str) -> Iterator[Spec]:
     """Every combination of an entry's lists: concepts x methods x seeds x models x tiers x fields."""
-    for key in entry:
-        if key not in ENTRY:
-            raise unknown(f"key in {where}", key, ENTRY)
-    if not entry.get("concept"):
-        raise UserError(f"{where} names no concept.")
     options = {name: _list(value) for name, value in _mapping(entry, where).items()}
     axes = [_list(entry.get(key, default)) for key, default in (("method", "esd"), ("seed", 0), ("model", "pocket"), ("suite", ""))]
     for concept in _list(entry["concept"]):
@@ -162,8 +191,6 @@ def expand(entry: dict[str, Any], where: str) -> Iterator[Spec]:
         for method, seed, model, suite, *values in itertools.product(*axes, *options.values()):
             asked = {"method": method, "seed": seed, "model": model, "suite": suite or "", "tier": entry.get("tier", "smoke")}
             check(asked, _Job, where)
-            if method not in names("erasure.methods"):
-                raise unknown(f"method in {where}", method, names("erasure.methods"))
             yield Spec(concepts=concepts, fields=dict(zip(options, values, strict=True)), **asked)
 
 

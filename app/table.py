@@ -98,12 +98,17 @@ def forecast_table(plan: Plan, forecasts: "Sequence[Forecast]") -> str:
             spec.name, str(spec.seed), fields, f"{f.forwards:,}", f"{f.backwards:,}", str(f.pictures or ""), state, plan.folder(spec).name
         )
     asked = [f.recording for f in forecasts if f.recording]
+    shared = f"; {plural(len(asked), 'job')} trained from {plural(len(set(asked)), 'recording')}" if asked else ""
     lines = [
         printed(found).rstrip(),
-        f"{len(forecasts)} jobs in {plan.out}; {sum(f.forwards for f in forecasts):,} UNet forwards and "
-        f"{sum(f.backwards for f in forecasts):,} backwards; {len(asked)} jobs train from {len(set(asked))} distinct recordings.",
+        f"{plural(len(forecasts), 'job')} in {plan.out}; {sum(f.forwards for f in forecasts):,} UNet forwards and "
+        f"{sum(f.backwards for f in forecasts):,} backwards{shared}.",
     ]
     return "\n".join(lines)
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def clock(seconds: float | None) -> str:

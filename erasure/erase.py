@@ -24,7 +24,7 @@ from erasure.kept import kept
 from erasure.known import DoubtfulConcept, Known, check_cost, known, warning
 from erasure.locks import held
 from erasure.methods.base import Change, Guided, Method, Play, Solved, Trained
-from erasure.run import Run, cache_folder, digest, write_json
+from erasure.run import Run, cache_folder, check_tracker, digest, write_json
 from erasure.seeds import checked
 from erasure.shapes import built
 from erasure.training import Loop, train
@@ -115,6 +115,7 @@ def erase(
         Busy: another process is writing into `out`.
     """
     checked(seed)
+    check_tracker(report_to)
     if mask and not isinstance(method, Trained):
         raise UserError(f"--mask is for trained methods; {type(method).__name__} trains nothing.")
     if gradient_checkpointing and not getattr(method, "recomputes", True):

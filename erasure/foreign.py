@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from erasure.addresses import is_hub_id
 from erasure.concept import Concept
 from erasure.edit import Edit, EditInfo
 from erasure.edits.edit import RECORD, TENSORS
@@ -26,7 +27,7 @@ from erasure.external.networks import state, text_encoder, unet, whole
 from erasure.families.base import Cost, DiffusionModel
 from erasure.loading import SMALL, first_line, read_index
 from erasure.run import read_json
-from erasure.sources import files_of, folder_of, is_hub_id, tensors_of
+from erasure.sources import files_of, folder_of, tensors_of
 from erasure.supported import check_configs, check_index, check_networks
 
 ADAPTER, ADAPTER_WEIGHTS, LORA = "adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
+from erasure.addresses import check_address
 from erasure.errors import UserError, out_of_memory
 from erasure.families.base import Attention, DiffusionModel, Precision
 from erasure.families.stable_diffusion import StableDiffusion
@@ -44,8 +45,7 @@ def load_model(
         UserError: a missing folder, a folder without a pipeline, a broken file, an unreachable hub; a model that is not supported, before
             its weights are loaded.
     """
-    if any(len(part) > 255 for part in Path(source).parts):
-        raise UserError(f"no model at {source!r}: a name has at most 255 letters.")
+    check_address(source)
     place = resolve_device(device)
     weights = torch.float16 if place.type == "cuda" else torch.float32
     with _quietly():

@@ -1,6 +1,7 @@
 """A run is a folder: job.json says what it is, result.json (renamed into place last) says that it is complete."""
 
 import hashlib
+import importlib.util
 import json
 import os
 from collections.abc import Sequence
@@ -118,6 +119,16 @@ def usable(folder: Path) -> Path:
     if not os.access(above, os.W_OK | os.X_OK):
         raise UserError(f"{above} cannot be written to, so {folder} cannot be a folder; choose another --out.")
     return folder
+
+
+def check_tracker(name: str) -> None:
+    """Complain about a tracker that is not installed; accelerate only warns, and then logs nothing.
+
+    Raises:
+        UserError: it names the package.
+    """
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise UserError(f"--report-to {name} needs the package: pip install {name}, or use --report-to none.")
 
 
 def default_folder(job: dict[str, Any]) -> Path:

@@ -9,15 +9,11 @@ from huggingface_hub.errors import HTTPError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from erasure.addresses import check_address, is_hub_id
 from erasure.errors import UserError
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w-][\w.-]*)*")  # org/name, org/name/subfolder
 WEIGHTS = re.compile(r"(?:model|diffusion_pytorch_model)(?:\.(?P<variant>[\w-]+?))?(?:-\d+-of-\d+)?\.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-
-
-def is_hub_id(source: str) -> bool:
-    return not Path(source).expanduser().exists() and bool(HUB_ID.fullmatch(source))
 
 
 def folder_of(source: str, wanted: Iterable[str]) -> Path:
@@ -32,8 +28,7 @@ def folder_of(source: str, wanted: Iterable[str]) -> Path:
     place = Path(source).expanduser()
     if place.is_dir():
         return place
-    if not is_hub_id(source):
-        raise UserError(f"no model at {source!r}: no such folder or file, and not a hub id (org/name or org/name/subfolder).")
+    check_address(source)
     repo, under = _repo(source)
     try:
         root = snapshot_download(repo, allow_patterns=[under + name for name in wanted])

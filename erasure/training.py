@@ -1,6 +1,5 @@
 """The one training loop: accelerate, fp32 masters, seeds, checkpoints, resume, progress, cost. It knows no method by name."""
 
-import importlib.util
 import json
 import math
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from erasure.families.base import DiffusionModel
 from erasure.files import Damaged, is_there, make_room, tell, write_bytes
 from erasure.kept import load_state, save_state
 from erasure.methods.base import Change, Play, Player, Trained, Update
+from erasure.run import check_tracker
 from erasure.seeds import stream
 
 
@@ -129,8 +129,7 @@ def _apply(accelerator: Accelerator, optimiser: Any, player: Player, update: Upd
 
 def _accelerator(model: DiffusionModel, loop: Loop) -> Accelerator:
     trackers = None if loop.report_to == "none" else loop.report_to
-    if trackers and importlib.util.find_spec(trackers) is None:  # accelerate only warns, and then logs nothing
-        raise UserError(f"--report-to {trackers} needs the package: pip install {trackers}, or use --report-to none.")
+    check_tracker(loop.report_to)
     try:
         accelerator = Accelerator(
             cpu=model.device.type == "cpu",

@@ -144,7 +144,7 @@ def read_prompts(path: Path, column: str = "", name: str = "") -> PromptList:
     table = read_table(path, data, ALIASES["prompt"], HEADS, column)
     if not table.rows:
         raise UserError(f"{path} holds a header and no rows.")
-    columns = _columns(table, column)
+    columns = _columns(path, table, column)
     found = [_prompt(path, table.unit, line, row, columns) for line, row in table.rows]
     used = [prompt for prompt in found if 0 < len(prompt.text) <= LETTERS]
     left_out = {
@@ -176,13 +176,18 @@ def _bytes(path: Path) -> bytes:
         raise UserError(f"{str(path)[:200]!r} cannot be read ({error}).") from error
 
 
-def _columns(table: Table, column: str) -> dict[str, int]:
+def _columns(path: Path, table: Table, column: str) -> dict[str, int]:
     """Where each field is; a file without a header has prompts alone."""
     if not table.header:
         return {"prompt": 0}
-    at = table.header.index
-    found = {field: at(alias) for field, aliases in ALIASES.items() for alias in reversed(aliases) if alias in table.header}
-    return {**found, "prompt": at(column.lower())} if column else found
+    found: dict[str, int] = {}
+    for field, aliases in ALIASES.items():
+        for alias in reversed(aliases):
+            if table.header.count(alias) > 1:
+                raise UserError(f"{path} has {table.header.count(alias)} columns {alias!r}; rename all but one of them.")
+            if alias in table.header:
+                found[field] = table.header.index(alias)
+    return {**found, "prompt": table.header.index(column.lower())} if column else found
 
 
 def _prompt(path: Path, unit: str, line: int, row: Sequence[str], columns: dict[str, int]) -> Prompt:

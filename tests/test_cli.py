@@ -244,6 +244,11 @@ def test_a_lora_that_loses_too_much_is_not_exit_code_0(base: Path, tmp_path: Pat
     assert "use --as checkpoint for all of it" in said.err and len(said.err.strip().splitlines()) == 1
     assert (tmp_path / "a" / "pytorch_lora_weights.safetensors").exists()  # written, and said to be no full copy
     assert "more than 0.2" in (tmp_path / "a" / "README.md").read_text().replace("\\", "")
+    (tmp_path / "a" / "mine.txt").write_text("mine")
+    assert main(["export", str(run), "--rank", "2", "--out", str(tmp_path / "a"), "--accept-error"]) == 1  # it holds something else, too
+    (tmp_path / "a" / "mine.txt").unlink()
+    assert main(["export", str(run), "--rank", "2", "--out", str(tmp_path / "a"), "--accept-error"]) == 0  # the same command, accepted
+    capsys.readouterr()
     assert main(["export", str(run), "--rank", "2", "--out", str(tmp_path / "b"), "--accept-error"]) == 0
     assert "carries" in capsys.readouterr().out
     assert main(["export", str(run), "--rank", "2", "--out", str(tmp_path / "c"), "--push-to-hub", "a/b", "--dry-run"]) == 2

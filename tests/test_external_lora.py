@@ -168,6 +168,10 @@ def test_kohyas_layout_with_alpha(alpha: float, model: StableDiffusion, tmp_path
             delta.shape == (len(up), down.shape[1]) and torch.allclose(delta, alpha / len(down) * up @ down, atol=2e-3 * alpha)
             for delta in found.values()
         ), key
+    off = {k: torch.zeros(()) if k.endswith(".alpha") else v for k, v in state.items()}
+    save_file(off, tmp_path / "off.safetensors")
+    with pytest.raises(UserError, match=r"equals .* in every parameter; there is nothing to audit"):
+        ours(model, tmp_path / "off.safetensors")
 
 
 def test_loconss_middle_is_applied(model: StableDiffusion, tmp_path: Path) -> None:

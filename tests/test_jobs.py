@@ -48,7 +48,7 @@ def test_a_plan_runs_to_its_end_and_is_then_skipped(tmp_path: Path, capfd: pytes
     path = small_plan(tmp_path, ("esd", "uce"))
     assert main(["run", str(path), "--dry-run"]) == 0
     told = capfd.readouterr().out
-    assert "2 jobs" in told and "1 jobs train from 1 distinct recordings" in told
+    assert "2 jobs" in told and "1 job trained from 1 recording" in told
     assert main(["run", str(path)]) == 0
     plan = load_plan(path)
     for spec in plan.jobs:

@@ -21,19 +21,19 @@ def test_lists_multiply(tmp_path: Path) -> None:
             tmp_path,
             """
 suite: pocket
-fields: {steps: 5}
+fields: {walk_steps: 5}
 jobs:
   - {concept: [neon, sketch, "fish; boat"], method: [esd, salun], seed: [0, 1], fields: {lr: [1.0e-4, 2.0e-4, 3.0e-4]}}
-  - {concept: {name: tree, anchor: house}, kind: object, method: fia, fields: {steps: 9}, tier: standard}
+  - {concept: {name: tree, anchor: house}, kind: object, method: fia, fields: {walk_steps: 9}, tier: standard}
 """,
         )
     )
     assert len(plan.jobs) == 3 * 2 * 2 * 3 + 1
     assert len({plan.folder(spec) for spec in plan.jobs}) == len(plan.jobs)
     first, last = plan.jobs[0], plan.jobs[-1]
-    assert (first.method, first.seed, first.fields, first.suite, first.tier) == ("esd", 0, {"lr": 1e-4, "steps": 5}, "pocket", "smoke")
+    assert (first.method, first.seed, first.fields, first.suite, first.tier) == ("esd", 0, {"lr": 1e-4, "walk_steps": 5}, "pocket", "smoke")
     assert last.concepts == (Concept(name="tree", kind="object", anchor="house"),)
-    assert (last.fields, last.tier) == ({"steps": 9}, "standard")
+    assert (last.fields, last.tier) == ({"walk_steps": 9}, "standard")
     assert [c.name for c in plan.jobs[24].concepts] == ["fish", "boat"]
     assert plan.out == Path("runs/plan")
 
@@ -67,6 +67,28 @@ jobs:
 def test_mistakes_are_named(tmp_path: Path, text: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         load_plan(written(tmp_path, text))
+
+
+def test_all_faults_of_a_plan_are_said_at_once(tmp_path: Path) -> None:
+    text = """
+foo: 1
+jobs:
+  - {concept: neon, method: esdd, seed: -1}
+  - {concept: neon, fields: {lrr: 3}}
+  - {bar: 2}
+"""
+    with pytest.raises(UserError) as caught:
+        load_plan(written(tmp_path, text))
+    said = str(caught.value)
+    assert "has 6 faults: (1) unknown key 'foo'" in said
+    for words in (
+        "job 1: seed must be",
+        "method, job 1 'esdd'",
+        "field, job 2 'lrr'. Did you mean 'lr'",
+        "key, job 3 'bar'",
+        "job 3 names no",
+    ):
+        assert words in said
 
 
 def test_a_missing_plan(tmp_path: Path) -> None:

@@ -117,6 +117,7 @@ def test_a_prompt_of_several_lines_moves_those_after_it(tmp_path: Path) -> None:
         ("prompt,evaluation_guidance\na cat,inf\n", "line 2, column guidance: 'inf'"),
         ("id,concept\n0,tench, a fish\n1,cat\n", "none of the columns 'id', 'concept' holds prompts"),  # rows of any length
         ("prompt,evaluation_guidance\na cat,0\n", "line 2, column guidance: '0'"),
+        ("prompt,prompt\na cat,a dog\n", "has 2 columns 'prompt'; rename all but one"),
         ("prompt,sd_guidance_scale\na cat,high\n", "line 2, column guidance: 'high'"),
         ("prompt,sd_guidance_scale\na cat,nan\n", "line 2, column guidance: 'nan'"),
         ("id,concept\n0,tench\n", "none of the columns 'id', 'concept' holds prompts"),  # Six-CD's names want its templates

@@ -124,18 +124,19 @@ def run(options: Options, argv: Sequence[str]) -> int:
         usable(options.out)
     if not options.concept and not asked(options.suite)[1]:  # or else it may be an erasure on the hub
         existing(options.edits)
-    from erasure.edit import check_strength
-    from erasure.run import Run
-    from eval.audit import WRITES, Audit, How, audit, job_record, work
     from eval.listed import lists, read_list
-    from eval.oracle import oracles
     from eval.suites import load_suite
 
-    check_strength(options.strength)
     name, concept = asked(options.suite)
     suite = load_suite(name, options.prompts)
-    model, edits = loaded(options, claimed(suite, concept) if concept else None)
     replay, replayed = read_list(options.replay) if options.replay else ((), None)
+    from erasure.edit import check_strength  # torch begins here
+    from erasure.run import Run
+    from eval.audit import WRITES, Audit, How, audit, job_record, work
+    from eval.oracle import oracles
+
+    check_strength(options.strength)
+    model, edits = loaded(options, claimed(suite, concept) if concept else None)
     warn_about(lists(suite.listed, replayed))
     plans = Audit.of(edits, suite, options.tier, replay, options.only, replayed)
     both = len(plans) > 1

@@ -17,7 +17,7 @@ from erasure.concept import parse as parse_concepts
 from erasure.discover import load
 from erasure.errors import VALUE, UserError, cut, in_one_line
 from erasure.outline import outline
-from erasure.run import usable
+from erasure.run import check_tracker, usable
 from erasure.seeds import checked
 
 EARLY = ("method", "kind", "model")  # decide what the other flags are, in the order of the fields
@@ -113,6 +113,7 @@ def parsed(argv: list[str]) -> tuple[type, Any]:
     if options.out:
         usable(options.out)
     existing(options.on)
+    check_tracker(options.report_to)
     return described, options
 
 

@@ -52,6 +52,8 @@ def main(argv: list[str]) -> int:
     if options.push_to_hub:
         hub.checked(options.push_to_hub)
     edit = Edit.load(options.edit)
+    if options.accept_error:
+        remove_lora(options.out or options.edit / options.form)
     out = options.out or options.edit / options.form
     model = load_model(options.model or edit.info.base["source"], device=options.device)
     with held(out, "erasure export"):
@@ -74,6 +76,23 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def is_lora(folder: Path) -> bool:
+    """Whether a folder holds what an export of a LoRA writes, and nothing else."""
+    from erasure.export.lora_file import FILE
+
+    names = {path.name for path in folder.iterdir()}
+    return FILE in names and all(
+        name in (FILE, "README.md") or (name.startswith("before-after-") and name.endswith(".png")) for name in names
+    )
+
+
+def remove_lora(folder: Path) -> None:
+    """Make room for the LoRA that the same command wrote, and whose error is accepted now."""
+    if folder.is_dir() and any(folder.iterdir()) and is_lora(folder):
+        for path in folder.iterdir():
+            path.unlink()
+
+
 def check(options: Options) -> None:
     """Mistakes that show before anything is loaded.
 
@@ -87,7 +106,7 @@ def check(options: Options) -> None:
     if options.rank is not None and options.rank < 1:
         raise UserError(f"--rank must be at least 1, got {options.rank}.")
     out = options.out or options.edit / options.form
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (options.accept_error and is_lora(out))):
         raise UserError(f"{out} exists and is not empty; choose another --out.")
     for flag, there in {"--private": options.private, "--dry-run": options.dry_run}.items():
         if there and not options.push_to_hub:

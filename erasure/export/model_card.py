@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 from torch import Tensor
 
+from erasure.addresses import is_hub_id
 from erasure.concept import Concept
 from erasure.edit import Edit, applied
 from erasure.export.lora import LoraReport
@@ -18,7 +19,6 @@ from erasure.export.lora_file import FILE, short_name
 from erasure.families.base import DiffusionModel
 from erasure.run import write_bytes
 
-HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~:@$-])")
 FEW = 5  # items and characters (times 40) that a reader takes in at once; more is folded
 RAIL, RAIL_PLUS = "creativeml-openrail-m", "openrail++"
@@ -166,7 +166,7 @@ def is_local(text: str) -> bool:
 
 def on_hub(base: str) -> bool:
     """Whether a base is a hub id and no path; a folder or file of that name here counts as the path it is."""
-    return bool(HUB_ID.fullmatch(base)) and not base.endswith(".safetensors") and not Path(base).exists()
+    return is_hub_id(base) and base.count("/") == 1 and not base.endswith(".safetensors")
 
 
 def source(edit: Edit) -> str:

@@ -172,8 +172,6 @@ def factors(
     for name, layer in layers.items():
         up, down = _pair(source, name, layer, modules[name])
         part, _, inside = name.partition(".")
-        if not up.count_nonzero():
-            continue  # as training begins: it changes nothing
         rank = len(down)
         if configs:
             if part not in configs:
@@ -181,6 +179,8 @@ def factors(
             scale = configs[part].scale([inside, f"text_model.{inside}"] if part == "text_encoder" else [inside], rank, source)
         else:
             scale = 1.0 if layer.alpha is None else layer.alpha / rank
+        if not scale or not up.count_nonzero():
+            continue  # as training begins, or switched off: it changes nothing
         found |= dict(zip((f"{name}.weight{UP}", f"{name}.weight{DOWN}"), _balanced(up.float() * scale, down.float()), strict=True))
     return found
 

@@ -82,7 +82,7 @@ class StableDiffusion(DiffusionModel):
         return self.pipe.text_encoder.get_input_embeddings().weight.detach().float()
 
     def tokens(self, text: str) -> list[int]:
-        found: list[int] = self.pipe.tokenizer(self._converted(text), add_special_tokens=False).input_ids
+        found: list[int] = self.pipe.tokenizer(self._converted(text), add_special_tokens=False, verbose=False).input_ids
         return found
 
     def spelled(self, tokens: Sequence[int]) -> str:
