@@ -12,9 +12,10 @@ from markupsafe import Markup
 
 from app import jobs
 from erasure.errors import UserError
-from erasure.files import Damaged, read_json, read_sealed, write_bytes
+from erasure.files import read_json, write_bytes
 from eval.cases import OTHERWISE
 from eval.finer import place
+from eval.records import check_result, is_audit, read_result
 
 RATES = ("UA", "IRA", "CRA")
 COLOURS = ("#2f6feb", "#d9480f", "#1f7a4d", "#9c36b5", "#c2255c", "#0b7285", "#846000", "#495057", "#5f3dc4")
@@ -58,13 +59,16 @@ def collected(root: Path) -> tuple[list[Entry], list[str]]:
     broken = [f"job {folder.name}: {p.error}" for folder, _ in jobs.found(root) if (p := jobs.progress(folder)).state == "broken"]
     for path in sorted(root.glob("**/result.json")):
         try:
-            results.append((path.parent, read_sealed(path, required=False)))
-        except Damaged as error:
+            results.append((path.parent, read_result(path.parent)))
+        except UserError as error:
             broken.append(str(error))
     runs = {record["edit"]: (folder, record) for folder, record in results if "edit" in record}
     for folder, result in results:
         try:
-            if result.get("job", {}).get("task") == "audit" and compares(result["models"]):
+            if not is_audit(result):
+                continue
+            check_result(result, str(folder / "result.json"))
+            if compares(result["models"]):
                 found.append(entry(folder, result, runs))
         except UserError as error:
             broken.append(str(error))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from app.jobs import progress
 from erasure.errors import UserError
-from erasure.run import read_json
+from erasure.files import read_json, read_sealed
 from eval.gates import INCOMPLETE, WORST, exit_code
 
 
@@ -29,7 +29,7 @@ def outcomes(job: Path) -> list[Outcome]:
 def _outcome(folder: Path) -> Outcome:
     try:
         state = read_json(folder / "report.json")["verdict"]["state"]
-        return Outcome(folder, state, exit_code(state, read_json(folder / "result.json")))
+        return Outcome(folder, state, exit_code(state, read_sealed(folder / "result.json")))
     except (UserError, KeyError, TypeError):
         return Outcome(folder, "UNREADABLE", INCOMPLETE)
 

@@ -15,6 +15,7 @@ from PIL import Image
 from app.cli import main
 from erasure import photos
 from erasure.errors import UserError
+from erasure.files import read_sealed
 from erasure.pocket.canvas import Picture, render
 from eval.answers import attempts_of, count_answers, read_answers
 from eval.finished import recounted
@@ -22,6 +23,7 @@ from eval.gates import Gate
 from eval.report.html import write
 from eval.report.record import SCHEMA
 from eval.suites import Suite, load_suite
+from tests.replant import reseal
 from tests.test_report import Page, harmless
 
 STYLES, OBJECTS, SEEDS = ("neon", "sketch", "plain"), ("boat", "tree"), (188, 288)
@@ -85,7 +87,7 @@ def test_an_answer_set_with_its_base(drawn: Path, suite: Suite, tmp_path: Path) 
     assert found["suite"]["tier"] == "answers" and not any("JPEG" in line for line in found["doubts"])
     assert "paired by name" in " ".join(found["threats_to_validity"])
     assert "erasure audit answers DIR --base BASE --suite SUITE.yaml --concept neon --kind style" in page.said()
-    assert recounted(out, suite) == json.loads((out / "result.json").read_text())
+    assert recounted(out, suite) == read_sealed(out / "result.json")
 
 
 def test_without_a_base_nothing_is_paired_and_nothing_crashes(drawn: Path, suite: Suite, tmp_path: Path) -> None:
@@ -145,7 +147,7 @@ def test_a_report_is_decided_by_the_gates_of_its_audit(
         path.write_text(yaml.safe_dump({**record, **mine, "judges": {"style": judges, "object": "pocket_object"}}))
         assert main(["audit", "report", str(out), "--suite", str(path)]) == 1
         assert words in capsys.readouterr().err
-    (out / "result.json").write_text(json.dumps({key: value for key, value in json.loads(before).items() if key != "gates"}))
+    reseal(out, {key: value for key, value in json.loads(before).items() if key != "gates"})
     assert main(["audit", "report", str(out)]) == 1
     assert "does not hold its gates; name the suite with --suite" in capsys.readouterr().err
 

@@ -29,7 +29,7 @@ from eval.compare import compared
 from eval.judging import judges_of, readable
 from eval.suites import PROMPTS, load_suite
 from tests import tiny
-from tests.replant import replant
+from tests.replant import replant, reseal
 from tests.test_audit import tiny_suite
 
 SMALL: dict[str, Any] = {
@@ -152,7 +152,7 @@ def finished_job(folder: Path, *states: str, missing: bool = False) -> None:
     for name, state in zip(names, states, strict=True):
         (folder / name).mkdir(parents=True)
         write_json(folder / name / "report.json", {"verdict": {"state": state}})
-        write_json(folder / name / "result.json", {"missing": {"style": "no weights"} if missing else {}, "attacks": []})
+        reseal(folder / name, {"missing": {"style": "no weights"} if missing else {}, "attacks": []})
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "done.json", {"audits": names, "edits": [], "seconds": 1.0})
 
