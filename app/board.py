@@ -92,7 +92,7 @@ def entry(folder: Path, result: dict[str, Any], runs: dict[str, tuple[Path, dict
         method=" + ".join(e["method"] for e in edits),
         concepts="; ".join(c["name"] for e in edits for c in e["concepts"]) + (f" only{place(result)}" if place(result) else ""),
         strength=job["strength"],
-        suite=job["suite"],
+        suite=job["suite"] + (f" ({result['suite_file']})" if "suite_file" in result else ""),
         tier=result["tier"],
         rates={name: result["models"]["erased"]["rates"][name] for name in RATES},
         base={name: result["models"]["base"]["rates"][name] for name in RATES},
@@ -102,9 +102,15 @@ def entry(folder: Path, result: dict[str, Any], runs: dict[str, tuple[Path, dict
         backwards=cost(edits, "unet_backwards"),
         seconds=sum(read_json(run / "timing.json")["seconds"] for run, _ in mine) if known else None,
         size=sum(record["bytes"] for _, record in mine) if known else None,
-        verdict=report["verdict"]["state"] if report else "",
+        verdict=decided(report) if report else "",
         sensitive=any(c["kind"] == "nsfw" for e in edits for c in e["concepts"]),
     )
+
+
+def decided(report: dict[str, Any]) -> str:
+    """The verdict of a report, and by whose thresholds, where they are not those that the audit was made with."""
+    by, state = report.get("thresholds", {"own": True}), str(report["verdict"]["state"])  # reports of earlier versions do not say
+    return state if by["own"] else f"{state} by {by['file'] or 'another suite'}"
 
 
 def cost(edits: Sequence[dict[str, Any]], of: str) -> int | None:
@@ -170,7 +176,8 @@ def as_markdown(rows: Sequence[Entry]) -> str:
         rates = " | ".join((said(e, "UA"), said_reworded(e), said_attacked(e), said(e, "IRA"), said(e, "CRA")))
         concepts = e.concepts.replace("|", "\\|")
         seconds = "" if e.seconds is None else f"{e.seconds:.0f}"
-        what = f"{name} | {concepts} | {e.suite}, {e.tier} | {e.verdict}"
+        suite, verdict = (text.replace("|", "\\|") for text in (e.suite, e.verdict))
+        what = f"{name} | {concepts} | {suite}, {e.tier} | {verdict}"
         lines.append(f"| {what} | {rates} | {passes(e.forwards)} | {passes(e.backwards)} | {seconds} |")
     return "\n".join([*lines, "", note(rows), ""])
 

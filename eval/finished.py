@@ -1,7 +1,6 @@
 """Audits on disk: the result of a finished one, its rows, and both counted again under another suite's thresholds."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +49,8 @@ def gates_of(out: Path, result: Mapping[str, Any]) -> tuple[Gate, ...]:
 def recounted(out: Path, suite: Suite) -> dict[str, Any]:
     """The result of a finished audit, counted again from its rows; `suite` may differ in its gates and in what is apart.
 
+    Its `gates` stay those that the audit was made with: by them a report tells that its thresholds are others.
+
     Its judges may not: attacks stopped where a judge said so, and cannot be decided again from what is kept.
 
     Raises:
@@ -62,11 +63,13 @@ def recounted(out: Path, suite: Suite) -> dict[str, Any]:
         if foreign := {row[axis] for row in rows if row[axis]} - known.keys():
             raise UserError(f"suite {suite.name} has no {axis} {sorted(foreign)[0]!r}, which {out} asked for.")
     _same_judges(out, result["judges"], suite)
+    before = result["models"].get("erased", {"apart": suite.apart})["apart"]
     result |= under_attack(counted(rows, suite, result["axis"], result["targets"], only_of(result)), result["attacks"])
     if "gaps" in result:  # what is apart decides IRA and CRA
         result["gaps"] = gaps(rows, result["axis"], result["targets"], suite.apart, only_of(result))
-    gates = [asdict(gate) for gate in suite.gates]
-    return {**result, "gates": gates, "published": as_published(suite, rows, result)}
+    if set(before) != set(suite.apart):
+        result["apart_by_suite"] = sorted(suite.apart)  # as far from what the audit was made with as other gates
+    return {**result, "published": as_published(suite, rows, result)}
 
 
 def _same_judges(out: Path, read: Mapping[str, Any], suite: Suite) -> None:

@@ -403,6 +403,7 @@ class Result(TypedDict):
     divergence: list[Divergence]
     judges: dict[str, dict[str, Any]]
     gates: NotRequired[list[GateRecord]]
+    suite_file: NotRequired[str]  # name of the user's file that the suite was read from
     missing: dict[str, str]
     errors: Errors | None
     edits: Annotated[list[EditRecord], Field(min_length=1)]

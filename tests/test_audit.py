@@ -333,7 +333,7 @@ def test_the_record_follows_its_schema_and_other_thresholds_need_no_picture(big:
     drawn = big.cost.unet_forwards
     again = recounted(tmp_path / "audit", tiny_suite())
     assert again == json.loads(json.dumps(result))
-    page = write(tmp_path / "audit", again, [Gate(name="kept <i>", rate="UA", at_least=0.0)]).read_text()
+    page = write(tmp_path / "audit", again, [Gate(name="kept <i>", rate="UA", at_least=1e-6)]).read_text()
     assert json.loads((tmp_path / "audit" / "report.json").read_text())["verdict"]["state"] == "PASS"
     assert "PASS" in page and "<i>:" not in page
     assert ElementTree.parse(tmp_path / "audit" / "junit.xml").getroot().attrib == {

@@ -101,10 +101,10 @@ def test_a_suite_without_gates_gives_no_verdict(edit: Path, tmp_path: Path, caps
     (folder,) = edit.glob("audit-*")
     assert main(["audit", "report", str(folder)]) == 4
     # gates, but none that is asked in this tier
-    other = suite_file(tmp_path / "t", gates={"gone": {"rate": "UA", "at_least": 0.0, "tier": "full"}})
+    other = suite_file(tmp_path / "t", gates={"gone": {"rate": "UA", "at_least": 1e-6, "tier": "full"}})
     assert main(["audit", "report", str(folder), "--suite", str(other)]) == 4
     assert "asks none of its gates of an audit like this one (tier smoke" in capsys.readouterr().out
-    passing = suite_file(tmp_path / "u", gates={"gone": {"rate": "UA", "at_least": 0.0}})
+    passing = suite_file(tmp_path / "u", gates={"gone": {"rate": "UA", "at_least": 1e-6}})
     assert main(["audit", "report", str(folder), "--suite", str(passing)]) == 0
     assert capsys.readouterr().out.rstrip().endswith("PASS")
 
