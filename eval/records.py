@@ -445,6 +445,9 @@ def check_result(result: dict[str, Any], place: str) -> None:
             not square, or has no row for a target.
     """
     check(result, Result, place)
+    for key, needed in (("distances", {"extractor", "parts"}), ("published", {"protocol", "rows"})):
+        if (found := result.get(key)) and (lacking := sorted(needed - found.keys())):
+            raise UserError(f"{place}: {key} lacks {', '.join(lacking)}; it is empty or holds them all. Audit again with --fresh.")
     _check_figures(result, place)
     if result["models"] and "erased" not in result["models"]:
         raise UserError(f"{place} has no figures of the erased model.")

@@ -324,6 +324,7 @@ def test_a_result_that_no_audit_wrote_is_refused_with_what_is_wrong(
     for change, words in (
         ({"targets": "neon"}, "targets must be a valid list, got 'neon'"),
         ({"nonsense": 1}, "unknown key in .* 'nonsense'"),
+        ({"distances": {"parts": {}}}, "distances lacks extractor; it is empty or holds them all"),
         ({"distance": 3}, "distance must be a valid dictionary, got 3"),
         ({"attacks": [{**ATTACK, "curve": [{"pictures": 0}]}]}, "lacks"),
         ({"attacks": [{**ATTACK, "curv": []}]}, "unknown key in .* 'curv'. Did you mean 'curve'"),
