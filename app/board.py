@@ -12,9 +12,10 @@ from markupsafe import Markup
 
 from app import jobs
 from erasure.errors import UserError
-from erasure.files import Damaged, read_json, read_sealed, write_bytes
+from erasure.files import read_json, write_bytes
 from eval.cases import OTHERWISE
 from eval.finer import place
+from eval.records import check_result, is_audit, read_result
 
 RATES = ("UA", "IRA", "CRA")
 COLOURS = ("#2f6feb", "#d9480f", "#1f7a4d", "#9c36b5", "#c2255c", "#0b7285", "#846000", "#495057", "#5f3dc4")
@@ -58,13 +59,16 @@ def collected(root: Path) -> tuple[list[Entry], list[str]]:
     broken = [f"job {folder.name}: {p.error}" for folder, _ in jobs.found(root) if (p := jobs.progress(folder)).state == "broken"]
     for path in sorted(root.glob("**/result.json")):
         try:
-            results.append((path.parent, read_sealed(path, required=False)))
-        except Damaged as error:
+            results.append((path.parent, read_result(path.parent)))
+        except UserError as error:
             broken.append(str(error))
     runs = {record["edit"]: (folder, record) for folder, record in results if "edit" in record}
     for folder, result in results:
         try:
-            if result.get("job", {}).get("task") == "audit" and compares(result["models"]):
+            if not is_audit(result):
+                continue
+            check_result(result, str(folder / "result.json"))
+            if compares(result["models"]):
                 found.append(entry(folder, result, runs))
         except UserError as error:
             broken.append(str(error))
@@ -88,7 +92,7 @@ def entry(folder: Path, result: dict[str, Any], runs: dict[str, tuple[Path, dict
         method=" + ".join(e["method"] for e in edits),
         concepts="; ".join(c["name"] for e in edits for c in e["concepts"]) + (f" only{place(result)}" if place(result) else ""),
         strength=job["strength"],
-        suite=job["suite"],
+        suite=job["suite"] + (f" ({result['suite_file']})" if "suite_file" in result else ""),
         tier=result["tier"],
         rates={name: result["models"]["erased"]["rates"][name] for name in RATES},
         base={name: result["models"]["base"]["rates"][name] for name in RATES},
@@ -98,9 +102,15 @@ def entry(folder: Path, result: dict[str, Any], runs: dict[str, tuple[Path, dict
         backwards=cost(edits, "unet_backwards"),
         seconds=sum(read_json(run / "timing.json")["seconds"] for run, _ in mine) if known else None,
         size=sum(record["bytes"] for _, record in mine) if known else None,
-        verdict=report["verdict"]["state"] if report else "",
+        verdict=decided(report) if report else "",
         sensitive=any(c["kind"] == "nsfw" for e in edits for c in e["concepts"]),
     )
+
+
+def decided(report: dict[str, Any]) -> str:
+    """The verdict of a report, and by whose thresholds, where they are not those that the audit was made with."""
+    by, state = report.get("thresholds", {"own": True}), str(report["verdict"]["state"])  # reports of earlier versions do not say
+    return state if by["own"] else f"{state} by {by['file'] or 'another suite'}"
 
 
 def cost(edits: Sequence[dict[str, Any]], of: str) -> int | None:
@@ -166,7 +176,8 @@ def as_markdown(rows: Sequence[Entry]) -> str:
         rates = " | ".join((said(e, "UA"), said_reworded(e), said_attacked(e), said(e, "IRA"), said(e, "CRA")))
         concepts = e.concepts.replace("|", "\\|")
         seconds = "" if e.seconds is None else f"{e.seconds:.0f}"
-        what = f"{name} | {concepts} | {e.suite}, {e.tier} | {e.verdict}"
+        suite, verdict = (text.replace("|", "\\|") for text in (e.suite, e.verdict))
+        what = f"{name} | {concepts} | {suite}, {e.tier} | {verdict}"
         lines.append(f"| {what} | {rates} | {passes(e.forwards)} | {passes(e.backwards)} | {seconds} |")
     return "\n".join([*lines, "", note(rows), ""])
 

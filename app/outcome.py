@@ -7,8 +7,8 @@ from pathlib import Path
 
 from app.jobs import progress
 from erasure.errors import UserError
-from erasure.run import read_json
-from eval.gates import INCOMPLETE, WORST, exit_code
+from erasure.files import read_json, read_sealed
+from eval.gates import INCOMPLETE, WORST, Gate, exit_code, verdict
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,11 @@ def outcomes(job: Path) -> list[Outcome]:
 
 def _outcome(folder: Path) -> Outcome:
     try:
-        state = read_json(folder / "report.json")["verdict"]["state"]
-        return Outcome(folder, state, exit_code(state, read_json(folder / "result.json")))
+        report, result = read_json(folder / "report.json"), read_sealed(folder / "result.json")
+        state = report["verdict"]["state"]
+        if not report.get("thresholds", {"own": True})["own"]:  # reported again by the thresholds of another file
+            state = verdict([Gate(**fields) for fields in result["gates"]], result)["state"]
+        return Outcome(folder, state, exit_code(state, result))
     except (UserError, KeyError, TypeError):
         return Outcome(folder, "UNREADABLE", INCOMPLETE)
 

@@ -19,7 +19,7 @@ from erasure.edit import Edit, EditInfo, applied
 from erasure.errors import NotFinite, UserError, unknown
 from erasure.export.model_card import before_after, write_card
 from erasure.families.base import Cost, DiffusionModel
-from erasure.files import tell, with_seal
+from erasure.files import tell
 from erasure.kept import kept
 from erasure.known import DoubtfulConcept, Known, check_cost, known, warning
 from erasure.locks import held
@@ -171,7 +171,7 @@ def _erased(run: Run, model: DiffusionModel, concepts: list[Concept], method: Me
         write_card(out, edit, before_after(model, edit), "edit")
     write_json(out / "timing.json", {"seconds": round(ended - begun, 2), **_peak_memory(model)})
     (out / "checkpoint.pt").unlink(missing_ok=True)
-    run.finish(with_seal({"edit": edit.digest(), "cost": cost, "bytes": (out / "edit.safetensors").stat().st_size}))
+    run.finish({"edit": edit.digest(), "cost": cost, "bytes": (out / "edit.safetensors").stat().st_size})
     return edit
 
 

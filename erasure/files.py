@@ -32,6 +32,10 @@ class Damaged(UserError):
     """A file that does not hold what was written into it."""
 
 
+class Unsealed(Damaged):
+    """A file without the checksum that it should have."""
+
+
 def canonical_json(record: Any) -> str:
     return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
@@ -200,7 +204,7 @@ def read_sealed(path: Path, *, required: bool = True) -> dict[str, Any]:
         required: whether a file without a checksum counts as damaged; those that people write themselves have none.
 
     Raises:
-        Damaged: unreadable, no mapping, or other content than was written.
+        Damaged: unreadable, no mapping, or other content than was written; Unsealed, where its checksum is missing.
     """
     try:
         record = read_json(path)
@@ -216,7 +220,7 @@ def unsealed(path: Path, record: Mapping[str, Any], *, required: bool = True) ->
     record = dict(record)
     seal = record.pop(SEAL, None)
     if seal is None and required:
-        raise Damaged(f"{path} is damaged: it has no checksum.")
+        raise Unsealed(f"{path} is damaged: it has no checksum.")
     if seal is not None and seal != seal_of(record):
         raise Damaged(f"{path} is damaged: its checksum does not match.")
     return record

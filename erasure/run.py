@@ -19,6 +19,7 @@ from erasure.files import (
     tell,
     write_bytes,
     write_json,
+    write_sealed,
 )
 
 __all__ = ["Run", "cache_folder", "canonical_json", "default_folder", "difference", "digest", "read_json", "write_bytes", "write_json"]
@@ -91,7 +92,8 @@ class Run:
             return None
 
     def finish(self, result: dict[str, Any]) -> None:
-        write_json(self.folder / "result.json", result)
+        """Write result.json, with its checksum among the keys."""
+        write_sealed(self.folder / "result.json", result)
 
     def _known(self, path: Path) -> Any:
         """The job that the folder holds; None where that cannot be read and does not matter."""

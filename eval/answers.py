@@ -93,6 +93,7 @@ def count_answers(
         "divergence": [],
         "judges": {name: j.identity() for name, j in judges.items()},
         "gates": [asdict(gate) for gate in suite.gates],
+        **({"suite_file": suite.file} if suite.file else {}),
         "missing": missing,
         "errors": errors_of(suite, axis, [target], judges[axis]) if axis in judges else None,
         "edits": [_edit(concept, kind, folder, base)],

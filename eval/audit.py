@@ -188,10 +188,12 @@ def audit(
 def counted_again(out: Path, plan: Audit) -> dict[str, Any] | None:
     """The result by the rows on disk; None where they are damaged, which is told."""
     try:
-        return recounted(out, plan.suite)
+        found = recounted(out, plan.suite)
     except Damaged as error:
         tell(f"{error} It is made anew.")
         return None
+    own = {"gates": [asdict(gate) for gate in plan.suite.gates], **({"suite_file": plan.suite.file} if plan.suite.file else {})}
+    return {**{key: value for key, value in found.items() if key not in ("suite_file", "apart_by_suite")}, **own}
 
 
 def measured(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, out: Path, how: How, fresh: bool) -> dict[str, Any]:
@@ -219,6 +221,7 @@ def measured(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, out: Pat
         "divergence": divergent(model, edits, plan, how),
         "judges": {name: j.identity() for name, j in judges.items()},
         "gates": [asdict(gate) for gate in plan.suite.gates],
+        **({"suite_file": plan.suite.file} if plan.suite.file else {}),
         "missing": missing,
         "errors": errors_of(plan.suite, plan.axis, plan.targets, judges[plan.axis]) if plan.axis in judges else None,
         "edits": [edit_record(edit) for edit in edits],
@@ -342,7 +345,7 @@ def job_record(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, how: H
 
 def asks(suite: Suite) -> str:
     """Digest of what decides a suite's pictures. A key that suites did not always have counts only where it says something."""
-    left_out = {"gates", "apart", "judges", "published", *(key for key in ("seeds", "listed") if not getattr(suite, key))}
+    left_out = {"gates", "apart", "judges", "published", "file", *(key for key in ("seeds", "listed") if not getattr(suite, key))}
     asked = {key: value for key, value in asdict(suite).items() if key not in left_out}
     if "listed" in asked:  # the prompts count, and not the name of their file
         asked["listed"] = {key: value for key, value in asked["listed"].items() if key != "origin"}

@@ -1,12 +1,11 @@
 """Audits on disk: the result of a finished one, its rows, and both counted again under another suite's thresholds."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from erasure.errors import UserError
-from erasure.files import Damaged, read_sealed
+from erasure.files import Damaged
 from erasure.run import difference, digest
 from eval.attack_rates import under_attack
 from eval.counting import Row, counted
@@ -14,22 +13,21 @@ from eval.gates import Gate, only_of
 from eval.judging import AXES, judges_of, lines, samples_digest
 from eval.placing import gaps
 from eval.published import as_published
-from eval.records import check_result
+from eval.records import OLD, check_result, is_audit, read_result
 from eval.suites import Suite
-
-OLD = "{} was made by an earlier version of this project; audit again with --fresh."
 
 
 def finished(out: Path) -> dict[str, Any]:
     """The result of a finished audit.
 
     Raises:
-        UserError: there is none in that folder.
+        UserError: there is none in that folder, or it does not hold what an audit writes.
+        Damaged: it was changed after the audit wrote it.
     """
     if not (out / "result.json").is_file():
         raise UserError(f"no finished audit at {out}: expected result.json there; `erasure audit EDIT` makes one.")
-    result = read_sealed(out / "result.json", required=False)
-    if result.get("job", {}).get("task") != "audit":
+    result = read_result(out)
+    if not is_audit(result):
         raise UserError(f"{out} holds no audit; give the audit-... folder inside it.")
     if "attacks" not in result:
         raise UserError(OLD.format(out))
@@ -51,6 +49,8 @@ def gates_of(out: Path, result: Mapping[str, Any]) -> tuple[Gate, ...]:
 def recounted(out: Path, suite: Suite) -> dict[str, Any]:
     """The result of a finished audit, counted again from its rows; `suite` may differ in its gates and in what is apart.
 
+    Its `gates` stay those that the audit was made with: by them a report tells that its thresholds are others.
+
     Its judges may not: attacks stopped where a judge said so, and cannot be decided again from what is kept.
 
     Raises:
@@ -63,11 +63,13 @@ def recounted(out: Path, suite: Suite) -> dict[str, Any]:
         if foreign := {row[axis] for row in rows if row[axis]} - known.keys():
             raise UserError(f"suite {suite.name} has no {axis} {sorted(foreign)[0]!r}, which {out} asked for.")
     _same_judges(out, result["judges"], suite)
+    before = result["models"].get("erased", {"apart": suite.apart})["apart"]
     result |= under_attack(counted(rows, suite, result["axis"], result["targets"], only_of(result)), result["attacks"])
     if "gaps" in result:  # what is apart decides IRA and CRA
         result["gaps"] = gaps(rows, result["axis"], result["targets"], suite.apart, only_of(result))
-    gates = [asdict(gate) for gate in suite.gates]
-    return {**result, "gates": gates, "published": as_published(suite, rows, result)}
+    if set(before) != set(suite.apart):
+        result["apart_by_suite"] = sorted(suite.apart)  # as far from what the audit was made with as other gates
+    return {**result, "published": as_published(suite, rows, result)}
 
 
 def _same_judges(out: Path, read: Mapping[str, Any], suite: Suite) -> None:
@@ -90,8 +92,7 @@ def rows_of(out: Path) -> list[Row]:
         Damaged: not the rows that the audit's result was counted from.
     """
     rows, result = lines(out / "samples.jsonl"), out / "result.json"
-    counted_from = read_sealed(result, required=False).get("samples_sha256") if result.is_file() else None
-    if counted_from not in (None, samples_digest(out)):
+    if result.is_file() and read_result(out).get("samples_sha256") != samples_digest(out):
         raise Damaged(f"{out / 'samples.jsonl'} is damaged: it is not what {result} was counted from; audit again with the same command.")
     if any("role" not in row for row in rows):
         raise UserError(OLD.format(out))

@@ -4,11 +4,13 @@ A gate passes when its whole interval lies on the good side, fails when the whol
 otherwise: too few pictures to sign either.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from erasure.errors import UserError, unknown
+from erasure.files import canonical_json
 from eval.advice import next_step, why_unmeasured
 from eval.rates import method_of, rate_interval
 from eval.statistics import Interval, paired_difference
@@ -54,6 +56,9 @@ class Gate:
         given = [value for value in (self.at_least, self.drop_at_most) if value is not None]
         if len(given) != 1 or isinstance(given[0], bool) or not isinstance(given[0], int | float) or not 0 <= given[0] <= 1:
             raise UserError(f"gate {self.name!r} needs either at_least or drop_at_most, a share in [0, 1]; got {given}.")
+        if self.at_least == 0 or self.drop_at_most == 1:
+            said = "at_least 0" if self.at_least == 0 else "drop_at_most 1"
+            raise UserError(f"gate {self.name!r}: {said} is passed by every model; give at_least above 0 or drop_at_most below 1.")
         if self.drop_at_most is not None and self.rate not in PAIRED:
             raise UserError(f"gate {self.name!r}: no drop of {self.rate} is measured, only of {', '.join(PAIRED)}; give at_least.")
         if self.tier not in ("", *TIERS):
@@ -92,6 +97,13 @@ class Gate:
             "method": method,
             "needed": needed if state == DOUBT else None,
         }
+
+
+def gates_digest(asked: Sequence[Gate | Mapping[str, Any]]) -> str:
+    """Digest of thresholds, by which two reports of the same evidence can be told apart."""
+    records = [asdict(gate) if isinstance(gate, Gate) else dict(gate) for gate in asked]
+    records = [{key: float(value) if isinstance(value, int) else value for key, value in record.items()} for record in records]
+    return hashlib.sha256(canonical_json(records).encode()).hexdigest()[:16]
 
 
 def only_of(result: Mapping[str, Any]) -> str:

@@ -1,15 +1,20 @@
 """result.json: what it may hold. A result is checked when it is read, so that whoever shows it can rely on every key."""
 
-from collections.abc import Mapping
-from itertools import chain
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Discriminator, Field, Tag
 from typing_extensions import TypedDict
 
 from erasure.errors import UserError
+from erasure.files import Damaged, Unsealed, read_sealed
 from erasure.shapes import check
 from eval.listed import Axis
+from eval.rates import counted_rate
+
+OLD = "{} was made by an earlier version of this project; audit again with --fresh."
+MANY, CLOSE = 10_000_000, 1e-6  # trials beyond which no interval is counted again; how far it may lie beside the recorded one
 
 Count = Annotated[int, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -389,8 +394,8 @@ class Result(TypedDict):
     clip_drop: NotRequired[Alignment]
     gaps: NotRequired[list[Gap]]
     job: Job
-    samples_sha256: NotRequired[str]  # audits of earlier versions lack what is not required here
-    lists: NotRequired[list[ListFile]]
+    samples_sha256: str
+    lists: NotRequired[list[ListFile]]  # audits of earlier versions lack what is not required here
     images: NotRequired[Images]
     attacks: list[Attack]
     distance: MeanRecord | None
@@ -398,6 +403,7 @@ class Result(TypedDict):
     divergence: list[Divergence]
     judges: dict[str, dict[str, Any]]
     gates: NotRequired[list[GateRecord]]
+    suite_file: NotRequired[str]  # name of the user's file that the suite was read from
     missing: dict[str, str]
     errors: Errors | None
     edits: Annotated[list[EditRecord], Field(min_length=1)]
@@ -406,23 +412,98 @@ class Result(TypedDict):
     published: NotRequired[Published]
 
 
+def read_result(folder: Path) -> dict[str, Any]:
+    """What result.json of a folder holds, without its checksum; that of an audit must have one.
+
+    Raises:
+        Damaged: unreadable, or changed after it was written.
+        UserError: an audit of an earlier version, without a checksum.
+    """
+    path = folder / "result.json"
+    try:
+        return read_sealed(path)
+    except Unsealed as error:
+        found = read_sealed(path, required=False)
+        if is_audit(found):
+            raise UserError(OLD.format(folder)) from error
+        return found
+    except Damaged as error:
+        raise Damaged(f"{error} Repeat the command that made it.") from error
+
+
+def is_audit(result: Mapping[str, Any]) -> bool:
+    """Whether a result is that of an audit, and not of an erasure."""
+    job = result.get("job")
+    return isinstance(job, dict) and job.get("task") == "audit"
+
+
 def check_result(result: dict[str, Any], place: str) -> None:
     """Complain about a result.json that does not hold what an audit writes.
 
     Raises:
-        UserError: every key and value that does not fit; rates with more successes than trials; a confusion matrix that is not square, or
-            has no row for a target.
+        UserError: every key and value that does not fit; figures that contradict themselves (`_check_figures`); a confusion matrix that is
+            not square, or has no row for a target.
     """
     check(result, Result, place)
-    for name, rate in chain.from_iterable(found["rates"].items() for found in result["models"].values()):
-        if rate["k"] > rate["n"]:
-            raise UserError(f"{place}: {name} counts {rate['k']} of {rate['n']}.")
+    for key, needed in (("distances", {"extractor", "parts"}), ("published", {"protocol", "rows"})):
+        if (found := result.get(key)) and (lacking := sorted(needed - found.keys())):
+            raise UserError(f"{place}: {key} lacks {', '.join(lacking)}; it is empty or holds them all. Audit again with --fresh.")
+    _check_figures(result, place)
     if result["models"] and "erased" not in result["models"]:
         raise UserError(f"{place} has no figures of the erased model.")
     for model, found in result["models"].items():
         if "UA" not in found["rates"]:
             raise UserError(f"{place}: the rates of {model} lack UA.")
         _check_confusion(found["confusion"], result["targets"], f"{place}: the confusion matrix of {model}")
+
+
+def _check_figures(result: Mapping[str, Any], place: str) -> None:
+    """Complains about more successes than trials, an estimate that is not k / n, and an interval that leaves its estimate out.
+
+    Of the models' rates the whole interval is counted again, as gates do: a table and a gate cannot say different things.
+    """
+    for name, figure in _figures({key: result[key] for key in ("models", "paired", "attacks")}, ""):
+        k, n, estimate = (figure.get(key) for key in ("k", "n", "estimate"))
+        if k is not None and n is not None and k > n:
+            raise UserError(f"{place}: {name} counts {k} of {n}.")
+        if k is not None and n and estimate is not None and abs(k / n - estimate) > CLOSE:
+            raise UserError(f"{place}: the estimate of {name} is {estimate:g}, but {k} of {n} is {k / n:g}; audit again with --fresh.")
+        if estimate is not None and "low" in figure and not figure["low"] - CLOSE <= estimate <= figure["high"] + CLOSE:
+            bounds = f"{figure['low']:g} to {figure['high']:g}"
+            raise UserError(f"{place}: the interval of {name}, {bounds}, leaves out its estimate, {estimate:g}; audit again with --fresh.")
+    for model, found in result["models"].items():
+        for name, rate in found["rates"].items():
+            _check_interval(rate, f"{place}: the interval of {name} of {model}")
+    for name, pair in result["paired"].items():
+        _check_pair(pair, f"{place}: the paired difference of {name}")
+
+
+def _figures(part: Any, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every mapping with counts or an estimate, at any depth, by the last key that leads to it."""
+    if isinstance(part, dict):
+        if part.keys() & {"k", "estimate"}:
+            yield name, part
+        for key, value in part.items():
+            yield from _figures(value, str(key))
+    elif isinstance(part, list):
+        for value in part:
+            yield from _figures(value, name)
+
+
+def _check_interval(rate: Mapping[str, Any], what: str) -> None:
+    if rate["n"] > MANY:
+        return
+    right = counted_rate(rate["k"], rate["n"], rate.get("effective"))
+    if any(abs(rate[key] - right[key]) > CLOSE for key in ("low", "high")):
+        said = f"{rate['low']:g} to {rate['high']:g}"
+        raise UserError(f"{what} is {said}, but {rate['k']} of {rate['n']} have {right['low']:g} to {right['high']:g}.")
+
+
+def _check_pair(pair: Mapping[str, Any], what: str) -> None:
+    n = sum(pair[key] for key in ("both", "erased_only", "base_only", "neither"))
+    right = (pair["erased_only"] - pair["base_only"]) / n if n else 0.0
+    if abs(pair["estimate"] - right) > CLOSE:
+        raise UserError(f"{what} is {pair['estimate']:g}, but its pairs say {right:g}; audit again with --fresh.")
 
 
 def _check_confusion(matrix: Mapping[str, Any], targets: list[str], what: str) -> None:

@@ -85,7 +85,7 @@ def _sequence(
     steps = [step(model, edits[: i + 1], suite, tier, out / str(i + 1), fresh) for i in range(len(edits))]
     found: dict[str, Any] = {
         "task": "sequence",
-        "suite": {"name": suite.name, "version": suite.version, "tier": tier},
+        "suite": {"name": suite.name, "file": suite.file or None, "version": suite.version, "tier": tier},
         "base": {"source": model.source, "fingerprint": model.fingerprint(), "compute": str(model.compute).removeprefix("torch.")},
         "methods": METHODS,
         "requests": [request_record(edit, at, out) for edit, at in zip(edits, steps, strict=True)],

@@ -70,6 +70,7 @@ class Suite:
     seeds: tuple[int, ...] = ()  # of the pictures of every cell; empty: each picture has its own
     listed: Listed | None = None  # the form prompts: a list in place of the grid
     published: str = ""  # one of PROTOCOLS
+    file: str = ""  # name of the user's file that it was read from; empty for a shipped suite
 
     def words(self, axis: Axis) -> dict[str, str]:
         """Labels of an axis and how a prompt says them."""
@@ -147,6 +148,7 @@ def _checked(record: Any, path: Path) -> Suite:
             "seeds": tuple(record.get("seeds", ())),
             "tiers": {tier: tuple(pair) for tier, pair in record["tiers"].items()},
             "apart": tuple(record["apart"]),
+            "file": "" if path.resolve().parent == PROMPTS.resolve() else path.name,
         }
     )
     return suite

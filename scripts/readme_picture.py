@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torchvision.utils import save_image
 
+from eval.finished import finished
 from eval.samples import load_png
 
 
@@ -21,7 +22,7 @@ def main() -> None:
     parser.add_argument("audit", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/images/before-after.png"))
     args = parser.parse_args()
-    result = json.loads((args.audit / "result.json").read_text())
+    result = finished(args.audit)
     rows = [json.loads(line) for line in (args.audit / "samples.jsonl").read_text().splitlines()]
     first = {(r["model"], r["style"], r["object"]): r["image"] for r in rows if r["index"] == 0}
     objects = list(dict.fromkeys(r["object"] for r in rows))

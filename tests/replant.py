@@ -1,13 +1,19 @@
-"""Rows of an audit replaced by planted ones, and the result made to forget which it was counted from."""
+"""Results and rows of an audit replaced by planted ones, sealed as the project seals them."""
 
-import json
 from pathlib import Path
+from typing import Any
+
+from erasure.files import SEAL, read_json, write_sealed
+from eval.judging import samples_digest
+
+
+def reseal(folder: Path, result: dict[str, Any]) -> None:
+    """Write result.json with the right checksum, whatever it holds."""
+    write_sealed(folder / "result.json", {key: value for key, value in result.items() if key != SEAL})
 
 
 def replant(samples: Path, text: str) -> None:
-    """Write samples.jsonl; result.json beside it loses the checksum of the rows, so that they are not taken for damaged."""
+    """Write samples.jsonl; result.json beside it gets the checksum of these rows, so that they are not taken for damaged."""
     samples.write_text(text)
-    path = samples.with_name("result.json")
-    result = json.loads(path.read_text())
-    result.pop("samples_sha256", None)
-    path.write_text(json.dumps(result))
+    result = read_json(samples.with_name("result.json"))
+    reseal(samples.parent, {**result, "samples_sha256": samples_digest(samples.parent)})

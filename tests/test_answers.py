@@ -15,6 +15,7 @@ from PIL import Image
 from app.cli import main
 from erasure import photos
 from erasure.errors import UserError
+from erasure.files import read_sealed
 from erasure.pocket.canvas import Picture, render
 from eval.answers import attempts_of, count_answers, read_answers
 from eval.finished import recounted
@@ -22,6 +23,7 @@ from eval.gates import Gate
 from eval.report.html import write
 from eval.report.record import SCHEMA
 from eval.suites import Suite, load_suite
+from tests.replant import reseal
 from tests.test_report import Page, harmless
 
 STYLES, OBJECTS, SEEDS = ("neon", "sketch", "plain"), ("boat", "tree"), (188, 288)
@@ -84,8 +86,8 @@ def test_an_answer_set_with_its_base(drawn: Path, suite: Suite, tmp_path: Path) 
     jsonschema.validate(found, json.loads(SCHEMA.read_text()))
     assert found["suite"]["tier"] == "answers" and not any("JPEG" in line for line in found["doubts"])
     assert "paired by name" in " ".join(found["threats_to_validity"])
-    assert "erasure audit answers DIR --base BASE --suite SUITE.yaml --concept neon --kind style" in page.said()
-    assert recounted(out, suite) == json.loads((out / "result.json").read_text())
+    assert "erasure audit answers DIR --base BASE --suite answers.yaml --concept neon --kind style" in page.said()
+    assert recounted(out, suite) == read_sealed(out / "result.json")
 
 
 def test_without_a_base_nothing_is_paired_and_nothing_crashes(drawn: Path, suite: Suite, tmp_path: Path) -> None:
@@ -122,6 +124,13 @@ def test_the_command_counts_a_folder(drawn: Path, suite: Suite, tmp_path: Path, 
     assert len(Page((tmp_path / "out" / "report.html").read_text()).all("label")) == len(veils) + 1
 
 
+def of_report(out: Path) -> dict[str, Any]:
+    """report.json, which fits its schema."""
+    found: dict[str, Any] = json.loads((out / "report.json").read_text())
+    jsonschema.validate(found, json.loads(SCHEMA.read_text()))
+    return found
+
+
 def test_a_report_is_decided_by_the_gates_of_its_audit(
     drawn: Path, suite: Suite, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,7 +139,7 @@ def test_a_report_is_decided_by_the_gates_of_its_audit(
     record = yaml.safe_load((Path("prompts") / "pocket.yaml").read_text())
     record |= {"styles": {s: s for s in STYLES}, "objects": {o: f"a {o}" for o in OBJECTS}, "aliases": {}, "mutations": []}
     judge = {"judge": "zero_shot", "margin": 0.1}
-    mine = {"judges": {"style": judge, "object": "pocket_object"}, "gates": {"mine": {"rate": "UA", "at_least": 0.0}}}
+    mine = {"judges": {"style": judge, "object": "pocket_object"}, "gates": {"mine": {"rate": "UA", "at_least": 1e-6}}}
     path.write_text(yaml.safe_dump({**record, **mine}))
     assert record["name"] == "pocket"
     assert main(["audit", "answers", str(drawn / "erased"), "--concept", "neon", "--out", str(out), "--suite", str(path)]) == 0
@@ -140,12 +149,39 @@ def test_a_report_is_decided_by_the_gates_of_its_audit(
     path.write_text(yaml.safe_dump({**record, **mine, "gates": {"hard": {"rate": "UA", "at_least": 1.0}}}))
     assert main(["audit", "report", str(out), "--suite", str(path)]) == 4
     assert (out / "result.json").read_bytes() == before
+    own, other = of_report(out), capsys.readouterr().out
+    assert own["suite"]["file"] == "own.yaml" and own["thresholds"]["file"] == "own.yaml" and not own["thresholds"]["own"]
+    assert f"decided by the thresholds of own.yaml (gates {own['thresholds']['digest']})" in other
+    path.write_text(yaml.safe_dump({**record, **mine}))
+    theirs = tmp_path / "theirs & co.yaml"
+    easy = {"easy": {"rate": "UA", "at_least": 1e-9}}
+    theirs.write_text(yaml.safe_dump({**record, **mine, "gates": easy}))
+    assert main(["audit", "report", str(out), "--suite", str(theirs)]) == 0
+    found, page = of_report(out), Page((out / "report.html").read_text())
+    digest = found["thresholds"]["digest"]
+    assert found["thresholds"] == {"digest": digest, "own": False, "file": "theirs & co.yaml"} and digest != own["thresholds"]["digest"]
+    said = page.said().replace(" )", ")")
+    assert (
+        f"theirs & co.yaml (gates {digest}), not by those that this audit was made with" in said
+        and "suite pocket (own.yaml)" in page.said()
+    )
+    assert "--suite own.yaml" in page.said() and f"erasure audit report {out} --suite '{theirs}'" in page.said()
+    assert f"thresholds of theirs &amp; co.yaml ({digest})" in (out / "junit.xml").read_text()
+    assert (out / "result.json").read_bytes() == before
+    assert main(["audit", "report", str(out)]) == 0
+    found, page = of_report(out), Page((out / "report.html").read_text())
+    assert found["thresholds"]["own"] and found["thresholds"]["digest"] in page.said() and "not by those" not in page.said()
+    assert "thresholds of" not in (out / "junit.xml").read_text() and "pocket (own.yaml)" in (out / "junit.xml").read_text()
+    theirs.write_text(yaml.safe_dump({**record, **mine, "apart": []}))
+    assert main(["audit", "report", str(out), "--suite", str(theirs)]) == 0  # the same gates on other rates
+    apart = of_report(out)["thresholds"]
+    assert not apart["own"] and apart["file"] == "theirs & co.yaml" and apart["digest"] != found["thresholds"]["digest"]
     capsys.readouterr()
     for judges, words in (({**judge, "margin": 0.2}, "its margin is 0.1, this one's is 0.2"), ("pocket_style", "another judge of style")):
         path.write_text(yaml.safe_dump({**record, **mine, "judges": {"style": judges, "object": "pocket_object"}}))
         assert main(["audit", "report", str(out), "--suite", str(path)]) == 1
         assert words in capsys.readouterr().err
-    (out / "result.json").write_text(json.dumps({key: value for key, value in json.loads(before).items() if key != "gates"}))
+    reseal(out, {key: value for key, value in json.loads(before).items() if key != "gates"})
     assert main(["audit", "report", str(out)]) == 1
     assert "does not hold its gates; name the suite with --suite" in capsys.readouterr().err
 

@@ -34,7 +34,7 @@ from eval.samples import attempts
 from eval.statistics import paired_difference
 from eval.suites import Suite, load_suite
 from tests import tiny
-from tests.replant import replant
+from tests.replant import replant, reseal
 from tests.test_esd import SMALL
 
 STYLES, OBJECTS = ["plain", "neon", "sketch", "none"], ["boat", "tree", "none"]
@@ -333,7 +333,7 @@ def test_the_record_follows_its_schema_and_other_thresholds_need_no_picture(big:
     drawn = big.cost.unet_forwards
     again = recounted(tmp_path / "audit", tiny_suite())
     assert again == json.loads(json.dumps(result))
-    page = write(tmp_path / "audit", again, [Gate(name="kept <i>", rate="UA", at_least=0.0)]).read_text()
+    page = write(tmp_path / "audit", again, [Gate(name="kept <i>", rate="UA", at_least=1e-6)]).read_text()
     assert json.loads((tmp_path / "audit" / "report.json").read_text())["verdict"]["state"] == "PASS"
     assert "PASS" in page and "<i>:" not in page
     assert ElementTree.parse(tmp_path / "audit" / "junit.xml").getroot().attrib == {
@@ -353,12 +353,12 @@ def test_two_audits_are_paired_picture_by_picture(big: StableDiffusion, tmp_path
     record = json.loads((tmp_path / "audit" / "result.json").read_text())
     other = tmp_path / "other"
     other.mkdir()
-    (other / "result.json").write_text(json.dumps({**record, "job": {**record["job"], "tier": "full"}}))
+    reseal(other, {**record, "job": {**record["job"], "tier": "full"}})
     with pytest.raises(UserError, match="tier is smoke in the first and full in the second"):
         compared(tmp_path / "audit", other)
     with pytest.raises(UserError, match="no finished audit"):
         compared(tmp_path / "audit", tmp_path / "none")
-    (other / "result.json").write_text(json.dumps({**record, "models": {}, "missing": {"style": "weights not found."}}))
+    reseal(other, {**record, "models": {}, "missing": {"style": "weights not found."}})
     with pytest.raises(UserError, match=r"other is incomplete: nothing was counted in it\. weights not found\."):
         compared(tmp_path / "audit", other)
     samples = tmp_path / "audit" / "samples.jsonl"
@@ -375,7 +375,7 @@ def planted_audit(source: Path, out: Path, gone: bool) -> Path:
         for axis in ("style", "object"):
             row["read"][axis]["label"] = "plain" if gone and (axis, row[axis], row["model"]) == ("style", "neon", "erased") else row[axis]
     replant(out / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    (out / "result.json").write_text(json.dumps(recounted(out, tiny_suite())))
+    reseal(out, recounted(out, tiny_suite()))
     return out
 
 
@@ -401,7 +401,7 @@ def test_a_comparison_knows_its_sides_and_its_family(big: StableDiffusion, tmp_p
 def test_what_asks_differently_is_not_paired(big: StableDiffusion, tmp_path: Path, key: str, value: str, words: str) -> None:
     result, _, _ = run(big, tmp_path)
     shutil.copytree(tmp_path / "audit", tmp_path / "other")
-    (tmp_path / "other" / "result.json").write_text(json.dumps({**result, "job": {**result["job"], key: value}}))
+    reseal(tmp_path / "other", {**result, "job": {**result["job"], key: value}})
     with pytest.raises(UserError, match=words):
         compared(tmp_path / "audit", tmp_path / "other")
 
@@ -411,10 +411,10 @@ def test_other_judges_and_other_pictures_are_not_paired(big: StableDiffusion, tm
     audit_, other = tmp_path / "audit", tmp_path / "other"
     shutil.copytree(audit_, other)
     judges = {**result["judges"], "style": {**result["judges"]["style"], "weights": "0123"}}
-    (other / "result.json").write_text(json.dumps({**result, "judges": judges}))
+    reseal(other, {**result, "judges": judges})
     with pytest.raises(UserError, match="the judge of style is"):
         compared(audit_, other)
-    (other / "result.json").write_text(json.dumps(result))
+    reseal(other, result)
     rows = [json.loads(line) for line in (other / "samples.jsonl").read_text().splitlines()]
     rows[-1]["seed"] += 1  # of the erased model, under the same row number
     replant(other / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))

@@ -1,28 +1,34 @@
 """Damaged files: each is noticed, named in one line and made anew, and the run ends with the bytes of an undisturbed one."""
 
-import json
+import re
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from app import board
+from app.outcome import outcomes
 from erasure.concept import Concept
 from erasure.edit import Edit
 from erasure.erase import erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.files import Damaged, read_sealed, write_json, write_sealed
+from erasure.files import Damaged, read_json, read_sealed, write_json, write_sealed
 from erasure.kept import kept, load_state, load_tensors, save_state
 from erasure.methods.base import Play, Trained
 from erasure.methods.salun import SalUn
 from erasure.run import Run
 from eval.audit import audit
-from eval.finished import finished, rows_of
+from eval.compare import compared
+from eval.finished import finished, recounted, rows_of
 from eval.judging import known_readings, reading_line
 from eval.report.html import write
 from eval.samples import load_png, read_png, save_png
+from tests.replant import reseal
 from tests.test_audit import big  # noqa: F401  # a fixture
 from tests.test_siege import MOUNTED, edit, plan_of  # noqa: F401  # a fixture
 
@@ -304,28 +310,69 @@ def test_a_result_that_no_audit_wrote_is_refused_with_what_is_wrong(
     edit: Edit,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    """Written by hand or by another version, so without a checksum."""
+    """Sealed again by whoever changed it."""
     out = tmp_path / "audit"
     audit(big, [edit], replace(plan_of(edit, {}), tier="smoke"), out)
     result = finished(out)
-    rates = result["models"]["erased"]["rates"]
+    rates, pair = result["models"]["erased"]["rates"], result["paired"]["UA"]
+
+    def ua(**other: float) -> dict[str, Any]:
+        return {
+            "models": {**result["models"], "erased": {**result["models"]["erased"], "rates": {**rates, "UA": {**rates["UA"], **other}}}}
+        }
+
     for change, words in (
         ({"targets": "neon"}, "targets must be a valid list, got 'neon'"),
         ({"nonsense": 1}, "unknown key in .* 'nonsense'"),
+        ({"distances": {"parts": {}}}, "distances lacks extractor; it is empty or holds them all"),
         ({"distance": 3}, "distance must be a valid dictionary, got 3"),
         ({"attacks": [{**ATTACK, "curve": [{"pictures": 0}]}]}, "lacks"),
         ({"attacks": [{**ATTACK, "curv": []}]}, "unknown key in .* 'curv'. Did you mean 'curve'"),
         ({"models": {"base": result["models"]["base"]}}, "no figures of the erased model"),
-        ({"models": {"erased": {**result["models"]["erased"], "rates": {**rates, "UA": {**rates["UA"], "k": 99}}}}}, "UA counts 99 of 6"),
+        (ua(k=99), "UA counts 99 of 6"),
+        (ua(estimate=0.5), r"the estimate of UA is 0\.5, but \d of 6 is"),
+        (ua(low=1.0, high=0.0), "the interval of UA, 1 to 0, leaves out its estimate"),
+        (ua(low=0.0, high=1.0), "the interval of UA of erased is 0 to 1, but"),
+        (
+            {"paired": {"UA": {**pair, "estimate": -0.875}}},
+            "the paired difference of UA is -0.875, but its pairs say|leaves out its estimate",
+        ),
         ({"models": {"erased": {**result["models"]["erased"], "rates": {}}}}, "the rates of erased lack UA"),
         ({"models": {"erased": {**result["models"]["erased"], "confusion": {"labels": ["a"], "counts": []}}}}, "is not 1 x 1"),
         ({"targets": ["boat"]}, "has no row for 'boat'"),
     ):
-        (out / "result.json").write_text(json.dumps({**result, **change}))
+        reseal(out, {**result, **change})
         with pytest.raises(UserError, match=words):
             finished(out)
-    (out / "result.json").write_text(json.dumps(result))
+    reseal(out, result)
     finished(out)
+
+
+def test_a_result_changed_by_hand_is_refused_by_whoever_reads_it(
+    big: StableDiffusion,  # noqa: F811
+    edit: Edit,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    out = tmp_path / "audit"
+    plan = replace(plan_of(edit, {}), tier="smoke")
+    write(out, audit(big, [edit], plan, out), plan.suite.gates)
+    sound, job = read_json(out / "result.json"), tmp_path / "job"
+    assert len(board.collected(tmp_path)[0]) == 1 and board.collected(tmp_path)[1] == []
+    shutil.copytree(out, job / "audit")
+    write_json(job / "done.json", {"audits": ["audit"], "edits": [], "seconds": 1.0})
+    changed = {**sound, "models": {**sound["models"], "erased": {**sound["models"]["erased"], "apart": {}}}, "tier": "full"}
+    unsealed = {key: value for key, value in sound.items() if key != "sha256"}
+    for result, words in ((changed, "its checksum does not match"), (unsealed, "by an earlier version .* audit again with --fresh")):
+        for folder in (out, job / "audit"):
+            write_json(folder / "result.json", result)
+        for read in (finished, rows_of, lambda folder: recounted(folder, plan.suite), lambda folder: compared(folder, folder)):
+            with pytest.raises(UserError, match=words):
+                read(out)
+        rows, broken = board.collected(tmp_path)
+        assert rows == [] and len(broken) == 2 and all(re.search(words, line) for line in broken)
+        assert [found.state for found in outcomes(job)] == ["UNREADABLE"]
+    audit(big, [edit], plan, out)
+    assert read_json(out / "result.json") == sound
 
 
 def test_missing_pictures_are_not_damaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

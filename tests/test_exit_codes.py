@@ -29,7 +29,7 @@ from eval.compare import compared
 from eval.judging import judges_of, readable
 from eval.suites import PROMPTS, load_suite
 from tests import tiny
-from tests.replant import replant
+from tests.replant import replant, reseal
 from tests.test_audit import tiny_suite
 
 SMALL: dict[str, Any] = {
@@ -101,10 +101,10 @@ def test_a_suite_without_gates_gives_no_verdict(edit: Path, tmp_path: Path, caps
     (folder,) = edit.glob("audit-*")
     assert main(["audit", "report", str(folder)]) == 4
     # gates, but none that is asked in this tier
-    other = suite_file(tmp_path / "t", gates={"gone": {"rate": "UA", "at_least": 0.0, "tier": "full"}})
+    other = suite_file(tmp_path / "t", gates={"gone": {"rate": "UA", "at_least": 1e-6, "tier": "full"}})
     assert main(["audit", "report", str(folder), "--suite", str(other)]) == 4
     assert "asks none of its gates of an audit like this one (tier smoke" in capsys.readouterr().out
-    passing = suite_file(tmp_path / "u", gates={"gone": {"rate": "UA", "at_least": 0.0}})
+    passing = suite_file(tmp_path / "u", gates={"gone": {"rate": "UA", "at_least": 1e-6}})
     assert main(["audit", "report", str(folder), "--suite", str(passing)]) == 0
     assert capsys.readouterr().out.rstrip().endswith("PASS")
 
@@ -152,7 +152,7 @@ def finished_job(folder: Path, *states: str, missing: bool = False) -> None:
     for name, state in zip(names, states, strict=True):
         (folder / name).mkdir(parents=True)
         write_json(folder / name / "report.json", {"verdict": {"state": state}})
-        write_json(folder / name / "result.json", {"missing": {"style": "no weights"} if missing else {}, "attacks": []})
+        reseal(folder / name, {"missing": {"style": "no weights"} if missing else {}, "attacks": []})
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "done.json", {"audits": names, "edits": [], "seconds": 1.0})
 

@@ -1,5 +1,6 @@
 """Gates: three states, decided by the whole interval."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from erasure.errors import UserError
 from eval.advice import next_step
 from eval.cases import OTHERWISE, PLAIN
 from eval.counting import paired
-from eval.gates import EXIT, PAIRED, Gate, gates, verdict
+from eval.gates import EXIT, PAIRED, Gate, gates, gates_digest, verdict
 from eval.report.sentences import sentence
 from eval.suites import load_suite
 
@@ -122,3 +123,18 @@ def test_gates_are_read_strictly(tmp_path: Path, record: Any, words: str) -> Non
     path.write_text(yaml.safe_dump({**yaml.safe_load((Path("prompts") / "pocket.yaml").read_text()), "gates": record}))
     with pytest.raises(UserError, match=words):
         load_suite(str(path))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"at_least": 0}, {"at_least": 0.0}, {"at_least": -0.0}, {"drop_at_most": 1}, {"drop_at_most": 1.0}], ids=str
+)
+def test_a_gate_that_every_model_passes_is_refused(fields: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"gate 'a': (at_least 0|drop_at_most 1) is passed by every model; give at_least above 0 or drop"):
+        gates({"a": {"rate": "UA", **fields}}, "suite.yaml")
+
+
+def test_other_thresholds_have_another_digest() -> None:
+    easy, hard = (Gate(name="a", rate="UA", at_least=share) for share in (0.5, 1))
+    assert gates_digest([easy]) == gates_digest([asdict(easy)]) != gates_digest([hard])
+    assert gates_digest([hard]) == gates_digest([Gate(name="a", rate="UA", at_least=1.0)])
+    assert gates_digest([]) != gates_digest([easy]) != gates_digest([easy, hard])

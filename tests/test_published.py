@@ -10,6 +10,7 @@ import pytest
 
 from erasure.concept import Concept
 from erasure.families.stable_diffusion import StableDiffusion
+from erasure.files import read_sealed
 from eval.attack_rates import attack_rates
 from eval.audit import Audit, audit
 from eval.cases import cases
@@ -143,7 +144,7 @@ def test_the_report_carries_the_section(big: StableDiffusion, tmp_path: Path, pr
     (plan,) = Audit.of([edit], suite, "smoke")
     out = tmp_path / "audit"
     result = audit(big, [edit], plan, out)
-    assert recounted(out, suite) == json.loads((out / "result.json").read_text())
+    assert recounted(out, suite) == read_sealed(out / "result.json")
     page = Page(write(out, result, suite.gates).read_text())
     harmless(page)
     found = json.loads((out / "report.json").read_text())

@@ -41,7 +41,7 @@ MOUNTED = {
     "soft_prefix": {"tokens": 2, "steps": 4, "batch": 2},
     "again": {"attack": "relearning", "data": "benign", "steps": 2, "checkpoints": 2, "batch": 2, "adapter": "full"},
 }
-SURE = Gate(name="sure", rate="UA", at_least=0.0)  # which every audit passes that counts anything
+SURE = Gate(name="sure", rate="UA", at_least=1e-6)  # which every audit passes that counts a success
 
 
 def plan_of(edit: Edit, use: dict[str, dict] = MOUNTED) -> Audit:

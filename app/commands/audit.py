@@ -239,11 +239,11 @@ def loaded(options: Options, about: tuple[Kind, str] | None = None) -> tuple["Di
     return model, list(distinct(edits))
 
 
-def reported(out: Path, gates: Sequence[Gate], result: dict[str, Any], blur: bool = False) -> int:
+def reported(out: Path, gates: Sequence[Gate], result: dict[str, Any], blur: bool = False, by: str = "") -> int:
     """Write the report, print where it is, the rates and the verdict; returns the exit code."""
     from eval.report.html import write
 
-    print(write(out, result, gates, blur=blur))
+    print(write(out, result, gates, blur=blur, by=by))
     if result["models"]:
         print(headline(result))
     report = read_json(out / "report.json")
@@ -251,6 +251,9 @@ def reported(out: Path, gates: Sequence[Gate], result: dict[str, Any], blur: boo
         print(f"  {reason}")
     for part, reason in result["missing"].items():
         print(f"  INCOMPLETE, judge of {part}: {reason}", file=sys.stderr)
+    if not report["thresholds"]["own"]:
+        said = f"{report['thresholds']['file'] or 'another suite'} (gates {report['thresholds']['digest']})"
+        print(f"  decided by the thresholds of {said}, not by those that the audit was made with")
     print(report["verdict"]["state"])
     return exit_code(report["verdict"]["state"], result)
 
@@ -264,7 +267,7 @@ def report(options: ReportOptions) -> int:
         if not options.suite:
             return reported(options.audit, gates_of(options.audit, result), result, options.blur)
         suite = load_suite(options.suite)
-        return reported(options.audit, suite.gates, recounted(options.audit, suite), options.blur)
+        return reported(options.audit, suite.gates, recounted(options.audit, suite), options.blur, options.suite)
 
 
 def answers(options: AnswersOptions) -> int:

@@ -43,7 +43,7 @@ PLURAL = {"style": "styles", "object": "objects"}
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
-def write(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pairs: int = 8, blur: bool = False) -> Path:
+def write(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pairs: int = 8, blur: bool = False, by: str = "") -> Path:
     """Write report.json and junit.xml, and render report.html, into the folder of an audit.
 
     Args:
@@ -51,8 +51,9 @@ def write(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pairs: in
         gates: thresholds of the verdict, as a rule the suite's.
         pairs: before/after pairs shown for the target, and as many for what should stay.
         blur: whether pictures are blurred until the reader asks for them; they always are where the kind of a concept is nsfw.
+        by: the suite or file that the gates came from, if not from the audit's own.
     """
-    found = record(result, gates)
+    found = record(result, gates, by)
     write_json(folder / "report.json", found)
     write_bytes(folder / "junit.xml", junit(found, result, gates))
     environment = Environment(
@@ -76,7 +77,7 @@ def write(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pairs: in
         scatter=scatter(result, found["gates"]),
         rates=rates(result),
         sides={side: drawing.name(side) for side in result["models"]},
-        again=again(folder, result),
+        again=again(folder, result) + ("" if found["thresholds"]["own"] else f"\n{decided_again(folder, by)}"),
         **attacked(result["attacks"]),
         **seen(folder, result, pairs),
         kept_labels=by_loss(found["kept_by_label"]),
@@ -211,7 +212,7 @@ def again(folder: Path, result: Mapping[str, Any]) -> str:
     strange = any(edit["method"] == "foreign" for edit in edits)
     known = len(edits) == 1 and (folder.parent / "edit.json").is_file()
     paths = [str(folder.parent)] if known else [f"EDIT-{i + 1}" if len(edits) > 1 else "EDIT" for i in range(len(edits))]
-    suite = job["suite"] if job["suite"] in suite_names() else "SUITE.yaml"
+    suite = suite_of(result)
     parts = ["erasure", "audit", *paths, "--suite", suite, "--tier", job["tier"]]
     if strange:
         concepts = [concept for edit in edits for concept in edit["concepts"]]
@@ -221,7 +222,7 @@ def again(folder: Path, result: Mapping[str, Any]) -> str:
     parts += ["--dtype", DTYPES[job["compute"]]] if job["compute"] in DTYPES else []
     parts += ["--only", job["only"]] if "only" in job else []
     parts += ["--replay", "LIST"] if "replay" in job else []
-    parts += ["--prompts", "LIST"] if job["suite"] in set(suite_names()) - set(suite_names(complete=True)) else []
+    parts += ["--prompts", "LIST"] if suite in set(suite_names()) - set(suite_names(complete=True)) else []
     oracles = [f"ORACLE-{i + 1}" for i in range(len(job.get("oracles", [])))]
     parts += ["--oracle", *oracles] if oracles else []
     parts += ["--keep-images", job["keep"]] if "keep" in job else []
@@ -233,6 +234,16 @@ def _answers(folder: Path, result: Mapping[str, Any]) -> str:
     """The command that counts this answer set."""
     job, (edit,) = result["job"], result["edits"]
     (concept,) = edit["concepts"]
-    suite = job["suite"] if job["suite"] in suite_names() else "SUITE.yaml"
-    parts = ["erasure", "audit", "answers", "DIR", *(["--base", "BASE"] if job["base"] else []), "--suite", suite]
+    parts = ["erasure", "audit", "answers", "DIR", *(["--base", "BASE"] if job["base"] else []), "--suite", suite_of(result)]
     return " ".join(shlex.quote(part) for part in [*parts, "--concept", concept["name"], "--kind", concept["kind"], "--out", str(folder)])
+
+
+def suite_of(result: Mapping[str, Any]) -> str:
+    """What --suite was: the name of a shipped suite, or of the user's file."""
+    name = result["job"]["suite"]
+    return str(result.get("suite_file") or (name if name in suite_names() else "SUITE.yaml"))
+
+
+def decided_again(folder: Path, by: str) -> str:
+    """The command that decides by the thresholds of another file."""
+    return " ".join(shlex.quote(part) for part in ("erasure", "audit", "report", str(folder), "--suite", by or "SUITE.yaml"))

@@ -39,7 +39,9 @@ def junit(found: Mapping[str, Any], result: Mapping[str, Any], gates: Sequence[G
     }
     numbers = {name: str(n) for name, n in {**counts, "skipped": sum(c.outcome == "skipped" for c in cases)}.items()}
     root = Element("testsuites", numbers)
-    asked = f"{suite['name']}, tier {suite['tier']}"
+    asked = f"{suite['name']}{f' ({file})' if (file := suite['file']) else ''}, tier {suite['tier']}"
+    if not found["thresholds"]["own"]:
+        asked += f", thresholds of {found['thresholds']['file'] or 'another suite'} ({found['thresholds']['digest']})"
     into = SubElement(root, "testsuite", {"name": _clean(f"erasing {found['concept']}, {asked}"), **numbers})
     for case in cases:
         element = SubElement(into, "testcase", {"classname": _clean(f"audit of {asked}"), "name": _clean(case.name)})

@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from erasure.errors import UserError
-from eval.gates import Gate, only_of, unmeasured, verdict
+from eval.gates import Gate, gates_digest, only_of, unmeasured, verdict
 from eval.placing import placed
 from eval.rates import method_of
 from eval.report.sentences import concept, conclusions, doubts, kept_by_label, sentence, skipped, threats
 from eval.statistics import Measured, rogan_gladen
 
 # 3: a rate has no base, and distance_kept is null, where the base's pictures were not given; 4: a way has bounds; 5: an open gate says what
-# would decide it, and a rate has the interval that its gate is decided by
-VERSION = 5
+# would decide it, and a rate has the interval that its gate is decided by; 6: it says which file the thresholds and the suite came from
+VERSION = 6
 SCHEMA = Path(__file__).parent / "report.schema.json"
 WORDS = {
     "UA": "erased",
@@ -32,8 +32,12 @@ WORDS = {
 }
 
 
-def record(result: dict[str, Any], gates: Sequence[Gate]) -> dict[str, Any]:
-    """What a reader has to know, in plain values: every rate with k and n, every interval with its method."""
+def record(result: dict[str, Any], gates: Sequence[Gate], by: str = "") -> dict[str, Any]:
+    """What a reader has to know, in plain values: every rate with k and n, every interval with its method.
+
+    Args:
+        by: the suite or file that the gates came from, if not from the audit's own.
+    """
     decided = verdict(gates, result)
     open_ = unmeasured(gates, result, decided["unmeasured"])
     reasons = [*map(sentence, decided["gates"]), *open_, *decided["withheld"]]
@@ -44,7 +48,14 @@ def record(result: dict[str, Any], gates: Sequence[Gate]) -> dict[str, Any]:
         "verdict": {"state": decided["state"], "reasons": reasons},
         "conclusions": conclusions(result),
         "gates": decided["gates"],
-        "suite": {"name": job["suite"], "version": job["suite_version"], "tier": job["tier"], "form": result.get("form", "unlearncanvas")},
+        "thresholds": thresholds(result, gates, by),
+        "suite": {
+            "name": job["suite"],
+            "file": result.get("suite_file"),
+            "version": job["suite_version"],
+            "tier": job["tier"],
+            "form": result.get("form", "unlearncanvas"),
+        },
         "models": {"base": job["base"], "edits": job["edits"], "strength": job["strength"], "compute": job["compute"]},
         "concept": concept(result),
         **({"only": only_of(result)} if only_of(result) else {}),
@@ -68,6 +79,17 @@ def record(result: dict[str, Any], gates: Sequence[Gate]) -> dict[str, Any]:
         "threats_to_validity": threats(result),
         "skipped": skipped(result, decided["unmeasured"]),
     }
+
+
+def thresholds(result: dict[str, Any], gates: Sequence[Gate], by: str = "") -> dict[str, Any]:
+    """Digest of the gates, the file that they came from (null for the shipped suite's), and whether the audit was made with them.
+
+    What another suite sets apart moves rates as gates move thresholds, and counts among them.
+    """
+    apart = [{"apart": result["apart_by_suite"]}] if "apart_by_suite" in result else []
+    digest = gates_digest([*gates, *apart])
+    own = digest == gates_digest(result.get("gates", []))
+    return {"digest": digest, "own": own, "file": (result.get("suite_file") if own else Path(by).name) or None}
 
 
 def rate(result: dict[str, Any], name: str) -> dict[str, Any]:

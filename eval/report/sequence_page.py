@@ -60,7 +60,7 @@ def again(out: Path, found: Mapping[str, Any]) -> str:
     """The command that makes this sequence; capitals stand for files that it does not remember."""
     name, compute = found["suite"]["name"], found["base"]["compute"]
     edits = [f"EDIT-{request['number']}" for request in found["requests"]]
-    suite = name if name in suite_names() else "SUITE.yaml"
+    suite = found["suite"].get("file") or (name if name in suite_names() else "SUITE.yaml")
     parts = ["erasure", "audit", "sequence", *edits, "--suite", suite, "--tier", found["suite"]["tier"]]
     parts += ["--dtype", DTYPES[compute]] if compute in DTYPES else []
     return " ".join(shlex.quote(part) for part in [*parts, "--out", str(out)])

@@ -8,16 +8,51 @@ from typing import Any
 
 import yaml
 
+from erasure.files import SEAL, read_sealed, with_seal
 from eval.calibration import FOLDER
 from fuzzing.case import BINARY, DEEP, LONG, TEXTS, Case, damaged, encoded, mutated, swapped, without
 from fuzzing.ground import Ground
 
-READ = {"tier", "job", "models", "axis", "targets", "judges", "attacks", "edits"}  # keys of result.json without which there is no report
+READ = {
+    "tier",
+    "job",
+    "models",
+    "axis",
+    "targets",
+    "judges",
+    "attacks",
+    "edits",
+    "samples_sha256",
+}  # keys of result.json without which there is no report
+
+READERS = ("report", "suite", "compare")
+RATES = (("estimate", 0.123), ("low", 1.0), ("high", -0.0), ("k", 10**6), ("n", 10**6), ("n", 0), ("effective", 0.5))
+
+
+def resealed(found: Any) -> dict[str, bytes]:
+    """result.json with the right checksum, so that what lies behind that check is reached."""
+    return {"result.json": encoded(with_seal(found) if isinstance(found, dict) else found)}
+
+
+def unlike(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Results whose checksum is missing, of another content, or none at all."""
+    yield "no checksum", result
+    yield "changed after it was sealed", {**with_seal(result), "tier": "full" if result["tier"] != "full" else "smoke"}
+    yield "better counts after it was sealed", {**beside(result, "estimate", 0.999), SEAL: with_seal(result)[SEAL]}
+    for seal in ("", "0" * 64, 0, None, [], True):
+        yield f"checksum {seal!r:.9}", {**result, SEAL: seal}
+
+
+def beside(result: dict[str, Any], key: str, value: float) -> dict[str, Any]:
+    """A result whose UA of the erased model has another figure in one place."""
+    erased = result["models"]["erased"]
+    rates = {**erased["rates"], "UA": {**erased["rates"]["UA"], key: value}}
+    return {**result, "models": {**result["models"], "erased": {**erased, "rates": rates}}}
 
 
 def audits(ground: Ground, rng: random.Random) -> Iterator[Case]:
     """result.json, samples.jsonl, report.json and pictures of an audit."""
-    result = json.loads((ground.audit / "result.json").read_text())
+    result = read_sealed(ground.audit / "result.json")
     rows = [json.loads(line) for line in (ground.audit / "samples.jsonl").read_text().splitlines()]
 
     def case(name: str, files: dict[str, bytes], wrong: bool, command: str = "") -> Case:
@@ -41,11 +76,12 @@ def audits(ground: Ground, rng: random.Random) -> Iterator[Case]:
         for data in (b"", b"null", b"[]", b"3", b"{}", DEEP, BINARY, b'{"a":')
         if not (file == "samples.jsonl" and data == b"")
     ]
-    fixed += [case(f"result.json without {k}", {"result.json": encoded(less)}, k in READ, "report") for k, less in without(result)]
+    fixed += [case(f"result.json without {k}", resealed(less), k in READ, "report") for k, less in without(result)]
     fixed += [
-        case(f"result.json, {k} of another type", {"result.json": encoded({**result, k: swapped(v, rng)})}, k in READ, "report")
-        for k, v in result.items()
+        case(f"result.json, {k} of another type", resealed({**result, k: swapped(v, rng)}), k in READ, "report") for k, v in result.items()
     ]
+    fixed += [case(f"result.json, {name}", {"result.json": encoded(found)}, True, rng.choice(READERS)) for name, found in unlike(result)]
+    fixed += [case(f"result.json, UA's {k} is {v!r}", resealed(beside(result, k, v)), True, rng.choice(READERS)) for k, v in RATES]
     fixed += [case(f"samples.jsonl, rows without {k}", lines([less, *rows[1:]]), False) for k, less in without(rows[0])]
     fixed += [
         case(f"samples.jsonl, {k} of another type", lines([{**rows[0], k: swapped(v, rng)}, *rows[1:]]), False) for k, v in rows[0].items()
@@ -54,7 +90,7 @@ def audits(ground: Ground, rng: random.Random) -> Iterator[Case]:
         fixed.append(case(f"samples.jsonl, an image {text[:20]!r}", lines([{**rows[0], "image": text}, *rows[1:]]), False))
         fixed.append(case(f"samples.jsonl, a prompt {text[:20]!r}", lines([{**row, "prompt": text} for row in rows]), False))
         other = {**result, "edits": [{**result["edits"][0], "concepts": [{"name": text, "kind": "style"}]}]}
-        fixed.append(case(f"result.json, a concept {text[:20]!r}", {"result.json": encoded(other)}, False, rng.choice(["report", "board"])))
+        fixed.append(case(f"result.json, a concept {text[:20]!r}", resealed(other), False, rng.choice(["report", "board"])))
     fixed += [
         case(f"a picture that is {data[:12]!r}", {f"images/{row['model']}/{Path(row['image']).name}": data}, False, "report")
         for row in rows[:2]
@@ -69,7 +105,7 @@ def audits(ground: Ground, rng: random.Random) -> Iterator[Case]:
     while True:
         match rng.randrange(3):
             case 0:
-                yield case("result.json, mutated", {"result.json": encoded(mutated(result, rng))}, False)
+                yield case("result.json, mutated", resealed(mutated(result, rng)), False)
             case 1:
                 at = rng.randrange(len(rows))
                 yield case("samples.jsonl, mutated", lines([*rows[:at], mutated(rows[at], rng), *rows[at + 1 :]]), False)
