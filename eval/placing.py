@@ -15,6 +15,7 @@ import numpy as np
 from eval.cases import PLAIN
 from eval.counting import Row, paired
 from eval.finer import meant
+from eval.printed import span
 from eval.statistics import Interval, jackknife_variance, student
 from eval.suites import Axis
 
@@ -145,5 +146,5 @@ def said(placing: Sequence[Record]) -> list[str]:
     ways = []
     for place in target:
         way, low, high = (100 * share for share in place["way"])
-        ways.append(f"{way:.0f} % by {place['words'].partition(',')[0]} ({low:.0f} to {high:.0f})")
+        ways.append(f"{way:z.0f} % by {place['words'].partition(',')[0]} ({span(low, high, 0)})")
     return [f"On the way from the base (0 %) to {end} (100 %), the erased model went {'; '.join(ways)}."]

@@ -91,7 +91,7 @@ def test_the_way_ends_at_the_floor() -> None:
     assert place["way"] == pytest.approx(
         [(1.0 - 0.2) / (1.0 - 0.1), (0.99 - 0.21) / (0.99 - 0.09), (1.01 - 0.19) / (1.01 - 0.11)], abs=1e-4
     )
-    assert "89 % by KID of pictures of different noise (87 to 91)" in said([place])[0] and "two models that never saw" in said([place])[0]
+    assert "89 % by KID of pictures of different noise (86 to 92)" in said([place])[0] and "two models that never saw" in said([place])[0]
     assert placed(result(1.0, 1.5, 0.1))[0]["way"][2] < 0
     assert placed(result(1.0, 0.0, None))[0]["way"] == pytest.approx([1, 1 - 0.01 / 0.99, 1], abs=1e-4)
 
