@@ -15,6 +15,7 @@ from erasure.errors import UserError
 from erasure.files import read_json, write_bytes
 from eval.cases import OTHERWISE
 from eval.finer import place
+from eval.printed import percent, percent_span
 from eval.records import check_result, is_audit, read_result
 
 RATES = ("UA", "IRA", "CRA")
@@ -196,7 +197,7 @@ def note(rows: Sequence[Entry]) -> str:
 
 def said(e: Entry, name: str) -> str:
     r = e.rates[name]
-    return f"{_bounded(r)}; base {100 * e.base[name]['estimate']:.1f})"
+    return f"{_bounded(r)}; base {percent(e.base[name]['estimate'])})"
 
 
 def said_reworded(e: Entry) -> str:
@@ -208,7 +209,7 @@ def said_attacked(e: Entry) -> str:
 
 
 def _bounded(r: dict[str, Any]) -> str:
-    return f"{100 * r['estimate']:.1f} ({100 * r['low']:.1f} to {100 * r['high']:.1f}"
+    return f"{percent(r['estimate'])} ({percent_span(r['low'], r['high'])}"
 
 
 def as_html(rows: Sequence[Entry]) -> str:

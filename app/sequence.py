@@ -12,6 +12,7 @@ from app.parsing import existing, parse
 from erasure.choices import Attention, Precision
 from erasure.errors import UserError
 from erasure.run import usable
+from eval.printed import percent, points, points_span
 
 REBOUND, INCOMPLETE = 3, 2
 
@@ -78,12 +79,11 @@ def table(found: Mapping[str, Any]) -> list[str]:
     rows += [(f"{line['rate']}, {line['axis']}s that no request erases", line) for line in found["kept"]]
     for name, row in rows:
         after = {at["request"]: said(at) for at in row["after"]}
-        base = f"{100 * row['base']['estimate']:.1f} %" if row["base"] else "not read"
+        base = f"{percent(row['base']['estimate'])} %" if row["base"] else "not read"
         lines.append(f"| {name} | {base} | {' | '.join(after.get(number, '') for number in numbers)} |")
     return [*lines, *(f"REBOUND: {r['label']} after request {r['request']}" for r in found["rebounds"])]
 
 
 def said(at: Mapping[str, Any]) -> str:
-    share = f"{100 * at['estimate']:.1f} % ({at['k']}/{at['n']})"
-    low, middle, high = (100 * at["change"][bound] for bound in ("low", "estimate", "high")) if at["change"] else (0, 0, 0)
-    return f"{share}, {middle:+.1f} ({low:+.1f} to {high:+.1f})" if at["change"] else share
+    share, change = f"{percent(at['estimate'])} % ({at['k']}/{at['n']})", at["change"]
+    return f"{share}, {points(change['estimate'])} ({points_span(change['low'], change['high'])})" if change else share

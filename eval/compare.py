@@ -9,6 +9,7 @@ from eval.counting import Row, paired
 from eval.finished import finished, rows_of
 from eval.gates import only_of
 from eval.judging import AXES
+from eval.printed import percent, points, points_span
 from eval.statistics import holm
 
 PICTURE = ("prompt", "seed", "role", "variant", "style", "object", "index")  # what makes two pictures the same but for the model
@@ -45,10 +46,10 @@ def compared(first: Path, second: Path) -> list[str]:
     lines = [f"| rate | {names[0]} (first) | {names[1]} (second) | first − second, points | p, Holm |", "|---|---|---|---|---|"]
     for (name, table), p in zip(tables.items(), adjusted, strict=True):
         sides = " | ".join(
-            f"{100 * r['estimate']:.1f} % ({r['k']}/{r['n']})" for r in (res["models"]["erased"]["rates"][name] for res in results)
+            f"{percent(r['estimate'])} % ({r['k']}/{r['n']})" for r in (res["models"]["erased"]["rates"][name] for res in results)
         )
-        low, middle, high = (100 * table[key] for key in ("low", "estimate", "high"))
-        lines.append(f"| {name} | {sides} | {middle:+.1f} ({low:+.1f} to {high:+.1f}) | {p:.2g} |")
+        change = f"{points(table['estimate'])} ({points_span(table['low'], table['high'])})"
+        lines.append(f"| {name} | {sides} | {change} | {p:.2g} |")
     return lines
 
 

@@ -11,15 +11,13 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from erasure.errors import UserError
-from eval.metrics._mmd import Pairs
+from eval.metrics._mmd import LEAST, Pairs
 from eval.metrics.cmmd import CMMD
 from eval.metrics.fid import FID
 from eval.metrics.kid import KID
 
 
-def distances(
-    base: Tensor, erased: Tensor, extractor: str, *, paired: bool = True, resamples: int = 1000, seed: int = 0
-) -> dict[str, dict[str, dict[str, Any]]]:
+def distances(base: Tensor, erased: Tensor, extractor: str, *, paired: bool = True, seed: int = 0) -> dict[str, dict[str, dict[str, Any]]]:
     """FID, KID and CMMD, each three times; KID and CMMD of pairs a fourth time.
 
     "all": every base picture against every erased one, which is what these names mean elsewhere. "different_noise": the same without the
@@ -31,8 +29,7 @@ def distances(
         base, erased: features (N, d) and (M, d) by one extractor.
         extractor: its name, for the record.
         paired: row i of both is one prompt from one noise. Then "all" is closer to zero than that of unpaired pictures, or below it, and
-            the bootstrap draws pairs. FID has no form without such pairs.
-        resamples: of the bootstrap over pictures.
+            the intervals of KID and CMMD are those of pairs. FID has no form without such pairs.
 
     Returns:
         metric, then comparison, then: extractor, width d, n (of both sides), value, low and high (None for FID, which has no interval
@@ -56,7 +53,7 @@ def distances(
     about, width = {"extractor": extractor, "width": base.shape[1]}, base.shape[1]
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for name, (a, b, pairs) in compared.items():
-        metrics: dict[str, Metric] = {"kid": KID(pairs, resamples, seed), "cmmd": CMMD(pairs, resamples, seed)}
+        metrics: dict[str, Metric] = {"kid": KID(pairs), "cmmd": CMMD(pairs)}
         metrics |= {"fid": FID(width)} if pairs != "excluded" else {}
         for metric, distance in metrics.items():
             found.setdefault(metric, {})[name] = {**about, "n": [len(a), len(b)], **_measured(distance, a, b)}
@@ -64,8 +61,9 @@ def distances(
 
 
 def _measured(metric: Metric, a: Tensor, b: Tensor) -> dict[str, Any]:
-    if min(len(a), len(b)) < 2:
-        return {"value": None, "low": None, "high": None, "reason": "fewer than two pictures on a side"}
+    least, words = (2, "two") if isinstance(metric, FID) else (LEAST, "three")
+    if min(len(a), len(b)) < least:
+        return {"value": None, "low": None, "high": None, "reason": f"fewer than {words} pictures on a side"}
     metric.update(a, True)
     metric.update(b, False)
     value, low, high = (metric.compute().item(), None, None) if isinstance(metric, FID) else metric.compute()

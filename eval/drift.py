@@ -9,6 +9,7 @@ from torch import Tensor
 
 from eval.distances import distances
 from eval.features import extractor_of
+from eval.metrics._mmd import LEAST
 from eval.metrics.kid import KID
 from eval.metrics.picture_distance import PictureDistance
 from eval.placing import pairs
@@ -52,8 +53,8 @@ def picture_distances(
 
 
 def kernel_distance(first: Tensor, second: Tensor) -> dict[str, float | None]:
-    """KID of features of the same prompts and noise, no picture compared with its own twin; None for fewer than two pictures."""
-    if len(first) < 2:
+    """KID of features of the same prompts and noise, no picture compared with its own twin; None for fewer than three pictures."""
+    if len(first) < LEAST:
         return {"value": None, "low": None, "high": None}
     metric = KID(pairs="excluded")
     metric.update(first, True)

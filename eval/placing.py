@@ -7,6 +7,7 @@ erased model still is from never having known; two such models apart from each o
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations, product
+from math import sqrt
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,10 @@ import numpy as np
 from eval.cases import PLAIN
 from eval.counting import Row, paired
 from eval.finer import meant
-from eval.statistics import Interval
+from eval.printed import span
+from eval.statistics import Interval, jackknife_variance, student
 from eval.suites import Axis
 
-RESAMPLES = 2_000
 RATES = ("UA", "IRA", "CRA")
 WORDS = {
     "UA": "UA, percentage points",
@@ -51,11 +52,12 @@ def gaps(rows: Sequence[Row], axis: Axis, targets: Sequence[str], apart: Sequenc
     return found
 
 
-def total_variation(first: Sequence[Row], second: Sequence[Row], axis: Axis, seed: int = 0) -> Interval:
+def total_variation(first: Sequence[Row], second: Sequence[Row], axis: Axis) -> Interval:
     """Half the sum of |p - q| over labels, p and q what a judge reads in pictures of two models.
 
-    The interval is a percentile bootstrap over prompts, which keeps the pictures of a prompt together. Finite counts bias it upwards, for
-    equal models too: read it beside the floor.
+    The interval is Student's about the estimate, within [0, 1], by jackknife over prompts, which leaves out all pictures of a prompt at
+    once; one prompt alone says nothing of others. Finite counts bias the estimate upwards, for equal models too, and the interval is that
+    of its own mean: read it beside the floor. A bootstrap adds the same bias once more and can lie wholly above its estimate.
     """
     prompts = sorted({row["prompt"] for row in (*first, *second)})
     labels = sorted({row["read"][axis]["label"] for row in (*first, *second)})
@@ -63,11 +65,12 @@ def total_variation(first: Sequence[Row], second: Sequence[Row], axis: Axis, see
     for side in (first, second):
         read = Counter((row["prompt"], row["read"][axis]["label"]) for row in side)
         counts.append(np.array([[read[prompt, label] for label in labels] for prompt in prompts], dtype=float))
-    rng = np.random.default_rng(seed)
-    drawn = rng.multinomial(len(prompts), np.full(len(prompts), 1 / len(prompts)), size=RESAMPLES)
-    resampled = _variation(*(drawn @ side for side in counts))
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Interval(float(_variation(*(side.sum(0, keepdims=True) for side in counts))[0]), float(low), float(high))
+    found = float(_variation(*(side.sum(0, keepdims=True) for side in counts))[0])
+    if len(prompts) < 2:
+        return Interval(found, 0.0, 1.0)
+    without = _variation(*(side.sum(0) - side for side in counts)).tolist()
+    spread = student(len(prompts) - 1) * sqrt(jackknife_variance(without))
+    return Interval(found, max(found - spread, 0.0), min(found + spread, 1.0))
 
 
 def _variation(p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -143,5 +146,5 @@ def said(placing: Sequence[Record]) -> list[str]:
     ways = []
     for place in target:
         way, low, high = (100 * share for share in place["way"])
-        ways.append(f"{way:.0f} % by {place['words'].partition(',')[0]} ({low:.0f} to {high:.0f})")
+        ways.append(f"{way:z.0f} % by {place['words'].partition(',')[0]} ({span(low, high, 0)})")
     return [f"On the way from the base (0 %) to {end} (100 %), the erased model went {'; '.join(ways)}."]

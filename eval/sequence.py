@@ -21,6 +21,7 @@ from eval.counting import Row
 from eval.finer import crossing
 from eval.finished import rows_of
 from eval.judging import AXES
+from eval.printed import up
 from eval.rates import EXACT, counted_rate
 from eval.statistics import holm, mcnemar, paired_difference
 from eval.suites import Axis, Suite
@@ -238,8 +239,8 @@ def incomplete(found: Mapping[str, Any]) -> list[str]:
 def possible(found: Mapping[str, Any]) -> list[str]:
     """Of every change that is no rebound: how much may have come back all the same, by its interval."""
     return [
-        f"{target['label']} after request {at['request']}: no rebound is shown; up to {100 * -at['change']['low']:.1f} points of UA may "
-        "have been lost since its own request (95 % interval)"
+        f"{target['label']} after request {at['request']}: no rebound is shown; up to {up(-100 * at['change']['low']):.1f} points "
+        "of UA may have been lost since its own request (95 % interval)"
         for target in found["targets"]
         for at in target["after"]
         if at["change"] and not at["change"]["rebound"] and at["change"]["low"] < 0

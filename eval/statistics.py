@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Sequence
-from math import comb, cos, exp, lgamma, log, pi, sin, sqrt, tan
+from math import comb, cos, exp, fsum, lgamma, log, pi, sin, sqrt, tan
 from statistics import NormalDist
 from typing import NamedTuple
 
@@ -121,6 +121,13 @@ def student(df: int, confidence: float = 0.95) -> float:
     return sqrt(df) * tan(_solved(within, confidence) * pi / 2)
 
 
+def jackknife_variance(without: Sequence[float]) -> float:
+    """Variance of a statistic of n cases from its values without each one: (n - 1) / n of their squares about their mean (Tukey, 1958)."""
+    n = len(without)
+    mean = fsum(without) / n
+    return (n - 1) / n * fsum((value - mean) ** 2 for value in without)
+
+
 def mcnemar(only_first: int, only_second: int) -> float:
     """Exact two-sided p-value that both models are right equally often, from the discordant pairs (McNemar, 1947)."""
     n = only_first + only_second
@@ -185,7 +192,8 @@ def rogan_gladen(k: int, n: int, calibration: Measured, confidence: float = 0.95
         high.append(true if told else 1.0)
     tail = int(draws * (1 - confidence) / 2)
     warning = f"the detector's sensitivity + specificity - 1 is only {youden:.2f}; below 0.5 a correction is rough" if youden < 0.5 else ""
-    return Corrected(_clip((k / n - false_alarms) / youden), sorted(low)[tail], sorted(high)[-1 - tail], youden, warning)
+    found = _clip((k / n - false_alarms) / youden)  # at 0 and 1 no draw may lie where it does
+    return Corrected(found, min(sorted(low)[tail], found), max(sorted(high)[-1 - tail], found), youden, warning)
 
 
 def _clip(share: float) -> float:

@@ -4,7 +4,9 @@ import csv
 import json
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import replace
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from eval.audit import Audit
 from eval.counting import counted
 from eval.gates import Gate, exit_code, verdict
 from eval.published import as_published
+from eval.report.html import interval, mean
 from eval.report.junit import junit
 from eval.report.record import record
 from eval.report.sentences import up_to
@@ -285,7 +288,7 @@ def test_one_number_has_one_interval(answers: Path, tmp_path: Path, capsys: pyte
     assert (told["erased"]["ci_low"], told["erased"]["ci_high"]) == (gate["low"], gate["high"]) == bounds
     assert (figure["figure"], figure["corrected"]["low"], figure["corrected"]["high"]) == ("UA", *bounds)
     assert told["ci_method"] == gate["method"] == figure["method"] == "Clopper-Pearson"
-    words = " to ".join(f"{100 * bound:.1f}" for bound in bounds)
+    words = " to ".join(map(str, outward(*bounds)))
     page = Page((out / "report.html").read_text()).said()
     beside = re.findall(r"(?<!kept )96\.7 %\s*(?:29/30\s*|\(\s*)(\d+\.\d to \d+\.\d)", page)  # the mean of what is kept is another number
     assert len(beside) >= 3 and set(beside) == {words}
@@ -297,6 +300,59 @@ def test_one_number_has_one_interval(answers: Path, tmp_path: Path, capsys: pyte
     assert (float(line["UA_low"]), float(line["UA_high"])) == tuple(round(b, 5) for b in bounds)
     for name in ("board.md", "board.html"):
         assert f"96.7 ({words}; base" in (tmp_path / "board" / name).read_text()
+
+
+def outward(low: float, high: float) -> tuple[Decimal, Decimal]:
+    """Bounds in percent by decimal arithmetic: the lower one down, the upper one up."""
+    tenth = Decimal("0.1")
+    exact = [100 * Decimal(repr(round(bound, 9))) for bound in (low, high)]
+    return exact[0].quantize(tenth, ROUND_FLOOR) + 0, exact[1].quantize(tenth, ROUND_CEILING) + 0
+
+
+def intervals(of: Any) -> Iterator[tuple[float, float]]:
+    """Every interval within a record."""
+    if isinstance(of, dict):
+        for low, high in (("low", "high"), ("ci_low", "ci_high")):
+            if isinstance(of.get(low), float):
+                yield of[low], of[high]
+        of = list(of.values())
+    if isinstance(of, list):
+        for part in of:
+            yield from intervals(part)
+
+
+def test_every_printed_bound_is_rounded_one_way(answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the page, in the sentences of report.json, in junit.xml, on the console and the board: a bound has one decimal and one value."""
+    suite, out = load_suite(str(answers / "cut.yaml")), tmp_path / "audit"
+    result = count_answers(answers / "erased", suite, "neon", "style", out, answers / "base")
+    result |= {"distance": None, "distances": {}}  # which are no shares
+    reported(out, suite.gates, result)
+    board.write(board.entries(tmp_path), tmp_path / "board")
+    report = json.loads((out / "report.json").read_text())
+    rates = result["models"]["erased"]["rates"]
+    known = {outward(*bounds) for bounds in [*intervals(result), *intervals(report)]}
+    known |= {outward(low / 100, high / 100) for low, high in intervals(report["clip_alignment"])}  # 100 x cosine as it is
+    means = [mean(interval(side["rates"]["IRA"]), interval(side["rates"]["CRA"])) for side in result["models"].values()]
+    known |= {outward(both.low, both.high) for both in means}
+    texts = {
+        "page": Page((out / "report.html").read_text()).said(),
+        "chart": (out / "report.html").read_text(),
+        "reasons": " ".join(report["verdict"]["reasons"]),
+        "junit": (out / "junit.xml").read_text(),
+        "console": capsys.readouterr().out,
+        "board": (tmp_path / "board" / "board.md").read_text(),
+    }
+    for name, text in texts.items():
+        found = re.findall(r"([−+-]?\d+\.\d) to ([−+-]?\d+\.\d)(?! points)", text)
+        assert found and {tuple(Decimal(bound.replace("−", "-")) for bound in pair) for pair in found} <= known, name
+    lost = result["paired"]["IRA"]
+    (gate,) = [gate for gate in report["gates"] if gate["rate"] == "IRA"]
+    low, high = outward(lost["low"], lost["high"])
+    assert (gate["low"], gate["high"]) == pytest.approx((-lost["high"], -lost["low"]))
+    for name in ("reasons", "junit", "page"):  # the loss that is possible is the upper bound of the drop
+        assert f"{-high} to {-low}" in texts[name].replace("−", "-")
+        assert name == "reasons" or f"a loss of up to {-low} points" in texts[name]
+        assert name == "reasons" or f"up to {100 - outward(rates['UA']['low'], 1)[0]} % (95 % interval) may show it" in texts[name]
 
 
 def test_what_a_judge_reads_beside_the_suites_labels_is_other(answers: Path, tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def test_no_import_runs_upwards(floor: str) -> None:
         "eval.clusters",
         "eval.cases",
         "eval.suites",
+        "eval.printed",
         "eval.attack_rates",
         "app.cli",
         "app.plan",

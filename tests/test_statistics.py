@@ -14,6 +14,7 @@ from eval.statistics import (
     clopper_pearson,
     holm,
     incomplete_beta,
+    jackknife_variance,
     mcnemar,
     paired_difference,
     per_attempt,
@@ -249,3 +250,15 @@ def test_the_rate_of_one_attempt() -> None:
     for asr, k in ((1.1, 2), (0.5, 0)):
         with pytest.raises(UserError, match="asr"):
             per_attempt(asr, k)
+
+
+def test_a_corrected_rate_lies_within_its_interval() -> None:
+    """Nothing seen by a judge that hardly errs: no draw is 0, but the estimate is."""
+    for k in (0, 20):
+        found = rogan_gladen(k, 20, Measured(100_000, 100_000, 100_000, 100_000), draws=1000)
+        assert found.low <= found.estimate == k / 20 <= found.high
+
+
+def test_the_jackknife_of_a_mean_is_its_variance() -> None:
+    values = [1.0, 4.0, 4.0, 7.0]
+    assert jackknife_variance([(16 - value) / 3 for value in values]) == pytest.approx(6 / 4)

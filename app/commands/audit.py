@@ -22,6 +22,7 @@ from erasure.errors import UserError
 from erasure.locks import held
 from erasure.run import read_json, usable
 from eval.gates import Gate, exit_code
+from eval.printed import percent, percent_span
 
 if TYPE_CHECKING:
     from erasure.edit import Edit
@@ -323,8 +324,8 @@ def headline(result: dict[str, Any]) -> str:
     erased, base = result["models"]["erased"]["rates"], result["models"].get("base", {"rates": {}})["rates"]
     parts = []
     for name in (n for n in ("UA", "UA_shown", "FR", "IRA", "CRA") if n in erased):
-        beside = f", base {100 * base[name]['estimate']:.1f}" if name in base and name != "UA_shown" else ""
+        beside = f", base {percent(base[name]['estimate'])}" if name in base and name != "UA_shown" else ""
         rate = erased[name]
-        bounds = f"{100 * rate['low']:.1f} to {100 * rate['high']:.1f}"
-        parts.append(f"{name} {100 * rate['estimate']:.1f} % ({bounds}; {rate['k']}/{rate['n']}{beside})")
+        bounds = percent_span(rate["low"], rate["high"])
+        parts.append(f"{name} {percent(rate['estimate'])} % ({bounds}; {rate['k']}/{rate['n']}{beside})")
     return ", ".join(parts)

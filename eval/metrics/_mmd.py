@@ -1,66 +1,88 @@
-"""What KID and CMMD share: the unbiased squared maximum mean discrepancy, in blocks, with a bootstrap over pictures."""
+"""What KID and CMMD share: the unbiased squared maximum mean discrepancy, in blocks, with the interval of the jackknife."""
 
 from collections.abc import Callable
-from typing import Literal
+from math import sqrt
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
 from erasure.errors import UserError
-from eval.statistics import Interval
+from eval.statistics import Interval, jackknife_variance, student
 
 Pairs = Literal["none", "included", "excluded"]
 Kernel = Callable[[Tensor, Tensor], Tensor]  # (n, d), (m, d) to (n, m)
+LEAST = 3  # pictures on a side: without one of two there are no pairs left
 
 
-def discrepancy(a: list[Tensor], b: list[Tensor], kernel: Kernel, *, pairs: Pairs, resamples: int, seed: int, block: int) -> Interval:
-    """MMD^2 = mean_{i!=j} k(a_i, a_j) + mean_{i!=j} k(b_i, b_j) - 2 mean k(a_i, b_j) with its 95 % percentile interval.
+class Sums(NamedTuple):
+    """Of a kernel matrix (n, m), by row, by column and of the diagonal, which is empty where i on both sides means nothing."""
 
-    The U-statistic of Gretton et al. (JMLR 13, 2012), lemma 6: unbiased, so it can be negative. A resample counts picture i u_i times and
-    leaves out i against itself as well, so it is unbiased too; with copies of a picture against each other it would be too high. Where both
-    sides are alike the interval is wider than it need be, as the bootstrap of a degenerate U-statistic is.
+    rows: Tensor
+    columns: Tensor
+    own: Tensor
+
+    def without_each(self) -> Tensor:
+        """The sum of all when row i and column i are left out, for every i."""
+        return self.rows.sum() - self.rows - self.columns + self.own
+
+
+def discrepancy(a: list[Tensor], b: list[Tensor], kernel: Kernel, *, pairs: Pairs, block: int) -> Interval:
+    """MMD^2 = mean_{i!=j} k(a_i, a_j) + mean_{i!=j} k(b_i, b_j) - 2 mean k(a_i, b_j) with its 95 % interval.
+
+    The U-statistic of Gretton et al. (JMLR 13, 2012), lemma 6: unbiased, so it can be negative. The standard error is that of the
+    jackknife (Arvesen, 1969): each picture is left out once, of pairs both at once, and no picture is ever counted against a copy of
+    itself, as in a bootstrap. The interval is Student's about the estimate, so it contains it. Where both sides are alike it is wider than
+    it need be, since the jackknife errs upwards (Efron and Stein, 1981).
 
     Args:
         a, b: batches of features (N, d).
-        pairs: "none": the sides are independent. Otherwise a_i and b_i are made from one noise, and the bootstrap draws pairs.
+        pairs: "none": the sides are independent. Otherwise a_i and b_i are made from one noise and are left out together.
             "included": the usual value, whose last mean takes a_i against b_i too; as they depend on each other it is biased, and below
-            zero where little changed. "excluded": the last mean leaves them out (the h-statistic of the same lemma): unbiased.
-        resamples: of the bootstrap; whole pictures are drawn, whatever prompt they share.
+            zero where little changed; the interval is that of its own expectation. "excluded": the last mean leaves them out (the
+            h-statistic of the same lemma): unbiased.
         block: rows of the kernel matrix held at once; changes nothing but memory.
 
     Raises:
-        UserError: fewer than two features on a side, or sides of different length called pairs.
+        UserError: fewer than three features on a side, or sides of different length called pairs.
     """
     paired = pairs != "none"
     x, y = (dim_zero_cat(side).double() if len(side) else torch.empty(0, 1) for side in (a, b))
-    if min(len(x), len(y)) < 2 or (paired and len(x) != len(y)):
-        raise UserError(f"a kernel distance needs two pictures on either side, and as many on both if paired; got {len(x)} and {len(y)}.")
-    # in an order of their own, so that the bootstrap is the same whatever order pictures came in
+    if min(len(x), len(y)) < LEAST or (paired and len(x) != len(y)):
+        raise UserError(f"a kernel distance needs three pictures on either side, and as many on both if paired; got {len(x)} and {len(y)}.")
+    # in an order of their own, so that sums are the same whatever order pictures came in
     order = x.sum(1).argsort(stable=True)
     x, y = x[order], y[order if paired else y.sum(1).argsort(stable=True)]
-    generator = torch.Generator().manual_seed(seed)
-    u = _weights(len(x), resamples, generator).to(x)
-    v = u if paired else _weights(len(y), resamples, generator).to(x)
-    within = [_mean(kernel, z, z, w, w, apart=True, block=block) for z, w in ((x, u), (y, v))]
-    found = within[0] + within[1] - 2 * _mean(kernel, x, y, u, v, apart=pairs == "excluded", block=block)
-    drawn = found[1:].nanquantile(torch.tensor([0.025, 0.975]).to(found))  # a resample of one picture alone has no pairs
-    return Interval(found[0].item(), *drawn.tolist())
+    first, second = (_sums(kernel, z, z, "excluded", block) for z in (x, y))
+    cross = _sums(kernel, x, y, pairs, block)
+    n, m = len(x), len(y)
+
+    def value(within_x: Tensor, within_y: Tensor, between: Tensor, n: int, m: int) -> Tensor:
+        counted = n * m - (n if pairs == "excluded" else 0)
+        return within_x / (n * (n - 1)) + within_y / (m * (m - 1)) - 2 * between / counted
+
+    sums = first.rows.sum(), second.rows.sum(), cross.rows.sum()
+    if paired:
+        without = [value(first.without_each(), second.without_each(), cross.without_each(), n - 1, m - 1)]
+    else:
+        without = [
+            value(first.without_each(), sums[1], sums[2] - cross.rows, n - 1, m),
+            value(sums[0], second.without_each(), sums[2] - cross.columns, n, m - 1),
+        ]
+    error = sqrt(sum(jackknife_variance(values.tolist()) for values in without))
+    found, spread = value(*sums, n, m).item(), student(min(n, m) - 1) * error
+    return Interval(found, found - spread, found + spread)
 
 
-def _weights(n: int, resamples: int, generator: torch.Generator) -> Tensor:
-    """How often each picture counts, (1 + resamples, n): once, then as drawn with replacement."""
-    drawn = torch.randint(n, (resamples, n), generator=generator)
-    counts = torch.zeros(resamples, n, dtype=torch.double).scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.double))
-    return torch.cat((torch.ones(1, n, dtype=torch.double), counts))
-
-
-def _mean(kernel: Kernel, x: Tensor, y: Tensor, u: Tensor, v: Tensor, apart: bool, block: int) -> Tensor:
-    """Mean of k(x_i, y_j) under counts u_i v_j, one for each row of counts; `apart` leaves out i = j."""
-    total = torch.zeros(len(u)).to(x)
+def _sums(kernel: Kernel, x: Tensor, y: Tensor, pairs: Pairs, block: int) -> Sums:
+    """Sums of k(x_i, y_j); excluded pairs count as 0."""
+    rows, own, columns = [], [], torch.zeros(len(y)).to(x)
     for start in range(0, len(x), block):
         values = kernel(x[start : start + block], y)
-        if apart:
-            values.diagonal(start).zero_()
-        total += ((u[:, start : start + block] @ values) * v).sum(1)
-    return total / (u.sum(1) * v.sum(1) - ((u * v).sum(1) if apart else 0))
+        if pairs != "none":
+            twins = values.diagonal(start)
+            own.append(twins.zero_() if pairs == "excluded" else twins)
+        rows.append(values.sum(1))
+        columns += values.sum(0)
+    return Sums(torch.cat(rows), columns, torch.cat(own) if own else torch.empty(0))

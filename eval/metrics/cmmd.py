@@ -19,8 +19,6 @@ class CMMD(Metric):
 
     Args:
         pairs: whether embedding i of both sides belongs to one prompt and one noise, and whether such pairs count (eval.metrics._mmd).
-        resamples: of the bootstrap over pictures.
-        seed: of the bootstrap.
         block: rows of the kernel matrix held at once.
     """
 
@@ -29,9 +27,9 @@ class CMMD(Metric):
     first: list[Tensor]
     second: list[Tensor]
 
-    def __init__(self, pairs: Pairs = "none", resamples: int = 1000, seed: int = 0, block: int = 1024) -> None:
+    def __init__(self, pairs: Pairs = "none", block: int = 1024) -> None:
         super().__init__()
-        self.pairs, self.resamples, self.seed, self.block = pairs, resamples, seed, block
+        self.pairs, self.block = pairs, block
         for name in ("first", "second"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
@@ -40,12 +38,12 @@ class CMMD(Metric):
         (self.first if real else self.second).append(F.normalize(features.double(), dim=-1))
 
     def compute(self) -> Interval:
-        """The distance and its 95 % interval.
+        """The distance and its 95 % interval, by jackknife over pictures.
 
         Raises:
-            UserError: fewer than two embeddings on a side, or sides of different length called pairs.
+            UserError: fewer than three embeddings on a side, or sides of different length called pairs.
         """
-        found = discrepancy(self.first, self.second, gaussian, pairs=self.pairs, resamples=self.resamples, seed=self.seed, block=self.block)
+        found = discrepancy(self.first, self.second, gaussian, pairs=self.pairs, block=self.block)
         return Interval(*(SCALE * value for value in found))
 
 

@@ -12,8 +12,6 @@ class KID(Metric):
 
     Args:
         pairs: whether feature i of both sides belongs to one prompt and one noise, and whether such pairs count (eval.metrics._mmd).
-        resamples: of the bootstrap over pictures.
-        seed: of the bootstrap.
         block: rows of the kernel matrix held at once.
     """
 
@@ -22,9 +20,9 @@ class KID(Metric):
     first: list[Tensor]
     second: list[Tensor]
 
-    def __init__(self, pairs: Pairs = "none", resamples: int = 1000, seed: int = 0, block: int = 1024) -> None:
+    def __init__(self, pairs: Pairs = "none", block: int = 1024) -> None:
         super().__init__()
-        self.pairs, self.resamples, self.seed, self.block = pairs, resamples, seed, block
+        self.pairs, self.block = pairs, block
         for name in ("first", "second"):
             self.add_state(name, [], dist_reduce_fx="cat")
 
@@ -33,12 +31,12 @@ class KID(Metric):
         (self.first if real else self.second).append(features)
 
     def compute(self) -> Interval:
-        """The distance and its 95 % interval.
+        """The distance and its 95 % interval, by jackknife over pictures.
 
         Raises:
-            UserError: fewer than two features on a side, or sides of different length called pairs.
+            UserError: fewer than three features on a side, or sides of different length called pairs.
         """
-        return discrepancy(self.first, self.second, cubic, pairs=self.pairs, resamples=self.resamples, seed=self.seed, block=self.block)
+        return discrepancy(self.first, self.second, cubic, pairs=self.pairs, block=self.block)
 
 
 def cubic(x: Tensor, y: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from markupsafe import Markup
 
+from eval import printed
 from eval.statistics import Interval
 
 LEFT, TOP, BOTTOM, FOOT = 46.0, 26.0, 286.0, 52.0  # of the data's area, in SVG units; FOOT is for what stands below it
@@ -112,7 +113,7 @@ def curves(lines: Sequence[Line], along: str, up: str, *, base: Interval | None 
 
 def _level(frame: Frame, share: float, look: str, words: str) -> str:
     y = frame.y(share)
-    return f'<path class="level {look}" d="M{LEFT} {y:.1f}H{frame.right:.1f}"><title>{words}: {100 * share:.1f} %</title></path>'
+    return f'<path class="level {look}" d="M{LEFT} {y:.1f}H{frame.right:.1f}"><title>{words}: {printed.percent(share)} %</title></path>'
 
 
 def _line(frame: Frame, line: Line, i: int, bands: bool) -> str:
@@ -221,7 +222,7 @@ def label(x: float, y: float, words: str, anchor: str = "middle", look: str = ""
 
 
 def percent(share: Interval) -> str:
-    return minus(f"{100 * share.estimate:.1f} % ({100 * share.low:.1f} to {100 * share.high:.1f})")
+    return minus(f"{printed.percent(share.estimate)} % ({printed.percent_span(share.low, share.high)})")
 
 
 def minus(number: str) -> str:

@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from erasure.run import write_bytes, write_json
+from eval import printed
 from eval.advice import why_unmeasured
 from eval.attack_rates import REVIVED
 from eval.finer import place
@@ -59,7 +60,7 @@ def write(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pairs: in
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    environment.filters.update(percent=percent, points=points, plain=plain, called=drawing.name)
+    environment.filters.update(FILTERS, plain=plain, called=drawing.name)
     page = environment.get_template("report.html.j2").render(
         result=result,
         report=found,
@@ -187,12 +188,29 @@ def by_loss(labels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def percent(share: float) -> str:
-    return drawing.minus(f"{100 * share:.1f}")
+    return drawing.minus(printed.percent(share))
 
 
 def points(share: float) -> str:
     """A difference with its sign."""
-    return "0.0" if percent(share) in ("0.0", "−0.0") else drawing.minus(f"{100 * share:+.1f}")
+    return drawing.minus(printed.points(share))
+
+
+def percent_span(record: Mapping[str, float]) -> str:
+    return drawing.minus(printed.percent_span(record["low"], record["high"]))
+
+
+def points_span(record: Mapping[str, float]) -> str:
+    return drawing.minus(printed.points_span(record["low"], record["high"]))
+
+
+def span(bounds: Sequence[float], digits: int) -> str:
+    """Low and high of values as they are."""
+    low, high = bounds
+    return drawing.minus(printed.span(low, high, digits))
+
+
+FILTERS = {"percent": percent, "points": points, "percent_span": percent_span, "points_span": points_span, "span": span}
 
 
 def plain(value: Any) -> str:

@@ -1,7 +1,6 @@
 """An audit in words: every sentence of the report is made from its figures."""
 
 from collections.abc import Sequence
-from math import ceil, floor
 from typing import Any
 
 from eval.finer import place
@@ -9,6 +8,7 @@ from eval.gates import RATES
 from eval.listed import crossing
 from eval.placing import placed
 from eval.placing import said as where
+from eval.printed import down, percent, percent_span, up
 
 
 def concept(result: dict[str, Any]) -> str:
@@ -37,7 +37,7 @@ def sentence(gate: dict[str, Any]) -> str:
     else:
         asked, what = f"at most {100 * gate['drop_at_most']:g} points", f"{gate['rate']} dropped by"
     unit = "%" if gate["at_least"] is not None else "points"
-    measured = f"{100 * gate['estimate']:.1f} {unit} ({100 * gate['low']:.1f} to {100 * gate['high']:.1f}, n = {gate['n']})"
+    measured = f"{percent(gate['estimate'])} {unit} ({percent_span(gate['low'], gate['high'])}, n = {gate['n']})"
     more = f". Open: {gate['next']}" if gate["next"] else ""
     return f"{gate['state']}, {gate['name']}: {what} {measured}, asked for {asked}{more}."
 
@@ -60,7 +60,7 @@ def conclusions(result: dict[str, Any]) -> list[str]:
 
 def up_to(share: float) -> str:
     """A bound of a 95 % interval, rounded away from what is wished for."""
-    return f"up to {ceil(1000 * round(share, 9)) / 10:.1f} % (95 % interval)"
+    return f"up to {up(100 * share):.1f} % (95 % interval)"
 
 
 def _where_shown(result: dict[str, Any]) -> list[str]:
@@ -143,13 +143,13 @@ def _stays(result: dict[str, Any]) -> list[str]:
 
 def _change(difference: dict[str, float]) -> str:
     """Erased minus base in points: what was measured, and what loss is still possible. Bounds are rounded to the side of a larger loss."""
-    estimate, low, high = (round(1000 * difference[key], 6) for key in ("estimate", "low", "high"))  # tenths of a point
-    measured = f"{abs(estimate) / 10:.1f} points {'lower' if estimate < 0 else 'higher'}" if estimate else "the same share"
+    estimate, low, high = difference["estimate"], down(100 * difference["low"]), up(100 * difference["high"])
+    measured = f"{percent(abs(estimate))} points {'lower' if estimate < 0 else 'higher'}" if round(estimate, 9) else "the same share"
     if low >= 0:
         return f"{measured}; no loss lies within the 95 % interval"
-    most = f"{ceil(-low) / 10:.1f} points (95 % interval)"
-    if high < 0:
-        return f"{measured}; this is a loss, of {floor(-high) / 10:.1f} to {most}"
+    most = f"{-low:.1f} points (95 % interval)"
+    if round(difference["high"], 9) < 0:
+        return f"{measured}; this is a loss, of {-high:.1f} to {most}"
     return f"{measured}; a loss of up to {most} is possible"
 
 

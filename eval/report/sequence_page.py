@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from erasure.run import write_bytes
 from eval.report import drawing
-from eval.report.html import DTYPES, HERE, PLURAL, interval, percent, points
+from eval.report.html import DTYPES, FILTERS, HERE, PLURAL, interval
 from eval.sequence import incomplete
 from eval.suites import suite_names
 
@@ -25,7 +25,7 @@ def write(out: Path, found: Mapping[str, Any]) -> Path:
     environment = Environment(
         loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    environment.filters.update(percent=percent, points=points)
+    environment.filters.update(FILTERS)
     targets = lettered(found["targets"])
     kept = [{**line, "words": WORDS[line["rate"]].format(plural=PLURAL[line["axis"]])} for line in lettered(found["kept"])]
     gone = [drawing.Line(letter=t["letter"], points=[(at["request"], interval(at)) for at in t["after"]]) for t in targets if t["after"]]
