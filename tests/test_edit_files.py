@@ -279,8 +279,8 @@ def test_places_that_hold_no_edit(saved: dict[str, Path], tmp_path: Path) -> Non
     for place in (tmp_path / "none", good / "other.safetensors", tmp_path / ("x" * 5000), "a\x00b"):
         with pytest.raises(UserError, match=r"no edit at|broken edit"):
             Edit.load(place)
-    for thing in (None, 3, [good]):
-        with pytest.raises(UserError, match=r"loaded from the path of its folder, got (None|3|\[)"):
+    for thing in (None, 10**5000, [good]):
+        with pytest.raises(UserError, match=r"loaded from the path of its folder, got a value of type (NoneType|int|list)\."):
             Edit.load(thing)  # type: ignore[arg-type]
 
 

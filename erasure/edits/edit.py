@@ -42,7 +42,7 @@ class Edit:
             UserError: a missing, truncated, changed or foreign file, a record or a tensor that no edit can have.
         """
         if not isinstance(folder, str | PathLike):
-            raise UserError(f"an edit is loaded from the path of its folder, got {repr(folder)[:40]}.")
+            raise UserError(f"an edit is loaded from the path of its folder, got a value of type {type(folder).__name__}.")
         path = Path(folder)
         place = path.parent if path.name in (TENSORS, RECORD) and not path.is_dir() else path
         try:
