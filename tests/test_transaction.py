@@ -193,6 +193,20 @@ def test_of_three_edits_none_stays_when_the_third_fails(model: StableDiffusion) 
     assert same(state(model.pipe), before)
 
 
+def test_an_edit_made_on_top_needs_the_other_at_full_strength_and_goes_first(model: StableDiffusion) -> None:
+    below, above = edit_of(model.pipe, "value", layers=1), edit_of(model.pipe, "value", seed=1)
+    above = replace(above, info=replace(above.info, base={**above.info.base, "after": [below.digest()]}))
+    plain = state(model.pipe)
+    with applied(model, [below, above]):
+        assert len(stack_of(model.pipe).edits) == 2
+    assert same(state(model.pipe), plain)
+    below.apply(model.pipe, strength=0.5)
+    before = state(model.pipe)
+    with pytest.raises(UserError, match=rf"on top of edit {below.digest()}; apply that one first, at strength 1"):
+        above.apply(model.pipe)
+    assert same(state(model.pipe), before)
+
+
 def test_a_strength_that_overflows_is_refused_and_leaves_everything() -> None:
     pipe = tiny.pipeline().to(torch.float16)
     edit = edit_of(pipe, "value")
