@@ -76,7 +76,7 @@ def test_save_and_load_give_the_same_edit_and_the_same_bytes(model: StableDiffus
 
 def test_another_base_is_refused_unless_asked_for(model: StableDiffusion) -> None:
     edit, other = edit_of(model), StableDiffusion(tiny.pipeline(seed=3), "other", "fp32")
-    with pytest.raises(UserError, match=r"another base.*--other-base"):
+    with pytest.raises(UserError, match=r"another base.*--other-base, in Python other_base=True, applies"):
         edit.apply(other.pipe)
     edit.apply(other.pipe, other_base=True)
     assert all(torch.equal(values(other)[n], t.float()) for n, t in edit.tensors.items())

@@ -13,11 +13,13 @@ from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
 from erasure.edit import parameters
-from erasure.edits.checks import holds
+from erasure.edits.rounding import holds
 from erasure.edits.stacking import stack_of
 from erasure.errors import UserError
+from erasure.export.lora import to_lora
 from erasure.families.base import fingerprint
-from tests import tiny
+from erasure.families.stable_diffusion import StableDiffusion
+from tests import edits, tiny
 from tests.test_transaction import edit_of
 
 WEIGHTS = ("value", "low-rank", "zeroed", "one-step")
@@ -102,6 +104,50 @@ def test_a_fused_lora_is_named_and_lost_by_nobody(form: str, dtype: torch.dtype,
     assert len(stack_of(pipe).edits) == 1
 
 
+@pytest.mark.parametrize("form", WEIGHTS)
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1000), (torch.float16, 30), (torch.bfloat16, 3)])
+def test_an_exported_lora_of_any_size_may_be_fused_and_unfused(form: str, dtype: torch.dtype, size: float, tmp_path: Path) -> None:
+    model = StableDiffusion(tiny.pipeline(), "tiny", "fp32")
+    uce = edits.low_rank(model)
+    for key in uce.tensors:
+        uce.tensors[key].mul_(size if key.endswith("::up") else 1)
+    to_lora(model, uce, tmp_path)
+    pipe = tiny.pipeline().to(dtype)
+    before, edit = values(pipe), edit_of(pipe, form)
+    edit.tensors.update({key: value * 0.1 for key, value in edit.tensors.items() if not key.endswith("::zeroed")})  # sizes as in a model
+    edit.apply(pipe, other_base=True)
+    pipe.load_lora_weights(tmp_path)
+    pipe.fuse_lora()
+    with pytest.raises(UserError, match=r"call pipe\.unfuse_lora\(\) first"):
+        edit.revert(pipe)
+    pipe.unfuse_lora()
+    pipe.unload_lora_weights()
+    edit.revert(pipe)
+    assert all(torch.equal(values(pipe)[name], before[name]) for name in edit.moved())
+
+
+def test_rounding_too_large_to_tell_is_named_with_a_way_out() -> None:
+    pipe = tiny.pipeline().to(torch.bfloat16)
+    edit = edit_of(pipe, "value").apply(pipe, other_base=True)
+    torch.manual_seed(0)
+    for name in edit.moved():
+        p = parameters(pipe)[name]
+        delta = 3e4 * torch.randn(p.shape).bfloat16()
+        p.data.add_(delta).sub_(delta)
+    with pytest.raises(UserError, match=r"LoRAs that were fused and unfused.*Load the pipeline again"):
+        edit.revert(pipe)
+
+
+def test_another_base_by_an_unfused_lora_is_named_when_applying(lora: Path) -> None:
+    pipe = tiny.pipeline().to(torch.float16)
+    edit = edit_of(pipe, "value")
+    pipe.load_lora_weights(lora)
+    pipe.fuse_lora()
+    pipe.unfuse_lora()
+    with pytest.raises(UserError, match=r"another base.*a LoRA fused and unfused, makes another base too: load it again"):
+        edit.apply(pipe)
+
+
 def test_another_base_by_a_fused_lora_is_named_when_applying(lora: Path) -> None:
     pipe = tiny.pipeline()
     edit = edit_of(pipe, "value")
@@ -172,11 +218,63 @@ def test_a_cast_and_back_is_named_with_the_way_out() -> None:
     edit = edit_of(pipe, "low-rank")
     edit.apply(pipe, strength=0.37)
     pipe.to(torch.float16).to(torch.float32)
-    with pytest.raises(UserError, match=r"cast to torch\.float16 and back.*cast it to torch\.float16 again"):
+    with pytest.raises(UserError, match=r"cast to torch\.float16 and back.*Cast it to torch\.float16 again"):
         edit.revert(pipe)
     pipe.to(torch.float16)
     edit.revert(pipe)
     assert equal(values(pipe), values(tiny.pipeline().to(torch.float16)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_cast_and_back_is_refused_where_other_weights_lost_digits(dtype: torch.dtype) -> None:
+    pipe = tiny.pipeline()
+    base, edit = values(pipe), edit_of(pipe, "value")  # its values are whole numbers: they survive
+    edit.tensors.update({name: value.round() for name, value in edit.tensors.items()})
+    edit.apply(pipe)
+    bias = type(edit)({"unet.conv_out.bias": torch.ones(4).half()}, edit.info).apply(pipe)  # what no edit moves is less now
+    pipe.to(dtype).to(torch.float32)
+    cast = values(pipe)
+    assert all(torch.equal(cast[name], value.float()) for name, value in edit.tensors.items()) and not equal(cast, base)
+    for act in (edit.revert, edit_of(pipe, "low-rank").apply):
+        with pytest.raises(UserError, match=rf"cast to {dtype} and back.*Cast it to {dtype} again first"):
+            act(pipe, other_base=True) if act != edit.revert else act(pipe)
+        assert equal(values(pipe), cast)
+    pipe.to(dtype)
+    edit.revert(pipe)
+    bias.revert(pipe)
+    assert equal(values(pipe), values(tiny.pipeline().to(dtype)))
+    assert not stack_of(pipe).witnesses
+
+
+def test_a_base_without_digits_to_lose_comes_back_after_a_cast_and_back() -> None:
+    pipe = tiny.pipeline().to(torch.float16).to(torch.float32)  # as a release in fp16 is
+    base, edit = values(pipe), edit_of(pipe, "value")
+    edit.apply(pipe)
+    pipe.to(torch.float16).to(torch.float32)
+    edit.revert(pipe)
+    assert equal(values(pipe), base)
+
+
+def test_an_edit_of_everything_comes_back_after_a_cast_and_back() -> None:
+    pipe = tiny.pipeline()
+    base, below = values(pipe), edit_of(pipe, "value")
+    whole = type(below)({name: torch.randn(value.shape).half() for name, value in base.items()}, below.info)
+    below.apply(pipe)  # what is seen of the others now is moved by the next one
+    whole.apply(pipe)
+    below.revert(pipe)
+    pipe.to(torch.float16).to(torch.float32)
+    whole.revert(pipe)
+    assert equal(values(pipe), base)
+
+
+def test_weights_that_no_edit_moves_may_change() -> None:
+    pipe = tiny.pipeline()
+    base, edit = values(pipe), edit_of(pipe, "value")
+    edit.apply(pipe)
+    with torch.no_grad():
+        pipe.unet.conv_out.bias.add_(1)
+    edit.revert(pipe)
+    assert {name for name, value in values(pipe).items() if not torch.equal(value, base[name])} == {"unet.conv_out.bias"}
 
 
 def test_a_base_in_bf16_is_named_when_applying() -> None:
@@ -274,8 +372,38 @@ def test_training_in_between_is_refused() -> None:
 def test_rounding_is_let_through_and_a_weak_lora_is_not(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     w, delta = torch.randn(64, 64).to(dtype), torch.randn(64, 64).to(dtype)
-    for size in (0.01, 0.1, 1.0):
+    for size in (0.01, 0.1, 1.0, 5.0, 25.0):
         assert holds((w + size * delta) - size * delta, w, fused=False), size
     assert not holds(w + 0.02 * delta, w, fused=False)
     assert not holds((w + delta) - delta, w, fused=True)
     assert holds(w.clone(), w, fused=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("content", [torch.float32, torch.float16])  # an edit's values are fp16, also in fp32 weights
+def test_changes_that_leave_zero_digits_are_no_rounding(dtype: torch.dtype, content: torch.dtype) -> None:
+    torch.manual_seed(0)
+    w = torch.randn(64, 64).to(content).to(dtype)
+    small = w.abs() <= w.abs().float().quantile(0.1)
+    others = {
+        "zero": torch.zeros_like(w),
+        "one": torch.ones_like(w),
+        "signs": w.sign(),
+        "pruned": w.where(~small, 0),
+        "clamped": w.clamp(-1, 1),
+        "8 bits": w.to(torch.float8_e4m3fn).to(dtype),
+        "trained, in fp16": (w.float() + 0.02 * torch.randn(64, 64)).half().to(dtype),
+        "halves": (2 * w).round() / 2,
+    }
+    for name, other in others.items():
+        assert not holds(other, w, fused=False), name
+    if dtype != torch.bfloat16:  # whose own digits are as coarse as that
+        one = w.clone()
+        one[3, 4] = (8 * w[3, 4]).round() / 8 + 0.125
+        assert not holds(one, w, fused=False)
+
+
+def test_a_lora_that_dwarfs_the_weights_cannot_be_told() -> None:
+    torch.manual_seed(0)
+    w, delta = torch.randn(64, 64).bfloat16(), 100 * torch.randn(64, 64).bfloat16()
+    assert not holds((w + delta) - delta, w, fused=False)

@@ -127,6 +127,8 @@ def test_hostile_records_are_one_line(form: str, saved: dict[str, Path], tmp_pat
         ((("format",), 2), "has format '2', this version reads 3; make the edit again"),
         ((("product",), "weigths"), "Did you mean 'weights'"),
         ((("seed",), 1.5), "seed must be a valid integer"),
+        ((("seed",), -1), "seed must be greater than or equal to 0, got -1"),
+        ((("seed",), 2**63), "seed must be less than 9223372036854775808, got 9223372036854775808"),
         ((("concepts", 0, "kind"), "styles"), "Did you mean 'style'"),
         ((("concepts", 0, "prompts"), ["no slot"]), "exactly one {}"),
         ((("base", "fingerprint"), "0" * 63), "base.fingerprint"),
@@ -277,6 +279,9 @@ def test_places_that_hold_no_edit(saved: dict[str, Path], tmp_path: Path) -> Non
     for place in (tmp_path / "none", good / "other.safetensors", tmp_path / ("x" * 5000), "a\x00b"):
         with pytest.raises(UserError, match=r"no edit at|broken edit"):
             Edit.load(place)
+    for thing in (None, 10**5000, [good]):
+        with pytest.raises(UserError, match=r"loaded from the path of its folder, got a value of type (NoneType|int|list)\."):
+            Edit.load(thing)  # type: ignore[arg-type]
 
 
 def test_a_kill_between_the_two_files_is_found(model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,6 +326,15 @@ def replaced(edit: Edit, **values: Any) -> Any:
     from dataclasses import replace
 
     return replace(edit.info, **values)
+
+
+def test_the_largest_seed_and_a_folder_by_name(model: StableDiffusion, tmp_path: Path) -> None:
+    edit = edit_of(model.pipe, "value", layers=1)
+    largest = Edit(edit.tensors, replaced(edit, seed=2**63 - 1))
+    largest.save(str(tmp_path / "x"))
+    assert Edit.load(str(tmp_path / "x")).info.seed == 2**63 - 1
+    with pytest.raises(UserError, match="seed must be greater than or equal to 0, got -1"):
+        Edit(edit.tensors, replaced(edit, seed=-1)).save(tmp_path / "y")
 
 
 def test_a_name_is_one_line(saved: dict[str, Path], tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -191,6 +193,20 @@ def test_of_three_edits_none_stays_when_the_third_fails(model: StableDiffusion) 
     assert same(state(model.pipe), before)
 
 
+def test_an_edit_made_on_top_needs_the_other_at_full_strength_and_goes_first(model: StableDiffusion) -> None:
+    below, above = edit_of(model.pipe, "value", layers=1), edit_of(model.pipe, "value", seed=1)
+    above = replace(above, info=replace(above.info, base={**above.info.base, "after": [below.digest()]}))
+    plain = state(model.pipe)
+    with applied(model, [below, above]):
+        assert len(stack_of(model.pipe).edits) == 2
+    assert same(state(model.pipe), plain)
+    below.apply(model.pipe, strength=0.5)
+    before = state(model.pipe)
+    with pytest.raises(UserError, match=rf"on top of edit {below.digest()}; apply that one first, at strength 1"):
+        above.apply(model.pipe)
+    assert same(state(model.pipe), before)
+
+
 def test_a_strength_that_overflows_is_refused_and_leaves_everything() -> None:
     pipe = tiny.pipeline().to(torch.float16)
     edit = edit_of(pipe, "value")
@@ -205,11 +221,43 @@ def test_a_strength_that_overflows_is_refused_and_leaves_everything() -> None:
     assert same(state(pipe), before)
 
 
-@pytest.mark.parametrize("strength", [float("nan"), float("inf"), float("-inf"), 10.5, -11.0])
-def test_a_strength_is_a_number_that_makes_sense(strength: float) -> None:
-    pipe = tiny.pipeline()
+@pytest.mark.parametrize(
+    ("strength", "got"),
+    [
+        (float("nan"), "nan"),
+        (float("inf"), "inf"),
+        (float("-inf"), "-inf"),
+        (10.5, "10.5"),
+        (-11.0, "-11.0"),
+        ("1", "'1'"),
+        (None, "None"),
+        (True, "True"),
+        (False, "False"),
+        ([1.0], "[1.0]"),
+        (1j, "1j"),
+        (torch.tensor(1.0), "tensor(1.)"),
+        (10**400, "a number of more than 300 digits"),
+        pytest.param(-(10**5000), "a number of more than 300 digits", id="5,000 digits"),
+        ("x" * 1000, "'" + "x" * 39),
+    ],
+)
+def test_a_strength_is_a_number_that_makes_sense(strength: Any, got: str, model: StableDiffusion) -> None:
+    before = state(model.pipe)
+    for edits in ([edit_of(model.pipe, "value")], []):
+        with pytest.raises(UserError) as error, applied(model, edits, strength=strength):
+            pass
+        assert str(error.value).endswith(f"from -10 to 10 (0: the base, 1: as it was made), got {got}.")
     with pytest.raises(UserError, match="from -10 to 10"):
-        edit_of(pipe, "value").apply(pipe, strength=strength)
+        edit_of(model.pipe, "value").apply(model.pipe, strength=strength)
+    assert same(state(model.pipe), before)
+
+
+@pytest.mark.parametrize("strength", [1, -10, 10.0, Fraction(1, 2), np.float32(0.5)])
+def test_any_real_number_is_a_strength(strength: Any) -> None:
+    pipe = tiny.pipeline()
+    edit_of(pipe, "low-rank").apply(pipe, strength)
+    ((_, s),) = stack_of(pipe).edits
+    assert type(s) is float and s == strength
 
 
 def test_an_edit_is_applied_once(model: StableDiffusion, tmp_path: Path) -> None:

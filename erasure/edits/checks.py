@@ -1,13 +1,15 @@
 """What is asked before an edit goes in or out: does it fit, is this its base, and do the weights hold what the edits left there?"""
 
 import math
-from collections.abc import Iterable, Mapping
+import sys
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from erasure import forms
+from erasure.edits.rounding import disagreeing, holds, rounded_to
 from erasure.edits.stacking import Stack, stack_of, stacked
 from erasure.errors import UserError
 from erasure.families.base import fingerprint, named_parameters, plain_parameters, unwrapped
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
 PARTS = ("unet", "text_encoder")
 STRENGTHS = (-10.0, 10.0)
 OFFLOADED = "Weights are not in memory, since sequential offloading keeps them elsewhere: call pipe.remove_all_hooks() first."
+CHANGED = (
+    "Something else changed them since: training, or LoRAs that were fused and unfused, of which more stayed than rounding explains. "
+    "Load the pipeline again."
+)
 
 
 def networks(pipe: Any) -> dict[str, nn.Module]:
@@ -35,12 +41,15 @@ def check_strength(strength: float) -> float:
     """The strength itself.
 
     Raises:
-        UserError: not a finite number from -10 to 10.
+        UserError: anything else than a finite number from -10 to 10; True and False are no numbers here.
     """
     low, high = STRENGTHS
-    if not (math.isfinite(strength) and low <= strength <= high):
-        raise UserError(f"the strength of an edit is a number from {low:g} to {high:g} (0: the base, 1: as it was made), got {strength:g}.")
-    return strength
+    number = isinstance(strength, Real) and not isinstance(strength, bool)
+    if number and low <= strength <= high:  # which NaN is not
+        return float(strength)
+    huge = number and abs(strength) > sys.float_info.max and strength != math.inf and strength != -math.inf
+    got = "a number of more than 300 digits" if huge else repr(strength)[:40]  # Python refuses to print 5,000
+    raise UserError(f"the strength of an edit is a number from {low:g} to {high:g} (0: the base, 1: as it was made), got {got}.")
 
 
 def check_fits(edit: "Edit", pipe: Any) -> None:
@@ -77,10 +86,12 @@ def check_base(edit: "Edit", pipe: Any, other_base: bool) -> None:
         return
     base, here = edit.info.base, fingerprint(networks(pipe), stack.originals)
     if here != base["fingerprint"]:
-        hints = " ".join(["", *hindrances(pipe)])
+        hints = " ".join(
+            ["", *(hindrances(pipe) or ["Training, or a LoRA fused and unfused, makes another base too: load it again then."])]
+        )
         raise UserError(
             f"the edit was made on another base ({base['source']}, {base['fingerprint'][:12]}; this one is {here[:12]}).{hints} "
-            "--other-base applies it all the same."
+            "--other-base, in Python other_base=True, applies it all the same."
         )
 
 
@@ -97,12 +108,15 @@ def check_held(edit: "Edit", pipe: Any) -> None:
     # diffusers counts a LoRA as fused until it is unfused, also when it was unloaded meanwhile
     fused = fused_parameters(pipe) if not getattr(pipe, "num_fused_loras", 0) else set(names)
     changed = gone or [name for name in names if not holds(found[name], left_there(stack, name), name in fused)]
+    lost = {name: left_there(stack, name) for name in changed} or disagreeing(found, stack.witnesses)
+    if not gone and (cast := rounded_to(found, lost)):
+        raise UserError(
+            f"{edit.name} cannot be applied or reverted: the pipeline was cast to {cast} and back, which dropped digits of weights that no "
+            f"edit keeps. Cast it to {cast} again first, then the base comes back in {cast}; or load it again."
+        )
     if not changed:
         return
-    if not gone and (cast := rounded_to(found, stack, changed)):
-        hints = [f"The pipeline was cast to {cast} and back, which dropped digits: cast it to {cast} again first, or load it again."]
-    else:
-        hints = hindrances(pipe, stack) or ["Something else changed them since, such as training: load the pipeline again."]
+    hints = hindrances(pipe, stack) or [CHANGED]
     raise UserError(
         f"{edit.name} cannot be applied or reverted: {len(changed)} of {len(names)} weights, such as {changed[0]}, no longer hold the "
         f"values that the applied edits gave them. {' '.join(hints)}"
@@ -111,30 +125,6 @@ def check_held(edit: "Edit", pipe: Any) -> None:
 
 def left_there(stack: Stack, name: str) -> Tensor:
     return stacked(name, stack.originals[name], stack.edits)
-
-
-def holds(p: Tensor, expected: Tensor, fused: bool) -> bool:
-    """Whether a parameter holds a value, in its own dtype and on its own device.
-
-    Bit for bit; where no LoRA is fused, two rounding steps are let through as well: fusing and unfusing one leaves (w + d) - d, and
-    low-rank factors multiplied on another device end with other last bits.
-    """
-    expected = expected.to(p.device, p.dtype)
-    if torch.equal(p, expected):
-        return True
-    if fused or not p.is_floating_point():
-        return False
-    size = expected.float().abs()
-    limit = 2 * torch.finfo(p.dtype).eps * (size + size.square().mean().sqrt())
-    return bool(((p.float() - expected.float()).abs() <= limit).all())
-
-
-def rounded_to(found: Mapping[str, nn.Parameter], stack: Stack, changed: Iterable[str]) -> str:
-    """The dtype that the changed parameters were cast to and back; empty where that is not what happened."""
-    for dtype in (torch.float16, torch.bfloat16):
-        if all(torch.equal(found[name], left_there(stack, name).to(found[name].device, dtype).to(found[name].dtype)) for name in changed):
-            return str(dtype)
-    return ""
 
 
 def fused_parameters(pipe: Any) -> set[str]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ class Edit:
         Raises:
             UserError: a missing, truncated, changed or foreign file, a record or a tensor that no edit can have.
         """
+        if not isinstance(folder, str | PathLike):
+            raise UserError(f"an edit is loaded from the path of its folder, got a value of type {type(folder).__name__}.")
         path = Path(folder)
         place = path.parent if path.name in (TENSORS, RECORD) and not path.is_dir() else path
         try:
@@ -61,7 +64,7 @@ class Edit:
         edit.check()
         return edit
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: str | Path) -> None:
         """Write edit.safetensors and edit.json, the same bytes for the same edit.
 
         edit.json comes second and holds the digest of the first, so that `load` refuses what a kill between the two leaves behind.
@@ -70,7 +73,7 @@ class Edit:
             UserError: NaN, Inf, or anything else that `load` would refuse; nothing is written then.
         """
         self.check()
-        tensors = self._bytes()
+        folder, tensors = Path(folder), self._bytes()
         record = record_of(self.info, hashlib.sha256(tensors).hexdigest(), folder / RECORD)
         folder.mkdir(parents=True, exist_ok=True)
         write_bytes(folder / TENSORS, tensors)
@@ -89,7 +92,7 @@ class Edit:
             UserError: another base (other shapes always, other values unless `other_base`), an edit missing underneath, an edit that is
                 applied already, weights that something else changed since the edits in place went in.
         """
-        check_strength(strength)
+        strength = check_strength(strength)
         self.check()
         stack = stack_of(pipe)
         if at := [s for edit, s in stack.edits if self.equals(edit)]:
@@ -103,10 +106,12 @@ class Edit:
     def revert(self, pipe: Any) -> None:
         """Take this edit out again, whole or not at all; what other edits put in stays, and so does a loaded LoRA.
 
-        The pipeline may have moved to another device, or been cast: then the base comes back in that dtype.
+        What it moved holds the base bit for bit. The other weights are not touched: whatever fusing and unfusing a LoRA rounded off stays
+        off. The pipeline may have moved to another device, or been cast: then the base comes back in that dtype.
 
         Raises:
-            UserError: it is not applied, another edit in the stack was made on top of it, or something else changed its weights since.
+            UserError: it is not applied, another edit in the stack was made on top of it, something else changed its weights since, or the
+                pipeline was cast to a narrower dtype and back, and the digits of its other weights with it.
         """
         stack = stack_of(pipe)
         mine = next((edit for edit, _ in stack.edits if self.equals(edit)), None)
@@ -184,7 +189,7 @@ def distinct(edits: Sequence[Edit]) -> Sequence[Edit]:
 @contextmanager
 def applied(model: DiffusionModel, edits: Sequence[Edit], other_base: bool = False, strength: float = 1.0) -> Iterator[None]:
     """Edits in place, in this order, and out again on exit; also if one of them cannot be applied."""
-    before = len(stack_of(model.pipe).edits)
+    strength, before = check_strength(strength), len(stack_of(model.pipe).edits)
     try:
         for edit in edits:
             edit.apply(model.pipe, strength, other_base)

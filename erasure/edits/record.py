@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from erasure.choices import Seed
 from erasure.concept import TEXT_LIMIT, Concept, Kind
 from erasure.errors import UserError
 from erasure.shapes import check
@@ -61,7 +62,7 @@ class EditRecord(TypedDict):
     fields: Annotated[dict[Slug, Any], Field(max_length=1000)]
     concepts: Annotated[list[ConceptRecord], Field(min_length=1, max_length=10_000)]
     base: BaseRecord
-    seed: int
+    seed: Seed
     precision: Slug
     versions: Annotated[dict[Slug, Annotated[str, Field(max_length=100)]], Field(max_length=100)]
     cost: Annotated[dict[Slug, Count], Field(max_length=100)]

@@ -24,6 +24,7 @@ class Stack:
     edits: tuple[Placed, ...] = ()
     originals: Mapping[str, Tensor] = field(default_factory=dict)
     networks: Mapping[str, int] = field(default_factory=dict)  # which objects the networks were, by part
+    witnesses: Mapping[str, Tensor] = field(default_factory=dict)  # parameters no edit moves, as they were (erasure.edits.rounding)
 
 
 def stack_of(pipe: Any) -> Stack:

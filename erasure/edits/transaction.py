@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from erasure.edits.checks import networks, parameters
+from erasure.edits.rounding import witnesses
 from erasure.edits.stacking import Placed, Stack, sampling_under, stack_of, stacked
 from erasure.errors import UserError
 from erasure.families.base import Sampling, sampling_of, unwrapped
@@ -45,7 +46,8 @@ def restack(pipe: Any, edits: tuple[Placed, ...], names: Iterable[str]) -> None:
         moved = {name for edit, _ in edits for name in edit.moved()}
         identities = {part: id(unwrapped(network)) for part, network in networks(pipe).items()}
         kept = {name: value for name, value in originals.items() if name in moved}
-        pipe.erasure_sampling, pipe.erasure_stack = wanted, Stack(edits, kept, identities)
+        seen = {name: value for name, value in (stack.witnesses or witnesses(found, moved)).items() if name not in moved} if kept else {}
+        pipe.erasure_sampling, pipe.erasure_stack = wanted, Stack(edits, kept, identities, seen)
         attach(pipe)
     except BaseException:
         _roll_back(pipe, stack, sampling, found, before)
