@@ -56,7 +56,7 @@ Source = Annotated[str, limit(str.strip, f"a path or {HUB}ORG/NAME/FILE")]
 MOST = 1_000_000  # of anything that a suite counts
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Steps = Annotated[int, Field(ge=1, le=1000)]
-Guidance = Annotated[float, Field(ge=0, le=MOST)]
+Guidance = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
 Labels = Annotated[dict[str, Text], Field(min_length=1)]
 Pair = Annotated[list[Count], Field(min_length=2, max_length=2)]
 Judge = Annotated[Any, limit(names_judge, "the name of a judge, or a mapping with that name under judge and its fields")]
