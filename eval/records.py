@@ -426,6 +426,8 @@ def read_result(folder: Path) -> dict[str, Any]:
         found = read_sealed(path, required=False)
         if is_audit(found):
             raise UserError(OLD.format(folder)) from error
+        if not isinstance(found.get("job", {}), dict):
+            raise Damaged(f"{path} is damaged: its job is not a mapping. Repeat the command that made it.") from error
         return found
     except Damaged as error:
         raise Damaged(f"{error} Repeat the command that made it.") from error

@@ -310,7 +310,7 @@ def test_another_form_cannot_recount(big: StableDiffusion, edit: Edit, tmp_path:
     result = audit(big, [edit], plan_of(edit, suite), out)
     with pytest.raises(UserError, match="of another form"):
         recounted(out, load_suite("pocket"))
-    assert "--prompts LIST" in again(out, {**result, "job": {**result["job"], "suite": "nudity"}})
+    assert "--prompts LIST" in again(out, {**result, "suite_file": None, "job": {**result["job"], "suite": "nudity"}})
 
 
 def test_attacks_and_relearning_on_listed_prompts(big: StableDiffusion, edit: Edit, tmp_path: Path) -> None:  # noqa: F811
