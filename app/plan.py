@@ -15,7 +15,7 @@ from erasure.concept import Concept, Kind
 from erasure.discover import names
 from erasure.errors import UserError, unknown
 from erasure.files import folder_exists, read_json, unsealed, write_sealed
-from erasure.outline import outline
+from erasure.outline import METHOD, outline
 from erasure.run import digest, usable
 from erasure.shapes import check, listed
 from erasure.shapes import faults as faults_of
@@ -23,7 +23,6 @@ from erasure.strict_yaml import read_yaml
 from eval.gates import Tier
 
 SETTINGS = ("model", "out", "suite", "tier", "seed", "kind", "method", "fields")
-METHOD = "erasure.methods.base:Method"
 MOST = 10_000  # jobs of a plan
 ENTRY = ("concept", "kind", "anchor", "prompts", "method", "fields", "seed", "model", "suite", "tier")
 

@@ -16,6 +16,7 @@ from erasure.discover import checked
 
 LIGHT = ("erasure.choices", "erasure.concept", "erasure.errors", "erasure.sentences", "erasure.pocket.sentences")  # import no torch
 OWN = "erasure"
+METHOD = "erasure.methods.base:Method"  # what every method descends from
 
 
 class Absent:

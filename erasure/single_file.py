@@ -51,7 +51,7 @@ COUNTS = (
     ("scheduler", "num_train_timesteps"),
 )
 LORA = re.compile(r"\.lora_|^lora_|\.lora\.|lora_linear_layer|\.hada_|\.lokr_|\.dora_scale|\.alpha$")
-# what a file holds that is no checkpoint, by how some of its names start, and what to do with it; the first that fits counts
+# what a file holds that is not a checkpoint, by how some of its names start, and what to do with it; the first that fits counts
 ALONE = {
     ("unet.", "text_encoder."): "the tensors of an edit or a state dict, not a model; `erasure audit` takes it, beside its base as --model",
     ("down_blocks.", "input_blocks."): "a UNet alone; a model needs its VAE and text encoder as well",
@@ -121,7 +121,7 @@ def recognized(header: Header, source: str) -> Configs:
     """The configurations of a checkpoint: its own where it carries them, else those of the released model that it is laid out like.
 
     Raises:
-        UserError: a file that is no checkpoint of a model with known configurations; says what it is instead.
+        UserError: a file that is not a checkpoint of a model with known configurations; says what it is instead.
     """
     if CONFIGS in header.metadata:
         try:

@@ -235,6 +235,8 @@ def test_a_text_encoder_is_exported_alone(base: Path, tmp_path: Path, capsys: py
 
 
 def test_a_lora_that_loses_too_much_is_not_exit_code_0(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
     run = tmp_path / "run"
     assert main(["erase", "--concept", "neon", "--model", str(base), "--out", str(run), "--region", "xattn", "--lr", "1e-2", *FAST]) == 0
     capsys.readouterr()
@@ -247,6 +249,11 @@ def test_a_lora_that_loses_too_much_is_not_exit_code_0(base: Path, tmp_path: Pat
     (tmp_path / "a" / "mine.txt").write_text("mine")
     assert main(["export", str(run), "--rank", "2", "--out", str(tmp_path / "a"), "--accept-error"]) == 1  # it holds something else, too
     (tmp_path / "a" / "mine.txt").unlink()
+    (tmp_path / "theirs").mkdir()
+    save_file({"x": torch.zeros(1)}, tmp_path / "theirs" / "pytorch_lora_weights.safetensors")
+    assert main(["export", str(run), "--rank", "2", "--out", str(tmp_path / "theirs"), "--accept-error"]) == 1
+    assert "holds a LoRA of something else" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "theirs").iterdir()] == ["pytorch_lora_weights.safetensors"]
     assert main(["export", str(run), "--rank", "2", "--out", str(tmp_path / "a"), "--accept-error"]) == 0  # the same command, accepted
     capsys.readouterr()
     assert main(["export", str(run), "--rank", "2", "--out", str(tmp_path / "b"), "--accept-error"]) == 0

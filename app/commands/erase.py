@@ -16,12 +16,11 @@ from erasure.concept import Kind
 from erasure.concept import parse as parse_concepts
 from erasure.discover import load
 from erasure.errors import VALUE, UserError, cut, in_one_line
-from erasure.outline import outline
+from erasure.outline import METHOD, outline
 from erasure.run import check_tracker, usable
 from erasure.seeds import checked
 
 EARLY = ("method", "kind", "model")  # decide what the other flags are, in the order of the fields
-METHOD = "erasure.methods.base:Method"
 USAGE_ERROR = 1
 
 

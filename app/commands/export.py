@@ -3,7 +3,7 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -11,7 +11,11 @@ from app.cli import INCOMPLETE
 from app.parsing import existing, parse
 from erasure.choices import Layout
 from erasure.errors import UserError
+from erasure.locks import LOCK
 from erasure.run import usable
+
+if TYPE_CHECKING:
+    from erasure.edit import Edit
 
 FORMS_HELP = (
     "lora: for ComfyUI, A1111, kohya, stable-diffusion.cpp and diffusers; checkpoint: the whole erased model as one file for the same; "
@@ -52,11 +56,11 @@ def main(argv: list[str]) -> int:
     if options.push_to_hub:
         hub.checked(options.push_to_hub)
     edit = Edit.load(options.edit)
-    if options.accept_error:
-        remove_lora(options.out or options.edit / options.form)
     out = options.out or options.edit / options.form
     model = load_model(options.model or edit.info.base["source"], device=options.device)
     with held(out, "erasure export"):
+        if options.accept_error:
+            remove_lora(out, edit)
         report = export.to_form(model, edit, out, options.form, options.rank, options.other_base, options.layout or "kohya")
     print(out)
     if report is not None:
@@ -77,19 +81,36 @@ def main(argv: list[str]) -> int:
 
 
 def is_lora(folder: Path) -> bool:
-    """Whether a folder holds what an export of a LoRA writes, and nothing else."""
+    """Whether a folder holds files with the names that an export of a LoRA writes, and nothing else."""
     from erasure.export.lora_file import FILE
 
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(LOCK)}
     return FILE in names and all(
         name in (FILE, "README.md") or (name.startswith("before-after-") and name.endswith(".png")) for name in names
     )
 
 
-def remove_lora(folder: Path) -> None:
-    """Make room for the LoRA that the same command wrote, and whose error is accepted now."""
-    if folder.is_dir() and any(folder.iterdir()) and is_lora(folder):
-        for path in folder.iterdir():
+def remove_lora(folder: Path, edit: "Edit") -> None:
+    """Make room for the LoRA that the same command wrote, and whose error is accepted now.
+
+    Raises:
+        UserError: the LoRA there is not one of this edit.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    from erasure.export.lora_file import FILE, short_name
+
+    if not (folder / FILE).is_file():
+        return
+    try:
+        with safe_open(folder / FILE, "pt") as file:
+            mine = (file.metadata() or {}).get("ss_output_name") == short_name(edit)
+    except (OSError, SafetensorError):
+        mine = False
+    if not mine:
+        raise UserError(f"{folder} holds a LoRA of something else; choose another --out.")
+    for path in folder.iterdir():
+        if not path.name.startswith(LOCK):
             path.unlink()
 
 

@@ -41,7 +41,7 @@ def check_strength(strength: float) -> float:
     """The strength itself.
 
     Raises:
-        UserError: anything else than a finite number from -10 to 10; True and False are no numbers here.
+        UserError: anything else than a finite number from -10 to 10; True and False do not count as numbers.
     """
     low, high = STRENGTHS
     number = isinstance(strength, Real) and not isinstance(strength, bool)
