@@ -5,7 +5,7 @@ from pathlib import Path
 from app.commands.studio import serve
 from app.web.address import listen
 from app.web.studio import Studio
-from erasure.loading import load_model
+from erasure.loading.loader import load_model
 
 if __name__ == "__main__":
     # a Space's own proxy stands before this port

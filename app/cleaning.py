@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from app.jobs import progress
-from erasure.choices import Removable
-from erasure.erase import WRITES as ERASURE
+from app.jobs.queue import progress
+from erasure.config.choices import Removable
+from erasure.erasing import WRITES as ERASURE
 from erasure.errors import UserError
-from erasure.files import is_dead_part, is_there, read_json
-from erasure.locks import LOCK, Busy, check, held
-from erasure.run import cache_folder
+from erasure.storage.files import is_dead_part, is_there, read_json
+from erasure.storage.locks import LOCK, Busy, check, held
+from erasure.storage.run import cache_folder
 from eval.audit import WRITES as AUDIT
 
 RUNS = {"erase": ("job.json", *ERASURE), "audit": ("job.json", *AUDIT)}  # files of a run by its task, below its folder

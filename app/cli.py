@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return USAGE_ERROR
     except Exception as error:
-        from erasure.files import disk_full
+        from erasure.storage.files import disk_full
 
         if disk_full(error):
             return complain(f"no room is left on the disk ({error}); make room, then repeat the command.", INCOMPLETE)

@@ -13,9 +13,9 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
-from erasure.addresses import check_address
-from erasure.discover import field_help
+from erasure.config.registry import field_help
 from erasure.errors import UserError
+from erasure.loading.addresses import check_address
 
 T = TypeVar("T")
 

@@ -6,32 +6,32 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from erasure.edit import Edit
-from erasure.erase import applied
+from erasure.edits import Edit
+from erasure.edits.overlap import overlap
+from erasure.erasing import applied
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
-from erasure.files import Damaged, tell
-from erasure.locks import check, held
-from erasure.overlap import overlap
-from erasure.run import Run, digest, remove, write_json
-from eval.attack_rates import attack_rates, under_attack
-from eval.cases import PLAIN, Case, cases, listed
-from eval.counting import Row, counted
-from eval.drift import kept_distance, picture_distances
-from eval.features import extractor_of
-from eval.finer import cell_of, meant, within
-from eval.finished import recounted
+from erasure.storage.files import Damaged, tell
+from erasure.storage.locks import check, held
+from erasure.storage.run import Run, digest, remove, write_json
+from eval.attack_runs.runner import Siege, attacks_of, besiege, label
+from eval.generation import Attempt, attempts, draw
 from eval.judges.base import MissingWeights
-from eval.judging import AXES, configured, errors_of, judge, judges_of, lines, readable, samples_digest
-from eval.listed import crossing, lists
-from eval.oracle import divergences
-from eval.placing import gaps
-from eval.published import as_published
-from eval.readers import Origin, Prompt
-from eval.samples import Attempt, attempts, draw
-from eval.siege import Siege, attacks_of, besiege, label
-from eval.sizes import Sizes, sizes
-from eval.suites import Axis, Suite
+from eval.metrics.features import extractor_of
+from eval.metrics.image_distances import kept_distance, picture_distances
+from eval.retrained.divergences import divergences
+from eval.retrained.gap import gaps
+from eval.scoring.attack_rates import attack_rates, under_attack
+from eval.scoring.counting import Row, counted
+from eval.scoring.judge_scores import AXES, configured, errors_of, judge, judges_of, lines, readable, samples_digest
+from eval.scoring.published import as_published
+from eval.scoring.recount import recounted
+from eval.suites.cases import PLAIN, Case, cases, listed
+from eval.suites.fine_grained import cell_of, meant, within
+from eval.suites.list_reader import Origin, Prompt
+from eval.suites.prompt_list import crossing, lists
+from eval.suites.sample_sizes import Sizes, sizes
+from eval.suites.suite import Axis, Suite
 
 Keep = Literal["all", "none"]
 WHOLE = (0, 1)  # the only shard
@@ -55,7 +55,7 @@ class Audit:
     targets: tuple[str, ...]
     gone: tuple[str, ...] = ()  # labels of the other axis that the same edits erase; their cells are left out
     replay: tuple[Prompt, ...] = ()  # prompts of others that are said to bring the concept back
-    only: str = ""  # label of the other axis, if the targets were meant to be erased with it alone (eval.finer)
+    only: str = ""  # label of the other axis, if the targets were meant to be erased with it alone (eval.suites.fine_grained)
     replayed: Origin | None = None  # the file of those prompts
 
     @classmethod

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from erasure.errors import UserError
-from eval.counting import Row, paired
-from eval.finished import finished, rows_of
-from eval.gates import only_of
-from eval.judging import AXES
-from eval.printed import percent, points, points_span
-from eval.statistics import holm
+from eval.report.numbers import percent, points, points_span
+from eval.scoring.counting import Row, paired
+from eval.scoring.gates import only_of
+from eval.scoring.judge_scores import AXES
+from eval.scoring.recount import finished, rows_of
+from eval.stats.intervals import holm
 
 PICTURE = ("prompt", "seed", "role", "variant", "style", "object", "index")  # what makes two pictures the same but for the model
 

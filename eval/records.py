@@ -7,11 +7,11 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Discriminator, Field, Tag
 from typing_extensions import TypedDict
 
+from erasure.config.validation import check
 from erasure.errors import UserError
-from erasure.files import Damaged, Unsealed, read_sealed
-from erasure.shapes import check
-from eval.listed import Axis
-from eval.rates import counted_rate
+from erasure.storage.files import Damaged, Unsealed, read_sealed
+from eval.scoring.rates import counted_rate
+from eval.suites.prompt_list import Axis
 
 OLD = "{} was made by an earlier version of this project; audit again with --fresh."
 MANY, CLOSE = 10_000_000, 1e-6  # trials beyond which no interval is counted again; how far it may lie beside the recorded one
@@ -26,7 +26,7 @@ Bounds = Annotated[list[Number], Field(min_length=3, max_length=3)]  # estimate,
 
 
 class RateRecord(TypedDict):
-    """eval.rates.counted_rate."""
+    """eval.scoring.rates.counted_rate."""
 
     k: Count
     n: Annotated[int, Field(ge=1)]
@@ -52,7 +52,7 @@ class MeanRecord(TypedDict):
 
 
 class PairedRecord(TypedDict):
-    """eval.counting.paired: the erased model minus the base, in shares."""
+    """eval.scoring.counting.paired: the erased model minus the base, in shares."""
 
     estimate: Difference
     low: Difference
@@ -111,7 +111,7 @@ class Between(TypedDict):
 
 
 class Distances(TypedDict, total=False):
-    """eval.drift.picture_distances; empty where nothing was measured."""
+    """eval.metrics.image_distances.picture_distances; empty where nothing was measured."""
 
     extractor: dict[str, Any]
     parts: dict[Part, dict[Model, dict[Literal["fid", "kid", "cmmd"], dict[str, DistanceRecord]]]]
@@ -127,7 +127,7 @@ class Ways(TypedDict):
 
 
 class Divergence(TypedDict):
-    """eval.oracle.divergences: one pair of models, or why it could not be measured."""
+    """eval.retrained.divergences.divergences: one pair of models, or why it could not be measured."""
 
     prompts: Part
     first: Model
@@ -139,7 +139,7 @@ class Divergence(TypedDict):
 
 
 class Gap(TypedDict):
-    """eval.placing.gaps."""
+    """eval.retrained.gap.gaps."""
 
     reading: Literal["UA", "IRA", "CRA", "replaced"]
     first: Model
@@ -167,7 +167,7 @@ class Job(TypedDict):
 
 
 class GateRecord(TypedDict):
-    """eval.gates.Gate."""
+    """eval.scoring.gates.Gate."""
 
     name: str
     rate: str
@@ -187,7 +187,7 @@ class ErasedConcept(TypedDict):
 
 
 class KnownConcept(TypedDict):
-    """erasure.known.Known."""
+    """erasure.concept_check.Known."""
 
     name: str
     concept: Number
@@ -211,7 +211,7 @@ class EditRecord(TypedDict):
 
 
 class Overlap(TypedDict):
-    """erasure.overlap.Overlap."""
+    """erasure.edits.overlap.Overlap."""
 
     first: str
     second: str
@@ -221,7 +221,7 @@ class Overlap(TypedDict):
 
 
 class ListFile(TypedDict):
-    """eval.readers.Origin, and what the list was used for."""
+    """eval.suites.list_reader.Origin, and what the list was used for."""
 
     use: Literal["prompts", "replay"]
     file: str
@@ -233,7 +233,7 @@ class ListFile(TypedDict):
 
 
 class Images(TypedDict):
-    """eval.answers.described."""
+    """eval.external_images.described."""
 
     jpeg: Count
     n: Count
@@ -255,7 +255,7 @@ class StepsPoint(RateRecord):
 
 
 class Attempts(TypedDict):
-    """eval.attack_rates.attempts."""
+    """eval.scoring.attack_rates.attempts."""
 
     median: Count | None
     p95: Count | None
@@ -355,7 +355,7 @@ class CorrectedShare(TypedDict):
 
 
 class PublishedRow(TypedDict):
-    """eval.published.as_published: one figure."""
+    """eval.scoring.published.as_published: one figure."""
 
     figure: str
     published: Counted | None

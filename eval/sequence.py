@@ -10,21 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from erasure.edit import Edit
-from erasure.erase import applied
+from erasure.edits import Edit
+from erasure.erasing import applied
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
-from erasure.locks import held
-from erasure.run import write_json
+from erasure.storage.locks import held
+from erasure.storage.run import write_json
 from eval.audit import Audit, audit
-from eval.counting import Row
-from eval.finer import crossing
-from eval.finished import rows_of
-from eval.judging import AXES
-from eval.printed import up
-from eval.rates import EXACT, counted_rate
-from eval.statistics import holm, mcnemar, paired_difference
-from eval.suites import Axis, Suite
+from eval.report.numbers import up
+from eval.scoring.counting import Row
+from eval.scoring.judge_scores import AXES
+from eval.scoring.rates import EXACT, counted_rate
+from eval.scoring.recount import rows_of
+from eval.stats.intervals import holm, mcnemar, paired_difference
+from eval.suites.fine_grained import crossing
+from eval.suites.suite import Axis, Suite
 
 METHODS = {"rate": EXACT, "change": "Newcombe, paired", "p": "McNemar, exact", "level": 0.95}
 Key = tuple[str, str, int]  # style, object, index: one picture, in every audit from the same noise

@@ -20,12 +20,12 @@ import torch
 from figures import fill
 
 from erasure.concept import Concept
-from erasure.discover import load, names
-from erasure.erase import change_of, configure
+from erasure.config.registry import load, names
+from erasure.erasing import change_of, configure
 from erasure.families.base import DiffusionModel
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Guided, Method, Trained
-from erasure.training import Loop
+from erasure.training.loop import Loop
 
 ROOT = Path(__file__).parent.parent
 # as short as each method can be: what is measured is a step, not an erasure

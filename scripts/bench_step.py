@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from figures import fill
 
-from erasure.loading import load_model
+from erasure.loading.loader import load_model
 
 SETTINGS = {
     "defaults": {},

@@ -14,15 +14,15 @@ import torch
 from measure_pocket import broken, cells
 from tqdm import tqdm
 
-from erasure.loading import load_model
+from erasure.loading.loader import load_model
 from erasure.pocket.canvas import Picture, render
 from erasure.pocket.reader import LABELS
-from erasure.run import digest, write_json
-from eval.calibration import FOLDER, Counts
+from erasure.storage.run import digest, write_json
 from eval.judges.base import Judge
 from eval.judges.pocket_object import PocketObject
 from eval.judges.pocket_style import PocketStyle
-from eval.statistics import wilson
+from eval.scoring.calibration import FOLDER, Counts
+from eval.stats.intervals import wilson
 
 FRESH = 30_000_000  # training has smaller seeds, measure_pocket.py those from 10 million, the tests those from 20 million
 JUDGES: dict[str, Judge] = {"style": PocketStyle(), "object": PocketObject()}

@@ -18,8 +18,8 @@ import numpy as np
 
 from erasure import export
 from erasure.concept import Concept
-from erasure.erase import erase
-from erasure.loading import POCKET, load_model
+from erasure.erasing import erase
+from erasure.loading.loader import POCKET, load_model
 from erasure.methods.advunlearn import AdvUnlearn
 from erasure.methods.uce import UCE
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from figures import fill
 
-from eval.cases import cases
-from eval.suites import Axis, Suite, load_suite
+from eval.suites.cases import cases
+from eval.suites.suite import Axis, Suite, load_suite
 
 README = Path(__file__).parent.parent / "prompts" / "README.md"
 AXES: tuple[Axis, Axis] = ("style", "object")

@@ -25,16 +25,16 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from erasure.concept import Concept
-from erasure.discover import load
-from erasure.edit import Edit
-from erasure.erase import applied, configure, erase
+from erasure.config.registry import load
+from erasure.edits import Edit
+from erasure.erasing import applied, configure, erase
 from erasure.errors import UserError
 from erasure.export import LoraReport, to_checkpoint, to_folder, to_lora, to_text_encoder
 from erasure.export.lora import low_rank, moved_by
 from erasure.export.lora_file import FILE
 from erasure.families.base import DiffusionModel, canonical
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.loading import load_model
+from erasure.loading.loader import load_model
 from erasure.methods.base import Method
 
 ROOT = Path(__file__).parent.parent

@@ -13,13 +13,13 @@ from measure_pocket import cells, draw, right, share
 from torchvision.utils import save_image
 
 from erasure.concept import parse
-from erasure.edit import Edit, EditInfo
-from erasure.erase import applied, beginning, configure
+from erasure.edits import Edit, EditInfo
+from erasure.erasing import applied, beginning, configure
 from erasure.families.base import DiffusionModel
-from erasure.loading import load_model
+from erasure.loading.loader import load_model
 from erasure.methods.sfd import SFD
-from erasure.one_step import FAKE_PREFIX
-from erasure.training import Loop
+from erasure.training.loop import Loop
+from erasure.training.one_step import FAKE_PREFIX
 
 
 def generator(model: DiffusionModel) -> Edit:

@@ -18,12 +18,12 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from erasure.families.base import DiffusionModel
-from erasure.loading import POCKET, load_model
+from erasure.loading.loader import POCKET, load_model
 from erasure.pocket.canvas import OBJECTS, STYLES, Picture, render
-from eval.cases import Case
 from eval.judges import pocket_object, pocket_style
-from eval.statistics import wilson
-from eval.suites import load_suite
+from eval.stats.intervals import wilson
+from eval.suites.cases import Case
+from eval.suites.suite import load_suite
 
 FRESH = 10_000_000  # seeds from here on were never rendered for training
 JUDGES = {"style": pocket_style.PocketStyle(), "object": pocket_object.PocketObject()}

@@ -19,17 +19,17 @@ from tqdm import tqdm
 from train_references import REFERENCES
 
 from erasure.concept import parse
-from erasure.edit import Edit
-from erasure.erase import applied
+from erasure.concept_check import NONSENSE
+from erasure.edits import Edit
+from erasure.edits.external.reading import foreign
+from erasure.erasing import applied
 from erasure.families.base import DiffusionModel
-from erasure.foreign import foreign
-from erasure.known import NONSENSE
-from erasure.loading import load_model
-from erasure.run import digest, read_json, write_json
-from eval.cases import Case
-from eval.listed import crossing
-from eval.statistics import Interval, paired_difference, wilson
-from eval.suites import load_suite
+from erasure.loading.loader import load_model
+from erasure.storage.run import digest, read_json, write_json
+from eval.stats.intervals import Interval, paired_difference, wilson
+from eval.suites.cases import Case
+from eval.suites.prompt_list import crossing
+from eval.suites.suite import load_suite
 
 EACH = 200  # pictures for each way of asking
 POCKET = "pocket"

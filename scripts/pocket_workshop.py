@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
+from erasure.config.seeds import stream
 from erasure.families.base import resolve_precision
 from erasure.pocket.canvas import OBJECTS, STYLES, Picture, render, traits
 from erasure.pocket.captions import caption
-from erasure.seeds import stream
 
 CONTEXT = 32  # tokens
 CELLS = [(o, s) for s in STYLES for o in OBJECTS]

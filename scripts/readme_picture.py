@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torchvision.utils import save_image
 
-from eval.finished import finished
-from eval.samples import load_png
+from eval.generation import load_png
+from eval.scoring.recount import finished
 
 
 def main() -> None:

@@ -15,19 +15,19 @@ import torch
 from figures import fill_rows
 from reproduce_methods import cell, erased, measured
 
-from erasure import recorder
-from erasure.bank import Recording
 from erasure.concept import Kind
-from erasure.edit import Edit
-from erasure.erase import applied
+from erasure.edits import Edit
+from erasure.erasing import applied
 from erasure.families.base import DiffusionModel
-from erasure.loading import load_model
-from erasure.run import read_json, write_json
+from erasure.loading.loader import load_model
+from erasure.storage.run import read_json, write_json
+from erasure.training import recording as recorder
+from erasure.training.teacher_cache import Recording
 from eval.attacks.soft_prefix import SoftPrefix
 from eval.audit import Audit
-from eval.judging import judges_of
-from eval.statistics import wilson
-from eval.suites import load_suite
+from eval.scoring.judge_scores import judges_of
+from eval.stats.intervals import wilson
+from eval.suites.suite import load_suite
 
 CONCEPTS: dict[str, Kind] = {"neon": "style", "stained glass": "style", "fish": "object"}  # neon is a development concept
 METHODS = ("esd", "advunlearn")

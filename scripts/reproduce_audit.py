@@ -15,15 +15,15 @@ from figures import fill
 from reproduce_methods import DEVELOPMENT, erased
 
 from erasure.concept import parse
-from erasure.edit import Edit
-from erasure.erase import configure, erase
+from erasure.edits import Edit
+from erasure.erasing import configure, erase
 from erasure.families.base import DiffusionModel
-from erasure.loading import load_model
+from erasure.loading.loader import load_model
 from erasure.methods.esd import ESD
 from eval.attacks._words import words as tokens_of
 from eval.audit import Audit, audit
 from eval.report.html import write
-from eval.suites import load_suite
+from eval.suites.suite import load_suite
 
 METHODS = ("esd", "uce")
 EARLY = 40  # steps of an ESD edit that was stopped too early

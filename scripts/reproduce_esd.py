@@ -20,13 +20,13 @@ import matplotlib.pyplot as plt
 from figures import fill
 
 from erasure.concept import Kind, parse
-from erasure.edit import Edit
-from erasure.erase import configure, erase
+from erasure.edits import Edit
+from erasure.erasing import configure, erase
 from erasure.families.base import DiffusionModel
-from erasure.loading import load_model
+from erasure.loading.loader import load_model
 from erasure.methods.esd import ESD
 from eval.audit import Audit, audit
-from eval.suites import load_suite
+from eval.suites.suite import load_suite
 
 DEVELOPMENT: dict[str, Kind] = {"neon": "style", "boat": "object"}
 HELD_OUT: dict[str, Kind] = {

@@ -21,13 +21,13 @@ import matplotlib.pyplot as plt
 from figures import fill, fill_rows
 
 from erasure.concept import Kind
-from erasure.discover import load, names, summary
-from erasure.edit import Edit
+from erasure.config.registry import load, names, summary
+from erasure.edits import Edit
 from erasure.families.base import DiffusionModel
-from erasure.loading import load_model
+from erasure.loading.loader import load_model
 from erasure.methods.base import Method
 from eval.audit import Audit, How, audit
-from eval.suites import load_suite
+from eval.suites.suite import load_suite
 
 DEVELOPMENT: dict[str, Kind] = {"neon": "style", "boat": "object"}
 HELD_OUT: dict[str, Kind] = {"sketch": "style", "stained glass": "style", "fish": "object", "tree": "object", "otto bram": "person"}

@@ -22,14 +22,14 @@ from reproduce_methods import erased
 from torchmetrics.functional import kendall_rank_corrcoef
 
 from erasure.concept import Kind
-from erasure.discover import names
-from erasure.edit import Edit
+from erasure.config.registry import names
+from erasure.edits import Edit
 from erasure.families.base import DiffusionModel
-from erasure.loading import load_model
-from erasure.run import read_json
+from erasure.loading.loader import load_model
+from erasure.storage.run import read_json
 from eval.audit import Audit, How, audit
 from eval.report.html import write
-from eval.suites import load_suite
+from eval.suites.suite import load_suite
 
 KINDS: dict[str, Kind] = {"glass": "style", "fish": "object"}
 TIER = "standard"

@@ -16,14 +16,14 @@ from figures import fill
 from reproduce_methods import DEVELOPMENT, rate
 
 from erasure.concept import parse
-from erasure.erase import configure, erase
+from erasure.erasing import configure, erase
 from erasure.families.base import DiffusionModel
-from erasure.loading import load_model
+from erasure.loading.loader import load_model
 from erasure.methods.fia import FIA
 from erasure.pocket import sentences as pocket
-from erasure.run import digest
+from erasure.storage.run import digest
 from eval.audit import Audit, audit
-from eval.suites import load_suite
+from eval.suites.suite import load_suite
 
 SHARES = (0.02, 0.07, 0.2, 0.4)
 LAYERS = ("full", "xattn", "ff-out")

@@ -17,7 +17,7 @@ from pocket_workshop import CELLS, Workshop, images
 from safetensors.torch import save_file
 from train_pocket import fitted_unet
 
-from erasure.loading import load_model
+from erasure.loading.loader import load_model
 from erasure.pocket.canvas import OBJECTS, STYLES
 
 REFERENCES = Path(__file__).parent.parent / "eval" / "references"

@@ -5,9 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from erasure.edit import Edit, EditInfo
+from erasure.edits import Edit, EditInfo
+from erasure.edits.deltas import DOWN, UP, ZEROED, zeroed
 from erasure.families.base import DiffusionModel
-from erasure.forms import DOWN, UP, ZEROED, zeroed
 
 CONCEPT = {"name": "Van Gogh", "kind": "style", "prompts": (), "anchor": "", "aliases": ()}
 

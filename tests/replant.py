@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from erasure.files import SEAL, read_json, write_sealed
-from eval.judging import samples_digest
+from erasure.storage.files import SEAL, read_json, write_sealed
+from eval.scoring.judge_scores import samples_digest
 
 
 def reseal(folder: Path, result: dict[str, Any]) -> None:

@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from erasure import recorder
 from erasure.concept import Concept
-from erasure.erase import erase
+from erasure.erasing import erase
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.advunlearn import AdvUnlearn, predicted
 from erasure.methods.base import Play
+from erasure.training import recording as recorder
 
 CAT = [Concept(name="cat", kind="object", prompts=("{}",))]
 SMALL = {"walks": 2, "walk_steps": 3, "retain": ("the sea",), "retain_walks": 2, "batch": 2, "retain_batch": 3, "warmup": 0, "tokens": 2}

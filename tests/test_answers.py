@@ -15,14 +15,14 @@ from PIL import Image
 from app.cli import main
 from erasure import photos
 from erasure.errors import UserError
-from erasure.files import read_sealed
 from erasure.pocket.canvas import Picture, render
-from eval.answers import attempts_of, count_answers, read_answers
-from eval.finished import recounted
-from eval.gates import Gate
+from erasure.storage.files import read_sealed
+from eval.external_images import attempts_of, count_answers, read_answers
 from eval.report.html import write
 from eval.report.record import SCHEMA
-from eval.suites import Suite, load_suite
+from eval.scoring.gates import Gate
+from eval.scoring.recount import recounted
+from eval.suites.suite import Suite, load_suite
 from tests.replant import reseal
 from tests.test_report import Page, harmless
 

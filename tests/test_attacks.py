@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from erasure import recorder
-from erasure.bank import Recording
-from erasure.discover import load, names
+from erasure.config.registry import load, names
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.loading import load_model
+from erasure.loading.loader import load_model
+from erasure.training import recording as recorder
+from erasure.training.teacher_cache import Recording
 from eval.attacks._words import typed, words
 from eval.attacks.base import Ask, Attack, PromptAttack, Stand
 from eval.attacks.random_prefix import RandomPrefix

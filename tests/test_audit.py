@@ -14,26 +14,26 @@ from PIL import Image
 
 from app.commands.audit import Options, about, asked, claimed, loaded
 from erasure.concept import Concept
-from erasure.edit import Edit
-from erasure.erase import erase
+from erasure.edits import Edit
+from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.esd import ESD
 from eval import audit as auditing
 from eval.audit import Audit, audit
-from eval.cases import cases
 from eval.compare import compared
-from eval.counting import clip_drop, paired
-from eval.finished import recounted
-from eval.gates import Gate
+from eval.generation import attempts
 from eval.metrics.clip_alignment import ClipAlignment
 from eval.metrics.unlearn_canvas import UnlearnCanvas
-from eval.readers import Prompt
 from eval.report.html import write
 from eval.report.record import SCHEMA
-from eval.samples import attempts
-from eval.statistics import paired_difference
-from eval.suites import Suite, load_suite
+from eval.scoring.counting import clip_drop, paired
+from eval.scoring.gates import Gate
+from eval.scoring.recount import recounted
+from eval.stats.intervals import paired_difference
+from eval.suites.cases import cases
+from eval.suites.list_reader import Prompt
+from eval.suites.suite import Suite, load_suite
 from tests import tiny
 from tests.replant import replant, reseal
 from tests.test_esd import SMALL

@@ -12,21 +12,22 @@ from pathlib import Path
 
 import pytest
 
-from app import board, jobs
 from app.commands.jobs import main
-from app.plan import Spec, load_plan
+from app.jobs import leaderboard as board
+from app.jobs import queue as jobs
+from app.jobs.execution import work
+from app.jobs.plan import Spec, load_plan
+from app.web.queue_worker import Worker
 from app.web.studio import Studio
 from app.web.tab_board import left_out
 from app.web.tab_erase import job_names, job_view, queue_view, resume
-from app.web.worker import Worker
-from app.work import work
 from erasure.concept import Concept
 from erasure.errors import Unfinished, UserError
 from erasure.export import to_form
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.files import read_json, write_sealed
-from erasure.locks import Busy, held, holder
-from erasure.processes import this_process
+from erasure.storage.files import read_json, write_sealed
+from erasure.storage.locks import Busy, held, holder
+from erasure.storage.processes import this_process
 from tests.test_damage import DAMAGE, salun
 from tests.test_jobs import small_plan
 from tests.test_locks import other_process, plant
@@ -205,7 +206,7 @@ def test_a_cancel_meets_a_start_at_any_moment(tmp_path: Path, monkeypatch: pytes
 
             kill = terminate
 
-        monkeypatch.setattr("app.jobs.psutil.Process", Killed)
+        monkeypatch.setattr("app.jobs.queue.psutil.Process", Killed)
         if order == 0:
             jobs.cancel(folder, 0)
         with held(folder, "erasure jobs"):

@@ -15,16 +15,16 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from app.cli import main
 from erasure.concept import Concept
-from erasure.configs import KNOWN, Configs, shipped
-from erasure.edit import Edit, EditInfo
-from erasure.erase import applied, erase
+from erasure.edits import Edit, EditInfo
+from erasure.erasing import applied, erase
 from erasure.errors import Assumed, UserError
 from erasure.export.checkpoint import misread, to_checkpoint
 from erasure.families.base import canonical
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.loading import POCKET, load_model
+from erasure.loading.configs import KNOWN, Configs, shipped
+from erasure.loading.loader import POCKET, load_model
+from erasure.loading.original_layout import places
 from erasure.methods.negative_prompt import NegativePrompt
-from erasure.original_layout import places
 from tests import sd_sized, tiny
 from tests.test_methods import CAT, small
 
@@ -170,9 +170,9 @@ def test_every_edited_tensor_stands_where_the_programs_look_and_the_file_loads_b
     assert said["modelspec.prediction_type"] == ("v" if name == "sd2" else "epsilon")
     assert said["modelspec.architecture"] == "latent-diffusion"
     assert said["modelspec.title"] == "Van Gogh; <b>, erased with esd"
-    assert said["erasure.fingerprint"] == back.fingerprint() and said["erasure.edit"] == edit.digest()
-    assert not any("/" in value for key, value in said.items() if key != "erasure.configs")
-    assert str(POCKET) not in said["erasure.configs"]
+    assert said["erasure.fingerprint"] == back.fingerprint() and said["erasure.edits"] == edit.digest()
+    assert not any("/" in value for key, value in said.items() if key != "erasure.loading.configs")
+    assert str(POCKET) not in said["erasure.loading.configs"]
 
 
 def modules(configs: Configs) -> dict[str, torch.nn.Module]:

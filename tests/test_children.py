@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from app.command_line import command
-from erasure.run import read_json
+from app.child_command import command
+from erasure.storage.run import read_json
 from tests import tiny
 from tests.test_jobs import small_plan
 
@@ -71,7 +71,7 @@ def test_a_child_finds_a_checkout_that_is_not_installed(hostile: Path) -> None:
 
 def test_shipped_suites_come_from_the_package(hostile: Path) -> None:
     """A name means the shipped file; one of the current folder is meant by its path."""
-    names = "from eval.suites import load_suite, suite_names; print(load_suite('pocket').name, *suite_names())"
+    names = "from eval.suites.suite import load_suite, suite_names; print(load_suite('pocket').name, *suite_names())"
     path = f"import sys; sys.path.append({str(Path(__file__).parent.parent)!r})"
     done = run([sys.executable, "-P", "-c", f"{path}; {names}"], hostile)
     assert done.stdout.split()[0] == "pocket" and "unlearncanvas" in done.stdout, done.stderr[-1500:]

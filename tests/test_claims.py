@@ -17,21 +17,21 @@ import torch
 import yaml
 from PIL import Image
 
-from app import board
 from app.commands.audit import headline, reported
+from app.jobs import leaderboard as board
 from erasure.pocket.canvas import Picture, render
-from eval.advice import next_step, pictures_by_tier
-from eval.answers import count_answers
-from eval.attack_rates import attack_rates, under_attack
 from eval.audit import Audit
-from eval.counting import counted
-from eval.gates import Gate, exit_code, verdict
-from eval.published import as_published
+from eval.external_images import count_answers
 from eval.report.html import interval, mean
 from eval.report.junit import junit
 from eval.report.record import record
 from eval.report.sentences import up_to
-from eval.suites import PROMPTS, Suite, load_suite
+from eval.scoring.advice import next_step, pictures_by_tier
+from eval.scoring.attack_rates import attack_rates, under_attack
+from eval.scoring.counting import counted
+from eval.scoring.gates import Gate, exit_code, verdict
+from eval.scoring.published import as_published
+from eval.suites.suite import PROMPTS, Suite, load_suite
 from tests.test_report import Page
 
 STYLES, OBJECTS = ("plain", "neon", "sketch", "pixel"), ("boat", "tree", "flower")

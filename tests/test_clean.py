@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from app import jobs
 from app.commands.clean import main, shown
-from app.plan import Spec
+from app.jobs import queue as jobs
+from app.jobs.plan import Spec
 from erasure.concept import Concept
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.files import write_json, write_sealed
-from erasure.processes import this_process
+from erasure.storage.files import write_json, write_sealed
+from erasure.storage.processes import this_process
 from eval.audit import audit
 from tests.test_audit import big  # noqa: F401  # a fixture
 from tests.test_damage import STOP, Stopped, salun

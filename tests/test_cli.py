@@ -11,10 +11,10 @@ import pytest
 from safetensors.torch import save_file
 
 from app.cli import main
-from app.workers import together
-from erasure.discover import names
+from app.jobs.child_processes import together
+from erasure.config.registry import names
 from erasure.errors import UserError
-from erasure.loading import POCKET
+from erasure.loading.loader import POCKET
 from tests import tiny
 
 
@@ -108,7 +108,7 @@ def test_export_lora_is_what_plain_diffusers_loads(tmp_path: Path, base: Path, c
     import torch
     from diffusers import StableDiffusionPipeline
 
-    from erasure.edit import Edit
+    from erasure.edits import Edit
 
     out = tmp_path / "run"
     assert main(["erase", "--concept", "neon", "--model", str(base), "--out", str(out), "--region", "xattn-kv", "--lr", "1e-2", *FAST]) == 0
@@ -205,7 +205,7 @@ def test_a_text_encoder_is_exported_alone(base: Path, tmp_path: Path, capsys: py
     from diffusers import StableDiffusionPipeline
     from transformers import CLIPTextModel
 
-    from erasure.edit import Edit
+    from erasure.edits import Edit
 
     few = ["--retain", "a dog", "--retain-walks", "2", "--attack-steps", "1", "--warmup", "0", "--lr", "1e-2"]
     out = tmp_path / "run"
@@ -318,7 +318,7 @@ def test_workers_that_fail_are_told(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_worker_ends_with_whoever_started_it() -> None:
-    worker = "from app.workers import die_with; import sys, time; die_with(int(sys.argv[1])); time.sleep(600)"
+    worker = "from app.jobs.child_processes import die_with; import sys, time; die_with(int(sys.argv[1])); time.sleep(600)"
     starter = f"import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', {worker!r}, str(os.getpid())]); print('on', flush=True)"
     parent = subprocess.Popen([sys.executable, "-c", f"{starter}; import time; time.sleep(600)"], stdout=subprocess.PIPE)
     assert parent.stdout is not None and parent.stdout.readline() == b"on\n"

@@ -8,11 +8,11 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
-from erasure import recorder
-from erasure.bank import Recording
 from erasure.errors import UserError
 from erasure.families.base import Sampling
 from erasure.families.stable_diffusion import StableDiffusion
+from erasure.training import recording as recorder
+from erasure.training.teacher_cache import Recording
 from eval.attacks.base import Stand, Unsuited
 from eval.attacks.concept_inversion import ConceptInversion
 

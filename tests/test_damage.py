@@ -10,24 +10,24 @@ from typing import Any
 import pytest
 import torch
 
-from app import board
-from app.outcome import outcomes
+from app.jobs import leaderboard as board
+from app.jobs.outcome import outcomes
 from erasure.concept import Concept
-from erasure.edit import Edit
-from erasure.erase import erase
+from erasure.edits import Edit
+from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.files import Damaged, read_json, read_sealed, write_json, write_sealed
-from erasure.kept import kept, load_state, load_tensors, save_state
 from erasure.methods.base import Play, Trained
 from erasure.methods.salun import SalUn
-from erasure.run import Run
+from erasure.storage.files import Damaged, read_json, read_sealed, write_json, write_sealed
+from erasure.storage.run import Run
+from erasure.storage.tensor_cache import kept, load_state, load_tensors, save_state
 from eval.audit import audit
 from eval.compare import compared
-from eval.finished import finished, recounted, rows_of
-from eval.judging import known_readings, reading_line
+from eval.generation import load_png, read_png, save_png
 from eval.report.html import write
-from eval.samples import load_png, read_png, save_png
+from eval.scoring.judge_scores import known_readings, reading_line
+from eval.scoring.recount import finished, recounted, rows_of
 from tests.replant import reseal
 from tests.test_audit import big  # noqa: F401  # a fixture
 from tests.test_siege import MOUNTED, edit, plan_of  # noqa: F401  # a fixture
@@ -164,7 +164,7 @@ def salun(model: StableDiffusion, out: Path, stop: int = 0) -> Edit:
 @pytest.fixture
 def often(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A checkpoint every second step."""
-    from erasure import erase as module
+    from erasure import erasing as module
 
     loop = module.Loop
     monkeypatch.setattr(module, "Loop", lambda **given: loop(**given, checkpoint_every=2))

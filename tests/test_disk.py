@@ -12,12 +12,12 @@ from typing import Any, BinaryIO
 import pytest
 
 from app import cli
-from erasure import files
 from erasure.errors import Unfinished, UserError
 from erasure.export import to_form
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.files import clear_parts, filling, part_of, replacing, write_bytes
-from erasure.processes import this_process
+from erasure.storage import files
+from erasure.storage.files import clear_parts, filling, part_of, replacing, write_bytes
+from erasure.storage.processes import this_process
 from eval.audit import audit
 from tests import tiny
 from tests.test_audit import big  # noqa: F401  # a fixture

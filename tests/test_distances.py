@@ -12,13 +12,13 @@ from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from erasure.errors import UserError
-from eval.distances import distances
-from eval.drift import kernel_distance
-from eval.features import Extractor, Inception, JudgeFeatures, OpenClipFeatures
 from eval.judges.base import MissingWeights
 from eval.metrics._mmd import Pairs
 from eval.metrics.cmmd import CMMD
+from eval.metrics.distances import distances
+from eval.metrics.features import Extractor, Inception, JudgeFeatures, OpenClipFeatures
 from eval.metrics.fid import FID
+from eval.metrics.image_distances import kernel_distance
 from eval.metrics.kid import KID
 
 KERNELS = [KID, CMMD]

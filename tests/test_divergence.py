@@ -5,12 +5,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from erasure.edit import Edit
+from erasure.edits import Edit
 from erasure.errors import UserError
 from erasure.families.base import Guidance, Sampling
 from erasure.families.stable_diffusion import StableDiffusion
-from eval.divergence import Points, between, divergence, points, predictions, squares, step_weights
-from eval.statistics import Interval
+from eval.metrics.denoiser_divergence import Points, between, divergence, points, predictions, squares, step_weights
+from eval.stats.intervals import Interval
 from tests import tiny
 from tests.test_edit import edit_of
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from erasure.edit import Edit, EditInfo, parameters
+from erasure.edits import Edit, EditInfo, parameters
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from tests import tiny

@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from erasure.edit import parameters
+from erasure.edits import parameters
 from erasure.edits.rounding import holds
 from erasure.edits.stacking import stack_of
 from erasure.errors import UserError

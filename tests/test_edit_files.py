@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from erasure.concept import Concept
-from erasure.edit import Edit, applied
+from erasure.edits import Edit, applied
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from tests import tiny

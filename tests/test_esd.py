@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from erasure import recorder
-from erasure.bank import Batch
 from erasure.concept import Concept
-from erasure.edit import Edit
-from erasure.erase import configure, erase
+from erasure.edits import Edit
+from erasure.erasing import configure, erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Play
 from erasure.methods.esd import ESD
 from erasure.methods.salun import SalUn
-from erasure.training import Loop, train
+from erasure.training import recording as recorder
+from erasure.training.loop import Loop, train
+from erasure.training.teacher_cache import Batch
 from tests import tiny
 
 CAT = [Concept(name="cat", kind="object")]
@@ -150,7 +150,7 @@ def test_a_record_that_is_not_finite_is_named_as_the_cause(tmp_path: Path, preci
 def test_a_loss_that_is_not_finite_names_the_checkpoint_that_is_there(
     model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("erasure.erase.Loop", partial(Loop, checkpoint_every=2))
+    monkeypatch.setattr("erasure.erasing.Loop", partial(Loop, checkpoint_every=2))
     real, calls = ESD.step, []
 
     def step(self: ESD, play: Any) -> Any:

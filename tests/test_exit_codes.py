@@ -9,25 +9,25 @@ from typing import Any
 import pytest
 import yaml
 
-from app import jobs
 from app.cli import main
 from app.commands.audit import reported
 from app.commands.jobs import main as jobs_main
-from app.outcome import counts, outcomes, worst
-from app.plan import Spec, load_plan
-from app.work import planned
+from app.jobs import queue as jobs
+from app.jobs.execution import planned
+from app.jobs.outcome import counts, outcomes, worst
+from app.jobs.plan import Spec, load_plan
 from erasure.concept import Concept
-from erasure.edit import Edit
-from erasure.erase import erase
+from erasure.edits import Edit
+from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.loading import load_model
+from erasure.loading.loader import load_model
 from erasure.methods.uce import UCE
-from erasure.run import Run, read_json, write_json
+from erasure.storage.run import Run, read_json, write_json
 from eval.audit import Audit, audit
 from eval.compare import compared
-from eval.judging import judges_of, readable
-from eval.suites import PROMPTS, load_suite
+from eval.scoring.judge_scores import judges_of, readable
+from eval.suites.suite import PROMPTS, load_suite
 from tests import tiny
 from tests.replant import replant, reseal
 from tests.test_audit import tiny_suite
@@ -318,7 +318,7 @@ def test_fresh_removes_what_the_command_wrote_and_nothing_else(command: str, edi
 
 
 def _writes(command: str) -> tuple[str, ...]:
-    from erasure.erase import WRITES as of_erase
+    from erasure.erasing import WRITES as of_erase
     from eval.audit import WRITES as of_audit
 
     return of_erase if command == "erase" else of_audit

@@ -18,19 +18,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from erasure import forms
-from erasure.choices import Layout
 from erasure.concept import Concept
-from erasure.edit import Edit
-from erasure.erase import applied as in_place
-from erasure.erase import erase
+from erasure.config.choices import Layout
+from erasure.edits import Edit
+from erasure.edits import deltas as forms
+from erasure.edits.external.reading import foreign
+from erasure.erasing import applied as in_place
+from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.export import to_lora
 from erasure.export.lora import BOUND, LoraReport, low_rank, moved_by, read_report
 from erasure.export.lora_file import FILE
 from erasure.families.base import canonical
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.foreign import foreign
 from erasure.methods.uce import UCE
 from tests import edits
 from tests.clients import CLIENTS, Shapes, original

@@ -13,12 +13,12 @@ from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model, get_peft_mod
 from safetensors.torch import load_file, save_file
 
 from erasure.concept import Concept
-from erasure.erase import applied
+from erasure.edits.external.lora import DroppedGate
+from erasure.edits.external.reading import foreign
+from erasure.erasing import applied
 from erasure.errors import UserError
-from erasure.external.lora import DroppedGate
 from erasure.families.base import canonical
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.foreign import foreign
 from tests import tiny
 
 CAT = [Concept(name="cat", kind="object")]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from erasure.concept import Concept
-from erasure.erase import applied, erase
+from erasure.erasing import applied, erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.fia import FIA, Tally, agreement, fuse, response

@@ -9,23 +9,23 @@ from typing import Any
 import jsonschema
 import pytest
 
-from app.board import entries
 from app.commands.audit import Options, folder, headline
+from app.jobs.leaderboard import entries
 from erasure.concept import Concept
-from erasure.edit import Edit
+from erasure.edits import Edit
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from eval.audit import Audit, audit
 from eval.compare import compared
-from eval.counting import counted, paired
-from eval.finer import cell_of, place
-from eval.finished import finished, recounted
-from eval.gates import Gate, verdict
 from eval.metrics.unlearn_canvas import UnlearnCanvas
-from eval.readers import Prompt
 from eval.report.html import again, write
 from eval.report.record import SCHEMA
-from eval.suites import Attacks, load_suite
+from eval.scoring.counting import counted, paired
+from eval.scoring.gates import Gate, verdict
+from eval.scoring.recount import finished, recounted
+from eval.suites.fine_grained import cell_of, place
+from eval.suites.list_reader import Prompt
+from eval.suites.suite import Attacks, load_suite
 from tests.replant import replant
 from tests.test_audit import big, erased, tiny_suite  # noqa: F401  # a fixture
 

@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 from app.commands.audit import main
 from erasure import export
 from erasure.concept import Concept
-from erasure.edit import Edit
-from erasure.erase import applied, erase
+from erasure.edits import Edit
+from erasure.edits.external.reading import foreign, is_edit
+from erasure.erasing import applied, erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.foreign import foreign, is_edit
 from erasure.methods.base import Method
 from tests import tiny
 from tests.test_methods import small
@@ -96,7 +96,7 @@ def test_what_is_no_erasure_is_one_line(model: StableDiffusion, tmp_path: Path) 
     ):
         with pytest.raises(UserError, match=words):
             foreign(model, str(tmp_path / name), CAT)
-    from erasure.loading import load_model
+    from erasure.loading.loader import load_model
 
     base = load_model(str(tmp_path / "base"))
     with pytest.raises(UserError, match="equals"):

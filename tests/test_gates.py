@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from erasure.errors import UserError
-from eval.advice import next_step
-from eval.cases import OTHERWISE, PLAIN
-from eval.counting import paired
-from eval.gates import EXIT, PAIRED, Gate, gates, gates_digest, verdict
 from eval.report.sentences import sentence
-from eval.suites import load_suite
+from eval.scoring.advice import next_step
+from eval.scoring.counting import paired
+from eval.scoring.gates import EXIT, PAIRED, Gate, gates, gates_digest, verdict
+from eval.suites.cases import OTHERWISE, PLAIN
+from eval.suites.suite import load_suite
 
 ERASED = Gate(name="erased", rate="UA", at_least=0.9)
 KEPT = Gate(name="kept", rate="IRA", drop_at_most=0.1)

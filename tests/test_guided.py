@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from erasure.concept import Concept
-from erasure.edit import Edit
-from erasure.erase import applied, erase
+from erasure.edits import Edit
+from erasure.erasing import applied, erase
 from erasure.errors import UserError
 from erasure.export import to_folder, to_lora
 from erasure.families.stable_diffusion import StableDiffusion

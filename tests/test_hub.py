@@ -9,7 +9,7 @@ from huggingface_hub import HfApi
 
 from app.cli import main
 from erasure.concept import Concept
-from erasure.erase import erase
+from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.export import hub
 from erasure.families.stable_diffusion import StableDiffusion

@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from app import board, jobs
 from app.commands.jobs import main
-from app.plan import Spec, load_plan
-from erasure import locks
+from app.jobs import leaderboard as board
+from app.jobs import queue as jobs
+from app.jobs.plan import Spec, load_plan
 from erasure.concept import Concept
 from erasure.errors import UserError
-from erasure.run import read_json, write_json
-from eval.suites import PROMPTS
+from erasure.storage import locks
+from erasure.storage.run import read_json, write_json
+from eval.suites.suite import PROMPTS
 from tests import tiny
 
 FIELDS = {"steps": 40, "batch": 2, "walks": 4, "walk_steps": 3, "lr": 1e-3}

@@ -20,10 +20,10 @@ from torchvision.models import ResNet50_Weights, resnet50
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
 from app.commands import doctor
-from erasure.discover import load, names
+from erasure.config.registry import load, names
 from erasure.errors import UserError
 from erasure.pocket.reader import LABELS as POCKET_LABELS
-from eval.calibration import FOLDER, Calibration, Counts
+from eval.generation import load_png, save_png
 from eval.judges import _pocket, nudenet, unlearncanvas
 from eval.judges._open_clip import OWN
 from eval.judges._open_clip import load as load_clip
@@ -35,7 +35,7 @@ from eval.judges.pocket_object import PocketObject
 from eval.judges.pocket_style import PocketStyle
 from eval.judges.unlearncanvas import LABELS, UnlearnCanvas
 from eval.judges.zero_shot import ZeroShot
-from eval.samples import load_png, save_png
+from eval.scoring.calibration import FOLDER, Calibration, Counts
 from tests import tiny
 
 CLIP = {
@@ -368,7 +368,7 @@ def calibration(path: Path, **changes: Any) -> Path:
 
 
 def test_calibration_is_read_strictly(tmp_path: Path) -> None:
-    from erasure.run import digest
+    from erasure.storage.run import digest
 
     identity = {"weights": "abc"}
     path, own = tmp_path / "c.json", digest(identity)

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.cases import cases
+from eval.generation import attempts, save_png
 from eval.judges.base import Judge
-from eval.judging import judge
-from eval.samples import attempts, save_png
+from eval.scoring.judge_scores import judge
+from eval.suites.cases import cases
 from tests.test_audit import tiny_suite
 
 

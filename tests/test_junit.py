@@ -5,9 +5,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from eval.gates import Gate, verdict
 from eval.report.junit import junit
 from eval.report.sentences import sentence
+from eval.scoring.gates import Gate, verdict
 
 GATES = (
     Gate(name="gone", rate="UA", at_least=0.9),

@@ -17,13 +17,13 @@ import psutil
 import pytest
 import yaml
 
-from app.plan import load_plan
+from app.jobs.plan import load_plan
 from erasure.concept import Concept
-from erasure.erase import erase
+from erasure.erasing import erase
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.locks import holder
 from erasure.methods.esd import ESD
-from eval.suites import PROMPTS
+from erasure.storage.locks import holder
+from eval.suites.suite import PROMPTS
 from tests import tiny
 
 STEPS = {"esd": 60, "salun": 60, "advunlearn": 60}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eval.suites import PROMPTS
+from eval.suites.suite import PROMPTS
 
 pytestmark = pytest.mark.slow
 SMALL = {

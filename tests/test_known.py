@@ -3,9 +3,9 @@
 import torch
 
 from erasure.concept import Concept
+from erasure.concept_check import Known, check_cost, known, warning
 from erasure.families.base import Cost
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.known import Known, check_cost, known, warning
 from tests import tiny
 
 NAMES = [Concept(name="cat", kind="object"), Concept(name="dog", kind="object"), Concept(name="sketch")]
@@ -62,7 +62,7 @@ def test_the_influence_is_the_mean_square_of_the_difference(model: StableDiffusi
 
 
 def test_an_edit_counts_the_check(tmp_path) -> None:  # type: ignore[no-untyped-def]
-    from erasure.erase import erase
+    from erasure.erasing import erase
     from erasure.methods.uce import UCE
 
     model = StableDiffusion(tiny.pipeline(), "tiny", "fp32")

@@ -13,22 +13,22 @@ from huggingface_hub import constants
 
 from app.commands.audit import Options, folder, headline, reported, warn_about
 from erasure.concept import Concept
-from erasure.edit import Edit
+from erasure.edits import Edit
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from eval import samples
+from eval import generation as samples
 from eval.audit import Audit, asks, audit
-from eval.cases import cases
-from eval.counting import counted
-from eval.finished import recounted, rows_of
-from eval.gates import Gate, verdict
-from eval.judging import judges_of
-from eval.listed import read_list
-from eval.readers import Prompt
 from eval.report.html import again
 from eval.report.record import SCHEMA
-from eval.statistics import clopper_pearson
-from eval.suites import Suite, load_suite, suite_names
+from eval.scoring.counting import counted
+from eval.scoring.gates import Gate, verdict
+from eval.scoring.judge_scores import judges_of
+from eval.scoring.recount import recounted, rows_of
+from eval.stats.intervals import clopper_pearson
+from eval.suites.cases import cases
+from eval.suites.list_reader import Prompt
+from eval.suites.prompt_list import read_list
+from eval.suites.suite import Suite, load_suite, suite_names
 from tests.replant import replant
 from tests.test_audit import big, erased  # noqa: F401  # a fixture
 from tests.test_report import Page, harmless

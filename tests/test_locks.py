@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 
-from erasure import locks, processes
 from erasure.errors import UserError
-from erasure.locks import Busy, Holder, check, held, holder
-from erasure.processes import Process, gone, started, this_process
+from erasure.storage import locks, processes
+from erasure.storage.locks import Busy, Holder, check, held, holder
+from erasure.storage.processes import Process, gone, started, this_process
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from erasure.locks import held
+from erasure.storage.locks import held
 with held(Path(sys.argv[1]), "a test"):
     print("in", flush=True)
     time.sleep(600)

@@ -10,8 +10,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import measure_references as measure  # scripts are no package
 
+from erasure.concept_check import NONSENSE
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.known import NONSENSE
 from erasure.pocket.captions import OBJECT_WORDS, STYLE_WORDS
 from eval.judges.pocket_style import PocketStyle
 from tests import tiny

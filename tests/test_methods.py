@@ -9,17 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from erasure import recorder
 from erasure.concept import Concept
-from erasure.discover import load, names
-from erasure.edit import Edit
-from erasure.erase import applied, change_of, configure, erase
+from erasure.config.registry import load, names
+from erasure.edits import Edit
+from erasure.erasing import applied, change_of, configure, erase
 from erasure.errors import UserError
 from erasure.families.base import Cost
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Guided, Method, Trained
-from erasure.preview import Preview
-from erasure.training import Loop
+from erasure.training import recording as recorder
+from erasure.training.loop import Loop
+from erasure.training.preview import Preview
 from tests import tiny
 
 CAT = [Concept(name="cat", kind="object", prompts=("{}", "a {} at night | night"))]
@@ -125,7 +125,7 @@ def test_the_forecast_is_what_is_counted(name: str, model: StableDiffusion, tmp_
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resume_equals_a_straight_run(name: str, precision: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = StableDiffusion(tiny.pipeline(), "tiny", precision)
-    monkeypatch.setattr("erasure.erase.Loop", partial(Loop, checkpoint_every=2))
+    monkeypatch.setattr("erasure.erasing.Loop", partial(Loop, checkpoint_every=2))
     method = ready(name, model, steps=4)
     erase(model, CAT, method, out=tmp_path / "straight")
 
@@ -181,7 +181,7 @@ def test_a_mask_holds_for_every_trained_method(name: str, model: StableDiffusion
             erase(model, CAT, ready(name, model, steps=3), out=tmp_path / "run", mask=mask)
         return
     edit = erase(model, CAT, ready(name, model, steps=3), out=tmp_path / "run", mask=mask)
-    from erasure import saliency
+    from erasure.training import saliency
 
     masks = saliency.load(mask, model.parameters())
     for parameter in edit.moved():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
-from erasure.edit import Edit
+from erasure.edits import Edit
 from erasure.export.lora import LoraReport
 from erasure.export.model_card import on_hub, plain, write_card
 from erasure.families.stable_diffusion import StableDiffusion

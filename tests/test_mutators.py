@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from eval.mutators import MUTATORS
+from eval.suites.perturbations import MUTATORS
 
 PROMPT, NAME = "an image of a boat in the style of stained glass", "stained glass"
 

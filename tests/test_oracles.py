@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from eval.oracle import oracles, trained_without
+from eval.retrained.divergences import oracles, trained_without
 
 REFERENCES = sorted((Path(__file__).parent.parent / "eval" / "references").glob("*.safetensors"))
 

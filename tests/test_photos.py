@@ -9,15 +9,15 @@ import pytest
 import torch
 from PIL import Image
 
-from erasure import recorder
-from erasure.bank import Recording
 from erasure.concept import Concept
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.salun import SalUn
 from erasure.photos import image_files, opened, plain
-from erasure.run import digest
-from eval.answers import read_answers
+from erasure.storage.run import digest
+from erasure.training import recording as recorder
+from erasure.training.teacher_cache import Recording
+from eval.external_images import read_answers
 from tests.test_audit import tiny_suite
 
 RED, WHITE = (220, 20, 20), (255, 255, 255)

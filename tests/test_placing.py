@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from eval.placing import gaps, pairs, placed, said, total_variation
+from eval.retrained.gap import gaps, pairs, placed, said, total_variation
 
 Row = dict[str, Any]
 

@@ -8,18 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from erasure import recorder, saliency
-from erasure.bank import Bank
 from erasure.concept import Concept
-from erasure.erase import beginning, erase
+from erasure.edits.deltas import DOWN, UP
+from erasure.erasing import beginning, erase
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.forms import DOWN, UP
 from erasure.methods.advunlearn import AdvUnlearn
 from erasure.methods.base import Trained
 from erasure.methods.esd import ESD
 from erasure.methods.salun import SalUn
 from erasure.methods.sfd import SFD
-from erasure.training import Loop
+from erasure.training import recording as recorder
+from erasure.training import saliency
+from erasure.training.loop import Loop
+from erasure.training.teacher_cache import Bank
 from tests.test_methods import SMALL
 
 CAT = [Concept(name="cat", kind="object", prompts=("{}", "a {} at night | night"))]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.plan import Spec, load_plan
+from app.jobs.plan import Spec, load_plan
 from erasure.concept import Concept
 from erasure.errors import UserError
 

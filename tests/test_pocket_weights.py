@@ -8,14 +8,14 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
 from erasure.concept import Concept, Kind
+from erasure.concept_check import known
 from erasure.families.base import DiffusionModel
-from erasure.known import known
-from erasure.loading import POCKET, load_model
+from erasure.loading.loader import POCKET, load_model
 from erasure.pocket.canvas import OBJECTS, STYLES, Picture, render
 from eval.judges.open_clip import OpenClip
 from eval.judges.pocket_object import PocketObject
 from eval.judges.pocket_style import PocketStyle
-from eval.suites import load_suite
+from eval.suites.suite import load_suite
 
 UNSEEN = 20_000_000
 

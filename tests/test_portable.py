@@ -9,11 +9,11 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from transformers import CLIPTextModel
 
-from erasure.clip_tokenizer import tokenizer_of
-from erasure.erase import applied, erase
+from erasure.erasing import applied, erase
 from erasure.export import to_form
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.loading import POCKET, load_model
+from erasure.loading.clip_tokenizer import tokenizer_of
+from erasure.loading.loader import POCKET, load_model
 from tests import tiny
 from tests.test_methods import CAT, small
 

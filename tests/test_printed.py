@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.printed import down, percent, percent_span, points, points_span, span, up
+from eval.report.numbers import down, percent, percent_span, points, points_span, span, up
 
 
 @pytest.mark.parametrize(

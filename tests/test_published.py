@@ -10,18 +10,18 @@ import pytest
 
 from erasure.concept import Concept
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.files import read_sealed
-from eval.attack_rates import attack_rates
+from erasure.storage.files import read_sealed
 from eval.audit import Audit, audit
-from eval.cases import cases
-from eval.finished import recounted
+from eval.generation import attempts
 from eval.judges.nudenet import COUNTED, LABELS
-from eval.published import as_published
-from eval.rates import counted_rate, rate_interval
 from eval.report.html import write
 from eval.report.record import SCHEMA
-from eval.samples import attempts
-from eval.suites import Attacks, load_suite
+from eval.scoring.attack_rates import attack_rates
+from eval.scoring.published import as_published
+from eval.scoring.rates import counted_rate, rate_interval
+from eval.scoring.recount import recounted
+from eval.suites.cases import cases
+from eval.suites.suite import Attacks, load_suite
 from tests.test_audit import big, erased, tiny_suite  # noqa: F401  # a fixture
 from tests.test_report import Page, harmless
 from tests.test_siege import ABOUT, planted

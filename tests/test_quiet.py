@@ -15,8 +15,8 @@ import httpx
 import pytest
 import yaml
 
-from app.command_line import command
-from eval.suites import PROMPTS
+from app.child_command import command
+from eval.suites.suite import PROMPTS
 from tests import tiny
 
 STRACE = shutil.which("strace")

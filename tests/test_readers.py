@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from erasure.errors import UserError
-from eval import rows
-from eval.listed import read_list
-from eval.readers import PUBLISHED, Prompt
-from eval.readers import read_prompts as read_whole
+from eval.suites import list_file as rows
+from eval.suites.list_reader import PUBLISHED, Prompt
+from eval.suites.list_reader import read_prompts as read_whole
+from eval.suites.prompt_list import read_list
 
 
 def written(folder: Path, text: str, name: str = "list.csv", encoding: str = "utf-8") -> Path:

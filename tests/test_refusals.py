@@ -11,20 +11,20 @@ import pytest
 import yaml
 
 from app import cli
-from app.asking import settled
 from app.cli import main
-from app.plan import MOST, Spec, load_plan
+from app.confirmation import settled
+from app.jobs.plan import MOST, Spec, load_plan
 from erasure.concept import Concept
-from erasure.discover import field_help, load, names
-from erasure.doubts import comma, doubts
+from erasure.concept_hints import comma, doubts
+from erasure.config.outline import outline
+from erasure.config.registry import field_help, load, names
 from erasure.errors import MESSAGE, VALUE, UserError, in_one_line
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.loading import load_model, resolve_device
+from erasure.loading.loader import load_model, resolve_device
 from erasure.methods.base import Method
-from erasure.outline import outline
-from erasure.run import read_json, usable
-from eval.readers import read_prompts
-from eval.suites import PROMPTS, load_suite
+from erasure.storage.run import read_json, usable
+from eval.suites.list_reader import read_prompts
+from eval.suites.suite import PROMPTS, load_suite
 from tests import tiny
 from tests.test_cli import complain
 
@@ -294,7 +294,7 @@ OUTSIDE = ["a/b/../..", "a/b/..", "a/b//etc/passwd", "../b/c.csv", "a/../c.csv",
 
 @pytest.mark.parametrize("source", [f"hub:{address}" for address in OUTSIDE])
 def test_addresses_on_the_hub_stay_inside_it(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from eval.readers import located
+    from eval.suites.list_reader import located
 
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError):

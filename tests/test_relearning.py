@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
-from erasure.bank import Bank, Recording
 from erasure.errors import UserError
 from erasure.families.base import Sampling
 from erasure.families.stable_diffusion import StableDiffusion
+from erasure.training.teacher_cache import Bank, Recording
 from eval.attacks.base import Stand
 from eval.attacks.relearning import Adapter, Data, Part, Relearning
 from tests import tiny

@@ -14,18 +14,18 @@ import pytest
 from PIL import Image
 
 from erasure.concept import Concept
-from erasure.edit import Edit
+from erasure.edits import Edit
 from erasure.families.stable_diffusion import StableDiffusion
-from eval.attack_rates import attack_rates, under_attack
 from eval.audit import Audit, How, audit
-from eval.counting import counted
-from eval.finished import finished, rows_of
-from eval.gates import Gate
 from eval.report import drawing
 from eval.report.html import again, attacked, by_loss, write
 from eval.report.pictures import LARGEST, PAIRS, Album, Pair, by_neighbour, drill_down, pairs_of, spread
 from eval.report.sentences import skipped
-from eval.statistics import Interval, wilson
+from eval.scoring.attack_rates import attack_rates, under_attack
+from eval.scoring.counting import counted
+from eval.scoring.gates import Gate
+from eval.scoring.recount import finished, rows_of
+from eval.stats.intervals import Interval, wilson
 from tests import tiny
 from tests.replant import replant
 from tests.test_audit import erased, tiny_suite

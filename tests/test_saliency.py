@@ -8,12 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from erasure import photos, recorder, saliency
+from erasure import photos
 from erasure.concept import Concept
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Play
 from erasure.methods.salun import SalUn
+from erasure.training import recording as recorder
+from erasure.training import saliency
 
 CAT = [Concept(name="cat", kind="object", prompts=("{}",), anchor="dog")]
 SMALL = {"walks": 3, "walk_steps": 2, "retain": ("the sea",), "retain_walks": 2, "batch": 2, "retain_batch": 2}

@@ -7,11 +7,11 @@ import torch
 
 from erasure.errors import NotFinite, UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.recorder import remembered
-from eval import samples
-from eval.cases import cases
-from eval.samples import at_once, attempts, draw, drawn, save_png
-from eval.siege import chunk_of, prepare_once
+from erasure.training.recording import remembered
+from eval import generation as samples
+from eval.attack_runs.runner import chunk_of, prepare_once
+from eval.generation import at_once, attempts, draw, drawn, save_png
+from eval.suites.cases import cases
 from tests.test_audit import big, tiny_suite  # noqa: F401  # a fixture
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from erasure.concept import Concept
-from erasure.discover import load
-from erasure.edit import Edit
-from erasure.erase import applied, configure, erase
+from erasure.concept_check import check_cost
+from erasure.config.registry import load
+from erasure.edits import Edit
+from erasure.erasing import applied, configure, erase
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.known import check_cost
 from erasure.methods.base import Method
 from tests.sd_sized import clip_tokenizer, pipeline
 from tests.test_methods import METHODS, TRAINED, ready

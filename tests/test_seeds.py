@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from app.cli import main
-from app.plan import Spec, load_plan
-from erasure.bank import Recording
+from app.jobs.plan import Spec, load_plan
 from erasure.concept import Concept
-from erasure.erase import erase
+from erasure.config.seeds import LARGEST, checked, read_seed, stream
+from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.esd import ESD
 from erasure.methods.fia import FIA
-from erasure.seeds import LARGEST, checked, read_seed, stream
+from erasure.training.teacher_cache import Recording
 
 CAT = [Concept(name="cat", kind="object")]
 

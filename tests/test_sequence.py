@@ -8,18 +8,18 @@ import pytest
 import yaml
 
 from app.cli import main
-from app.sequence import default_folder, table
+from app.commands.audit_sequence import default_folder, table
 from erasure.concept import Concept
-from erasure.edit import Edit
-from erasure.erase import erase
+from erasure.edits import Edit
+from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.loading import load_model
+from erasure.loading.loader import load_model
 from erasure.methods.uce import UCE
 from eval.report import sequence_page
 from eval.sequence import Step, Target, changed, erased_after, incomplete, kept_after, sequence, targets_of
-from eval.statistics import clopper_pearson
-from eval.suites import PROMPTS, Axis, Suite, load_suite
+from eval.stats.intervals import clopper_pearson
+from eval.suites.suite import PROMPTS, Axis, Suite, load_suite
 from tests import tiny
 from tests.test_report import HOSTILE, Page, harmless
 

@@ -5,15 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from erasure.adapters import adapters, put, using
 from erasure.concept import Concept
-from erasure.edit import Edit
-from erasure.erase import applied, erase
+from erasure.edits import Edit
+from erasure.erasing import applied, erase
 from erasure.errors import UserError
 from erasure.export import to_folder
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.sfd import SFD
-from erasure.one_step import OneStepPipeline, sid
+from erasure.training.adapters import adapters, put, using
+from erasure.training.one_step import OneStepPipeline, sid
 from tests import tiny
 from tests.test_methods import SMALL
 

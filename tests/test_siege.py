@@ -14,25 +14,25 @@ from torch import Tensor
 
 from app.commands.audit import reported
 from erasure.concept import Concept
-from erasure.edit import Edit
-from erasure.erase import applied
+from erasure.edits import Edit
+from erasure.erasing import applied
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.run import read_json
-from eval import oracle
-from eval import siege as besieging
-from eval.attack_rates import attack_rates, attempts, under_attack
+from erasure.storage.run import read_json
+from eval.attack_runs import runner as besieging
+from eval.attack_runs.runner import Siege, besiege
+from eval.attack_runs.token_ids import ByTokenIds, only
 from eval.attacks.base import Ask, Stand, Tokens
 from eval.attacks.relearning import Relearning
 from eval.audit import Audit, How, audit, work
-from eval.gates import Gate
 from eval.judges.base import Judge
-from eval.listed import Listed
-from eval.readers import Prompt
 from eval.report.record import SCHEMA
-from eval.siege import Siege, besiege
-from eval.suites import Attacks
-from eval.token_ids import ByTokenIds, only
+from eval.retrained import divergences as oracle
+from eval.scoring.attack_rates import attack_rates, attempts, under_attack
+from eval.scoring.gates import Gate
+from eval.suites.list_reader import Prompt
+from eval.suites.prompt_list import Listed
+from eval.suites.suite import Attacks
 from tests.test_audit import big, erased, tiny_suite  # noqa: F401  # a fixture
 
 MOUNTED = {

@@ -12,14 +12,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from app.cli import main
-from erasure.configs import shipped
 from erasure.errors import Assumed, UserError
 from erasure.export.checkpoint import original, to_checkpoint
 from erasure.families.base import canonical
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.loading import load_model
-from erasure.original_layout import places
-from erasure.single_file import CONFIGS, V_BIAS, Header, compare, recognized
+from erasure.loading.configs import shipped
+from erasure.loading.loader import load_model
+from erasure.loading.original_layout import places
+from erasure.loading.single_file import CONFIGS, V_BIAS, Header, compare, recognized
 from tests import sd_sized, tiny
 from tests.test_checkpoint import modules, moved
 
@@ -27,7 +27,7 @@ ALONE = """
 import socket, sys
 def refuse(*_, **__): raise AssertionError("a connection was opened or a name was looked up")
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
-from erasure.loading import load_model
+from erasure.loading.loader import load_model
 print(load_model(sys.argv[1], device="cpu", precision="fp32").fingerprint())
 """
 

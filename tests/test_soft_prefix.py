@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from erasure import recorder
-from erasure.bank import Recording
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
+from erasure.training import recording as recorder
+from erasure.training.teacher_cache import Recording
 from eval.attacks.soft_prefix import SoftPrefix
 
 

@@ -17,13 +17,13 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
-from erasure.edit import Edit
-from erasure.erase import applied, erase
+from erasure.edits import Edit
+from erasure.edits.external.reading import foreign
+from erasure.erasing import applied, erase
 from erasure.errors import UserError
 from erasure.families.base import canonical
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.foreign import foreign
-from erasure.loading import load_model
+from erasure.loading.loader import load_model
 from tests import sd_sized, tiny
 from tests.test_external_lora import CAT
 from tests.test_methods import small
@@ -264,8 +264,8 @@ from tests import tiny
 from tests.test_external_lora import CAT
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.foreign import foreign
-from erasure.loading import load_model
+from erasure.edits.external.reading import foreign
+from erasure.loading.loader import load_model
 model = StableDiffusion(tiny.pipeline(), "tiny", "fp32")
 for name in sys.argv[1:]:
     what, source = name.split(":")

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from erasure.concept import Concept
-from erasure.edit import Edit
-from erasure.erase import applied, erase
+from erasure.edits import Edit
+from erasure.edits.overlap import overlap
+from erasure.erasing import applied, erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.esd import ESD
 from erasure.methods.fia import FIA
 from erasure.methods.uce import UCE
-from erasure.overlap import overlap
 from tests import tiny
 
 CAT, DOG = ([Concept(name=name, kind="object", prompts=("{}", "a {} at night | night"))] for name in ("cat", "dog"))

@@ -6,9 +6,9 @@ from math import comb
 import pytest
 
 from erasure.errors import UserError
-from eval.clusters import cluster_bootstrap, clustered_rate, effective_size
-from eval.rates import rate_interval
-from eval.statistics import (
+from eval.scoring.rates import rate_interval
+from eval.stats.clusters import cluster_bootstrap, clustered_rate, effective_size
+from eval.stats.intervals import (
     Interval,
     Measured,
     clopper_pearson,

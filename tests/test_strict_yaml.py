@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from erasure.config.strict_yaml import read_yaml
 from erasure.errors import UserError
-from erasure.strict_yaml import read_yaml
-from eval.suites import PROMPTS, load_suite
+from eval.suites.suite import PROMPTS, load_suite
 
 
 def written(tmp_path: Path, text: str) -> Path:

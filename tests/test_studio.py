@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from app import jobs
 from app.commands.studio import Options, checked
+from app.jobs import queue as jobs
 from app.web import downloads, pictures
 from app.web.studio import QUEUED, Studio
 from erasure.concept import Concept
-from erasure.edit import Edit
-from erasure.erase import erase
+from erasure.edits import Edit
+from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.export import to_lora
 from erasure.families.stable_diffusion import StableDiffusion

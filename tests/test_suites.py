@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from erasure.errors import UserError
-from eval.cases import cases
-from eval.suites import PROMPTS, Axis, Suite, load_suite
+from eval.suites.cases import cases
+from eval.suites.suite import PROMPTS, Axis, Suite, load_suite
 
 SD: dict[str, Any] = yaml.safe_load((PROMPTS / "sd.yaml").read_text(encoding="utf-8"))
 AXES: tuple[Axis, Axis] = ("style", "object")

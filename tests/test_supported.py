@@ -18,14 +18,14 @@ from diffusers import (
 from safetensors.torch import save_file
 
 from app.cli import main
-from erasure.edit import Edit
-from erasure.erase import erase
+from erasure.edits import Edit
+from erasure.edits.external.reading import foreign
+from erasure.erasing import erase
 from erasure.errors import NotFinite, UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.foreign import foreign
-from erasure.loading import load_model
+from erasure.loading.loader import load_model
+from erasure.loading.supported import SCHEDULERS
 from erasure.methods.negative_prompt import NegativePrompt
-from erasure.supported import SCHEDULERS
 from tests import tiny
 from tests.test_external_lora import CAT
 from tests.test_methods import small

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import erasure
 from app.web.studio import Studio
 from erasure.concept import Concept
-from erasure.edit import Edit, EditInfo, applied, parameters
+from erasure.edits import Edit, EditInfo, applied, parameters
 from erasure.edits.stacking import stack_of
 from erasure.errors import UserError
 from erasure.families.base import sampling_of

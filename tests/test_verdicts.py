@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from erasure.concept import Concept, parse
-from erasure.edit import Edit
-from erasure.erase import configure, erase
-from erasure.foreign import foreign
-from erasure.loading import load_model
+from erasure.edits import Edit
+from erasure.edits.external.reading import foreign
+from erasure.erasing import configure, erase
+from erasure.loading.loader import load_model
 from erasure.methods.esd import ESD
 from eval.audit import Audit, How, audit
 from eval.report.record import record
-from eval.suites import load_suite
+from eval.suites.suite import load_suite
 
 pytestmark = pytest.mark.slow
 REFERENCES = Path(__file__).parent.parent / "eval" / "references"

@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from app.outcome import worst
+from app.commands.audit_sequence import main as sequence
+from app.jobs.child_processes import together
+from app.jobs.outcome import worst
 from app.parsing import existing, parse
-from app.sequence import main as sequence
-from app.workers import together
-from erasure.choices import Attention, Precision
 from erasure.concept import Kind
 from erasure.concept import parse as parse_concepts
+from erasure.config.choices import Attention, Precision
 from erasure.errors import UserError
-from erasure.locks import held
-from erasure.run import read_json, usable
-from eval.gates import Gate, exit_code
-from eval.printed import percent, percent_span
+from erasure.storage.locks import held
+from erasure.storage.run import read_json, usable
+from eval.report.numbers import percent, percent_span
+from eval.scoring.gates import Gate, exit_code
 
 if TYPE_CHECKING:
-    from erasure.edit import Edit
+    from erasure.edits import Edit
     from erasure.families.base import DiffusionModel
     from eval.audit import Audit
-    from eval.suites import Suite
+    from eval.suites.suite import Suite
 
 
 MOST_WORKERS = 4 * (os.cpu_count() or 1)
@@ -125,16 +125,16 @@ def run(options: Options, argv: Sequence[str]) -> int:
         usable(options.out)
     if not options.concept and not asked(options.suite)[1]:  # or else it may be an erasure on the hub
         existing(options.edits)
-    from eval.listed import lists, read_list
-    from eval.suites import load_suite
+    from eval.suites.prompt_list import lists, read_list
+    from eval.suites.suite import load_suite
 
     name, concept = asked(options.suite)
     suite = load_suite(name, options.prompts)
     replay, replayed = read_list(options.replay) if options.replay else ((), None)
-    from erasure.edit import check_strength  # torch begins here
-    from erasure.run import Run
+    from erasure.edits import check_strength  # torch begins here
+    from erasure.storage.run import Run
     from eval.audit import WRITES, Audit, How, audit, job_record, work
-    from eval.oracle import oracles
+    from eval.retrained.divergences import oracles
 
     check_strength(options.strength)
     model, edits = loaded(options, claimed(suite, concept) if concept else None)
@@ -216,9 +216,9 @@ def loaded(options: Options, about: tuple[Kind, str] | None = None) -> tuple["Di
         UserError: a foreign erasure without what is needed to audit it, --concept for edits that tell it themselves.
     """
     from app.commands.erase import warned
-    from erasure.edit import Edit, distinct
-    from erasure.foreign import foreign, is_edit
-    from erasure.loading import load_model
+    from erasure.edits import Edit, distinct
+    from erasure.edits.external.reading import foreign, is_edit
+    from erasure.loading.loader import load_model
 
     def base(source: str) -> "DiffusionModel":
         return load_model(source, device=options.device, precision=options.dtype, attention=options.attention)
@@ -260,8 +260,8 @@ def reported(out: Path, gates: Sequence[Gate], result: dict[str, Any], blur: boo
 
 
 def report(options: ReportOptions) -> int:
-    from eval.finished import finished, gates_of, recounted
-    from eval.suites import load_suite
+    from eval.scoring.recount import finished, gates_of, recounted
+    from eval.suites.suite import load_suite
 
     result = finished(options.audit)
     with held(options.audit, "erasure audit report"):
@@ -272,8 +272,8 @@ def report(options: ReportOptions) -> int:
 
 
 def answers(options: AnswersOptions) -> int:
-    from eval.answers import count_answers
-    from eval.suites import load_suite
+    from eval.external_images import count_answers
+    from eval.suites.suite import load_suite
 
     suite = load_suite(options.suite)
     with held(options.out, "erasure audit answers"):
@@ -303,7 +303,7 @@ def folder(options: Options, suite: str, axis: str, only: str = "") -> Path:
 
 def called(source: str) -> str:
     """What a list is called in the name of a folder."""
-    from eval.listed import split
+    from eval.suites.prompt_list import split
 
     file, column = split(source)
     return "-".join(part for part in (Path(file).stem, re.sub(r"[^\w.-]+", "-", column)) if part)

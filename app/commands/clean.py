@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import tyro
 
 from app.parsing import parse
-from erasure.choices import Removable
+from erasure.config.choices import Removable
 from erasure.errors import UserError
-from erasure.locks import Busy
+from erasure.storage.locks import Busy
 
 if TYPE_CHECKING:
     from app.cleaning import Item

@@ -4,11 +4,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.asking import settled
 from app.commands.audit import headline
+from app.confirmation import settled
 from app.parsing import parse
 from erasure.concept import parse as parse_concepts
-from erasure.run import usable
+from erasure.storage.run import usable
 
 USAGE_ERROR = 1
 
@@ -27,14 +27,14 @@ def main(argv: list[str]) -> int:
     options = parse(Options, argv, "demo")
     usable(options.out)
     parse_concepts(options.concept, kind="style")  # complains about an empty name before torch is imported
-    from erasure.doubts import doubts
-    from erasure.erase import configure, erase
-    from erasure.loading import load_model
+    from erasure.concept_hints import doubts
+    from erasure.erasing import configure, erase
+    from erasure.loading.loader import load_model
     from erasure.methods.esd import ESD
-    from erasure.run import read_json
+    from erasure.storage.run import read_json
     from eval.audit import Audit, audit
     from eval.report.html import write
-    from eval.suites import load_suite
+    from eval.suites.suite import load_suite
 
     model, suite = load_model("pocket"), load_suite("pocket")
     asked = parse_concepts(options.concept, kind="style")

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 
 from app.parsing import parse
-from erasure.run import cache_folder
+from erasure.storage.run import cache_folder
 
 CORE = (
     "torch",
@@ -72,7 +72,7 @@ def device() -> str:
 
 def judges() -> int:
     """Load every judge. One that cannot be loaded is named, with the reason; an optional one without weights is no fault."""
-    from erasure.discover import load, names
+    from erasure.config.registry import load, names
     from erasure.errors import UserError
     from eval.judges.base import Judge, MissingWeights
 

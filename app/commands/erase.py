@@ -9,16 +9,16 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from app.asking import settled
+from app.confirmation import settled
 from app.parsing import combined, existing, given, parse, short, valued
-from erasure.choices import Attention, Precision, family_of_width
 from erasure.concept import Kind
 from erasure.concept import parse as parse_concepts
-from erasure.discover import load
+from erasure.config.choices import Attention, Precision, family_of_width
+from erasure.config.outline import METHOD, outline
+from erasure.config.registry import load
+from erasure.config.seeds import checked
 from erasure.errors import VALUE, UserError, cut, in_one_line
-from erasure.outline import METHOD, outline
-from erasure.run import check_tracker, usable
-from erasure.seeds import checked
+from erasure.storage.run import check_tracker, usable
 
 EARLY = ("method", "kind", "model")  # decide what the other flags are, in the order of the fields
 USAGE_ERROR = 1
@@ -52,13 +52,13 @@ def main(argv: list[str]) -> int:
     described, options = parsed(argv)
     own = {name: getattr(options, name) for name in given(argv, [f.name for f in fields(described)])}
     concepts = parse_concepts(options.concept, kind=options.kind, prompts=options.prompts, anchor=options.anchor)
-    from erasure.doubts import doubts
-    from erasure.edit import Edit, distinct
-    from erasure.erase import configure, erase, forecast, job_record
-    from erasure.loading import load_model
-    from erasure.locks import check
+    from erasure.concept_hints import doubts
+    from erasure.edits import Edit, distinct
+    from erasure.erasing import configure, erase, forecast, job_record
+    from erasure.loading.loader import load_model
     from erasure.methods.base import Method
-    from erasure.run import Run, default_folder
+    from erasure.storage.locks import check
+    from erasure.storage.run import Run, default_folder
 
     cls = load("erasure.methods", options.method, Method)
     after = distinct([Edit.load(path) for path in options.on])
@@ -137,8 +137,8 @@ def preview(model: Any, concepts: list[Any], method: Any, seed: int) -> int:
 @contextmanager
 def warned() -> Iterator[None]:
     """The library's doubts about the input, as lines of their own."""
-    from erasure.external.lora import DroppedGate
-    from erasure.known import DoubtfulConcept
+    from erasure.concept_check import DoubtfulConcept
+    from erasure.edits.external.lora import DroppedGate
 
     def line(message: Warning | str, *_: Any, **__: Any) -> None:
         print(f"erasure: warning: {in_one_line(str(message))}", file=sys.stderr)

@@ -9,13 +9,13 @@ import tyro
 
 from app.cli import INCOMPLETE
 from app.parsing import existing, parse
-from erasure.choices import Layout
+from erasure.config.choices import Layout
 from erasure.errors import UserError
-from erasure.locks import LOCK
-from erasure.run import usable
+from erasure.storage.locks import LOCK
+from erasure.storage.run import usable
 
 if TYPE_CHECKING:
-    from erasure.edit import Edit
+    from erasure.edits import Edit
 
 FORMS_HELP = (
     "lora: for ComfyUI, A1111, kohya, stable-diffusion.cpp and diffusers; checkpoint: the whole erased model as one file for the same; "
@@ -48,10 +48,10 @@ def main(argv: list[str]) -> int:
     existing([options.edit])
     check(options)
     from erasure import export
-    from erasure.edit import Edit
+    from erasure.edits import Edit
     from erasure.export import hub
-    from erasure.loading import load_model
-    from erasure.locks import held
+    from erasure.loading.loader import load_model
+    from erasure.storage.locks import held
 
     if options.push_to_hub:
         hub.checked(options.push_to_hub)

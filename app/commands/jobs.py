@@ -9,12 +9,12 @@ from typing import Annotated
 
 import tyro
 
-from app.outcome import counts, outcomes, worst
+from app.jobs.outcome import counts, outcomes, worst
+from app.jobs.plan import Plan, Spec, load_plan
 from app.parsing import parse
-from app.plan import Plan, Spec, load_plan
 from erasure.errors import UserError, unknown
-from erasure.run import usable
-from eval.gates import INCOMPLETE
+from erasure.storage.run import usable
+from eval.scoring.gates import INCOMPLETE
 
 ACTIONS = {
     "run": "run what a plan asks for; what is complete is skipped",
@@ -87,8 +87,8 @@ def main(argv: list[str]) -> int:
 
 def run_one(options: OneOptions) -> int:
     spec = Spec.load(options.spec)  # complains before torch is imported
-    from app.work import work
-    from app.workers import die_with
+    from app.jobs.child_processes import die_with
+    from app.jobs.execution import work
 
     if options.parent:
         die_with(options.parent)
@@ -98,14 +98,14 @@ def run_one(options: OneOptions) -> int:
 
 
 def run(options: RunOptions) -> int:
-    from app import jobs
-    from app.table import Table, forecast_table
-    from erasure.files import tell
-    from erasure.locks import check
+    from app.jobs import queue as jobs
+    from app.jobs.table import Table, forecast_table
+    from erasure.storage.files import tell
+    from erasure.storage.locks import check
 
     plan = load_plan(options.plan)
     if options.dry_run:
-        from app.forecast import forecasts
+        from app.jobs.forecast import forecasts
 
         print(forecast_table(plan, forecasts(plan)))
         return OK
@@ -155,8 +155,8 @@ def checked(spec: Spec) -> None:
     Raises:
         UserError: no such suite, or one without the concepts or without a list.
     """
-    from eval.cases import listed
-    from eval.suites import load_suite
+    from eval.suites.cases import listed
+    from eval.suites.suite import load_suite
 
     if not spec.suite:
         return
@@ -171,7 +171,7 @@ def checked(spec: Spec) -> None:
 
 def summary(plan: Plan) -> int:
     """How many jobs are done and what their audits say, one line for each that is not done or does not pass, and the exit code."""
-    from app.jobs import progress
+    from app.jobs.queue import progress
 
     found = [(spec, progress(plan.folder(spec))) for spec in plan.jobs]
     done = sum(p.state == "done" for _, p in found)
@@ -190,8 +190,8 @@ def summary(plan: Plan) -> int:
 
 
 def status(options: StatusOptions) -> int:
-    from app.jobs import found, progress
-    from app.table import status_table
+    from app.jobs.queue import found, progress
+    from app.jobs.table import status_table
 
     if options.where.suffix in (".yaml", ".yml"):
         plan = load_plan(options.where)
@@ -210,7 +210,7 @@ def status(options: StatusOptions) -> int:
 
 
 def board(options: BoardOptions) -> int:
-    from app.board import collected, write
+    from app.jobs.leaderboard import collected, write
 
     if not options.where.is_dir():
         raise UserError(f"{options.where} is not a folder; name the one your runs are in.")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from app.parsing import parse
 from erasure.concept import Kind
-from erasure.discover import load, names, summary
+from erasure.config.registry import load, names, summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,8 @@ class Options:
 def main(argv: list[str]) -> int:
     options = parse(Options, argv, "methods")
     from erasure.concept import Concept
-    from erasure.erase import configure, forecast
-    from erasure.loading import load_model
+    from erasure.erasing import configure, forecast
+    from erasure.loading.loader import load_model
     from erasure.methods.base import Method
 
     model = load_model(options.model, device=options.device)

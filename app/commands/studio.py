@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from app.parsing import parse
 from app.web.address import LOCAL, listen
 from erasure.errors import UserError
-from erasure.run import usable
+from erasure.storage.run import usable
 
 if TYPE_CHECKING:
     from socket import socket
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     place = listen(options.host, options.port)  # complains before a model is loaded
     from app.web.safety import load_checker
     from app.web.studio import Studio
-    from erasure.loading import load_model
+    from erasure.loading.loader import load_model
 
     checker = load_checker(options.safety_checker) if options.safety_checker else None
     local = options.host in LOCAL
@@ -49,7 +49,7 @@ def serve(studio: "Studio", place: "socket", login: tuple[str, str] | None) -> N
     import torch
 
     from app.web import page
-    from app.web.worker import Worker
+    from app.web.queue_worker import Worker
 
     if studio.is_pocket:
         torch.set_num_threads(1)  # a picture of 64x64 is too little work to share; two threads made the page wait longer

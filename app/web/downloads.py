@@ -10,11 +10,11 @@ import gradio as gr
 
 from app.web.studio import Studio
 from erasure import export
-from erasure.edit import Edit
+from erasure.edits import Edit
 from erasure.errors import UserError, unknown
 from erasure.export.lora import read_report
-from erasure.files import replacing
-from erasure.locks import held
+from erasure.storage.files import replacing
+from erasure.storage.locks import held
 
 
 def prepare(studio: Studio) -> Callable[[str | None, str], Any]:

@@ -13,24 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app import jobs
-from app.plan import Spec
+from app.jobs import queue as jobs
+from app.jobs.plan import Spec
 from app.web.safety import Checker
 from erasure.concept import Concept, Kind
-from erasure.discover import load
-from erasure.doubts import doubts
-from erasure.edit import Edit, distinct, revert_all
+from erasure.concept_hints import doubts
+from erasure.config.registry import load
+from erasure.config.seeds import checked
+from erasure.edits import Edit, distinct, revert_all
 from erasure.edits.record import read_info
-from erasure.erase import applied, configure, erase
+from erasure.erasing import applied, configure, erase
 from erasure.errors import UserError, unknown
 from erasure.families.base import DiffusionModel
 from erasure.methods.base import Method
 from erasure.methods.uce import UCE
 from erasure.pocket.captions import OBJECT_WORDS, STYLE_WORDS, vocabulary
-from erasure.seeds import checked
 from eval.audit import Audit
 from eval.judges.base import Judge
-from eval.suites import load_suite
+from eval.suites.suite import load_suite
 
 PROMPT_LIMIT, PICTURES, STEPS, QUEUED = 500, 8, 100, 32
 FIRST = "a watercolor picture of a house"

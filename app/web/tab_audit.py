@@ -6,12 +6,12 @@ from typing import Any
 
 import gradio as gr
 
-from app import jobs
+from app.jobs import queue as jobs
 from app.web.studio import Studio
 from app.web.tab_erase import job_view
 from erasure.errors import UserError
-from eval.gates import TIERS
-from eval.suites import suite_names
+from eval.scoring.gates import TIERS
+from eval.suites.suite import suite_names
 
 
 def tab(studio: Studio) -> gr.Dropdown:

@@ -6,8 +6,8 @@ from typing import Any
 
 import gradio as gr
 
-from app import board
-from app.board import Entry, said
+from app.jobs import leaderboard as board
+from app.jobs.leaderboard import Entry, said
 from app.web import pictures
 from app.web.studio import Studio
 

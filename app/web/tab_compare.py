@@ -10,10 +10,10 @@ import gradio as gr
 
 from app.web import pictures
 from app.web.studio import FIRST, PICTURES, PROMPT_LIMIT, STEPS, Comparison, Studio
+from erasure.config.seeds import read_seed
 from erasure.errors import UserError
-from erasure.seeds import read_seed
-from eval.cases import cases
-from eval.suites import load_suite, suite_names
+from eval.suites.cases import cases
+from eval.suites.suite import load_suite, suite_names
 
 
 def tab(studio: Studio) -> gr.Dropdown:

@@ -9,20 +9,20 @@ from typing import Any, Literal, get_args
 
 import gradio as gr
 
-from app import jobs
-from app.jobs import Progress
-from app.plan import Spec
-from app.table import clock
+from app.jobs import queue as jobs
+from app.jobs.plan import Spec
+from app.jobs.queue import Progress
+from app.jobs.table import clock
 from app.web import downloads, pictures
 from app.web.studio import PROMPT_LIMIT, Studio
 from erasure import export
 from erasure.concept import Concept, Kind
-from erasure.discover import field_help, load, names, summary
-from erasure.erase import configure
+from erasure.config.registry import field_help, load, names, summary
+from erasure.config.seeds import read_seed
+from erasure.erasing import configure
 from erasure.errors import UserError
 from erasure.methods.base import Method
-from erasure.seeds import read_seed
-from eval.suites import suite_names
+from eval.suites.suite import suite_names
 
 FOLDERS = ("images", "retain_images", "generator")  # fields that name paths of this machine
 

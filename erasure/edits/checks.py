@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from erasure import forms
+from erasure.edits import deltas as forms
 from erasure.edits.rounding import disagreeing, holds, rounded_to
 from erasure.edits.stacking import Stack, stack_of, stacked
 from erasure.errors import UserError

@@ -14,14 +14,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from erasure import forms
+from erasure.edits import deltas as forms
 from erasure.edits.checks import check_base, check_fits, check_held, check_strength
 from erasure.edits.record import EditInfo, read_info, record_of
 from erasure.edits.stacking import sampling_under, stack_of
 from erasure.edits.transaction import restack
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
-from erasure.run import canonical_json, write_bytes, write_json
+from erasure.storage.run import canonical_json, write_bytes, write_json
 
 TENSORS, RECORD = "edit.safetensors", "edit.json"
 CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]+")
@@ -29,7 +29,7 @@ CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]+")
 
 @dataclass(frozen=True)
 class Edit:
-    """What an edit puts in place, by "unet.<name>" or "text_encoder.<name>", in the forms of erasure.forms, and its origin."""
+    """What an edit puts in place, by "unet.<name>" or "text_encoder.<name>", in the forms of erasure.edits.deltas, and its origin."""
 
     tensors: dict[str, Tensor]
     info: EditInfo

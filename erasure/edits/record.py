@@ -8,18 +8,18 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from erasure.choices import Seed
 from erasure.concept import TEXT_LIMIT, Concept, Kind
+from erasure.config.choices import Seed
+from erasure.config.strict_json import read_strict_json
+from erasure.config.validation import check
 from erasure.errors import UserError
-from erasure.shapes import check
-from erasure.strict_json import read_strict_json
 
 FORMAT = 3  # 2 had no digest of the tensors
 
 Text = Annotated[str, Field(max_length=TEXT_LIMIT)]
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]{1,80}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]  # of erasure.edit.Edit.digest
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]  # of erasure.edits.Edit.digest
 Count = Annotated[int, Field(ge=0)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -44,7 +44,7 @@ class BaseRecord(TypedDict):
 
 
 class KnownRecord(TypedDict):
-    """erasure.known.Known.record."""
+    """erasure.concept_check.Known.record."""
 
     name: Text
     concept: Number
@@ -83,7 +83,7 @@ class EditInfo:
     precision: str
     versions: dict[str, str]
     cost: dict[str, int]
-    known: list[dict[str, Any]]  # how much each concept moves the frozen model's predictions, beside nonsense words (erasure.known)
+    known: list[dict[str, Any]]  # how much each concept moves the frozen model's predictions, beside nonsense words (erasure.concept_check)
     notes: dict[str, Any]  # figures of the method about itself
     format: int = FORMAT
 

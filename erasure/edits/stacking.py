@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from erasure import forms
+from erasure.edits import deltas as forms
+from erasure.edits.guidance import guidance_of
 from erasure.families.base import Sampling
-from erasure.guidance import guidance_of
 
 if TYPE_CHECKING:
     from erasure.edits.edit import Edit

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from erasure.edits.checks import networks, parameters
+from erasure.edits.guidance import attach
 from erasure.edits.rounding import witnesses
 from erasure.edits.stacking import Placed, Stack, sampling_under, stack_of, stacked
 from erasure.errors import UserError
 from erasure.families.base import Sampling, sampling_of, unwrapped
-from erasure.guidance import attach
 
 
 @torch.no_grad()

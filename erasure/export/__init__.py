@@ -3,8 +3,8 @@
 import stat
 from pathlib import Path
 
-from erasure.choices import Layout
-from erasure.edit import Edit
+from erasure.config.choices import Layout
+from erasure.edits import Edit
 from erasure.errors import unknown
 from erasure.export.checkpoint import to_checkpoint
 from erasure.export.folder import make_empty, to_edit, to_folder
@@ -12,7 +12,7 @@ from erasure.export.lora import LoraReport, to_lora
 from erasure.export.model_card import before_after, write_card
 from erasure.export.text_encoder import to_text_encoder
 from erasure.families.base import DiffusionModel
-from erasure.files import filling
+from erasure.storage.files import filling
 
 FORMS = ("edit", "lora", "text-encoder", "folder", "checkpoint")
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from erasure.configs import Configs, configs_of, shipped
-from erasure.edit import Edit, applied
+from erasure.edits import Edit, applied
 from erasure.errors import Assumed, UserError
 from erasure.export.folder import make_empty
 from erasure.export.portable import write_tensors
 from erasure.families.base import DiffusionModel, canonical
-from erasure.original_layout import places
-from erasure.single_file import CONFIGS, PREDICTION, V_SPREAD
+from erasure.loading.configs import Configs, configs_of, shipped
+from erasure.loading.original_layout import places
+from erasure.loading.single_file import CONFIGS, PREDICTION, V_SPREAD
 
 # the modelspec's names; an architecture of other sizes has none
 ARCHITECTURES = {
@@ -80,7 +80,7 @@ def described(model: DiffusionModel, edit: Edit, configs: Configs) -> dict[str, 
         "modelspec.title": f"{concepts}, erased with {edit.info.method}",
         "modelspec.resolution": f"{width}x{height}",
         PREDICTION: "v" if prediction == "v_prediction" else prediction,
-        "erasure.edit": edit.digest(),
+        "erasure.edits": edit.digest(),
     }
 
 
@@ -119,7 +119,7 @@ def generation_of(configs: Configs) -> str:
 
 
 def _comfy_takes_v(model: DiffusionModel) -> bool:
-    """By the sign of which erasure.single_file says more."""
+    """By the sign of which erasure.loading.single_file says more."""
     bias = model.pipe.unet.up_blocks[-1].attentions[-1].transformer_blocks[0].norm1.bias
     return bool(bias.float().std(correction=0) > V_SPREAD)
 

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from erasure.edit import Edit, applied
+from erasure.edits import Edit, applied
 from erasure.errors import UserError
 from erasure.export.portable import add_vocabulary, rename_text_encoder, share
 from erasure.families.base import DiffusionModel
-from erasure.files import is_empty
-from erasure.one_step import OneStepPipeline
+from erasure.storage.files import is_empty
+from erasure.training.one_step import OneStepPipeline
 
 
 def to_folder(model: DiffusionModel, edit: Edit, out: Path, other_base: bool = False) -> None:

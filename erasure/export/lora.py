@@ -7,14 +7,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from erasure import forms
-from erasure.choices import Layout
-from erasure.edit import Edit, applied
+from erasure.config.choices import Layout
+from erasure.edits import Edit, applied
+from erasure.edits import deltas as forms
 from erasure.errors import UserError
 from erasure.export.folder import make_empty
 from erasure.export.lora_file import FILE, Factors, metadata, named, serialized, skipped
 from erasure.families.base import DiffusionModel, canonical
-from erasure.run import write_bytes
+from erasure.storage.run import write_bytes
 
 RANK = 16  # of edits that are not low-rank factors already
 BOUND = 0.2  # largest relative error that is not a failure: 96 % of the squared norm is there; docs/exports.md has what it does on pocket

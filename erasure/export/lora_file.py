@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from erasure.choices import Layout
-from erasure.edit import Edit
+from erasure.config.choices import Layout
+from erasure.edits import Edit
 from erasure.families.base import DiffusionModel
 
 FILE = "pytorch_lora_weights.safetensors"  # what load_lora_weights looks for in a folder

@@ -11,13 +11,13 @@ from huggingface_hub import ModelCard, ModelCardData
 from PIL import Image
 from torch import Tensor
 
-from erasure.addresses import is_hub_id
 from erasure.concept import Concept
-from erasure.edit import Edit, applied
+from erasure.edits import Edit, applied
 from erasure.export.lora import LoraReport
 from erasure.export.lora_file import FILE, short_name
 from erasure.families.base import DiffusionModel
-from erasure.run import write_bytes
+from erasure.loading.addresses import is_hub_id
+from erasure.storage.run import write_bytes
 
 MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~:@$-])")
 FEW = 5  # items and characters (times 40) that a reader takes in at once; more is folded
@@ -98,7 +98,7 @@ def usage(edit: Edit, form: str, layout: str) -> list[tuple[str, str]]:
             convert,
         ],
         "checkpoint": [
-            ("Erasure Studio", "`--model FILE` in every command, or `erasure.loading.load_model(FILE)`; no network is needed"),
+            ("Erasure Studio", "`--model FILE` in every command, or `erasure.loading.loader.load_model(FILE)`; no network is needed"),
             ("ComfyUI", "copy FILE to `models/checkpoints/`; Stable Diffusion at its released sizes only"),
             ("A1111 and Forge", "copy FILE to `models/Stable-diffusion/`; the same sizes"),
             ("stable-diffusion.cpp", "`-m FILE`; the same sizes"),

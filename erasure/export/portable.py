@@ -13,9 +13,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from erasure.clip_tokenizer import merges_of
 from erasure.families.base import canonical
-from erasure.run import read_json, write_json
+from erasure.loading.clip_tokenizer import merges_of
+from erasure.storage.run import read_json, write_json
 
 TEXT_MODEL = "text_model."
 

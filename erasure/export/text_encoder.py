@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from erasure.edit import Edit, applied
+from erasure.edits import Edit, applied
 from erasure.errors import UserError
 from erasure.export.folder import make_empty
 from erasure.export.portable import rename_text_encoder, share

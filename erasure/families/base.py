@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from erasure.choices import Attention, Precision, Region
+from erasure.config.choices import Attention, Precision, Region
 from erasure.errors import NotFinite, UserError, unknown
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -268,7 +268,7 @@ class DiffusionModel(ABC):
 
 
 def sampling_of(pipe: Any) -> Sampling:
-    """How the edits applied to a pipeline changed its sampling (erasure.edit sets it)."""
+    """How the edits applied to a pipeline changed its sampling (erasure.edits sets it)."""
     return getattr(pipe, "erasure_sampling", None) or Sampling()
 
 

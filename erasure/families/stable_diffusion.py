@@ -8,10 +8,10 @@ from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 
-from erasure.choices import family_of_width
+from erasure.config.choices import family_of_width
 from erasure.errors import UserError, unknown
 from erasure.families.base import Attention, DiffusionModel, Guidance, Precision, Step
-from erasure.supported import check_pipe
+from erasure.loading.supported import check_pipe
 
 
 class StableDiffusion(DiffusionModel):

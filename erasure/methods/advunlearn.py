@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from erasure import sentences
-from erasure.bank import Batch, Recording
-from erasure.choices import Count, MaybeSteps, ScheduleSteps, Steps
+from erasure import prompt_templates as sentences
 from erasure.concept import Concept, Kind
+from erasure.config.choices import Count, MaybeSteps, ScheduleSteps, Steps
 from erasure.families.base import Cost, Region
 from erasure.methods.base import Play, Trained, Update, spared
 from erasure.pocket import sentences as pocket
+from erasure.training.teacher_cache import Batch, Recording
 
 _POCKET = {
     "steps": 140,

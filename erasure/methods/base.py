@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from erasure.bank import Bank, Batch, Latents, Recording, Role, recording_cost
-from erasure.choices import Count, Steps
 from erasure.concept import Concept, Kind
+from erasure.config.choices import Count, Steps
 from erasure.errors import UserError
 from erasure.families.base import Cost, DiffusionModel, Region
+from erasure.training.teacher_cache import Bank, Batch, Latents, Recording, Role, recording_cost
 
 Product = Literal["weights", "guidance", "one-step"]
 
@@ -40,7 +40,7 @@ class Method(ABC):
 
 @dataclass
 class Change:
-    """What a method found: values by parameter name in one of the forms of erasure.edit, and figures about itself for the report."""
+    """What a method found: values by parameter name in one of the forms of erasure.edits, and figures about itself for the report."""
 
     tensors: dict[str, Tensor]
     notes: dict[str, Any] = field(default_factory=dict)

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from erasure.bank import Batch, Recording
-from erasure.choices import Count, ScheduleSteps, Steps
 from erasure.concept import Concept, Kind
+from erasure.config.choices import Count, ScheduleSteps, Steps
 from erasure.families.base import Region
 from erasure.methods.base import Play, Trained, Update
 from erasure.pocket import sentences as pocket
+from erasure.training.teacher_cache import Batch, Recording
 
 _POCKET = {"steps": 150, "batch": 8, "walks": 24, "walk_steps": 25}
 

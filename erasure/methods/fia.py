@@ -7,16 +7,17 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from erasure import neurons, sentences
-from erasure.choices import ScheduleSteps
+from erasure import prompt_templates as sentences
 from erasure.concept import Concept, Kind
+from erasure.config.choices import ScheduleSteps
+from erasure.edits.deltas import ZEROED, zeroed
 from erasure.errors import UserError
 from erasure.families.base import Cost, DiffusionModel, Region
-from erasure.forms import ZEROED, zeroed
 from erasure.methods.base import Change, Solved, spared
 from erasure.pocket import sentences as pocket
-from erasure.recorder import remembered
-from erasure.saliency import shares
+from erasure.training import neurons
+from erasure.training.recording import remembered
+from erasure.training.saliency import shares
 
 # so small a UNet does not keep a concept in its feed-forward weights alone; the shares are the largest of the few
 # tried that kept the rest within 20 points on the development concepts

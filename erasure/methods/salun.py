@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from erasure import saliency, sentences
-from erasure.bank import Latents, Recording
-from erasure.choices import Count, ScheduleSteps, Steps
+from erasure import prompt_templates as sentences
 from erasure.concept import Concept, Kind
+from erasure.config.choices import Count, ScheduleSteps, Steps
 from erasure.families.base import Cost, Region
 from erasure.methods.base import Play, Player, Trained, Update, spared, trainable
 from erasure.pocket import sentences as pocket
+from erasure.training import saliency
+from erasure.training.teacher_cache import Latents, Recording
 
 _POCKET = {
     "steps": 150,

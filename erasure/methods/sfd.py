@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 
 import torch
 
-from erasure import sentences
-from erasure.bank import Recording
-from erasure.choices import Count, MaybeSteps, ScheduleSteps, Steps
+from erasure import prompt_templates as sentences
 from erasure.concept import Concept, Kind
+from erasure.config.choices import Count, MaybeSteps, ScheduleSteps, Steps
 from erasure.methods.base import Play, Trained, Update, spared
-from erasure.one_step import FAKE, GENERATOR, Distillation, OneStep
 from erasure.pocket import sentences as pocket
+from erasure.training.one_step import FAKE, GENERATOR, Distillation, OneStep
+from erasure.training.teacher_cache import Recording
 
 _POCKET = {
     "steps": 250,
@@ -36,7 +36,7 @@ class SFD(OneStep):
     Half of every batch is to be kept: generator, fake score and teacher are asked for the same sentence. The other half asks generator and
     fake score for the concept and the teacher for the sentence without it. Where the public code keeps three networks in fp16, here one
     frozen network carries two adapter sets with fp32 masters. Before it forgets, the generator is distilled once from the same base
-    (erasure.one_step), which all erasures of that base share through the cache.
+    (erasure.training.one_step), which all erasures of that base share through the cache.
     """
 
     paper: ClassVar[str] = "arXiv:2409.11219"

@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 
 import torch.nn.functional as F
 
-from erasure import sentences
-from erasure.bank import Recording
-from erasure.choices import Count, Steps
+from erasure import prompt_templates as sentences
 from erasure.concept import Concept, Kind
+from erasure.config.choices import Count, Steps
 from erasure.families.base import Cost, Region
 from erasure.methods.base import Play, Trained, Update, spared
 from erasure.pocket import sentences as pocket
+from erasure.training.teacher_cache import Recording
 
 _POCKET = {"steps": 150, "batch": 8, "retain_batch": 16, "lr": 1e-4, "retain": pocket.RETAIN, "draws": 48, "retain_draws": 98}
 

@@ -6,11 +6,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from erasure import sentences
+from erasure import prompt_templates as sentences
 from erasure.concept import SLOT, TEMPLATES, Concept, Kind, fill
+from erasure.edits.deltas import DOWN, UP
 from erasure.errors import UserError
 from erasure.families.base import Cost, DiffusionModel
-from erasure.forms import DOWN, UP
 from erasure.methods.base import Change, Solved, spared
 from erasure.pocket import sentences as pocket
 

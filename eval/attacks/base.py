@@ -8,9 +8,9 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from erasure.bank import Bank
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
+from erasure.training.teacher_cache import Bank
 
 Known = dict[str, Tensor]  # what an attack found out beforehand, as it is kept on disk
 

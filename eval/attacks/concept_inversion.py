@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from erasure.diverged import advice
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel, sampling_of
+from erasure.training.diverged import advice
 from eval.attacks.base import Ask, Known, PromptAttack, Stand, Unsuited
 
 

@@ -16,11 +16,11 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraModel
 from torch import Tensor, nn
 
-from erasure.bank import Latents
-from erasure.diverged import advice
 from erasure.errors import UserError, unknown
 from erasure.families.base import DiffusionModel, sampling_of
 from erasure.methods.base import trainable
+from erasure.training.diverged import advice
+from erasure.training.teacher_cache import Latents
 from eval.attacks.base import Stand, Unsuited, WeightAttack
 
 Data = Literal["benign", "targeted"]
@@ -123,7 +123,7 @@ class Relearning(WeightAttack):
 def low_rank(network: nn.Module, rank: int) -> Iterator[list[nn.Parameter]]:
     """Factors beside the linear and convolution layers of a network (LoRA, arXiv:2106.09685), in fp32 and on; out again on exit.
 
-    Ups start at zero, so that at first nothing changes. The sets of erasure.adapters are for the UNet alone.
+    Ups start at zero, so that at first nothing changes. The sets of erasure.training.adapters are for the UNet alone.
     """
     layers = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     lora = LoraModel(network, LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), "relearned")

@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from erasure.bank import Bank
-from erasure.diverged import advice
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel, sampling_of
+from erasure.training.diverged import advice
+from erasure.training.teacher_cache import Bank
 from eval.attacks.base import Ask, Known, PromptAttack, Stand, Unsuited
 
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from erasure.diverged import advice
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel, sampling_of
+from erasure.training.diverged import advice
 from eval.attacks._words import typed, words
 from eval.attacks.base import Ask, Known, PromptAttack, Stand, Unsuited
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from erasure.errors import UserError
-from erasure.loading import first_line
+from erasure.loading.loader import first_line
 
 
 def sha256(path: Path) -> str:

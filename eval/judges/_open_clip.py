@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
 from erasure.errors import UserError, unknown
-from erasure.loading import POCKET, first_line
+from erasure.loading.loader import POCKET, first_line
 from eval.judges.base import MissingWeights
 
 LOCAL, HUB = "local-dir:", "hf-hub:"

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from erasure.errors import UserError
-from erasure.loading import POCKET
+from erasure.loading.loader import POCKET
 from erasure.pocket.canvas import SIZE
 from erasure.pocket.reader import LABELS, Reader
 

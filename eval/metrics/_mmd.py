@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
 from erasure.errors import UserError
-from eval.statistics import Interval, jackknife_variance, student
+from eval.stats.intervals import Interval, jackknife_variance, student
 
 Pairs = Literal["none", "included", "excluded"]
 Kernel = Callable[[Tensor, Tensor], Tensor]  # (n, d), (m, d) to (n, m)

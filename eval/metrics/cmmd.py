@@ -6,7 +6,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from eval.metrics._mmd import Pairs, discrepancy
-from eval.statistics import Interval
+from eval.stats.intervals import Interval
 
 SIGMA = 10.0  # section 4 of the paper
 SCALE = 1000.0

@@ -22,7 +22,7 @@ class FID(FrechetInceptionDistance):
     """|mu - mu'|^2 + tr(S + S' - 2 (S S')^(1/2)) over features, any extractor's, whose name belongs to the number.
 
     Sums and formula are in float64. The value from finite samples is too high by about a constant over n, so it means something only beside
-    the floor of one model at the same n (eval.distances).
+    the floor of one model at the same n (eval.metrics.distances).
 
     Args:
         width: length d of a feature.

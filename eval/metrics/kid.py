@@ -4,7 +4,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from eval.metrics._mmd import Pairs, discrepancy
-from eval.statistics import Interval
+from eval.stats.intervals import Interval
 
 
 class KID(Metric):

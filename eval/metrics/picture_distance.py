@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from eval.statistics import Interval
+from eval.stats.intervals import Interval
 
 
 class PictureDistance(Metric):

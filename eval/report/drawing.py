@@ -9,8 +9,8 @@ from typing import TypeVar
 
 from markupsafe import Markup
 
-from eval import printed
-from eval.statistics import Interval
+from eval.report import numbers as printed
+from eval.stats.intervals import Interval
 
 LEFT, TOP, BOTTOM, FOOT = 46.0, 26.0, 286.0, 52.0  # of the data's area, in SVG units; FOOT is for what stands below it
 COLUMN = 17.0  # width of an interval beside a line chart

@@ -9,20 +9,20 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from erasure.run import write_bytes, write_json
-from eval import printed
-from eval.advice import why_unmeasured
-from eval.attack_rates import REVIVED
-from eval.finer import place
-from eval.finished import rows_of
-from eval.gates import Gate, only_of, withheld
-from eval.listed import crossing
+from erasure.storage.run import write_bytes, write_json
 from eval.report import drawing
+from eval.report import numbers as printed
 from eval.report.junit import junit
 from eval.report.pictures import Album, before_and_after, by_neighbour, by_place, drill_down, examples, pairs_of, right
 from eval.report.record import WORDS, record
-from eval.statistics import Interval
-from eval.suites import suite_names
+from eval.scoring.advice import why_unmeasured
+from eval.scoring.attack_rates import REVIVED
+from eval.scoring.gates import Gate, only_of, withheld
+from eval.scoring.recount import rows_of
+from eval.stats.intervals import Interval
+from eval.suites.fine_grained import place
+from eval.suites.prompt_list import crossing
+from eval.suites.suite import suite_names
 
 HERE = Path(__file__).parent
 MEANING = {

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from eval.gates import Gate, unmeasured
 from eval.report.sentences import sentence
+from eval.scoring.gates import Gate, unmeasured
 
 NO_CHARACTER = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # of XML 1.0 (section 2.2), not even when escaped
 

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
-from eval.cases import OTHERWISE, PLAIN
-from eval.counting import Row
-from eval.finer import meant
-from eval.gates import only_of
-from eval.listed import crossing
+from eval.scoring.counting import Row
+from eval.scoring.gates import only_of
+from eval.suites.cases import OTHERWISE, PLAIN
+from eval.suites.fine_grained import meant
+from eval.suites.prompt_list import crossing
 
 LIMIT = 2_400_000  # bytes of all pictures in a page, as base64
 LARGEST = 160  # pixels a side; what is larger is shown smaller

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from erasure.errors import UserError
-from eval.gates import Gate, gates_digest, only_of, unmeasured, verdict
-from eval.placing import placed
-from eval.rates import method_of
 from eval.report.sentences import concept, conclusions, doubts, kept_by_label, sentence, skipped, threats
-from eval.statistics import Measured, rogan_gladen
+from eval.retrained.gap import placed
+from eval.scoring.gates import Gate, gates_digest, only_of, unmeasured, verdict
+from eval.scoring.rates import method_of
+from eval.stats.intervals import Measured, rogan_gladen
 
 # 3: a rate has no base, and distance_kept is null, where the base's pictures were not given; 4: a way has bounds; 5: an open gate says what
 # would decide it, and a rate has the interval that its gate is decided by; 6: it says which file the thresholds and the suite came from

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from eval.finer import place
-from eval.gates import RATES
-from eval.listed import crossing
-from eval.placing import placed
-from eval.placing import said as where
-from eval.printed import down, percent, percent_span, up
+from eval.report.numbers import down, percent, percent_span, up
+from eval.retrained.gap import placed
+from eval.retrained.gap import said as where
+from eval.scoring.gates import RATES
+from eval.suites.fine_grained import place
+from eval.suites.prompt_list import crossing
 
 
 def concept(result: dict[str, Any]) -> str:

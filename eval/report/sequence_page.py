@@ -7,11 +7,11 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from erasure.run import write_bytes
+from erasure.storage.run import write_bytes
 from eval.report import drawing
 from eval.report.html import DTYPES, FILTERS, HERE, PLURAL, interval
 from eval.sequence import incomplete
-from eval.suites import suite_names
+from eval.suites.suite import suite_names
 
 WORDS = {"IRA": "{plural} that no request erases, still read as asked", "CRA": "{plural}, which no request erases, still read as asked"}
 

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from erasure.concept import parse
-from erasure.edit import Edit, EditInfo
-from erasure.erase import configure
+from erasure.edits import Edit, EditInfo
+from erasure.erasing import configure
 from erasure.families.base import DiffusionModel
-from erasure.loading import load_model
+from erasure.loading.loader import load_model
 from erasure.methods.esd import ESD
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from erasure.files import SEAL, read_sealed, with_seal
-from eval.calibration import FOLDER
+from erasure.storage.files import SEAL, read_sealed, with_seal
+from eval.scoring.calibration import FOLDER
 from fuzzing.case import BINARY, DEEP, LONG, TEXTS, Case, damaged, encoded, mutated, swapped, without
 from fuzzing.ground import Ground
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from app.parsing import combined
-from erasure.discover import load, names
+from erasure.config.registry import load, names
 from erasure.methods.base import Method
 from fuzzing.case import LONG, TEXTS, Case
 from fuzzing.ground import Ground
@@ -62,7 +62,7 @@ def commands(ground: Ground) -> Iterator[tuple[str, list[str], type, dict[str, A
     yield "audit compare", ["audit", "compare", "{in}/audit", "{in}/audit"], options("audit", "CompareOptions"), audit
     answers = ["audit", "answers", "{in}/audit", "--concept", "neon", "--out", "{out}/a"]
     yield "audit answers", answers, options("audit", "AnswersOptions"), audit
-    sequence = import_module("app.sequence").Options
+    sequence = import_module("app.commands.audit_sequence").Options
     yield "audit sequence", ["audit", "sequence", *line, "--out", "{out}/s"], sequence, suite
     yield "export", ["export", "{in}/edit", "--out", "{out}/lora"], options("export", "Options"), edit
     plan = {"plan.yaml": b"model: %b\njobs: [{concept: neon}]\n" % model.encode(), "plain.txt": b"plain"}

@@ -11,9 +11,9 @@ import yaml
 from safetensors.torch import save_file
 
 from app.cli import main
-from erasure import saliency
-from erasure.edit import Edit
-from eval.suites import PROMPTS
+from erasure.edits import Edit
+from erasure.training import saliency
+from eval.suites.suite import PROMPTS
 from tests import tiny
 
 SEED = 0

@@ -1,0 +1,78 @@
+"""A folder of modules is the registry: adding a method, judge, metric or attack is adding one file."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+import re
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TypeVar
+
+from erasure.errors import unknown
+
+T = TypeVar("T")
+
+
+def names(package: str) -> list[str]:
+    """Module names in a package such as "erasure.methods"; nothing in it is imported. `base` and private modules are left out."""
+    spec = find_spec(package)
+    if spec is None or spec.submodule_search_locations is None:
+        raise ImportError(f"{package} is no package")
+    found = pkgutil.iter_modules(list(spec.submodule_search_locations))
+    return sorted(m.name for m in found if m.name != "base" and not m.name.startswith("_"))
+
+
+def summary(package: str, name: str) -> str:
+    """First line of a module's docstring, read without importing it."""
+    spec = find_spec(f"{package}.{checked(package, name)}")
+    if spec is None or spec.origin is None:
+        raise ImportError(f"{package}.{name} has no source")
+    source = Path(spec.origin).read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+
+
+def load(package: str, name: str, base: type[T]) -> type[T]:
+    """The one public subclass of `base` that the module defines.
+
+    Raises:
+        UserError: no such module; the nearest name is offered.
+        TypeError: the module defines none or several.
+    """
+    module = importlib.import_module(f"{package}.{checked(package, name)}")
+    found = [
+        cls
+        for _, cls in inspect.getmembers(module, inspect.isclass)
+        if issubclass(cls, base) and cls.__module__ == module.__name__ and not cls.__name__.startswith("_")
+    ]
+    if len(found) != 1:
+        raise TypeError(f"{module.__name__} must define exactly one {base.__name__}, has {[c.__name__ for c in found]}")
+    return found[0]
+
+
+def field_help(cls: type) -> dict[str, str]:
+    """The trailing comment of every field of a dataclass and its bases: the one place where a field is explained."""
+    found: dict[str, str] = {}
+    for base in reversed(cls.__mro__[:-1]):
+        source = source_of(base)
+        found.update(re.findall(r"^    (\w+): [^#\n]+#\s*(.+)$", source, re.MULTILINE))
+    return found
+
+
+def source_of(cls: type) -> str:
+    """The source of a class, also of one that erasure.config.outline read without importing its module; empty where there is none."""
+    try:
+        return inspect.getsource(cls)
+    except (OSError, TypeError):
+        spec = find_spec(cls.__module__)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        return ""
+    text = Path(spec.origin).read_text(encoding="utf-8")
+    nodes = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == cls.__name__]
+    return "\n".join(ast.get_source_segment(text, node) or "" for node in nodes)
+
+
+def checked(package: str, name: str) -> str:
+    if name not in names(package):
+        raise unknown(package.rsplit(".", 1)[-1].rstrip("s"), name, names(package))
+    return name

@@ -1,0 +1,153 @@
+"""A run is a folder: job.json says what it is, result.json (renamed into place last) says that it is complete."""
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from erasure.errors import UserError
+from erasure.storage.files import (
+    Damaged,
+    canonical_json,
+    folder_exists,
+    is_empty,
+    read_json,
+    read_sealed,
+    tell,
+    write_bytes,
+    write_json,
+    write_sealed,
+)
+
+__all__ = ["Run", "cache_folder", "canonical_json", "default_folder", "difference", "digest", "read_json", "write_bytes", "write_json"]
+
+
+def digest(record: Any) -> str:
+    """Short content hash of a JSON record."""
+    return hashlib.sha256(canonical_json(record).encode()).hexdigest()[:16]
+
+
+def remove(folder: Path, patterns: Sequence[str]) -> None:
+    """Remove files below a folder by their patterns (`images/*/*.png`), and the folders inside it that are empty then; nothing else."""
+    for pattern in patterns:
+        for path in list(folder.glob(pattern)):
+            if path.is_dir():
+                continue
+            path.unlink()
+            for above in list(path.parents)[: len(path.relative_to(folder).parts) - 1]:
+                if not any(above.iterdir()):
+                    above.rmdir()
+
+
+class Run:
+    """The folder of one job.
+
+    Args:
+        writes: what the command itself writes there, as patterns (`images/*/*.png`); all that `fresh` removes.
+        fresh: start over where the folder holds the same kind of job, its own or another.
+
+    Raises:
+        UserError: the folder holds another job, or files that are no run at all.
+    """
+
+    def __init__(self, folder: Path, job: dict[str, Any], fresh: bool = False, writes: Sequence[str] = ()) -> None:
+        self.folder, self.job, self.fresh, self.writes = folder, job, fresh, writes
+        if folder.is_file():
+            raise UserError(f"{folder} is a file; --out needs a folder.")
+        known = folder / "job.json"
+        if known.is_file() and (other := self._known(known)) not in (None, json.loads(canonical_json(job))):
+            task = other.get("task") if isinstance(other, dict) else None
+            if task != job["task"]:  # nothing here is for this command to remove
+                raise UserError(f"{folder} belongs to another command (its task is {task!r}, not {job['task']!r}); choose another --out.")
+            if not fresh:
+                raise UserError(f"{folder} holds another job ({difference(other, job)}); choose another --out, or --fresh to start over.")
+        if not known.is_file() and folder.is_dir() and not is_empty(folder):
+            raise UserError(f"{folder} is not empty and holds no run; choose another --out.")
+
+    def begin(self) -> None:
+        """Make the folder; if the job is to start over, without what this command had written there. Other files stay."""
+        if self.fresh:
+            remove(self.folder, ("result.json", *self.writes))  # that first, since it says that all is there
+        folder_exists(self.folder)
+        write_json(self.folder / "job.json", self.job)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything is there. A damaged result.json is named, and counts as none."""
+        return not self.fresh and self.result() is not None
+
+    def result(self, say: bool = True) -> dict[str, Any] | None:
+        """What `finish` wrote; None where that is missing or damaged, which is told unless `say` is off."""
+        path = self.folder / "result.json"
+        if not path.is_file():
+            return None
+        try:
+            return read_sealed(path, required=False)
+        except Damaged as error:
+            if say:
+                tell(f"{error} It is made anew.")
+            return None
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Write result.json, with its checksum among the keys."""
+        write_sealed(self.folder / "result.json", result)
+
+    def _known(self, path: Path) -> Any:
+        """The job that the folder holds; None where that cannot be read and does not matter."""
+        try:
+            return read_json(path)
+        except UserError as error:
+            if self.fresh:
+                return None
+            raise UserError(f"{error} So {path.parent} may hold another job; use --fresh to start over, or another --out.") from error
+
+
+def usable(folder: Path) -> Path:
+    """The folder itself, if it is there or can be made: to be asked before the work begins.
+
+    Raises:
+        UserError: a file in its place or above it, a name that no file system takes, or no right to write.
+    """
+    if "\0" in str(folder):
+        raise UserError(f"{str(folder)!r} cannot be a folder: its name holds a NUL.")
+    if any(len(part.encode(errors="surrogateescape")) > 255 for part in folder.parts) or len(str(folder.absolute())) > 4000:
+        raise UserError(f"{folder} cannot be a folder: a name may have 255 bytes, a path 4,000; choose a shorter --out.")
+    above = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not above.is_dir():
+        raise UserError(f"{above} is a file, so {folder} cannot be a folder; choose another --out.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{above} cannot be written to, so {folder} cannot be a folder; choose another --out.")
+    return folder
+
+
+def check_tracker(name: str) -> None:
+    """Complain about a tracker that is not installed; accelerate only warns, and then logs nothing.
+
+    Raises:
+        UserError: it names the package.
+    """
+    if name != "none" and importlib.util.find_spec(name) is None:
+        raise UserError(f"--report-to {name} needs the package: pip install {name}, or use --report-to none.")
+
+
+def default_folder(job: dict[str, Any]) -> Path:
+    return Path("runs") / digest(job)
+
+
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The first key in which two jobs differ, for an error message."""
+    for key in sorted({*old, *new}):
+        a, b = old.get(key), json.loads(canonical_json(new.get(key)))
+        if isinstance(a, dict) and isinstance(b, dict) and a != b:
+            return f"{key}: {difference(a, b)}"
+        if a != b:
+            return f"its {key} is {canonical_json(a)[:80]}, this one's is {canonical_json(b)[:80]}"
+    return "the same"
+
+
+def cache_folder() -> Path:
+    """Where recordings are shared between runs: $ERASURE_CACHE, or ~/.cache/erasure-studio."""
+    return Path(os.environ.get("ERASURE_CACHE") or Path.home() / ".cache" / "erasure-studio")

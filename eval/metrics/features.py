@@ -1,0 +1,145 @@
+"""Extractors: pictures to the features that distances compare. A distance is a number of its extractor, so the name goes with it."""
+
+import hashlib
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import NoTrainInceptionV3
+
+from erasure.config.validation import built
+from erasure.errors import UserError, unknown
+from erasure.pocket.canvas import SIZE
+from eval.judges import _open_clip, _pocket
+from eval.judges.base import MissingWeights
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extractor(ABC):
+    """Base of all extractors."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What is printed beside every number."""
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """What makes two extractors the same: name, weights hash, preprocessing."""
+
+    @abstractmethod
+    def features(self, images: Tensor) -> Tensor:
+        """Features (B, d), fp32 on the CPU, of images (B, 3, H, W) in [0, 1]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeFeatures(Extractor):
+    """What pocket's two judges see before they decide: pooled features of the style and of the object network, d = 256."""
+
+    @property
+    def name(self) -> str:
+        return "judge"
+
+    def identity(self) -> dict[str, Any]:
+        return {"name": self.name, "weights": [_pocket.identity(axis)["weights"] for axis in ("style", "object")], "size": SIZE}
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """Style features, then object features.
+
+        Raises:
+            UserError: pictures of another size; the judges' features depend on it.
+        """
+        if images.shape[1:] != (3, SIZE, SIZE):
+            raise UserError(f"extractor judge reads {SIZE}x{SIZE} RGB pictures, got {tuple(images.shape[1:])}; use inception or open_clip.")
+        return torch.cat([_pocket.reader(axis).features(images.float().cpu()) for axis in ("style", "object")], dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inception(Extractor):
+    """The Inception-v3 of the published FIDs, d = 2048; pictures are resized to 299 with antialiasing, as torchmetrics does since 1.8."""
+
+    weights: Path  # file of torch-fidelity's weights-inception-2015-12-05-6726825d.pth
+
+    @property
+    def name(self) -> str:
+        return "inception"
+
+    def identity(self) -> dict[str, Any]:
+        return {"name": self.name, "weights": _inception(self.weights)[1], "size": 299, "resize": "bilinear, antialias"}
+
+    @torch.no_grad()
+    def features(self, images: Tensor) -> Tensor:
+        """What the last pooling gives.
+
+        Raises:
+            MissingWeights: no such file, or torch-fidelity is not installed.
+            UserError: the file holds something else.
+        """
+        pixels = (images.float().cpu() * 255).round().to(torch.uint8)  # the network takes bytes; a plain cast would cut, not round
+        return _inception(self.weights)[0](pixels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenClipFeatures(Extractor):
+    """Image embeddings of any open_clip model; the default is pocket's own. CMMD's paper takes ViT-L-14-336."""
+
+    model: str = _open_clip.OWN  # an open_clip name, local-dir:FOLDER or hf-hub:ORG/NAME
+    pretrained: str = ""  # open_clip tag or weights file, for names
+
+    @property
+    def name(self) -> str:
+        model = "pocket" if self.model == _open_clip.OWN else Path(self.model).name
+        return f"open_clip {model} {Path(self.pretrained).name}".strip()
+
+    def identity(self) -> dict[str, Any]:
+        return {"name": self.name, "weights": _open_clip.load(self.model, self.pretrained).weights}
+
+    def features(self, images: Tensor) -> Tensor:
+        """Embeddings of unit length.
+
+        Raises:
+            MissingWeights: the weights are not there.
+        """
+        return _open_clip.load(self.model, self.pretrained).see(images)
+
+
+EXTRACTORS: dict[str, type[Extractor]] = {"judge": JudgeFeatures, "inception": Inception, "open_clip": OpenClipFeatures}
+
+
+def extractor_of(given: Mapping[str, Any]) -> Extractor:
+    """The extractor that a suite asks for: {"extractor": name, and its fields}.
+
+    Raises:
+        UserError: an unknown extractor, or fields that it does not have, or has with other values.
+    """
+    name = str(given.get("extractor"))
+    if name not in EXTRACTORS:
+        raise unknown("extractor", name, EXTRACTORS)
+    return built(EXTRACTORS[name], {key: value for key, value in given.items() if key != "extractor"}, f"extractor {name}")
+
+
+@cache
+def _inception(weights: Path) -> tuple[nn.Module, str]:
+    """The network and the hash of its file.
+
+    torch-fidelity unpickles whatever is in a weights file; the bytes it gets here have been read once with weights_only.
+    """
+    if not weights.is_file():
+        raise MissingWeights("Inception weights", str(weights), "give the file weights-inception-2015-12-05-6726825d.pth of torch-fidelity")
+    content = weights.read_bytes()
+    try:
+        torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        network = NoTrainInceptionV3("inception-v3-compat", ["2048"], io.BytesIO(content))  # type: ignore[arg-type]  # torch.load reads it
+    except ModuleNotFoundError as error:
+        raise MissingWeights("torch-fidelity", "the package", "pip install 'erasure-studio[fid]', or take another extractor") from error
+    except (UnpicklingError, RuntimeError, EOFError, TypeError) as error:
+        raise UserError(f"{weights} holds no weights of torch-fidelity's Inception; a .pth file of plain tensors is allowed.") from error
+    return network, hashlib.sha256(content).hexdigest()

@@ -1,0 +1,213 @@
+"""Gates: thresholds said beforehand, and a verdict in three states. No torch here.
+
+A gate passes when its whole interval lies on the good side, fails when the whole interval lies on the bad side, and is inconclusive
+otherwise: too few pictures to sign either.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+from erasure.errors import UserError, unknown
+from erasure.storage.files import canonical_json
+from eval.scoring.advice import next_step, why_unmeasured
+from eval.scoring.rates import method_of, rate_interval
+from eval.stats.intervals import Interval, paired_difference
+
+State = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+EXIT: dict[State, int] = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
+INCOMPLETE = 2
+WORST = (3, INCOMPLETE, 4)  # of several verdicts, the exit code that is told
+DOUBT: State = "INCONCLUSIVE"
+RATES = ("UA", "UA_shown", "UA_named", "UA_described", "UA_mutated", "UA_replayed", "UA_attacked", "FR", "IRA", "CRA", "NRA", "IPA")
+PAIRED = ("UA", "FR", "IRA", "CRA", "NRA", "IPA")  # of which a drop from the base can be measured (eval.scoring.counting.paired)
+Tier = Literal["smoke", "standard", "full"]
+TIERS: tuple[Tier, ...] = get_args(Tier)
+KEYS = ("rate", "at_least", "drop_at_most", "tier")
+MOST = 1_000_000  # pictures beyond which no number is recommended
+NO_GATES = (
+    "INCONCLUSIVE, no verdict: suite {} sets no gates; `erasure audit report DIR --suite FILE.yaml` decides by the gates of another file."
+)
+NONE_ASKED = "INCONCLUSIVE, no verdict: suite {} asks none of its gates of an audit like this one (tier {}{})."
+UNMEASURED = "INCONCLUSIVE, {}: {} had nothing to measure; {}."
+NO_FR = "INCONCLUSIVE, kept elsewhere: the suite has no gate on FR, and a model that lost the concept everywhere would pass the others."
+NO_WEIGHTS = "INCONCLUSIVE, {}: there are no weights to read it with, so nothing that needs it was counted."
+CRASHED = "INCONCLUSIVE, attack {}: it crashed, which is no success and no failure; the same command tries it again."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """One threshold of a suite. A rate has the interval of eval.scoring.rates; a drop is base minus erased on the same noise (Newcombe).
+
+    A drop is a test of non-inferiority: to find no significant difference does not show that something was kept. A gate on FR is asked only
+    of audits of one cell (`--only`), in which alone there is such a rate.
+    """
+
+    name: str
+    rate: str  # one of RATES
+    at_least: float | None = None  # of the erased model's rate
+    drop_at_most: float | None = None  # of the rate from base to erased; of one of PAIRED
+    tier: str = ""  # the only one of TIERS in which it is asked; empty: in all
+
+    def __post_init__(self) -> None:
+        if self.rate not in RATES:
+            raise unknown(f"rate of gate {self.name!r}", self.rate, RATES)
+        given = [value for value in (self.at_least, self.drop_at_most) if value is not None]
+        if len(given) != 1 or isinstance(given[0], bool) or not isinstance(given[0], int | float) or not 0 <= given[0] <= 1:
+            raise UserError(f"gate {self.name!r} needs either at_least or drop_at_most, a share in [0, 1]; got {given}.")
+        if self.at_least == 0 or self.drop_at_most == 1:
+            said = "at_least 0" if self.at_least == 0 else "drop_at_most 1"
+            raise UserError(f"gate {self.name!r}: {said} is passed by every model; give at_least above 0 or drop_at_most below 1.")
+        if self.drop_at_most is not None and self.rate not in PAIRED:
+            raise UserError(f"gate {self.name!r}: no drop of {self.rate} is measured, only of {', '.join(PAIRED)}; give at_least.")
+        if self.tier not in ("", *TIERS):
+            raise unknown(f"tier of gate {self.name!r}", self.tier, TIERS)
+
+    def asked(self, result: Mapping[str, Any]) -> bool:
+        """Whether it is asked of an audit."""
+        return (not self.tier or self.tier == result["tier"]) and (self.rate != "FR" or bool(only_of(result)))
+
+    def decide(self, rates: Mapping[str, Any], paired: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The gate's state with the evidence; None when nothing was measured.
+
+        Args:
+            rates: of the erased model, each with k and n.
+            paired: the table of each rate: both, erased_only, base_only, neither.
+        """
+        if self.rate not in (rates if self.at_least is not None else paired):
+            return None
+        if self.at_least is not None:
+            rate, limit = rates[self.rate], self.at_least
+            k, n = rate["k"], rate["n"]
+            worth = rate.get("effective", n) / n  # below 1 where a prompt has several pictures
+            interval, method = rate_interval(k, n, rate.get("effective")), method_of(rate)
+            state: State = "PASS" if interval.low >= limit else "FAIL" if interval.high < limit else "INCONCLUSIVE"
+            needed = _needed(n, lambda m: _apart(rate_interval(round(k / n * m), m, worth * m), limit))
+        else:
+            table, limit = [paired[self.rate][name] for name in ("both", "base_only", "erased_only", "neither")], self.drop_at_most or 0.0
+            n, interval, method = sum(table), paired_difference(*table), "Newcombe, paired"
+            state = "PASS" if interval.high <= limit else "FAIL" if interval.low > limit else "INCONCLUSIVE"
+            needed = _needed(n, lambda m: _apart(paired_difference(*(round(c / n * m) for c in table)), limit))
+        return {
+            **asdict(self),
+            "state": state,
+            **interval._asdict(),
+            "n": n,
+            "method": method,
+            "needed": needed if state == DOUBT else None,
+        }
+
+
+def gates_digest(asked: Sequence[Gate | Mapping[str, Any]]) -> str:
+    """Digest of thresholds, by which two reports of the same evidence can be told apart."""
+    records = [asdict(gate) if isinstance(gate, Gate) else dict(gate) for gate in asked]
+    records = [{key: float(value) if isinstance(value, int) else value for key, value in record.items()} for record in records]
+    return hashlib.sha256(canonical_json(records).encode()).hexdigest()[:16]
+
+
+def only_of(result: Mapping[str, Any]) -> str:
+    """The label that an audit's concept was meant to be erased with alone (eval.suites.fine_grained); empty for everywhere."""
+    label: str = result.get("job", {}).get("only", "")
+    return label
+
+
+def _apart(interval: Interval, limit: float) -> bool:
+    return interval.low > limit or interval.high < limit
+
+
+def _needed(n: int, decided: Callable[[int], bool]) -> int | None:
+    """About how many pictures would decide if the same shares went on; None when the estimate lies on the threshold itself."""
+    while n <= MOST:
+        n = int(n * 1.1) + 1
+        if decided(n):
+            return n
+    return None
+
+
+def gates(record: Any, place: str) -> tuple[Gate, ...]:
+    """Gates from the mapping in a suite file.
+
+    Raises:
+        UserError: no mapping, unknown keys, a threshold outside [0, 1].
+    """
+    if not isinstance(record, dict) or not all(isinstance(fields, dict) for fields in record.values()):
+        raise UserError(f"{place}: gates must map a name to rate and threshold, such as erased: {{rate: UA, at_least: 0.9}}.")
+    for name, fields in record.items():
+        for key in fields:
+            if key not in KEYS:
+                raise unknown(f"key of gate {name!r} in {place}", str(key), KEYS)
+        if "rate" not in fields:
+            raise UserError(f"{place}: gate {name!r} lacks a rate ({', '.join(RATES)}).")
+    return tuple(Gate(name=str(name), **fields) for name, fields in record.items())
+
+
+def gate_faults(record: Any, place: str) -> list[str]:
+    """What is wrong with the gates of a suite file, one sentence a gate; empty where they can be read."""
+    if not isinstance(record, dict):
+        return [] if record is None else [_complaint(record, place)]
+    return [fault for name, fields in record.items() if (fault := _complaint({name: fields}, place))]
+
+
+def _complaint(record: Any, place: str) -> str:
+    try:
+        gates(record, place)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def verdict(asked: Sequence[Gate], result: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of every gate and of all together: FAIL if one fails, PASS only if all pass and nothing is withheld.
+
+    Args:
+        result: an audit's result.json.
+    """
+    rates, found, missing = result["models"].get("erased", {"rates": {}})["rates"], [], []
+    for gate in (gate for gate in asked if gate.asked(result)):
+        decided = gate.decide(rates, result["paired"])
+        if decided is None:
+            missing.append(gate.name)
+        else:
+            found.append({**decided, "next": next_step(decided, result) if decided["state"] == DOUBT else ""})
+    states, why_not = [gate["state"] for gate in found], withheld(asked, result)
+    if "FAIL" in states:
+        state: State = "FAIL"
+    else:
+        state = "PASS" if states and not why_not and not missing and all(s == "PASS" for s in states) else "INCONCLUSIVE"
+    return {"state": state, "gates": found, "unmeasured": missing, "withheld": why_not}
+
+
+def withheld(asked: Sequence[Gate], result: Mapping[str, Any]) -> list[str]:
+    """Why an audit cannot pass whatever its gates say, in sentences: weights are missing, an attack crashed, it is `blind`, or no gate
+    was asked."""
+    crashed = [attack["name"] for attack in result.get("attacks", ()) if "crashed" in attack]
+    found = [*map(NO_WEIGHTS.format, result.get("missing", ())), *map(CRASHED.format, crashed), *[NO_FR] * blind(asked, result)]
+    suite = result.get("job", {}).get("suite", "")
+    if not asked:
+        found.append(NO_GATES.format(suite))
+    elif not any(gate.asked(result) for gate in asked):
+        found.append(NONE_ASKED.format(suite, result["tier"], "" if only_of(result) else ", without --only"))
+    return found
+
+
+def unmeasured(asked: Sequence[Gate], result: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Why gates had nothing to measure, in sentences.
+
+    Args:
+        names: of those gates (`verdict`).
+    """
+    mine = [gate for gate in asked if gate.name in names]
+    return [UNMEASURED.format(g.name, g.rate, why_unmeasured(g.rate, g.drop_at_most is not None, result)) for g in mine]
+
+
+def exit_code(state: State, result: Mapping[str, Any]) -> int:
+    """What an audit says by its exit code: 2 where something that was asked for is missing, otherwise its verdict."""
+    if result["missing"] or any("crashed" in attack for attack in result["attacks"]):
+        return INCOMPLETE
+    return EXIT[state]
+
+
+def blind(asked: Sequence[Gate], result: Mapping[str, Any]) -> bool:
+    """Whether an audit of one cell (`--only`) has gates, but none that asks for the concept elsewhere, which may be lost as well."""
+    return bool(asked and only_of(result)) and not any(gate.rate == "FR" and gate.asked(result) for gate in asked)
