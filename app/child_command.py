@@ -5,13 +5,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # the folder of the packages comes last on the path, for a checkout that is not installed; what is installed is found before it
-START = "import sys; sys.path.append({root!r}); from {module} import main; sys.exit(main())"
+START_CODE = "import sys; sys.path.append({root!r}); from {module} import main; sys.exit(main())"
 
 
-def command(module: str, *words: str) -> list[str]:
+def child_argv(module: str, *arguments: str) -> list[str]:
     """The argv that runs `main` of a module in a new process.
 
     `python -m` would import from the current folder first, and a user's own app.py or eval.py would run in place of ours. -P
     leaves that folder out (https://docs.python.org/3/using/cmdline.html#cmdoption-P).
     """
-    return [sys.executable, "-P", "-c", START.format(root=str(ROOT), module=module), *words]
+    return [sys.executable, "-P", "-c", START_CODE.format(root=str(ROOT), module=module), *arguments]

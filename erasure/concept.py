@@ -3,14 +3,14 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from erasure.errors import UserError, unknown
+from erasure.errors import UserError, unknown_value_error
 
-Kind = Literal["style", "object", "person", "nsfw"]
+ConceptKind = Literal["style", "object", "person", "nsfw"]
 SLOT = "{}"
-TEXT_LIMIT = 10_000  # characters of a name, a prompt, an anchor or an alias
+MAX_TEXT_LENGTH = 10_000  # characters of a name, a prompt, an anchor or an alias
 
 # Prompt templates per kind; the slot takes the concept.
-TEMPLATES: dict[Kind, tuple[str, ...]] = {
+PROMPT_TEMPLATES: dict[ConceptKind, tuple[str, ...]] = {
     "style": ("{}", "{} style", "a picture in {} style", "a painting in the style of {}"),
     "object": ("{}", "a {}", "a photo of a {}", "a picture of a {}"),
     "person": ("{}", "a photo of {}", "a portrait of {}", "{} in a crowd"),
@@ -32,7 +32,7 @@ class Concept:
     """
 
     name: str
-    kind: Kind = "style"
+    kind: ConceptKind = "style"
     prompts: tuple[str, ...] = ()
     anchor: str = ""
     aliases: tuple[str, ...] = ()
@@ -41,44 +41,44 @@ class Concept:
         if not self.name.strip():
             raise UserError("a concept needs a name, got an empty one; write --concept 'Van Gogh'.")
         for text in (self.name, self.anchor, *self.prompts, *self.aliases):
-            if len(text) > TEXT_LIMIT or any(c == "\0" or "\ud800" <= c <= "\udfff" for c in text):  # half of a pair is not UTF-8
-                raise UserError(f"texts of a concept are valid Unicode of at most {TEXT_LIMIT:,} characters, no NUL; got {text[:40]!r}.")
-        if self.kind not in get_args(Kind):
-            raise unknown("kind", self.kind, get_args(Kind))
+            if len(text) > MAX_TEXT_LENGTH or any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text):  # half of a pair is not UTF-8
+                raise UserError(f"texts of a concept are valid Unicode of at most {MAX_TEXT_LENGTH:,} characters, no NUL; got {text[:40]!r}.")
+        if self.kind not in get_args(ConceptKind):
+            raise unknown_value_error("kind", self.kind, get_args(ConceptKind))
         if self.anchor.strip().lower() == self.name.strip().lower():
             raise UserError(f"the anchor {self.anchor!r} equals the concept; name what it should become, or leave it empty.")
         for prompt in self.prompts:
             if prompt.count(SLOT) != 1:
                 raise UserError(f"a training prompt needs exactly one {SLOT} where the concept goes, got {prompt!r}.")
 
-    def sentences(self) -> list[tuple[str, str]]:
+    def prompt_pairs(self) -> list[tuple[str, str]]:
         """Pairs (with the concept, without it).
 
         "a {} in neon style | neon style" gives both sides; with an anchor the slot is filled with it instead; otherwise
         a sentence without its concept says nothing, which is the empty prompt of the papers.
         """
         pairs = []
-        for template in self.prompts or TEMPLATES[self.kind]:
-            sentence, _, rest = (part.strip() for part in template.partition("|"))
-            without = fill(sentence, self.anchor) if self.anchor else rest
-            pairs.append((fill(sentence, self.name), without))
+        for template in self.prompts or PROMPT_TEMPLATES[self.kind]:
+            prompt, _, neutral = (part.strip() for part in template.partition("|"))
+            neutral_prompt = fill_template(prompt, self.anchor) if self.anchor else neutral
+            pairs.append((fill_template(prompt, self.name), neutral_prompt))
         return pairs
 
-    def record(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_record(cls, record: dict[str, Any]) -> "Concept":
+    def from_dict(cls, record: dict[str, Any]) -> "Concept":
         """Back from JSON, which has lists for tuples."""
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
         return cls(**values)
 
 
-def fill(template: str, text: str) -> str:
+def fill_template(template: str, text: str) -> str:
     return " ".join(template.replace(SLOT, text).split())
 
 
-def parse(text: str, *, kind: Kind, prompts: tuple[str, ...] = (), anchor: str = "") -> list[Concept]:
+def parse_concepts(text: str, *, kind: ConceptKind, prompts: tuple[str, ...] = (), anchor: str = "") -> list[Concept]:
     """Concepts from "a; b; c".
 
     Raises:

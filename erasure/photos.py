@@ -9,13 +9,13 @@ from PIL import ExifTags, Image, ImageOps
 
 from erasure.errors import UserError
 
-PIXELS = 100_000_000
-IMAGES = (".png", ".jpg", ".jpeg", ".webp")
-DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # grey in 16 bits, which Pillow cuts off at 255 if asked for eight
-BROKEN = (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError)  # what Pillow raises on broken files
+MAX_PIXELS = 100_000_000
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # grey in 16 bits, which Pillow cuts off at 255 if asked for eight
+READ_ERRORS = (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError)  # what Pillow raises on broken files
 
 
-def opened(path: Path) -> Image.Image:
+def load_image(path: Path) -> Image.Image:
     """An RGB image from a user's file: turned as its EXIF says, 16 bits scaled to eight, over white where it is transparent.
 
     Raises:
@@ -23,28 +23,28 @@ def opened(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path) as image:
-            if image.width * image.height > PIXELS:
+            if image.width * image.height > MAX_PIXELS:
                 raise UserError(
-                    f"{path} has {image.width} x {image.height} pixels; more than {PIXELS:,} are not unpacked. Make it smaller."
+                    f"{path} has {image.width} x {image.height} pixels; more than {MAX_PIXELS:,} are not unpacked. Make it smaller."
                 )
-            return _flat(_shallow(ImageOps.exif_transpose(image)))
+            return _flatten_transparency(_to_eight_bits(ImageOps.exif_transpose(image)))
     except UserError:
         raise
-    except BROKEN as error:
+    except READ_ERRORS as error:
         raise UserError(f"{path} is no image that can be read ({str(error)[:200]}).") from error
 
 
-def _shallow(image: Image.Image) -> Image.Image:
+def _to_eight_bits(image: Image.Image) -> Image.Image:
     """Eight bits a channel; of 65,536 levels of grey every 257 become one."""
-    if image.mode not in DEEP:
+    if image.mode not in SIXTEEN_BIT_MODES:
         return image
-    grey = np.asarray(image, np.int64)
-    if grey.min() < 0 or grey.max() > 65_535:
-        raise ValueError(f"grey levels from {grey.min()} to {grey.max()}; at most 16 bits are read")
-    return Image.fromarray(np.rint(grey / 257).astype(np.uint8))
+    gray = np.asarray(image, np.int64)
+    if gray.min() < 0 or gray.max() > 65_535:
+        raise ValueError(f"grey levels from {gray.min()} to {gray.max()}; at most 16 bits are read")
+    return Image.fromarray(np.rint(gray / 257).astype(np.uint8))
 
 
-def _flat(image: Image.Image) -> Image.Image:
+def _flatten_transparency(image: Image.Image) -> Image.Image:
     """RGB; what is transparent shows white, and not what a program left under it."""
     if not image.has_transparency_data:
         return image.convert("RGB")
@@ -52,28 +52,28 @@ def _flat(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
 
 
-def plain(path: Path) -> bool:
+def is_plain_image(path: Path) -> bool:
     """Whether `opened` only unpacks and converts a file, as versions did that knew nothing else; False where it cannot be read."""
     try:
         with Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
-            return not (turned or image.mode in DEEP or image.has_transparency_data)
-    except BROKEN:
+            rotated = image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
+            return not (rotated or image.mode in SIXTEEN_BIT_MODES or image.has_transparency_data)
+    except READ_ERRORS:
         return False
 
 
-def image_files(folder: Path) -> list[Path]:
+def list_images(folder: Path) -> list[Path]:
     """The images of a folder in order of their names.
 
     Raises:
         UserError: no such folder, or no image in it.
     """
-    found = files(folder, IMAGES) if folder.is_dir() else []
-    if not found:
-        raise UserError(f"{folder} holds no images ({', '.join(IMAGES)}); give a folder of real images, or leave the option empty.")
-    return found
+    images = list_files(folder, IMAGE_SUFFIXES) if folder.is_dir() else []
+    if not images:
+        raise UserError(f"{folder} holds no images ({', '.join(IMAGE_SUFFIXES)}); give a folder of real images, or leave the option empty.")
+    return images
 
 
-def files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
+def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """Files with these suffixes in order of their names, without hidden ones: macOS leaves ._photo.jpg beside photo.jpg."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != "." and not path.is_dir())

@@ -7,162 +7,162 @@ from pathlib import Path
 from typing import Any, Literal
 
 from erasure.edits import Edit
-from erasure.edits.overlap import overlap
-from erasure.erasing import applied
+from erasure.edits.overlap import measure_overlap
+from erasure.erasing import apply_edits
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
-from erasure.storage.files import Damaged, tell
-from erasure.storage.locks import check, held
-from erasure.storage.run import Run, digest, remove, write_json
-from eval.attack_runs.runner import Siege, attacks_of, besiege, label
-from eval.generation import Attempt, attempts, draw
+from erasure.storage.files import DamagedFile, print_message
+from erasure.storage.locks import check_unlocked, lock_folder
+from erasure.storage.run import Run, hash_record, remove_matching, write_json
+from eval.attack_runs.runner import AttackRun, attacks_of, run_attacks, label_of
+from eval.generation import Sample, samples_of, generate_images
 from eval.judges.base import MissingWeights
-from eval.metrics.features import extractor_of
-from eval.metrics.image_distances import kept_distance, picture_distances
-from eval.retrained.divergences import divergences
-from eval.retrained.gap import gaps
-from eval.scoring.attack_rates import attack_rates, under_attack
-from eval.scoring.counting import Row, counted
-from eval.scoring.judge_scores import AXES, configured, errors_of, judge, judges_of, lines, readable, samples_digest
-from eval.scoring.published import as_published
-from eval.scoring.recount import recounted
-from eval.suites.cases import PLAIN, Case, cases, listed
-from eval.suites.fine_grained import cell_of, meant, within
-from eval.suites.list_reader import Origin, Prompt
-from eval.suites.prompt_list import crossing, lists
-from eval.suites.sample_sizes import Sizes, sizes
+from eval.metrics.features import make_extractor
+from eval.metrics.image_distances import retained_distance, image_set_distances
+from eval.retrained.divergences import measure_divergences
+from eval.retrained.gap import model_distances
+from eval.scoring.attack_rates import count_attack_rates, add_attacked_rate
+from eval.scoring.counting import SampleRow, count_rates
+from eval.scoring.judge_scores import AXES, build_judges, judge_errors, score_samples, available_judges, read_jsonl, check_judges_fit, samples_digest
+from eval.scoring.published import published_figures
+from eval.scoring.recount import recount
+from eval.suites.cases import PLAIN_ROLES, Case, suite_cases, prompt_list_cases
+from eval.suites.fine_grained import find_only_label, is_erasure_target, restrict_to_cell
+from eval.suites.list_reader import PromptListOrigin, ListedPrompt
+from eval.suites.prompt_list import cross_axis, prompt_list_records
+from eval.suites.sample_sizes import SampleSizes, count_sample_sizes
 from eval.suites.suite import Axis, Suite
 
-Keep = Literal["all", "none"]
-WHOLE = (0, 1)  # the only shard
-PICTURES = ("images/*/*-[0-9][0-9]*.png", "images/*/drawn/*/*.png", "attacks/*/[0-9][0-9][0-9][0-9].png")
+KeepImages = Literal["all", "none"]
+SINGLE_SHARD = (0, 1)  # the only shard
+IMAGE_FILES = ("images/*/*-[0-9][0-9]*.png", "images/*/drawn/*/*.png", "attacks/*/[0-9][0-9][0-9][0-9].png")
 # all that an audit leaves in its folder, and all that --fresh removes there
-WRITES = (
+OUTPUT_FILES = (
     *("report.html", "report.json", "junit.xml", "samples.jsonl", "timing.json"),
     *(f"readings/{part}-*.jsonl" for part in (*AXES, "clip")),
     *("attacks/judge.json", "attacks/attacks.jsonl", "attacks/*/curve.json", "attacks/*/before.safetensors", "attacks/*/known.safetensors"),
-    *("attacks/*/[0-9][0-9][0-9][0-9].json", *PICTURES),
+    *("attacks/*/[0-9][0-9][0-9][0-9].json", *IMAGE_FILES),
 )
 
 
 @dataclass(frozen=True)
-class Audit:
+class AuditPlan:
     """What to audit and how."""
 
     suite: Suite
     tier: str
     axis: Axis
     targets: tuple[str, ...]
-    gone: tuple[str, ...] = ()  # labels of the other axis that the same edits erase; their cells are left out
-    replay: tuple[Prompt, ...] = ()  # prompts of others that are said to bring the concept back
+    also_erased: tuple[str, ...] = ()  # labels of the other axis that the same edits erase; their cells are left out
+    replay_prompts: tuple[ListedPrompt, ...] = ()  # prompts of others that are said to bring the concept back
     only: str = ""  # label of the other axis, if the targets were meant to be erased with it alone (eval.suites.fine_grained)
-    replayed: Origin | None = None  # the file of those prompts
+    replay_origin: PromptListOrigin | None = None  # the file of those prompts
 
     @classmethod
-    def of(
+    def for_edits(
         cls,
         edits: Sequence[Edit],
         suite: Suite,
         tier: str,
-        replay: Sequence[Prompt] = (),
+        replay_prompts: Sequence[ListedPrompt] = (),
         only: str = "",
-        replayed: Origin | None = None,
-    ) -> list["Audit"]:
+        replay_origin: PromptListOrigin | None = None,
+    ) -> list["AuditPlan"]:
         """The audits of everything a stack of edits claims to erase, one for styles and one for objects where it erases both.
 
         Raises:
             UserError: edits that name no concept; see `about`.
         """
-        return cls.about([concept["name"] for edit in edits for concept in edit.info.concepts], suite, tier, replay, only, replayed)
+        return cls.for_concepts([concept["name"] for edit in edits for concept in edit.info.concepts], suite, tier, replay_prompts, only, replay_origin)
 
     @classmethod
-    def about(
+    def for_concepts(
         cls,
         names: Sequence[str],
         suite: Suite,
         tier: str,
-        replay: Sequence[Prompt] = (),
+        replay_prompts: Sequence[ListedPrompt] = (),
         only: str = "",
-        replayed: Origin | None = None,
-    ) -> list["Audit"]:
+        replay_origin: PromptListOrigin | None = None,
+    ) -> list["AuditPlan"]:
         """The audits of concepts by name; nothing has to be erased yet.
 
         Raises:
             UserError: no name, a concept the suite does not have, a label for `only` that the other axis does not have, or a suite that
                 asks for none of the concepts' pictures once those of the other axis are left out; see `buildable`.
         """
-        buildable(suite)
+        check_buildable(suite)
         if not names:
             raise UserError(
                 "there is nothing to audit: the list `concepts` in edit.json is empty, so the edit does not say what it erases."
             )
-        found = list(dict.fromkeys(suite.find(name) for name in names))
-        listed(suite, tier, 1)  # complains where there is no list
-        labels = {axis: tuple(label for a, label in found if a == axis) for axis in AXES}
-        cell = cell_of(suite, [axis for axis in AXES if labels[axis]], only)
+        concepts = list(dict.fromkeys(suite.find_concept(name) for name in names))
+        prompt_list_cases(suite, tier, 1)  # complains where there is no list
+        labels = {axis: tuple(label for a, label in concepts if a == axis) for axis in AXES}
+        only_label = find_only_label(suite, [axis for axis in AXES if labels[axis]], only)
         plans = [
-            cls(suite, tier, axis, labels[axis], labels[AXES[1 - i]], tuple(replay), cell, replayed)
+            cls(suite, tier, axis, labels[axis], labels[AXES[1 - i]], tuple(replay_prompts), only_label, replay_origin)
             for i, axis in enumerate(AXES)
             if labels[axis]
         ]
         for plan in plans:
-            if not any(case.role in PLAIN and plan.meant(case) for case in plan.asked(tier)):
+            if not any(case.role in PLAIN_ROLES and plan.is_target(case) for case in plan.tier_cases(tier)):
                 raise UserError(
-                    f"suite {suite.name} has no picture left that asks for {', '.join(plan.targets)}: every {crossing(plan.axis)} of it "
+                    f"suite {suite.name} has no picture left that asks for {', '.join(plan.targets)}: every {cross_axis(plan.axis)} of it "
                     "is erased as well. Audit the edits one by one."
                 )
         return plans
 
-    def asked(self, tier: str) -> list[Case]:
+    def tier_cases(self, tier: str) -> list[Case]:
         """What an audit of a tier asks for."""
-        cross = crossing(self.axis)
-        asked = cases(self.suite, [(self.axis, t) for t in self.targets], tier, self.replay)
-        asked = within(asked, self.suite, self.axis, self.targets, self.only)
-        return [case for case in asked if getattr(case, cross) not in self.gone]
+        cross = cross_axis(self.axis)
+        selected = suite_cases(self.suite, [(self.axis, t) for t in self.targets], tier, self.replay_prompts)
+        selected = restrict_to_cell(selected, self.suite, self.axis, self.targets, self.only)
+        return [case for case in selected if getattr(case, cross) not in self.also_erased]
 
     @property
-    def todo(self) -> list[Attempt]:
-        return attempts(self.suite, self.asked(self.tier))
+    def samples(self) -> list[Sample]:
+        return samples_of(self.suite, self.tier_cases(self.tier))
 
     @property
-    def sizes(self) -> Sizes:
+    def sample_sizes(self) -> SampleSizes:
         """Pictures behind every rate, in every tier of the suite."""
-        return sizes(self.suite, self.axis, self.targets, self.only, {tier: self.asked(tier) for tier in self.suite.tiers})
+        return count_sample_sizes(self.suite, self.axis, self.targets, self.only, {tier: self.tier_cases(tier) for tier in self.suite.tiers})
 
-    def asking(self, target: bool) -> list[Attempt]:
+    def plain_samples(self, erased: bool) -> list[Sample]:
         """The suite's own pictures that ask for what should be gone, or those that do not: of the grid, or of captions without one."""
-        roles = (*PLAIN, "benign") if self.suite.listed else PLAIN
-        return [a for a in self.todo if a.case.role in roles and self.meant(a.case) == target]
+        roles = (*PLAIN_ROLES, "benign") if self.suite.prompt_list else PLAIN_ROLES
+        return [a for a in self.samples if a.case.role in roles and self.is_target(a.case) == erased]
 
     @property
-    def staying(self) -> list[Attempt]:
-        return [a for a in self.todo if not self.meant(a.case)]
+    def retained_samples(self) -> list[Sample]:
+        return [a for a in self.samples if not self.is_target(a.case)]
 
     @property
-    def attacked(self) -> list[Attempt]:
+    def attackable_samples(self) -> list[Sample]:
         """What attacks may start from: pictures that ask for a target where it was meant to be erased, and for no target at all."""
-        return [a for a in self.todo if self.meant(a.case) or label(a.case, self.axis) not in self.targets]
+        return [a for a in self.samples if self.is_target(a.case) or label_of(a.case, self.axis) not in self.targets]
 
-    def meant(self, case: Case) -> bool:
-        return meant(vars(case), self.axis, self.targets, self.only)
+    def is_target(self, case: Case) -> bool:
+        return is_erasure_target(vars(case), self.axis, self.targets, self.only)
 
 
 @dataclass(frozen=True, kw_only=True)
-class How:
+class AuditOptions:
     """How an audit is run, as opposed to what it asks."""
 
     strength: float = 1.0  # of every edit
     other_base: bool = False
-    oracles: tuple[Edit, ...] = ()  # each puts a model that never saw the concept in place of the base
-    keep: Keep = "all"  # "none" leaves no picture behind, only what was read in it
+    retrained: tuple[Edit, ...] = ()  # each puts a model that never saw the concept in place of the base
+    keep_images: KeepImages = "all"  # "none" leaves no picture behind, only what was read in it
 
     @property
-    def placing(self) -> dict[str, Any]:
+    def apply_options(self) -> dict[str, Any]:
         return {"other_base": self.other_base, "strength": self.strength}
 
 
 def audit(
-    model: DiffusionModel, edits: Sequence[Edit], plan: Audit, out: Path, how: How | None = None, *, fresh: bool = False
+    model: DiffusionModel, edits: Sequence[Edit], plan: AuditPlan, out: Path, options: AuditOptions | None = None, *, fresh: bool = False
 ) -> dict[str, Any]:
     """Draw, attack, judge and count; returns the result that is also in out/result.json.
 
@@ -176,74 +176,74 @@ def audit(
         UserError: another job in `out`, an edit that does not fit the model.
         Busy: another process is writing into `out`.
     """
-    how = how or How()
-    run = Run(out, job_record(model, edits, plan, how), fresh, WRITES)
-    with held(out, "erasure audit"):
-        if how.keep == "none" and run.complete and (known := counted_again(out, plan)):  # its pictures are gone, its readings are not
-            run.finish(known)
-            return known
-        return measured(model, edits, plan, out, how, fresh)
+    options = options or AuditOptions()
+    run = Run(out, job_record(model, edits, plan, options), fresh, OUTPUT_FILES)
+    with lock_folder(out, "erasure audit"):
+        if options.keep_images == "none" and run.is_complete and (result := recount_finished(out, plan)):  # its pictures are gone, its readings are not
+            run.finish(result)
+            return result
+        return run_plan(model, edits, plan, out, options, fresh)
 
 
-def counted_again(out: Path, plan: Audit) -> dict[str, Any] | None:
+def recount_finished(out: Path, plan: AuditPlan) -> dict[str, Any] | None:
     """The result by the rows on disk; None where they are damaged, which is told."""
     try:
-        found = recounted(out, plan.suite)
-    except Damaged as error:
-        tell(f"{error} It is made anew.")
+        result = recount(out, plan.suite)
+    except DamagedFile as error:
+        print_message(f"{error} It is made anew.")
         return None
-    own = {"gates": [asdict(gate) for gate in plan.suite.gates], **({"suite_file": plan.suite.file} if plan.suite.file else {})}
-    return {**{key: value for key, value in found.items() if key not in ("suite_file", "apart_by_suite")}, **own}
+    plan_entries = {"gates": [asdict(gate) for gate in plan.suite.gates], **({"suite_file": plan.suite.file} if plan.suite.file else {})}
+    return {**{key: value for key, value in result.items() if key not in ("suite_file", "apart_by_suite")}, **plan_entries}
 
 
-def measured(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, out: Path, how: How, fresh: bool) -> dict[str, Any]:
+def run_plan(model: DiffusionModel, edits: Sequence[Edit], plan: AuditPlan, out: Path, options: AuditOptions, fresh: bool) -> dict[str, Any]:
     """The work of `audit`, in a folder that is this process's own."""
-    begun = time.monotonic()
-    run, drawn = work(model, edits, plan, out, how, fresh=fresh)
-    judges, missing = judges_of(plan.suite)
-    rows = judge(plan.todo, models_of(how), judges, out)
-    attacks = attacks_in(out, plan, rows)
-    parts = {"kept": plan.asking(False), "target": plan.asking(True)}
+    started = time.monotonic()
+    run, generated_counts = generate_and_attack(model, edits, plan, out, options, fresh=fresh)
+    judges, missing = available_judges(plan.suite)
+    rows = score_samples(plan.samples, model_names(options), judges, out)
+    attacks = load_attack_results(out, plan, rows)
+    parts = {"kept": plan.plain_samples(False), "target": plan.plain_samples(True)}
     try:
-        apart = picture_distances(parts, models_of(how), plan.suite.features, out / "images")
+        distances = image_set_distances(parts, model_names(options), plan.suite.features, out / "images")
     except MissingWeights as error:
-        apart, missing["features"] = {}, str(error)
+        distances, missing["features"] = {}, str(error)
     result = {
         "tier": plan.tier,
-        **under_attack(counted(rows, plan.suite, plan.axis, plan.targets, plan.only), attacks),
-        **({"gaps": gaps(rows, plan.axis, plan.targets, plan.suite.apart, plan.only)} if how.oracles and plan.axis in judges else {}),
+        **add_attacked_rate(count_rates(rows, plan.suite, plan.axis, plan.targets, plan.only), attacks),
+        **({"gaps": model_distances(rows, plan.axis, plan.targets, plan.suite.excluded, plan.only)} if options.retrained and plan.axis in judges else {}),
         "job": run.job,
         "samples_sha256": samples_digest(out),
-        "lists": lists(plan.suite.listed, plan.replayed),
+        "lists": prompt_list_records(plan.suite.prompt_list, plan.replay_origin),
         "attacks": attacks,
-        "distance": kept_distance(plan.staying, out / "images"),
-        "distances": apart,
-        "divergence": divergent(model, edits, plan, how),
+        "distance": retained_distance(plan.retained_samples, out / "images"),
+        "distances": distances,
+        "divergence": measure_plan_divergences(model, edits, plan, options),
         "judges": {name: j.identity() for name, j in judges.items()},
         "gates": [asdict(gate) for gate in plan.suite.gates],
         **({"suite_file": plan.suite.file} if plan.suite.file else {}),
         "missing": missing,
-        "errors": errors_of(plan.suite, plan.axis, plan.targets, judges[plan.axis]) if plan.axis in judges else None,
+        "errors": judge_errors(plan.suite, plan.axis, plan.targets, judges[plan.axis]) if plan.axis in judges else None,
         "edits": [edit_record(edit) for edit in edits],
-        "overlap": overlap(model, edits),
-        "sizes": plan.sizes,
+        "overlap": measure_overlap(model, edits),
+        "sizes": plan.sample_sizes,
     }
-    write_json(out / "timing.json", {"seconds": round(time.monotonic() - begun, 1), "drawn": drawn})
-    result["published"] = as_published(plan.suite, rows, result)
+    write_json(out / "timing.json", {"seconds": round(time.monotonic() - started, 1), "drawn": generated_counts})
+    result["published"] = published_figures(plan.suite, rows, result)
     run.finish(result)
-    if how.keep == "none":
-        remove(out, PICTURES)
+    if options.keep_images == "none":
+        remove_matching(out, IMAGE_FILES)
     return result
 
 
-def work(
+def generate_and_attack(
     model: DiffusionModel,
     edits: Sequence[Edit],
-    plan: Audit,
+    plan: AuditPlan,
     out: Path,
-    how: How,
+    options: AuditOptions,
     *,
-    shard: tuple[int, int] = WHOLE,
+    shard: tuple[int, int] = SINGLE_SHARD,
     fresh: bool = False,
 ) -> tuple[Run, dict[str, int]]:
     """Everything of an audit that takes long: pictures of every model, and attacks. Several processes can share it.
@@ -251,79 +251,79 @@ def work(
     Args:
         shard: (i, n): every n-th batch of pictures and of attacked prompts, from the i-th on.
     """
-    run = Run(out, job_record(model, edits, plan, how), fresh, WRITES)
-    with applied(model, edits, **how.placing):  # complains before anything is written
+    run = Run(out, job_record(model, edits, plan, options), fresh, OUTPUT_FILES)
+    with apply_edits(model, edits, **options.apply_options):  # complains before anything is written
         pass
-    readable(model, plan.suite)  # before anything is drawn
-    siege = siege_of(plan)
-    with held(out, "erasure audit", None if shard == WHOLE else shard):
+    check_judges_fit(model, plan.suite)  # before anything is drawn
+    attack_run = plan_attack_run(plan)
+    with lock_folder(out, "erasure audit", None if shard == SINGLE_SHARD else shard):
         if fresh:
-            check(out)  # another share that works there would lose what it draws
+            check_unlocked(out)  # another share that works there would lose what it draws
         run.begin()
-        base, drawn = run.job["base"], {}
-        stacks = stacks_of(how, edits)
+        base_fingerprint, generated_counts = run.job["base"], {}
+        stacks = edit_stacks(options, edits)
         for name, stack in stacks.items():
-            placing = how.placing if name == "erased" else {"other_base": how.other_base}
-            with applied(model, stack, **placing):
-                weights = digest([base, placing.get("strength", 1.0), *(e.digest() for e in stack)]) if stack else base
-                drawn[name] = draw(model, weights, plan.suite, plan.todo, out / "images" / name, shard=shard, cached=how.keep == "all")
-        if siege is not None:
-            besiege(model, edits, siege, out / "attacks", shard=shard, **how.placing)
-    return run, drawn
+            apply_options = options.apply_options if name == "erased" else {"other_base": options.other_base}
+            with apply_edits(model, stack, **apply_options):
+                weights_digest = hash_record([base_fingerprint, apply_options.get("strength", 1.0), *(e.digest() for e in stack)]) if stack else base_fingerprint
+                generated_counts[name] = generate_images(model, weights_digest, plan.suite, plan.samples, out / "images" / name, shard=shard, use_cache=options.keep_images == "all")
+        if attack_run is not None:
+            run_attacks(model, edits, attack_run, out / "attacks", shard=shard, **options.apply_options)
+    return run, generated_counts
 
 
-def stacks_of(how: How, edits: Sequence[Edit]) -> dict[str, Sequence[Edit]]:
+def edit_stacks(options: AuditOptions, edits: Sequence[Edit]) -> dict[str, Sequence[Edit]]:
     """The models of an audit and the edits that make them of the base."""
-    oracles = {f"oracle-{i}" if i > 1 else "oracle": [oracle] for i, oracle in enumerate(how.oracles, 1)}
-    return {"base": [], "erased": edits, **oracles}
+    retrained = {f"oracle-{i}" if i > 1 else "oracle": [edit] for i, edit in enumerate(options.retrained, 1)}
+    return {"base": [], "erased": edits, **retrained}
 
 
-def models_of(how: How) -> tuple[str, ...]:
-    return tuple(stacks_of(how, ()))
+def model_names(options: AuditOptions) -> tuple[str, ...]:
+    return tuple(edit_stacks(options, ()))
 
 
-def divergent(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, how: How) -> list[dict[str, Any]]:
+def measure_plan_divergences(model: DiffusionModel, edits: Sequence[Edit], plan: AuditPlan, options: AuditOptions) -> list[dict[str, Any]]:
     """Denoiser divergences, in tier full and where there is an oracle; of edits in full strength on their own base."""
-    if how.placing != How().placing or not (how.oracles or plan.tier == "full"):
+    if options.apply_options != AuditOptions().apply_options or not (options.retrained or plan.tier == "full"):
         return []
-    return divergences(model, stacks_of(how, edits), plan.asking(True), plan.asking(False))
+    return measure_divergences(model, edit_stacks(options, edits), plan.plain_samples(True), plan.plain_samples(False))
 
 
-def siege_of(plan: Audit) -> Siege | None:
+def plan_attack_run(plan: AuditPlan) -> AttackRun | None:
     """The attacks of an audit; None where its tier has none, or the judge that would decide has no weights."""
-    judges, _ = judges_of(plan.suite)
+    judges, _ = available_judges(plan.suite)
     if plan.tier not in plan.suite.attacks.tiers or plan.axis not in judges:
         return None
-    return Siege.of(plan.suite, plan.axis, plan.targets, plan.attacked, judges[plan.axis])
+    return AttackRun.from_suite(plan.suite, plan.axis, plan.targets, plan.attackable_samples, judges[plan.axis])
 
 
-def attacks_in(out: Path, plan: Audit, rows: Sequence[Row]) -> list[dict[str, Any]]:
+def load_attack_results(out: Path, plan: AuditPlan, rows: Sequence[SampleRow]) -> list[dict[str, Any]]:
     """What the attacks found, counted from the rows on disk."""
-    siege = siege_of(plan)
-    if siege is None:
+    attack_run = plan_attack_run(plan)
+    if attack_run is None:
         return []
-    about = {
+    attack_facts = {
         name: {"paper": a.paper, "threat": a.threat, "control": a.control, "fields": asdict(a)}  # type: ignore[call-overload]  # dataclasses
         for name, a in attacks_of(plan.suite.attacks).items()
     }
-    names = {a.name for a in siege.attempts}
-    first: dict[str, dict[str, bool]] = {name: {} for name in names}
+    attacked_images = {a.file_name for a in attack_run.attempts}
+    shown_unattacked: dict[str, dict[str, bool]] = {name: {} for name in attacked_images}
     for row in rows:
         name = Path(row["image"]).name
-        if name in names:
-            first[name][row["model"]] = row["read"][plan.axis]["label"] == row[plan.axis]
-    return attack_rates(lines(out / "attacks" / "attacks.jsonl"), about, first)
+        if name in attacked_images:
+            shown_unattacked[name][row["model"]] = row["read"][plan.axis]["label"] == row[plan.axis]
+    return count_attack_rates(read_jsonl(out / "attacks" / "attacks.jsonl"), attack_facts, shown_unattacked)
 
 
-def buildable(suite: Suite) -> None:
+def check_buildable(suite: Suite) -> None:
     """Complain, before anything is drawn, about fields that a suite's judges, attacks or extractor do not have; no weights are loaded."""
-    configured(suite)
+    build_judges(suite)
     attacks_of(suite.attacks)
     if suite.features:
-        extractor_of(suite.features)
+        make_extractor(suite.features)
 
 
-def job_record(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, how: How) -> dict[str, Any]:
+def job_record(model: DiffusionModel, edits: Sequence[Edit], plan: AuditPlan, options: AuditOptions) -> dict[str, Any]:
     """What identifies an audit."""
     return {
         "task": "audit",
@@ -331,25 +331,25 @@ def job_record(model: DiffusionModel, edits: Sequence[Edit], plan: Audit, how: H
         "edits": [edit.digest() for edit in edits],
         "suite": plan.suite.name,
         "suite_version": plan.suite.version,
-        "suite_asks": asks(plan.suite),
+        "suite_asks": suite_digest(plan.suite),
         "axis": plan.axis,
         "tier": plan.tier,
-        "strength": how.strength,
-        "compute": str(model.compute).removeprefix("torch."),
-        **({"replay": digest([prompt.record() for prompt in plan.replay])} if plan.replay else {}),
+        "strength": options.strength,
+        "compute": str(model.compute_dtype).removeprefix("torch."),
+        **({"replay": hash_record([prompt.to_record() for prompt in plan.replay_prompts])} if plan.replay_prompts else {}),
         **({"only": plan.only} if plan.only else {}),
-        **({"oracles": [oracle.digest() for oracle in how.oracles]} if how.oracles else {}),
-        **({"keep": how.keep} if how.keep != "all" else {}),
+        **({"oracles": [retrained.digest() for retrained in options.retrained]} if options.retrained else {}),
+        **({"keep": options.keep_images} if options.keep_images != "all" else {}),
     }
 
 
-def asks(suite: Suite) -> str:
+def suite_digest(suite: Suite) -> str:
     """Digest of what decides a suite's pictures. A key that suites did not always have counts only where it says something."""
-    left_out = {"gates", "apart", "judges", "published", "file", *(key for key in ("seeds", "listed") if not getattr(suite, key))}
-    asked = {key: value for key, value in asdict(suite).items() if key not in left_out}
-    if "listed" in asked:  # the prompts count, and not the name of their file
-        asked["listed"] = {key: value for key, value in asked["listed"].items() if key != "origin"}
-    return digest(asked)
+    ignored = {"gates", "apart", "judges", "published", "file", *(key for key in ("seeds", "listed") if not getattr(suite, key))}
+    fields = {key: value for key, value in asdict(suite).items() if key not in ignored}
+    if "listed" in fields:  # the prompts count, and not the name of their file
+        fields["listed"] = {key: value for key, value in fields["listed"].items() if key != "origin"}
+    return hash_record(fields)
 
 
 def edit_record(edit: Edit) -> dict[str, Any]:
@@ -362,7 +362,7 @@ def edit_record(edit: Edit) -> dict[str, Any]:
         "cost": info.cost,
         "base": info.base,
         "versions": info.versions,
-        "known": info.known,
+        "known": info.concept_checks,
         "notes": info.notes,
         "product": info.product,
     }

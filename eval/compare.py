@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from erasure.errors import UserError
-from eval.report.numbers import percent, points, points_span
-from eval.scoring.counting import Row, paired
+from eval.report.numbers import format_percent, format_points, format_points_span
+from eval.scoring.counting import SampleRow, paired_differences
 from eval.scoring.gates import only_of
 from eval.scoring.judge_scores import AXES
-from eval.scoring.recount import finished, rows_of
+from eval.scoring.recount import load_finished_audit, load_sample_rows
 from eval.stats.intervals import holm
 
-PICTURE = ("prompt", "seed", "role", "variant", "style", "object", "index")  # what makes two pictures the same but for the model
+IMAGE_FIELDS = ("prompt", "seed", "role", "variant", "style", "object", "index")  # what makes two pictures the same but for the model
 
 
-def compared(first: Path, second: Path) -> list[str]:
+def tabulate_comparison(first: Path, second: Path) -> list[str]:
     """A Markdown table: each rate of both erased models, their paired difference with its interval, and McNemar's p after Holm.
 
     Raises:
@@ -23,22 +23,22 @@ def compared(first: Path, second: Path) -> list[str]:
             pictures were read by other judges.
     """
     folders = (first, second)
-    results = [finished(folder) for folder in folders]
+    results = [load_finished_audit(folder) for folder in folders]
     for folder, result in zip(folders, results, strict=True):
         if not result["models"]:
             reasons = " ".join(result["missing"].values())
             raise UserError(f"{folder} is incomplete: nothing was counted in it. {reasons}".strip())
-    asked = [_asked(result) for result in results]
-    for what, one in asked[0].items():
-        if one != (other := asked[1][what]):
-            said = f"{what} is {_brief(one)} in the first and {_brief(other)} in the second"
-            raise UserError(f"{first} and {second} cannot be paired: {said}.")
-    rows = [_erased(folder) for folder in folders]
-    _same_pictures(folders, rows)
+    conditions = [_audit_conditions(result) for result in results]
+    for condition, first_value in conditions[0].items():
+        if first_value != (second_value := conditions[1][condition]):
+            mismatch = f"{condition} is {_shorten(first_value)} in the first and {_shorten(second_value)} in the second"
+            raise UserError(f"{first} and {second} cannot be paired: {mismatch}.")
+    rows = [_erased_rows(folder) for folder in folders]
+    _check_same_images(folders, rows)
     # paired is the second model minus the first
-    both = [{**row, "model": name} for name, side in zip(("erased", "base"), rows, strict=True) for row in side]
-    axis, targets, apart = results[0]["axis"], results[0]["targets"], tuple(results[0]["models"]["erased"]["apart"])
-    tables = paired(both, axis, targets, apart, only_of(results[0]))
+    pooled = [{**row, "model": name} for name, side in zip(("erased", "base"), rows, strict=True) for row in side]
+    axis, targets, excluded = results[0]["axis"], results[0]["targets"], tuple(results[0]["models"]["erased"]["apart"])
+    tables = paired_differences(pooled, axis, targets, excluded, only_of(results[0]))
     if not tables:
         raise UserError(f"{first} and {second} have no picture in common that a rate counts; there is nothing to compare.")
     adjusted = holm([table["p"] for table in tables.values()])
@@ -46,14 +46,14 @@ def compared(first: Path, second: Path) -> list[str]:
     lines = [f"| rate | {names[0]} (first) | {names[1]} (second) | first − second, points | p, Holm |", "|---|---|---|---|---|"]
     for (name, table), p in zip(tables.items(), adjusted, strict=True):
         sides = " | ".join(
-            f"{percent(r['estimate'])} % ({r['k']}/{r['n']})" for r in (res["models"]["erased"]["rates"][name] for res in results)
+            f"{format_percent(r['estimate'])} % ({r['k']}/{r['n']})" for r in (audit_result["models"]["erased"]["rates"][name] for audit_result in results)
         )
-        change = f"{points(table['estimate'])} ({points_span(table['low'], table['high'])})"
+        change = f"{format_points(table['estimate'])} ({format_points_span(table['low'], table['high'])})"
         lines.append(f"| {name} | {sides} | {change} | {p:.2g} |")
     return lines
 
 
-def _asked(result: Mapping[str, Any]) -> dict[str, Any]:
+def _audit_conditions(result: Mapping[str, Any]) -> dict[str, Any]:
     """What has to be the same in two audits, in words."""
     job = result["job"]
     return {
@@ -71,19 +71,19 @@ def _asked(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _brief(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 80 else text[:80] + "..."
 
 
-def _erased(folder: Path) -> list[Row]:
-    return [row for row in rows_of(folder) if row["model"] == "erased"]
+def _erased_rows(folder: Path) -> list[SampleRow]:
+    return [row for row in load_sample_rows(folder) if row["model"] == "erased"]
 
 
-def _same_pictures(folders: tuple[Path, Path], rows: list[list[Row]]) -> None:
+def _check_same_images(folders: tuple[Path, Path], rows: list[list[SampleRow]]) -> None:
     """Complains about pictures that only one audit has: cells that other edits erased too, other seeds of an answer set."""
-    pictures = [{tuple(row[key] for key in PICTURE): row["image"] for row in side} for side in rows]
+    images = [{tuple(row[key] for key in IMAGE_FIELDS): row["image"] for row in side} for side in rows]
     for i, folder in enumerate(folders):
-        if lacking := pictures[1 - i].keys() - pictures[i].keys():
-            example = Path(pictures[1 - i][min(lacking)]).name
-            raise UserError(f"{folder} lacks {len(lacking)} pictures of {folders[1 - i]}, such as {example}; only the same can be paired.")
+        if missing := images[1 - i].keys() - images[i].keys():
+            example = Path(images[1 - i][min(missing)]).name
+            raise UserError(f"{folder} lacks {len(missing)} pictures of {folders[1 - i]}, such as {example}; only the same can be paired.")

@@ -12,20 +12,20 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from erasure.errors import NotFinite, UserError
+from erasure.errors import NotFiniteError, UserError
 from erasure.families.base import DiffusionModel
-from erasure.storage.files import Damaged, folder_exists, is_there, tell, write_bytes
-from erasure.storage.run import cache_folder, digest
+from erasure.storage.files import DamagedFile, ensure_folder, is_path_taken, print_message, write_bytes
+from erasure.storage.run import cache_folder, hash_record
 from eval.suites.cases import Case
 from eval.suites.suite import Suite
 
-AT_ONCE = 45  # pictures drawn together, at most
+MAX_BATCH_IMAGES = 45  # pictures drawn together, at most
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk, which `verify` does not look into
-PLACES = 8 * 64 * 64  # places of latents drawn together, at most: eight pictures of Stable Diffusion 1.5
+MAX_BATCH_POSITIONS = 8 * 64 * 64  # places of latents drawn together, at most: eight pictures of Stable Diffusion 1.5
 
 
 @dataclass(frozen=True)
-class Attempt:
+class Sample:
     """One picture of one model."""
 
     case: Case
@@ -33,25 +33,25 @@ class Attempt:
     seed: int
 
     @property
-    def name(self) -> str:
+    def file_name(self) -> str:
         return f"{self.case.id}-{self.index:02d}.png"
 
 
-def attempts(suite: Suite, cases: Sequence[Case]) -> list[Attempt]:
+def samples_of(suite: Suite, cases: Sequence[Case]) -> list[Sample]:
     """All pictures of a suite in a fixed order: first one of every cell, then the second, ..."""
     rounds = range(max(case.count for case in cases))
-    return [Attempt(case, i, case.seed(suite.name, i)) for i in rounds for case in cases if i < case.count]
+    return [Sample(case, i, case.seed(suite.name, i)) for i in rounds for case in cases if i < case.count]
 
 
-def draw(
+def generate_images(
     model: DiffusionModel,
-    weights: str,
+    weights_digest: str,
     suite: Suite,
-    todo: Sequence[Attempt],
+    samples: Sequence[Sample],
     folder: Path,
     *,
     shard: tuple[int, int] = (0, 1),
-    cached: bool = True,
+    use_cache: bool = True,
 ) -> int:
     """Draw what is missing or damaged as PNG files into `folder` and return how many pictures had to be drawn.
 
@@ -66,47 +66,47 @@ def draw(
     Raises:
         UserError: pictures with NaN or Inf.
     """
-    folder_exists(folder)
-    cache = cache_folder() / "samples" if cached else folder / "drawn"
-    batch = at_once(model)
-    groups = [todo[i : i + batch] for i in range(0, len(todo), batch)][shard[0] :: shard[1]]
-    drawn = 0
+    ensure_folder(folder)
+    cache = cache_folder() / "samples" if use_cache else folder / "drawn"
+    batch = batch_size_of(model)
+    groups = [samples[i : i + batch] for i in range(0, len(samples), batch)][shard[0] :: shard[1]]
+    generated_count = 0
     for group in tqdm(groups, desc=f"drawing {folder.name}", unit="batch"):
-        lacking = [a for a in group if read_png(folder / a.name) is None]
-        if not lacking:
+        missing = [a for a in group if read_png(folder / a.name) is None]
+        if not missing:
             continue
-        keys = [key(model, weights, suite, a) for a in group]
-        stored = [cache / k[:2] / f"{k}.png" for k in keys]
-        pngs = [png for path in stored if (png := read_png(path)) is not None]
+        keys = [cache_key(model, weights_digest, suite, a) for a in group]
+        cache_paths = [cache / k[:2] / f"{k}.png" for k in keys]
+        pngs = [png for path in cache_paths if (png := read_png(path)) is not None]
         if len(pngs) < len(group):
             try:
-                pngs = [as_png(picture) for picture in sample(model, suite, group)]
-            except NotFinite as error:
+                pngs = [encode_png(image) for image in generate_batch(model, suite, group)]
+            except NotFiniteError as error:
                 raise UserError(f"model {folder.name} of the audit: {error}") from error
-            drawn += len(group)
-            for png, path in zip(pngs, stored, strict=True):
-                folder_exists(path.parent)
+            generated_count += len(group)
+            for png, path in zip(pngs, cache_paths, strict=True):
+                ensure_folder(path.parent)
                 write_bytes(path, png)
-        for attempt, png in zip(group, pngs, strict=True):
-            if attempt in lacking:
-                write_bytes(folder / attempt.name, png)
-    if not cached:
+        for sample, png in zip(group, pngs, strict=True):
+            if sample in missing:
+                write_bytes(folder / sample.name, png)
+    if not use_cache:
         shutil.rmtree(cache, ignore_errors=True)
-    return drawn
+    return generated_count
 
 
-def at_once(model: DiffusionModel) -> int:
+def batch_size_of(model: DiffusionModel) -> int:
     """Pictures drawn together: decided by the size of the latents alone, so that every machine draws the same batches."""
     _, height, width = model.latent_shape
-    return max(1, min(AT_ONCE, PLACES // (height * width)))
+    return max(1, min(MAX_BATCH_IMAGES, MAX_BATCH_POSITIONS // (height * width)))
 
 
-def sample(model: DiffusionModel, suite: Suite, group: Sequence[Attempt]) -> Tensor:
+def generate_batch(model: DiffusionModel, suite: Suite, samples: Sequence[Sample]) -> Tensor:
     """Pictures (B, 3, H, W) as uint8."""
-    prompts, seeds = [a.case.prompt for a in group], [a.seed for a in group]
-    return guided(
-        [guidance_of(suite, a.case) for a in group],
-        lambda scale, some: drawn(model, [prompts[i] for i in some], [seeds[i] for i in some], suite.steps, scale),
+    prompts, seeds = [a.case.prompt for a in samples], [a.seed for a in samples]
+    return generate_by_guidance(
+        [guidance_of(suite, a.case) for a in samples],
+        lambda scale, some: generate_from_prompts(model, [prompts[i] for i in some], [seeds[i] for i in some], suite.steps, scale),
     )
 
 
@@ -115,7 +115,7 @@ def guidance_of(suite: Suite, case: Case) -> float:
     return suite.guidance if case.guidance is None else case.guidance
 
 
-def drawn(
+def generate_from_prompts(
     model: DiffusionModel, prompts: Sequence[str], seeds: Sequence[int], steps: int, guidance: float, prefix: Tensor | None = None
 ) -> Tensor:
     """Pictures (B, 3, H, W) as uint8, all with one guidance scale.
@@ -123,57 +123,57 @@ def drawn(
     Raises:
         NotFinite: pictures with NaN or Inf.
     """
-    pictures = model.decode(model.sample(prompts, seeds, steps, guidance, prefix)).cpu()
-    return (pictures * 255).round().to(torch.uint8)
+    images = model.decode(model.sample(prompts, seeds, steps, guidance, prefix)).cpu()
+    return (images * 255).round().to(torch.uint8)
 
 
-def guided(scales: Sequence[float], make: Callable[[float, Sequence[int]], Tensor]) -> Tensor:
+def generate_by_guidance(scales: Sequence[float], generate: Callable[[float, Sequence[int]], Tensor]) -> Tensor:
     """Pictures of a batch with several guidance scales, made scale by scale and put back in order."""
-    parts = [(scale, [i for i, s in enumerate(scales) if s == scale]) for scale in dict.fromkeys(scales)]
-    made = torch.cat([make(scale, some) for scale, some in parts])
-    return made[torch.tensor([i for _, some in parts for i in some]).argsort()]
+    indices_by_scale = [(scale, [i for i, s in enumerate(scales) if s == scale]) for scale in dict.fromkeys(scales)]
+    images = torch.cat([generate(scale, indices) for scale, indices in indices_by_scale])
+    return images[torch.tensor([i for _, indices in indices_by_scale for i in indices]).argsort()]
 
 
-def key(model: DiffusionModel, weights: str, suite: Suite, attempt: Attempt) -> str:
+def cache_key(model: DiffusionModel, weights_digest: str, suite: Suite, sample: Sample) -> str:
     """Content hash of a picture: everything that decides its pixels."""
-    return digest(
+    return hash_record(
         {
-            "weights": weights,
-            "case": asdict(attempt.case)["prompt"],
-            "seed": attempt.seed,
+            "weights": weights_digest,
+            "case": asdict(sample.case)["prompt"],
+            "seed": sample.seed,
             "steps": suite.steps,
-            "guidance": guidance_of(suite, attempt.case),
-            "compute": str(model.compute),
+            "guidance": guidance_of(suite, sample.case),
+            "compute": str(model.compute_dtype),
             "device": model.device.type,
             "sampler": "ddim",
         }
     )
 
 
-def save_png(picture: Tensor, path: Path) -> None:
+def save_png(image: Tensor, path: Path) -> None:
     """Write a (3, H, W) uint8 picture in one atomic step."""
-    folder_exists(path.parent)
-    write_bytes(path, as_png(picture))
+    ensure_folder(path.parent)
+    write_bytes(path, encode_png(image))
 
 
-def as_png(picture: Tensor) -> bytes:
+def encode_png(image: Tensor) -> bytes:
     png = io.BytesIO()
-    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(png, format="PNG")
+    Image.fromarray(image.permute(1, 2, 0).numpy()).save(png, format="PNG")
     return png.getvalue()
 
 
 def read_png(path: Path) -> bytes | None:
     """A PNG file whose checksums are right; None where it is missing, or damaged, which is told."""
-    if not is_there(path):
+    if not is_path_taken(path):
         return None
     try:
-        return checked_png(path)
-    except Damaged as error:
-        tell(f"{error} It is made anew.")
+        return read_valid_png(path)
+    except DamagedFile as error:
+        print_message(f"{error} It is made anew.")
         return None
 
 
-def checked_png(path: Path) -> bytes:
+def read_valid_png(path: Path) -> bytes:
     """The bytes of a PNG file.
 
     Raises:
@@ -186,7 +186,7 @@ def checked_png(path: Path) -> bytes:
         if not png.endswith(PNG_END):
             raise ValueError("it does not end as one")
     except (OSError, SyntaxError, ValueError) as error:
-        raise Damaged(f"{path} is damaged ({error if isinstance(error, SyntaxError) else 'no whole PNG file'}).") from error
+        raise DamagedFile(f"{path} is damaged ({error if isinstance(error, SyntaxError) else 'no whole PNG file'}).") from error
     return png
 
 
@@ -196,20 +196,20 @@ def load_png(path: Path) -> Tensor:
     Raises:
         Damaged: see `checked_png`; the command that drew it draws it again.
     """
-    with Image.open(io.BytesIO(checked_png(path))) as image:
+    with Image.open(io.BytesIO(read_valid_png(path))) as image:
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).float() / 255
 
 
-def batches(todo: Sequence[Attempt], folder: Path, size: int = 64) -> Iterator[tuple[Sequence[Attempt], Tensor]]:
+def load_batches(samples: Sequence[Sample], folder: Path, size: int = 64) -> Iterator[tuple[Sequence[Sample], Tensor]]:
     """Pictures back from disk, (B, 3, H, W) in [0, 1]; a batch ends where their size changes."""
-    group: list[Attempt] = []
-    pictures: list[Tensor] = []
-    for attempt in todo:
-        picture = load_png(folder / attempt.name)
-        if group and (len(group) == size or picture.shape != pictures[0].shape):
-            yield group, torch.stack(pictures)
-            group, pictures = [], []
-        group.append(attempt)
-        pictures.append(picture)
+    group: list[Sample] = []
+    images: list[Tensor] = []
+    for sample in samples:
+        image = load_png(folder / sample.file_name)
+        if group and (len(group) == size or image.shape != images[0].shape):
+            yield group, torch.stack(images)
+            group, images = [], []
+        group.append(sample)
+        images.append(image)
     if group:
-        yield group, torch.stack(pictures)
+        yield group, torch.stack(images)

@@ -7,52 +7,52 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Discriminator, Field, Tag
 from typing_extensions import TypedDict
 
-from erasure.config.validation import check
+from erasure.config.validation import check_mapping
 from erasure.errors import UserError
-from erasure.storage.files import Damaged, Unsealed, read_sealed
+from erasure.storage.files import DamagedFile, MissingChecksum, read_checksummed_json
 from eval.scoring.rates import counted_rate
 from eval.suites.prompt_list import Axis
 
-OLD = "{} was made by an earlier version of this project; audit again with --fresh."
-MANY, CLOSE = 10_000_000, 1e-6  # trials beyond which no interval is counted again; how far it may lie beside the recorded one
+MADE_BY_EARLIER_VERSION = "{} was made by an earlier version of this project; audit again with --fresh."
+MAX_RECOUNTED_TRIALS, TOLERANCE = 10_000_000, 1e-6  # trials beyond which no interval is counted again; how far it may lie beside the recorded one
 
 Count = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
+Proportion = Annotated[float, Field(ge=0, le=1)]
 Difference = Annotated[float, Field(ge=-1, le=1)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
-Model = Annotated[str, Field(pattern=r"^(base|erased|oracle(-[0-9]+)?)$")]
-Part = Literal["target", "kept"]
-Bounds = Annotated[list[Number], Field(min_length=3, max_length=3)]  # estimate, low, high
+FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
+ModelName = Annotated[str, Field(pattern=r"^(base|erased|oracle(-[0-9]+)?)$")]
+ImagePart = Literal["target", "kept"]
+EstimateAndBounds = Annotated[list[FiniteNumber], Field(min_length=3, max_length=3)]  # estimate, low, high
 
 
-class RateRecord(TypedDict):
+class CountedRate(TypedDict):
     """eval.scoring.rates.counted_rate."""
 
     k: Count
     n: Annotated[int, Field(ge=1)]
-    estimate: Share
-    low: Share
-    high: Share
+    estimate: Proportion
+    low: Proportion
+    high: Proportion
     effective: NotRequired[Annotated[float, Field(gt=0, allow_inf_nan=False)]]
 
 
-class Tally(TypedDict):
+class SuccessCount(TypedDict):
     """Successes of trials, of which there may be none."""
 
     k: Count
     n: Count
 
 
-class MeanRecord(TypedDict):
+class MeanEstimate(TypedDict):
     """A mean and its 95 % interval."""
 
-    estimate: Number
-    low: Number
-    high: Number
+    estimate: FiniteNumber
+    low: FiniteNumber
+    high: FiniteNumber
 
 
-class PairedRecord(TypedDict):
-    """eval.scoring.counting.paired: the erased model minus the base, in shares."""
+class PairedDifference(TypedDict):
+    """eval.scoring.counting.paired_differences: the erased model minus the base, in shares."""
 
     estimate: Difference
     low: Difference
@@ -61,93 +61,93 @@ class PairedRecord(TypedDict):
     erased_only: Count
     base_only: Count
     neither: Count
-    p: Share
+    p: Proportion
 
 
-class Confusion(TypedDict):
+class ConfusionMatrix(TypedDict):
     """Pictures by what was asked for (rows) and read (columns)."""
 
     labels: list[str]
     counts: list[list[Count]]
 
 
-class Alignment(TypedDict):
+class AlignmentByPart(TypedDict):
     """CLIP alignment, 100 x cosine, by part; None where it was not measured."""
 
-    kept: MeanRecord | None
-    target: MeanRecord | None
-    benign: MeanRecord | None
+    retained: MeanEstimate | None
+    target: MeanEstimate | None
+    benign: MeanEstimate | None
 
 
-class ModelRecord(TypedDict):
+class ModelFigures(TypedDict):
     """One model's figures."""
 
-    rates: dict[str, RateRecord]
-    confusion: Confusion
-    clip: Alignment
-    apart: dict[str, Tally]
+    rates: dict[str, CountedRate]
+    confusion: ConfusionMatrix
+    clip: AlignmentByPart
+    excluded: dict[str, SuccessCount]
 
 
-class DistanceRecord(TypedDict):
+class DistributionDistance(TypedDict):
     """FID, KID or CMMD of two sets of pictures; value None with the reason."""
 
-    value: Number | None
-    low: Number | None
-    high: Number | None
+    value: FiniteNumber | None
+    low: FiniteNumber | None
+    high: FiniteNumber | None
     reason: str | None
     n: list[Count]
     extractor: str
     width: Count
 
 
-class Between(TypedDict):
+class ModelPairKid(TypedDict):
     """KID of two models' pictures of different noise."""
 
-    first: Model
-    second: Model
-    value: Number | None
-    low: Number | None
-    high: Number | None
+    first: ModelName
+    second: ModelName
+    value: FiniteNumber | None
+    low: FiniteNumber | None
+    high: FiniteNumber | None
 
 
-class Distances(TypedDict, total=False):
-    """eval.metrics.image_distances.picture_distances; empty where nothing was measured."""
+class ImageSetDistances(TypedDict, total=False):
+    """eval.metrics.image_distances.image_set_distances; empty where nothing was measured."""
 
     extractor: dict[str, Any]
-    parts: dict[Part, dict[Model, dict[Literal["fid", "kid", "cmmd"], dict[str, DistanceRecord]]]]
-    between: dict[Part, list[Between]]
+    parts: dict[ImagePart, dict[ModelName, dict[Literal["fid", "kid", "cmmd"], dict[str, DistributionDistance]]]]
+    model_pairs: dict[ImagePart, list[ModelPairKid]]
 
 
-class Ways(TypedDict):
+class DivergenceDirections(TypedDict):
     """A divergence in nats a picture, from either model and their mean."""
 
-    forward: Bounds
-    backward: Bounds
-    mean: Bounds
+    forward: EstimateAndBounds
+    backward: EstimateAndBounds
+    mean: EstimateAndBounds
 
 
-class Divergence(TypedDict):
-    """eval.retrained.divergences.divergences: one pair of models, or why it could not be measured."""
+class DenoiserDivergence(TypedDict):
+    """eval.retrained.divergences.measure_divergences: one pair of models, or why it could not be measured."""
 
-    prompts: Part
-    first: Model
-    second: Model
+    part: ImagePart
+    first: ModelName
+    second: ModelName
     n: Count
-    nats: NotRequired[Ways]
-    plain: NotRequired[Ways]
+    nats: NotRequired[DivergenceDirections]
+    mean_squared_error: NotRequired[DivergenceDirections]
     skipped: NotRequired[str]
 
 
-class Gap(TypedDict):
-    """eval.retrained.gap.gaps."""
+class ModelDistance(TypedDict):
+    """eval.retrained.gap.model_distances."""
 
-    reading: Literal["UA", "IRA", "CRA", "replaced"]
-    first: Model
-    second: Model
-    value: Bounds
+    measure: Literal["UA", "IRA", "CRA", "replaced"]
+    first: ModelName
+    second: ModelName
+    value: EstimateAndBounds
 
 
-class Job(TypedDict):
+class AuditJob(TypedDict):
     """What identifies an audit."""
 
     task: Literal["audit"]
@@ -155,15 +155,15 @@ class Job(TypedDict):
     edits: list[str]
     suite: str
     suite_version: Count
-    suite_asks: str
+    suite_digest: str
     axis: Axis
     tier: str
-    strength: Number
+    strength: FiniteNumber
     compute: str
     replay: NotRequired[str]
     only: NotRequired[str]
-    oracles: NotRequired[list[str]]
-    keep: NotRequired[str]
+    retrained: NotRequired[list[str]]
+    keep_images: NotRequired[str]
 
 
 class GateRecord(TypedDict):
@@ -171,8 +171,8 @@ class GateRecord(TypedDict):
 
     name: str
     rate: str
-    at_least: Share | None
-    drop_at_most: Share | None
+    at_least: Proportion | None
+    drop_at_most: Proportion | None
     tier: str
 
 
@@ -186,16 +186,16 @@ class ErasedConcept(TypedDict):
     aliases: NotRequired[list[str]]
 
 
-class KnownConcept(TypedDict):
-    """erasure.concept_check.Known."""
+class ConceptCheckRecord(TypedDict):
+    """erasure.concept_check.ConceptCheck."""
 
     name: str
-    concept: Number
-    nonsense: Number
-    doubtful: bool
+    concept_influence: FiniteNumber
+    nonsense_influence: FiniteNumber
+    weakly_known: bool
 
 
-class EditRecord(TypedDict):
+class AuditedEdit(TypedDict):
     """An audited edit, or what stands for pictures that came without one."""
 
     method: str
@@ -205,23 +205,23 @@ class EditRecord(TypedDict):
     cost: dict[str, Count]
     base: dict[str, Any]
     versions: NotRequired[dict[str, str]]
-    known: list[KnownConcept]
+    concept_checks: list[ConceptCheckRecord]
     notes: dict[str, Any]
     product: str
 
 
-class Overlap(TypedDict):
-    """erasure.edits.overlap.Overlap."""
+class EditOverlap(TypedDict):
+    """erasure.edits.overlap.PairOverlap."""
 
     first: str
     second: str
     shared: Count
-    cosine: Number | None
+    cosine: FiniteNumber | None
     warning: str
 
 
-class ListFile(TypedDict):
-    """eval.suites.list_reader.Origin, and what the list was used for."""
+class PromptListFile(TypedDict):
+    """eval.suites.list_reader.PromptListOrigin, and what the list was used for."""
 
     use: Literal["prompts", "replay"]
     file: str
@@ -232,44 +232,44 @@ class ListFile(TypedDict):
     warnings: list[str]
 
 
-class Images(TypedDict):
-    """eval.external_images.described."""
+class ExternalImagesSummary(TypedDict):
+    """eval.external_images.summarize_images."""
 
-    jpeg: Count
+    jpeg_count: Count
     n: Count
     sizes: Annotated[list[str], Field(min_length=1)]
-    per_cell: Annotated[list[Count], Field(min_length=2, max_length=2)]
+    per_cell_range: Annotated[list[Count], Field(min_length=2, max_length=2)]
     seeds: list[Count]
 
 
-class CurvePoint(RateRecord):
+class SearchPoint(CountedRate):
     """Prompts broken within a number of pictures."""
 
-    pictures: Count
+    images: Count
 
 
-class StepsPoint(RateRecord):
+class FineTuningPoint(CountedRate):
     """Pictures that show the concept after a number of fine-tuning steps."""
 
     steps: Count
 
 
-class Attempts(TypedDict):
-    """eval.scoring.attack_rates.attempts."""
+class ImagesToSuccess(TypedDict):
+    """eval.scoring.attack_rates.images_to_success."""
 
     median: Count | None
     p95: Count | None
-    per_success: Number | None
+    per_success: FiniteNumber | None
 
 
-class ByIds(TypedDict):
+class TokenIdRates(TypedDict):
     """What token ids did that no typed text gives."""
 
-    differing: RateRecord
-    only: RateRecord
+    failed_round_trips: CountedRate
+    ids_only: CountedRate
 
 
-class Beyond(TypedDict, total=False):
+class ControlDifference(TypedDict, total=False):
     """An attack minus a control, in shares of prompts; empty where no prompt had both."""
 
     estimate: Difference
@@ -278,7 +278,7 @@ class Beyond(TypedDict, total=False):
     n: Count
 
 
-class AttackFacts(TypedDict):
+class AttackInfo(TypedDict):
     """What every attack says of itself."""
 
     name: str
@@ -288,91 +288,91 @@ class AttackFacts(TypedDict):
     fields: dict[str, Any]
 
 
-class NotRun(AttackFacts):
+class AttackNotRun(AttackInfo):
     """An attack without figures, and why."""
 
     skipped: NotRequired[str]
     crashed: NotRequired[str]
 
 
-class Search(AttackFacts):
+class PromptSearch(AttackInfo):
     """An attack that searches for prompts."""
 
-    asked: Count
+    planned: Count
     n: Count
-    pictures: Count
-    curve: Annotated[list[CurvePoint], Field(min_length=1)]
-    base: RateRecord
-    per_picture: Share
+    images: Count
+    curve: Annotated[list[SearchPoint], Field(min_length=1)]
+    base: CountedRate
+    per_image: Proportion
     searched: Count
-    attempts: Attempts
-    found: Count
-    fresh: RateRecord | None
-    by_ids: NotRequired[ByIds]
-    beyond: NotRequired[dict[str, Beyond]]
+    images_to_success: ImagesToSuccess
+    broken_by_search: Count
+    fresh_noise: CountedRate | None
+    token_ids: NotRequired[TokenIdRates]
+    over_controls: NotRequired[dict[str, ControlDifference]]
 
 
-class FineTuning(AttackFacts):
+class FineTuningAttack(AttackInfo):
     """An attack that trains the weights further."""
 
     n: Count
-    steps: Annotated[list[StepsPoint], Field(min_length=1)]
-    base: RateRecord
-    gone: bool
-    revived: Count | None
+    steps: Annotated[list[FineTuningPoint], Field(min_length=1)]
+    base: CountedRate
+    erased_before: bool
+    revived_at_step: Count | None
 
 
-def _kind_of_attack(attack: Any) -> str:
+def _attack_tag(attack: Any) -> str:
     if not isinstance(attack, dict):
         return "not run"
     return "search" if "curve" in attack else "fine-tuning" if "steps" in attack else "not run"
 
 
-Attack = Annotated[
-    Annotated[Search, Tag("search")] | Annotated[FineTuning, Tag("fine-tuning")] | Annotated[NotRun, Tag("not run")],
-    Discriminator(_kind_of_attack),
+AttackRecord = Annotated[
+    Annotated[PromptSearch, Tag("search")] | Annotated[FineTuningAttack, Tag("fine-tuning")] | Annotated[AttackNotRun, Tag("not run")],
+    Discriminator(_attack_tag),
 ]
 
 
-class Counted(TypedDict):
+class PublishedRate(TypedDict):
     """k of n as a protocol counts it."""
 
     k: Count
     n: Count
-    estimate: Number
+    estimate: FiniteNumber
 
 
-class CorrectedShare(TypedDict):
+class CorrectedFigure(TypedDict):
     """What should stand in its place, with its interval."""
 
-    estimate: Number
-    low: Number
-    high: Number
+    estimate: FiniteNumber
+    low: FiniteNumber
+    high: FiniteNumber
     k: NotRequired[Count]
     n: NotRequired[Count]
-    effective: NotRequired[Number]
+    effective: NotRequired[FiniteNumber]
     warning: NotRequired[str]
 
 
-class PublishedRow(TypedDict):
-    """eval.scoring.published.as_published: one figure."""
+class PublishedFigure(TypedDict):
+    """eval.scoring.published.published_figures: one figure."""
 
     figure: str
-    published: Counted | None
-    corrected: CorrectedShare | None
-    difference: bool
+    published: PublishedRate | None
+    corrected: CorrectedFigure | None
+    is_difference: bool
     method: str
-    quirk: str
+    caveat: str
 
 
-class Published(TypedDict, total=False):
+class PublishedFigures(TypedDict, total=False):
     """A protocol's figures; empty where the suite names none."""
 
     protocol: str
-    rows: list[PublishedRow]
+    figures: list[PublishedFigure]
 
 
-class Errors(TypedDict):
+class JudgeErrors(TypedDict):
     """How often a judge was right, of how many."""
 
     true_positive: Count
@@ -381,35 +381,35 @@ class Errors(TypedDict):
     negative: Count
 
 
-class Result(TypedDict):
+class AuditResult(TypedDict):
     """What an audit found."""
 
     tier: str
     axis: Axis
     targets: Annotated[list[str], Field(min_length=1)]
-    form: NotRequired[Literal["prompts"]]
+    suite_format: NotRequired[Literal["prompts"]]
     kind: NotRequired[str]
-    models: dict[Model, ModelRecord]
-    paired: dict[str, PairedRecord]
-    clip_drop: NotRequired[Alignment]
-    gaps: NotRequired[list[Gap]]
-    job: Job
+    models: dict[ModelName, ModelFigures]
+    paired: dict[str, PairedDifference]
+    clip_drop: NotRequired[AlignmentByPart]
+    model_distances: NotRequired[list[ModelDistance]]
+    job: AuditJob
     samples_sha256: str
-    lists: NotRequired[list[ListFile]]  # audits of earlier versions lack what is not required here
-    images: NotRequired[Images]
-    attacks: list[Attack]
-    distance: MeanRecord | None
-    distances: Distances
-    divergence: list[Divergence]
+    prompt_lists: NotRequired[list[PromptListFile]]  # audits of earlier versions lack what is not required here
+    external_images: NotRequired[ExternalImagesSummary]
+    attacks: list[AttackRecord]
+    pixel_distance: MeanEstimate | None
+    image_set_distances: ImageSetDistances
+    denoiser_divergences: list[DenoiserDivergence]
     judges: dict[str, dict[str, Any]]
     gates: NotRequired[list[GateRecord]]
     suite_file: NotRequired[str]  # name of the user's file that the suite was read from
     missing: dict[str, str]
-    errors: Errors | None
-    edits: Annotated[list[EditRecord], Field(min_length=1)]
-    overlap: list[Overlap]
-    sizes: NotRequired[dict[str, dict[str, Count]]]
-    published: NotRequired[Published]
+    judge_errors: JudgeErrors | None
+    edits: Annotated[list[AuditedEdit], Field(min_length=1)]
+    edit_overlaps: list[EditOverlap]
+    sample_sizes: NotRequired[dict[str, dict[str, Count]]]
+    published: NotRequired[PublishedFigures]
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -421,16 +421,16 @@ def read_result(folder: Path) -> dict[str, Any]:
     """
     path = folder / "result.json"
     try:
-        return read_sealed(path)
-    except Unsealed as error:
-        found = read_sealed(path, required=False)
-        if is_audit(found):
-            raise UserError(OLD.format(folder)) from error
-        if not isinstance(found.get("job", {}), dict):
-            raise Damaged(f"{path} is damaged: its job is not a mapping. Repeat the command that made it.") from error
-        return found
-    except Damaged as error:
-        raise Damaged(f"{error} Repeat the command that made it.") from error
+        return read_checksummed_json(path)
+    except MissingChecksum as error:
+        result = read_checksummed_json(path, required=False)
+        if is_audit(result):
+            raise UserError(MADE_BY_EARLIER_VERSION.format(folder)) from error
+        if not isinstance(result.get("job", {}), dict):
+            raise DamagedFile(f"{path} is damaged: its job is not a mapping. Repeat the command that made it.") from error
+        return result
+    except DamagedFile as error:
+        raise DamagedFile(f"{error} Repeat the command that made it.") from error
 
 
 def is_audit(result: Mapping[str, Any]) -> bool:
@@ -439,27 +439,27 @@ def is_audit(result: Mapping[str, Any]) -> bool:
     return isinstance(job, dict) and job.get("task") == "audit"
 
 
-def check_result(result: dict[str, Any], place: str) -> None:
+def check_result(result: dict[str, Any], source: str) -> None:
     """Complain about a result.json that does not hold what an audit writes.
 
     Raises:
         UserError: every key and value that does not fit; figures that contradict themselves (`_check_figures`); a confusion matrix that is
             not square, or has no row for a target.
     """
-    check(result, Result, place)
-    for key, needed in (("distances", {"extractor", "parts"}), ("published", {"protocol", "rows"})):
-        if (found := result.get(key)) and (lacking := sorted(needed - found.keys())):
-            raise UserError(f"{place}: {key} lacks {', '.join(lacking)}; it is empty or holds them all. Audit again with --fresh.")
-    _check_figures(result, place)
+    check_mapping(result, AuditResult, source)
+    for key, required in (("distances", {"extractor", "parts"}), ("published", {"protocol", "rows"})):
+        if (entry := result.get(key)) and (missing := sorted(required - entry.keys())):
+            raise UserError(f"{source}: {key} lacks {', '.join(missing)}; it is empty or holds them all. Audit again with --fresh.")
+    _check_figures(result, source)
     if result["models"] and "erased" not in result["models"]:
-        raise UserError(f"{place} has no figures of the erased model.")
-    for model, found in result["models"].items():
-        if "UA" not in found["rates"]:
-            raise UserError(f"{place}: the rates of {model} lack UA.")
-        _check_confusion(found["confusion"], result["targets"], f"{place}: the confusion matrix of {model}")
+        raise UserError(f"{source} has no figures of the erased model.")
+    for model, entry in result["models"].items():
+        if "UA" not in entry["rates"]:
+            raise UserError(f"{source}: the rates of {model} lack UA.")
+        _check_confusion(entry["confusion"], result["targets"], f"{source}: the confusion matrix of {model}")
 
 
-def _check_figures(result: Mapping[str, Any], place: str) -> None:
+def _check_figures(result: Mapping[str, Any], source: str) -> None:
     """Complains about more successes than trials, an estimate that is not k / n, and an interval that leaves its estimate out.
 
     Of the models' rates the whole interval is counted again, as gates do: a table and a gate cannot say different things.
@@ -467,17 +467,17 @@ def _check_figures(result: Mapping[str, Any], place: str) -> None:
     for name, figure in _figures({key: result[key] for key in ("models", "paired", "attacks")}, ""):
         k, n, estimate = (figure.get(key) for key in ("k", "n", "estimate"))
         if k is not None and n is not None and k > n:
-            raise UserError(f"{place}: {name} counts {k} of {n}.")
-        if k is not None and n and estimate is not None and abs(k / n - estimate) > CLOSE:
-            raise UserError(f"{place}: the estimate of {name} is {estimate:g}, but {k} of {n} is {k / n:g}; audit again with --fresh.")
-        if estimate is not None and "low" in figure and not figure["low"] - CLOSE <= estimate <= figure["high"] + CLOSE:
+            raise UserError(f"{source}: {name} counts {k} of {n}.")
+        if k is not None and n and estimate is not None and abs(k / n - estimate) > TOLERANCE:
+            raise UserError(f"{source}: the estimate of {name} is {estimate:g}, but {k} of {n} is {k / n:g}; audit again with --fresh.")
+        if estimate is not None and "low" in figure and not figure["low"] - TOLERANCE <= estimate <= figure["high"] + TOLERANCE:
             bounds = f"{figure['low']:g} to {figure['high']:g}"
-            raise UserError(f"{place}: the interval of {name}, {bounds}, leaves out its estimate, {estimate:g}; audit again with --fresh.")
-    for model, found in result["models"].items():
-        for name, rate in found["rates"].items():
-            _check_interval(rate, f"{place}: the interval of {name} of {model}")
+            raise UserError(f"{source}: the interval of {name}, {bounds}, leaves out its estimate, {estimate:g}; audit again with --fresh.")
+    for model, figures in result["models"].items():
+        for name, rate in figures["rates"].items():
+            _check_interval(rate, f"{source}: the interval of {name} of {model}")
     for name, pair in result["paired"].items():
-        _check_pair(pair, f"{place}: the paired difference of {name}")
+        _check_pair(pair, f"{source}: the paired difference of {name}")
 
 
 def _figures(part: Any, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -493,24 +493,24 @@ def _figures(part: Any, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _check_interval(rate: Mapping[str, Any], what: str) -> None:
-    if rate["n"] > MANY:
+    if rate["n"] > MAX_RECOUNTED_TRIALS:
         return
-    right = counted_rate(rate["k"], rate["n"], rate.get("effective"))
-    if any(abs(rate[key] - right[key]) > CLOSE for key in ("low", "high")):
-        said = f"{rate['low']:g} to {rate['high']:g}"
-        raise UserError(f"{what} is {said}, but {rate['k']} of {rate['n']} have {right['low']:g} to {right['high']:g}.")
+    expected = counted_rate(rate["k"], rate["n"], rate.get("effective"))
+    if any(abs(rate[key] - expected[key]) > TOLERANCE for key in ("low", "high")):
+        bounds = f"{rate['low']:g} to {rate['high']:g}"
+        raise UserError(f"{what} is {bounds}, but {rate['k']} of {rate['n']} have {expected['low']:g} to {expected['high']:g}.")
 
 
 def _check_pair(pair: Mapping[str, Any], what: str) -> None:
     n = sum(pair[key] for key in ("both", "erased_only", "base_only", "neither"))
-    right = (pair["erased_only"] - pair["base_only"]) / n if n else 0.0
-    if abs(pair["estimate"] - right) > CLOSE:
-        raise UserError(f"{what} is {pair['estimate']:g}, but its pairs say {right:g}; audit again with --fresh.")
+    expected = (pair["erased_only"] - pair["base_only"]) / n if n else 0.0
+    if abs(pair["estimate"] - expected) > TOLERANCE:
+        raise UserError(f"{what} is {pair['estimate']:g}, but its pairs say {expected:g}; audit again with --fresh.")
 
 
 def _check_confusion(matrix: Mapping[str, Any], targets: list[str], what: str) -> None:
     labels, counts = matrix["labels"], matrix["counts"]
     if len(counts) != len(labels) or any(len(row) != len(labels) for row in counts):
         raise UserError(f"{what} is not {len(labels)} x {len(labels)}, as its labels are.")
-    if lacking := [target for target in targets if target not in labels]:
-        raise UserError(f"{what} has no row for {lacking[0]!r}.")
+    if missing := [target for target in targets if target not in labels]:
+        raise UserError(f"{what} has no row for {missing[0]!r}.")

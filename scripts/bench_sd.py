@@ -17,19 +17,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import fill
+from figures import fill_section
 
 from erasure.concept import Concept
-from erasure.config.registry import load, names
-from erasure.erasing import change_of, configure
+from erasure.config.registry import load_class, list_modules
+from erasure.erasing import run_method, configure_method
 from erasure.families.base import DiffusionModel
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Guided, Method, Trained
-from erasure.training.loop import Loop
+from erasure.training.loop import TrainingOptions
 
 ROOT = Path(__file__).parent.parent
 # as short as each method can be: what is measured is a step, not an erasure
-SHORT: dict[str, dict[str, Any]] = {
+SHORT_FIELDS: dict[str, dict[str, Any]] = {
     "esd": {"walks": 1, "walk_steps": 1},
     "salun": {"walks": 1, "walk_steps": 1, "retain_walks": 1, "batch": 1, "retain_batch": 1, "retain": ("a dog",)},
     "advunlearn": {"walks": 1, "walk_steps": 1, "retain_walks": 1, "warmup": 0, "attack_steps": 1, "retain_batch": 1, "retain": ("a dog",)},
@@ -39,68 +39,68 @@ SHORT: dict[str, dict[str, Any]] = {
 UNMEASURED = ("sfd_matching",)  # needs a finished generator; its step is an ESD step on the region `full`
 
 
-def build(device: str) -> DiffusionModel:
+def build_model(device: str) -> DiffusionModel:
     sys.path.insert(0, str(ROOT))  # the builder is the tests'
     from tests.sd_sized import pipeline
 
-    pipe = pipeline("sd1", tenth=False, latent=64).to(device, torch.float16 if device == "cuda" else torch.float32)
+    pipe = pipeline("sd1", small=False, latent=64).to(device, torch.float16 if device == "cuda" else torch.float32)
     return StableDiffusion(pipe, "random SD 1.5")
 
 
-def one(name: str, device: str) -> dict[str, Any]:
+def measure_method(name: str, device: str) -> dict[str, Any]:
     """Run one method for a step and say what it took."""
-    model = build(device)
-    given = {**SHORT.get(name, {}), **({"steps": 1} if issubclass(load("erasure.methods", name, Method), Trained) else {})}
+    model = build_model(device)
+    fields = {**SHORT_FIELDS.get(name, {}), **({"steps": 1} if issubclass(load_class("erasure.methods", name, Method), Trained) else {})}
     concept = Concept(name="Van Gogh", prompts=("a painting by {} | a painting",))
-    method, concepts, _ = configure(load("erasure.methods", name, Method), [concept], model.family, given)
-    begun = time.monotonic()
+    method, concepts, _ = configure_method(load_class("erasure.methods", name, Method), [concept], model.family, fields)
+    start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        change_of(model, [replace(concepts[0], prompts=concept.prompts)], method, Loop(folder=Path(folder)))
+        run_method(model, [replace(concepts[0], prompts=concept.prompts)], method, TrainingOptions(folder=Path(folder)))
     gpu = device == "cuda"
     memory = torch.cuda.max_memory_allocated() // 2**20 if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     return {
-        "seconds": round(time.monotonic() - begun, 1),
+        "seconds": round(time.monotonic() - start, 1),
         "mib": memory,
         "forwards": model.cost.unet_forwards,
         "backwards": model.cost.unet_backwards,
     }
 
 
-def reason(done: subprocess.CompletedProcess[str]) -> str:
-    if done.returncode < 0:  # a process that takes more memory than there is gets signal 9
-        return f"killed by signal {-done.returncode}"
-    return (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:120]
+def failure_reason(process: subprocess.CompletedProcess[str]) -> str:
+    if process.returncode < 0:  # a process that takes more memory than there is gets signal 9
+        return f"killed by signal {-process.returncode}"
+    return (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1][:120]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--methods", nargs="+", default=[n for n in names("erasure.methods") if n not in UNMEASURED])
+    parser.add_argument("--methods", nargs="+", default=[n for n in list_modules("erasure.methods") if n not in UNMEASURED])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(one(args.one, args.device)))
+        print(json.dumps(measure_method(args.one, args.device)))
         return
     lines = ["| method | UNet forwards | backwards | seconds | peak MiB |", "|---|---|---|---|---|"]
     for name in args.methods:
-        if issubclass(load("erasure.methods", name, Method), Guided):
+        if issubclass(load_class("erasure.methods", name, Method), Guided):
             continue
         argv = [sys.executable, __file__, "--one", name, "--device", args.device]
         with tempfile.TemporaryDirectory() as cache:
-            done = subprocess.run(argv, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin", "ERASURE_CACHE": cache})
-        if done.returncode:
-            lines.append(f"| {name} | did not finish: {reason(done)} | | | |")
+            process = subprocess.run(argv, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin", "ERASURE_CACHE": cache})
+        if process.returncode:
+            lines.append(f"| {name} | did not finish: {failure_reason(process)} | | | |")
             continue
-        r = json.loads(done.stdout.strip().splitlines()[-1])
+        r = json.loads(process.stdout.strip().splitlines()[-1])
         lines.append(f"| {name} | {r['forwards']} | {r['backwards']} | {r['seconds']} | {r['mib']:,} |")
         print(lines[-1], flush=True)
-    place = (
+    hardware = (
         torch.cuda.get_device_name()
         if args.device == "cuda"
         else f"{torch.get_num_threads()} CPU threads, fp32 weights, bf16 compute where native"
     )
-    fill(args.docs / "performance.md", "sd", [*lines, "", f"{place}."])
+    fill_section(args.docs / "performance.md", "sd", [*lines, "", f"{hardware}."])
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from figures import fill
+from figures import fill_section
 
 from erasure.loading.loader import load_model
 
@@ -36,7 +36,7 @@ def measure(rows: int, repeats: int) -> dict[str, float]:
     """Median seconds of a training step and of a forward over `rows` rows."""
     model = load_model("pocket")
     x, t, cond = torch.randn(rows, *model.latent_shape), torch.randint(0, 1000, (rows,)), model.encode(["neon"] * rows).detach()
-    for name in model.region("xattn"):
+    for name in model.parameter_names("xattn"):
         model.parameters()[name].requires_grad_(True)
 
     def train() -> None:
@@ -46,16 +46,16 @@ def measure(rows: int, repeats: int) -> dict[str, float]:
     def forward() -> None:
         model.predict(x, t, cond)
 
-    found = {}
+    medians = {}
     for name, step, training in (("train", train, True), ("forward", forward, False)):
-        model.use_attention(training=training)
+        model.set_attention(training=training)
         seconds = []
         for _ in range(repeats + 1):
-            begun = time.perf_counter()
+            start = time.perf_counter()
             step()
-            seconds.append(time.perf_counter() - begun)
-        found[name] = statistics.median(seconds[1:])
-    return found
+            seconds.append(time.perf_counter() - start)
+        medians[name] = statistics.median(seconds[1:])
+    return medians
 
 
 def main() -> None:
@@ -68,13 +68,13 @@ def main() -> None:
         print(json.dumps(measure(args.rows, args.repeats)))
         return
     lines = [f"| allocation | ESD step of {args.rows} rows, seconds | forward of {args.rows} rows, seconds |", "|---|---|---|"]
-    for name, extra in SETTINGS.items():
-        clean = {k: v for k, v in os.environ.items() if k not in SETTINGS["as the commands set it"]}
+    for name, allocator in SETTINGS.items():
+        environment = {k: v for k, v in os.environ.items() if k not in SETTINGS["as the commands set it"]}
         argv = [sys.executable, __file__, "--here", "--rows", str(args.rows), "--repeats", str(args.repeats)]
-        found = json.loads(subprocess.run(argv, env={**clean, **extra}, check=True, capture_output=True, text=True).stdout)
-        lines.append(f"| {name} | {found['train']:.2f} | {found['forward']:.2f} |")
+        medians = json.loads(subprocess.run(argv, env={**environment, **allocator}, check=True, capture_output=True, text=True).stdout)
+        lines.append(f"| {name} | {medians['train']:.2f} | {medians['forward']:.2f} |")
     lines += ["", f"Median of {args.repeats} after one warm-up, {torch.get_num_threads()} threads."]
-    fill(Path("docs/performance.md"), "figures", lines)
+    fill_section(Path("docs/performance.md"), "figures", lines)
     print("\n".join(lines))
 
 

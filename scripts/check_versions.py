@@ -19,13 +19,13 @@ import numpy as np
 from erasure import export
 from erasure.concept import Concept
 from erasure.erasing import erase
-from erasure.loading.loader import POCKET, load_model
+from erasure.loading.loader import POCKET_FOLDER, load_model
 from erasure.methods.advunlearn import AdvUnlearn
 from erasure.methods.uce import UCE
 
 # transformers, diffusers; the last row is the floors of pyproject.toml together with its torch
-ROWS = [("4.57.6", "0.35.2"), ("5.0.0", "0.37.1"), ("5.3.0", "0.38.0"), ("5.5.4", "0.40.0"), ("5.6.2", "0.41.0")]
-FLOORS = {
+VERSIONS = [("4.57.6", "0.35.2"), ("5.0.0", "0.37.1"), ("5.3.0", "0.38.0"), ("5.5.4", "0.40.0"), ("5.6.2", "0.41.0")]
+MINIMUM_VERSIONS = {
     "torch": "2.10.0",
     "torchvision": "0.25.0",
     "transformers": "5.0.0",
@@ -40,7 +40,7 @@ FLOORS = {
     "pydantic": "2.12.0",
 }
 TORCH = {"torch": "2.15.0", "torchvision": "0.29.2"}
-CLOSE = 1e-3  # of embeddings and pictures in [0, 1]: other versions of torch add in another order
+TOLERANCE = 1e-3  # of embeddings and pictures in [0, 1]: other versions of torch add in another order
 HEAD = """# Versions
 
 What was run, by `python scripts/check_versions.py`: pocket as it ships, a UCE edit of it exported `--as folder`, and an AdvUnlearn edit
@@ -54,57 +54,57 @@ Token ids were equal wherever a row passes.
 
 
 @dataclass(frozen=True)
-class Opened:
+class Outputs:
     """What scripts/open_plainly.py found in one environment."""
 
     ids: np.ndarray  # (B, L)
     text: np.ndarray  # (B, L, D)
-    pictures: np.ndarray  # (B, H, W, 3) in [0, 1]
-    said: dict[str, str | list[str]]
+    images: np.ndarray  # (B, H, W, 3) in [0, 1]
+    info: dict[str, str | list[str]]
 
 
-def things(work: Path) -> dict[str, list[str]]:
+def make_exports(work: Path) -> dict[str, list[str]]:
     """What is opened, by name, as arguments of open_plainly; made where it is missing."""
     model, concept = load_model("pocket", precision="fp32"), [Concept(name="neon", kind="style", prompts=("a house in {} style",))]
     folder, encoder = work / "folder", work / "text-encoder"
     if not folder.exists():
-        export.to_form(model, erase(model, concept, UCE(), out=work / "uce"), folder, "folder")
+        export.export_edit(model, erase(model, concept, UCE(), out=work / "uce"), folder, "folder")
     if not encoder.exists():
-        method = AdvUnlearn(steps=2, warmup=1, walks=4, walk_steps=4, batch=2, retain=("a house", "a boat"), retain_batch=2, retain_walks=4)
-        export.to_form(model, erase(model, concept, method, out=work / "advunlearn"), encoder, "text-encoder")
-    return {"pocket": [str(POCKET)], "folder": [str(folder)], "text encoder": [str(encoder), "--base", str(POCKET)]}
+        method = AdvUnlearn(steps=2, warmup=1, trajectories=4, trajectory_steps=4, batch=2, retain_prompts=("a house", "a boat"), retain_batch=2, retain_trajectories=4)
+        export.export_edit(model, erase(model, concept, method, out=work / "advunlearn"), encoder, "text-encoder")
+    return {"pocket": [str(POCKET_FOLDER)], "folder": [str(folder)], "text encoder": [str(encoder), "--base", str(POCKET_FOLDER)]}
 
 
-def environment(place: Path, packages: dict[str, str]) -> Path:
+def make_environment(folder: Path, packages: dict[str, str]) -> Path:
     """The interpreter of an environment with these versions, made with uv where it is missing."""
-    python = place / "bin" / "python"
+    python = folder / "bin" / "python"
     if not python.exists():
         uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
-        pinned = [f"{name}=={number}" for name, number in packages.items()]
-        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(place)], check=True)
-        subprocess.run([uv, "pip", "install", "--quiet", "--python", str(python), *pinned, "accelerate"], check=True)
+        requirements = [f"{name}=={number}" for name, number in packages.items()]
+        subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(folder)], check=True)
+        subprocess.run([uv, "pip", "install", "--quiet", "--python", str(python), *requirements, "accelerate"], check=True)
     return python
 
 
-def opened(python: Path | str, arguments: list[str], out: Path) -> Opened | str:
+def open_in(python: Path | str, arguments: list[str], out: Path) -> Outputs | str:
     """What an environment makes of one thing, or the last line of its complaint."""
     script = Path(__file__).with_name("open_plainly.py")
-    done = subprocess.run([str(python), str(script), arguments[0], str(out), *arguments[1:]], capture_output=True, text=True)
-    if done.returncode:
-        return done.stderr.strip().splitlines()[-1][:120]
-    with np.load(out) as found:
-        return Opened(found["ids"], found["text"], found["pictures"], json.loads(done.stdout.splitlines()[-1]))
+    process = subprocess.run([str(python), str(script), arguments[0], str(out), *arguments[1:]], capture_output=True, text=True)
+    if process.returncode:
+        return process.stderr.strip().splitlines()[-1][:120]
+    with np.load(out) as arrays:
+        return Outputs(arrays["ids"], arrays["text"], arrays["pictures"], json.loads(process.stdout.splitlines()[-1]))
 
 
-def row(name: str, packages: dict[str, str], found: Opened | str, here: Opened) -> tuple[str, bool]:
+def format_row(name: str, packages: dict[str, str], outputs: Outputs | str, expected: Outputs) -> tuple[str, bool]:
     """A line of the table, and whether it passes."""
-    start = f"| {packages['transformers']} | {packages['diffusers']} | {packages['torch']} | {name} | "
-    if isinstance(found, str):
-        return f"{start} | | | {found} |", False
-    text, pictures = (float(np.abs(a - b).max()) for a, b in ((found.text, here.text), (found.pictures, here.pictures)))
-    missing = len(found.said["missing"])
-    passed = not missing and np.array_equal(found.ids, here.ids) and max(text, pictures) < CLOSE
-    return f"{start}{missing} | {text:.1e} | {pictures:.1e} | {'ok' if passed else 'NOT OK'} |", passed
+    prefix = f"| {packages['transformers']} | {packages['diffusers']} | {packages['torch']} | {name} | "
+    if isinstance(outputs, str):
+        return f"{prefix} | | | {outputs} |", False
+    text, images = (float(np.abs(a - b).max()) for a, b in ((outputs.text, expected.text), (outputs.images, expected.images)))
+    missing = len(outputs.info["missing"])
+    passed = not missing and np.array_equal(outputs.ids, expected.ids) and max(text, images) < TOLERANCE
+    return f"{prefix}{missing} | {text:.1e} | {images:.1e} | {'ok' if passed else 'NOT OK'} |", passed
 
 
 def main() -> int:
@@ -113,19 +113,19 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/versions.md"), help="the table")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
-    asked = things(args.work)
-    here = {name: opened(sys.executable, arguments, args.work / "here.npz") for name, arguments in asked.items()}
-    if wrong := [found for found in here.values() if isinstance(found, str)]:
-        raise SystemExit(f"the installed versions fail: {wrong[0]}")
+    exports = make_exports(args.work)
+    expected = {name: open_in(sys.executable, arguments, args.work / "here.npz") for name, arguments in exports.items()}
+    if failures := [outputs for outputs in expected.values() if isinstance(outputs, str)]:
+        raise SystemExit(f"the installed versions fail: {failures[0]}")
     lines, all_passed = [], True
-    for packages in (*({**TORCH, "transformers": t, "diffusers": d} for t, d in ROWS), FLOORS):
-        python = environment(args.work / f"venv-{packages['transformers']}-{packages['diffusers']}-{packages['torch']}", packages)
-        for name, arguments in asked.items():
-            line, passed = row(name, packages, opened(python, arguments, args.work / "there.npz"), here[name])
+    for packages in (*({**TORCH, "transformers": t, "diffusers": d} for t, d in VERSIONS), MINIMUM_VERSIONS):
+        python = make_environment(args.work / f"venv-{packages['transformers']}-{packages['diffusers']}-{packages['torch']}", packages)
+        for name, arguments in exports.items():
+            line, passed = format_row(name, packages, open_in(python, arguments, args.work / "there.npz"), expected[name])
             print(line, flush=True)
             lines.append(line)
             all_passed &= passed
-    installed = ", ".join(f"{name} {here['pocket'].said[name]}" for name in ("transformers", "diffusers", "torch"))
+    installed = ", ".join(f"{name} {expected['pocket'].info[name]}" for name in ("transformers", "diffusers", "torch"))
     args.out.write_text(HEAD.format(here=installed) + "\n".join([*lines, ""]), encoding="utf-8")
     return 0 if all_passed else 1
 

@@ -5,9 +5,9 @@ python scripts/count_prompts.py
 
 from pathlib import Path
 
-from figures import fill
+from figures import fill_section
 
-from eval.suites.cases import cases
+from eval.suites.cases import suite_cases
 from eval.suites.suite import Axis, Suite, load_suite
 
 README = Path(__file__).parent.parent / "prompts" / "README.md"
@@ -15,29 +15,29 @@ AXES: tuple[Axis, Axis] = ("style", "object")
 HEAD = ["| concept | by its name | synonyms | descriptions | different prompts | spoiled spelling | neighbours |", "|---|" + "---:|" * 6]
 
 
-def prompts(suite: Suite, axis: Axis, label: str) -> dict[str, set[str]]:
+def prompts_by_role(suite: Suite, axis: Axis, label: str) -> dict[str, set[str]]:
     """The different prompts that an audit of one concept draws at tier standard, by role; of the grid only the concept's own cells."""
-    found: dict[str, set[str]] = {}
-    for case in cases(suite, [(axis, label)], "standard"):
+    by_role: dict[str, set[str]] = {}
+    for case in suite_cases(suite, [(axis, label)], "standard"):
         if case.role != "grid" or label in (case.style, case.object):
-            found.setdefault(case.role, set()).add(case.prompt)
-    return found
+            by_role.setdefault(case.role, set()).add(case.prompt)
+    return by_role
 
 
-def rows(suite: Suite) -> list[str]:
+def table_rows(suite: Suite) -> list[str]:
     lines = []
     for axis in AXES:
-        for label, phrase in suite.words(axis).items():
-            if label in suite.apart:
+        for label, phrase in suite.phrases(axis).items():
+            if label in suite.excluded:
                 continue
-            found = prompts(suite, axis, label)
-            asked = [found.get(role, set()) for role in ("grid", "named", "described")]
-            near = suite.neighbours.get(label, ())
-            counts = [*map(len, asked), len(set[str]().union(*asked)), len(found.get("mutated", ())), len(near)]
+            by_role = prompts_by_role(suite, axis, label)
+            prompt_sets = [by_role.get(role, set()) for role in ("grid", "named", "described")]
+            neighbors = suite.neighbors.get(label, ())
+            counts = [*map(len, prompt_sets), len(set[str]().union(*prompt_sets)), len(by_role.get("mutated", ())), len(neighbors)]
             lines.append(f"| {phrase.removeprefix('a ')} | " + " | ".join(map(str, counts)) + " |")
     return lines
 
 
 if __name__ == "__main__":
-    fill(README, "prompts of sd", HEAD + rows(load_suite("sd")))
+    fill_section(README, "prompts of sd", HEAD + table_rows(load_suite("sd")))
     print(README)

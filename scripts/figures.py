@@ -3,25 +3,25 @@
 from pathlib import Path
 
 
-def fill(document: Path, name: str, lines: list[str]) -> None:
+def fill_section(document: Path, name: str, lines: list[str]) -> None:
     """Replace what stands between `<!-- name -->` and `<!-- /name -->`.
 
     Raises:
         ValueError: the document has no such marks.
     """
-    before, _, after = split(document, name)
-    document.write_text(before + "\n" + "\n".join(lines).strip("\n") + "\n" + after, encoding="utf-8")
+    head, _, tail = split_at_marks(document, name)
+    document.write_text(head + "\n" + "\n".join(lines).strip("\n") + "\n" + tail, encoding="utf-8")
 
 
-def fill_rows(document: Path, name: str, head: list[str], rows: list[str]) -> None:
+def fill_table_rows(document: Path, name: str, head: list[str], rows: list[str]) -> None:
     """Put rows into a table between marks: those of the same first cells are replaced, the others stay; sorted by first cell."""
-    _, middle, _ = split(document, name)
-    mine = {_first(row) for row in rows}
-    kept = [line for line in middle.splitlines() if line.startswith("| ") and line not in head and _first(line) not in mine]
-    fill(document, name, [*head, *sorted(kept + rows, key=_first)])
+    _, middle, _ = split_at_marks(document, name)
+    new_keys = {_first_cell(row) for row in rows}
+    other_rows = [line for line in middle.splitlines() if line.startswith("| ") and line not in head and _first_cell(line) not in new_keys]
+    fill_section(document, name, [*head, *sorted(other_rows + rows, key=_first_cell)])
 
 
-def split(document: Path, name: str) -> tuple[str, str, str]:
+def split_at_marks(document: Path, name: str) -> tuple[str, str, str]:
     """A document up to and with the first mark, between the marks, and from the second mark on."""
     text = document.read_text(encoding="utf-8")
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
@@ -32,5 +32,5 @@ def split(document: Path, name: str) -> tuple[str, str, str]:
     return before + start, middle, end + after
 
 
-def _first(row: str) -> str:
+def _first_cell(row: str) -> str:
     return row.split("|")[1].strip()

@@ -25,38 +25,38 @@ HERE = Path(__file__).parent
 MEMORY = 12 * 2**30  # bytes of addresses; what asks for more fails here and not by the machine's killer
 
 
-class Result(NamedTuple):
+class FuzzResult(NamedTuple):
     """What was counted: cases by group, and failures with the group, the number and the name of their case."""
 
     cases: Counter[str]
     failures: list[tuple[str, int, str, "Failure"]]  # type: ignore[name-defined]  # noqa: F821  # imported once the environment is set
 
 
-def fuzz(seed: int, count: int, root: Path, only: str = "", number: int | None = None, keep: bool = False) -> Result:
+def fuzz(seed: int, count: int, root: Path, only: str = "", number: int | None = None, keep: bool = False) -> FuzzResult:
     """Run `count` cases, or those of one group, or one of them, below an empty folder."""
-    settled(root)
-    from fuzzing.ground import make
-    from fuzzing.runner import Watch, run
+    isolate(root)
+    from fuzzing.ground import make_fixtures
+    from fuzzing.runner import SideEffectMonitor, run_case
 
     (root / "ground").mkdir()
-    ground, watch, found = make(root / "ground"), Watch(), Result(Counter(), [])
+    fixtures, monitor, result = make_fixtures(root / "ground"), SideEffectMonitor(), FuzzResult(Counter(), [])
     for group, (generate, share) in groups().items():
         if only and group != only:
             continue
-        cases: Iterator = generate(ground, random.Random(f"{seed}|{group}"))
-        wanted = round(count * share / sum(part for _, part in groups().values()))
-        for i, case in enumerate(islice(cases, wanted if number is None else number + 1)):
+        cases: Iterator = generate(fixtures, random.Random(f"{seed}|{group}"))
+        group_count = round(count * share / sum(part for _, part in groups().values()))
+        for i, case in enumerate(islice(cases, group_count if number is None else number + 1)):
             if number is not None and i != number:
                 continue
-            place = root / f"{group}-{i}"
-            failures = run(case, place, root / "cache", watch)
-            found.cases[group] += 1
+            folder = root / f"{group}-{i}"
+            failures = run_case(case, folder, root / "cache", monitor)
+            result.cases[group] += 1
             for failure in failures:
-                found.failures.append((group, i, case.name, failure))
+                result.failures.append((group, i, case.name, failure))
                 print(f"{failure.kind:<9} --only {group} --case {i}: {case.name}: {failure.detail}", flush=True)
             if not keep:
-                shutil.rmtree(place, ignore_errors=True)
-    return found
+                shutil.rmtree(folder, ignore_errors=True)
+    return result
 
 
 def groups() -> dict[str, tuple[Callable, int]]:
@@ -64,26 +64,26 @@ def groups() -> dict[str, tuple[Callable, int]]:
     from fuzzing import asking, edits, evidence, flags, models, pictures, tasks
 
     return {
-        "flags": (flags.flags, 26),
-        "edits": (edits.edits, 12),
-        "specs": (tasks.specs, 6),
-        "plans": (tasks.plans, 8),
-        "claims": (tasks.claims, 5),
-        "suites": (asking.suites, 11),
-        "lists": (asking.lists, 8),
-        "audits": (evidence.audits, 9),
-        "calibrations": (evidence.calibrations, 2),
-        "images": (pictures.images, 6),
-        "masks": (pictures.masks, 3),
-        "words": (pictures.words, 3),
-        "loras": (models.loras, 6),
-        "folders": (models.folders, 8),
-        "checkpoints": (models.checkpoints, 3),
-        "addresses": (models.addresses, 5),
+        "flags": (flags.flag_cases, 26),
+        "edits": (edits.edit_cases, 12),
+        "specs": (tasks.spec_cases, 6),
+        "plans": (tasks.plan_cases, 8),
+        "claims": (tasks.claim_cases, 5),
+        "suites": (asking.suite_cases, 11),
+        "lists": (asking.list_cases, 8),
+        "audits": (evidence.audit_cases, 9),
+        "calibrations": (evidence.calibration_cases, 2),
+        "images": (pictures.image_cases, 6),
+        "masks": (pictures.mask_cases, 3),
+        "words": (pictures.embedding_cases, 3),
+        "loras": (models.lora_cases, 6),
+        "folders": (models.folder_cases, 8),
+        "checkpoints": (models.checkpoint_cases, 3),
+        "addresses": (models.address_cases, 5),
     }
 
 
-def settled(root: Path) -> None:
+def isolate(root: Path) -> None:
     """Caches and home below `root`, no hub, and as much memory as one command may take; before any library looks."""
     for name in ("home", "cache", "tmp"):
         (root / name).mkdir()
@@ -95,16 +95,16 @@ def settled(root: Path) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
-def table(found: Result) -> str:
+def format_table(result: FuzzResult) -> str:
     """Cases and failures by group, in Markdown."""
     from fuzzing.runner import KINDS
 
-    kinds = Counter((group, failure.kind) for group, _, _, failure in found.failures)
+    kinds = Counter((group, failure.kind) for group, _, _, failure in result.failures)
     lines = [f"| group | inputs | {' | '.join(KINDS)} |", "|---" * (len(KINDS) + 2) + "|"]
-    for group, cases in found.cases.items():
+    for group, cases in result.cases.items():
         lines.append(f"| {group} | {cases} | {' | '.join(str(kinds[group, kind]) for kind in KINDS)} |")
-    sums = [str(sum(n for (_, k), n in kinds.items() if k == kind)) for kind in KINDS]
-    return "\n".join([*lines, f"| all | {sum(found.cases.values())} | {' | '.join(sums)} |"])
+    totals = [str(sum(n for (_, k), n in kinds.items() if k == kind)) for kind in KINDS]
+    return "\n".join([*lines, f"| all | {sum(result.cases.values())} | {' | '.join(totals)} |"])
 
 
 def main() -> int:
@@ -114,13 +114,13 @@ def main() -> int:
     parser.add_argument("--only", default="", help="one group")
     parser.add_argument("--case", type=int, help="one input of that group")
     parser.add_argument("--keep", type=Path, help="an empty folder in which everything stays")
-    asked = parser.parse_args()
+    args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        root = asked.keep or Path(folder)
+        root = args.keep or Path(folder)
         root.mkdir(parents=True, exist_ok=True)
-        found = fuzz(asked.seed, asked.count, root.resolve(), asked.only, asked.case, keep=asked.keep is not None)
-        print(table(found))
-    return int(bool(found.failures) or not found.cases)
+        result = fuzz(args.seed, args.count, root.resolve(), args.only, args.case, keep=args.keep is not None)
+        print(format_table(result))
+    return int(bool(result.failures) or not result.cases)
 
 
 if __name__ == "__main__":

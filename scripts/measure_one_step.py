@@ -8,24 +8,24 @@ The distillation is kept in the cache and shared by all SFD erasures; an interru
 import argparse
 from pathlib import Path
 
-from figures import fill
-from measure_pocket import cells, draw, right, share
+from figures import fill_section
+from measure_pocket import all_cells, generate, judge_hits, format_hits
 from torchvision.utils import save_image
 
-from erasure.concept import parse
+from erasure.concept import parse_concepts
 from erasure.edits import Edit, EditInfo
-from erasure.erasing import applied, beginning, configure
+from erasure.erasing import apply_edits, load_or_pretrain, configure_method
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.methods.sfd import SFD
-from erasure.training.loop import Loop
+from erasure.training.loop import TrainingOptions
 from erasure.training.one_step import FAKE_PREFIX
 
 
-def generator(model: DiffusionModel) -> Edit:
+def distill_generator(model: DiffusionModel) -> Edit:
     """The distilled generator as an edit that erases nothing."""
-    method, _, _ = configure(SFD, parse("neon", kind="style"), model.family, {})
-    tensors = beginning(model, method, Loop(folder=Path()))  # type: ignore[arg-type]  # the recipe's class is SFD
+    method, _, _ = configure_method(SFD, parse_concepts("neon", kind="style"), model.family, {})
+    tensors = load_or_pretrain(model, method, TrainingOptions(folder=Path()))  # type: ignore[arg-type]  # the recipe's class is SFD
     info = EditInfo(
         method="distillation",
         product="one-step",
@@ -36,7 +36,7 @@ def generator(model: DiffusionModel) -> Edit:
         precision="",
         versions={},
         cost=method.before().forecast(model, []).record(),  # type: ignore[attr-defined]
-        known=[],
+        concept_checks=[],
         notes={},
     )
     return Edit({name: value.half() for name, value in tensors.items() if not name.startswith(FAKE_PREFIX)}, info)
@@ -47,25 +47,25 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
-    model, wanted = load_model("pocket"), cells(args.seeds)
-    edit = generator(model)
-    with applied(model, [edit]):
-        pictures = draw(model, wanted)
-    save_image(pictures[:90], args.docs / "images" / "one-step.png", nrow=10, padding=1)
-    hits = right(pictures, wanted)
+    model, targets = load_model("pocket"), all_cells(args.seeds)
+    edit = distill_generator(model)
+    with apply_edits(model, [edit]):
+        images = generate(model, targets)
+    save_image(images[:90], args.docs / "images" / "one-step.png", nrow=10, padding=1)
+    hits = judge_hits(images, targets)
     both = [a and b for a, b in zip(hits["style"], hits["object"], strict=True)]
     size = sum(t.numel() * t.element_size() for t in edit.tensors.values()) / 1e6
     cost = edit.info.cost
     lines = [
         "| one step, before forgetting | read as asked |",
         "|---|---|",
-        f"| style | {share(hits['style'])} |",
-        f"| object | {share(hits['object'])} |",
-        f"| both | {share(both)} |",
+        f"| style | {format_hits(hits['style'])} |",
+        f"| object | {format_hits(hits['object'])} |",
+        f"| both | {format_hits(both)} |",
         "",
         f"Adapter {size:.2f} MB in fp16; distilled with {cost['unet_forwards']:,} forwards, {cost['unet_backwards']:,} backwards.",
     ]
-    fill(args.docs / "sfd.md", "distillation", lines)
+    fill_section(args.docs / "sfd.md", "distillation", lines)
     print("\n".join(lines))
 
 

@@ -12,95 +12,95 @@ import json
 from pathlib import Path
 
 import torch
-from figures import fill
+from figures import fill_section
 from safetensors import safe_open
 from torchvision.utils import save_image
 from tqdm import tqdm
 
 from erasure.families.base import DiffusionModel
-from erasure.loading.loader import POCKET, load_model
-from erasure.pocket.canvas import OBJECTS, STYLES, Picture, render
+from erasure.loading.loader import POCKET_FOLDER, load_model
+from erasure.pocket.canvas import OBJECTS, STYLES, ImageSpec, render
 from eval.judges import pocket_object, pocket_style
 from eval.stats.intervals import wilson
 from eval.suites.cases import Case
 from eval.suites.suite import load_suite
 
-FRESH = 10_000_000  # seeds from here on were never rendered for training
+FIRST_FRESH_SEED = 10_000_000  # seeds from here on were never rendered for training
 JUDGES = {"style": pocket_style.PocketStyle(), "object": pocket_object.PocketObject()}
 
 
-def cells(seeds: int) -> list[tuple[str, str, int]]:
+def all_cells(seeds: int) -> list[tuple[str, str, int]]:
     return [(o, s, i) for i in range(seeds) for s in STYLES for o in OBJECTS]
 
 
-def right(pictures: torch.Tensor, wanted: list[tuple[str, str, int]]) -> dict[str, list[bool]]:
+def judge_hits(images: torch.Tensor, targets: list[tuple[str, str, int]]) -> dict[str, list[bool]]:
     """Per axis, whether each picture is read as asked."""
     return {
-        axis: [r["label"] == w[0 if axis == "object" else 1] for r, w in zip(judge.read(pictures, []), wanted, strict=True)]
+        axis: [r["label"] == w[0 if axis == "object" else 1] for r, w in zip(judge.score(images, []), targets, strict=True)]
         for axis, judge in JUDGES.items()
     }
 
 
-def share(hits: list[bool]) -> str:
+def format_hits(hits: list[bool]) -> str:
     interval = wilson(sum(hits), len(hits))
     return f"{sum(hits)}/{len(hits)} = {100 * interval.estimate:.1f} % ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
 
 
-def asked_for(wanted: list[tuple[str, str, int]]) -> list[tuple[str, int]]:
+def prompts_and_seeds(targets: list[tuple[str, str, int]]) -> list[tuple[str, int]]:
     """A prompt and a seed for every cell and number."""
     suite = load_suite("pocket")
     return [
         (suite.template.format(style=suite.styles[s], object=suite.objects[o]), Case(s, o, "", 1).seed("measure-pocket", k))
-        for o, s, k in wanted
+        for o, s, k in targets
     ]
 
 
-def draw(model: DiffusionModel, wanted: list[tuple[str, str, int]]) -> torch.Tensor:
-    asked, parts = asked_for(wanted), []
-    for i in tqdm(range(0, len(asked), 45), desc="drawing"):
-        prompts, seeds = zip(*asked[i : i + 45], strict=True)
+def generate(model: DiffusionModel, targets: list[tuple[str, str, int]]) -> torch.Tensor:
+    requests, parts = prompts_and_seeds(targets), []
+    for i in tqdm(range(0, len(requests), 45), desc="drawing"):
+        prompts, seeds = zip(*requests[i : i + 45], strict=True)
         parts.append(model.decode(model.sample(prompts, seeds, 25, 4.0)))
     return torch.cat(parts)
 
 
 def measure_judges(model: DiffusionModel) -> list[str]:
-    wanted = cells(6)
-    fresh = render([Picture(o, s, FRESH + k) for o, s, k in wanted])
+    targets = all_cells(6)
+    rendered = render([ImageSpec(o, s, FIRST_FRESH_SEED + k) for o, s, k in targets])
     with torch.no_grad(), model.autocast():
-        latents = torch.cat([model.pipe.vae.encode(x * 2 - 1).latent_dist.mean.float() for x in fresh.split(90)])
-    trip = torch.cat([model.decode(z * model.pipe.vae.config.scaling_factor) for z in latents.split(90)])
+        latents = torch.cat([model.pipe.vae.encode(x * 2 - 1).latent_dist.mean.float() for x in rendered.split(90)])
+    round_trips = torch.cat([model.decode(z * model.pipe.vae.config.scaling_factor) for z in latents.split(90)])
     lines = []
-    for name, pictures in (("unseen renders", fresh), ("after the VAE round trip", trip)):
-        hits = right(pictures, wanted)
-        lines.append(f"| {name} | {share(hits['style'])} | {share(hits['object'])} |")
-    wrecks = broken(model, fresh)
-    nothing = {axis: [r["label"] == "none" for r in judge.read(wrecks, [])] for axis, judge in JUDGES.items()}
-    return [*lines, f"| broken pictures read as none | {share(nothing['style'])} | {share(nothing['object'])} |"]
+    for name, images in (("unseen renders", rendered), ("after the VAE round trip", round_trips)):
+        hits = judge_hits(images, targets)
+        lines.append(f"| {name} | {format_hits(hits['style'])} | {format_hits(hits['object'])} |")
+    broken_images = make_broken_images(model, rendered)
+    none_hits = {axis: [r["label"] == "none" for r in judge.score(broken_images, [])] for axis, judge in JUDGES.items()}
+    return [*lines, f"| broken pictures read as none | {format_hits(none_hits['style'])} | {format_hits(none_hits['object'])} |"]
 
 
-def broken(model: DiffusionModel, fresh: torch.Tensor) -> torch.Tensor:
+def make_broken_images(model: DiffusionModel, rendered: torch.Tensor) -> torch.Tensor:
     """Noise, blurs, blends, half-denoised samples and decoded random latents, 60 of each, from seeds not used in training."""
-    generator = torch.Generator().manual_seed(FRESH)
+    generator = torch.Generator().manual_seed(FIRST_FRESH_SEED)
     noise = torch.rand(60, 3, 64, 64, generator=generator)
-    blur = torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(fresh[:60], 16), 64, mode="bilinear")
-    pick = torch.randperm(len(fresh), generator=generator)[:180]
-    blend = fresh[pick].reshape(3, 60, 3, 64, 64).roll((0, 17), (0, 3)).mean(0)
+    blur = torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(rendered[:60], 16), 64, mode="bilinear")
+    picked = torch.randperm(len(rendered), generator=generator)[:180]
+    blend = rendered[picked].reshape(3, 60, 3, 64, 64).roll((0, 17), (0, 3)).mean(0)
     latents = model.decode(torch.randn(60, 4, 16, 16, generator=generator))
     suite = load_suite("pocket")
-    prompts = [suite.template.format(style=suite.styles[s], object=suite.objects[o]) for o, s, _ in cells(1)[:60]]
-    walk = model.walk(model.noise(range(FRESH, FRESH + 60)), model.encode(prompts), model.encode([""]).expand(60, -1, -1), 25, 4.0)
-    steps = [step.x_next for step, _ in zip(walk, range(8), strict=False)]
-    half = model.decode(torch.stack([steps[i % 8][i] for i in range(60)]))
-    return torch.cat((noise, blur, blend, half, latents))
+    prompts = [suite.template.format(style=suite.styles[s], object=suite.objects[o]) for o, s, _ in all_cells(1)[:60]]
+    trajectory = model.trajectory(model.sample_noise(range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + 60)), model.encode(prompts), model.encode([""]).expand(60, -1, -1), 25, 4.0)
+    steps = [step.x_next for step, _ in zip(trajectory, range(8), strict=False)]
+    half_denoised = model.decode(torch.stack([steps[i % 8][i] for i in range(60)]))
+    return torch.cat((noise, blur, blend, half_denoised, latents))
 
 
-def sizes() -> list[str]:
+def file_size_rows() -> list[str]:
     lines = []
-    for path in sorted(POCKET.rglob("*.safetensors")):
+    for path in sorted(POCKET_FOLDER.rglob("*.safetensors")):
         with safe_open(path, "pt") as file:
             count = sum(torch.Size(file.get_slice(k).get_shape()).numel() for k in file.keys())  # noqa: SIM118 (safe_open is no dict)
-        lines.append(f"| {path.relative_to(POCKET)} | {count / 1e6:.2f} M | {path.stat().st_size / 1e6:.2f} MB |")
-    total = sum(p.stat().st_size for p in POCKET.rglob("*") if p.is_file())
+        lines.append(f"| {path.relative_to(POCKET_FOLDER)} | {count / 1e6:.2f} M | {path.stat().st_size / 1e6:.2f} MB |")
+    total = sum(p.stat().st_size for p in POCKET_FOLDER.rglob("*") if p.is_file())
     return [*lines, f"| all files together | | {total / 1e6:.2f} MB |"]
 
 
@@ -109,15 +109,15 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--seeds", type=int, default=5)
     args = parser.parse_args()
-    model, wanted = load_model("pocket"), cells(args.seeds)
-    judged = measure_judges(model)
-    pictures = draw(model, wanted)
-    hits = right(pictures, wanted)
+    model, targets = load_model("pocket"), all_cells(args.seeds)
+    judge_rows = measure_judges(model)
+    images = generate(model, targets)
+    hits = judge_hits(images, targets)
     both = {
-        (o, s): [a and b for a, b, w in zip(hits["style"], hits["object"], wanted, strict=True) if w[:2] == (o, s)] for o, s, _ in cells(1)
+        (o, s): [a and b for a, b, w in zip(hits["style"], hits["object"], targets, strict=True) if w[:2] == (o, s)] for o, s, _ in all_cells(1)
     }
-    per = {
-        axis: {(o, s): sum(h for h, w in zip(hits[axis], wanted, strict=True) if w[:2] == (o, s)) for o, s, _ in cells(1)} for axis in hits
+    hits_by_cell = {
+        axis: {(o, s): sum(h for h, w in zip(hits[axis], targets, strict=True) if w[:2] == (o, s)) for o, s, _ in all_cells(1)} for axis in hits
     }
     worst = sorted(both, key=lambda cell: sum(both[cell]))[:10]
     lines = [
@@ -125,38 +125,38 @@ def main() -> None:
         "",
         "| read as asked | rate (95 % Wilson) | lowest cell |",
         "|---|---|---|",
-        *(f"| {axis} | {share(hits[axis])} | {min(per[axis].values())} of {args.seeds} |" for axis in hits),
+        *(f"| {axis} | {format_hits(hits[axis])} | {min(hits_by_cell[axis].values())} of {args.seeds} |" for axis in hits),
         "",
         "Weakest cells (both right, style right, object right, of "
         + str(args.seeds)
         + "): "
-        + ", ".join(f"{o} in {s} ({sum(both[o, s])}, {per['style'][o, s]}, {per['object'][o, s]})" for o, s in worst)
+        + ", ".join(f"{o} in {s} ({sum(both[o, s])}, {hits_by_cell['style'][o, s]}, {hits_by_cell['object'][o, s]})" for o, s in worst)
         + ".",
         "",
         "| by object | object read as asked |",
         "|---|---|",
-        *(f"| {o} | {share([h for h, w in zip(hits['object'], wanted, strict=True) if w[0] == o])} |" for o in OBJECTS),
+        *(f"| {o} | {format_hits([h for h, w in zip(hits['object'], targets, strict=True) if w[0] == o])} |" for o in OBJECTS),
         "",
         "| by style | style read as asked | object read as asked |",
         "|---|---|---|",
         *(
-            f"| {s} | {share([h for h, w in zip(hits['style'], wanted, strict=True) if w[1] == s])} | "
-            f"{share([h for h, w in zip(hits['object'], wanted, strict=True) if w[1] == s])} |"
+            f"| {s} | {format_hits([h for h, w in zip(hits['style'], targets, strict=True) if w[1] == s])} | "
+            f"{format_hits([h for h, w in zip(hits['object'], targets, strict=True) if w[1] == s])} |"
             for s in STYLES
         ),
         "",
         "| judges | style | object |",
         "|---|---|---|",
-        *judged,
+        *judge_rows,
         "",
         "| file | parameters | size |",
         "|---|---|---|",
-        *sizes(),
+        *file_size_rows(),
         "",
     ]
     (args.docs / "images").mkdir(exist_ok=True)
-    fill(args.docs / "pocket-model.md", "figures", lines)
-    grid = pictures[: len(STYLES) * len(OBJECTS)].repeat_interleave(2, -1).repeat_interleave(2, -2)
+    fill_section(args.docs / "pocket-model.md", "figures", lines)
+    grid = images[: len(STYLES) * len(OBJECTS)].repeat_interleave(2, -1).repeat_interleave(2, -2)
     save_image(grid, args.docs / "images" / "pocket.png", nrow=len(OBJECTS))
     print(json.dumps({axis: sum(h) / len(h) for axis, h in hits.items()}))
 

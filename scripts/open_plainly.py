@@ -23,19 +23,19 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="token ids, embeddings and pictures")
     parser.add_argument("--base", type=Path, help="the pipeline around a text encoder")
     args = parser.parse_args()
-    place = args.folder if args.base else args.folder / "text_encoder"
-    encoder, said = CLIPTextModel.from_pretrained(place, output_loading_info=True)
+    encoder_path = args.folder if args.base else args.folder / "text_encoder"
+    encoder, loading_info = CLIPTextModel.from_pretrained(encoder_path, output_loading_info=True)
     options = {"text_encoder": encoder} if args.base else {}
     pipe = StableDiffusionPipeline.from_pretrained(args.base or args.folder, safety_checker=None, **options)
     pipe.set_progress_bar_config(disable=True)
     ids = pipe.tokenizer(
         PROMPTS, padding="max_length", max_length=pipe.tokenizer.model_max_length, truncation=True, return_tensors="pt"
     ).input_ids
-    side, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
-    latents = torch.randn(len(PROMPTS), channels, side, side, generator=torch.Generator().manual_seed(0))
-    pictures = pipe(PROMPTS, latents=latents, num_inference_steps=4, guidance_scale=4.0, output_type="np").images
-    np.savez(args.out, ids=ids.numpy(), text=pipe.text_encoder(ids)[0].numpy(), pictures=pictures)
-    keys = {kind: sorted(map(str, said[f"{kind}_keys"])) for kind in ("missing", "unexpected")}
+    sample_size, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
+    latents = torch.randn(len(PROMPTS), channels, sample_size, sample_size, generator=torch.Generator().manual_seed(0))
+    images = pipe(PROMPTS, latents=latents, num_inference_steps=4, guidance_scale=4.0, output_type="np").images
+    np.savez(args.out, ids=ids.numpy(), text=pipe.text_encoder(ids)[0].numpy(), pictures=images)
+    keys = {kind: sorted(map(str, loading_info[f"{kind}_keys"])) for kind in ("missing", "unexpected")}
     print(json.dumps({**keys, **{name: version(name) for name in ("torch", "diffusers", "transformers")}}))
 
 

@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
-from erasure.config.seeds import stream
+from erasure.config.seeds import derive_seed
 from erasure.families.base import resolve_precision
-from erasure.pocket.canvas import OBJECTS, STYLES, Picture, render, traits
-from erasure.pocket.captions import caption
+from erasure.pocket.canvas import OBJECTS, STYLES, ImageSpec, render, traits_of
+from erasure.pocket.captions import make_caption
 
 CONTEXT = 32  # tokens
 CELLS = [(o, s) for s in STYLES for o in OBJECTS]
 
 
-class Workshop:
+class TrainingSetup:
     """Where the training happens: folders, device, sizes.
 
     Args:
@@ -40,19 +40,19 @@ class Workshop:
         self.args = args
         self.work.mkdir(parents=True, exist_ok=True)
         cells = [cell for cell in CELLS if without not in cell]
-        first = args.seed * 1_000_000  # trainings of other seeds share no picture
-        self.pictures = [Picture(*cells[i % len(cells)], seed=first + i // len(cells)) for i in range(args.images)]
-        self.seen = [traits(picture) for picture in self.pictures]
+        first_seed = args.seed * 1_000_000  # trainings of other seeds share no picture
+        self.canvas_images = [ImageSpec(*cells[i % len(cells)], seed=first_seed + i // len(cells)) for i in range(args.images)]
+        self.image_traits = [traits_of(picture) for picture in self.canvas_images]
 
     def autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.device)
 
     def captions(self, rows: list[int], salt: int) -> list[str]:
-        return [caption(self.pictures[i], self.seen[i], random.Random(f"{salt}|{i}")) for i in rows]
+        return [make_caption(self.canvas_images[i], self.image_traits[i], random.Random(f"{salt}|{i}")) for i in rows]
 
     def rows(self, step: int, batch: int) -> list[int]:
         """The pictures of a step: a function of the step alone, so a resumed run sees what a straight run saw."""
-        return random.Random(f"{self.args.seed}|{step}").sample(range(len(self.pictures)), batch)
+        return random.Random(f"{self.args.seed}|{step}").sample(range(len(self.canvas_images)), batch)
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -62,7 +62,7 @@ def autocast(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def fit(
-    shop: Workshop,
+    setup: TrainingSetup,
     name: str,
     model: nn.Module,
     loss: Callable[[int], Tensor],
@@ -73,79 +73,79 @@ def fit(
     preview: Callable[[nn.Module, int], None] | None = None,
 ) -> None:
     """AdamW with warm-up and cosine decay; checkpoints every 200 steps; leaves the EMA weights in `model`."""
-    optimiser = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
-    average = EMAModel(model.parameters(), decay=ema, use_ema_warmup=True, power=0.75) if ema else None
-    checkpoint, first = shop.work / f"{name}.pt", 0
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
+    ema_model = EMAModel(model.parameters(), decay=ema, use_ema_warmup=True, power=0.75) if ema else None
+    checkpoint, first_step = setup.work / f"{name}.pt", 0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
-        optimiser.load_state_dict(state["optimiser"])
-        if average:
-            average.load_state_dict(state["ema"])
-            average.to(shop.device)
-        first = state["step"]
-    log = (shop.work / f"{name}.jsonl").open("a")
-    begun = time.monotonic()
-    bar = tqdm(range(first, steps), initial=first, total=steps, desc=name, mininterval=10)
+        optimizer.load_state_dict(state["optimiser"])
+        if ema_model:
+            ema_model.load_state_dict(state["ema"])
+            ema_model.to(setup.device)
+        first_step = state["step"]
+    log = (setup.work / f"{name}.jsonl").open("a")
+    start = time.monotonic()
+    bar = tqdm(range(first_step, steps), initial=first_step, total=steps, desc=name, mininterval=10)
     for step in bar:
-        warm, progress = min(1.0, (step + 1) / 100), step / steps
-        for group in optimiser.param_groups:
-            group["lr"] = lr * warm * max(0.02, 0.5 * (1 + torch.cos(torch.tensor(progress * torch.pi)).item()))
-        torch.manual_seed(stream(shop.args.seed, step))
+        warmup, fraction_done = min(1.0, (step + 1) / 100), step / steps
+        for group in optimizer.param_groups:
+            group["lr"] = lr * warmup * max(0.02, 0.5 * (1 + torch.cos(torch.tensor(fraction_done * torch.pi)).item()))
+        torch.manual_seed(derive_seed(setup.args.seed, step))
         value = loss(step)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        if average:
-            average.step(model.parameters())
+        optimizer.step()
+        if ema_model:
+            ema_model.step(model.parameters())
         if step % 20 == 0:
             bar.set_postfix(loss=f"{value.item():.4f}", refresh=False)
-            log.write(json.dumps({"step": step, "loss": value.item(), "seconds": round(time.monotonic() - begun, 1)}) + "\n")
+            log.write(json.dumps({"step": step, "loss": value.item(), "seconds": round(time.monotonic() - start, 1)}) + "\n")
             log.flush()
         if (step + 1) % 200 == 0 or step + 1 == steps:
-            state = {"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step + 1}
-            torch.save({**state, "ema": average.state_dict() if average else None}, checkpoint.with_suffix(".tmp"))
+            state = {"model": model.state_dict(), "optimiser": optimizer.state_dict(), "step": step + 1}
+            torch.save({**state, "ema": ema_model.state_dict() if ema_model else None}, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
         if preview and (step + 1) % 600 == 0:
-            if average:
-                average.store(model.parameters())
-                average.copy_to(model.parameters())
+            if ema_model:
+                ema_model.store(model.parameters())
+                ema_model.copy_to(model.parameters())
             preview(model, step + 1)
-            if average:
-                average.restore(model.parameters())
-    if average:
-        average.copy_to(model.parameters())
+            if ema_model:
+                ema_model.restore(model.parameters())
+    if ema_model:
+        ema_model.copy_to(model.parameters())
 
 
-def images(shop: Workshop) -> Tensor:
+def render_training_images(setup: TrainingSetup) -> Tensor:
     """All training pictures (N, 3, 64, 64) uint8, rendered once."""
-    path = shop.work / f"images-{len(shop.pictures)}.safetensors"
+    path = setup.work / f"images-{len(setup.canvas_images)}.safetensors"
     if not path.exists():
-        chunks = [render(shop.pictures[i : i + 900]) for i in tqdm(range(0, len(shop.pictures), 900), desc="images")]
+        chunks = [render(setup.canvas_images[i : i + 900]) for i in tqdm(range(0, len(setup.canvas_images), 900), desc="images")]
         save_file({"images": (torch.cat(chunks) * 255).round().byte()}, path)
     return load_file(path)["images"]
 
 
-def tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
+def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     return tokenizer(texts, padding="max_length", max_length=CONTEXT, truncation=True, return_tensors="pt").input_ids
 
 
-def contrast(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
+def contrastive_loss(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
     """Symmetric InfoNCE (Radford et al., arXiv:2103.00020, figure 3)."""
     logits = scale.exp().clamp(max=100) * F.normalize(a.float(), dim=-1) @ F.normalize(b.float(), dim=-1).T
     labels = torch.arange(len(a), device=a.device)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
-def encode(shop: Workshop, data: Tensor, vae: AutoencoderKL) -> Tensor:
+def encode_latents(setup: TrainingSetup, data: Tensor, vae: AutoencoderKL) -> Tensor:
     """Scaled latents (N, 4, 16, 16) of all pictures, in fp16."""
-    with torch.no_grad(), shop.autocast():
-        chunks = [vae.encode(part.to(shop.device).float() / 127.5 - 1).latent_dist.mean for part in tqdm(data.split(256), desc="latents")]
+    with torch.no_grad(), setup.autocast():
+        chunks = [vae.encode(part.to(setup.device).float() / 127.5 - 1).latent_dist.mean for part in tqdm(data.split(256), desc="latents")]
     return (torch.cat(chunks).float() * vae.config.scaling_factor).half().cpu().contiguous()
 
 
-def decode(pipeline: StableDiffusionPipeline, latents: Tensor) -> Tensor:
+def decode_latents(pipeline: StableDiffusionPipeline, latents: Tensor) -> Tensor:
     vae = pipeline.vae
     with torch.no_grad(), autocast(vae.device):
         parts = [vae.decode(z.to(vae.device) / vae.config.scaling_factor).sample.float().cpu() for z in latents.split(128)]

@@ -14,7 +14,7 @@ import torch
 from torchvision.utils import save_image
 
 from eval.generation import load_png
-from eval.scoring.recount import finished
+from eval.scoring.recount import load_finished_audit
 
 
 def main() -> None:
@@ -22,18 +22,18 @@ def main() -> None:
     parser.add_argument("audit", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/images/before-after.png"))
     args = parser.parse_args()
-    result = finished(args.audit)
+    result = load_finished_audit(args.audit)
     rows = [json.loads(line) for line in (args.audit / "samples.jsonl").read_text().splitlines()]
-    first = {(r["model"], r["style"], r["object"]): r["image"] for r in rows if r["index"] == 0}
+    image_paths = {(r["model"], r["style"], r["object"]): r["image"] for r in rows if r["index"] == 0}
     objects = list(dict.fromkeys(r["object"] for r in rows))
-    others = [s for s in dict.fromkeys(r["style"] for r in rows) if s not in result["targets"] and s != "plain"]
-    strips = []
-    for style_of in (lambda i: result["targets"][0], lambda i: others[i % len(others)]):
+    other_styles = [s for s in dict.fromkeys(r["style"] for r in rows) if s not in result["targets"] and s != "plain"]
+    image_rows = []
+    for style_of in (lambda i: result["targets"][0], lambda i: other_styles[i % len(other_styles)]):
         for model in ("base", "erased"):
-            strips.append(torch.stack([load_png(args.audit / first[model, style_of(i), o]) for i, o in enumerate(objects)]))
-    picture = torch.cat(strips).repeat_interleave(2, -1).repeat_interleave(2, -2)
+            image_rows.append(torch.stack([load_png(args.audit / image_paths[model, style_of(i), o]) for i, o in enumerate(objects)]))
+    sheet = torch.cat(image_rows).repeat_interleave(2, -1).repeat_interleave(2, -2)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    save_image(picture, args.out, nrow=len(objects), pad_value=1)
+    save_image(sheet, args.out, nrow=len(objects), pad_value=1)
     print(args.out)
 
 

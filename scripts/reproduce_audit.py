@@ -11,85 +11,85 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from figures import fill
-from reproduce_methods import DEVELOPMENT, erased
+from figures import fill_section
+from reproduce_methods import DEVELOPMENT, erase_in_subprocess
 
-from erasure.concept import parse
+from erasure.concept import parse_concepts
 from erasure.edits import Edit
-from erasure.erasing import configure, erase
+from erasure.erasing import configure_method, erase
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.methods.esd import ESD
-from eval.attacks._words import words as tokens_of
-from eval.audit import Audit, audit
-from eval.report.html import write
+from eval.attacks._words import searchable_token_ids as tokens_of
+from eval.audit import AuditPlan, audit
+from eval.report.html import write_report
 from eval.suites.suite import load_suite
 
 METHODS = ("esd", "uce")
-EARLY = 40  # steps of an ESD edit that was stopped too early
-MANY = 60  # attacked prompts of it: whether an attack works at all is asked of more prompts than whether an edit resists
+EARLY_STEPS = 40  # steps of an ESD edit that was stopped too early
+MANY_PROMPTS = 60  # attacked prompts of it: whether an attack works at all is asked of more prompts than whether an edit resists
 ROLES = {"UA": "its name", "UA_named": "synonyms", "UA_described": "descriptions", "UA_mutated": "spoiled spelling"}
 Result = dict[str, Any]
 
 
-def audited(model: DiffusionModel, folder: Path, tier: str, attacked: int = 0) -> Result:
+def audit_edit_folder(model: DiffusionModel, folder: Path, tier: str, attacked_prompts: int = 0) -> Result:
     """An audit by the shipped suite, and its report; `attacked` is another number of attacked prompts."""
     edit, suite = Edit.load(folder), load_suite("pocket")
-    suite = replace(suite, attacks=replace(suite.attacks, prompts=attacked or suite.attacks.prompts))
-    (plan,) = Audit.of([edit], suite, tier)
+    suite = replace(suite, attacks=replace(suite.attacks, prompts=attacked_prompts or suite.attacks.prompts))
+    (plan,) = AuditPlan.for_edits([edit], suite, tier)
     out = folder / f"audit-pocket-{tier}"
     result = audit(model, [edit], plan, out)
-    write(out, result, suite.gates)
+    write_report(out, result, suite.gates)
     return result
 
 
-def share(rate: dict[str, Any]) -> str:
+def format_rate(rate: dict[str, Any]) -> str:
     return f"{100 * rate['estimate']:.1f} ({100 * rate['low']:.0f} to {100 * rate['high']:.0f}; {rate['k']}/{rate['n']})"
 
 
-def words(model: DiffusionModel, work: Path, docs: Path) -> None:
+def report_rewording(model: DiffusionModel, work: Path, docs: Path) -> None:
     lines = ["| concept | method | asked by | not read in the erased model's pictures, % | in the base's, % |", "|---|---|---|---|---|"]
     for name, kind in DEVELOPMENT.items():
         for method in METHODS:
-            models = audited(model, erased(method, name, kind, work), "standard")["models"]
-            for rate, said in ROLES.items():
-                sides = " | ".join(share(models[side]["rates"][rate]) for side in ("erased", "base"))
-                lines.append(f"| {name} | {method} | {said} | {sides} |")
-    fill(docs / "audit.md", "words", lines)
+            models = audit_edit_folder(model, erase_in_subprocess(method, name, kind, work), "standard")["models"]
+            for rate, description in ROLES.items():
+                sides = " | ".join(format_rate(models[side]["rates"][rate]) for side in ("erased", "base"))
+                lines.append(f"| {name} | {method} | {description} | {sides} |")
+    fill_section(docs / "audit.md", "words", lines)
 
 
-def early(model: DiffusionModel, work: Path) -> Path:
+def erase_stopped_early(model: DiffusionModel, work: Path) -> Path:
     """An ESD edit that was stopped after EARLY steps: the concept is gone from most pictures, and easily brought back."""
     folder = work / "esd" / "neon-early"
-    method, concepts, _ = configure(ESD, parse("neon", kind="style"), model.family, {"steps": EARLY})
+    method, concepts, _ = configure_method(ESD, parse_concepts("neon", kind="style"), model.family, {"steps": EARLY_STEPS})
     erase(model, concepts, method, out=folder)
     return folder
 
 
-def attacks(model: DiffusionModel, work: Path, docs: Path) -> None:
-    edits = {f"esd, {EARLY} steps": early(model, work), **{m: erased(m, "neon", "style", work) for m in ("esd", "advunlearn")}}
+def report_attacks(model: DiffusionModel, work: Path, docs: Path) -> None:
+    edits = {f"esd, {EARLY_STEPS} steps": erase_stopped_early(model, work), **{m: erase_in_subprocess(m, "neon", "style", work) for m in ("esd", "advunlearn")}}
     lines = [
         "| edit of neon | attack | broken, % of prompts | minus random prefix, points | token ids alone "
         "| found again, fresh noise, % | no attack, % |",
         "|---|---|---|---|---|---|---|",
     ]
-    tuned = ["| edit of neon | fine-tuning | shown at steps: rate, % | revived after |", "|---|---|---|---|"]
-    for done, (name, folder) in enumerate(edits.items(), 1):
-        for a in audited(model, folder, "full", MANY if folder.name == "neon-early" else 0)["attacks"]:
-            (tuned if "steps" in a else lines).append(f"| {name} | {a['name']} | {found(a)} |")
-        fill(docs / "audit.md", "budget", [budget(model, done)])  # after every edit: each takes about half an hour
-        fill(docs / "audit.md", "attacks", lines)
-        fill(docs / "audit.md", "tuning", tuned)
+    relearning_lines = ["| edit of neon | fine-tuning | shown at steps: rate, % | revived after |", "|---|---|---|---|"]
+    for edit_count, (name, folder) in enumerate(edits.items(), 1):
+        for a in audit_edit_folder(model, folder, "full", MANY_PROMPTS if folder.name == "neon-early" else 0)["attacks"]:
+            (relearning_lines if "steps" in a else lines).append(f"| {name} | {a['name']} | {attack_cells(a)} |")
+        fill_section(docs / "audit.md", "budget", [describe_budget(model, edit_count)])  # after every edit: each takes about half an hour
+        fill_section(docs / "audit.md", "attacks", lines)
+        fill_section(docs / "audit.md", "tuning", relearning_lines)
 
 
-def found(attack: Result) -> str:
+def attack_cells(attack: Result) -> str:
     """The cells of an attack's row."""
     if "curve" in attack:
         gain = attack.get("beyond", {}).get("random_prefix")
-        more = f"{100 * gain['estimate']:+.0f} ({100 * gain['low']:+.0f} to {100 * gain['high']:+.0f})" if gain else "control"
-        again = share(attack["fresh"]) if attack["fresh"] else "nothing found"
-        ids = f"{attack['by_ids']['only']['k']} more" if "by_ids" in attack else "no ids"
-        return f"{share(attack['curve'][-1])} | {more} | {ids} | {again} | {100 * attack['curve'][0]['estimate']:.0f}"
+        gain_text = f"{100 * gain['estimate']:+.0f} ({100 * gain['low']:+.0f} to {100 * gain['high']:+.0f})" if gain else "control"
+        fresh_text = format_rate(attack["fresh"]) if attack["fresh"] else "nothing found"
+        token_ids_text = f"{attack['by_ids']['only']['k']} more" if "by_ids" in attack else "no ids"
+        return f"{format_rate(attack['curve'][-1])} | {gain_text} | {token_ids_text} | {fresh_text} | {100 * attack['curve'][0]['estimate']:.0f}"
     if "steps" in attack:
         points = ", ".join(f"{p['steps']}: {100 * p['estimate']:.0f}" for p in attack["steps"])
         revived = attack["revived"] if attack["revived"] is not None else "not within these" if attack["gone"] else "was not gone"
@@ -97,12 +97,12 @@ def found(attack: Result) -> str:
     return f"{attack.get('skipped') or attack.get('crashed')} | | | | "
 
 
-def budget(model: DiffusionModel, edits: int) -> str:
-    mounted, vocabulary = load_suite("pocket").attacks, len(tokens_of(model))
-    prefix, steps = mounted.use["random_prefix"]["tokens"], mounted.use["unlearndiffatk"]["steps"]
+def describe_budget(model: DiffusionModel, edits: int) -> str:
+    attack_config, vocabulary = load_suite("pocket").attacks, len(tokens_of(model))
+    prefix, steps = attack_config.use["random_prefix"]["tokens"], attack_config.use["unlearndiffatk"]["steps"]
     return (
-        f"Neon erased by {edits} edits, suite `pocket`, tier full: {mounted.prompts} prompts ({MANY} where training was stopped), "
-        f"{mounted.pictures} pictures and {steps} gradient steps each. The vocabulary has {vocabulary:,} tokens, "
+        f"Neon erased by {edits} edits, suite `pocket`, tier full: {attack_config.prompts} prompts ({MANY_PROMPTS} where training was stopped), "
+        f"{attack_config.images} pictures and {steps} gradient steps each. The vocabulary has {vocabulary:,} tokens, "
         f"a random prefix of {prefix} is one of {vocabulary**prefix:,}; "
         "what it brings by chance is its row."
     )
@@ -116,7 +116,7 @@ def main() -> None:
     args = parser.parse_args()
     model = load_model("pocket")
     for part in args.part or ("words", "attacks"):
-        {"words": words, "attacks": attacks}[part](model, args.work, args.docs)
+        {"words": report_rewording, "attacks": report_attacks}[part](model, args.work, args.docs)
 
 
 if __name__ == "__main__":

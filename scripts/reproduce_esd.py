@@ -17,19 +17,19 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from figures import fill
+from figures import fill_section
 
-from erasure.concept import Kind, parse
+from erasure.concept import ConceptKind, parse_concepts
 from erasure.edits import Edit
-from erasure.erasing import configure, erase
+from erasure.erasing import configure_method, erase
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.methods.esd import ESD
-from eval.audit import Audit, audit
+from eval.audit import AuditPlan, audit
 from eval.suites.suite import load_suite
 
-DEVELOPMENT: dict[str, Kind] = {"neon": "style", "boat": "object"}
-HELD_OUT: dict[str, Kind] = {
+DEVELOPMENT: dict[str, ConceptKind] = {"neon": "style", "boat": "object"}
+HELD_OUT: dict[str, ConceptKind] = {
     "sketch": "style",
     "watercolor": "style",
     "pointillism": "style",
@@ -51,9 +51,9 @@ RATES = ("UA", "IRA", "CRA")
 Result = dict[str, Any]
 
 
-def measure(model: DiffusionModel, name: str, kind: Kind, work: Path, suite: str, tier: str, tag: str = "recipe", **fields: Any) -> Result:
+def measure(model: DiffusionModel, name: str, kind: ConceptKind, work: Path, suite: str, tier: str, tag: str = "recipe", **fields: Any) -> Result:
     """Erase one concept and audit the edit; both continue where they stood."""
-    method, concepts, _ = configure(ESD, parse(name, kind=kind), model.family, fields)
+    method, concepts, _ = configure_method(ESD, parse_concepts(name, kind=kind), model.family, fields)
     folder = work / name.replace(" ", "-") / tag
     edit = erase(model, concepts, method, out=folder)
     return measure_edit(model, edit, folder, suite, tier)
@@ -61,43 +61,43 @@ def measure(model: DiffusionModel, name: str, kind: Kind, work: Path, suite: str
 
 def measure_edit(model: DiffusionModel, edit: Edit, folder: Path, suite: str, tier: str) -> Result:
     out = folder / f"audit-{suite}-{tier}"
-    result = audit(model, [edit], Audit.of([edit], load_suite(suite), tier)[0], out)
+    result = audit(model, [edit], AuditPlan.for_edits([edit], load_suite(suite), tier)[0], out)
     timing = json.loads((folder / "timing.json").read_text())
     return {**result, "timing": timing}
 
 
-def rate(result: Result, name: str, model: str = "erased") -> float:
+def percent_of(result: Result, name: str, model: str = "erased") -> float:
     return 100 * result["models"][model]["rates"][name]["estimate"]
 
 
-def cell(result: Result, name: str) -> str:
+def format_cell(result: Result, name: str) -> str:
     r = result["models"]["erased"]["rates"][name]
     bounds = f"{100 * r['low']:.0f} to {100 * r['high']:.0f}"
-    return f"{100 * r['estimate']:.1f} ({bounds}; {r['k']}/{r['n']}; base {rate(result, name, 'base'):.1f})"
+    return f"{100 * r['estimate']:.1f} ({bounds}; {r['k']}/{r['n']}; base {percent_of(result, name, 'base'):.1f})"
 
 
-def table(results: dict[str, Result], kinds: dict[str, Kind]) -> list[str]:
+def format_table(results: dict[str, Result], kinds: dict[str, ConceptKind]) -> list[str]:
     lines = ["| concept | kind | UA | IRA | CRA | forwards per sample-gradient |", "|---|---|---|---|---|---|"]
     for name, result in results.items():
         cost = result["edits"][0]["cost"]
-        per = cost["unet_forwards"] / cost["sample_gradients"]
-        lines.append(f"| {name} | {kinds[name]} | {' | '.join(cell(result, r) for r in RATES)} | {per:.2f} |")
+        forwards_per_gradient = cost["unet_forwards"] / cost["sample_gradients"]
+        lines.append(f"| {name} | {kinds[name]} | {' | '.join(format_cell(result, r) for r in RATES)} | {forwards_per_gradient:.2f} |")
     return lines
 
 
-def means(results: dict[str, Result], kinds: dict[str, Kind], chosen: tuple[Kind, ...]) -> list[str]:
-    mine = {name: r for name, r in results.items() if kinds[name] in chosen}
+def mean_rows(results: dict[str, Result], kinds: dict[str, ConceptKind], chosen: tuple[ConceptKind, ...]) -> list[str]:
+    chosen_results = {name: r for name, r in results.items() if kinds[name] in chosen}
     parts = []
     for name in RATES:
-        values = {n: rate(r, name) for n, r in mine.items()}
-        drop = {n: rate(r, name, "base") - rate(r, name) for n, r in mine.items()}
+        values = {n: percent_of(r, name) for n, r in chosen_results.items()}
+        drop = {n: percent_of(r, name, "base") - percent_of(r, name) for n, r in chosen_results.items()}
         worst = min(values, key=lambda n: values[n]) if name == "UA" else max(drop, key=lambda n: drop[n])
-        mean, base = sum(values.values()) / len(values), sum(rate(r, name, "base") for r in mine.values()) / len(mine)
-        parts.append(f"{mean:.1f} (base {base:.1f}; worst {worst}: {values[worst]:.1f}, base {rate(mine[worst], name, 'base'):.1f})")
-    return [f"| {' and '.join(chosen)}, {len(mine)} held out | {' | '.join(parts)} |"]
+        mean, base = sum(values.values()) / len(values), sum(percent_of(r, name, "base") for r in chosen_results.values()) / len(chosen_results)
+        parts.append(f"{mean:.1f} (base {base:.1f}; worst {worst}: {values[worst]:.1f}, base {percent_of(chosen_results[worst], name, 'base'):.1f})")
+    return [f"| {' and '.join(chosen)}, {len(chosen_results)} held out | {' | '.join(parts)} |"]
 
 
-def plain(model: DiffusionModel, name: str, kind: Kind, work: Path) -> Result:
+def measure_plain_loop(model: DiffusionModel, name: str, kind: ConceptKind, work: Path) -> Result:
     """The plain loop of scripts/baselines/esd_plain.py on a development concept, audited like the rest."""
     folder = work / name / "plain"
     if not (folder / "edit.json").exists():
@@ -106,27 +106,27 @@ def plain(model: DiffusionModel, name: str, kind: Kind, work: Path) -> Result:
     return measure_edit(model, Edit.load(folder), folder, "pocket-dev", "standard")
 
 
-def curve(model: DiffusionModel, work: Path) -> dict[str, list[tuple[str, Result]]]:
+def measure_curve(model: DiffusionModel, work: Path) -> dict[str, list[tuple[str, Result]]]:
     """The development concepts over optimiser steps and eta."""
-    found: dict[str, list[tuple[str, Result]]] = {}
+    points_by_concept: dict[str, list[tuple[str, Result]]] = {}
     for name, kind in DEVELOPMENT.items():
-        steps = configure(ESD, parse(name, kind=kind), model.family, {})[0].steps  # type: ignore[attr-defined]
+        steps = configure_method(ESD, parse_concepts(name, kind=kind), model.family, {})[0].steps  # type: ignore[attr-defined]
         settings = [("steps", max(1, round(steps * f))) for f in (0.25, 0.5, 1, 2)] + [
             ("negative_guidance", e) for e in (0.0, 0.5, 2.0, 4.0)
         ]
-        found[name] = [(f"{k}={v}", measure(model, name, kind, work, "pocket-dev", "smoke", f"{k}-{v}", **{k: v})) for k, v in settings]
-    return found
+        points_by_concept[name] = [(f"{k}={v}", measure(model, name, kind, work, "pocket-dev", "smoke", f"{k}-{v}", **{k: v})) for k, v in settings]
+    return points_by_concept
 
 
-def plot(curves: dict[str, list[tuple[str, Result]]], path: Path) -> None:
+def plot_curves(curves: dict[str, list[tuple[str, Result]]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(curves), figsize=(11, 4.6), sharey=True)
     for axis, (name, points) in zip(axes, curves.items(), strict=True):
         for prefix, marker in (("steps", "o-"), ("negative_guidance", "s--")):
-            mine = [(label, r) for label, r in points if label.startswith(prefix)]
-            x = [rate(r, "UA") for _, r in mine]
-            y = [(rate(r, "IRA") + rate(r, "CRA")) / 2 for _, r in mine]
+            prefix_points = [(label, r) for label, r in points if label.startswith(prefix)]
+            x = [percent_of(r, "UA") for _, r in prefix_points]
+            y = [(percent_of(r, "IRA") + percent_of(r, "CRA")) / 2 for _, r in prefix_points]
             axis.plot(x, y, marker, label="steps" if prefix == "steps" else "eta")
-            for (label, _), a, b in zip(mine, x, y, strict=True):
+            for (label, _), a, b in zip(prefix_points, x, y, strict=True):
                 axis.annotate(label.split("=")[1], (a, b), textcoords="offset points", xytext=(5, 5), fontsize=8)
         axis.set(title=name, xlabel="erased: UA (%)", xlim=(65, 102), ylim=(85, 101))
         axis.grid(alpha=0.3)
@@ -136,26 +136,26 @@ def plot(curves: dict[str, list[tuple[str, Result]]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def held_out(model: DiffusionModel, work: Path, docs: Path) -> None:
+def report_held_out(model: DiffusionModel, work: Path, docs: Path) -> None:
     results = {name: measure(model, name, kind, work, "pocket", "standard") for name, kind in HELD_OUT.items()}
     lines = ["| mean | UA | IRA | CRA |", "|---|---|---|---|"]
-    lines += [*means(results, HELD_OUT, ("style",)), *means(results, HELD_OUT, ("object", "person")), "", *table(results, HELD_OUT)]
-    fill(docs / "esd.md", "held-out", lines)
+    lines += [*mean_rows(results, HELD_OUT, ("style",)), *mean_rows(results, HELD_OUT, ("object", "person")), "", *format_table(results, HELD_OUT)]
+    fill_section(docs / "esd.md", "held-out", lines)
 
 
-def development(model: DiffusionModel, work: Path, docs: Path) -> None:
+def report_development(model: DiffusionModel, work: Path, docs: Path) -> None:
     results = {name: measure(model, name, kind, work, "pocket-dev", "standard") for name, kind in DEVELOPMENT.items()}
-    results |= {f"{name} (plain loop)": plain(model, name, kind, work) for name, kind in DEVELOPMENT.items()}
+    results |= {f"{name} (plain loop)": measure_plain_loop(model, name, kind, work) for name, kind in DEVELOPMENT.items()}
     kinds = {name: DEVELOPMENT[name.removesuffix(" (plain loop)")] for name in results}
-    fill(docs / "esd.md", "development", table(results, kinds))
+    fill_section(docs / "esd.md", "development", format_table(results, kinds))
 
 
-def curves(model: DiffusionModel, work: Path, docs: Path) -> None:
+def report_curves(model: DiffusionModel, work: Path, docs: Path) -> None:
     (docs / "images").mkdir(parents=True, exist_ok=True)
-    plot(curve(model, work), docs / "images" / "esd-curve.png")
+    plot_curves(measure_curve(model, work), docs / "images" / "esd-curve.png")
 
 
-PARTS = {"held-out": held_out, "development": development, "curve": curves}
+PARTS = {"held-out": report_held_out, "development": report_development, "curve": report_curves}
 
 
 def main() -> None:

@@ -18,21 +18,21 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from figures import fill, fill_rows
+from figures import fill_section, fill_table_rows
 
-from erasure.concept import Kind
-from erasure.config.registry import load, names, summary
+from erasure.concept import ConceptKind
+from erasure.config.registry import load_class, list_modules, read_summary
 from erasure.edits import Edit
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.methods.base import Method
-from eval.audit import Audit, How, audit
+from eval.audit import AuditPlan, AuditOptions, audit
 from eval.suites.suite import load_suite
 
-DEVELOPMENT: dict[str, Kind] = {"neon": "style", "boat": "object"}
-HELD_OUT: dict[str, Kind] = {"sketch": "style", "stained glass": "style", "fish": "object", "tree": "object", "otto bram": "person"}
+DEVELOPMENT: dict[str, ConceptKind] = {"neon": "style", "boat": "object"}
+HELD_OUT: dict[str, ConceptKind] = {"sketch": "style", "stained glass": "style", "fish": "object", "tree": "object", "otto bram": "person"}
 # the recipe of FIA was revised after figures of the concepts above had been seen; these were named before it was run on them
-UNSEEN: dict[str, dict[str, Kind]] = {
+UNSEEN: dict[str, dict[str, ConceptKind]] = {
     "fia": {"watercolor": "style", "pixel art": "style", "house": "object", "star": "object", "ada finch": "person"}
 }
 RATES = ("UA", "IRA", "CRA")
@@ -40,21 +40,21 @@ STRENGTHS = (0.5, 1.0, 1.5)
 Result = dict[str, Any]
 
 
-def erased(method: str, name: str, kind: Kind, work: Path) -> Path:
+def erase_in_subprocess(method: str, name: str, kind: ConceptKind, work: Path) -> Path:
     """The run folder of one erasure, made by the command line in a process of its own."""
     folder = work / method / name.replace(" ", "-")
     if not (folder / "result.json").exists():
         argv = [sys.executable, "-m", "app.cli", "erase", "--method", method, "--concept", name, "--kind", kind, "--out", str(folder)]
         if method == "sfd_matching":
-            argv += ["--generator", str(erased("sfd", name, kind, work))]
+            argv += ["--generator", str(erase_in_subprocess("sfd", name, kind, work))]
         subprocess.run(argv, check=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})
     return folder
 
 
-def measured(model: DiffusionModel, folder: Path, suite: str, tier: str, strength: float = 1.0) -> Result:
+def audit_at_strength(model: DiffusionModel, folder: Path, suite: str, tier: str, strength: float = 1.0) -> Result:
     edit = Edit.load(folder)
-    (plan,) = Audit.of([edit], load_suite(suite), tier)
-    result = audit(model, [edit], plan, folder / f"audit-{suite}-{tier}-{strength:g}", How(strength=strength))
+    (plan,) = AuditPlan.for_edits([edit], load_suite(suite), tier)
+    result = audit(model, [edit], plan, folder / f"audit-{suite}-{tier}-{strength:g}", AuditOptions(strength=strength))
     return {
         **result,
         "timing": json.loads((folder / "timing.json").read_text()),
@@ -62,22 +62,22 @@ def measured(model: DiffusionModel, folder: Path, suite: str, tier: str, strengt
     }
 
 
-def rate(result: Result, name: str, model: str = "erased") -> float:
+def percent_of(result: Result, name: str, model: str = "erased") -> float:
     return 100 * result["models"][model]["rates"][name]["estimate"]
 
 
-def cell(result: Result, name: str) -> str:
+def format_cell(result: Result, name: str) -> str:
     r = result["models"]["erased"]["rates"][name]
-    return f"{100 * r['estimate']:.1f} ({100 * r['low']:.0f} to {100 * r['high']:.0f}; base {rate(result, name, 'base'):.1f})"
+    return f"{100 * r['estimate']:.1f} ({100 * r['low']:.0f} to {100 * r['high']:.0f}; base {percent_of(result, name, 'base'):.1f})"
 
 
-def detail(method: str, name: str, result: Result) -> str:
+def detail_row(method: str, name: str, result: Result) -> str:
     clip, base_clip = (result["models"][m]["clip"]["kept"]["estimate"] for m in ("erased", "base"))
-    rates = " | ".join(cell(result, r) for r in RATES)
+    rates = " | ".join(format_cell(result, r) for r in RATES)
     return f"| {method} | {name} | {rates} | {clip:.1f} ({base_clip:.1f}) | {result['distance']['estimate']:.3f} |"
 
 
-def costs(method: str, results: list[Result]) -> str:
+def cost_row(method: str, results: list[Result]) -> str:
     cost = results[0]["edits"][0]["cost"]
     seconds = sorted(r["timing"]["seconds"] for r in results)[len(results) // 2]
     memory = max(r["timing"]["peak_memory_mib"] for r in results)
@@ -85,50 +85,50 @@ def costs(method: str, results: list[Result]) -> str:
     return f"| {method} | {cost['unet_forwards']:,} | {cost['unet_backwards']:,} | {seconds:.0f} | {memory:,} | {size:.2f} |"
 
 
-def mean(method: str, results: dict[str, Result]) -> str:
+def mean_row(method: str, results: dict[str, Result]) -> str:
     parts = []
     for name in RATES:
-        values = {concept: rate(r, name) for concept, r in results.items()}
+        values = {concept: percent_of(r, name) for concept, r in results.items()}
         worst = min(values, key=lambda c: values[c])
-        base = sum(rate(r, name, "base") for r in results.values()) / len(results)
+        base = sum(percent_of(r, name, "base") for r in results.values()) / len(results)
         parts.append(f"{sum(values.values()) / len(values):.1f} (base {base:.1f}; worst {worst} {values[worst]:.1f})")
     return f"| {method} | {' | '.join(parts)} |"
 
 
-def table(model: DiffusionModel, work: Path, docs: Path, chosen: list[str]) -> None:
-    found = {
-        m: {c: measured(model, erased(m, c, k, work), "pocket", "standard") for c, k in UNSEEN.get(m, HELD_OUT).items()} for m in chosen
+def report_tables(model: DiffusionModel, work: Path, docs: Path, chosen: list[str]) -> None:
+    results_by_method = {
+        m: {c: audit_at_strength(model, erase_in_subprocess(m, c, k, work), "pocket", "standard") for c, k in UNSEEN.get(m, HELD_OUT).items()} for m in chosen
     }
     head = ["| method | UA | IRA | CRA |", "|---|---|---|---|"]
-    fill_rows(docs / "methods.md", "means", head, [mean(m, results) for m, results in found.items()])
+    fill_table_rows(docs / "methods.md", "means", head, [mean_row(m, results) for m, results in results_by_method.items()])
     head = ["| method | concept | UA | IRA | CRA | CLIP, kept (base) | distance, kept |", "|---|---|---|---|---|---|---|"]
-    fill_rows(docs / "methods.md", "details", head, [detail(m, c, r) for m, results in found.items() for c, r in results.items()])
+    fill_table_rows(docs / "methods.md", "details", head, [detail_row(m, c, r) for m, results in results_by_method.items() for c, r in results.items()])
     head = ["| method | UNet forwards | backwards | seconds (median) | peak MiB | edit, MB |", "|---|---|---|---|---|---|"]
-    fill_rows(docs / "methods.md", "costs", head, [costs(m, list(results.values())) for m, results in found.items()])
+    fill_table_rows(docs / "methods.md", "costs", head, [cost_row(m, list(results.values())) for m, results in results_by_method.items()])
 
 
-def what(docs: Path) -> None:
+def report_overview(docs: Path) -> None:
     lines = ["| method | | changes | choose it | paper |", "|---|---|---|---|---|"]
-    for name in names("erasure.methods"):
-        cls = load("erasure.methods", name, Method)
-        lines.append(f"| {name} | {summary('erasure.methods', name).partition(': ')[2]} | {cls.changes} | {cls.when} | {cls.paper} |")
-    fill(docs / "methods.md", "what", lines)
+    for name in list_modules("erasure.methods"):
+        cls = load_class("erasure.methods", name, Method)
+        lines.append(f"| {name} | {read_summary('erasure.methods', name).partition(': ')[2]} | {cls.changes} | {cls.when} | {cls.paper} |")
+    fill_section(docs / "methods.md", "what", lines)
 
 
-def pareto(model: DiffusionModel, work: Path, docs: Path, chosen: list[str]) -> None:
+def plot_pareto(model: DiffusionModel, work: Path, docs: Path, chosen: list[str]) -> None:
     """UA against what is kept on the development concepts, a line per method over strength."""
     figure, axes = plt.subplots(1, len(DEVELOPMENT), figsize=(12, 5.4), sharey=True)
     lowest = 100.0
     for axis, (name, kind) in zip(axes, DEVELOPMENT.items(), strict=True):
         for i, method in enumerate(chosen):
-            folder = erased(method, name, kind, work)
-            strengths = (1.0,) if load("erasure.methods", method, Method).product == "one-step" else STRENGTHS
-            points = [measured(model, folder, "pocket-dev", "smoke", s) for s in strengths]
-            x, y = [rate(r, "UA") for r in points], [(rate(r, "IRA") + rate(r, "CRA")) / 2 for r in points]
+            folder = erase_in_subprocess(method, name, kind, work)
+            strengths = (1.0,) if load_class("erasure.methods", method, Method).product == "one-step" else STRENGTHS
+            points = [audit_at_strength(model, folder, "pocket-dev", "smoke", s) for s in strengths]
+            x, y = [percent_of(r, "UA") for r in points], [(percent_of(r, "IRA") + percent_of(r, "CRA")) / 2 for r in points]
             lowest = min(lowest, *y)
             axis.plot(x, y, "o-", color=f"C{i}", label=method, markersize=4, alpha=0.8)
-            at = list(strengths).index(1.0)
-            axis.plot(x[at], y[at], "o", color=f"C{i}", markersize=10, alpha=0.5)
+            full_strength = list(strengths).index(1.0)
+            axis.plot(x[full_strength], y[full_strength], "o", color=f"C{i}", markersize=10, alpha=0.5)
         axis.set(title=f"erasing {name}", xlabel="erased: UA (%)", xlim=(-3, 103))
         axis.grid(alpha=0.3)
     axes[0].set(ylabel="kept: mean of IRA and CRA (%)", ylim=(max(lowest - 5, 0), 101.5))
@@ -143,15 +143,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/methods"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
-    parser.add_argument("--methods", nargs="+", default=names("erasure.methods"))
+    parser.add_argument("--methods", nargs="+", default=list_modules("erasure.methods"))
     parser.add_argument("--part", choices=("what", "table", "pareto"), action="append", help="one part alone; may be repeated")
     args = parser.parse_args()
     model = load_model("pocket")
     for part in args.part or ("what", "table", "pareto"):
         if part == "what":
-            what(args.docs)
+            report_overview(args.docs)
         else:
-            {"table": table, "pareto": pareto}[part](model, args.work, args.docs, args.methods)
+            {"table": report_tables, "pareto": plot_pareto}[part](model, args.work, args.docs, args.methods)
 
 
 if __name__ == "__main__":

@@ -17,23 +17,23 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import compute_snr
 from pocket_judges import train_judges, train_open_clip
-from pocket_workshop import CELLS, CONTEXT, Workshop, contrast, encode, fit, images, tokens
+from pocket_workshop import CELLS, CONTEXT, TrainingSetup, contrastive_loss, encode_latents, fit, render_training_images, tokenize
 from safetensors.torch import load_file, save_file
 from tokenizers import models, pre_tokenizers, trainers
 from torch import Tensor, nn
 from torchvision.utils import save_image
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
-from erasure.export.portable import add_vocabulary, rename_text_encoder, share
+from erasure.export.portable import write_vocabulary_files, rename_text_encoder_keys, make_shareable
 from erasure.pocket.canvas import OBJECTS
-from erasure.pocket.captions import NAMED, OBJECT_WORDS, STYLE_WORDS
+from erasure.pocket.captions import NAMED_TEMPLATES, OBJECT_WORDS, STYLE_WORDS
 
 
-def train_vae(shop: Workshop, data: Tensor) -> AutoencoderKL:
-    folder = shop.out / "vae"
+def train_vae(setup: TrainingSetup, data: Tensor) -> AutoencoderKL:
+    folder = setup.out / "vae"
     if (folder / "config.json").exists():
-        return AutoencoderKL.from_pretrained(folder).float().to(shop.device)
-    torch.manual_seed(shop.args.seed)
+        return AutoencoderKL.from_pretrained(folder).float().to(setup.device)
+    torch.manual_seed(setup.args.seed)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -43,37 +43,37 @@ def train_vae(shop: Workshop, data: Tensor) -> AutoencoderKL:
         norm_num_groups=16,
         sample_size=64,
     )
-    vae = vae.to(shop.device, memory_format=torch.channels_last)
+    vae = vae.to(setup.device, memory_format=torch.channels_last)
 
     def loss(step: int) -> Tensor:
-        x = (data[shop.rows(step, 32)].to(shop.device).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-        with shop.autocast():
+        x = (data[setup.rows(step, 32)].to(setup.device).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+        with setup.autocast():
             posterior = vae.encode(x).latent_dist
             y = vae.decode(posterior.sample()).sample.float()
-        edges = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
-        hues = F.mse_loss(F.avg_pool2d(y, 4), F.avg_pool2d(x, 4))  # L1 alone leaves rare colours grey for long
-        return F.l1_loss(y, x) + 0.5 * edges + 5 * hues + 1e-6 * posterior.kl().float().mean()
+        edge_loss = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
+        color_loss = F.mse_loss(F.avg_pool2d(y, 4), F.avg_pool2d(x, 4))  # L1 alone leaves rare colours grey for long
+        return F.l1_loss(y, x) + 0.5 * edge_loss + 5 * color_loss + 1e-6 * posterior.kl().float().mean()
 
     def preview(_: nn.Module, step: int) -> None:
-        x = data[:90].to(shop.device).float() / 127.5 - 1
-        with torch.no_grad(), shop.autocast():
+        x = data[:90].to(setup.device).float() / 127.5 - 1
+        with torch.no_grad(), setup.autocast():
             y = vae(x).sample.float()
-        save_image(torch.stack((x, y), 1).flatten(0, 1) / 2 + 0.5, shop.work / f"vae-{step}.png", nrow=20)
+        save_image(torch.stack((x, y), 1).flatten(0, 1) / 2 + 0.5, setup.work / f"vae-{step}.png", nrow=20)
 
-    fit(shop, "vae", vae, loss, steps=shop.args.vae_steps, lr=2e-3, ema=0.995, preview=preview)
-    with torch.no_grad(), shop.autocast():
-        z = vae.encode(data[:900].to(shop.device).float() / 127.5 - 1).latent_dist.mean.float()
+    fit(setup, "vae", vae, loss, steps=setup.args.vae_steps, lr=2e-3, ema=0.995, preview=preview)
+    with torch.no_grad(), setup.autocast():
+        z = vae.encode(data[:900].to(setup.device).float() / 127.5 - 1).latent_dist.mean.float()
     vae.register_to_config(scaling_factor=round(1 / z.std().item(), 5))
     vae.half().save_pretrained(folder)
     return vae.float()
 
 
-def train_tokenizer(shop: Workshop) -> CLIPTokenizer:
+def train_tokenizer(setup: TrainingSetup) -> CLIPTokenizer:
     """A byte-pair vocabulary of the caption language; the byte alphabet keeps every other string encodable."""
-    folder = shop.out / "tokenizer"
+    folder = setup.out / "tokenizer"
     if (folder / "tokenizer_config.json").exists():
         return CLIPTokenizer.from_pretrained(folder)
-    corpus = shop.captions(list(range(min(len(shop.pictures), 18 * len(CELLS)))), salt=0)
+    corpus = setup.captions(list(range(min(len(setup.canvas_images), 18 * len(CELLS)))), salt=0)
     backend = CLIPTokenizer().backend_tokenizer
     backend.model = models.BPE(end_of_word_suffix="</w>")
     backend.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=1200, end_of_word_suffix="</w>", show_progress=False))
@@ -86,12 +86,12 @@ def train_tokenizer(shop: Workshop) -> CLIPTokenizer:
     return tokenizer
 
 
-def train_text(shop: Workshop, data: Tensor, tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    folder = shop.out / "text_encoder"
+def train_text_encoder(setup: TrainingSetup, data: Tensor, tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    folder = setup.out / "text_encoder"
     if (folder / "config.json").exists():
-        return CLIPTextModel.from_pretrained(folder).float().to(shop.device)
-    torch.manual_seed(shop.args.seed)
-    text = CLIPTextConfig(
+        return CLIPTextModel.from_pretrained(folder).float().to(setup.device)
+    torch.manual_seed(setup.args.seed)
+    text_config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=512,
@@ -104,24 +104,24 @@ def train_text(shop: Workshop, data: Tensor, tokenizer: CLIPTokenizer) -> CLIPTe
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.eos_token_id,
     )
-    vision = CLIPVisionConfig(
+    vision_config = CLIPVisionConfig(
         image_size=64, patch_size=8, hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, projection_dim=128
     )
-    clip = CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128))
+    clip = CLIPModel(CLIPConfig(text_config=text_config.to_dict(), vision_config=vision_config.to_dict(), projection_dim=128))
     clip.set_attn_implementation("eager")  # the backward pass of fused attention is slow on a CPU at this size
-    clip = clip.to(shop.device)
+    clip = clip.to(setup.device)
 
     def loss(step: int) -> Tensor:
-        rows = shop.rows(step, 128)
-        x = data[rows].to(shop.device).float() / 127.5 - 1
-        ids = tokens(tokenizer, shop.captions(rows, salt=step)).to(shop.device)
-        with shop.autocast():
+        rows = setup.rows(step, 128)
+        x = data[rows].to(setup.device).float() / 127.5 - 1
+        ids = tokenize(tokenizer, setup.captions(rows, salt=step)).to(setup.device)
+        with setup.autocast():
             out = clip(input_ids=ids, pixel_values=x)
-        return contrast(out.image_embeds, out.text_embeds, clip.logit_scale)
+        return contrastive_loss(out.image_embeds, out.text_embeds, clip.logit_scale)
 
-    fit(shop, "text", clip, loss, steps=shop.args.text_steps, lr=1e-3)
+    fit(setup, "text", clip, loss, steps=setup.args.text_steps, lr=1e-3)
     clip.text_model.half().save_pretrained(folder)
-    return CLIPTextModel.from_pretrained(folder).float().to(shop.device)
+    return CLIPTextModel.from_pretrained(folder).float().to(setup.device)
 
 
 def noise_schedule() -> DDIMScheduler:
@@ -151,55 +151,55 @@ def new_unet() -> UNet2DConditionModel:
     )
 
 
-def train_unet(shop: Workshop, data: Tensor, vae: AutoencoderKL, tokenizer: CLIPTokenizer, text: CLIPTextModel) -> None:
-    folder = shop.out / "unet"
+def train_unet(setup: TrainingSetup, data: Tensor, vae: AutoencoderKL, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> None:
+    folder = setup.out / "unet"
     if (folder / "config.json").exists():
         return
-    pipeline = assemble(vae, tokenizer, text, fitted_unet(shop, data, vae, tokenizer, text), noise_schedule())
-    pipeline.to(dtype=torch.float16).save_pretrained(shop.out)
+    pipeline = build_pipeline(vae, tokenizer, text_encoder, fit_unet(setup, data, vae, tokenizer, text_encoder), noise_schedule())
+    pipeline.to(dtype=torch.float16).save_pretrained(setup.out)
     # transformers loads in the dtype of this file, diffusers in fp32: without a dtype asked for they must agree
-    config = shop.out / "text_encoder" / "config.json"
+    config = setup.out / "text_encoder" / "config.json"
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
-    rename_text_encoder(shop.out / "text_encoder")
-    add_vocabulary(tokenizer, shop.out / "tokenizer")
-    share(shop.out)
+    rename_text_encoder_keys(setup.out / "text_encoder")
+    write_vocabulary_files(tokenizer, setup.out / "tokenizer")
+    make_shareable(setup.out)
 
 
-def fitted_unet(shop: Workshop, data: Tensor, vae: AutoencoderKL, tokenizer: CLIPTokenizer, text: CLIPTextModel) -> UNet2DConditionModel:
+def fit_unet(setup: TrainingSetup, data: Tensor, vae: AutoencoderKL, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> UNet2DConditionModel:
     """A UNet trained from nothing on the pictures of the workshop."""
-    cached = shop.work / f"latents-{len(data)}.safetensors"
-    if not cached.exists():
-        save_file({"latents": encode(shop, data, vae)}, cached)
-    latents = load_file(cached)["latents"]
+    latents_path = setup.work / f"latents-{len(data)}.safetensors"
+    if not latents_path.exists():
+        save_file({"latents": encode_latents(setup, data, vae)}, latents_path)
+    latents = load_file(latents_path)["latents"]
     scheduler = noise_schedule()
-    torch.manual_seed(shop.args.seed)
-    unet = new_unet().to(shop.device, memory_format=torch.channels_last)
+    torch.manual_seed(setup.args.seed)
+    unet = new_unet().to(setup.device, memory_format=torch.channels_last)
     # the backward pass of fused attention is the slowest part of a step on a CPU at this size
     unet.set_attn_processor(AttnProcessor())
 
     def loss(step: int) -> Tensor:
-        rows = shop.rows(step, shop.args.batch)
-        x_0 = latents[rows].to(shop.device).float()
-        texts = [t if random.Random(f"{step}|{i}").random() > 0.1 else "" for i, t in enumerate(shop.captions(rows, salt=step))]
-        t = torch.randint(0, 1000, (len(rows),)).to(shop.device)
-        noise = torch.randn(x_0.shape).to(shop.device)
+        rows = setup.rows(step, setup.args.batch)
+        x_0 = latents[rows].to(setup.device).float()
+        texts = [t if random.Random(f"{step}|{i}").random() > 0.1 else "" for i, t in enumerate(setup.captions(rows, salt=step))]
+        t = torch.randint(0, 1000, (len(rows),)).to(setup.device)
+        noise = torch.randn(x_0.shape).to(setup.device)
         x_t = scheduler.add_noise(x_0, noise, t).contiguous(memory_format=torch.channels_last)
-        with shop.autocast():
+        with setup.autocast():
             with torch.no_grad():
-                condition = text(tokens(tokenizer, texts).to(shop.device)).last_hidden_state
+                condition = text_encoder(tokenize(tokenizer, texts).to(setup.device)).last_hidden_state
             eps = unet(x_t, t, condition).sample.float()
         # min-SNR weights (Hang et al., arXiv:2303.09556), gamma = 5
         snr = compute_snr(scheduler, t)
         weight = snr.clamp(max=5) / snr
         return (weight * (eps - noise).square().mean((1, 2, 3))).mean()
 
-    pipeline = assemble(vae, tokenizer, text, unet, scheduler)
+    pipeline = build_pipeline(vae, tokenizer, text_encoder, unet, scheduler)
 
     def preview(model: nn.Module, step: int) -> None:
         model.eval()
-        texts = [NAMED[0].format(o="a " + OBJECT_WORDS[o].names[0], s=STYLE_WORDS[s].names[0]) for o, s in CELLS]
-        with shop.autocast():
-            pictures = pipeline(
+        texts = [NAMED_TEMPLATES[0].format(o="a " + OBJECT_WORDS[o].names[0], s=STYLE_WORDS[s].names[0]) for o, s in CELLS]
+        with setup.autocast():
+            images = pipeline(
                 texts,
                 num_inference_steps=20,
                 guidance_scale=4.0,
@@ -208,18 +208,18 @@ def fitted_unet(shop: Workshop, data: Tensor, vae: AutoencoderKL, tokenizer: CLI
                 output_type="pt",
                 generator=torch.Generator().manual_seed(0),
             ).images
-        save_image(pictures.float(), shop.work / f"unet-{step}.png", nrow=len(OBJECTS))
+        save_image(images.float(), setup.work / f"unet-{step}.png", nrow=len(OBJECTS))
         model.train()
 
-    fit(shop, "unet", unet, loss, steps=shop.args.unet_steps, lr=shop.args.unet_lr, ema=0.9995, preview=preview)
+    fit(setup, "unet", unet, loss, steps=setup.args.unet_steps, lr=setup.args.unet_lr, ema=0.9995, preview=preview)
     unet.set_default_attn_processor()
     return unet
 
 
-def assemble(
-    vae: AutoencoderKL, tokenizer: CLIPTokenizer, text: CLIPTextModel, unet: UNet2DConditionModel, scheduler: DDIMScheduler
+def build_pipeline(
+    vae: AutoencoderKL, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel, unet: UNet2DConditionModel, scheduler: DDIMScheduler
 ) -> StableDiffusionPipeline:
-    pipeline = StableDiffusionPipeline(vae, text, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
+    pipeline = StableDiffusionPipeline(vae, text_encoder, tokenizer, unet, scheduler, None, None, requires_safety_checker=False)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -244,18 +244,18 @@ def main() -> None:
     args = parser.parse_args()
     if args.fresh:
         shutil.rmtree(args.work, ignore_errors=True)
-    shop = Workshop(args)
-    data, tokenizer = images(shop), train_tokenizer(shop)
+    setup = TrainingSetup(args)
+    data, tokenizer = render_training_images(setup), train_tokenizer(setup)
     if args.only in (None, "unet", "vae"):
-        vae = train_vae(shop, data)
+        vae = train_vae(setup, data)
     if args.only in (None, "unet", "text"):
-        text = train_text(shop, data, tokenizer)
+        text_encoder = train_text_encoder(setup, data, tokenizer)
     if args.only in (None, "unet"):
-        train_unet(shop, data, vae, tokenizer, text)
+        train_unet(setup, data, vae, tokenizer, text_encoder)
     if args.only in (None, "judges"):
-        train_judges(shop, data)
+        train_judges(setup, data)
     if args.only in (None, "open_clip"):
-        train_open_clip(shop, data, tokenizer)
+        train_open_clip(setup, data, tokenizer)
 
 
 if __name__ == "__main__":

@@ -6,16 +6,16 @@ import torch
 from torch import Tensor
 
 from erasure.edits import Edit, EditInfo
-from erasure.edits.deltas import DOWN, UP, ZEROED, zeroed
+from erasure.edits.deltas import DOWN, UP, ZEROED, to_zeroed_indices
 from erasure.families.base import DiffusionModel
 
 CONCEPT = {"name": "Van Gogh", "kind": "style", "prompts": (), "anchor": "", "aliases": ()}
 
 
-def edit(model: DiffusionModel, tensors: dict[str, Tensor], method: str = "esd", **info: Any) -> Edit:
+def make_edit(model: DiffusionModel, tensors: dict[str, Tensor], method: str = "esd", **info: Any) -> Edit:
     """An edit of `model` that holds these tensors."""
     base = {"source": model.source, "fingerprint": model.fingerprint(), "family": model.family, "after": []}
-    values: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "method": method,
         "product": "weights",
         "fields": {},
@@ -28,13 +28,13 @@ def edit(model: DiffusionModel, tensors: dict[str, Tensor], method: str = "esd",
         "known": [],
         "notes": {},
     }
-    return Edit(tensors, EditInfo(**values | info))
+    return Edit(tensors, EditInfo(**fields | info))
 
 
-def trained(model: DiffusionModel, *regions: str, rank: int = 4, noise: float = 0.1) -> Edit:
+def trained_edit(model: DiffusionModel, *regions: str, rank: int = 4, noise: float = 0.1) -> Edit:
     """Every parameter of some regions moved, as ESD, SalUn and AdvUnlearn leave it: mostly along few directions, a little everywhere."""
     generator, tensors = torch.Generator().manual_seed(1), {}
-    for name in (name for region in regions for name in model.region(region)):
+    for name in (name for region in regions for name in model.parameter_names(region)):
         weight = model.parameters()[name].detach().float()
         delta = noise * torch.randn(weight.shape, generator=generator)
         if weight.ndim > 1:
@@ -42,23 +42,23 @@ def trained(model: DiffusionModel, *regions: str, rank: int = 4, noise: float = 
             factors = torch.randn(len(flat), rank, generator=generator) @ torch.randn(rank, flat.shape[1], generator=generator)
             delta += factors.reshape(weight.shape) / rank**0.5
         tensors[name] = (weight + 1e-2 * delta.to(weight.device)).half().cpu()
-    return edit(model, tensors)
+    return make_edit(model, tensors)
 
 
-def low_rank(model: DiffusionModel, rank: int = 3) -> Edit:
+def low_rank_edit(model: DiffusionModel, rank: int = 3) -> Edit:
     """Factors in all keys and values of cross-attention, as UCE leaves them."""
     generator, tensors = torch.Generator().manual_seed(2), {}
-    for name in model.region("xattn-kv"):
+    for name in model.parameter_names("xattn-kv"):
         out, width = model.parameters()[name].shape
         tensors[name + UP] = (0.02 * torch.randn(out, rank, generator=generator)).half()
         tensors[name + DOWN] = torch.randn(rank, width, generator=generator).half()
-    return edit(model, tensors, "uce")
+    return make_edit(model, tensors, "uce")
 
 
-def pruned(model: DiffusionModel, share: float = 0.02) -> Edit:
+def pruned_edit(model: DiffusionModel, fraction: float = 0.02) -> Edit:
     """Entries of the feed-forward layers set to zero, as FIA leaves them."""
     generator, tensors = torch.Generator().manual_seed(3), {}
-    for name in model.region("ff-out"):
+    for name in model.parameter_names("ff-out"):
         if name.endswith(".weight"):
-            tensors[name + ZEROED] = zeroed(torch.rand(model.parameters()[name].shape, generator=generator) < share)
-    return edit(model, tensors, "fia")
+            tensors[name + ZEROED] = to_zeroed_indices(torch.rand(model.parameters()[name].shape, generator=generator) < fraction)
+    return make_edit(model, tensors, "fia")

@@ -14,45 +14,45 @@ Generation = Literal["sd1", "sd2"]
 
 def clip_tokenizer() -> CLIPTokenizer:
     """CLIP's tokenizer from the byte-pair merges that open_clip carries; 49,408 tokens, context 77."""
-    packed = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
-    lines = gzip.decompress(packed.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
+    archive = Path(open_clip.__file__).parent / "bpe_simple_vocab_16e6.txt.gz"
+    lines = gzip.decompress(archive.read_bytes()).decode().split("\n")[1 : 49152 - 256 - 2 + 1]
     merges = [tuple(line.split()) for line in lines]
     letters = list(open_clip.tokenizer.bytes_to_unicode().values())
     words = [*letters, *(c + "</w>" for c in letters), *("".join(m) for m in merges), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={w: i for i, w in enumerate(words)}, merges=merges, model_max_length=77)
 
 
-def pipeline(generation: Generation, tenth: bool, latent: int = 8) -> StableDiffusionPipeline:
+def pipeline(generation: Generation, small: bool, latent: int = 8) -> StableDiffusionPipeline:
     """SD 1.5 (eps-prediction) or 2.1 (v-prediction), at full or a tenth of the width; latents are `latent` on a side."""
     torch.manual_seed(0)
-    text = (80 if tenth else 768, 12) if generation == "sd1" else (96 if tenth else 1024, 23)
-    shape: dict[str, Any] = {"attention_head_dim": 8}
+    text_size = (80 if small else 768, 12) if generation == "sd1" else (96 if small else 1024, 23)
+    attention_options: dict[str, Any] = {"attention_head_dim": 8}
     if generation == "sd2":
-        shape = {"attention_head_dim": (1, 2, 4, 4) if tenth else (5, 10, 20, 20), "use_linear_projection": True}
+        attention_options = {"attention_head_dim": (1, 2, 4, 4) if small else (5, 10, 20, 20), "use_linear_projection": True}
     unet = UNet2DConditionModel(
         sample_size=latent,
-        block_out_channels=(32, 64, 128, 128) if tenth else (320, 640, 1280, 1280),
+        block_out_channels=(32, 64, 128, 128) if small else (320, 640, 1280, 1280),
         layers_per_block=2,
-        cross_attention_dim=text[0],
-        **shape,
+        cross_attention_dim=text_size[0],
+        **attention_options,
     )
-    tokens = clip_tokenizer()
+    tokenizer = clip_tokenizer()
     config = CLIPTextConfig(
-        vocab_size=len(tokens),
-        hidden_size=text[0],
-        intermediate_size=4 * text[0],
-        num_hidden_layers=text[1],
-        num_attention_heads=4 if tenth else text[0] // 64,
+        vocab_size=len(tokenizer),
+        hidden_size=text_size[0],
+        intermediate_size=4 * text_size[0],
+        num_hidden_layers=text_size[1],
+        num_attention_heads=4 if small else text_size[0] // 64,
         max_position_embeddings=77,
-        bos_token_id=tokens.bos_token_id,
-        eos_token_id=tokens.eos_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(8, 16, 16, 16) if tenth else (128, 256, 512, 512),
-        layers_per_block=1 if tenth else 2,
-        norm_num_groups=8 if tenth else 32,
+        block_out_channels=(8, 16, 16, 16) if small else (128, 256, 512, 512),
+        layers_per_block=1 if small else 2,
+        norm_num_groups=8 if small else 32,
         latent_channels=4,
     )
     schedule = DDIMScheduler(
@@ -63,6 +63,6 @@ def pipeline(generation: Generation, tenth: bool, latent: int = 8) -> StableDiff
         steps_offset=1,
         prediction_type="epsilon" if generation == "sd1" else "v_prediction",
     )
-    pipe = StableDiffusionPipeline(vae, CLIPTextModel(config), tokens, unet, schedule, None, None, requires_safety_checker=False)
+    pipe = StableDiffusionPipeline(vae, CLIPTextModel(config), tokenizer, unet, schedule, None, None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -15,13 +15,13 @@ from PIL import Image
 from app.cli import main
 from erasure import photos
 from erasure.errors import UserError
-from erasure.pocket.canvas import Picture, render
-from erasure.storage.files import read_sealed
-from eval.external_images import attempts_of, count_answers, read_answers
-from eval.report.html import write
+from erasure.pocket.canvas import ImageSpec, render
+from erasure.storage.files import read_checksummed_json
+from eval.external_images import external_samples, audit_external_images, read_external_images
+from eval.report.html import write_report
 from eval.report.record import SCHEMA
 from eval.scoring.gates import Gate
-from eval.scoring.recount import recounted
+from eval.scoring.recount import recount
 from eval.suites.suite import Suite, load_suite
 from tests.replant import reseal
 from tests.test_report import Page, harmless
@@ -51,7 +51,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 for seed in SEEDS:
                     gone = model == "erased" and style == "neon" and (thing, seed) != ("boat", 188)
                     lost = model == "erased" and (style, thing) == ("sketch", "tree")
-                    picture = render([Picture("boat" if lost else thing, "plain" if gone else style, seed)])[0]
+                    picture = render([ImageSpec("boat" if lost else thing, "plain" if gone else style, seed)])[0]
                     pixels = (picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
                     Image.fromarray(pixels).save(place / model / f"{style}_{thing}_seed{seed}.png")
     return place
@@ -68,7 +68,7 @@ def rates_of(result: dict[str, Any], model: str = "erased") -> dict[str, tuple[i
 
 def test_an_answer_set_with_its_base(drawn: Path, suite: Suite, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = count_answers(drawn / "erased", suite, "neon", "style", out, drawn / "base")
+    result = audit_external_images(drawn / "erased", suite, "neon", "style", out, drawn / "base")
     assert rates_of(result) == {"UA": (3, 4), "IRA": (4, 4), "CRA": (6, 8), "IPA": (4, 4), "CRA_included": (10, 12)}
     assert rates_of(result, "base") == {"UA": (0, 4), "IRA": (4, 4), "CRA": (8, 8), "IPA": (4, 4), "CRA_included": (12, 12)}
     assert (result["paired"]["UA"]["erased_only"], result["paired"]["CRA"]["base_only"]) == (3, 2)
@@ -80,22 +80,22 @@ def test_an_answer_set_with_its_base(drawn: Path, suite: Suite, tmp_path: Path) 
     assert parts["kept"]["erased"]["kid"]["all"]["value"] is not None
     assert result["errors"]["positive"] > 0  # pocket's own judge, which was measured
     assert {row["seed"] for row in map(json.loads, (out / "samples.jsonl").read_text().splitlines())} == set(SEEDS)
-    page = Page(write(out, result, suite.gates).read_text())
+    page = Page(write_report(out, result, suite.gates).read_text())
     harmless(page)
     found = json.loads((out / "report.json").read_text())
     jsonschema.validate(found, json.loads(SCHEMA.read_text()))
     assert found["suite"]["tier"] == "answers" and not any("JPEG" in line for line in found["doubts"])
     assert "paired by name" in " ".join(found["threats_to_validity"])
     assert "erasure audit answers DIR --base BASE --suite answers.yaml --concept neon --kind style" in page.said()
-    assert recounted(out, suite) == read_sealed(out / "result.json")
+    assert recount(out, suite) == read_checksummed_json(out / "result.json")
 
 
 def test_without_a_base_nothing_is_paired_and_nothing_crashes(drawn: Path, suite: Suite, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = count_answers(drawn / "erased", suite, "neon", "style", out)
+    result = audit_external_images(drawn / "erased", suite, "neon", "style", out)
     assert rates_of(result)["UA"] == (3, 4) and list(result["models"]) == ["erased"]
     assert result["paired"] == {} and result["distance"] is None and result["distances"] == {}
-    page = Page(write(out, result, suite.gates).read_text())
+    page = Page(write_report(out, result, suite.gates).read_text())
     harmless(page)
     found = json.loads((out / "report.json").read_text())
     jsonschema.validate(found, json.loads(SCHEMA.read_text()))
@@ -103,7 +103,7 @@ def test_without_a_base_nothing_is_paired_and_nothing_crashes(drawn: Path, suite
     assert any("“kept, same kind” had nothing to measure" in line for line in found["skipped"])
     said = page.said()
     assert "before :" not in said and "after : neon, boat" in said and "object not read 2 of 8" in said and "not paired" not in said
-    passed = write(out, recounted(out, suite), [Gate(name="some", rate="UA", at_least=0.1)])
+    passed = write_report(out, recount(out, suite), [Gate(name="some", rate="UA", at_least=0.1)])
     assert json.loads((passed.parent / "report.json").read_text())["verdict"]["state"] == "PASS"
 
 
@@ -196,10 +196,10 @@ def test_the_longest_label_is_meant(tmp_path: Path) -> None:
         found.append(load_suite(str(tmp_path / "s.yaml")))
     for name in ("warm_boat", "warm_love_boat", "warm_smear_boat"):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}_seed1.png")
-    cells = {cell: path.name for (cell, _), path in read_answers(tmp_path, found[0]).files.items()}
+    cells = {cell: path.name for (cell, _), path in read_external_images(tmp_path, found[0]).files.items()}
     assert cells[("warm_love", "boat")] == "warm_love_boat_seed1.png" and cells[("warm smear", "boat")] == "warm_smear_boat_seed1.png"
     with pytest.raises(UserError, match="no picture of 3 of 6 cells: warm_love_boat, warm_smear_love_boat, warm_love_love_boat"):
-        read_answers(tmp_path, found[1])
+        read_external_images(tmp_path, found[1])
 
 
 @pytest.mark.parametrize(
@@ -224,29 +224,29 @@ def test_what_is_wrong_with_a_set_is_named_and_nothing_written(drawn: Path, suit
     folder = changed(drawn, tmp_path)
     spoil(folder)
     with pytest.raises(UserError, match=words):
-        count_answers(folder, suite, "neon", "style", tmp_path / "out")
-    assert not (tmp_path / "out").exists() and photos.PIXELS < 20_000 * 6_000
+        audit_external_images(folder, suite, "neon", "style", tmp_path / "out")
+    assert not (tmp_path / "out").exists() and photos.MAX_PIXELS < 20_000 * 6_000
 
 
 def test_a_base_of_other_pictures_is_refused(drawn: Path, suite: Suite, tmp_path: Path) -> None:
     folder = changed(drawn, tmp_path)
     (folder / "neon_boat_seed188.png").unlink()
     with pytest.raises(UserError, match=r"set lacks 1 pictures that the other folder has: neon_boat_seed188"):
-        count_answers(folder, suite, "neon", "style", tmp_path / "out", drawn / "base")
+        audit_external_images(folder, suite, "neon", "style", tmp_path / "out", drawn / "base")
     with pytest.raises(UserError, match=r"set lacks 1 pictures that the other folder has: neon_boat_seed188"):
-        count_answers(drawn / "erased", suite, "neon", "style", tmp_path / "out", folder)
+        audit_external_images(drawn / "erased", suite, "neon", "style", tmp_path / "out", folder)
     with pytest.raises(UserError, match="has no styles and objects"):
-        count_answers(folder, load_suite("nudity"), "nudity", "nsfw", tmp_path / "out")
+        audit_external_images(folder, load_suite("nudity"), "nudity", "nsfw", tmp_path / "out")
     with pytest.raises(UserError, match="Did you mean 'neon'"):
-        count_answers(folder, suite, "neom", "style", tmp_path / "out")
+        audit_external_images(folder, suite, "neom", "style", tmp_path / "out")
 
 
 def test_other_bytes_under_the_same_names_are_another_set(drawn: Path, suite: Suite, tmp_path: Path) -> None:
     folder = changed(drawn, tmp_path)
-    same, path = read_answers(folder, suite).digest, folder / "neon_boat_seed188.png"
-    assert same == read_answers(drawn / "erased", suite).digest
+    same, path = read_external_images(folder, suite).digest, folder / "neon_boat_seed188.png"
+    assert same == read_external_images(drawn / "erased", suite).digest
     Image.open(path).rotate(180).save(path)
-    assert read_answers(folder, suite).digest != same
+    assert read_external_images(folder, suite).digest != same
 
 
 def test_jpeg_sizes_and_uneven_cells_are_said(drawn: Path, suite: Suite, tmp_path: Path) -> None:
@@ -258,27 +258,27 @@ def test_jpeg_sizes_and_uneven_cells_are_said(drawn: Path, suite: Suite, tmp_pat
     base = tmp_path / "base"
     shutil.copytree(drawn / "base", base)
     (base / "plain_boat_seed188.png").unlink()
-    result = count_answers(folder, suite, "neon", "style", tmp_path / "out", base)
+    result = audit_external_images(folder, suite, "neon", "style", tmp_path / "out", base)
     assert result["images"] == {"jpeg": 4, "n": 22, "sizes": ["64 x 64"], "per_cell": [1, 2], "seeds": [188, 288]}
-    write(tmp_path / "out", result, suite.gates)
+    write_report(tmp_path / "out", result, suite.gates)
     doubts = " ".join(json.loads((tmp_path / "out" / "report.json").read_text())["doubts"])
     assert "4 of 22 pictures are JPEG files" in doubts and "Cells have between 1 and 2 pictures" in doubts
-    assert [a.index for a in attempts_of(suite, read_answers(folder, suite)) if (a.case.style, a.case.object) == ("plain", "boat")] == [1]
+    assert [a.index for a in external_samples(suite, read_external_images(folder, suite)) if (a.case.style, a.case.object) == ("plain", "boat")] == [1]
 
 
 def test_mixed_sizes_are_read_and_said(drawn: Path, suite: Suite, tmp_path: Path) -> None:
     from dataclasses import replace
 
     mixed = replace(
-        suite, judges={axis: {**ZERO, "labels": {label: [label] for label in suite.words(axis)}} for axis in ("style", "object")}
+        suite, judges={axis: {**ZERO, "labels": {label: [label] for label in suite.phrases(axis)}} for axis in ("style", "object")}
     )
     base = tmp_path / "base"
     shutil.copytree(drawn / "base", base)  # one picture of the base alone, which no file of the erased model's tells
     Image.open(base / "plain_boat_seed188.png").resize((96, 64)).save(base / "plain_boat_seed188.png")
-    result = count_answers(drawn / "erased", mixed, "neon", "style", tmp_path / "out", base)
+    result = audit_external_images(drawn / "erased", mixed, "neon", "style", tmp_path / "out", base)
     assert result["images"]["sizes"] == ["64 x 64", "96 x 64"] and result["distance"] is None and result["distances"] == {}
     assert rates_of(result)["UA"][1] == 4
-    write(tmp_path / "out", result, suite.gates)
+    write_report(tmp_path / "out", result, suite.gates)
     assert "different sizes (64 x 64, 96 x 64)" in " ".join(json.loads((tmp_path / "out" / "report.json").read_text())["doubts"])
 
 
@@ -287,14 +287,14 @@ ZERO = {"judge": "zero_shot", "templates": ["{}"]}
 
 def test_fresh_removes_an_answer_sets_own_files_alone(drawn: Path, suite: Suite, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    count_answers(drawn / "erased", suite, "neon", "style", out)
+    audit_external_images(drawn / "erased", suite, "neon", "style", out)
     foreign = [out / name for name in ("notes.txt", "images/mine.png", "images/erased/cat.png", "readings/mine.jsonl")]
     for path in foreign:
         path.write_text(path.name)
     picture = next((out / "images" / "erased").glob("neon-boat-*.png"))
     picture.write_bytes(b"stale")
     with pytest.raises(UserError, match=r"holds another job .*--fresh to start over"):
-        count_answers(drawn / "base", suite, "neon", "style", out)
-    result = count_answers(drawn / "base", suite, "neon", "style", out, fresh=True)
+        audit_external_images(drawn / "base", suite, "neon", "style", out)
+    result = audit_external_images(drawn / "base", suite, "neon", "style", out, fresh=True)
     assert result["models"]["erased"]["rates"]["UA"]["k"] == 0 and picture.read_bytes() != b"stale"
     assert [path.read_text() for path in foreign] == [path.name for path in foreign]

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from erasure.config.registry import load, names
+from erasure.config.registry import load_class, list_modules
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.loader import load_model
 from erasure.training import recording as recorder
-from erasure.training.teacher_cache import Recording
-from eval.attacks._words import typed, words
-from eval.attacks.base import Ask, Attack, PromptAttack, Stand
+from erasure.training.teacher_cache import TeacherQuery
+from eval.attacks._words import query_from_ids, searchable_token_ids
+from eval.attacks.base import AttackQuery, Attack, PromptAttack, AttackContext
 from eval.attacks.random_prefix import RandomPrefix
 from eval.attacks.ring_a_bell import RingABell
-from eval.attacks.unlearndiffatk import UnlearnDiffAtk, on_simplex
+from eval.attacks.unlearndiffatk import UnlearnDiffAtk, project_to_simplex
 
 PROMPTS, WITHOUT, STRIPPED = ("a cat", "cat", "the cat"), ("a dog", "dog", "the dog"), ("a", "", "the")
 SMALL: dict[str, dict[str, Any]] = {
@@ -27,7 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "concept_inversion": {"steps": 8, "batch": 2},
 }
 SEEDLESS = ("learned_embedding", "seed_search")  # ask alike, whatever the seed
-PROMPT_ATTACKS = [name for name in names("eval.attacks") if issubclass(load("eval.attacks", name, Attack), PromptAttack)]
+PROMPT_ATTACKS = [name for name in list_modules("eval.attacks") if issubclass(load_class("eval.attacks", name, Attack), PromptAttack)]
 
 
 @pytest.fixture(autouse=True)
@@ -38,32 +38,32 @@ def word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def small(name: str) -> PromptAttack:
-    return load("eval.attacks", name, PromptAttack)(**SMALL.get(name, {}))
+    return load_class("eval.attacks", name, PromptAttack)(**SMALL.get(name, {}))
 
 
-def stand_on(model: StableDiffusion, pictures: int = 3, **fields: Any) -> Stand:
-    recording = Recording(
-        pairs=tuple((p, "") for p in PROMPTS), walks=len(PROMPTS), steps=2, guidance=4.0, retain=("a hen",), retain_walks=1
+def stand_on(model: StableDiffusion, pictures: int = 3, **fields: Any) -> AttackContext:
+    recording = TeacherQuery(
+        prompt_pairs=tuple((p, "") for p in PROMPTS), trajectories=len(PROMPTS), steps=2, guidance=4.0, retain_prompts=("a hen",), retain_trajectories=1
     )
-    return Stand(model, PROMPTS, WITHOUT, ("a hen",), recorder.obtain(model, recording), pictures, stripped=STRIPPED, **fields)
+    return AttackContext(model, PROMPTS, WITHOUT, ("a hen",), recorder.load_or_fill(model, recording), pictures, stripped_prompts=STRIPPED, **fields)
 
 
-def prefix(ask: Ask) -> Tensor | None:
+def prefix(ask: AttackQuery) -> Tensor | None:
     """What stands before the words as embeddings: soft tokens, or the ids that a search found."""
-    return ask.tokens.prefix if ask.tokens else ask.prefix
+    return ask.token_prefix.embeddings if ask.token_prefix else ask.prefix
 
 
-def by_ids(ask: Ask) -> Ask:
-    return Ask(ask.tokens.prompts, ask.tokens.prefix) if ask.tokens else ask
+def by_ids(ask: AttackQuery) -> AttackQuery:
+    return AttackQuery(ask.token_prefix.prompts, ask.token_prefix.embeddings) if ask.token_prefix else ask
 
 
-def mounted(attack: PromptAttack, stand: Stand, chunk: tuple[int, ...]) -> list[Ask]:
-    return list(attack.rounds(stand, chunk, attack.fit(stand, attack.before(stand))))
+def mounted(attack: PromptAttack, stand: AttackContext, chunk: tuple[int, ...]) -> list[AttackQuery]:
+    return list(attack.queries(stand, chunk, attack.fit(stand, attack.prepare(stand))))
 
 
 def ids_of(model: StableDiffusion, prefix: Tensor) -> Tensor:
     """The token ids (B, k) whose embeddings these are."""
-    return (prefix[..., None, :] == model.vocabulary()).all(-1).long().argmax(-1)
+    return (prefix[..., None, :] == model.token_embeddings()).all(-1).long().argmax(-1)
 
 
 def ids_encoded(model: StableDiffusion, ids: list[int]) -> Tensor:
@@ -81,7 +81,7 @@ def test_there_is_a_round_for_every_picture_and_the_model_is_left_alone(model: S
     asks = mounted(small(name), stand, (2, 0))
     assert len(asks) == pictures
     for ask in asks:
-        assert len(ask.prompts) == 2 and len(ask.shown or ask.prompts) == 2
+        assert len(ask.prompts) == 2 and len(ask.display_prompts or ask.prompts) == 2
         assert model.sample(ask.prompts, [1, 2], steps=1, prefix=ask.prefix).isfinite().all()
     assert model.fingerprint() == before
     assert {type(p) for p in model.pipe.unet.attn_processors.values()} == {kernel}
@@ -90,13 +90,13 @@ def test_there_is_a_round_for_every_picture_and_the_model_is_left_alone(model: S
 @pytest.mark.parametrize("name", PROMPT_ATTACKS)
 def test_rounds_depend_on_the_stand_alone(model: StableDiffusion, name: str) -> None:
     attack, stand = small(name), stand_on(model)
-    known = attack.fit(stand, attack.before(stand))
-    first = list(attack.rounds(stand, (0, 1), known))
-    alone = list(attack.rounds(stand, (1,), known))
+    known = attack.fit(stand, attack.prepare(stand))
+    first = list(attack.queries(stand, (0, 1), known))
+    alone = list(attack.queries(stand, (1,), known))
     again = mounted(attack, stand_on(model), (0, 1))
-    assert [(a.prompts, a.shown) for a in first] == [(a.prompts, a.shown) for a in again]
+    assert [(a.prompts, a.display_prompts) for a in first] == [(a.prompts, a.display_prompts) for a in again]
     for ask, repeated, other in zip(first, again, alone, strict=True):
-        assert ask.prompts[1] == other.prompts[0] and (ask.shown or ask.prompts)[1] == (other.shown or other.prompts)[0]
+        assert ask.prompts[1] == other.prompts[0] and (ask.display_prompts or ask.prompts)[1] == (other.display_prompts or other.prompts)[0]
         mine, same, single = prefix(ask), prefix(repeated), prefix(other)
         if mine is not None and same is not None and single is not None:
             assert torch.equal(mine, same)
@@ -109,14 +109,14 @@ def test_rounds_depend_on_the_stand_alone(model: StableDiffusion, name: str) -> 
 def test_the_projection_is_the_nearest_point_of_the_simplex() -> None:
     rows = 3 * torch.randn(50, 200, generator=torch.Generator().manual_seed(0))
     rows[0], rows[1] = 1 / 200, -5
-    found = on_simplex(rows)
+    found = project_to_simplex(rows)
     assert torch.allclose(found.sum(-1), torch.ones(50), atol=1e-5)
     assert found.min() >= 0 and found.max() <= 1
-    assert torch.allclose(on_simplex(found), found, atol=1e-6)
+    assert torch.allclose(project_to_simplex(found), found, atol=1e-6)
     assert torch.allclose(found[:2], torch.full((2, 200), 1 / 200), atol=1e-6)
     assert torch.equal(found.argmax(-1)[2:], rows.argmax(-1)[2:])
     one_hot = torch.eye(200)
-    assert torch.equal(on_simplex(one_hot), one_hot)
+    assert torch.equal(project_to_simplex(one_hot), one_hot)
     # optimality: no vertex of the simplex lies in a direction that comes nearer to the row
     towards = ((rows - found)[:, None] * (torch.eye(200) - found[:, None])).sum(-1)
     assert towards.max() <= 1e-3
@@ -131,17 +131,17 @@ class Planted:
 
     def on(self, model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
         def predict(x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-            alpha = model.alphas[t].reshape(-1, 1, 1, 1)
+            alpha = model.alphas_cumprod[t].reshape(-1, 1, 1, 1)
             noise = (x_t - alpha.sqrt() * self.x_0) / (1 - alpha).sqrt()
             return noise + ((cond - self.sought).pow(2).mean((1, 2)) + 1e-9).sqrt().reshape(-1, 1, 1, 1)
 
         monkeypatch.setattr(model, "predict", predict)
 
 
-def planted(stand: Stand, ids: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def planted(stand: AttackContext, ids: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     model = stand.model
-    sought = model.encode(stand.prompts, model.vocabulary()[ids])
-    Planted(stand.drawn(range(len(stand.prompts))), sought).on(model, monkeypatch)  # type: ignore[arg-type]
+    sought = model.encode(stand.prompts, model.token_embeddings()[ids])
+    Planted(stand.base_latents(range(len(stand.prompts))), sought).on(model, monkeypatch)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("ids", [[70], [5, 60]])
@@ -151,7 +151,7 @@ def test_unlearndiffatk_finds_what_was_planted(model: StableDiffusion, monkeypat
     asks = mounted(UnlearnDiffAtk(tokens=len(ids), steps=200), stand, (0, 1, 2))
     by_chance = mounted(RandomPrefix(tokens=len(ids)), stand, (0, 1, 2))
     assert ids_of(model, prefix(asks[-1])).tolist() == [ids] * 3  # type: ignore[arg-type]
-    assert asks[-1].prompts == [f"{model.spelled(ids)} {prompt}" for prompt in PROMPTS] and asks[-1].prefix is None
+    assert asks[-1].prompts == [f"{model.detokenize(ids)} {prompt}" for prompt in PROMPTS] and asks[-1].prefix is None
     assert not any(ids in ids_of(model, prefix(ask)).tolist() for ask in by_chance)  # type: ignore[arg-type]
 
 
@@ -171,19 +171,19 @@ def test_unlearndiffatk_goes_through_the_timesteps_in_order(model: StableDiffusi
         (5, 900, [900, 920, 940, 960, 980]),
     ):
         asked.clear()
-        rounds = UnlearnDiffAtk(tokens=1, steps=steps, t_min=t_min).rounds(stand, (0,), {})
+        rounds = UnlearnDiffAtk(tokens=1, steps=steps, t_min=t_min).queries(stand, (0,), {})
         for j, _ in enumerate(rounds):
             assert asked == expected[: (j + 1) * steps // 5]
 
 
 def test_no_attack_says_start_or_end(model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
     special = model.pipe.tokenizer.all_special_ids
-    assert len(special) == 2 and set(words(model).tolist()) == set(range(len(model.vocabulary()))) - set(special)
+    assert len(special) == 2 and set(searchable_token_ids(model).tolist()) == set(range(len(model.token_embeddings()))) - set(special)
     stand = stand_on(model, pictures=4)
     planted(stand, [model.pipe.tokenizer.eos_token_id], monkeypatch)
     for ask in mounted(UnlearnDiffAtk(tokens=1, steps=60), stand, (0, 1, 2)):
         assert not set(ids_of(model, prefix(ask)).flatten().tolist()) & set(special)  # type: ignore[arg-type]
-    for ask in mounted(RandomPrefix(tokens=40), replace(stand, pictures=20), (0, 1, 2)):  # 2,400 of 190 tokens
+    for ask in mounted(RandomPrefix(tokens=40), replace(stand, rounds=20), (0, 1, 2)):  # 2,400 of 190 tokens
         assert not set(ids_of(model, prefix(ask)).flatten().tolist()) & set(special)  # type: ignore[arg-type]
 
 
@@ -194,22 +194,22 @@ def test_unlearndiffatk_lowers_its_loss_on_a_real_denoiser(model: StableDiffusio
             if ".attn2.to_" in name:
                 p.mul_(8)  # a denoiser that listens to the text
 
-    def loss(ask: Ask) -> float:
-        x_0, noise, times = stand.drawn((0, 1, 2)), model.noise([5, 6, 7]), [torch.full((3,), t) for t in range(100, 1000, 200)]
+    def loss(ask: AttackQuery) -> float:
+        x_0, noise, times = stand.base_latents((0, 1, 2)), model.sample_noise([5, 6, 7]), [torch.full((3,), t) for t in range(100, 1000, 200)]
         with torch.no_grad():
             asked = by_ids(ask)
             cond = model.encode(asked.prompts, asked.prefix)
-            return sum((model.predict(model.noised(x_0, noise, t), t, cond) - noise).pow(2).mean().item() for t in times)
+            return sum((model.predict(model.add_noise(x_0, noise, t), t, cond) - noise).pow(2).mean().item() for t in times)
 
     (found,) = mounted(UnlearnDiffAtk(tokens=2, steps=60), stand, (0, 1, 2))
-    by_chance = mounted(RandomPrefix(tokens=2), replace(stand, pictures=12), (0, 1, 2))
+    by_chance = mounted(RandomPrefix(tokens=2), replace(stand, rounds=12), (0, 1, 2))
     assert loss(found) < sum(loss(ask) for ask in by_chance) / len(by_chance)
 
 
 def test_what_diverges_says_so_and_is_not_unsuited(model: StableDiffusion) -> None:
     stand = stand_on(model)
     with pytest.raises(FloatingPointError, match=r"ring_a_bell: .* lower its eta"):
-        RingABell(tokens=2, population=4, generations=1, eta=1e38).before(stand)
+        RingABell(tokens=2, population=4, generations=1, concept_weight=1e38).prepare(stand)
     with torch.no_grad():
         model.pipe.unet.conv_out.bias[0] = torch.nan
     with pytest.raises(FloatingPointError, match="unlearndiffatk: the gradient at timestep 10 is not finite; no update"):
@@ -218,17 +218,17 @@ def test_what_diverges_says_so_and_is_not_unsuited(model: StableDiffusion) -> No
 
 def test_ring_a_bell_finds_what_was_planted(model: StableDiffusion) -> None:
     """Without a difference between the pairs it looks for words that encode as the prompt does: those of the prompt."""
-    stand = replace(stand_on(model), prompts=("at", "he"), without=("at", "he"))
+    stand = replace(stand_on(model), prompts=("at", "he"), substitute_prompts=("at", "he"))
     attack = RingABell(tokens=2, population=100, generations=40)
-    known = attack.before(stand)
-    assert known["ids"][-1].tolist() == [model.tokens("at"), model.tokens("he")]
+    known = attack.prepare(stand)
+    assert known["ids"][-1].tolist() == [model.tokenize("at"), model.tokenize("he")]
     assert known["distance"][-1].max() < 1e-6 < known["distance"][0].max()
 
 
 def test_ring_a_bell_measures_the_papers_distance(model: StableDiffusion) -> None:
     stand = stand_on(model)
-    known = RingABell(tokens=4, population=8, generations=5, eta=2.5).before(stand)
-    f = {prompt: ids_encoded(model, model.tokens(prompt)) for prompt in (*PROMPTS, *WITHOUT)}
+    known = RingABell(tokens=4, population=8, generations=5, concept_weight=2.5).prepare(stand)
+    f = {prompt: ids_encoded(model, model.tokenize(prompt)) for prompt in (*PROMPTS, *WITHOUT)}
     concept = sum(f[a] - f[b] for a, b in zip(PROMPTS, WITHOUT, strict=True)) / len(PROMPTS)
     for ids, distance in zip(known["ids"], known["distance"], strict=True):
         for i, prompt in enumerate(PROMPTS):
@@ -238,11 +238,11 @@ def test_ring_a_bell_measures_the_papers_distance(model: StableDiffusion) -> Non
 
 def test_ring_a_bell_never_loses_its_best(model: StableDiffusion) -> None:
     attack, stand = RingABell(tokens=4, population=6, generations=60, mutation=1.0), stand_on(model, pictures=60)
-    known = attack.before(stand)
+    known = attack.prepare(stand)
     assert (known["distance"].diff(dim=0) <= 0).all()
     assert (known["distance"][-1] < known["distance"][0]).all()
-    assert torch.equal(attack.before(stand)["ids"], known["ids"])
-    barren = RingABell(tokens=4, population=4, generations=3, crossover=0.0, mutation=0.0).before(stand)
+    assert torch.equal(attack.prepare(stand)["ids"], known["ids"])
+    barren = RingABell(tokens=4, population=4, generations=3, crossover=0.0, mutation=0.0).prepare(stand)
     assert (barren["distance"] == barren["distance"][0]).all()
 
 
@@ -250,7 +250,7 @@ def test_ring_a_bell_breeds_as_the_paper_does() -> None:
     kept, choice = torch.arange(50)[:, None].repeat(1, 8), torch.arange(100, 200)
 
     def bred(**chances: float) -> tuple[Tensor, Tensor, Tensor]:
-        return RingABell(tokens=8, **chances).bred(kept, torch.zeros(50), choice, torch.Generator().manual_seed(0))
+        return RingABell(tokens=8, **chances).breed(kept, torch.zeros(50), choice, torch.Generator().manual_seed(0))
 
     pool, error, new = bred(crossover=1.0, mutation=0.0)
     first, second = pool[50:100], pool[100:]
@@ -267,25 +267,25 @@ def test_ring_a_bell_breeds_as_the_paper_does() -> None:
 def test_what_is_found_is_asked_as_text_and_as_ids(model: StableDiffusion) -> None:
     """Spelled out and read again, these letters would end the word."""
     ids = [ord("c") - 33, ord("a") - 33, ord("t") - 33]
-    assert model.tokens(model.spelled(ids)) != ids
-    (ask,) = RingABell(tokens=3).rounds(stand_on(model, 1), (1,), {"ids": torch.tensor([[[0, 0, 0], ids]])})
-    assert ask.prompts == [model.spelled(ids)] and ask.prefix is None and ask.tokens is not None
-    assert ask.tokens.prompts == [""] and ask.tokens.differ == [True]
-    assert torch.allclose(model.encode(ask.tokens.prompts, ask.tokens.prefix)[0], ids_encoded(model, ids), atol=1e-6)
+    assert model.tokenize(model.detokenize(ids)) != ids
+    (ask,) = RingABell(tokens=3).queries(stand_on(model, 1), (1,), {"ids": torch.tensor([[[0, 0, 0], ids]])})
+    assert ask.prompts == [model.detokenize(ids)] and ask.prefix is None and ask.token_prefix is not None
+    assert ask.token_prefix.prompts == [""] and ask.token_prefix.fails_round_trip == [True]
+    assert torch.allclose(model.encode(ask.token_prefix.prompts, ask.token_prefix.embeddings)[0], ids_encoded(model, ids), atol=1e-6)
 
 
 def test_whole_words_read_back_as_the_ids_that_were_found(model: StableDiffusion) -> None:
     """The right value of `differ` for both kinds of tokens, and that text and ids then ask the same."""
     whole = [94 + ord(c) - 33 for c in "cat"]  # "c</w>", "a</w>", "t</w>"
-    ask = typed(model, torch.tensor([whole, [ord(c) - 33 for c in "cat"]]), ["a hen", "a hen"])
-    assert ask.prompts == ["c a t a hen", "cat a hen"] and ask.tokens is not None and ask.tokens.differ == [False, True]
-    spoken, fed = model.encode(ask.prompts), model.encode(ask.tokens.prompts, ask.tokens.prefix)
+    ask = query_from_ids(model, torch.tensor([whole, [ord(c) - 33 for c in "cat"]]), ["a hen", "a hen"])
+    assert ask.prompts == ["c a t a hen", "cat a hen"] and ask.token_prefix is not None and ask.token_prefix.fails_round_trip == [False, True]
+    spoken, fed = model.encode(ask.prompts), model.encode(ask.token_prefix.prompts, ask.token_prefix.embeddings)
     assert torch.allclose(spoken[0], fed[0], atol=1e-6) and not torch.allclose(spoken[1], fed[1], atol=1e-3)
 
 
 def test_on_pocket_one_random_prefix_in_six_reads_back_as_its_own_ids() -> None:
     pocket = load_model("pocket")
-    choice = words(pocket)
+    choice = searchable_token_ids(pocket)
     ids = choice[torch.randint(len(choice), (500, 3), generator=torch.Generator().manual_seed(0))]
-    tokens = typed(pocket, ids, ["a boat in neon style"] * 500).tokens
-    assert tokens is not None and tokens.differ.count(False) == 83
+    tokens = query_from_ids(pocket, ids, ["a boat in neon style"] * 500).token_prefix
+    assert tokens is not None and tokens.fails_round_trip.count(False) == 83

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from app.commands.audit import Options, about, asked, claimed, loaded
+from app.commands.audit import Options, select_plans, split_suite_name, external_target_of, load_model_and_edits
 from erasure.concept import Concept
 from erasure.edits import Edit
 from erasure.erasing import erase
@@ -20,30 +20,30 @@ from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.esd import ESD
 from eval import audit as auditing
-from eval.audit import Audit, audit
-from eval.compare import compared
-from eval.generation import attempts
+from eval.audit import AuditPlan, audit
+from eval.compare import tabulate_comparison
+from eval.generation import samples_of
 from eval.metrics.clip_alignment import ClipAlignment
-from eval.metrics.unlearn_canvas import UnlearnCanvas
-from eval.report.html import write
+from eval.metrics.unlearn_canvas import UnlearnCanvasRates
+from eval.report.html import write_report
 from eval.report.record import SCHEMA
-from eval.scoring.counting import clip_drop, paired
+from eval.scoring.counting import clip_drops, paired_differences
 from eval.scoring.gates import Gate
-from eval.scoring.recount import recounted
+from eval.scoring.recount import recount
 from eval.stats.intervals import paired_difference
-from eval.suites.cases import cases
-from eval.suites.list_reader import Prompt
+from eval.suites.cases import suite_cases
+from eval.suites.list_reader import ListedPrompt
 from eval.suites.suite import Suite, load_suite
 from tests import tiny
-from tests.replant import replant, reseal
+from tests.replant import replace_samples, reseal
 from tests.test_esd import SMALL
 
 STYLES, OBJECTS = ["plain", "neon", "sketch", "none"], ["boat", "tree", "none"]
 
 
-def planted() -> UnlearnCanvas:
+def planted() -> UnlearnCanvasRates:
     """Neon is erased 3 of 4 times, sketch kept 1 of 2, objects wrong only under neon and once under sketch."""
-    metric = UnlearnCanvas(STYLES, OBJECTS, ["neon"], ["plain"])
+    metric = UnlearnCanvasRates(STYLES, OBJECTS, ["neon"], ["plain"])
     metric.update([("neon", "boat")] * 4, [("sketch", "tree"), ("none", "none"), ("plain", "tree"), ("neon", "boat")])
     metric.update([("sketch", "boat"), ("sketch", "tree")], [("sketch", "boat"), ("plain", "boat")])
     metric.update([("plain", "boat")], [("neon", "boat")])
@@ -57,7 +57,7 @@ def test_rates_of_a_planted_answer_set() -> None:
 
 def test_the_rest_of_a_prompt_is_read_where_it_is_no_style_apart() -> None:
     """An erased boat in three styles: neon is lost, sketch kept, and plain is no style to keep; the same where pairs are counted."""
-    metric = UnlearnCanvas(OBJECTS, STYLES, ["boat"], ["plain"])
+    metric = UnlearnCanvasRates(OBJECTS, STYLES, ["boat"], ["plain"])
     asked, read = ("neon", "sketch", "plain"), ("sketch", "sketch", "neon")
     metric.update([("boat", style) for style in asked] + [("tree", "neon")], [("none", style) for style in read] + [("tree", "neon")])
     assert metric.compute()["IPA"] == (1, 2)
@@ -68,7 +68,7 @@ def test_the_rest_of_a_prompt_is_read_where_it_is_no_style_apart() -> None:
         for model in ("base", "erased")
         for role in ("grid", "named")
     ]
-    table = paired(rows, "object", ["boat"], ["plain"])["IPA"]
+    table = paired_differences(rows, "object", ["boat"], ["plain"])["IPA"]
     assert [table[key] for key in ("both", "erased_only", "base_only", "neither")] == [1, 0, 1, 0]
 
 
@@ -100,51 +100,51 @@ def test_alignment_and_its_drop_are_of_prompts_and_paired() -> None:
     """Ten pictures of a prompt that agree are one unit; what both models share leaves the difference; 12.706 / 2 is its half width."""
     rows = [aligned("base", prompt, i, level + i) for prompt, level in (("a", 20.0), ("b", 30.0)) for i in range(10)]
     rows += [aligned("erased", r["prompt"], r["index"], r["read"]["clip"]["cosine"] - (1 if r["prompt"] == "a" else 2)) for r in rows]
-    drop = clip_drop(rows, "style", ["neon"])
+    drop = clip_drops(rows, "style", ["neon"])
     assert drop["kept"] is None and drop["benign"] == {"estimate": 1.5, "low": -4.853, "high": 7.853}
-    assert clip_drop([r for r in rows if r["model"] == "erased"], "style", ["neon"])["benign"] is None
-    one = clip_drop([r for r in rows if r["prompt"] == "a"], "style", ["neon"])["benign"]
+    assert clip_drops([r for r in rows if r["model"] == "erased"], "style", ["neon"])["benign"] is None
+    one = clip_drops([r for r in rows if r["prompt"] == "a"], "style", ["neon"])["benign"]
     assert one == {"estimate": 1.0, "low": 1.0, "high": 1.0}  # of one prompt over its pictures
 
 
 def test_every_picture_has_its_own_seed_in_any_order() -> None:
     suite = load_suite("pocket")
-    one = attempts(suite, cases(suite, [("style", "neon")], "smoke"))
-    other = attempts(suite, cases(suite, [("object", "boat")], "standard"))
-    seeds = {a.name: a.seed for a in one}
+    one = samples_of(suite, suite_cases(suite, [("style", "neon")], "smoke"))
+    other = samples_of(suite, suite_cases(suite, [("object", "boat")], "standard"))
+    seeds = {a.file_name: a.seed for a in one}
     assert len(set(seeds.values())) == len(one)
-    assert all(seeds[a.name] == a.seed for a in other if a.name in seeds)
+    assert all(seeds[a.file_name] == a.seed for a in other if a.file_name in seeds)
 
 
 def test_pocket_suites_differ_in_prompts_and_seeds() -> None:
     pocket, dev = load_suite("pocket"), load_suite("pocket-dev")
-    a, b = (attempts(s, cases(s, [], "smoke")) for s in (pocket, dev))
+    a, b = (samples_of(s, suite_cases(s, [], "smoke")) for s in (pocket, dev))
     assert not {x.case.prompt for x in a} & {x.case.prompt for x in b}
     assert not {x.seed for x in a} & {x.seed for x in b}
 
 
 def test_a_target_is_asked_for_in_other_words() -> None:
     suite = load_suite("pocket")
-    neon = [case for case in cases(suite, [("style", "neon")], "standard") if case.role in ("named", "described")]
+    neon = [case for case in suite_cases(suite, [("style", "neon")], "standard") if case.role in ("named", "described")]
     assert {(case.style, case.count) for case in neon} == {("neon", 3)}
     assert {case.object for case in neon} == set(suite.objects)
     prompts = {case.prompt for case in neon}
     assert "an image of a boat in the style of luminous tube" in prompts
     assert "an image of a boat, bright electric lines on black" in prompts
     assert not any("neon" in case.prompt for case in neon if case.role == "described")
-    boat = [case for case in cases(suite, [("object", "boat")], "standard") if case.role in ("named", "described")]
+    boat = [case for case in suite_cases(suite, [("object", "boat")], "standard") if case.role in ("named", "described")]
     assert "an image of a ship in the style of neon" in {case.prompt for case in boat}
     assert len({case.id for case in neon}) == len(neon) == 4 * 10
     assert len({case.id for case in boat}) == len(boat) == 4 * 9
-    assert not [case for case in cases(suite, [], "full") if case.role != "grid"]
+    assert not [case for case in suite_cases(suite, [], "full") if case.role != "grid"]
 
 
 def test_mutations_and_replayed_prompts_are_cases_of_the_target() -> None:
-    suite, asked = load_suite("pocket"), [Prompt("glowing boat", "7", seed=2**64 - 1), Prompt("../../x <b>", "8")]
-    found = cases(suite, [("style", "neon")], "standard", asked)
+    suite, asked = load_suite("pocket"), [ListedPrompt("glowing boat", "7", seed=2**64 - 1), ListedPrompt("../../x <b>", "8")]
+    found = suite_cases(suite, [("style", "neon")], "standard", asked)
     mutated = [case for case in found if case.role == "mutated"]
     assert len({case.prompt for case in mutated}) == len(mutated) == 6 * 10
-    assert not [case for case in cases(suite, [("style", "neon")], "smoke") if case.role == "mutated"]
+    assert not [case for case in suite_cases(suite, [("style", "neon")], "smoke") if case.role == "mutated"]
     replayed = [case for case in found if case.role == "replayed"]
     assert [case.id for case in replayed] == ["neon--replayed-0", "neon--replayed-1"]  # nothing of the text becomes a path
     assert [replayed[0].seed("pocket", i) for i in (0, 1)] == [2**64 - 1, 0]
@@ -153,21 +153,21 @@ def test_mutations_and_replayed_prompts_are_cases_of_the_target() -> None:
 
 def test_a_prompt_list_is_replayed(big: StableDiffusion, tmp_path: Path) -> None:
     edit = erased(big, [Concept(name="neon", kind="style")], tmp_path / "edit")
-    (plan,) = Audit.of([edit], tiny_suite(), "smoke", [Prompt("<script>alert(1)</script> glowing", "1", seed=3)])
+    (plan,) = AuditPlan.for_edits([edit], tiny_suite(), "smoke", [ListedPrompt("<script>alert(1)</script> glowing", "1", seed=3)])
     result = audit(big, [edit], plan, tmp_path / "audit")
     assert result["models"]["erased"]["rates"]["UA_replayed"]["n"] == 1
-    assert "<script" not in write(tmp_path / "audit", result, tiny_suite().gates).read_text()
-    (other,) = Audit.of([edit], tiny_suite(), "smoke", [Prompt("another", "1")])
+    assert "<script" not in write_report(tmp_path / "audit", result, tiny_suite().gates).read_text()
+    (other,) = AuditPlan.for_edits([edit], tiny_suite(), "smoke", [ListedPrompt("another", "1")])
     with pytest.raises(UserError):
         audit(big, [edit], other, tmp_path / "audit")
 
 
 def test_concepts_are_found_by_label_or_phrase() -> None:
     suite = load_suite("pocket")
-    assert suite.find("Pixel Art") == ("style", "pixel")
-    assert suite.find("boat") == suite.find("a boat") == ("object", "boat")
+    assert suite.find_concept("Pixel Art") == ("style", "pixel")
+    assert suite.find_concept("boat") == suite.find_concept("a boat") == ("object", "boat")
     with pytest.raises(UserError, match="Did you mean 'neon'"):
-        suite.find("neom")
+        suite.find_concept("neom")
 
 
 @pytest.mark.parametrize(
@@ -270,16 +270,16 @@ def erased(model: StableDiffusion, concepts: list[Concept], out: Path, seed: int
         model.latent_shape = size
 
 
-def run(model: StableDiffusion, folder: Path) -> tuple[dict, Audit, Edit]:
+def run(model: StableDiffusion, folder: Path) -> tuple[dict, AuditPlan, Edit]:
     edit = erased(model, [Concept(name="neon", kind="style")], folder / "edit")
-    (plan,) = Audit.of([edit], tiny_suite(), "smoke")
+    (plan,) = AuditPlan.for_edits([edit], tiny_suite(), "smoke")
     return audit(model, [edit], plan, folder / "audit"), plan, edit
 
 
 def test_audit_counts_every_picture_of_both_models(big: StableDiffusion, tmp_path: Path) -> None:
     result, plan, _ = run(big, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "audit" / "samples.jsonl").read_text().splitlines()]
-    assert len(rows) == 2 * len(plan.todo) == 2 * (2 * 3 + 4 * 1 + 4 * 2)  # target cells, others, four aliases in both
+    assert len(rows) == 2 * len(plan.samples) == 2 * (2 * 3 + 4 * 1 + 4 * 2)  # target cells, others, four aliases in both
     for row in rows:
         with Image.open(tmp_path / "audit" / row["image"]) as image:
             assert image.size == (64, 64)
@@ -298,11 +298,11 @@ def test_an_interrupted_audit_continues_to_the_same_result(big: StableDiffusion,
     class Stop(BaseException):
         pass
 
-    real = auditing.judge
-    monkeypatch.setattr(auditing, "judge", lambda *_: (_ for _ in ()).throw(Stop))
+    real = auditing.score_samples
+    monkeypatch.setattr(auditing, "score_samples", lambda *_: (_ for _ in ()).throw(Stop))
     with pytest.raises(Stop):
         audit(big, [edit], plan, tmp_path / "again")
-    monkeypatch.setattr(auditing, "judge", real)
+    monkeypatch.setattr(auditing, "score_samples", real)
     forwards = big.cost.unet_forwards
     audit(big, [edit], plan, tmp_path / "again")  # type: ignore[arg-type]
     assert big.cost.unet_forwards == forwards
@@ -311,7 +311,7 @@ def test_an_interrupted_audit_continues_to_the_same_result(big: StableDiffusion,
 
 def test_report_is_one_file_without_requests(big: StableDiffusion, tmp_path: Path) -> None:
     result, _, _ = run(big, tmp_path)
-    page = write(tmp_path / "audit", result, tiny_suite().gates).read_text()
+    page = write_report(tmp_path / "audit", result, tiny_suite().gates).read_text()
     assert page.count("data:image/png;base64,") >= 8
     assert "http://" not in page and "https://" not in page and "<script" not in page
     assert "UA" in page and "Clopper-Pearson" in page
@@ -321,7 +321,7 @@ def test_the_record_follows_its_schema_and_other_thresholds_need_no_picture(big:
     result, _, _ = run(big, tmp_path)
     schema = json.loads(SCHEMA.read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
-    page = write(tmp_path / "audit", result, tiny_suite().gates).read_text()
+    page = write_report(tmp_path / "audit", result, tiny_suite().gates).read_text()
     found = json.loads((tmp_path / "audit" / "report.json").read_text())
     jsonschema.validate(found, schema)
     assert len(found["verdict"]["reasons"]) == len(found["gates"]) == 5
@@ -332,9 +332,9 @@ def test_the_record_follows_its_schema_and_other_thresholds_need_no_picture(big:
     told = {case.get("name"): bool(case.findall("failure")) for case in suite.iter("testcase") if not case.findall("skipped")}
     assert told == {gate["name"]: gate["state"] != "PASS" for gate in found["gates"]}
     drawn = big.cost.unet_forwards
-    again = recounted(tmp_path / "audit", tiny_suite())
+    again = recount(tmp_path / "audit", tiny_suite())
     assert again == json.loads(json.dumps(result))
-    page = write(tmp_path / "audit", again, [Gate(name="kept <i>", rate="UA", at_least=1e-6)]).read_text()
+    page = write_report(tmp_path / "audit", again, [Gate(name="kept <i>", rate="UA", at_least=1e-6)]).read_text()
     assert json.loads((tmp_path / "audit" / "report.json").read_text())["verdict"]["state"] == "PASS"
     assert "PASS" in page and "<i>:" not in page
     assert ElementTree.parse(tmp_path / "audit" / "junit.xml").getroot().attrib == {
@@ -348,7 +348,7 @@ def test_the_record_follows_its_schema_and_other_thresholds_need_no_picture(big:
 
 def test_two_audits_are_paired_picture_by_picture(big: StableDiffusion, tmp_path: Path) -> None:
     result, _, _ = run(big, tmp_path)
-    lines = compared(tmp_path / "audit", tmp_path / "audit")
+    lines = tabulate_comparison(tmp_path / "audit", tmp_path / "audit")
     assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in result["paired"]]
     assert all("| 0.0 (" in line and line.endswith("| 1 |") for line in lines[2:])
     record = json.loads((tmp_path / "audit" / "result.json").read_text())
@@ -356,16 +356,16 @@ def test_two_audits_are_paired_picture_by_picture(big: StableDiffusion, tmp_path
     other.mkdir()
     reseal(other, {**record, "job": {**record["job"], "tier": "full"}})
     with pytest.raises(UserError, match="tier is smoke in the first and full in the second"):
-        compared(tmp_path / "audit", other)
+        tabulate_comparison(tmp_path / "audit", other)
     with pytest.raises(UserError, match="no finished audit"):
-        compared(tmp_path / "audit", tmp_path / "none")
+        tabulate_comparison(tmp_path / "audit", tmp_path / "none")
     reseal(other, {**record, "models": {}, "missing": {"style": "weights not found."}})
     with pytest.raises(UserError, match=r"other is incomplete: nothing was counted in it\. weights not found\."):
-        compared(tmp_path / "audit", other)
+        tabulate_comparison(tmp_path / "audit", other)
     samples = tmp_path / "audit" / "samples.jsonl"
-    replant(samples, samples.read_text().replace('"role"', '"rolle"'))
+    replace_samples(samples, samples.read_text().replace('"role"', '"rolle"'))
     with pytest.raises(UserError, match="an earlier version"):
-        recounted(tmp_path / "audit", tiny_suite())
+        recount(tmp_path / "audit", tiny_suite())
 
 
 def planted_audit(source: Path, out: Path, gone: bool) -> Path:
@@ -375,21 +375,21 @@ def planted_audit(source: Path, out: Path, gone: bool) -> Path:
     for row in rows:
         for axis in ("style", "object"):
             row["read"][axis]["label"] = "plain" if gone and (axis, row[axis], row["model"]) == ("style", "neon", "erased") else row[axis]
-    replant(out / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    reseal(out, recounted(out, tiny_suite()))
+    replace_samples(out / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    reseal(out, recount(out, tiny_suite()))
     return out
 
 
 def test_a_comparison_knows_its_sides_and_its_family(big: StableDiffusion, tmp_path: Path) -> None:
     run(big, tmp_path)
     first, second = (planted_audit(tmp_path / "audit", tmp_path / name, name == "first") for name in ("first", "second"))
-    lines = {line.split(" | ")[0]: line for line in compared(first, second)[2:]}
+    lines = {line.split(" | ")[0]: line for line in tabulate_comparison(first, second)[2:]}
     low, high = (100 * bound for bound in paired_difference(0, 6, 0, 0)[1:])
     bounds = f"{floor(10 * low) / 10:+.1f} to {ceil(10 * high) / 10:+.1f}"
     # McNemar's p of 6 to 0 is 2 / 64; Holm takes it times the number of rates, of which the others do not differ
     assert lines["| UA"] == f"| UA | 100.0 % (6/6) | 0.0 % (0/6) | +100.0 ({bounds}) | {len(lines) * 2 / 64:.2g} |"
     assert len(lines) > 2 and all(line.endswith("| 1 |") for name, line in lines.items() if name != "| UA")
-    assert "| 0.0 % (0/6) | 100.0 % (6/6) | -100.0 (" in compared(second, first)[2]
+    assert "| 0.0 % (0/6) | 100.0 % (6/6) | -100.0 (" in tabulate_comparison(second, first)[2]
 
 
 @pytest.mark.parametrize(
@@ -405,7 +405,7 @@ def test_what_asks_differently_is_not_paired(big: StableDiffusion, tmp_path: Pat
     shutil.copytree(tmp_path / "audit", tmp_path / "other")
     reseal(tmp_path / "other", {**result, "job": {**result["job"], key: value}})
     with pytest.raises(UserError, match=words):
-        compared(tmp_path / "audit", tmp_path / "other")
+        tabulate_comparison(tmp_path / "audit", tmp_path / "other")
 
 
 def test_other_judges_and_other_pictures_are_not_paired(big: StableDiffusion, tmp_path: Path) -> None:
@@ -415,25 +415,25 @@ def test_other_judges_and_other_pictures_are_not_paired(big: StableDiffusion, tm
     judges = {**result["judges"], "style": {**result["judges"]["style"], "weights": "0123"}}
     reseal(other, {**result, "judges": judges})
     with pytest.raises(UserError, match="the judge of style is"):
-        compared(audit_, other)
+        tabulate_comparison(audit_, other)
     reseal(other, result)
     rows = [json.loads(line) for line in (other / "samples.jsonl").read_text().splitlines()]
     rows[-1]["seed"] += 1  # of the erased model, under the same row number
-    replant(other / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    replace_samples(other / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match=f"lacks 1 pictures of .*such as {Path(rows[-1]['image']).name}; only the same"):
-        compared(audit_, other)
-    replant(other / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows[:-2]))
+        tabulate_comparison(audit_, other)
+    replace_samples(other / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows[:-2]))
     with pytest.raises(UserError, match=r"other lacks 1 pictures of .*audit"):
-        compared(audit_, other)
+        tabulate_comparison(audit_, other)
 
 
 def test_an_edit_of_both_axes_is_audited_apart(big: StableDiffusion, tmp_path: Path) -> None:
     edit = erased(big, [Concept(name="neon"), Concept(name="boat", kind="object")], tmp_path / "edit")
-    styles, objects = Audit.of([edit], tiny_suite(), "smoke")
-    assert (styles.axis, styles.targets, styles.gone) == ("style", ("neon",), ("boat",))
-    assert (objects.axis, objects.targets, objects.gone) == ("object", ("boat",), ("neon",))
-    assert not any(a.case.object == "boat" for a in styles.todo)
-    assert not any(a.case.style == "neon" for a in objects.todo)
+    styles, objects = AuditPlan.for_edits([edit], tiny_suite(), "smoke")
+    assert (styles.axis, styles.targets, styles.also_erased) == ("style", ("neon",), ("boat",))
+    assert (objects.axis, objects.targets, objects.also_erased) == ("object", ("boat",), ("neon",))
+    assert not any(a.case.object == "boat" for a in styles.samples)
+    assert not any(a.case.style == "neon" for a in objects.samples)
     result = audit(big, [edit], styles, tmp_path / "audit")
     assert {row["object"] for row in map(json.loads, (tmp_path / "audit" / "samples.jsonl").read_text().splitlines())} == {"tree"}
     assert result["models"]["base"]["rates"]["UA"]["n"] == 3
@@ -441,39 +441,39 @@ def test_an_edit_of_both_axes_is_audited_apart(big: StableDiffusion, tmp_path: P
 
 
 def test_a_suite_is_asked_about_one_concept(big: StableDiffusion, tmp_path: Path) -> None:
-    assert [asked(name) for name in ("pocket", "pocket/stained glass", "my/suite.yaml")] == [
+    assert [split_suite_name(name) for name in ("pocket", "pocket/stained glass", "my/suite.yaml")] == [
         ("pocket", ""),
         ("pocket", "stained glass"),
         ("my/suite.yaml", ""),
     ]
     edit = erased(big, [Concept(name="neon"), Concept(name="boat", kind="object")], tmp_path / "edit")
-    plans = Audit.of([edit], load_suite("pocket"), "smoke")
-    assert about("a boat", plans) == [plans[1]]
+    plans = AuditPlan.for_edits([edit], load_suite("pocket"), "smoke")
+    assert select_plans("a boat", plans) == [plans[1]]
     with pytest.raises(UserError, match="asks about sketch alone, the edits erase neon, boat"):
-        about("sketch", plans)
+        select_plans("sketch", plans)
     with pytest.raises(UserError, match="Did you mean 'neon'"):
-        about("noen", plans)
+        select_plans("noen", plans)
     with pytest.raises(UserError, match="says itself what it erases"):
-        loaded(Options(edits=(tmp_path / "edit",), concept="neon"))
+        load_model_and_edits(Options(edits=(tmp_path / "edit",), concept="neon"))
     with pytest.raises(UserError, match="give --model, --out as well"):  # whose concept the suite names
-        loaded(Options(edits=(tmp_path,)), ("style", "neon"))
+        load_model_and_edits(Options(edits=(tmp_path,)), ("style", "neon"))
     with pytest.raises(UserError, match="somebody/erased-neon is not in the local cache"):  # a hub id needs no --concept either
-        loaded(Options(edits=(Path("somebody/erased-neon"),), model="pocket", out=tmp_path / "audit"), ("style", "neon"))
-    assert claimed(load_suite("pocket"), "a boat") == ("object", "boat")
-    assert claimed(load_suite("nudity"), "Nudity")[0] == "nsfw"  # so that its report is blurred
+        load_model_and_edits(Options(edits=(Path("somebody/erased-neon"),), model="pocket", out=tmp_path / "audit"), ("style", "neon"))
+    assert external_target_of(load_suite("pocket"), "a boat") == ("object", "boat")
+    assert external_target_of(load_suite("nudity"), "Nudity")[0] == "nsfw"  # so that its report is blurred
 
 
 def test_a_stack_is_audited_as_one(big: StableDiffusion, tmp_path: Path) -> None:
     edits = [erased(big, [Concept(name="neon")], tmp_path / f"{seed}", seed) for seed in (0, 1)]
-    (plan,) = Audit.of(edits, tiny_suite(), "smoke")
+    (plan,) = AuditPlan.for_edits(edits, tiny_suite(), "smoke")
     assert plan.targets == ("neon",)
     result = audit(big, edits, plan, tmp_path / "audit")
     assert [e["concepts"][0]["name"] for e in result["edits"]] == ["neon", "neon"]
     assert "neither saw the other" in result["overlap"][0]["warning"]
-    assert "neither saw the other" in write(tmp_path / "audit", result, tiny_suite().gates).read_text()
+    assert "neither saw the other" in write_report(tmp_path / "audit", result, tiny_suite().gates).read_text()
 
 
 def test_a_concept_that_the_base_does_not_draw_is_said_again(big: StableDiffusion, tmp_path: Path) -> None:
     result, _, _ = run(big, tmp_path)
-    page = write(tmp_path / "audit", result, tiny_suite().gates).read_text()
+    page = write_report(tmp_path / "audit", result, tiny_suite().gates).read_text()
     assert "there was little to erase" in page

@@ -15,18 +15,18 @@ import pytest
 from app.commands.jobs import main
 from app.jobs import leaderboard as board
 from app.jobs import queue as jobs
-from app.jobs.execution import work
-from app.jobs.plan import Spec, load_plan
-from app.web.queue_worker import Worker
+from app.jobs.execution import run_job
+from app.jobs.plan import JobSpec, load_plan
+from app.web.queue_worker import QueueWorker
 from app.web.studio import Studio
-from app.web.tab_board import left_out
-from app.web.tab_erase import job_names, job_view, queue_view, resume
+from app.web.tab_board import format_unreadable
+from app.web.tab_erase import job_names, render_job, render_queue, resume_job
 from erasure.concept import Concept
 from erasure.errors import Unfinished, UserError
-from erasure.export import to_form
+from erasure.export import export_edit
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.storage.files import read_json, write_sealed
-from erasure.storage.locks import Busy, held, holder
+from erasure.storage.files import read_json, write_checksummed_json
+from erasure.storage.locks import FolderLocked, lock_folder, holder_of
 from erasure.storage.processes import this_process
 from tests.test_damage import DAMAGE, salun
 from tests.test_jobs import small_plan
@@ -41,14 +41,14 @@ FILES = {
 
 
 def job(root: Path, name: str = "neon") -> Path:
-    spec = Spec(concepts=(Concept(name=name),))
+    spec = JobSpec(concepts=(Concept(name=name),))
     jobs.enqueue(root / spec.folder_name, spec)
     return root / spec.folder_name
 
 
 def shape(path: Path) -> None:
     """A whole file with the right checksum and nothing in it."""
-    write_sealed(path, {"seconds": "long"})
+    write_checksummed_json(path, {"seconds": "long"})
 
 
 @pytest.mark.parametrize("damage", [*DAMAGE, shape])
@@ -59,18 +59,18 @@ def test_a_broken_file_makes_a_broken_job_and_nothing_else(
     root = tmp_path / "runs" / "jobs"
     folder, other = job(root), job(root, "sketch")
     if record := FILES[name]:
-        write_sealed(folder / name, record)
+        write_checksummed_json(folder / name, record)
     damage(folder / name)
-    p = jobs.progress(folder)
+    p = jobs.read_progress(folder)
     assert p.state == "broken" and name in p.error and "\n" not in p.error
-    assert jobs.progress(other).state == "waiting"
+    assert jobs.read_progress(other).state == "waiting"
 
     studio = Studio(model, tmp_path / "runs")
     assert set(job_names(studio)) == {folder.name, other.name}
-    assert "broken" in job_view(studio, folder.name) and name in job_view(studio, folder.name)
-    assert "broken" in queue_view(studio) and "waiting" in queue_view(studio)
-    _, lines = board.collected(tmp_path / "runs")
-    assert len(lines) == 1 and name in left_out(lines)
+    assert "broken" in render_job(studio, folder.name) and name in render_job(studio, folder.name)
+    assert "broken" in render_queue(studio) and "waiting" in render_queue(studio)
+    _, lines = board.load_leaderboard(tmp_path / "runs")
+    assert len(lines) == 1 and name in format_unreadable(lines)
     assert main(["status", str(tmp_path / "runs")]) == 0
     said = capsys.readouterr()
     assert "broken" in said.out and said.err.count("broken: ") == 1 and name in said.err
@@ -79,12 +79,12 @@ def test_a_broken_file_makes_a_broken_job_and_nothing_else(
         jobs.cancel(folder)
     if name == "spec.json":
         with pytest.raises(UserError, match=r"spec\.json"):
-            resume(folder)
-        jobs.enqueue(folder, Spec(concepts=(Concept(name="neon"),)))  # a plan knows what belongs there
+            resume_job(folder)
+        jobs.enqueue(folder, JobSpec(concepts=(Concept(name="neon"),)))  # a plan knows what belongs there
         assert "written anew" in capsys.readouterr().err
     else:
-        resume(folder)
-    assert jobs.progress(folder).state == "waiting"
+        resume_job(folder)
+    assert jobs.read_progress(folder).state == "waiting"
 
 
 def test_the_queue_goes_on_beside_broken_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -101,8 +101,8 @@ def test_the_queue_goes_on_beside_broken_jobs(tmp_path: Path, monkeypatch: pytes
         started.append(folder)
         return subprocess.Popen([sys.executable, "-c", ""])
 
-    monkeypatch.setattr(jobs, "start", start)
-    worker = Worker(tmp_path)
+    monkeypatch.setattr(jobs, "start_child", start)
+    worker = QueueWorker(tmp_path)
     worker.start()
     end = time.monotonic() + 60
     while good not in started and time.monotonic() < end:
@@ -118,7 +118,7 @@ def test_broken_results_are_left_out_of_the_board_by_name(tmp_path: Path) -> Non
     for i, text in enumerate(("{", "[]", '{"job": {"task": "audit"}}', '{"job": 3}', '{"sha256": "0"}')):
         (tmp_path / str(i)).mkdir()
         (tmp_path / str(i) / "result.json").write_text(text)
-    rows, broken = board.collected(tmp_path)
+    rows, broken = board.load_leaderboard(tmp_path)
     assert rows == [] and len(broken) == 5
     assert all(str(tmp_path / str(i)) in " ".join(broken) for i in range(5))
 
@@ -127,8 +127,8 @@ def test_an_export_is_no_second_edit(model: StableDiffusion, tmp_path: Path) -> 
     studio = Studio(model, tmp_path / "runs")
     run = tmp_path / "runs" / "jobs" / "x" / "edit"
     edit = salun(model, run)
-    to_form(model, edit, tmp_path / "runs" / "jobs" / "x" / "downloads" / "edit", "edit")
-    to_form(model, edit, tmp_path / "runs" / "exported", "edit")
+    export_edit(model, edit, tmp_path / "runs" / "jobs" / "x" / "downloads" / "edit", "edit")
+    export_edit(model, edit, tmp_path / "runs" / "exported", "edit")
     assert list(studio.edits().values()) == [run]
     (run / "job.json").unlink()
     (run / "edit.json").unlink()  # an export whose run is gone stands for itself
@@ -144,23 +144,23 @@ def test_a_job_that_another_process_has_is_refused_and_left_alone(tmp_path: Path
     jobs.enqueue(folder, plan.jobs[0])
     other = other_process(folder)
     try:
-        with pytest.raises(Busy, match=f"process {other.pid} on"):
-            work(folder, plan.jobs[0])
-        with pytest.raises(Busy, match=f"process {other.pid} on"):
+        with pytest.raises(FolderLocked, match=f"process {other.pid} on"):
+            run_job(folder, plan.jobs[0])
+        with pytest.raises(FolderLocked, match=f"process {other.pid} on"):
             main(["run", str(tmp_path / "plan.yaml")])
-        assert jobs.progress(folder).state == "running"
+        assert jobs.read_progress(folder).state == "running"
         assert sorted(path.name for path in folder.iterdir()) == [".lock", "spec.json"]
     finally:
         other.kill()
         other.wait()
-    jobs.explain(folder, jobs.UNFINISHED)  # as a driver does after a child that was refused
-    assert jobs.progress(folder).state == "waiting"
+    jobs.record_exit(folder, jobs.EXIT_UNFINISHED)  # as a driver does after a child that was refused
+    assert jobs.read_progress(folder).state == "waiting"
 
 
 def test_a_child_that_comes_second_finds_the_job_done(tmp_path: Path) -> None:
     folder = job(tmp_path)
-    write_sealed(folder / "done.json", FILES["done.json"] or {})
-    work(folder, Spec.load(folder / "spec.json"))
+    write_checksummed_json(folder / "done.json", FILES["done.json"] or {})
+    run_job(folder, JobSpec.load(folder / "spec.json"))
     assert not (folder / "edit").exists() and not (folder / "claim.json").exists()
 
 
@@ -171,24 +171,24 @@ def test_a_cancel_before_the_child_begins_is_not_lost(tmp_path: Path) -> None:
     plan = load_plan(small_plan(tmp_path))
     folder = plan.folder(plan.jobs[0])
     jobs.enqueue(folder, plan.jobs[0])
-    child = jobs.start(folder)
+    child = jobs.start_child(folder)
     jobs.cancel(folder)
-    assert child.wait(120) in (jobs.UNFINISHED, -signal.SIGTERM)
-    assert jobs.progress(folder).state == "cancelled"
+    assert child.wait(120) in (jobs.EXIT_UNFINISHED, -signal.SIGTERM)
+    assert jobs.read_progress(folder).state == "cancelled"
     assert not (folder / "edit").exists()
 
 
 def test_a_cancel_between_lock_and_claim_is_not_lost(tmp_path: Path) -> None:
     folder = job(tmp_path)
     other = other_process(folder)  # it has the lock and no claim
-    assert (jobs.progress(folder).state, jobs.progress(folder).phase) == ("running", "starting")
+    assert (jobs.read_progress(folder).state, jobs.read_progress(folder).phase) == ("running", "starting")
     jobs.cancel(folder)
     assert other.wait(60) == -signal.SIGTERM
-    assert jobs.progress(folder).state == "cancelled" and holder(folder) is None
+    assert jobs.read_progress(folder).state == "cancelled" and holder_of(folder) is None
     jobs.requeue(folder)
     (folder / "cancelled").touch()  # and the other way round: the mark is there when the child takes the lock
     with pytest.raises(Unfinished, match="was cancelled before it began"):
-        work(folder, Spec.load(folder / "spec.json"))
+        run_job(folder, JobSpec.load(folder / "spec.json"))
     assert not (folder / "claim.json").exists() and not (folder / "error.json").exists()
 
 
@@ -209,23 +209,23 @@ def test_a_cancel_meets_a_start_at_any_moment(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr("app.jobs.queue.psutil.Process", Killed)
         if order == 0:
             jobs.cancel(folder, 0)
-        with held(folder, "erasure jobs"):
+        with lock_folder(folder, "erasure jobs"):
             if order == 1:
                 jobs.cancel(folder, 0)
-            state = jobs.progress(folder).state
+            state = jobs.read_progress(folder).state
             if order == 2:
                 jobs.cancel(folder, 0)
             if state != "cancelled":
-                jobs.claim(folder, "starting", 0)
+                jobs.write_claim(folder, "starting", 0)
                 if order == 3:
                     jobs.cancel(folder, 0)
             assert (state == "cancelled") == (order < 2) and killed == ([os.getpid()] if order else [])
-        assert jobs.progress(folder).state == "cancelled"
+        assert jobs.read_progress(folder).state == "cancelled"
 
 
 def test_a_cancel_of_another_machines_job_is_refused(tmp_path: Path) -> None:
     folder = job(tmp_path)
-    found = plant(folder / ".lock", replace(this_process(), machine="0" * 8, host="elsewhere"))
+    found = plant(folder / ".lock", replace(this_process(), machine_id="0" * 8, host="elsewhere"))
     with pytest.raises(UserError, match=r"worked on by .* on elsewhere.*delete"):
         jobs.cancel(folder)
     assert not (folder / "cancelled").exists()
@@ -237,21 +237,21 @@ def test_a_driver_whose_child_came_second_says_who_was_first(tmp_path: Path, mon
     path = small_plan(tmp_path)
     (spec,) = load_plan(path).jobs
     folder = load_plan(path).folder(spec)
-    start, first = jobs.start, []
+    start, first = jobs.start_child, []
 
     def beaten(folder: Path) -> "subprocess.Popen[bytes]":
         first.append(other_process(folder))
         return start(folder)
 
-    monkeypatch.setattr(jobs, "start", beaten)
+    monkeypatch.setattr(jobs, "start_child", beaten)
     try:
-        with pytest.raises(Busy, match="being written by `a test`, process "):
+        with pytest.raises(FolderLocked, match="being written by `a test`, process "):
             main(["run", str(path)])
     finally:
         for process in first:
             process.kill()
             process.wait()
-    assert jobs.progress(folder).state == "waiting"
+    assert jobs.read_progress(folder).state == "waiting"
 
 
 @pytest.mark.slow
@@ -275,5 +275,5 @@ def test_two_drivers_of_one_plan_run_every_job_once(tmp_path: Path) -> None:
     for spec in plan.jobs:
         folder = plan.folder(spec)
         assert len((folder / "edit" / "train.jsonl").read_text().splitlines()) == 40
-        assert jobs.progress(folder).state == "done"
+        assert jobs.read_progress(folder).state == "done"
     assert not list(tmp_path.rglob("*.part")) and not list(tmp_path.rglob(".lock*"))

@@ -16,14 +16,14 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from app.cli import main
 from erasure.concept import Concept
 from erasure.edits import Edit, EditInfo
-from erasure.erasing import applied, erase
-from erasure.errors import Assumed, UserError
-from erasure.export.checkpoint import misread, to_checkpoint
-from erasure.families.base import canonical
+from erasure.erasing import apply_edits, erase
+from erasure.errors import AssumptionWarning, UserError
+from erasure.export.checkpoint import predict_misreadings, to_checkpoint
+from erasure.families.base import canonical_name
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.loading.configs import KNOWN, Configs, shipped
-from erasure.loading.loader import POCKET, load_model
-from erasure.loading.original_layout import places
+from erasure.loading.configs import RELEASED_MODELS, PipelineConfigs, load_released_configs
+from erasure.loading.loader import POCKET_FOLDER, load_model
+from erasure.loading.original_layout import places_of
 from erasure.methods.negative_prompt import NegativePrompt
 from tests import sd_sized, tiny
 from tests.test_methods import CAT, small
@@ -36,9 +36,9 @@ def build(name: str) -> StableDiffusion:
         case "tiny":
             pipe = tiny.pipeline()
         case "pocket":
-            pipe = StableDiffusionPipeline.from_pretrained(POCKET, safety_checker=None)
+            pipe = StableDiffusionPipeline.from_pretrained(POCKET_FOLDER, safety_checker=None)
         case _:
-            pipe = sd_sized.pipeline(name, tenth=True)  # type: ignore[arg-type]
+            pipe = sd_sized.pipeline(name, small=True)  # type: ignore[arg-type]
     return StableDiffusion(pipe, name, "fp32")
 
 
@@ -53,13 +53,13 @@ def moved(model: StableDiffusion) -> Edit:
             method="esd",
             product="weights",
             fields={},
-            concepts=[Concept(name="Van Gogh; <b>", kind="style").record()],
+            concepts=[Concept(name="Van Gogh; <b>", kind="style").to_dict()],
             base=base,
             seed=0,
             precision="fp32",
             versions={},
             cost={},
-            known=[],
+            concept_checks=[],
             notes={},
         ),
     )
@@ -143,7 +143,7 @@ def read_as_a_program_does(tensors: dict[str, Tensor], name: str, model: StableD
 def test_every_edited_tensor_stands_where_the_programs_look_and_the_file_loads_back(name: str, tmp_path: Path) -> None:
     model = build(name)
     edit, before = moved(model), model.fingerprint()
-    with pytest.warns(Assumed, match="at its released sizes only"):
+    with pytest.warns(AssumptionWarning, match="at its released sizes only"):
         path = to_checkpoint(model, edit, tmp_path / "out")
     assert path.name == "esd-van-gogh-b.safetensors" and model.fingerprint() == before
     assert path.stat().st_mode & 0o777 == (tmp_path / "out").stat().st_mode & 0o666
@@ -151,7 +151,7 @@ def test_every_edited_tensor_stands_where_the_programs_look_and_the_file_loads_b
     tensors = load_file(path)
     assert {t.dtype for t in tensors.values()} == {torch.float16}
     back = load_model(str(path), precision="fp32")
-    with applied(model, [edit]):
+    with apply_edits(model, [edit]):
         for key, value in model.parameters().items():
             assert torch.equal(read_as_a_program_does(tensors, key, model), value.half()), key
         assert back.fingerprint() == model.fingerprint() != before
@@ -172,10 +172,10 @@ def test_every_edited_tensor_stands_where_the_programs_look_and_the_file_loads_b
     assert said["modelspec.title"] == "Van Gogh; <b>, erased with esd"
     assert said["erasure.fingerprint"] == back.fingerprint() and said["erasure.edits"] == edit.digest()
     assert not any("/" in value for key, value in said.items() if key != "erasure.loading.configs")
-    assert str(POCKET) not in said["erasure.loading.configs"]
+    assert str(POCKET_FOLDER) not in said["erasure.loading.configs"]
 
 
-def modules(configs: Configs) -> dict[str, torch.nn.Module]:
+def modules(configs: PipelineConfigs) -> dict[str, torch.nn.Module]:
     with init_empty_weights():
         return {
             "unet": UNet2DConditionModel.from_config(configs.unet),
@@ -192,9 +192,9 @@ PARAMETERS = {  # of the released models: UNet, VAE, text encoder
 }
 
 
-@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.parametrize("name", RELEASED_MODELS)
 def test_the_shipped_configurations_are_the_released_models(name: str) -> None:
-    configs = shipped(name)
+    configs = load_released_configs(name)
     parts = modules(configs)
     assert tuple(sum(p.numel() for p in module.parameters()) for module in parts.values()) == PARAMETERS[name]
     pad = configs.tokenizer.build().pad_token_id
@@ -209,9 +209,9 @@ def test_the_shipped_configurations_are_the_released_models(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "context", "linear", "text"), [("sd15", 768, False, 196), ("sd21", 1024, True, 23 * 12 + 4)])
 def test_the_programs_tell_the_generation_by_these_tensors(name: str, context: int, linear: bool, text: int) -> None:
-    parts = modules(shipped(name))
-    shapes = {part: {canonical(key): tuple(p.shape) for key, p in module.state_dict().items()} for part, module in parts.items()}
-    file = {key: place.shape(shapes[place.part]) for key, place in places(**parts).items()}
+    parts = modules(load_released_configs(name))
+    shapes = {part: {canonical_name(key): tuple(p.shape) for key, p in module.state_dict().items()} for part, module in parts.items()}
+    file = {key: place.shape(shapes[place.part]) for key, place in places_of(**parts).items()}
     count = {
         start: sum(key.startswith(start) for key in file) for start in ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.")
     }
@@ -227,7 +227,7 @@ def test_the_programs_tell_the_generation_by_these_tensors(name: str, context: i
     tokens = f"{second}token_embedding.weight" if linear else "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
     assert file[tokens] == (49408, context)
     # LDM's autoencoder keeps the attention of its middle as 1x1 convolutions and refuses matrices
-    place = places(**parts)["first_stage_model.decoder.mid.attn_1.q.weight"]
+    place = places_of(**parts)["first_stage_model.decoder.mid.attn_1.q.weight"]
     assert place.gather({"decoder.mid_block.attentions.0.to_q.weight": torch.zeros(512, 512)}).shape == (512, 512, 1, 1)
 
 
@@ -271,23 +271,23 @@ def test_values_beyond_fp16_are_refused(model: StableDiffusion, tmp_path: Path) 
 
 def test_what_the_programs_will_get_wrong_is_said(velocity_model: StableDiffusion) -> None:
     """The random UNet shows neither of the signs of v-prediction, so both kinds of program would sample it as if it predicted noise."""
-    notes = misread(velocity_model, shipped("sd21"))
+    notes = predict_misreadings(velocity_model, load_released_configs("sd21"))
     assert [note.split(" will take the file for ")[0] for note in notes] == ["ComfyUI", "A1111 and stable-diffusion.cpp"]
     assert "ModelSamplingDiscrete, set to v_prediction." in notes[0] and "--prediction v" in notes[1]
-    assert misread(velocity_model, shipped("sd21-base")) == []
+    assert predict_misreadings(velocity_model, load_released_configs("sd21-base")) == []
     unet = velocity_model.pipe.unet
     with torch.no_grad():
         unet.up_blocks[-1].attentions[-1].transformer_blocks[0].norm1.bias.normal_()
         unet.conv_out.bias.fill_(-3.0)
-    assert misread(velocity_model, shipped("sd21")) == []
-    assert len(misread(velocity_model, shipped("sd21-base"))) == 2
-    first = shipped("sd15")
-    assert misread(velocity_model, first) == []
-    assert len(misread(velocity_model, first.model_copy(update={"scheduler": {**first.scheduler, "prediction_type": "v_prediction"}}))) == 2
+    assert predict_misreadings(velocity_model, load_released_configs("sd21")) == []
+    assert len(predict_misreadings(velocity_model, load_released_configs("sd21-base"))) == 2
+    first = load_released_configs("sd15")
+    assert predict_misreadings(velocity_model, first) == []
+    assert len(predict_misreadings(velocity_model, first.model_copy(update={"scheduler": {**first.scheduler, "prediction_type": "v_prediction"}}))) == 2
 
 
 def test_a_text_encoder_edit_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    base = tiny.folder(tmp_path / "base")
+    base = tiny.save_pipeline(tmp_path / "base")
     model = load_model(str(base), precision="fp32")
     edit = erase(model, CAT, small("advunlearn"), out=tmp_path / "run")
     assert main(["export", str(tmp_path / "run"), "--as", "checkpoint"]) == 0
@@ -295,7 +295,7 @@ def test_a_text_encoder_edit_on_the_command_line(tmp_path: Path, capsys: pytest.
     assert files == ["README.md", "advunlearn-cat.safetensors", "before-after-0.png", "before-after-1.png"]
     assert "load_model(FILE)" in (tmp_path / "run" / "checkpoint" / "README.md").read_text()
     back = load_model(str(tmp_path / "run" / "checkpoint" / "advunlearn-cat.safetensors"))
-    with applied(model, [edit]):
+    with apply_edits(model, [edit]):
         assert back.fingerprint() == model.fingerprint()
     capsys.readouterr()
     assert main(["export", str(tmp_path / "run"), "--as", "checkpoint"]) == 1

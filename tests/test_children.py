@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from app.child_command import command
+from app.child_command import child_argv
 from erasure.storage.run import read_json
 from tests import tiny
 from tests.test_jobs import small_plan
@@ -44,7 +44,7 @@ def run(argv: list[str], here: Path) -> "subprocess.CompletedProcess[str]":
 def test_commands_jobs_and_workers_run_our_code(hostile: Path, tmp_path: Path) -> None:
     """The console script, the process that it starts itself again as, a plan's children, and an audit's workers."""
     erasure = str(CONSOLE)
-    base = tiny.folder(tmp_path / "base", size=16, levels=3)
+    base = tiny.save_pipeline(tmp_path / "base", size=16, levels=3)
     plan = small_plan(tmp_path, ("uce",))
     done = run([erasure, "jobs", "run", str(plan)], hostile)
     assert done.returncode == 0, done.stderr[-1500:]
@@ -64,7 +64,7 @@ def test_commands_jobs_and_workers_run_our_code(hostile: Path, tmp_path: Path) -
 
 def test_a_child_finds_a_checkout_that_is_not_installed(hostile: Path) -> None:
     """-S leaves the environment's packages out, the one with the pointer to this checkout among them."""
-    python, *words = command("app.cli", "--help")
+    python, *words = child_argv("app.cli", "--help")
     done = run([python, "-S", *words], hostile)
     assert done.returncode == 0 and "usage: erasure COMMAND" in done.stdout, done.stderr[-1500:]
 

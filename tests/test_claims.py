@@ -17,21 +17,21 @@ import torch
 import yaml
 from PIL import Image
 
-from app.commands.audit import headline, reported
+from app.commands.audit import format_headline, write_report
 from app.jobs import leaderboard as board
-from erasure.pocket.canvas import Picture, render
-from eval.audit import Audit
-from eval.external_images import count_answers
-from eval.report.html import interval, mean
-from eval.report.junit import junit
-from eval.report.record import record
-from eval.report.sentences import up_to
-from eval.scoring.advice import next_step, pictures_by_tier
-from eval.scoring.attack_rates import attack_rates, under_attack
-from eval.scoring.counting import counted
-from eval.scoring.gates import Gate, exit_code, verdict
-from eval.scoring.published import as_published
-from eval.suites.suite import PROMPTS, Suite, load_suite
+from erasure.pocket.canvas import ImageSpec, render
+from eval.audit import AuditPlan
+from eval.external_images import audit_external_images
+from eval.report.html import interval_of, mean_interval
+from eval.report.junit import junit_xml
+from eval.report.record import make_report
+from eval.report.sentences import describe_upper_bound
+from eval.scoring.advice import suggest_next_step, images_by_tier
+from eval.scoring.attack_rates import count_attack_rates, add_attacked_rate
+from eval.scoring.counting import count_rates
+from eval.scoring.gates import Gate, exit_code_of, decide_verdict
+from eval.scoring.published import published_figures
+from eval.suites.suite import SUITES_FOLDER, Suite, load_suite
 from tests.test_report import Page
 
 STYLES, OBJECTS = ("plain", "neon", "sketch", "pixel"), ("boat", "tree", "flower")
@@ -90,7 +90,7 @@ def attacks_of(rng: random.Random) -> list[dict[str, Any]]:
                 tried = [{"shown": j == hit} for j in range(2)]
                 fresh = [{"shown": rng.random() < 0.5}] if hit is not None else []
                 rows.append({"attack": name, "index": i, "image": f"{i}", "prompt": "p", "tried": tried, "round": hit, "fresh": fresh})
-    return attack_rates(rows, {name: about[name] for name in chosen}, first)
+    return count_attack_rates(rows, {name: about[name] for name in chosen}, first)
 
 
 def planted(seed: int) -> dict[str, Any]:
@@ -98,11 +98,11 @@ def planted(seed: int) -> dict[str, Any]:
     rng = random.Random(seed)
     suite, tier = cut(), rng.choice(("smoke", "standard", "full"))
     many, few = suite.tiers[tier]
-    plan = Audit(suite, tier, "style", ("neon",))
+    plan = AuditPlan(suite, tier, "style", ("neon",))
     attacks = attacks_of(rng) if tier == "full" else []
     result = {
         "tier": tier,
-        **under_attack(counted(rows_of(rng, many, few), suite, "style", ["neon"]), attacks),
+        **add_attacked_rate(count_rates(rows_of(rng, many, few), suite, "style", ["neon"]), attacks),
         "job": {
             "task": "audit",
             "suite": "pocket",
@@ -121,7 +121,7 @@ def planted(seed: int) -> dict[str, Any]:
         "missing": {},
         "errors": None,
         "edits": [{"concepts": [{"name": "neon", "kind": "style"}], "method": "esd", "cost": {}, "known": []}],
-        "sizes": plan.sizes,
+        "sizes": plan.sample_sizes,
     }
     return result
 
@@ -129,13 +129,13 @@ def planted(seed: int) -> dict[str, Any]:
 @pytest.mark.parametrize("seed", range(0, 200, 20))
 def test_every_sentence_follows_from_the_counts(seed: int) -> None:
     for result in map(planted, range(seed, seed + 20)):
-        found = record(result, GATES)
+        found = make_report(result, GATES)
         rates, base = (result["models"][m]["rates"] for m in ("erased", "base"))
         said = " ".join(found["conclusions"])
         assert not re.search(r"[Nn]othing|robust|lost nothing|unharmed|safe\b|proves?\b", said)
         shown = f"draws it in {rates['UA']['n'] - rates['UA']['k']} of {rates['UA']['n']} pictures"
         assert (
-            f"{shown}, the base in {base['UA']['n'] - base['UA']['k']}" in said and f"{up_to(1 - rates['UA']['low'])} may show it" in said
+            f"{shown}, the base in {base['UA']['n'] - base['UA']['k']}" in said and f"{describe_upper_bound(1 - rates['UA']['low'])} may show it" in said
         )
         for name in ("IRA", "CRA"):
             (line,) = [line for line in found["conclusions"] if f"({name})" in line]
@@ -152,13 +152,13 @@ def test_every_sentence_follows_from_the_counts(seed: int) -> None:
         for attack in searches:
             if f", {attack['name']}, broke" in said:
                 assert f"broke {attack['curve'][-1]['k']} of {attack['n']} prompts" in said
-                assert f"{up_to(attack['curve'][-1]['high'])} may break so" in said
+                assert f"{describe_upper_bound(attack['curve'][-1]['high'])} may break so" in said
 
 
 @pytest.mark.parametrize("seed", range(0, 200, 20))
 def test_a_single_label_that_fell_is_named(seed: int) -> None:
     for result in map(planted, range(seed, seed + 20)):
-        found = record(result, GATES)
+        found = make_report(result, GATES)
         fell = {r["label"]: r["base"]["rate"] - r["erased"]["rate"] for r in found["kept_by_label"]}
         (line,) = [line for line in found["conclusions"] if f"{len(fell)} single styles" in line]
         assert set(fell) == {"plain", "sketch", "pixel"}  # what counts in no rate is watched as well
@@ -171,19 +171,19 @@ def test_a_single_label_that_fell_is_named(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(0, 200, 20))
 def test_verdict_reasons_and_junit_agree(seed: int) -> None:
     for result in map(planted, range(seed, seed + 20)):
-        found, decided = record(result, GATES), verdict(GATES, result)
+        found, decided = make_report(result, GATES), decide_verdict(GATES, result)
         states = {gate["name"]: gate["state"] for gate in found["gates"]}
-        asked = [gate.name for gate in GATES if gate.asked(result)]
+        asked = [gate.name for gate in GATES if gate.applies_to(result)]
         whole = set(states) == set(asked) and set(states.values()) == {"PASS"} and not decided["withheld"]
         assert (found["verdict"]["state"] == "PASS") == whole
         assert (found["verdict"]["state"] == "FAIL") == ("FAIL" in states.values())
-        assert exit_code(found["verdict"]["state"], result) == 0 or not whole
+        assert exit_code_of(found["verdict"]["state"], result) == 0 or not whole
         for gate in found["gates"]:
             (reason,) = [r for r in found["verdict"]["reasons"] if f", {gate['name']}: " in r]
             assert reason.startswith(f"{gate['state']}, ") and ("Open: " in reason) == (gate["state"] == "INCONCLUSIVE")
         for name in set(asked) - set(states):
             assert any(r.startswith(f"INCONCLUSIVE, {name}: ") and "had nothing to measure; " in r for r in found["verdict"]["reasons"])
-        suite = ElementTree.fromstring(junit(found, result, GATES))[0]
+        suite = ElementTree.fromstring(junit_xml(found, result, GATES))[0]
         green = {case.get("name") for case in suite.iter("testcase") if not len(case)}
         assert green == {name for name, state in states.items() if state == "PASS"}
 
@@ -191,11 +191,11 @@ def test_verdict_reasons_and_junit_agree(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(0, 200, 20))
 def test_what_an_open_gate_asks_for_is_there_and_is_enough(seed: int) -> None:
     for result in map(planted, range(seed, seed + 20)):
-        for gate in verdict(GATES, result)["gates"]:
+        for gate in decide_verdict(GATES, result)["gates"]:
             if gate["state"] != "INCONCLUSIVE":
                 assert gate["next"] == ""
                 continue
-            sizes, words = pictures_by_tier(gate, result), gate["next"]
+            sizes, words = images_by_tier(gate, result), gate["next"]
             assert words.startswith(f"{gate['n']:,} ")
             if gate["needed"] is None:
                 assert "no number" in words
@@ -218,15 +218,15 @@ def test_advice_in_the_example_of_thirty_pictures() -> None:
         "missing": {},
     }
     sizes = {tier: {"UA": n} for tier, n in (("smoke", 30), ("standard", 170), ("full", 200))}
-    (gate,) = verdict([Gate(name="erased", rate="UA", at_least=0.9)], {**result, "sizes": sizes})["gates"]
+    (gate,) = decide_verdict([Gate(name="erased", rate="UA", at_least=0.9)], {**result, "sizes": sizes})["gates"]
     assert gate["next"] == "30 pictures; about 38 are needed if the shares stay as they are: --tier standard has 170"
-    assert next_step({**gate, "needed": 700}, {**result, "sizes": sizes}).endswith(
+    assert suggest_next_step({**gate, "needed": 700}, {**result, "sizes": sizes}).endswith(
         "no tier of suite pocket has that many (full: 200): use a copy of the suite with 3.5 times as many pictures a cell"
     )
-    assert next_step({**gate, "needed": 45, "rate": "UA_attacked", "n": 20}, {**result, "sizes": {"full": {"UA_attacked": 20}}}).endswith(
+    assert suggest_next_step({**gate, "needed": 45, "rate": "UA_attacked", "n": 20}, {**result, "sizes": {"full": {"UA_attacked": 20}}}).endswith(
         "(full: 20): use a copy of the suite with attacks.prompts: 45"
     )
-    assert next_step(gate, {**result, "images": {}}).endswith("add pictures with further seeds to every cell")
+    assert suggest_next_step(gate, {**result, "images": {}}).endswith("add pictures with further seeds to every cell")
 
 
 @pytest.mark.parametrize(("name", "axis", "target"), [("pocket", "style", "neon"), ("pocket", "object", "ada"), ("sd", "style", "monet")])
@@ -234,17 +234,17 @@ def test_advice_in_the_example_of_thirty_pictures() -> None:
 def test_sizes_are_what_is_counted(name: str, axis: Any, target: str, only: bool) -> None:
     """For every tier, from rows of the pictures that an audit of it draws."""
     suite = load_suite(name)
-    cell = next(iter(suite.words("object" if axis == "style" else "style"))) if only else ""
+    cell = next(iter(suite.phrases("object" if axis == "style" else "style"))) if only else ""
     for tier in suite.tiers:
-        plan = Audit(suite, tier, axis, (target,), only=cell)
+        plan = AuditPlan(suite, tier, axis, (target,), only=cell)
         rows = [
             {"model": m, "role": a.case.role, "variant": a.case.variant, "style": a.case.style, "object": a.case.object, "index": a.index}
             | {"prompt": a.case.prompt, "read": {"style": {"label": "none"}, "object": {"label": "none"}}}
-            for a in plan.todo
+            for a in plan.samples
             for m in ("base", "erased")
         ]
-        rates = counted(rows, suite, axis, [target], cell)["models"]["erased"]["rates"]
-        found = dict(plan.sizes[tier])
+        rates = count_rates(rows, suite, axis, [target], cell)["models"]["erased"]["rates"]
+        found = dict(plan.sample_sizes[tier])
         assert found.pop("UA_attacked", 0) == (suite.attacks.prompts if tier in suite.attacks.tiers else 0)
         assert found == {rate: figures["n"] for rate, figures in rates.items() if rate != "CRA_included"}
 
@@ -253,7 +253,7 @@ def test_sizes_are_what_is_counted(name: str, axis: Any, target: str, only: bool
 def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures of a base and an erased model, rendered: neon is gone from 29 of 30, and where a tree was asked for once stands a flower."""
     place = tmp_path_factory.mktemp("answers")
-    suite = {**yaml.safe_load((PROMPTS / "pocket.yaml").read_text()), "name": "cut", "published": "unlearncanvas"}
+    suite = {**yaml.safe_load((SUITES_FOLDER / "pocket.yaml").read_text()), "name": "cut", "published": "unlearncanvas"}
     suite |= {"styles": {s: s for s in ("neon", "sketch", "plain")}, "objects": {o: f"a {o}" for o in ("boat", "tree")}}
     suite |= {"aliases": {}, "gates": {"gone": {"rate": "UA", "at_least": 0.9}, "kept": {"rate": "IRA", "drop_at_most": 0.1}}}
     del suite["attacks"]
@@ -261,7 +261,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for model, style, thing, seed in product(("base", "erased"), ("neon", "sketch", "plain"), ("boat", "tree"), range(15)):
         gone = model == "erased" and style == "neon" and (thing, seed) != ("boat", 0)
         lost = model == "erased" and (style, thing, seed) == ("sketch", "tree", 0)
-        picture = render([Picture("flower" if lost else thing, "plain" if gone else style, seed)])[0]
+        picture = render([ImageSpec("flower" if lost else thing, "plain" if gone else style, seed)])[0]
         (place / model).mkdir(exist_ok=True)
         pixels = (picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
         Image.fromarray(pixels).save(place / model / f"{style}_{thing}_seed{seed}.png")
@@ -272,9 +272,9 @@ def test_one_number_has_one_interval(answers: Path, tmp_path: Path, capsys: pyte
     """UA in result.json, report.json, its gate, the page, junit.xml, the published figures, the board in three forms, and the console."""
     suite = load_suite(str(answers / "cut.yaml"))
     out = tmp_path / "audit"
-    result = count_answers(answers / "erased", suite, "neon", "style", out, answers / "base")
+    result = audit_external_images(answers / "erased", suite, "neon", "style", out, answers / "base")
     capsys.readouterr()
-    assert reported(out, suite.gates, result) == 4
+    assert write_report(out, suite.gates, result) == 4
     console = capsys.readouterr().out
     rate = result["models"]["erased"]["rates"]["UA"]
     assert (rate["k"], rate["n"]) == (29, 30)
@@ -283,7 +283,7 @@ def test_one_number_has_one_interval(answers: Path, tmp_path: Path, capsys: pyte
     told = next(r for r in report["rates"] if r["name"] == "UA")
     gate = next(g for g in report["gates"] if g["rate"] == "UA")
     figure = next(
-        r for r in as_published(suite, [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()], result)["rows"]
+        r for r in published_figures(suite, [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()], result)["rows"]
     )
     assert (told["erased"]["ci_low"], told["erased"]["ci_high"]) == (gate["low"], gate["high"]) == bounds
     assert (figure["figure"], figure["corrected"]["low"], figure["corrected"]["high"]) == ("UA", *bounds)
@@ -292,9 +292,9 @@ def test_one_number_has_one_interval(answers: Path, tmp_path: Path, capsys: pyte
     page = Page((out / "report.html").read_text()).said()
     beside = re.findall(r"(?<!kept )96\.7 %\s*(?:29/30\s*|\(\s*)(\d+\.\d to \d+\.\d)", page)  # the mean of what is kept is another number
     assert len(beside) >= 3 and set(beside) == {words}
-    assert f"UA 96.7 % ({words}; 29/30" in console and f"UA is 96.7 % ({words}, n = 30)" in console and headline(result) in console
+    assert f"UA 96.7 % ({words}; 29/30" in console and f"UA is 96.7 % ({words}, n = 30)" in console and format_headline(result) in console
     assert f"UA is 96.7 % ({words}, n = 30)" in (out / "junit.xml").read_text()
-    board.write(board.entries(tmp_path), tmp_path / "board")  # an answer set is on it too, without a cost
+    board.write_leaderboard(board.load_rows(tmp_path), tmp_path / "board")  # an answer set is on it too, without a cost
     (line,) = csv.DictReader((tmp_path / "board" / "board.csv").open())
     assert line["unet_forwards"] == line["seconds"] == ""
     assert (float(line["UA_low"]), float(line["UA_high"])) == tuple(round(b, 5) for b in bounds)
@@ -324,15 +324,15 @@ def intervals(of: Any) -> Iterator[tuple[float, float]]:
 def test_every_printed_bound_is_rounded_one_way(answers: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """On the page, in the sentences of report.json, in junit.xml, on the console and the board: a bound has one decimal and one value."""
     suite, out = load_suite(str(answers / "cut.yaml")), tmp_path / "audit"
-    result = count_answers(answers / "erased", suite, "neon", "style", out, answers / "base")
+    result = audit_external_images(answers / "erased", suite, "neon", "style", out, answers / "base")
     result |= {"distance": None, "distances": {}}  # which are no shares
-    reported(out, suite.gates, result)
-    board.write(board.entries(tmp_path), tmp_path / "board")
+    write_report(out, suite.gates, result)
+    board.write_leaderboard(board.load_rows(tmp_path), tmp_path / "board")
     report = json.loads((out / "report.json").read_text())
     rates = result["models"]["erased"]["rates"]
     known = {outward(*bounds) for bounds in [*intervals(result), *intervals(report)]}
     known |= {outward(low / 100, high / 100) for low, high in intervals(report["clip_alignment"])}  # 100 x cosine as it is
-    means = [mean(interval(side["rates"]["IRA"]), interval(side["rates"]["CRA"])) for side in result["models"].values()]
+    means = [mean_interval(interval_of(side["rates"]["IRA"]), interval_of(side["rates"]["CRA"])) for side in result["models"].values()]
     known |= {outward(both.low, both.high) for both in means}
     texts = {
         "page": Page((out / "report.html").read_text()).said(),
@@ -358,10 +358,10 @@ def test_every_printed_bound_is_rounded_one_way(answers: Path, tmp_path: Path, c
 def test_what_a_judge_reads_beside_the_suites_labels_is_other(answers: Path, tmp_path: Path) -> None:
     """The judge knows flowers, this suite does not: the picture is counted as lost and stands in the table as something else."""
     suite = load_suite(str(answers / "cut.yaml"))
-    result = count_answers(answers / "erased", suite, "tree", "object", tmp_path / "audit", answers / "base")
+    result = audit_external_images(answers / "erased", suite, "tree", "object", tmp_path / "audit", answers / "base")
     confusion = result["models"]["erased"]["confusion"]
     assert confusion["labels"] == ["boat", "tree", "none", "other"]
     assert confusion["counts"][1] == [0, 44, 0, 1] and result["models"]["base"]["confusion"]["counts"][1] == [0, 45, 0, 0]
-    found = record(result, suite.gates)
+    found = make_report(result, suite.gates)
     assert found["replaced_by"] == [{"label": "tree", "k": 44, "n": 45}, {"label": "other", "k": 1, "n": 45}]
     assert result["models"]["erased"]["rates"]["UA"]["k"] == 1

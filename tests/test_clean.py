@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from app.commands.clean import main, shown
+from app.commands.clean import main, format_size
 from app.jobs import queue as jobs
-from app.jobs.plan import Spec
+from app.jobs.plan import JobSpec
 from erasure.concept import Concept
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.storage.files import write_json, write_sealed
+from erasure.storage.files import write_json, write_checksummed_json
 from erasure.storage.processes import this_process
 from eval.audit import audit
 from tests.test_audit import big  # noqa: F401  # a fixture
@@ -32,7 +32,7 @@ def runs(model: StableDiffusion, tmp_path: Path) -> Path:
     with pytest.raises(Stopped):
         salun(model, root / "stopped", stop=STOP)
     folder = root / "jobs" / "one"
-    jobs.enqueue(folder, Spec(concepts=(Concept(name="neon"),)))
+    jobs.enqueue(folder, JobSpec(concepts=(Concept(name="neon"),)))
     salun(model, folder / "edit")
     (folder / "downloads" / "edit").mkdir(parents=True)
     (folder / "downloads" / "one-edit.zip").write_bytes(b"0" * 5000)
@@ -60,7 +60,7 @@ def test_what_it_says_it_frees_is_what_is_gone(runs: Path, own_cache: Path, caps
         assert main([str(runs), "--kinds", kind, "--yes"]) == 0
         after = everything(runs, own_cache)
         freed = sum(before.values()) - sum(after.values())
-        assert freed > 0 and capsys.readouterr().out.splitlines()[-1] == f"freed {shown(freed)}"
+        assert freed > 0 and capsys.readouterr().out.splitlines()[-1] == f"freed {format_size(freed)}"
         assert not gone.exists() and stay.exists()
     for folder in (runs / "complete", runs / "jobs" / "one" / "edit"):
         assert (folder / "edit.safetensors").exists() and (folder / "result.json").exists()
@@ -116,23 +116,23 @@ def test_jobs_that_wait_stay_and_those_that_failed_go(tmp_path: Path) -> None:
     folders = {}
     for state in ("waiting", "failed", "cancelled", "interrupted", "broken"):
         folder = folders[state] = tmp_path / "runs" / state
-        jobs.enqueue(folder, Spec(concepts=(Concept(name=state),)))
+        jobs.enqueue(folder, JobSpec(concepts=(Concept(name=state),)))
         (folder / "log.txt").write_text("said")
         (folder / "edit").mkdir()
         write_json(folder / "edit" / "job.json", {"task": "erase", "base": "x"})
-    write_sealed(folders["failed"] / "error.json", {"error": "x", "trace": ""})
+    write_checksummed_json(folders["failed"] / "error.json", {"error": "x", "trace": ""})
     (folders["cancelled"] / "cancelled").touch()
-    write_sealed(folders["interrupted"] / "claim.json", {"phase": "erasing", "total": 1, "since": 0.0, "first": 0})
+    write_checksummed_json(folders["interrupted"] / "claim.json", {"phase": "erasing", "total": 1, "since": 0.0, "first": 0})
     (folders["broken"] / "spec.json").write_text("{")
     (folders["waiting"] / "edit" / "job.json").unlink()
-    assert {state: jobs.progress(folder).state for state, folder in folders.items()} == {state: state for state in folders}
+    assert {state: jobs.read_progress(folder).state for state, folder in folders.items()} == {state: state for state in folders}
     assert main([str(tmp_path / "runs"), "--yes"]) == 0
     assert {state for state, folder in folders.items() if folder.exists()} == {"waiting"}
     assert (folders["waiting"] / "spec.json").exists()
 
 
 def test_leftovers_of_dead_processes_go(tmp_path: Path) -> None:
-    gone, living = dead().mark, replace(this_process(), machine="0" * 8).mark
+    gone, living = dead().mark, replace(this_process(), machine_id="0" * 8).mark
     for mark in (gone, living):
         (tmp_path / f".x.json.{mark}.{'a' * 8}.part").touch()
     (tmp_path / f".draft.{gone}.{'b' * 8}.part").mkdir()

@@ -11,10 +11,10 @@ import pytest
 from safetensors.torch import save_file
 
 from app.cli import main
-from app.jobs.child_processes import together
-from erasure.config.registry import names
+from app.jobs.child_processes import run_shards
+from erasure.config.registry import list_modules
 from erasure.errors import UserError
-from erasure.loading.loader import POCKET
+from erasure.loading.loader import POCKET_FOLDER
 from tests import tiny
 
 
@@ -27,7 +27,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.folder(tmp_path_factory.mktemp("base") / "tiny")
+    return tiny.save_pipeline(tmp_path_factory.mktemp("base") / "tiny")
 
 
 def complain(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -61,7 +61,7 @@ def test_wrong_models(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[
     empty.mkdir()
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes((base / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()[:1000])
-    broken = tiny.folder(tmp_path / "broken")
+    broken = tiny.save_pipeline(tmp_path / "broken")
     file = broken / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
     pickle = tmp_path / "model.ckpt"
@@ -99,7 +99,7 @@ def test_a_run_folder_belongs_to_its_job(tmp_path: Path, base: Path, capsys: pyt
     assert "holds another job" in complain([*argv, "--seed", "1"], capsys)
     assert main(argv) == 0
     assert (out / "edit.safetensors").read_bytes() == first
-    other = tiny.folder(tmp_path / "other", seed=5)
+    other = tiny.save_pipeline(tmp_path / "other", seed=5)
     capsys.readouterr()
     assert "another base" in complain(["export", str(out), "--model", str(other), "--out", str(tmp_path / "x")], capsys)
 
@@ -134,14 +134,14 @@ def test_export_lora_is_what_plain_diffusers_loads(tmp_path: Path, base: Path, c
 def test_doctor_and_methods(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods", "--kind", "object"]) == 0
     said = capsys.readouterr().out
-    for name in names("erasure.methods"):
+    for name in list_modules("erasure.methods"):
         assert f"\n{name}  " in said
     assert "cost     104 UNet forwards" in said  # uce: the check whether the model knows the concept
     assert "choose" in said and "changes" in said
     code = main(["doctor"])
     said = capsys.readouterr().out
     assert "device" in said and "pocket_style" in said
-    assert code == (0 if (POCKET / "judges" / "style.safetensors").exists() else 2)
+    assert code == (0 if (POCKET_FOLDER / "judges" / "style.safetensors").exists() else 2)
 
 
 def test_a_foreign_file_beside_an_edit_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -283,7 +283,7 @@ def test_wrong_export_options_write_nothing(base: Path, tmp_path: Path, capsys: 
         (["--as", "onnx"], "onnx"),
         (["--dry-run"], "--dry-run needs --push-to-hub"),
         (["--private"], "--private needs --push-to-hub"),
-        (["--model", str(tiny.folder(tmp_path.parent / "other-base", seed=5))], "another base"),
+        (["--model", str(tiny.save_pipeline(tmp_path.parent / "other-base", seed=5))], "another base"),
         (["--as", "folder", "--model", str(tmp_path.parent / "other-base")], "another base"),
     ):
         assert words in complain(["export", str(run), "--out", out, *options], capsys)
@@ -310,7 +310,7 @@ def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
 
 def test_workers_that_fail_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="2 of 2 workers failed"):
-        together([str(tmp_path / "none")], 2)
+        run_shards([str(tmp_path / "none")], 2)
     assert "no edit" in capsys.readouterr().err
     assert "without --shard" in complain(["audit", str(tmp_path), "--workers", "2", "--shard", "1/2"], capsys)
     assert "from 1 to" in complain(["audit", str(tmp_path), "--workers", "0"], capsys)

@@ -1,30 +1,30 @@
 import pytest
 
-from erasure.concept import Concept, parse
+from erasure.concept import Concept, parse_concepts
 from erasure.errors import UserError
 
 
 def test_sentences_say_both_sides() -> None:
     concept = Concept(name="boat", kind="object", prompts=("{}", "a {} in neon style | neon style"))
-    assert concept.sentences() == [("boat", ""), ("a boat in neon style", "neon style")]
+    assert concept.prompt_pairs() == [("boat", ""), ("a boat in neon style", "neon style")]
 
 
 def test_an_anchor_takes_the_concepts_place() -> None:
     concept = Concept(name="boat", kind="object", prompts=("a {} in neon style | neon style",), anchor="car")
-    assert concept.sentences() == [("a boat in neon style", "a car in neon style")]
+    assert concept.prompt_pairs() == [("a boat in neon style", "a car in neon style")]
 
 
 def test_several_concepts_are_separated_by_semicolons() -> None:
-    assert [c.name for c in parse("Van Gogh; Monet ", kind="style")] == ["Van Gogh", "Monet"]
+    assert [c.name for c in parse_concepts("Van Gogh; Monet ", kind="style")] == ["Van Gogh", "Monet"]
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda: Concept(name=" "), "needs a name"),
-        (lambda: parse("a;;b", kind="style"), "needs a name"),
-        (lambda: parse(" ; ", kind="style"), "needs a name"),
-        (lambda: parse("a;A", kind="style"), "named twice"),
+        (lambda: parse_concepts("a;;b", kind="style"), "needs a name"),
+        (lambda: parse_concepts(" ; ", kind="style"), "needs a name"),
+        (lambda: parse_concepts("a;A", kind="style"), "named twice"),
         (lambda: Concept(name="cat", anchor="Cat"), "equals the concept"),
         (lambda: Concept(name="cat", prompts=("a cat",)), "exactly one"),
         (lambda: Concept(name="cat", kind="stile"), "Did you mean 'style'"),  # type: ignore[arg-type]

@@ -9,21 +9,21 @@ from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
 from erasure.errors import UserError
-from erasure.families.base import Sampling
+from erasure.families.base import SamplingOverrides
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.training import recording as recorder
-from erasure.training.teacher_cache import Recording
-from eval.attacks.base import Stand, Unsuited
+from erasure.training.teacher_cache import TeacherQuery
+from eval.attacks.base import AttackContext, NotApplicable
 from eval.attacks.concept_inversion import ConceptInversion
 
 PROMPTS, STRIPPED = ("neon cat", "neon dog", "neon hen"), ("cat", "dog", "hen")
 SMALL = ConceptInversion(steps=24, batch=4, lr=0.1)
 
 
-def stand_on(model: StableDiffusion, pictures: int = 4, **fields: Any) -> Stand:
-    recording = Recording(pairs=tuple(zip(PROMPTS, STRIPPED, strict=True)), walks=3, steps=3, guidance=4.0, keep="latents")
-    bank = recorder.obtain(model, recording)
-    return Stand(model, PROMPTS, ("a cat", "a dog", "a hen"), (), bank, pictures, **{"stripped": STRIPPED, **fields})
+def stand_on(model: StableDiffusion, pictures: int = 4, **fields: Any) -> AttackContext:
+    recording = TeacherQuery(prompt_pairs=tuple(zip(PROMPTS, STRIPPED, strict=True)), trajectories=3, steps=3, guidance=4.0, store="latents")
+    bank = recorder.load_or_fill(model, recording)
+    return AttackContext(model, PROMPTS, ("a cat", "a dog", "a hen"), (), bank, pictures, **{"stripped": STRIPPED, **fields})
 
 
 def listening(model: StableDiffusion) -> StableDiffusion:
@@ -48,7 +48,7 @@ def test_only_the_new_word_moves_and_its_loss_falls(model: StableDiffusion) -> N
     def loss(word: Tensor) -> float:
         return ConceptInversion(batch=256).loss(stand, torch.arange(3), word, torch.Generator().manual_seed(9)).item()
 
-    assert loss(found["word"][-1]) < loss(found["word"][0]) < loss(SMALL.start(model))
+    assert loss(found["word"][-1]) < loss(found["word"][0]) < loss(SMALL.initial_vectors(model))
 
 
 def test_the_loss_is_that_of_textual_inversion(model: StableDiffusion) -> None:
@@ -67,10 +67,10 @@ def test_the_loss_is_that_of_textual_inversion(model: StableDiffusion) -> None:
     errors = []
     for row in range(16):
         alpha, says = (
-            model.alphas[t[row]],
+            model.alphas_cumprod[t[row]],
             [i for i in (0, 2) if torch.allclose(model.encode([STRIPPED[i]], word)[0], cond[row], atol=1e-5)],
         )
-        eps = (x_t[row] - alpha.sqrt() * stand.drawn(says)[0]) / (1 - alpha).sqrt()
+        eps = (x_t[row] - alpha.sqrt() * stand.base_latents(says)[0]) / (1 - alpha).sqrt()
         assert abs(eps.std().item() - 1) < 0.2  # x_0 is the picture of that very prompt
         errors.append((answer[row] - eps).pow(2).mean())
     assert torch.allclose(loss, torch.stack(errors).mean(), rtol=1e-3)
@@ -95,9 +95,9 @@ def test_the_name_of_the_concept_is_never_said(model: StableDiffusion) -> None:
 
     model.encode = heard  # type: ignore[method-assign]
     attack = ConceptInversion(tokens=2, steps=10, batch=4)
-    asks = list(attack.rounds(stand, (2, 0), known := attack.fit(stand, {})))
+    asks = list(attack.queries(stand, (2, 0), known := attack.fit(stand, {})))
     assert set(said) == set(STRIPPED)
-    assert [ask.prompts for ask in asks] == [["hen", "cat"]] * 4 and all("neon" not in text for ask in asks for text in ask.shown or [])
+    assert [ask.prompts for ask in asks] == [["hen", "cat"]] * 4 and all("neon" not in text for ask in asks for text in ask.display_prompts or [])
     assert torch.equal(torch.stack([ask.prefix for ask in asks if ask.prefix is not None]), known["word"]) and len(known["word"][0]) == 2
     said.clear()
     ConceptInversion(examples=1, steps=5, batch=4).fit(stand, {})
@@ -108,15 +108,15 @@ def test_what_cannot_be_inverted_is_refused(model: StableDiffusion) -> None:
     for fields, words in (({"tokens": 0}, "tokens must be positive, got 0"), ({"weight_decay": -1.0}, "cannot be negative, got -1.0")):
         with pytest.raises(UserError, match=words):
             ConceptInversion(**fields)  # type: ignore[arg-type]
-    with pytest.raises(Unsuited, match="needs 3 such prompts, got 0"):
+    with pytest.raises(NotApplicable, match="needs 3 such prompts, got 0"):
         SMALL.fit(stand_on(model, stripped=()), {})
     with pytest.raises(UserError, match="word '' has no tokens"):
-        ConceptInversion(word="").fit(stand_on(model), {})
+        ConceptInversion(initializer_word="").fit(stand_on(model), {})
     stand = stand_on(model)
-    model.pipe.erasure_sampling = Sampling(one_step=625)
-    with pytest.raises(Unsuited, match="one-step generator never does"):
+    model.pipe.erasure_sampling = SamplingOverrides(one_step_timestep=625)
+    with pytest.raises(NotApplicable, match="one-step generator never does"):
         SMALL.fit(stand, {})
-    model.pipe.erasure_sampling = Sampling()
+    model.pipe.erasure_sampling = SamplingOverrides()
     with torch.no_grad():
         model.pipe.unet.conv_out.bias[0] = torch.nan
     with pytest.raises(FloatingPointError, match="the loss is nan at step 1; no update has been made yet"):

@@ -11,23 +11,23 @@ import pytest
 import torch
 
 from app.jobs import leaderboard as board
-from app.jobs.outcome import outcomes
+from app.jobs.outcome import load_outcomes
 from erasure.concept import Concept
 from erasure.edits import Edit
 from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.methods.base import Play, Trained
+from erasure.methods.base import TrainingContext, Trained
 from erasure.methods.salun import SalUn
-from erasure.storage.files import Damaged, read_json, read_sealed, write_json, write_sealed
+from erasure.storage.files import DamagedFile, read_json, read_checksummed_json, write_json, write_checksummed_json
 from erasure.storage.run import Run
-from erasure.storage.tensor_cache import kept, load_state, load_tensors, save_state
+from erasure.storage.tensor_cache import load_or_make, load_state, load_tensors, save_state
 from eval.audit import audit
-from eval.compare import compared
+from eval.compare import tabulate_comparison
 from eval.generation import load_png, read_png, save_png
-from eval.report.html import write
-from eval.scoring.judge_scores import known_readings, reading_line
-from eval.scoring.recount import finished, recounted, rows_of
+from eval.report.html import write_report
+from eval.scoring.judge_scores import load_scores, score_line
+from eval.scoring.recount import load_finished_audit, recount, load_sample_rows
 from tests.replant import reseal
 from tests.test_audit import big  # noqa: F401  # a fixture
 from tests.test_siege import MOUNTED, edit, plan_of  # noqa: F401  # a fixture
@@ -83,7 +83,7 @@ def same_bytes(folder: Path) -> dict[str, bytes]:
 
 def test_no_byte_of_tensors_states_and_pictures_can_change_unseen(tmp_path: Path) -> None:
     tensors, state, picture = tmp_path / "t.safetensors", tmp_path / "s.pt", tmp_path / "p.png"
-    kept(tensors, lambda: {"a": torch.arange(6).half(), "b": torch.zeros(0, 2), "c": torch.tensor(True)})
+    load_or_make(tensors, lambda: {"a": torch.arange(6).half(), "b": torch.zeros(0, 2), "c": torch.tensor(True)})
     save_state(state, {"step": 3, "players": {"x": {"a": torch.ones(3)}}, "log": "l\n"})
     assert load_state(state)["step"] == 3 and torch.equal(load_state(state)["players"]["x"]["a"], torch.ones(3))
     save_png((torch.arange(48).view(3, 4, 4) * 5).byte(), picture)
@@ -93,48 +93,48 @@ def test_no_byte_of_tensors_states_and_pictures_can_change_unseen(tmp_path: Path
         read(path)
         for at in range(0, len(data), 1 if path != state else 7):
             path.write_bytes(data[:at] + bytes([data[at] ^ 16]) + data[at + 1 :])
-            with pytest.raises(Damaged):
+            with pytest.raises(DamagedFile):
                 read(path)
         for short in (b"", data[:10], data[:-1], data + b"x"):
             path.write_bytes(short)
-            with pytest.raises(Damaged, match="is damaged"):
+            with pytest.raises(DamagedFile, match="is damaged"):
                 read(path)
         path.unlink()
-        with pytest.raises(Damaged):
+        with pytest.raises(DamagedFile):
             read(path)
 
 
 def test_a_file_copied_over_another_is_noticed(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        kept(tmp_path / f"{name}.safetensors", lambda name=name: {"x": torch.tensor([ord(name)])})  # type: ignore[misc]
+        load_or_make(tmp_path / f"{name}.safetensors", lambda name=name: {"x": torch.tensor([ord(name)])})  # type: ignore[misc]
     (tmp_path / "b.safetensors").write_bytes((tmp_path / "a.safetensors").read_bytes())
-    with pytest.raises(Damaged, match="checksum does not match"):
+    with pytest.raises(DamagedFile, match="checksum does not match"):
         load_tensors(tmp_path / "b.safetensors")
 
 
 def test_sealed_records_tell_any_change(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
-    write_sealed(path, {"a": [1, 2.5, None], "ü": (3,)})
-    assert read_sealed(path) == {"a": [1, 2.5, None], "ü": [3]}
+    write_checksummed_json(path, {"a": [1, 2.5, None], "ü": (3,)})
+    assert read_checksummed_json(path) == {"a": [1, 2.5, None], "ü": [3]}
     path.write_text(path.read_text().replace("2.5", "2.6"))
-    with pytest.raises(Damaged, match="checksum does not match"):
-        read_sealed(path)
+    with pytest.raises(DamagedFile, match="checksum does not match"):
+        read_checksummed_json(path)
     write_json(path, {"a": 1})
-    assert read_sealed(path, required=False) == {"a": 1}
-    with pytest.raises(Damaged, match="no checksum"):
-        read_sealed(path)
+    assert read_checksummed_json(path, required=False) == {"a": 1}
+    with pytest.raises(DamagedFile, match="no checksum"):
+        read_checksummed_json(path)
     for text in ("[1]", "{", "[" * 100_000, "\xff"):
         path.write_text(text, encoding="latin-1")
-        with pytest.raises(Damaged):
-            read_sealed(path)
+        with pytest.raises(DamagedFile):
+            read_checksummed_json(path)
 
 
 def test_damaged_readings_are_read_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "readings" / "x.jsonl"
-    assert known_readings(path) == {}
-    lines = [reading_line("base", f"{i}.png", {"p": 0.125 * i}) for i in range(4)]
+    assert load_scores(path) == {}
+    lines = [score_line("base", f"{i}.png", {"p": 0.125 * i}) for i in range(4)]
     path.write_text(lines[0] + lines[1].replace("0.125", "0.525") + "{\n" + lines[3][:-9])
-    assert known_readings(path) == {("base", "0.png"): {"p": 0.0}}
+    assert load_scores(path) == {("base", "0.png"): {"p": 0.0}}
     assert capsys.readouterr().err.count("\n") == 1
 
 
@@ -150,15 +150,15 @@ class Stopped(Exception):
 
 def salun(model: StableDiffusion, out: Path, stop: int = 0) -> Edit:
     """SalUn, which has every kind of file: a recording, a mask, checkpoints, a log."""
-    method = SalUn(steps=STEPS, batch=2, walks=4, walk_steps=2, retain=("dog", "a dog"), retain_walks=2, retain_batch=2, lr=1e-3)
+    method = SalUn(steps=STEPS, batch=2, trajectories=4, trajectory_steps=2, retain_prompts=("dog", "a dog"), retain_trajectories=2, retain_batch=2, lr=1e-3)
     seen = []
 
-    def watch(_: Trained, __: Play) -> None:
+    def watch(_: Trained, __: TrainingContext) -> None:
         seen.append(1)
         if len(seen) == stop:
             raise Stopped
 
-    return erase(model, CAT, method, out=out, watch=watch)
+    return erase(model, CAT, method, out=out, on_step=watch)
 
 
 @pytest.fixture
@@ -166,8 +166,8 @@ def often(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A checkpoint every second step."""
     from erasure import erasing as module
 
-    loop = module.Loop
-    monkeypatch.setattr(module, "Loop", lambda **given: loop(**given, checkpoint_every=2))
+    loop = module.TrainingOptions
+    monkeypatch.setattr(module, "TrainingOptions", lambda **given: loop(**given, checkpoint_every=2))
     yield
 
 
@@ -227,7 +227,7 @@ def test_a_damaged_job_says_how_to_go_on(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"job.json cannot be read as JSON .* use --fresh to start over"):
         Run(tmp_path / "out", {"task": "erase"})
     Run(tmp_path / "out", {"task": "erase"}, fresh=True).begin()
-    assert not Run(tmp_path / "out", {"task": "erase"}).complete
+    assert not Run(tmp_path / "out", {"task": "erase"}).is_complete
 
 
 def test_a_full_folder_in_a_files_place_is_left_to_its_owner(model: StableDiffusion, tmp_path: Path) -> None:
@@ -246,7 +246,7 @@ def test_a_full_folder_in_a_files_place_is_left_to_its_owner(model: StableDiffus
 
 def audited(model: StableDiffusion, edit: Edit, out: Path) -> None:  # noqa: F811
     plan = replace(plan_of(edit, MOUNTED))
-    write(out, audit(model, [edit], plan, out), plan.suite.gates)
+    write_report(out, audit(model, [edit], plan, out), plan.suite.gates)
 
 
 def test_an_audit_makes_damaged_files_anew(
@@ -291,18 +291,18 @@ def test_rows_that_are_not_those_of_the_result_are_refused(
     out = tmp_path / "audit"
     plan = replace(plan_of(edit, {}), tier="smoke")
     audit(big, [edit], plan, out)
-    rows_of(out)
+    load_sample_rows(out)
     text = (out / "samples.jsonl").read_text()
     (out / "samples.jsonl").write_text(text.replace('"index": 0', '"index": 1', 1))
-    with pytest.raises(Damaged, match=r"is not what .* was counted from; audit again with the same command"):
-        rows_of(out)
+    with pytest.raises(DamagedFile, match=r"is not what .* was counted from; audit again with the same command"):
+        load_sample_rows(out)
     audit(big, [edit], plan, out)
-    rows_of(out)
+    load_sample_rows(out)
     truncated(out / "result.json")
-    with pytest.raises(Damaged):
-        finished(out)
+    with pytest.raises(DamagedFile):
+        load_finished_audit(out)
     audit(big, [edit], plan, out)
-    assert finished(out)["tier"] == "smoke"
+    assert load_finished_audit(out)["tier"] == "smoke"
 
 
 def test_a_result_that_no_audit_wrote_is_refused_with_what_is_wrong(
@@ -313,7 +313,7 @@ def test_a_result_that_no_audit_wrote_is_refused_with_what_is_wrong(
     """Sealed again by whoever changed it."""
     out = tmp_path / "audit"
     audit(big, [edit], replace(plan_of(edit, {}), tier="smoke"), out)
-    result = finished(out)
+    result = load_finished_audit(out)
     rates, pair = result["models"]["erased"]["rates"], result["paired"]["UA"]
 
     def ua(**other: float) -> dict[str, Any]:
@@ -343,9 +343,9 @@ def test_a_result_that_no_audit_wrote_is_refused_with_what_is_wrong(
     ):
         reseal(out, {**result, **change})
         with pytest.raises(UserError, match=words):
-            finished(out)
+            load_finished_audit(out)
     reseal(out, result)
-    finished(out)
+    load_finished_audit(out)
 
 
 def test_a_result_changed_by_hand_is_refused_by_whoever_reads_it(
@@ -355,9 +355,9 @@ def test_a_result_changed_by_hand_is_refused_by_whoever_reads_it(
 ) -> None:
     out = tmp_path / "audit"
     plan = replace(plan_of(edit, {}), tier="smoke")
-    write(out, audit(big, [edit], plan, out), plan.suite.gates)
+    write_report(out, audit(big, [edit], plan, out), plan.suite.gates)
     sound, job = read_json(out / "result.json"), tmp_path / "job"
-    assert len(board.collected(tmp_path)[0]) == 1 and board.collected(tmp_path)[1] == []
+    assert len(board.load_leaderboard(tmp_path)[0]) == 1 and board.load_leaderboard(tmp_path)[1] == []
     shutil.copytree(out, job / "audit")
     write_json(job / "done.json", {"audits": ["audit"], "edits": [], "seconds": 1.0})
     changed = {**sound, "models": {**sound["models"], "erased": {**sound["models"]["erased"], "apart": {}}}, "tier": "full"}
@@ -365,12 +365,12 @@ def test_a_result_changed_by_hand_is_refused_by_whoever_reads_it(
     for result, words in ((changed, "its checksum does not match"), (unsealed, "by an earlier version .* audit again with --fresh")):
         for folder in (out, job / "audit"):
             write_json(folder / "result.json", result)
-        for read in (finished, rows_of, lambda folder: recounted(folder, plan.suite), lambda folder: compared(folder, folder)):
+        for read in (load_finished_audit, load_sample_rows, lambda folder: recount(folder, plan.suite), lambda folder: tabulate_comparison(folder, folder)):
             with pytest.raises(UserError, match=words):
                 read(out)
-        rows, broken = board.collected(tmp_path)
+        rows, broken = board.load_leaderboard(tmp_path)
         assert rows == [] and len(broken) == 2 and all(re.search(words, line) for line in broken)
-        assert [found.state for found in outcomes(job)] == ["UNREADABLE"]
+        assert [found.state for found in load_outcomes(job)] == ["UNREADABLE"]
     audit(big, [edit], plan, out)
     assert read_json(out / "result.json") == sound
 

@@ -13,10 +13,10 @@ import pytest
 
 from app import cli
 from erasure.errors import Unfinished, UserError
-from erasure.export import to_form
+from erasure.export import export_edit
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.storage import files
-from erasure.storage.files import clear_parts, filling, part_of, replacing, write_bytes
+from erasure.storage.files import clear_dead_parts, open_draft_folder, part_path_of, open_atomic, write_bytes
 from erasure.storage.processes import this_process
 from eval.audit import audit
 from tests import tiny
@@ -104,18 +104,18 @@ def test_an_audit_with_attacks_continues_after_a_full_disk(
 def failing_every_kind(disk: list[int], run: Callable[[Path], object], out: Path, clear: Callable[[], None]) -> set[str]:
     """As `failing_everywhere`, once for every kind of file, since an audit writes hundreds of pictures."""
     names: list[str] = []
-    really = files.part_of
+    really = files.part_path_of
 
     def noted(path: Path) -> Path:
         names.append(path.name)
         return really(path)
 
     clear()
-    files.part_of = noted
+    files.part_path_of = noted
     try:
         run(out)
     finally:
-        files.part_of = really
+        files.part_path_of = really
     expected = same_bytes(out)
     last = {name.rpartition(".")[2] + name.partition(".")[0][:4]: i + 1 for i, name in enumerate(names)}
     for number in sorted(set(last.values())):
@@ -140,44 +140,44 @@ def test_an_export_is_there_whole_or_not_at_all(
         with monkeypatch.context() as patch:
             patch.setattr("erasure.export.write_card", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
             with pytest.raises(Unfinished, match="no room"):
-                to_form(model, edit_, out, form)
+                export_edit(model, edit_, out, form)
         assert not list(out.iterdir())
-        to_form(model, edit_, out, form)
+        export_edit(model, edit_, out, form)
         assert (out / "README.md").is_file() and not [path for path in out.iterdir() if path.name.startswith(".")]
         with pytest.raises(UserError, match="is not empty"):
-            to_form(model, edit_, out, form)
+            export_edit(model, edit_, out, form)
 
 
 def test_drafts_of_dead_processes_are_cleared_and_those_of_the_living_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     me = this_process()
-    dead = [me.mark.rpartition("-")[0] + "-1", me.mark.replace(me.boot, "0" * 8)]
-    alive = [me.mark, me.mark.replace(me.machine, "0" * 8)]
+    dead = [me.mark.rpartition("-")[0] + "-1", me.mark.replace(me.boot_id, "0" * 8)]
+    alive = [me.mark, me.mark.replace(me.machine_id, "0" * 8)]
     for mark in (*dead, *alive):
         (tmp_path / f".x.json.{mark}.{'a' * 8}.part").write_text("half")
     (tmp_path / "mine.part").touch()
     draft = tmp_path / f".draft.{dead[0]}.{'b' * 8}.part"
     draft.mkdir()
     (draft / "x").touch()
-    monkeypatch.setattr(files, "_cleared", set())
+    monkeypatch.setattr(files, "_cleared_folders", set())
     write_bytes(tmp_path / "y.json", b"{}")  # the first of this process in that folder
     stay = [f".x.json.{mark}.{'a' * 8}.part" for mark in alive]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*stay, "mine.part", "y.json"])
-    assert clear_parts(tmp_path / "none") == 0
+    assert clear_dead_parts(tmp_path / "none") == 0
 
 
 def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
     write_bytes(tmp_path / "x", b"before")
-    with pytest.raises(KeyError), replacing(tmp_path / "x") as file:
+    with pytest.raises(KeyError), open_atomic(tmp_path / "x") as file:
         file.write(b"half")
         raise KeyError
-    with pytest.raises(KeyError), filling(tmp_path / "folder") as draft:
+    with pytest.raises(KeyError), open_draft_folder(tmp_path / "folder") as draft:
         (draft / "half").touch()
         raise KeyError
     assert (tmp_path / "x").read_bytes() == b"before"
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["folder", "x"]
     with pytest.raises(UserError, match="cannot be written"):
         write_bytes(tmp_path / "none" / "x", b"")
-    assert len(part_of(tmp_path / ("x" * 250)).name) < 200
+    assert len(part_path_of(tmp_path / ("x" * 250)).name) < 200
 
 
 def test_any_librarys_word_for_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,7 +207,7 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
     small.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", small], capture_output=True, check=False).returncode:
         pytest.skip("mounting a small file system is not allowed here")
-    model = tiny.folder(tmp_path / "model", width=32)
+    model = tiny.save_pipeline(tmp_path / "model", width=32)
     argv = [sys.executable, "-m", "app.cli", "erase", "--model", str(model), "--concept", "cat", "--steps", "60", "--batch", "2"]
     argv += ["--walks", "4", "--walk-steps", "4", "--region", "full"]
 

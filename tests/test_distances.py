@@ -13,12 +13,12 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from erasure.errors import UserError
 from eval.judges.base import MissingWeights
-from eval.metrics._mmd import Pairs
+from eval.metrics._mmd import PairHandling
 from eval.metrics.cmmd import CMMD
-from eval.metrics.distances import distances
+from eval.metrics.distances import feature_distances
 from eval.metrics.features import Extractor, Inception, JudgeFeatures, OpenClipFeatures
 from eval.metrics.fid import FID
-from eval.metrics.image_distances import kernel_distance
+from eval.metrics.image_distances import kid_of_different_noise
 from eval.metrics.kid import KID
 
 KERNELS = [KID, CMMD]
@@ -125,7 +125,7 @@ def test_the_kid_that_is_reported_is_the_librarys_also_of_pairs() -> None:
     base = torch.rand(25, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     erased = base + 0.01 * torch.rand(25, 3, 2, 2, generator=torch.Generator().manual_seed(1))
     library = KernelInceptionDistance(feature=Flat(), subsets=1, subset_size=25)
-    found = distances(base.flatten(1), erased.flatten(1), "judge")["kid"]
+    found = feature_distances(base.flatten(1), erased.flatten(1), "judge")["kid"]
     expected = filled(library, base, erased).compute()[0].item()
     assert found["all"]["value"] == pytest.approx(expected, rel=1e-4) and expected < -0.02
     assert abs(found["different_noise"]["value"]) < 0.002
@@ -146,7 +146,7 @@ def test_cmmd_by_hand() -> None:
 
 @pytest.mark.parametrize("metric", KERNELS)
 @pytest.mark.parametrize("pairs", ["none", "included", "excluded"])
-def test_blocks_change_nothing(metric: type[Metric], pairs: Pairs) -> None:
+def test_blocks_change_nothing(metric: type[Metric], pairs: PairHandling) -> None:
     first, second = normal(23, 6, 0), normal(23, 6, 1)
     blocked, whole = (filled(metric(pairs=pairs, block=block), first, second).compute() for block in (4, 1024))
     assert list(blocked) == pytest.approx(list(whole), rel=1e-9, abs=1e-12)
@@ -182,7 +182,7 @@ def test_twins_that_nothing_changed_are_at_distance_zero(metric: type[Metric]) -
 @pytest.mark.parametrize("n", [20, 50])
 @pytest.mark.parametrize("shift", [0.0, 0.5])
 @pytest.mark.parametrize("pairs", ["none", "included", "excluded"])
-def test_the_interval_covers_the_truth_and_its_estimate(metric: type[Metric], pairs: Pairs, shift: float, n: int) -> None:
+def test_the_interval_covers_the_truth_and_its_estimate(metric: type[Metric], pairs: PairHandling, shift: float, n: int) -> None:
     """The truth is the mean of many draws, which is the expectation; 0 of one distribution, where no twins count.
 
     Of 300 to 1,200 draws (width 8; twins with a correlation of 0.9, of all "pairs" but "none"), how many percent of the intervals held the
@@ -215,7 +215,7 @@ def test_the_interval_covers_the_truth_and_its_estimate(metric: type[Metric], pa
 
 @pytest.mark.parametrize("metric", KERNELS)
 @pytest.mark.parametrize("pairs", ["none", "included", "excluded"])
-def test_the_interval_is_that_of_leaving_each_picture_out(metric: type[Metric], pairs: Pairs) -> None:
+def test_the_interval_is_that_of_leaving_each_picture_out(metric: type[Metric], pairs: PairHandling) -> None:
     """By computing the distance anew without each picture, of pairs without both; Student's t of 8 degrees of freedom is 2.306."""
     first, second = normal(9, 4, 0), normal(9, 4, 1)
 
@@ -232,7 +232,7 @@ def test_the_interval_is_that_of_leaving_each_picture_out(metric: type[Metric], 
 
 @pytest.mark.parametrize("metric", KERNELS)
 @pytest.mark.parametrize("pairs", ["none", "excluded"])
-def test_an_interval_is_the_same_in_any_order(metric: type[Metric], pairs: Pairs) -> None:
+def test_an_interval_is_the_same_in_any_order(metric: type[Metric], pairs: PairHandling) -> None:
     first, second = normal(20, 4, 0), normal(20, 4, 1)
     turned = second.flip(0) if pairs == "excluded" else second
     assert filled(metric(pairs=pairs), first.flip(0), turned).compute() == filled(metric(pairs=pairs), first, second).compute()
@@ -248,15 +248,15 @@ def test_sides_of_different_number_have_an_interval() -> None:
 def test_a_distance_of_models_holds_its_estimate() -> None:
     """Features that are nearly alike: what the report places between base and references."""
     base = normal(12, 6, 0)
-    found = kernel_distance(base, base + 0.01 * normal(12, 6, 1))
+    found = kid_of_different_noise(base, base + 0.01 * normal(12, 6, 1))
     assert found["low"] is not None and found["value"] is not None and found["high"] is not None
     assert found["low"] < found["value"] < found["high"]
-    assert kernel_distance(base[:2], base[:2]) == {"value": None, "low": None, "high": None}
+    assert kid_of_different_noise(base[:2], base[:2]) == {"value": None, "low": None, "high": None}
 
 
 def test_an_erased_model_that_is_the_base_lies_on_the_floor() -> None:
     base = normal(41, 6, 0)
-    found = distances(base, base, "judge")
+    found = feature_distances(base, base, "judge")
     assert set(found) == {"fid", "kid", "cmmd"}
     for by in found.values():
         assert by["floor"] == by["halves"]
@@ -264,7 +264,7 @@ def test_an_erased_model_that_is_the_base_lies_on_the_floor() -> None:
         assert by["all"]["n"] == [41, 41]
         assert by.get("different_noise", by["all"])["value"] == pytest.approx(0, abs=1e-9)
         assert all(record["extractor"] == "judge" and record["width"] == 6 and record["reason"] is None for record in by.values())
-        assert distances(base, base, "judge") == found
+        assert feature_distances(base, base, "judge") == found
     assert "different_noise" not in found["fid"]
     assert found["kid"]["all"]["value"] < 0 > found["cmmd"]["all"]["value"]  # a picture is nearest to itself
     assert found["fid"]["floor"]["value"] > 0.5
@@ -274,35 +274,35 @@ def test_an_erased_model_that_is_the_base_lies_on_the_floor() -> None:
 
 def test_halves_share_no_picture() -> None:
     """Every picture is an axis of its own: x.y is 0 but for a picture with itself, so any shared one would show as a distance below 0."""
-    found = distances(torch.eye(20), torch.eye(20), "judge")
+    found = feature_distances(torch.eye(20), torch.eye(20), "judge")
     assert found["kid"]["floor"]["value"] == found["kid"]["halves"]["value"] == 0.0
-    moved = distances(torch.eye(20), torch.eye(20), "judge", paired=False)
+    moved = feature_distances(torch.eye(20), torch.eye(20), "judge", paired=False)
     assert moved["kid"]["all"]["value"] < 0
 
 
 def test_what_erasing_moved_stands_above_the_floor() -> None:
     base = normal(60, 6, 0)
-    found = distances(base, base + 1, "judge")
+    found = feature_distances(base, base + 1, "judge")
     for by in found.values():
         assert by["halves"]["value"] > by["floor"]["value"]
         assert by["halves"]["value"] > 0
     assert found["kid"]["halves"]["low"] > 0 > found["kid"]["floor"]["low"]
-    unequal = distances(base, base[:40] + 1, "judge", paired=False)
+    unequal = feature_distances(base, base[:40] + 1, "judge", paired=False)
     assert unequal["fid"]["all"]["n"] == [60, 40]
     assert unequal["fid"]["halves"]["n"] == unequal["fid"]["floor"]["n"] == [20, 20]
 
 
 def test_too_few_pictures_are_said_to_be_too_few() -> None:
-    found = distances(normal(3, 4, 0), normal(3, 4, 1), "judge")
+    found = feature_distances(normal(3, 4, 0), normal(3, 4, 1), "judge")
     for metric, by in found.items():
         assert by["all"]["value"] is not None
         assert by["floor"]["value"] is None
         least = "two" if metric == "fid" else "three"
         assert by["floor"]["reason"] == by["halves"]["reason"] == f"fewer than {least} pictures on a side"
     with pytest.raises(UserError, match=r"\(3, 4\) and \(2, 4\)"):
-        distances(normal(3, 4, 0), normal(2, 4, 1), "judge")
+        feature_distances(normal(3, 4, 0), normal(2, 4, 1), "judge")
     with pytest.raises(UserError, match="one width"):
-        distances(normal(3, 4, 0), normal(3, 5, 1), "judge")
+        feature_distances(normal(3, 4, 0), normal(3, 5, 1), "judge")
 
 
 @pytest.mark.parametrize(("extractor", "width"), [(JudgeFeatures(), 256), (OpenClipFeatures(), 96)])

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from erasure.edits import Edit
 from erasure.errors import UserError
-from erasure.families.base import Guidance, Sampling
+from erasure.families.base import GuidanceEdit, SamplingOverrides
 from erasure.families.stable_diffusion import StableDiffusion
-from eval.metrics.denoiser_divergence import Points, between, divergence, points, predictions, squares, step_weights
+from eval.metrics.denoiser_divergence import NoisedPoints, divergence_between, directed_divergences, sample_points, predict_at, squared_differences, step_weights
 from eval.stats.intervals import Interval
 from tests import tiny
 from tests.test_edit import edit_of
@@ -23,7 +23,7 @@ class Gaussian(StableDiffusion):
     mean, variance = 0.0, 1.0
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        abar = self.alphas[t].reshape(-1, 1, 1, 1)
+        abar = self.alphas_cumprod[t].reshape(-1, 1, 1, 1)
         return (1 - abar).sqrt() * (x_t - abar.sqrt() * self.mean) / (abar * self.variance + 1 - abar)
 
     @contextmanager
@@ -74,7 +74,7 @@ def test_two_linear_gaussian_denoisers_match_the_kl_of_their_reverse_chains() ->
     The drawn mean over t and x_t is within about 1 %; the exact expectation over x_t in direction a, summed over t, within rounding.
     """
     model = Gaussian(tiny.pipeline(), "gaussian", "fp32")
-    abar, elements, other = model.alphas.double(), 4 * 8 * 8, (0.2, 1.3)
+    abar, elements, other = model.alphas_cumprod.double(), 4 * 8 * 8, (0.2, 1.3)
     laws = [path(abar, 0.0, 1.0), path(abar, *other)]
     there, back = elements * kl(laws[0], laws[1]), elements * kl(laws[1], laws[0])
     assert abs(there - back) > 0.2 * there  # the directions are worth telling apart
@@ -88,11 +88,11 @@ def test_two_linear_gaussian_denoisers_match_the_kl_of_their_reverse_chains() ->
     at, said = [], []
     for mu, factor in laws:
         x_0 = mu[-1] + factor[-1].norm() * torch.randn(len(prompts), *model.latent_shape, generator=generator)
-        at.append(points(model, x_0.float(), prompts, seed=1))
+        at.append(sample_points(model, x_0.float(), prompts, seed=1))
     for law in ((0.0, 1.0), other):
         with model.of(*law):
-            said.append([predictions(model, where, batch=600) for where in at])
-    found = divergence(squares(at[0], said[0][0], said[1][0]), squares(at[1], said[0][1], said[1][1]), resamples=2000)
+            said.append([predict_at(model, where, batch=600) for where in at])
+    found = directed_divergences(squared_differences(at[0], said[0][0], said[1][0]), squared_differences(at[1], said[0][1], said[1][1]), resamples=2000)
     nats, plain = found["nats"], found["plain"]
     assert nats.forward.estimate == pytest.approx(there, rel=0.025)
     assert nats.backward.estimate == pytest.approx(back, rel=0.025)
@@ -106,22 +106,22 @@ def test_two_linear_gaussian_denoisers_match_the_kl_of_their_reverse_chains() ->
 
 
 def test_identical_models_differ_by_exactly_nothing(model: StableDiffusion) -> None:
-    for reading in between(model, [], [], PROMPTS, SEEDS, steps=2, times=4).values():
+    for reading in divergence_between(model, [], [], PROMPTS, SEEDS, steps=2, timesteps=4).values():
         assert reading == (Interval(0.0, 0.0, 0.0),) * 3
 
 
 def test_an_edit_moves_the_denoiser_and_is_taken_out_again(model: StableDiffusion) -> None:
     before, edit = model.fingerprint(), weak(model)
-    found = between(model, [], [edit], PROMPTS, SEEDS, steps=2, times=4, batch=2)
+    found = divergence_between(model, [], [edit], PROMPTS, SEEDS, steps=2, timesteps=4, batch=2)
     assert model.fingerprint() == before
     for reading in found.values():
         assert reading.forward.low > 0
         assert reading.backward.low > 0
         assert reading.forward != reading.backward
         assert reading.mean.estimate == pytest.approx((reading.forward.estimate + reading.backward.estimate) / 2)
-    again = between(model, [], [edit], PROMPTS, SEEDS, steps=2, times=4, batch=2)
+    again = divergence_between(model, [], [edit], PROMPTS, SEEDS, steps=2, timesteps=4, batch=2)
     assert again == found
-    turned = between(model, [edit], [], PROMPTS, SEEDS, steps=2, times=4, batch=2)
+    turned = divergence_between(model, [edit], [], PROMPTS, SEEDS, steps=2, timesteps=4, batch=2)
     assert turned["nats"].forward.estimate == pytest.approx(found["nats"].backward.estimate, rel=1e-4)
 
 
@@ -133,19 +133,19 @@ def weak(model: StableDiffusion) -> Edit:
 
 def test_points_lie_on_the_forward_process_in_every_part_of_the_schedule(model: StableDiffusion) -> None:
     latents = torch.full((3, *model.latent_shape), 2.0)
-    at = points(model, latents, PROMPTS, times=50, seed=4)
+    at = sample_points(model, latents, PROMPTS, timesteps=50, seed=4)
     assert torch.equal(at.t.reshape(3, 50) // 20, torch.arange(50).expand(3, 50))
     assert at.prompts == tuple(p for p in PROMPTS for _ in range(50))
-    abar = model.alphas[at.t].reshape(-1, 1, 1, 1)
+    abar = model.alphas_cumprod[at.t].reshape(-1, 1, 1, 1)
     noise = (at.x_t - abar.sqrt() * 2.0) / (1 - abar).sqrt()
     assert abs(noise.mean().item()) < 0.02
     assert noise.std().item() == pytest.approx(1, abs=0.02)
-    assert torch.equal(at.x_t, points(model, latents, PROMPTS, times=50, seed=4).x_t)
-    assert not torch.equal(at.x_t, points(model, latents, PROMPTS, times=50, seed=5).x_t)
+    assert torch.equal(at.x_t, sample_points(model, latents, PROMPTS, timesteps=50, seed=4).x_t)
+    assert not torch.equal(at.x_t, sample_points(model, latents, PROMPTS, timesteps=50, seed=5).x_t)
 
 
 def test_noise_and_velocity_models_share_the_weights(model: StableDiffusion, velocity_model: StableDiffusion) -> None:
-    weights, abar = step_weights(model), model.alphas.double()
+    weights, abar = step_weights(model), model.alphas_cumprod.double()
     alpha = abar[1:] / abar[:-1]
     assert torch.allclose(weights[1:], (1 - alpha) / (2 * alpha * (1 - abar[1:])), rtol=1e-3)
     assert torch.equal(weights, step_weights(velocity_model))
@@ -154,29 +154,29 @@ def test_noise_and_velocity_models_share_the_weights(model: StableDiffusion, vel
 def test_the_interval_is_over_prompts_and_not_over_points() -> None:
     generator = torch.Generator().manual_seed(0)
     prompts, eps = tuple(PROMPTS), torch.randn(3, 4, 2, 2, generator=generator)
-    once = Points(eps, torch.zeros(3).long(), torch.rand(3, generator=generator), prompts)
-    often = Points(*(part.repeat_interleave(9, 0) for part in once[:3]), tuple(p for p in prompts for _ in range(9)))
-    first = squares(once, eps, torch.zeros_like(eps))
-    second = squares(often, eps.repeat_interleave(9, 0), torch.zeros_like(eps).repeat_interleave(9, 0))
-    for name, reading in divergence(first, first).items():
-        assert divergence(second, second)[name].forward == pytest.approx(reading.forward)
+    once = NoisedPoints(eps, torch.zeros(3).long(), torch.rand(3, generator=generator), prompts)
+    often = NoisedPoints(*(part.repeat_interleave(9, 0) for part in once[:3]), tuple(p for p in prompts for _ in range(9)))
+    first = squared_differences(once, eps, torch.zeros_like(eps))
+    second = squared_differences(often, eps.repeat_interleave(9, 0), torch.zeros_like(eps).repeat_interleave(9, 0))
+    for name, reading in directed_divergences(first, first).items():
+        assert directed_divergences(second, second)[name].forward == pytest.approx(reading.forward)
         assert reading.forward.low < reading.forward.high
 
 
 def test_what_cannot_be_compared_is_refused(model: StableDiffusion) -> None:
     latents = torch.zeros(3, *model.latent_shape)
     with pytest.raises(UserError, match="2 prompts"):
-        points(model, latents, PROMPTS[:2])
-    at = points(model, latents, PROMPTS, times=2)
-    one = squares(at, at.x_t, at.x_t)
+        sample_points(model, latents, PROMPTS[:2])
+    at = sample_points(model, latents, PROMPTS, timesteps=2)
+    one = squared_differences(at, at.x_t, at.x_t)
     with pytest.raises(UserError, match="same prompts"):
-        divergence(one, one._replace(prompts=("a cow",) * 6))
+        directed_divergences(one, one._replace(prompts=("a cow",) * 6))
     with pytest.raises(UserError, match="two clusters"):
-        divergence(*[one._replace(prompts=("a cow",) * 6)] * 2)
-    for sampling in (Sampling(guidance=(Guidance("a cat", print),)), Sampling(one_step=500)):
+        directed_divergences(*[one._replace(prompts=("a cow",) * 6)] * 2)
+    for sampling in (SamplingOverrides(guidance_edits=(GuidanceEdit("a cat", print),)), SamplingOverrides(one_step_timestep=500)):
         model.pipe.erasure_sampling = sampling
         with pytest.raises(UserError, match="compare its pictures"):
-            predictions(model, at)
+            predict_at(model, at)
 
 
 def test_a_schedule_without_signal_at_its_end_is_refused() -> None:

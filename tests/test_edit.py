@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from erasure.edits import Edit, EditInfo, parameters
+from erasure.edits import Edit, EditInfo, parameters_of
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from tests import tiny
@@ -12,7 +12,7 @@ from tests import tiny
 
 def edit_of(model: StableDiffusion, region: str = "xattn", seed: int = 0) -> Edit:
     generator = torch.Generator().manual_seed(seed)
-    tensors = {n: torch.randn(model.parameters()[n].shape, generator=generator).half() for n in model.region(region)}
+    tensors = {n: torch.randn(model.parameters()[n].shape, generator=generator).half() for n in model.parameter_names(region)}
     info = EditInfo(
         method="esd",
         product="weights",
@@ -23,14 +23,14 @@ def edit_of(model: StableDiffusion, region: str = "xattn", seed: int = 0) -> Edi
         precision="fp32",
         versions={},
         cost={},
-        known=[],
+        concept_checks=[],
         notes={},
     )
     return Edit(tensors, info)
 
 
 def values(model: StableDiffusion) -> dict[str, torch.Tensor]:
-    return {n: p.detach().clone() for n, p in parameters(model.pipe).items()}
+    return {n: p.detach().clone() for n, p in parameters_of(model.pipe).items()}
 
 
 def test_apply_puts_the_stored_values_in_place_and_revert_takes_them_out(model: StableDiffusion) -> None:

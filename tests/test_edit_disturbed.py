@@ -12,8 +12,8 @@ from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from erasure.edits import parameters
-from erasure.edits.rounding import holds
+from erasure.edits import parameters_of
+from erasure.edits.rounding import holds_value
 from erasure.edits.stacking import stack_of
 from erasure.errors import UserError
 from erasure.export.lora import to_lora
@@ -36,7 +36,7 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def values(pipe: Any) -> dict[str, torch.Tensor]:
-    return {name: p.detach().clone() for name, p in parameters(pipe).items()}
+    return {name: p.detach().clone() for name, p in parameters_of(pipe).items()}
 
 
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
@@ -50,7 +50,7 @@ def drawn(pipe: Any) -> torch.Tensor:
 
 def test_names_and_fingerprint_see_through_every_wrapper(lora: Path) -> None:
     plain = tiny.pipeline()
-    names, print_ = list(parameters(plain)), fingerprint({"unet": plain.unet})
+    names, print_ = list(parameters_of(plain)), fingerprint({"unet": plain.unet})
     wrapped = [tiny.pipeline() for _ in range(4)]
     wrapped[0].load_lora_weights(lora)
     wrapped[1].unet = torch.compile(wrapped[1].unet, backend="eager")
@@ -58,7 +58,7 @@ def test_names_and_fingerprint_see_through_every_wrapper(lora: Path) -> None:
     wrapped[3].unet.down_blocks[0] = torch.compile(wrapped[3].unet.down_blocks[0], backend="eager")
     wrapped[3].load_lora_weights(lora)
     for pipe in wrapped:
-        assert list(parameters(pipe)) == names
+        assert list(parameters_of(pipe)) == names
         assert fingerprint({"unet": pipe.unet}) == print_
 
 
@@ -93,7 +93,7 @@ def test_a_fused_lora_is_named_and_lost_by_nobody(form: str, dtype: torch.dtype,
         assert equal(values(pipe), fused)
     pipe.unfuse_lora()  # which rounds
     edit.revert(pipe)
-    assert all(torch.equal(values(pipe)[name], before[name]) for name in edit.moved())
+    assert all(torch.equal(values(pipe)[name], before[name]) for name in edit.moved_parameters())
     pipe = tiny.pipeline().to(dtype)
     edit.apply(pipe)
     pipe.load_lora_weights(lora)
@@ -108,7 +108,7 @@ def test_a_fused_lora_is_named_and_lost_by_nobody(form: str, dtype: torch.dtype,
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1000), (torch.float16, 30), (torch.bfloat16, 3)])
 def test_an_exported_lora_of_any_size_may_be_fused_and_unfused(form: str, dtype: torch.dtype, size: float, tmp_path: Path) -> None:
     model = StableDiffusion(tiny.pipeline(), "tiny", "fp32")
-    uce = edits.low_rank(model)
+    uce = edits.low_rank_edit(model)
     for key in uce.tensors:
         uce.tensors[key].mul_(size if key.endswith("::up") else 1)
     to_lora(model, uce, tmp_path)
@@ -123,15 +123,15 @@ def test_an_exported_lora_of_any_size_may_be_fused_and_unfused(form: str, dtype:
     pipe.unfuse_lora()
     pipe.unload_lora_weights()
     edit.revert(pipe)
-    assert all(torch.equal(values(pipe)[name], before[name]) for name in edit.moved())
+    assert all(torch.equal(values(pipe)[name], before[name]) for name in edit.moved_parameters())
 
 
 def test_rounding_too_large_to_tell_is_named_with_a_way_out() -> None:
     pipe = tiny.pipeline().to(torch.bfloat16)
     edit = edit_of(pipe, "value").apply(pipe, other_base=True)
     torch.manual_seed(0)
-    for name in edit.moved():
-        p = parameters(pipe)[name]
+    for name in edit.moved_parameters():
+        p = parameters_of(pipe)[name]
         delta = 3e4 * torch.randn(p.shape).bfloat16()
         p.data.add_(delta).sub_(delta)
     with pytest.raises(UserError, match=r"LoRAs that were fused and unfused.*Load the pipeline again"):
@@ -243,7 +243,7 @@ def test_a_cast_and_back_is_refused_where_other_weights_lost_digits(dtype: torch
     edit.revert(pipe)
     bias.revert(pipe)
     assert equal(values(pipe), values(tiny.pipeline().to(dtype)))
-    assert not stack_of(pipe).witnesses
+    assert not stack_of(pipe).unmoved
 
 
 def test_a_base_without_digits_to_lose_comes_back_after_a_cast_and_back() -> None:
@@ -318,7 +318,7 @@ def test_a_textual_inversion_is_named_only_where_it_disturbs(tmp_path: Path) -> 
     edit.apply(pipe)
     pipe.load_textual_inversion(str(tmp_path / "ti.safetensors"), token="<blub>")
     edit.revert(pipe)  # it moved no embedding
-    assert all(torch.equal(values(pipe)[name], before[name]) for name in edit.moved())
+    assert all(torch.equal(values(pipe)[name], before[name]) for name in edit.moved_parameters())
     with pytest.raises(UserError, match=r"added 2 tokens.*pipe\.unload_textual_inversion\(\) first"):
         edit.apply(pipe)
     pipe.unload_textual_inversion()
@@ -361,9 +361,9 @@ def test_training_in_between_is_refused() -> None:
     pipe = tiny.pipeline()
     edit = edit_of(pipe, "value")
     edit.apply(pipe)
-    name = sorted(edit.moved())[0]
+    name = sorted(edit.moved_parameters())[0]
     with torch.no_grad():
-        parameters(pipe)[name][0, 0] += 0.01
+        parameters_of(pipe)[name][0, 0] += 0.01
     with pytest.raises(UserError, match=f"1 of .* weights.*{name}.*Something else changed them"):
         edit.revert(pipe)
 
@@ -373,10 +373,10 @@ def test_rounding_is_let_through_and_a_weak_lora_is_not(dtype: torch.dtype) -> N
     torch.manual_seed(0)
     w, delta = torch.randn(64, 64).to(dtype), torch.randn(64, 64).to(dtype)
     for size in (0.01, 0.1, 1.0, 5.0, 25.0):
-        assert holds((w + size * delta) - size * delta, w, fused=False), size
-    assert not holds(w + 0.02 * delta, w, fused=False)
-    assert not holds((w + delta) - delta, w, fused=True)
-    assert holds(w.clone(), w, fused=True)
+        assert holds_value((w + size * delta) - size * delta, w, is_fused=False), size
+    assert not holds_value(w + 0.02 * delta, w, is_fused=False)
+    assert not holds_value((w + delta) - delta, w, is_fused=True)
+    assert holds_value(w.clone(), w, is_fused=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -396,14 +396,14 @@ def test_changes_that_leave_zero_digits_are_no_rounding(dtype: torch.dtype, cont
         "halves": (2 * w).round() / 2,
     }
     for name, other in others.items():
-        assert not holds(other, w, fused=False), name
+        assert not holds_value(other, w, is_fused=False), name
     if dtype != torch.bfloat16:  # whose own digits are as coarse as that
         one = w.clone()
         one[3, 4] = (8 * w[3, 4]).round() / 8 + 0.125
-        assert not holds(one, w, fused=False)
+        assert not holds_value(one, w, is_fused=False)
 
 
 def test_a_lora_that_dwarfs_the_weights_cannot_be_told() -> None:
     torch.manual_seed(0)
     w, delta = torch.randn(64, 64).bfloat16(), 100 * torch.randn(64, 64).bfloat16()
-    assert not holds((w + delta) - delta, w, fused=False)
+    assert not holds_value((w + delta) - delta, w, is_fused=False)

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from erasure.concept import Concept
-from erasure.edits import Edit, applied
+from erasure.edits import Edit, apply_edits
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from tests import tiny
@@ -359,7 +359,7 @@ def test_the_same_edit_gives_the_same_bytes(form: str, model: StableDiffusion, s
     edit.save(tmp_path)
     for name in ("edit.json", "edit.safetensors"):
         assert (tmp_path / name).read_bytes() == (saved[form] / name).read_bytes()
-    with applied(model, [edit]):
+    with apply_edits(model, [edit]):
         pass
 
 

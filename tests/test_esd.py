@@ -11,55 +11,55 @@ import torch
 
 from erasure.concept import Concept
 from erasure.edits import Edit
-from erasure.erasing import configure, erase
+from erasure.erasing import configure_method, erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.methods.base import Play
+from erasure.methods.base import TrainingContext
 from erasure.methods.esd import ESD
 from erasure.methods.salun import SalUn
 from erasure.training import recording as recorder
-from erasure.training.loop import Loop, train
-from erasure.training.teacher_cache import Batch
+from erasure.training.loop import TrainingOptions, train
+from erasure.training.teacher_cache import TeacherBatch
 from tests import tiny
 
 CAT = [Concept(name="cat", kind="object")]
 SMALL = {"steps": 6, "batch": 2, "walks": 4, "walk_steps": 4, "lr": 1e-3}
 
 
-def random_batch() -> Batch:
+def random_batch() -> TeacherBatch:
     generator = torch.Generator().manual_seed(0)
     x, c, u = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(3))
-    return Batch(x, torch.tensor([10, 700]), ["cat", "a cat"], c, u)
+    return TeacherBatch(x, torch.tensor([10, 700]), ["cat", "a cat"], c, u)
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0, 3.0])
 def test_loss_is_the_papers_and_the_newer_scripts(model: StableDiffusion, monkeypatch: pytest.MonkeyPatch, eta: float) -> None:
     """The newer script starts from the conditional prediction; its value is the paper's plus one."""
     batch, prediction = random_batch(), torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    method = ESD(negative_guidance=eta, walks=4, walk_steps=1)
-    play = Play(model, recorder.obtain(model, method.record(CAT, seed=0)), model.encode)
-    monkeypatch.setattr(Play, "predict", lambda *_: prediction)
+    method = ESD(negative_guidance=eta, trajectories=4, trajectory_steps=1)
+    play = TrainingContext(model, recorder.load_or_fill(model, method.query(CAT, seed=0)), model.encode)
+    monkeypatch.setattr(TrainingContext, "predict", lambda *_: prediction)
     loss = method.loss(play, batch)
-    script = batch.eps_cond - (eta + 1) * (batch.eps_cond - batch.eps_uncond)
+    script = batch.eps_cond - (eta + 1) * (batch.eps_cond - batch.eps_neutral)
     assert torch.allclose(loss, (prediction - script).pow(2).mean())
 
 
 def test_erase_from_keeps_the_bearer() -> None:
-    recording = ESD(erase_from="rose").record([Concept(name="red", kind="object")], seed=0)
-    assert recording.pairs == (("red rose", "rose"),)
+    recording = ESD(erase_from="rose").query([Concept(name="red", kind="object")], seed=0)
+    assert recording.prompt_pairs == (("red rose", "rose"),)
 
 
 def test_bank_rows_are_what_the_teacher_says(model: StableDiffusion) -> None:
     concept = Concept(name="cat", kind="object", prompts=("{}", "a {} at night | night"))
-    bank = recorder.obtain(model, ESD(walks=4, walk_steps=3).record([concept], seed=0))
+    bank = recorder.load_or_fill(model, ESD(trajectories=4, trajectory_steps=3).query([concept], seed=0))
     assert len(bank) == 12
-    batch = bank.batch(torch.arange(12), model.device)
-    without = [bank.recording.pairs[i][1] for i in bank.pair.tolist()]
+    batch = bank.gather_batch(torch.arange(12), model.device)
+    without = [bank.query.prompt_pairs[i][1] for i in bank.prompt_index.tolist()]
     with torch.no_grad():
         cond = model.predict(batch.x_t, batch.t, model.encode(batch.prompts))
         uncond = model.predict(batch.x_t, batch.t, model.encode(without))
     assert torch.allclose(cond, batch.eps_cond, atol=2e-2)
-    assert torch.allclose(uncond, batch.eps_uncond, atol=2e-2)
+    assert torch.allclose(uncond, batch.eps_neutral, atol=2e-2)
     assert {"", "night"} == set(without)
 
 
@@ -67,7 +67,7 @@ def test_only_the_region_moves_and_the_model_is_left_alone(model: StableDiffusio
     before = model.fingerprint()
     edit = erase(model, CAT, ESD(region="xattn-kv", **SMALL), out=tmp_path / "run")
     assert model.fingerprint() == before
-    assert set(edit.tensors) == set(model.region("xattn-kv"))
+    assert set(edit.tensors) == set(model.parameter_names("xattn-kv"))
     assert any(not torch.equal(t, model.parameters()[n].detach().half()) for n, t in edit.tensors.items())
     assert not any(p.requires_grad for p in model.parameters().values())
 
@@ -76,17 +76,17 @@ def test_only_the_region_moves_and_the_model_is_left_alone(model: StableDiffusio
 def test_every_region_trains_and_nothing_else_moves(model: StableDiffusion, tmp_path: Path, region: str) -> None:
     edit = erase(model, CAT, ESD(region=region, **SMALL), out=tmp_path / "run")  # type: ignore[arg-type]
     moved = {n for n, t in edit.tensors.items() if not torch.equal(t, model.parameters()[n].detach().half())}
-    assert moved and moved <= set(model.region(region)) == set(edit.tensors)
+    assert moved and moved <= set(model.parameter_names(region)) == set(edit.tensors)
 
 
 def test_erasing_moves_the_concept_towards_its_target(model: StableDiffusion, tmp_path: Path) -> None:
     method = ESD(**{**SMALL, "steps": 60, "batch": 4, "lr": 3e-3, "region": "full"})
-    bank = recorder.obtain(model, method.record(CAT, seed=0))
-    batch = bank.batch(torch.arange(len(bank)), model.device)
+    bank = recorder.load_or_fill(model, method.query(CAT, seed=0))
+    batch = bank.gather_batch(torch.arange(len(bank)), model.device)
 
     def loss() -> float:
         with torch.no_grad():
-            play = Play(model, bank, encode=model.encode)
+            play = TrainingContext(model, bank, encode=model.encode)
             return method.loss(play, batch).item()
 
     before = loss()
@@ -141,16 +141,16 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_cause(model: StableD
 @pytest.mark.parametrize(("precision", "words"), [("fp32", "no update has been made yet"), ("bf16", "the likely cause is bf16")])
 def test_a_record_that_is_not_finite_is_named_as_the_cause(tmp_path: Path, precision: Any, words: str) -> None:
     model, method = StableDiffusion(tiny.pipeline(), "tiny", precision), ESD(**SMALL)
-    bank = recorder.obtain(model, method.record(CAT, seed=0))
-    spoiled = replace(bank, eps_uncond=bank.eps_uncond * torch.nan)
+    bank = recorder.load_or_fill(model, method.query(CAT, seed=0))
+    spoiled = replace(bank, eps_neutral=bank.eps_neutral * torch.nan)
     with pytest.raises(UserError, match=f"step 0: the frozen model's own recorded answers hold NaN or Inf; {words}"):
-        train(model, method, spoiled, Loop(folder=tmp_path))
+        train(model, method, spoiled, TrainingOptions(folder=tmp_path))
 
 
 def test_a_loss_that_is_not_finite_names_the_checkpoint_that_is_there(
     model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("erasure.erasing.Loop", partial(Loop, checkpoint_every=2))
+    monkeypatch.setattr("erasure.erasing.Loop", partial(TrainingOptions, checkpoint_every=2))
     real, calls = ESD.step, []
 
     def step(self: ESD, play: Any) -> Any:
@@ -210,7 +210,7 @@ def test_a_missing_tracker_is_named(model: StableDiffusion, tmp_path: Path) -> N
 
 def test_unknown_fields_are_refused() -> None:
     with pytest.raises(UserError, match="Did you mean 'negative_guidance'"):
-        configure(ESD, CAT, "sd1", {"negative_guidence": 2.0})
+        configure_method(ESD, CAT, "sd1", {"negative_guidence": 2.0})
 
 
 @pytest.mark.parametrize(
@@ -224,10 +224,10 @@ def test_unknown_fields_are_refused() -> None:
 )
 def test_fields_of_another_type_are_refused(given: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        configure(ESD, CAT, "sd1", given)
+        configure_method(ESD, CAT, "sd1", given)
 
 
 def test_a_list_from_a_file_is_a_tuple() -> None:
     """So that what a plan asks for is the same job as what the command line asks for."""
-    method, _, _ = configure(SalUn, CAT, "sd1", {"retain": ["a dog", "a hen"]})
-    assert isinstance(method, SalUn) and method.retain == ("a dog", "a hen")
+    method, _, _ = configure_method(SalUn, CAT, "sd1", {"retain": ["a dog", "a hen"]})
+    assert isinstance(method, SalUn) and method.retain_prompts == ("a dog", "a hen")

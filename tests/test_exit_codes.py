@@ -10,12 +10,12 @@ import pytest
 import yaml
 
 from app.cli import main
-from app.commands.audit import reported
+from app.commands.audit import write_report
 from app.commands.jobs import main as jobs_main
 from app.jobs import queue as jobs
-from app.jobs.execution import planned
-from app.jobs.outcome import counts, outcomes, worst
-from app.jobs.plan import Spec, load_plan
+from app.jobs.execution import plan_audits
+from app.jobs.outcome import summarize_verdicts, load_outcomes, worst_exit_code
+from app.jobs.plan import JobSpec, load_plan
 from erasure.concept import Concept
 from erasure.edits import Edit
 from erasure.erasing import erase
@@ -24,12 +24,12 @@ from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.loader import load_model
 from erasure.methods.uce import UCE
 from erasure.storage.run import Run, read_json, write_json
-from eval.audit import Audit, audit
-from eval.compare import compared
-from eval.scoring.judge_scores import judges_of, readable
-from eval.suites.suite import PROMPTS, load_suite
+from eval.audit import AuditPlan, audit
+from eval.compare import tabulate_comparison
+from eval.scoring.judge_scores import available_judges, check_judges_fit
+from eval.suites.suite import SUITES_FOLDER, load_suite
 from tests import tiny
-from tests.replant import replant, reseal
+from tests.replant import replace_samples, reseal
 from tests.test_audit import tiny_suite
 
 SMALL: dict[str, Any] = {
@@ -43,7 +43,7 @@ SMALL: dict[str, Any] = {
 
 
 def suite_file(place: Path, **change: Any) -> Path:
-    record = yaml.safe_load((PROMPTS / "pocket.yaml").read_text())
+    record = yaml.safe_load((SUITES_FOLDER / "pocket.yaml").read_text())
     del record["attacks"]
     place.mkdir(parents=True, exist_ok=True)
     (place / "suite.yaml").write_text(yaml.safe_dump({**record, **SMALL, **change}))
@@ -53,7 +53,7 @@ def suite_file(place: Path, **change: Any) -> Path:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny pipeline whose pictures have pocket's size."""
-    return tiny.folder(tmp_path_factory.mktemp("base") / "tiny", size=16, levels=3)
+    return tiny.save_pipeline(tmp_path_factory.mktemp("base") / "tiny", size=16, levels=3)
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +85,11 @@ def test_an_edit_that_names_no_concept_is_no_pass(edit: Path, tmp_path: Path, ca
     for argv in (["audit", str(edit)], ["audit", str(edit), "--shard", "1/2"], ["audit", str(edit), "--workers", "2"]):
         assert "concepts must have at least 1 item" in refused([*argv, "--suite", str(suite_file(tmp_path / "s"))], capsys)
     assert not list(edit.glob("audit-*"))
-    spec = Spec(edits=(str(edit),), model=record["base"]["source"], suite=str(suite_file(tmp_path / "s")))
+    spec = JobSpec(edits=(str(edit),), model=record["base"]["source"], suite=str(suite_file(tmp_path / "s")))
     jobs.enqueue(tmp_path / "job", spec)
-    assert jobs.start(tmp_path / "job").wait() == 1
+    assert jobs.start_child(tmp_path / "job").wait() == 1
     assert (
-        jobs.progress(tmp_path / "job").state == "failed" and "concepts must have at least 1 item" in jobs.progress(tmp_path / "job").error
+        jobs.read_progress(tmp_path / "job").state == "failed" and "concepts must have at least 1 item" in jobs.read_progress(tmp_path / "job").error
     )
 
 
@@ -113,7 +113,7 @@ def test_pictures_of_what_is_erased_on_both_axes_are_missed(base: Path, tmp_path
     """A style of which every object is erased as well leaves no picture that asks for it."""
     suite = load_suite(str(suite_file(tmp_path, objects={"boat": "a boat"})))
     with pytest.raises(UserError, match="no picture left that asks for neon: every object of it is erased"):
-        Audit.about(["neon", "boat"], suite, "smoke")
+        AuditPlan.for_concepts(["neon", "boat"], suite, "smoke")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_a_plan_of_no_job_is_refused(empty: dict[str, Any], tmp_path: Path) -> N
         load_plan(tmp_path / "plan.yaml")
     (tmp_path / "spec.json").write_text(json.dumps({"edits": ["x"]}))
     with pytest.raises(UserError, match="no suite to audit them with"):
-        Spec.load(tmp_path / "spec.json")
+        JobSpec.load(tmp_path / "spec.json")
 
 
 def finished_job(folder: Path, *states: str, missing: bool = False) -> None:
@@ -189,10 +189,10 @@ def test_an_incomplete_or_unreadable_audit_of_a_job_is_no_pass(tmp_path: Path) -
     finished_job(tmp_path / "a", "FAIL", missing=True)
     finished_job(tmp_path / "b", "PASS")
     (tmp_path / "b" / "audit-0" / "report.json").write_text("{")
-    assert [o.code for name in ("a", "b") for o in outcomes(tmp_path / name)] == [2, 2]
-    assert counts(outcomes(tmp_path / "a")) == "audits: 1 INCOMPLETE, FAIL"
-    assert outcomes(tmp_path / "c") == []
-    assert [worst(codes) for codes in ([], [0, 4], [4, 2], [2, 3, 4])] == [0, 4, 2, 3]
+    assert [o.code for name in ("a", "b") for o in load_outcomes(tmp_path / name)] == [2, 2]
+    assert summarize_verdicts(load_outcomes(tmp_path / "a")) == "audits: 1 INCOMPLETE, FAIL"
+    assert load_outcomes(tmp_path / "c") == []
+    assert [worst_exit_code(codes) for codes in ([], [0, 4], [4, 2], [2, 3, 4])] == [0, 4, 2, 3]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_an_incomplete_or_unreadable_audit_of_a_job_is_no_pass(tmp_path: Path) -
 )
 def test_a_wrong_suite_is_found_before_the_erasure(change: dict[str, Any], words: str, tmp_path: Path) -> None:
     """By run, by run --dry-run, and by the job's own process; nothing is erased."""
-    model = tiny.folder(tmp_path / "small")
+    model = tiny.save_pipeline(tmp_path / "small")
     change = {**change, "suite": str(suite_file(tmp_path)) if change["suite"] == "small" else change["suite"]}
     plan_file = tmp_path / "plan.yaml"
     entry = {"concept": "neon", "method": "uce", **change}
@@ -216,7 +216,7 @@ def test_a_wrong_suite_is_found_before_the_erasure(change: dict[str, Any], words
     with pytest.raises(UserError, match=words):
         jobs_main(["run", str(plan_file), "--dry-run"])
     with pytest.raises(UserError, match=words):
-        planned(load_model(str(model)), plan.jobs[0])
+        plan_audits(load_model(str(model)), plan.jobs[0])
     if "64x64" not in words:  # which needs the model, and so the job's own process
         with pytest.raises(UserError, match=words):
             jobs_main(["run", str(plan_file)])
@@ -225,7 +225,7 @@ def test_a_wrong_suite_is_found_before_the_erasure(change: dict[str, Any], words
 
 def test_an_audit_of_pictures_that_its_judge_cannot_read_draws_none(model: StableDiffusion, tmp_path: Path) -> None:
     edit = erase(model, [Concept(name="neon", kind="style")], UCE(), out=tmp_path / "edit")
-    (plan,) = Audit.of([edit], tiny_suite(), "smoke")
+    (plan,) = AuditPlan.for_edits([edit], tiny_suite(), "smoke")
     with pytest.raises(UserError, match=r"reads pictures of 64x64 pixels alone, tiny draws 16x16"):
         audit(model, [edit], plan, tmp_path / "audit")
     assert not (tmp_path / "audit").exists()
@@ -234,21 +234,21 @@ def test_an_audit_of_pictures_that_its_judge_cannot_read_draws_none(model: Stabl
 def test_a_label_that_a_judge_never_says_is_refused(tmp_path: Path) -> None:
     suite = load_suite(str(suite_file(tmp_path, styles={"plain": "plain", "neon": "neon", "gothick": "gothic"})))
     with pytest.raises(UserError, match="unknown style of suite pocket for its judge pocket_style 'gothick'"):
-        judges_of(suite)
+        available_judges(suite)
     with pytest.raises(UserError, match="gothick"):
-        readable(StableDiffusion(tiny.pipeline(size=16, levels=3), "tiny", "fp32"), suite)
+        check_judges_fit(StableDiffusion(tiny.pipeline(size=16, levels=3), "tiny", "fp32"), suite)
 
 
 def test_comparing_nothing_is_refused(edit: Path, base: Path, tmp_path: Path) -> None:
     model = load_model(str(base))
     one = Edit.load(edit)
     suite = load_suite(str(suite_file(tmp_path)))
-    (plan,) = Audit.of([one], suite, "smoke")
+    (plan,) = AuditPlan.for_edits([one], suite, "smoke")
     result = audit(model, [one], plan, tmp_path / "audit")
-    assert reported(tmp_path / "audit", suite.gates, result) in (3, 4)
-    replant(tmp_path / "audit" / "samples.jsonl", "")
+    assert write_report(tmp_path / "audit", suite.gates, result) in (3, 4)
+    replace_samples(tmp_path / "audit" / "samples.jsonl", "")
     with pytest.raises(UserError, match="nothing to compare"):
-        compared(tmp_path / "audit", tmp_path / "audit")
+        tabulate_comparison(tmp_path / "audit", tmp_path / "audit")
 
 
 def test_a_sequence_without_a_grid_is_refused(edit: Path, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -318,8 +318,8 @@ def test_fresh_removes_what_the_command_wrote_and_nothing_else(command: str, edi
 
 
 def _writes(command: str) -> tuple[str, ...]:
-    from erasure.erasing import WRITES as of_erase
-    from eval.audit import WRITES as of_audit
+    from erasure.erasing import OUTPUT_FILES as of_erase
+    from eval.audit import OUTPUT_FILES as of_audit
 
     return of_erase if command == "erase" else of_audit
 

@@ -13,11 +13,11 @@ from peft import LoHaConfig, LoraConfig, PeftModel, get_peft_model, get_peft_mod
 from safetensors.torch import load_file, save_file
 
 from erasure.concept import Concept
-from erasure.edits.external.lora import DroppedGate
-from erasure.edits.external.reading import foreign
-from erasure.erasing import applied
+from erasure.edits.external.lora import IgnoredGateWarning
+from erasure.edits.external.reading import load_external
+from erasure.erasing import apply_edits
 from erasure.errors import UserError
-from erasure.families.base import canonical
+from erasure.families.base import canonical_name
 from erasure.families.stable_diffusion import StableDiffusion
 from tests import tiny
 
@@ -30,7 +30,7 @@ TEXT = ["q_proj", "out_proj", "fc1"]
 
 def weights(pipe: StableDiffusionPipeline) -> Weights:
     parts = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
-    return {f"{part}.{canonical(name)}": p.detach().clone() for part, module in parts.items() for name, p in module.named_parameters()}
+    return {f"{part}.{canonical_name(name)}": p.detach().clone() for part, module in parts.items() for name, p in module.named_parameters()}
 
 
 def moved(before: Weights, after: Weights) -> Weights:
@@ -39,7 +39,7 @@ def moved(before: Weights, after: Weights) -> Weights:
 
 def ours(model: StableDiffusion, place: Path) -> Weights:
     before = weights(model.pipe)
-    with applied(model, [foreign(model, str(place), CAT)]):
+    with apply_edits(model, [load_external(model, str(place), CAT)]):
         return moved(before, weights(model.pipe))
 
 
@@ -219,7 +219,7 @@ def test_a_peft_folder_and_its_file(part: str, config: LoraConfig, model: Stable
     pipe = tiny.pipeline()
     before = weights(pipe)
     merged = PeftModel.from_pretrained(getattr(pipe, part), str(tmp_path)).merge_and_unload()
-    after = {f"{part}.{canonical(name)}": p.detach() for name, p in merged.named_parameters()}
+    after = {f"{part}.{canonical_name(name)}": p.detach() for name, p in merged.named_parameters()}
     expected = moved(before, {**before, **after})
     same(ours(model, tmp_path), expected)
     same(ours(model, tmp_path / "adapter_model.safetensors"), expected)
@@ -290,7 +290,7 @@ def test_what_cannot_be_applied_exactly_is_refused_by_name(
     assert len(ours(model, tmp_path / "good.safetensors")) == 1
     save_file(change(lora()), tmp_path / "bad.safetensors")
     with pytest.raises(UserError, match=words):
-        foreign(model, str(tmp_path / "bad.safetensors"), CAT)
+        load_external(model, str(tmp_path / "bad.safetensors"), CAT)
 
 
 def test_configs_of_more_than_a_lora_are_refused(model: StableDiffusion, tmp_path: Path) -> None:
@@ -304,37 +304,37 @@ def test_configs_of_more_than_a_lora_are_refused(model: StableDiffusion, tmp_pat
         place = tmp_path / name.split()[0]
         get_peft_model(tiny.pipeline().unet, config).save_pretrained(place)
         with pytest.raises(UserError, match=name):
-            foreign(model, str(place), CAT)
+            load_external(model, str(place), CAT)
     place = tmp_path / "other-rank"
     peft_folder(tiny.pipeline(), "unet", LoraConfig(r=2, target_modules=ATTENTION), place)
     (place / "adapter_config.json").write_text(json.dumps({**json.loads((place / "adapter_config.json").read_text()), "r": 4}))
     with pytest.raises(UserError, match="is of rank 2, and its config says 4"):
-        foreign(model, str(place), CAT)
+        load_external(model, str(place), CAT)
     for config, words in (("[]", "cannot be read"), ('{"r": 2}', "lora_alpha: Field required"), ('{"r": 0, "lora_alpha": 2}', "r 0")):
         (place / "adapter_config.json").write_text(config)
         with pytest.raises(UserError, match=words):
-            foreign(model, str(place), CAT)
+            load_external(model, str(place), CAT)
     alone = tmp_path / "adapter_model.safetensors"
     alone.write_bytes((place / "adapter_model.safetensors").read_bytes())
     with pytest.raises(UserError, match=r"is a PEFT adapter without its adapter_config\.json"):
-        foreign(model, str(alone), CAT)
+        load_external(model, str(alone), CAT)
     (place / "adapter_model.safetensors").rename(place / "adapter_model.bin")
     with pytest.raises(UserError, match=r"no adapter_model\.safetensors; pickled"):
-        foreign(model, str(place), CAT)
+        load_external(model, str(place), CAT)
 
 
 def test_a_scale_given_twice_is_refused(model: StableDiffusion, tmp_path: Path) -> None:
     header = {"lora_adapter_metadata": json.dumps({"unet.r": 2, "unet.lora_alpha": 8})}
     save_file(lora(), tmp_path / "twice.safetensors", metadata=header)
     with pytest.raises(UserError, match="gives its scale twice"):
-        foreign(model, str(tmp_path / "twice.safetensors"), CAT)
+        load_external(model, str(tmp_path / "twice.safetensors"), CAT)
     without = {k: v for k, v in lora().items() if not k.endswith("alpha")}
     save_file(without, tmp_path / "once.safetensors", metadata=header)
     (delta,) = ours(model, tmp_path / "once.safetensors").values()
     assert torch.allclose(delta, torch.full((16, 16), 8 / 2 * 2.0), rtol=1e-3)
     save_file(without, tmp_path / "other.safetensors", metadata={"lora_adapter_metadata": json.dumps({"transformer.r": 2})})
     with pytest.raises(UserError, match="is about transformer, which tiny lacks"):
-        foreign(model, str(tmp_path / "other.safetensors"), CAT)
+        load_external(model, str(tmp_path / "other.safetensors"), CAT)
 
 
 def test_a_dropped_gate_is_said(model: StableDiffusion, tmp_path: Path) -> None:
@@ -344,15 +344,15 @@ def test_a_dropped_gate_is_said(model: StableDiffusion, tmp_path: Path) -> None:
         f"{LAYER}.alpha": torch.tensor(1.0),
     }
     save_file(spm, tmp_path / "spm.safetensors", metadata={"prompts": "snoopy", "rank": "1", "alpha": "1.0"})
-    with pytest.warns(DroppedGate, match="looks like an SPM: rank 1, made for 'snoopy'.*no gate is applied"):
-        foreign(model, str(tmp_path / "spm.safetensors"), CAT)
+    with pytest.warns(IgnoredGateWarning, match="looks like an SPM: rank 1, made for 'snoopy'.*no gate is applied"):
+        load_external(model, str(tmp_path / "spm.safetensors"), CAT)
 
 
 def test_kohya_files_of_a_real_unets_depth_apply_in_every_layer(tmp_path: Path) -> None:
     from tests import sd_sized
 
-    model = StableDiffusion(sd_sized.pipeline("sd1", tenth=True), "sd", "fp32")
-    pipe = sd_sized.pipeline("sd1", tenth=True)
+    model = StableDiffusion(sd_sized.pipeline("sd1", small=True), "sd", "fp32")
+    pipe = sd_sized.pipeline("sd1", small=True)
     unet_state, text_state = trained(
         pipe,
         LoraConfig(
@@ -365,6 +365,6 @@ def test_kohya_files_of_a_real_unets_depth_apply_in_every_layer(tmp_path: Path) 
         f"text_encoder.text_model.{k.removeprefix('text_model.')}": v for k, v in text_state.items()
     }
     save_file({k: v.contiguous() for k, v in convert_state_dict_to_kohya(plain).items()}, tmp_path / "k.safetensors")
-    found = foreign(model, str(tmp_path / "k.safetensors"), CAT)
-    assert len(found.moved()) == 192 + 72 == len(load_file(tmp_path / "k.safetensors")) // 3
+    found = load_external(model, str(tmp_path / "k.safetensors"), CAT)
+    assert len(found.moved_parameters()) == 192 + 72 == len(load_file(tmp_path / "k.safetensors")) // 3
     assert math.isclose(found.tensors[next(iter(found.tensors))].abs().max().item(), 0.3, abs_tol=0.25)

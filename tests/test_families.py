@@ -21,12 +21,12 @@ def test_velocity_is_turned_into_noise(velocity_model: StableDiffusion) -> None:
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_walk_draws_what_diffusers_draws(prediction: str) -> None:
     model = StableDiffusion(tiny.pipeline(prediction), "tiny", "fp32")
-    theirs = model.pipe(["a cat"], num_inference_steps=7, guidance_scale=4.0, latents=model.noise([5]), output_type="latent").images
+    theirs = model.pipe(["a cat"], num_inference_steps=7, guidance_scale=4.0, latents=model.sample_noise([5]), output_type="latent").images
     assert torch.allclose(model.sample(["a cat"], [5], steps=7, guidance=4.0), theirs, atol=1e-4)
 
 
 def test_a_picture_has_its_own_noise(model: StableDiffusion) -> None:
-    assert torch.equal(model.noise([3, 7])[1], model.noise([7])[0])
+    assert torch.equal(model.sample_noise([3, 7])[1], model.sample_noise([7])[0])
 
 
 def test_a_long_caption_keeps_its_end(model: StableDiffusion) -> None:
@@ -50,26 +50,26 @@ def test_a_long_caption_keeps_its_end(model: StableDiffusion) -> None:
     ],
 )
 def test_regions(model: StableDiffusion, region: Region, inside: str, outside: str) -> None:
-    names = model.region(region)
+    names = model.parameter_names(region)
     assert any(inside in name for name in names)
     assert not any(outside in name for name in names)
 
 
 def test_noxattn_leaves_out_time_and_head(model: StableDiffusion) -> None:
-    names = model.region("noxattn")
+    names = model.parameter_names("noxattn")
     assert not any(n.startswith(("unet.time_embedding", "unet.conv_out", "unet.conv_norm_out")) for n in names)
     assert any("time_emb_proj" in n for n in names)
 
 
 def test_unknown_region_names_the_nearest(model: StableDiffusion) -> None:
     with pytest.raises(UserError, match="Did you mean 'xattn'"):
-        model.region("xatn")
+        model.parameter_names("xatn")
 
 
 def test_empty_region_lists_the_others(model: StableDiffusion) -> None:
     model.pipe.unet = torch.nn.Linear(2, 2)
     with pytest.raises(UserError, match=r"selects no parameter.*full"):
-        model.region("xattn")
+        model.parameter_names("xattn")
 
 
 def test_fingerprint_tells_models_apart_but_not_their_dtype(model: StableDiffusion) -> None:

@@ -9,32 +9,32 @@ from typing import Any
 import jsonschema
 import pytest
 
-from app.commands.audit import Options, folder, headline
-from app.jobs.leaderboard import entries
+from app.commands.audit import Options, audit_folder_of, format_headline
+from app.jobs.leaderboard import load_rows
 from erasure.concept import Concept
 from erasure.edits import Edit
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from eval.audit import Audit, audit
-from eval.compare import compared
-from eval.metrics.unlearn_canvas import UnlearnCanvas
-from eval.report.html import again, write
+from eval.audit import AuditPlan, audit
+from eval.compare import tabulate_comparison
+from eval.metrics.unlearn_canvas import UnlearnCanvasRates
+from eval.report.html import audit_command, write_report
 from eval.report.record import SCHEMA
-from eval.scoring.counting import counted, paired
-from eval.scoring.gates import Gate, verdict
-from eval.scoring.recount import finished, recounted
-from eval.suites.fine_grained import cell_of, place
-from eval.suites.list_reader import Prompt
-from eval.suites.suite import Attacks, load_suite
-from tests.replant import replant
+from eval.scoring.counting import count_rates, paired_differences
+from eval.scoring.gates import Gate, decide_verdict
+from eval.scoring.recount import load_finished_audit, recount
+from eval.suites.fine_grained import find_only_label, describe_only
+from eval.suites.list_reader import ListedPrompt
+from eval.suites.suite import SuiteAttacks, load_suite
+from tests.replant import replace_samples
 from tests.test_audit import big, erased, tiny_suite  # noqa: F401  # a fixture
 
 STYLES, OBJECTS = ["plain", "neon", "sketch", "none"], ["boat", "tree", "fish", "none"]
 
 
-def planted() -> UnlearnCanvas:
+def planted() -> UnlearnCanvasRates:
     """Neon was meant to be erased on the boat: gone there 3 of 4 times, left 4 of 7 times elsewhere; sketch kept 2 of 3 times."""
-    metric = UnlearnCanvas(STYLES, OBJECTS, ["neon"], ["plain"], "boat")
+    metric = UnlearnCanvasRates(STYLES, OBJECTS, ["neon"], ["plain"], "boat")
     metric.update([("neon", "boat")] * 4, [("sketch", "tree"), ("none", "boat"), ("plain", "tree"), ("neon", "boat")])
     metric.update([("neon", "tree")] * 5, [("neon", "tree")] * 2 + [("neon", "fish"), ("sketch", "tree"), ("none", "none")])
     metric.update([("neon", "fish")] * 2, [("neon", "fish"), ("plain", "fish")])
@@ -56,7 +56,7 @@ def test_what_took_the_place_is_asked_of_the_cell_alone() -> None:
 
 def test_a_cell_that_the_metric_does_not_know() -> None:
     with pytest.raises(ValueError, match="moat"):
-        UnlearnCanvas(STYLES, OBJECTS, ["neon"], only="moat")
+        UnlearnCanvasRates(STYLES, OBJECTS, ["neon"], only="moat")
 
 
 def row(model: str, style: str, thing: str, read: tuple[str, str], index: int = 0, role: str = "grid") -> dict[str, Any]:
@@ -74,7 +74,7 @@ def test_pairs_of_a_planted_answer_set() -> None:
     rows += [row(model, "sketch", "boat", ("sketch", "boat")) for model in ("base", "erased")]
 
     def cells(only: str) -> dict[str, list[int]]:
-        found = paired(rows, "style", ["neon"], ["plain"], only)
+        found = paired_differences(rows, "style", ["neon"], ["plain"], only)
         return {name: [table[key] for key in ("both", "erased_only", "base_only", "neither")] for name, table in found.items()}
 
     assert cells("boat") == {"UA": [0, 2, 0, 0], "FR": [1, 0, 2, 0], "IRA": [1, 0, 0, 0], "CRA": [3, 0, 1, 0], "IPA": [0, 0, 2, 0]}
@@ -83,21 +83,21 @@ def test_pairs_of_a_planted_answer_set() -> None:
 
 def test_the_cell_is_named_by_label_or_phrase() -> None:
     suite = load_suite("pocket")
-    assert cell_of(suite, ["style"], "Fish") == cell_of(suite, ["style"], "a fish") == "fish"
-    assert cell_of(suite, ["object"], "pixel art") == "pixel"
-    assert cell_of(suite, ["style", "object"], "") == ""
+    assert find_only_label(suite, ["style"], "Fish") == find_only_label(suite, ["style"], "a fish") == "fish"
+    assert find_only_label(suite, ["object"], "pixel art") == "pixel"
+    assert find_only_label(suite, ["style", "object"], "") == ""
     with pytest.raises(UserError, match=r"unknown object for --only in suite pocket 'fisch'. Did you mean 'fish'"):
-        cell_of(suite, ["style"], "fisch")
+        find_only_label(suite, ["style"], "fisch")
     with pytest.raises(UserError, match="unknown object for --only"):
-        cell_of(suite, ["style"], "sketch")
+        find_only_label(suite, ["style"], "sketch")
     with pytest.raises(UserError, match="these erase both"):
-        cell_of(suite, ["style", "object"], "fish")
+        find_only_label(suite, ["style", "object"], "fish")
 
 
-def counts(plan: Audit) -> dict[str, dict[tuple[str, str], int]]:
+def counts(plan: AuditPlan) -> dict[str, dict[tuple[str, str], int]]:
     """Pictures by role and cell."""
     found: dict[str, dict[tuple[str, str], int]] = {}
-    for a in plan.todo:
+    for a in plan.samples:
         cell = (a.case.style, a.case.object)
         part = found.setdefault(a.case.role, {})
         part[cell] = part.get(cell, 0) + 1
@@ -107,8 +107,8 @@ def counts(plan: Audit) -> dict[str, dict[tuple[str, str], int]]:
 @pytest.mark.parametrize(("axis", "target", "only"), [("style", "neon", "fish"), ("object", "fish", "neon")])
 def test_one_cell_is_asked_as_often_as_all_would_be(axis: Any, target: str, only: str) -> None:
     suite = load_suite("pocket")
-    suite, listed = replace(suite, neighbours={target: ("glow", "shine")}, benign=("a bowl of soup",)), (Prompt("something bright", "1"),)
-    whole, finer = (Audit(suite, "standard", axis, (target,), replay=listed, only=cell) for cell in ("", only))
+    suite, listed = replace(suite, neighbors={target: ("glow", "shine")}, benign=("a bowl of soup",)), (ListedPrompt("something bright", "1"),)
+    whole, finer = (AuditPlan(suite, "standard", axis, (target,), replay_prompts=listed, only=cell) for cell in ("", only))
     everywhere, here = counts(whole), counts(finer)
     assert ("neon", "fish") in here["grid"] and set(here["grid"]) == set(everywhere["grid"])
     own = {cell: n for cell, n in everywhere["grid"].items() if target in cell}
@@ -121,8 +121,8 @@ def test_one_cell_is_asked_as_often_as_all_would_be(axis: Any, target: str, only
         assert here[role] == {("neon", "fish"): sum(everywhere[role].values())}
     assert sum(here["neighbour"].values()) == sum(everywhere["neighbour"].values())
     assert {cell[axis == "style"] for cell in here["neighbour"]} == {only}
-    seeds = {a.name: a.seed for a in whole.todo if a.case.role == "grid"}
-    assert {a.name: a.seed for a in finer.todo if a.name in seeds} == seeds  # so that the cache has what another audit drew
+    seeds = {a.file_name: a.seed for a in whole.samples if a.case.role == "grid"}
+    assert {a.file_name: a.seed for a in finer.samples if a.file_name in seeds} == seeds  # so that the cache has what another audit drew
 
 
 def asked(k: int, fr: tuple[int, int, int, int] | None, only: str) -> dict[str, Any]:
@@ -142,12 +142,12 @@ def test_an_erasure_everywhere_does_not_pass_as_one_of_a_cell() -> None:
     gone, kept = Gate(name="gone", rate="UA", at_least=0.9), Gate(name="kept", rate="IRA", drop_at_most=0.1)
     elsewhere = Gate(name="elsewhere", rate="FR", drop_at_most=0.1)
     fine, everywhere = asked(300, (300, 0, 0, 0), "fish"), asked(300, (0, 0, 300, 0), "fish")
-    assert verdict([gone, kept, elsewhere], fine)["state"] == "PASS"
-    assert verdict([gone, kept, elsewhere], everywhere)["state"] == "FAIL"
-    assert verdict([gone, kept], fine)["state"] == verdict([gone, kept], everywhere)["state"] == "INCONCLUSIVE"
-    assert verdict([gone, kept, replace(elsewhere, tier="full")], fine)["state"] == "INCONCLUSIVE"
-    assert verdict([gone, kept, elsewhere], asked(300, None, "fish"))["unmeasured"] == ["elsewhere"]
-    plain = verdict([gone, kept, elsewhere], asked(300, None, ""))  # of an erasure everywhere it is not asked
+    assert decide_verdict([gone, kept, elsewhere], fine)["state"] == "PASS"
+    assert decide_verdict([gone, kept, elsewhere], everywhere)["state"] == "FAIL"
+    assert decide_verdict([gone, kept], fine)["state"] == decide_verdict([gone, kept], everywhere)["state"] == "INCONCLUSIVE"
+    assert decide_verdict([gone, kept, replace(elsewhere, tier="full")], fine)["state"] == "INCONCLUSIVE"
+    assert decide_verdict([gone, kept, elsewhere], asked(300, None, "fish"))["unmeasured"] == ["elsewhere"]
+    plain = decide_verdict([gone, kept, elsewhere], asked(300, None, ""))  # of an erasure everywhere it is not asked
     assert (plain["state"], plain["unmeasured"], len(plain["gates"])) == ("PASS", [], 2)
 
 
@@ -159,9 +159,9 @@ def test_shipped_suites_ask_for_the_concept_elsewhere(name: str) -> None:
 MOUNTED = {"seed_search": {}, "soft_prefix": {"tokens": 2, "steps": 2, "batch": 2}}
 
 
-def finer(edit: Edit) -> Audit:
-    suite = replace(tiny_suite(), attacks=Attacks(tiers=("smoke",), prompts=7, pictures=1, fresh=1, use=MOUNTED))
-    (plan,) = Audit.of([edit], suite, "smoke", only="a boat")
+def finer(edit: Edit) -> AuditPlan:
+    suite = replace(tiny_suite(), attacks=SuiteAttacks(tiers=("smoke",), prompts=7, images=1, fresh_images=1, use=MOUNTED))
+    (plan,) = AuditPlan.for_edits([edit], suite, "smoke", only="a boat")
     return plan
 
 
@@ -170,7 +170,7 @@ def test_an_audit_of_one_cell(big: StableDiffusion, tmp_path: Path) -> None:  # 
     plan, out = finer(edit), tmp_path / "edit" / "audit"
     result = audit(big, [edit], plan, out)
     assert result["job"]["only"] == "boat"
-    (whole,) = Audit.of([edit], tiny_suite(), "smoke")
+    (whole,) = AuditPlan.for_edits([edit], tiny_suite(), "smoke")
     assert "only" not in audit(big, [edit], whole, tmp_path / "edit" / "whole")["job"]
     sizes = {name: rate["n"] for name, rate in result["models"]["erased"]["rates"].items()}
     assert sizes == {"UA": 6, "UA_named": 4, "UA_described": 4, "UA_attacked": 7, "FR": 3, "IRA": 2, "CRA": 7, "IPA": 6, "CRA_included": 13}
@@ -181,16 +181,16 @@ def test_an_audit_of_one_cell(big: StableDiffusion, tmp_path: Path) -> None:  # 
     table = result["paired"]["FR"]
     assert sum(table[key] for key in ("both", "erased_only", "base_only", "neither")) == 3
     assert result["distances"]["parts"]["target"]["erased"]["kid"]["all"]["n"] == [6, 6]
-    assert recounted(out, plan.suite) == json.loads(json.dumps(result))
-    assert "FR " in headline(result)
+    assert recount(out, plan.suite) == json.loads(json.dumps(result))
+    assert "FR " in format_headline(result)
     with pytest.raises(UserError, match="only is boat in the first and  in the second"):
-        compared(out, tmp_path / "edit" / "whole")
-    assert [line.split(" | ")[0] for line in compared(out, out)[2:]] == ["| UA", "| FR", "| IRA", "| CRA", "| IPA"]
+        tabulate_comparison(out, tmp_path / "edit" / "whole")
+    assert [line.split(" | ")[0] for line in tabulate_comparison(out, out)[2:]] == ["| UA", "| FR", "| IRA", "| CRA", "| IPA"]
     said_of(out, result, plan)
 
 
-def said_of(out: Path, result: dict[str, Any], plan: Audit) -> None:
-    page = write(out, result, plan.suite.gates).read_text()
+def said_of(out: Path, result: dict[str, Any], plan: AuditPlan) -> None:
+    page = write_report(out, result, plan.suite.gates).read_text()
     found = json.loads((out / "report.json").read_text())
     jsonschema.validate(found, json.loads(SCHEMA.read_text()))
     assert found["only"] == "boat" and found["conclusions"][0].startswith("Asked for “neon” on “boat”, the erased model draws it in ")
@@ -198,29 +198,29 @@ def said_of(out: Path, result: dict[str, Any], plan: Audit) -> None:
     assert [r["name"] for r in found["rates"]][-5:] == ["FR", "IRA", "CRA", "IPA", "CRA_included"]
     assert [g["rate"] for g in found["gates"]].count("FR") == 1
     assert "Erasing “neon” only on “boat”" in page and "lost elsewhere" in page and "the concept elsewhere" in page
-    assert shlex.split(again(out, result))[-2:] == ["--only", "boat"]
-    page = write(out, result, [gate for gate in plan.suite.gates if gate.rate != "FR"]).read_text()
+    assert shlex.split(audit_command(out, result))[-2:] == ["--only", "boat"]
+    page = write_report(out, result, [gate for gate in plan.suite.gates if gate.rate != "FR"]).read_text()
     assert "the suite has no gate on FR" in page
     without = json.loads((out / "report.json").read_text())
     assert without["verdict"]["reasons"][-1].startswith("INCONCLUSIVE, kept elsewhere: the suite has no gate on FR")
-    assert [e.concepts for e in entries(out)] == ["neon only on “boat”"]
+    assert [e.concepts for e in load_rows(out)] == ["neon only on “boat”"]
 
 
 def test_a_concept_kept_elsewhere_is_seen(big: StableDiffusion, tmp_path: Path) -> None:  # noqa: F811
     """The rows of a real audit with readings planted: gone on the boat, in two of three trees still there."""
     edit = erased(big, [Concept(name="neon", kind="style")], tmp_path / "edit")
-    (plan,) = Audit.of([edit], tiny_suite(), "smoke", only="boat")
+    (plan,) = AuditPlan.for_edits([edit], tiny_suite(), "smoke", only="boat")
     audit(big, [edit], plan, tmp_path / "audit")
     samples = tmp_path / "audit" / "samples.jsonl"
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
     for r in rows:
         gone = r["model"] == "erased" and r["style"] == "neon" and (r["object"] == "boat" or r["index"] == 0)
         r["read"]["style"]["label"], r["read"]["object"]["label"] = "plain" if gone else r["style"], r["object"]
-    replant(samples, "".join(json.dumps(r) + "\n" for r in rows))
-    result = {**finished(tmp_path / "audit"), **counted(rows, plan.suite, "style", ["neon"], "boat")}
+    replace_samples(samples, "".join(json.dumps(r) + "\n" for r in rows))
+    result = {**load_finished_audit(tmp_path / "audit"), **count_rates(rows, plan.suite, "style", ["neon"], "boat")}
     rates = {name: (rate["k"], rate["n"]) for name, rate in result["models"]["erased"]["rates"].items()}
     assert rates["UA"] == (6, 6) and rates["FR"] == (2, 3) and rates["UA_named"] == (4, 4) and rates["IRA"] == (2, 2)
-    page = write(tmp_path / "audit", result, plan.suite.gates).read_text()
+    page = write_report(tmp_path / "audit", result, plan.suite.gates).read_text()
     counts = "where it was meant to stay: read as asked in 2 of 3 pictures (FR), the base&#39;s in 3 of 3"
     assert f"{counts}: 33.3 points lower; a loss of up to" in page
     assert "still shown 0 of 6 · lost elsewhere 1 of 3 ·" in page
@@ -228,7 +228,7 @@ def test_a_concept_kept_elsewhere_is_seen(big: StableDiffusion, tmp_path: Path) 
 
 
 def test_the_default_folder_says_where() -> None:
-    assert [place({"axis": axis, "job": {"only": "x"}}) for axis in ("style", "object")] == [" on “x”", " in “x”"]
+    assert [describe_only({"axis": axis, "job": {"only": "x"}}) for axis in ("style", "object")] == [" on “x”", " in “x”"]
     options = Options(edits=(Path("runs/a"),), only="a boat", tier="smoke")
-    assert folder(options, "pocket", "", "boat") == Path("runs/a/audit-pocket-smoke-only-boat")
-    assert folder(options, "pocket", "") == Path("runs/a/audit-pocket-smoke")
+    assert audit_folder_of(options, "pocket", "", "boat") == Path("runs/a/audit-pocket-smoke-only-boat")
+    assert audit_folder_of(options, "pocket", "") == Path("runs/a/audit-pocket-smoke")

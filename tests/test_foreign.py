@@ -10,8 +10,8 @@ from app.commands.audit import main
 from erasure import export
 from erasure.concept import Concept
 from erasure.edits import Edit
-from erasure.edits.external.reading import foreign, is_edit
-from erasure.erasing import applied, erase
+from erasure.edits.external.reading import load_external, is_edit_path
+from erasure.erasing import apply_edits, erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Method
@@ -26,7 +26,7 @@ def made(model: StableDiffusion, method: Method, out: Path) -> Edit:
 
 
 def drawn(model: StableDiffusion, edit: Edit) -> torch.Tensor:
-    with applied(model, [edit]):
+    with apply_edits(model, [edit]):
         return model.sample(["a cat"], [1], steps=2)
 
 
@@ -40,13 +40,13 @@ def test_every_form_draws_what_the_edit_draws(form: str, model: StableDiffusion,
         place = tmp_path / "form.safetensors"
     else:
         place = tmp_path / "form"
-        export.to_form(model, edit, place, form)
-    assert is_edit(str(tmp_path / "edit")) and not is_edit(str(place))
+        export.export_edit(model, edit, place, form)
+    assert is_edit_path(str(tmp_path / "edit")) and not is_edit_path(str(place))
     if place.suffix == ".safetensors":  # also where it lies beside an edit
         place = place.rename(tmp_path / "edit" / "other.safetensors")
-        assert is_edit(str(tmp_path / "edit" / "edit.safetensors")) and not is_edit(str(place))
-    found = foreign(model, str(place), CAT)
-    assert found.moved() == edit.moved()
+        assert is_edit_path(str(tmp_path / "edit" / "edit.safetensors")) and not is_edit_path(str(place))
+    found = load_external(model, str(place), CAT)
+    assert found.moved_parameters() == edit.moved_parameters()
     assert torch.allclose(drawn(model, found), drawn(model, edit), atol=2e-2)
     if form != "lora":  # whose factors are rounded apart
         assert torch.equal(drawn(model, found), drawn(model, edit))
@@ -69,17 +69,17 @@ def test_a_lora_in_kohyas_layout_is_scaled_by_alpha(model: StableDiffusion, tmp_
         tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(1.0)}
         deltas[f"{layer}.weight"] = 0.5 * up @ down
     save_file(tensors, tmp_path / "k.safetensors")
-    found = foreign(model, str(tmp_path / "k.safetensors"), CAT)
-    assert found.moved() == weights.keys()
+    found = load_external(model, str(tmp_path / "k.safetensors"), CAT)
+    assert found.moved_parameters() == weights.keys()
     before = {name: weight.detach().clone() for name, weight in weights.items()}
-    with applied(model, [found]):
+    with apply_edits(model, [found]):
         for name, weight in weights.items():
             assert torch.allclose(weight.detach() - before[name], deltas[name], atol=1e-2)
     assert all(torch.equal(weight, before[name]) for name, weight in weights.items())
 
 
 def test_what_is_no_erasure_is_one_line(model: StableDiffusion, tmp_path: Path) -> None:
-    tiny.folder(tmp_path / "base")
+    tiny.save_pipeline(tmp_path / "base")
     (tmp_path / "weights.pt").write_bytes(b"pickle")
     (tmp_path / "broken.safetensors").write_bytes(b"x" * 20)
     save_file({"model.diffusion_model.a": torch.zeros(1)}, tmp_path / "compvis.safetensors")
@@ -95,12 +95,12 @@ def test_what_is_no_erasure_is_one_line(model: StableDiffusion, tmp_path: Path) 
         ("none", "no erasure at"),
     ):
         with pytest.raises(UserError, match=words):
-            foreign(model, str(tmp_path / name), CAT)
+            load_external(model, str(tmp_path / name), CAT)
     from erasure.loading.loader import load_model
 
     base = load_model(str(tmp_path / "base"))
     with pytest.raises(UserError, match="equals"):
-        foreign(base, str(tmp_path / "base"), CAT)
+        load_external(base, str(tmp_path / "base"), CAT)
     with pytest.raises(UserError, match="give --concept, --model, --out"):
         main([str(tmp_path / "other.safetensors")])
     with pytest.raises(UserError, match="no edit at"):

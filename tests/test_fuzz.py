@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-import fuzzing.runner as runner  # scripts are no package
-from fuzzing.case import Case, damaged, mutated, swapped
+from fuzzing import runner  # scripts are no package
+from fuzzing.case import Case, damage, mutate, swap_type
 
 
 def judged(code: int | str | None, said: str, wrong: bool = True) -> list[str]:
-    return [failure.kind for failure in runner.judged(Case("x", (), {}, wrong), code, said)]
+    return [failure.kind for failure in runner.find_failures(Case("x", (), {}, wrong), code, said)]
 
 
 def test_how_an_end_is_judged() -> None:
@@ -30,7 +30,7 @@ def test_how_an_end_is_judged() -> None:
 def test_the_watch_sees_what_is_written_elsewhere_and_who_is_called(tmp_path: Path) -> None:
     import socket
 
-    watch = runner.Watch()
+    watch = runner.SideEffectMonitor()
     (tmp_path / "out").mkdir()
     watch.begin(tmp_path / "out")
     (tmp_path / "out" / "fine.txt").write_text("x")
@@ -51,12 +51,12 @@ def test_mutations_change_one_place_and_repeat_by_seed() -> None:
     import random
 
     record = {"a": 1, "b": {"c": [1, "x"]}, "d": None}
-    found = [mutated(record, random.Random(seed)) for seed in range(200)]
+    found = [mutate(record, random.Random(seed)) for seed in range(200)]
     assert all(str(one) != str(record) for one in found) and len({str(one) for one in found}) > 30
-    assert [str(one) for one in found] == [str(mutated(record, random.Random(seed))) for seed in range(200)]
+    assert [str(one) for one in found] == [str(mutate(record, random.Random(seed))) for seed in range(200)]
     assert record == {"a": 1, "b": {"c": [1, "x"]}, "d": None}
-    assert all(type(swapped(3, random.Random(seed))) not in (int, float) for seed in range(50))
-    assert sum(damaged(b"0123456789" * 20, random.Random(seed)) != b"0123456789" * 20 for seed in range(100)) > 90
+    assert all(type(swap_type(3, random.Random(seed))) not in (int, float) for seed in range(50))
+    assert sum(damage(b"0123456789" * 20, random.Random(seed)) != b"0123456789" * 20 for seed in range(100)) > 90
 
 
 @pytest.mark.slow

@@ -13,8 +13,8 @@ from starlette.routing import Mount
 
 from app.web import page
 from app.web.address import listen
-from app.web.attempts import ADDRESSES, ALL, EACH, Attempts
-from app.web.gate import Gate
+from app.web.attempts import MAX_ADDRESSES, OVERALL, PER_ADDRESS, LoginAttempts
+from app.web.gate import AccessControl
 from app.web.studio import Studio
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
@@ -36,8 +36,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
     found: dict[str, Any] = {}
     studio = Studio(StableDiffusion(tiny.pipeline(), "tiny", "fp32"), tmp_path_factory.mktemp("gate") / "runs")
     for name, login in (("closed", LOGIN), ("open", None)):
-        app = page.asgi(page.build(studio), login=login)
-        found[name] = page.serve(app, listen("127.0.0.1", 0)).rstrip("/")
+        app = page.make_app(page.build_page(studio), login=login)
+        found[name] = page.start_server(app, listen("127.0.0.1", 0)).rstrip("/")
         found[f"{name} app"] = app
     yield found
 
@@ -45,7 +45,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]
 @pytest.fixture(autouse=True)
 def nobody_tried_yet(served: dict[str, Any]) -> Clock:
     clock = Clock()
-    served["closed app"].attempts = Attempts(clock)
+    served["closed app"].attempts = LoginAttempts(clock)
     return clock
 
 
@@ -74,7 +74,7 @@ def test_nothing_but_the_login_answers_without_a_cookie(served: dict[str, Any]) 
                 answer = client.request(method, path, headers={"Accept": accept, "Cookie": "access-token-unsecure-1=x; a/b=1; =; ;;"})
                 if path.rstrip("/") == "/login":
                     assert answer.status_code == (401 if method == "POST" else 200) and "Password" in answer.text
-                    served["closed app"].attempts = Attempts()
+                    served["closed app"].attempts = LoginAttempts()
                 else:
                     assert answer.status_code in (303, 401, 403), (method, path)
                     assert len(answer.content) < 100, (method, path, answer.text)
@@ -105,34 +105,34 @@ def test_a_wrong_login_is_refused(served: dict[str, Any], wrong: tuple[str, str]
 def test_wrong_logins_slow_down(served: dict[str, Any], nobody_tried_yet: Clock) -> None:
     right, wrong = ({"username": LOGIN[0], "password": word} for word in (LOGIN[1], "guess"))
     with httpx.Client(base_url=served["closed"]) as client:
-        for _ in range(EACH.burst):
+        for _ in range(PER_ADDRESS.burst):
             assert client.post("/login", data=wrong).status_code == 401
         answer = client.post("/login", data=right)  # not even looked at, or guessing would cost nothing
-        assert answer.status_code == 429 and 0 < int(answer.headers["retry-after"]) <= EACH.seconds + 1
-        nobody_tried_yet.now += EACH.seconds
+        assert answer.status_code == 429 and 0 < int(answer.headers["retry-after"]) <= PER_ADDRESS.refill_seconds + 1
+        nobody_tried_yet.now += PER_ADDRESS.refill_seconds
         assert client.post("/login", data=wrong).status_code == 401
         assert client.post("/login", data=right).status_code == 429
-        nobody_tried_yet.now += EACH.seconds
+        nobody_tried_yet.now += PER_ADDRESS.refill_seconds
         assert client.post("/login", data=right).status_code == 200
         assert client.post("/login", content=b"x" * 100_000).status_code in (413, 429)
 
 
 def test_many_addresses_are_slow_together_and_are_not_all_remembered() -> None:
     clock = Clock()
-    attempts = Attempts(clock)
-    for i in range(ALL.burst):
-        assert attempts.wait(f"10.0.{i // 250}.{i % 250}") == 0
-        attempts.failed(f"10.0.{i // 250}.{i % 250}")
-    assert 0 < attempts.wait("192.168.0.1") <= ALL.seconds
-    for i in range(3 * ADDRESSES):
-        attempts.failed(f"2001:db8:{i:x}::1")
-    assert len(attempts.by_address) <= ADDRESSES
-    clock.now += ALL.seconds * ALL.burst
-    assert attempts.wait("192.168.0.1") == 0
-    for i in range(EACH.burst):
-        attempts.failed(f"2001:db9::{i}")
-    assert attempts.wait("2001:db9::ffff") > 0, "addresses of one /64 are one"
-    assert attempts.wait("not an address") == 0
+    attempts = LoginAttempts(clock)
+    for i in range(OVERALL.burst):
+        assert attempts.seconds_to_wait(f"10.0.{i // 250}.{i % 250}") == 0
+        attempts.record_failure(f"10.0.{i // 250}.{i % 250}")
+    assert 0 < attempts.seconds_to_wait("192.168.0.1") <= OVERALL.refill_seconds
+    for i in range(3 * MAX_ADDRESSES):
+        attempts.record_failure(f"2001:db8:{i:x}::1")
+    assert len(attempts.by_address) <= MAX_ADDRESSES
+    clock.now += OVERALL.refill_seconds * OVERALL.burst
+    assert attempts.seconds_to_wait("192.168.0.1") == 0
+    for i in range(PER_ADDRESS.burst):
+        attempts.record_failure(f"2001:db9::{i}")
+    assert attempts.seconds_to_wait("2001:db9::ffff") > 0, "addresses of one /64 are one"
+    assert attempts.seconds_to_wait("not an address") == 0
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:7860", "127.0.0.1.evil.example", "", "[", "localhost.", "0.0.0.0"])
@@ -185,8 +185,8 @@ def test_no_component_of_the_page_takes_files(served: dict[str, Any]) -> None:
 
 
 def test_a_page_for_others_answers_to_any_name() -> None:
-    gate = Gate(FastAPI(), (), LOGIN)
-    assert gate.refusal({"type": "http", "path": "/", "headers": [(b"host", b"gpu.example"), (b"origin", b"https://x")]}) is None
+    gate = AccessControl(FastAPI(), (), LOGIN)
+    assert gate.refuse({"type": "http", "path": "/", "headers": [(b"host", b"gpu.example"), (b"origin", b"https://x")]}) is None
 
 
 def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 
 from erasure.concept import Concept
 from erasure.edits import Edit
-from erasure.erasing import applied, erase
+from erasure.erasing import apply_edits, erase
 from erasure.errors import UserError
 from erasure.export import to_folder, to_lora
 from erasure.families.stable_diffusion import StableDiffusion
@@ -21,10 +21,10 @@ CAT = [Concept(name="cat", kind="object")]
 
 def test_a_negative_prompt_is_diffusers_negative_prompt(model: StableDiffusion, tmp_path: Path) -> None:
     edit = erase(model, CAT, NegativePrompt(), out=tmp_path / "run")
-    with applied(model, [edit]):
+    with apply_edits(model, [edit]):
         ours = model.sample(["a cat"], [5], steps=5, guidance=4.0)
     theirs = model.pipe(
-        ["a cat"], negative_prompt=["cat"], num_inference_steps=5, guidance_scale=4.0, latents=model.noise([5]), output_type="latent"
+        ["a cat"], negative_prompt=["cat"], num_inference_steps=5, guidance_scale=4.0, latents=model.sample_noise([5]), output_type="latent"
     ).images
     assert torch.allclose(ours, theirs, atol=1e-4)
 
@@ -34,12 +34,12 @@ def test_a_negative_prompt_is_diffusers_negative_prompt(model: StableDiffusion, 
 def test_a_plain_pipeline_draws_what_we_draw(method: Guided, prediction: str, tmp_path: Path) -> None:
     model = StableDiffusion(tiny.pipeline(prediction), "tiny", "fp32")
     edit = erase(model, CAT, method, out=tmp_path / "run")
-    with applied(model, [edit]):
+    with apply_edits(model, [edit]):
         ours = model.sample(["a cat"], [5], steps=5, guidance=4.0)
     plain = tiny.pipeline(prediction)
 
     def drawn() -> torch.Tensor:
-        return plain(["a cat"], num_inference_steps=5, guidance_scale=4.0, latents=model.noise([5]), output_type="latent").images
+        return plain(["a cat"], num_inference_steps=5, guidance_scale=4.0, latents=model.sample_noise([5]), output_type="latent").images
 
     base = drawn()
     loaded = Edit.load(tmp_path / "run").apply(plain)
@@ -88,9 +88,9 @@ def test_warm_up_builds_momentum_and_does_nothing_else() -> None:
 def test_guidance_adds_up_and_scales(model: StableDiffusion, tmp_path: Path) -> None:
     a = erase(model, CAT, NegativePrompt(), out=tmp_path / "a")
     b = erase(model, [Concept(name="dog", kind="object")], NegativePrompt(), out=tmp_path / "b")
-    with applied(model, [a, b]):
+    with apply_edits(model, [a, b]):
         both = model.sample(["a cat"], [5], steps=3)
-    with applied(model, [b, a]):
+    with apply_edits(model, [b, a]):
         assert torch.allclose(model.sample(["a cat"], [5], steps=3), both, atol=1e-5)
 
 

@@ -19,8 +19,8 @@ from tests import tiny
 
 @pytest.fixture
 def edit(tmp_path: Path) -> Path:
-    model = StableDiffusion(tiny.pipeline(), str(tiny.folder(tmp_path / "model")), "fp32")
-    erase(model, [Concept(name="cat")], ESD(steps=2, batch=2, walks=4, walk_steps=2, lr=1e-2), out=tmp_path / "run")
+    model = StableDiffusion(tiny.pipeline(), str(tiny.save_pipeline(tmp_path / "model")), "fp32")
+    erase(model, [Concept(name="cat")], ESD(steps=2, batch=2, trajectories=4, trajectory_steps=2, lr=1e-2), out=tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -50,17 +50,17 @@ def test_a_dry_run_shows_exactly_what_would_be_sent(
 
 def test_names_and_the_network_are_checked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="takes org/name"):
-        hub.push(tmp_path, "no-slash")
+        hub.push_to_hub(tmp_path, "no-slash")
     with pytest.raises(UserError, match="holds nothing to send"):
-        hub.contents(tmp_path)
+        hub.list_uploads(tmp_path)
     (tmp_path / "a.json").write_text("{}")
     (tmp_path / "log.pkl").write_text("never")
-    assert hub.contents(tmp_path) == [("a.json", 2)]
+    assert hub.list_uploads(tmp_path) == [("a.json", 2)]
     with pytest.raises(UserError, match=r"a/b could not be written|needs a login"):
-        hub.push(tmp_path, "a/b", endpoint="http://127.0.0.1:9")
+        hub.push_to_hub(tmp_path, "a/b", endpoint="http://127.0.0.1:9")
 
 
 @pytest.mark.parametrize("repo", ["../..", "a/..", "./b", "a", "a/b/c", "", "-/-", "a--b/c", "a/b.git", "a/" + "b" * 97])
 def test_what_is_not_a_repository_is_refused(repo: str) -> None:
     with pytest.raises(UserError, match="takes org/name"):
-        hub.checked(repo)
+        hub.check_repo_name(repo)

@@ -15,12 +15,12 @@ import yaml
 from app.commands.jobs import main
 from app.jobs import leaderboard as board
 from app.jobs import queue as jobs
-from app.jobs.plan import Spec, load_plan
+from app.jobs.plan import JobSpec, load_plan
 from erasure.concept import Concept
 from erasure.errors import UserError
 from erasure.storage import locks
 from erasure.storage.run import read_json, write_json
-from eval.suites.suite import PROMPTS
+from eval.suites.suite import SUITES_FOLDER
 from tests import tiny
 
 FIELDS = {"steps": 40, "batch": 2, "walks": 4, "walk_steps": 3, "lr": 1e-3}
@@ -30,8 +30,8 @@ def small_plan(tmp_path: Path, methods: tuple[str, ...] = ("esd",), concepts: tu
     """A plan on a tiny model whose pictures have pocket's size, audited with a suite of six cells."""
     model = tmp_path / "model"
     if not model.exists():
-        tiny.folder(model, size=16, levels=3)
-    suite = yaml.safe_load((PROMPTS / "pocket.yaml").read_text())
+        tiny.save_pipeline(model, size=16, levels=3)
+    suite = yaml.safe_load((SUITES_FOLDER / "pocket.yaml").read_text())
     suite |= {"steps": 2, "styles": {k: suite["styles"][k] for k in ("plain", "neon", "sketch")}}
     suite |= {"objects": {k: suite["objects"][k] for k in ("boat", "tree")}}
     suite["aliases"] = {"neon": suite["aliases"]["neon"]}
@@ -54,12 +54,12 @@ def test_a_plan_runs_to_its_end_and_is_then_skipped(tmp_path: Path, capfd: pytes
     plan = load_plan(path)
     for spec in plan.jobs:
         folder = plan.folder(spec)
-        assert jobs.progress(folder).state == "done"
+        assert jobs.read_progress(folder).state == "done"
         (audit,) = read_json(folder / "done.json")["audits"]
         assert (folder / audit / "report.html").exists()
         assert not (folder / "claim.json").exists()
     assert (plan.folder(plan.jobs[0]) / "preview.png").exists()
-    assert len(jobs.progress(plan.folder(plan.jobs[0])).loss) == FIELDS["steps"]
+    assert len(jobs.read_progress(plan.folder(plan.jobs[0])).loss) == FIELDS["steps"]
     before = (plan.folder(plan.jobs[0]) / "done.json").stat().st_mtime_ns
     assert main(["run", str(path)]) == 0
     assert (plan.folder(plan.jobs[0]) / "done.json").stat().st_mtime_ns == before
@@ -87,11 +87,11 @@ def test_a_failed_job_is_named_and_runs_again_on_request(tmp_path: Path, capfd: 
     assert main(["run", str(path)]) == 2
     plan = load_plan(path)
     bad, good = (plan.folder(spec) for spec in plan.jobs)
-    assert "at step" in jobs.progress(bad).error
-    assert jobs.progress(good).state == "waiting"
+    assert "at step" in jobs.read_progress(bad).error
+    assert jobs.read_progress(good).state == "waiting"
     assert "failed: neon" in capfd.readouterr().err
     assert main(["run", str(path), "--keep-going"]) == 2
-    assert jobs.progress(good).state == "done"
+    assert jobs.read_progress(good).state == "done"
     first = (bad / "error.json").stat().st_mtime_ns
     assert main(["run", str(path), "--retry"]) == 2
     assert (bad / "error.json").stat().st_mtime_ns > first
@@ -101,22 +101,22 @@ def test_a_running_job_shows_its_phase_and_can_be_cancelled_and_continued(tmp_pa
     path = small_plan(tmp_path)
     plan = load_plan(path)
     spec, folder = plan.jobs[0], plan.folder(plan.jobs[0])
-    assert jobs.progress(folder).state == "waiting"
+    assert jobs.read_progress(folder).state == "waiting"
     jobs.enqueue(folder, spec)
-    child = jobs.start(folder)
-    assert jobs.progress(folder).state in ("waiting", "running")
+    child = jobs.start_child(folder)
+    assert jobs.read_progress(folder).state in ("waiting", "running")
     end = time.monotonic() + 120
-    while jobs.progress(folder).phase not in ("erasing", "auditing") and time.monotonic() < end:
+    while jobs.read_progress(folder).phase not in ("erasing", "auditing") and time.monotonic() < end:
         time.sleep(0.05)
-    assert jobs.progress(folder).state == "running"
+    assert jobs.read_progress(folder).state == "running"
     jobs.cancel(folder)
     assert child.wait() == -signal.SIGTERM
-    assert jobs.progress(folder).state == "cancelled"
-    assert jobs.start(folder).wait() == jobs.UNFINISHED  # a cancel that comes before the child begins is not forgotten
-    assert jobs.progress(folder).state == "cancelled"
+    assert jobs.read_progress(folder).state == "cancelled"
+    assert jobs.start_child(folder).wait() == jobs.EXIT_UNFINISHED  # a cancel that comes before the child begins is not forgotten
+    assert jobs.read_progress(folder).state == "cancelled"
     jobs.requeue(folder)
-    assert jobs.start(folder).wait() == 0
-    assert jobs.progress(folder).state == "done"
+    assert jobs.start_child(folder).wait() == 0
+    assert jobs.read_progress(folder).state == "done"
     with pytest.raises(UserError, match="nothing to cancel"):
         jobs.cancel(folder)
 
@@ -128,37 +128,37 @@ def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-m", "app.cli", "jobs", "run", str(path)], stderr=subprocess.DEVNULL)
     while not (folder / "claim.json").exists() and parent.poll() is None:
         time.sleep(0.01)
-    assert locks.holder(folder)
+    assert locks.holder_of(folder)
     parent.kill()
     parent.wait()
     end = time.monotonic() + 30
-    while locks.holder(folder) and time.monotonic() < end:
+    while locks.holder_of(folder) and time.monotonic() < end:
         time.sleep(0.1)
-    assert not locks.holder(folder)
-    assert jobs.progress(folder).state in ("interrupted", "done")
+    assert not locks.holder_of(folder)
+    assert jobs.read_progress(folder).state in ("interrupted", "done")
 
 
 def test_states_are_read_off_the_folder(tmp_path: Path) -> None:
-    spec = Spec(concepts=(Concept(name="neon"),))
+    spec = JobSpec(concepts=(Concept(name="neon"),))
     jobs.enqueue(tmp_path / "job", spec)
     jobs.enqueue(tmp_path / "job", spec)
-    assert jobs.progress(tmp_path / "job").state == "waiting"
+    assert jobs.read_progress(tmp_path / "job").state == "waiting"
     with pytest.raises(UserError, match="holds another job"):
-        jobs.enqueue(tmp_path / "job", Spec(concepts=(Concept(name="sketch"),)))
-    with locks.held(tmp_path / "job", "a test"):
-        assert (jobs.progress(tmp_path / "job").state, jobs.progress(tmp_path / "job").phase) == ("running", "starting")
-        jobs.claim(tmp_path / "job", "erasing", 50)
-        assert jobs.progress(tmp_path / "job").state == "running"
+        jobs.enqueue(tmp_path / "job", JobSpec(concepts=(Concept(name="sketch"),)))
+    with locks.lock_folder(tmp_path / "job", "a test"):
+        assert (jobs.read_progress(tmp_path / "job").state, jobs.read_progress(tmp_path / "job").phase) == ("running", "starting")
+        jobs.write_claim(tmp_path / "job", "erasing", 50)
+        assert jobs.read_progress(tmp_path / "job").state == "running"
         (tmp_path / "job" / "edit").mkdir()
         (tmp_path / "job" / "edit" / "train.jsonl").write_text('{"step": 0, "model": 0.5}\n{"step": 1, "model": 0.25}\n{"step"')
-        p = jobs.progress(tmp_path / "job")
+        p = jobs.read_progress(tmp_path / "job")
         assert (p.done, p.total, p.loss) == (2, 50, (0.5, 0.25))
         assert p.eta is not None and p.eta >= 0
         record = read_json(tmp_path / "job" / ".lock")
     for about, state in (({"started": "1"}, "interrupted"), ({"host": "elsewhere", "machine": "0" * 8}, "running")):
         write_json(tmp_path / "job" / ".lock", {**record, "process": {**record["process"], **about}})  # the number of another process
-        assert jobs.progress(tmp_path / "job").state == state
-        assert [folder.name for folder, _ in jobs.found(tmp_path)] == ["job"]
+        assert jobs.read_progress(tmp_path / "job").state == state
+        assert [folder.name for folder, _ in jobs.find_jobs(tmp_path)] == ["job"]
     with pytest.raises(UserError, match=r"worked on by .* on elsewhere"):
         jobs.cancel(tmp_path / "job")
     assert not (tmp_path / "job" / "cancelled").exists()
@@ -169,7 +169,7 @@ def test_a_board_needs_audits(tmp_path: Path) -> None:
         main(["board", str(tmp_path)])
     with pytest.raises(UserError, match="Did you mean 'status'"):
         main(["statsu"])
-    assert board.entries(tmp_path) == []
+    assert board.load_rows(tmp_path) == []
 
 
 @pytest.mark.slow

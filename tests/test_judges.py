@@ -20,22 +20,22 @@ from torchvision.models import ResNet50_Weights, resnet50
 from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 
 from app.commands import doctor
-from erasure.config.registry import load, names
+from erasure.config.registry import load_class, list_modules
 from erasure.errors import UserError
 from erasure.pocket.reader import LABELS as POCKET_LABELS
 from eval.generation import load_png, save_png
 from eval.judges import _pocket, nudenet, unlearncanvas
-from eval.judges._open_clip import OWN
-from eval.judges._open_clip import load as load_clip
+from eval.judges._open_clip import POCKET_OPEN_CLIP
+from eval.judges._open_clip import load_open_clip as load_clip
 from eval.judges.base import Judge, MissingWeights
-from eval.judges.imagenet import FILE, ImageNet
-from eval.judges.nudenet import COUNTED, NudeNet, as_opencv, best, decide
+from eval.judges.imagenet import WEIGHTS_FILE, ImageNet
+from eval.judges.nudenet import DEFAULT_COUNTED, NudeNet, to_opencv, best_scores, nudity_score
 from eval.judges.open_clip import OpenClip
 from eval.judges.pocket_object import PocketObject
 from eval.judges.pocket_style import PocketStyle
 from eval.judges.unlearncanvas import LABELS, UnlearnCanvas
 from eval.judges.zero_shot import ZeroShot
-from eval.scoring.calibration import FOLDER, Calibration, Counts
+from eval.scoring.calibration import CALIBRATION_FOLDER, Calibration, LabelCounts
 from tests import tiny
 
 CLIP = {
@@ -80,7 +80,7 @@ def test_zero_shot_is_the_softmax_of_cosines_to_averaged_phrases(clip: str, tmp_
     network = open_clip.create_model_from_pretrained(clip, return_transform=False).eval()
     tokenizer = open_clip.get_tokenizer(clip)
     mean, std = (torch.tensor(PREPROCESS[key])[:, None, None] for key in ("mean", "std"))
-    for path, reading in zip(paths, judge.read(opened(paths), []), strict=True):
+    for path, reading in zip(paths, judge.score(opened(paths), []), strict=True):
         with torch.no_grad():
             image = network.encode_image(((load_png(path) - mean) / std)[None])[0]
             scale, powers = network.logit_scale.exp().item(), {}
@@ -92,7 +92,7 @@ def test_zero_shot_is_the_softmax_of_cosines_to_averaged_phrases(clip: str, tmp_
         assert reading["scores"] == pytest.approx(shares, abs=2e-6)
         assert reading["label"] == max(shares, key=lambda label: shares[label])
         assert reading["p"] == max(reading["scores"].values())
-    assert len({str(reading) for reading in judge.read(opened(paths), [])}) == 5
+    assert len({str(reading) for reading in judge.score(opened(paths), [])}) == 5
 
 
 def test_open_clip_judges_see_a_picture_as_its_file(clip: str, tmp_path: Path) -> None:
@@ -104,14 +104,14 @@ def test_open_clip_judges_see_a_picture_as_its_file(clip: str, tmp_path: Path) -
         seen = network.encode_image(cut[None])[0]
         said = network.encode_text(open_clip.get_tokenizer(clip)(["a cat"]))[0]
     cosine = (seen @ said / seen.norm() / said.norm()).item()
-    assert OpenClip(model=clip).read(opened([path]), ["a cat"])[0]["cosine"] == pytest.approx(100 * cosine, abs=2e-3)
+    assert OpenClip(model=clip).score(opened([path]), ["a cat"])[0]["cosine"] == pytest.approx(100 * cosine, abs=2e-3)
     almost = opened([path]) - 0.4 / 255  # the same file when saved
-    assert OpenClip(model=clip).read(almost, ["a cat"]) == OpenClip(model=clip).read(opened([path]), ["a cat"])
+    assert OpenClip(model=clip).score(almost, ["a cat"]) == OpenClip(model=clip).score(opened([path]), ["a cat"])
 
 
 def test_pockets_clip_keeps_the_end_token_of_a_caption_that_is_too_long() -> None:
     """It reads a text off where the largest id first stands: at the end token, without which some word would speak for the whole."""
-    clip = load_clip(OWN, "")
+    clip = load_clip(POCKET_OPEN_CLIP, "")
     (row,) = clip.tokenizer(["a boat " + "in the style of neon " * 60])
     end = clip.tokenizer.tokenizer.eos_token_id
     assert clip.network.text_pool_type == "argmax" and row.max() == end
@@ -122,13 +122,13 @@ def test_a_margin_says_none(clip: str, tmp_path: Path) -> None:
     shown = opened(pictures(5, 16, 16, tmp_path))
     words = {"labels": {"cat": ("cat",), "dog": ("dog",), "sea": ("sea",)}, "templates": ("{}",), "model": clip}
     leads = []
-    for reading in ZeroShot(**words).read(shown, []):
+    for reading in ZeroShot(**words).score(shown, []):
         first, second, _ = sorted(reading["scores"].values(), reverse=True)
         leads.append(first - second)
     middle = sorted(leads)[2]
-    read = ZeroShot(**words, margin=middle).read(shown, [])
+    read = ZeroShot(**words, margin=middle).score(shown, [])
     assert [r["label"] == "none" for r in read] == [lead < middle for lead in leads]
-    assert [r["scores"] for r in read] == [r["scores"] for r in ZeroShot(**words).read(shown, [])]
+    assert [r["scores"] for r in read] == [r["scores"] for r in ZeroShot(**words).score(shown, [])]
     known = [
         ZeroShot(**words).identity(),
         ZeroShot(**words, margin=middle).identity(),
@@ -155,16 +155,16 @@ def test_zero_shot_refuses(fields: dict[str, Any], said: str) -> None:
 
 
 def test_zero_shot_by_default_tells_pockets_styles_apart() -> None:
-    from erasure.pocket.canvas import OBJECTS, STYLES, Picture, render
+    from erasure.pocket.canvas import OBJECTS, STYLES, ImageSpec, render
 
-    wanted = [Picture(o, s, 20_000_000) for o in OBJECTS for s in STYLES]
-    read = ZeroShot().read(render(wanted), [])
+    wanted = [ImageSpec(o, s, 20_000_000) for o in OBJECTS for s in STYLES]
+    read = ZeroShot().score(render(wanted), [])
     assert sum(r["label"] == w.style for r, w in zip(read, wanted, strict=True)) >= 85  # of 90
 
 
 def test_imagenet_reads_what_torchvision_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    place = tmp_path / "hub" / "checkpoints" / FILE
+    place = tmp_path / "hub" / "checkpoints" / WEIGHTS_FILE
     place.parent.mkdir(parents=True)
     torch.manual_seed(5)
     network, shown, chosen = resnet50(), opened(pictures(3, 96, 128, tmp_path)), ResNet50_Weights.IMAGENET1K_V2
@@ -179,7 +179,7 @@ def test_imagenet_reads_what_torchvision_reads(tmp_path: Path, monkeypatch: pyte
     ]
     save_file(network.state_dict(), tmp_path / "same.safetensors")
     for judge in (ImageNet(), ImageNet(weights=str(tmp_path / "same.safetensors"))):
-        read = judge.read(shown, [])
+        read = judge.score(shown, [])
         assert [[tuple(pair) for pair in r["top5"]] for r in read] == rows
         assert [(r["label"], r["p"]) for r in read] == [row[0] for row in rows]
     assert len({str(row) for row in rows}) == 3
@@ -209,7 +209,7 @@ def test_unlearncanvas_reads_what_timm_reads(axis: Any, count: int, small: str, 
     assert len(LABELS[axis]) == count and list(LABELS[axis]) == sorted(LABELS[axis])
     for name in ("c.pth", "c.safetensors"):
         judge = UnlearnCanvas(axis=axis, weights=str(tmp_path / name))
-        read = judge.read(opened(paths), [])
+        read = judge.score(opened(paths), [])
         assert [r["label"] for r in read] == [LABELS[axis][i] for i in wanted.argmax(-1).tolist()]
         # torchvision's tensors and PIL round a resize differently, by less than one grey level
         assert [r["p"] for r in read] == pytest.approx(wanted.amax(-1).tolist(), abs=0.02)
@@ -220,7 +220,7 @@ def test_unlearncanvas_reads_what_timm_reads(axis: Any, count: int, small: str, 
 def test_a_head_of_the_other_axis_is_refused(small: str, tmp_path: Path) -> None:
     torch.save({"model_state_dict": timm.create_model(small, num_classes=20).state_dict()}, tmp_path / "object.pth")
     with pytest.raises(UserError, match=r"another network.*head.weight.*20.*51"):
-        UnlearnCanvas(axis="style", weights=str(tmp_path / "object.pth")).read(torch.zeros(1, 3, 8, 8), [])
+        UnlearnCanvas(axis="style", weights=str(tmp_path / "object.pth")).score(torch.zeros(1, 3, 8, 8), [])
     with pytest.raises(UserError, match=r"'colour'.*object, style"):
         UnlearnCanvas(axis="colour")  # type: ignore[arg-type]
     torch.save(timm.create_model(small, num_classes=20).state_dict(), tmp_path / "bare.pth")
@@ -272,7 +272,7 @@ def test_missing_weights_say_what_where_and_how(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare" / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP}))
     asked: list[tuple[Judge, str]] = [
-        (ImageNet(), rf"{re.escape(str(tmp_path))}.*{FILE}; download https://"),
+        (ImageNet(), rf"{re.escape(str(tmp_path))}.*{WEIGHTS_FILE}; download https://"),
         (ImageNet(weights="nowhere.pth"), "nowhere.pth"),
         (UnlearnCanvas(axis="object"), "object classifier.*`weights`"),
         (UnlearnCanvas(weights="nowhere.pth"), "style classifier.*nowhere.pth"),
@@ -300,13 +300,13 @@ def test_nudity_is_a_counted_label_above_the_threshold() -> None:
         {"class": "BUTTOCKS_EXPOSED", "score": 0.46},
         {"class": "FACE_MALE", "score": 0.8},
     ]
-    scores = best(boxes)
+    scores = best_scores(boxes)
     assert scores == {"BELLY_EXPOSED": 0.9, "BUTTOCKS_EXPOSED": 0.46, "FACE_MALE": 0.8}
-    assert decide(scores, COUNTED, 0.45) == {"label": "nudity", "p": 0.46, "scores": scores}
-    assert decide(scores, COUNTED, 0.46)["label"] == "nudity"
-    assert decide(scores, COUNTED, 0.47) == {"label": "none", "p": 0.46, "scores": scores}
-    assert decide(scores, ("BELLY_EXPOSED",), 0.47)["label"] == "nudity"
-    assert decide({}, COUNTED, 0.25) == {"label": "none", "p": 0.0, "scores": {}}
+    assert nudity_score(scores, DEFAULT_COUNTED, 0.45) == {"label": "nudity", "p": 0.46, "scores": scores}
+    assert nudity_score(scores, DEFAULT_COUNTED, 0.46)["label"] == "nudity"
+    assert nudity_score(scores, DEFAULT_COUNTED, 0.47) == {"label": "none", "p": 0.46, "scores": scores}
+    assert nudity_score(scores, ("BELLY_EXPOSED",), 0.47)["label"] == "nudity"
+    assert nudity_score({}, DEFAULT_COUNTED, 0.25) == {"label": "none", "p": 0.0, "scores": {}}
 
 
 @pytest.mark.parametrize(
@@ -326,35 +326,35 @@ def test_nudenet_refuses(fields: dict[str, Any], said: str) -> None:
 
 def test_without_nudenet_its_weights_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "nudenet", None)
-    nudenet._detector.cache_clear()
+    nudenet._load_detector.cache_clear()
     with pytest.raises(MissingWeights, match=r"pip install 'erasure-studio\[nudity\]'"):
         NudeNet().identity()
-    assert best([]) == {}
+    assert best_scores([]) == {}
 
 
 def test_the_real_nudenet_reads_none_where_nothing_is(tmp_path: Path) -> None:
     package = pytest.importorskip("nudenet")
     cv2 = pytest.importorskip("cv2")
-    nudenet._detector.cache_clear()
-    assert set(vars(package.nudenet)["__labels"]) == set(nudenet.LABELS) and set(COUNTED) < set(nudenet.LABELS)
+    nudenet._load_detector.cache_clear()
+    assert set(vars(package.nudenet)["__labels"]) == set(nudenet.LABELS) and set(DEFAULT_COUNTED) < set(nudenet.LABELS)
     ramp = torch.linspace(0, 1, 64).expand(3, 64, 64)
     shown = torch.stack((torch.ones(3, 64, 64), torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)), ramp))
-    for reading in NudeNet().read(shown, []):
+    for reading in NudeNet().score(shown, []):
         assert reading["label"] == "none" and reading["p"] < 0.45
     assert re.fullmatch("[0-9a-f]{64}", NudeNet().identity()["weights"])
-    assert NudeNet().identity() != NudeNet(threshold=0.6).identity() != NudeNet(counted=COUNTED[:1]).identity()
+    assert NudeNet().identity() != NudeNet(threshold=0.6).identity() != NudeNet(counted=DEFAULT_COUNTED[:1]).identity()
     # what the detector is handed is what it would read from the file itself
     paths = pictures(2, 40, 24, tmp_path)
-    for picture, path in zip(as_opencv(opened(paths)), paths, strict=True):
+    for picture, path in zip(to_opencv(opened(paths)), paths, strict=True):
         assert (picture == cv2.imread(str(path))).all()
 
 
 def test_every_shipped_calibration_is_of_the_judge_as_it_is() -> None:
     for judge, axis in ((PocketStyle(), "style"), (PocketObject(), "object")):
-        calibration = Calibration.read(FOLDER / f"pocket_{axis}.json", judge.identity())
+        calibration = Calibration.load(CALIBRATION_FOLDER / f"pocket_{axis}.json", judge.identity())
         assert list(calibration.labels) == sorted(POCKET_LABELS[axis])
         for label in POCKET_LABELS[axis]:
-            counts = calibration.of(label)
+            counts = calibration.counts_of(label)
             assert counts.positive >= 190 and counts.sensitivity >= 0.95 and counts.specificity >= 0.99
 
 
@@ -368,17 +368,17 @@ def calibration(path: Path, **changes: Any) -> Path:
 
 
 def test_calibration_is_read_strictly(tmp_path: Path) -> None:
-    from erasure.storage.run import digest
+    from erasure.storage.run import hash_record
 
     identity = {"weights": "abc"}
-    path, own = tmp_path / "c.json", digest(identity)
-    read = Calibration.read(calibration(path, judge=own), identity)
-    assert read.of("cat") == Counts(true_positive=9, positive=10, true_negative=30, negative=40)
-    assert (read.of("cat").sensitivity, read.of("cat").specificity) == (0.9, 0.75)
+    path, own = tmp_path / "c.json", hash_record(identity)
+    read = Calibration.load(calibration(path, judge=own), identity)
+    assert read.counts_of("cat") == LabelCounts(true_positive=9, positive=10, true_negative=30, negative=40)
+    assert (read.counts_of("cat").sensitivity, read.counts_of("cat").specificity) == (0.9, 0.75)
     with pytest.raises(UserError, match=r"'dog'.*Available: cat"):
-        read.of("dog")
+        read.counts_of("dog")
     with pytest.raises(UserError, match=f"measured on judge 'c3f5a6c57a0e3b0c'; this one is '{own}'"):
-        Calibration.read(calibration(path), identity)
+        Calibration.load(calibration(path), identity)
     wrong: list[tuple[dict[str, Any], str]] = [
         ({"true_positive": 11}, "label 'cat'.*11 and 10"),
         ({"negative": 0, "true_negative": 0}, "true_negative <= negative"),
@@ -393,39 +393,39 @@ def test_calibration_is_read_strictly(tmp_path: Path) -> None:
     ]
     for changes, said in wrong:
         with pytest.raises(UserError, match=said):
-            Calibration.read(calibration(path, judge=own, **changes), identity)
+            Calibration.load(calibration(path, judge=own, **changes), identity)
     for text in ("[]", "{", "{}"):
         path.write_text(text)
         with pytest.raises(UserError, match=re.escape(str(path))):
-            Calibration.read(path, identity)
+            Calibration.load(path, identity)
     with pytest.raises(UserError, match="nowhere"):
-        Calibration.read(tmp_path / "nowhere.json", identity)
+        Calibration.load(tmp_path / "nowhere.json", identity)
 
 
 def test_doctor_spares_optional_judges_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert doctor.judges() == 0
+    assert doctor.check_judges() == 0
     said = capsys.readouterr().out
     assert "imagenet not ready (optional): weights of torchvision's ResNet-50 not found" in said
     assert "unlearncanvas not ready (optional)" in said and "pocket_style ready" in said and "zero_shot ready" in said
-    assert all(f" {name} " in said for name in names("eval.judges"))
-    monkeypatch.setattr(_pocket, "POCKET", tmp_path)
-    assert doctor.judges() == 2
+    assert all(f" {name} " in said for name in list_modules("eval.judges"))
+    monkeypatch.setattr(_pocket, "POCKET_FOLDER", tmp_path)
+    assert doctor.check_judges() == 2
     assert "pocket_style NOT ready" in capsys.readouterr().out
     monkeypatch.undo()
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setitem(OpenClip.__init__.__kwdefaults__, "model", f"local-dir:{tmp_path}")
-    assert doctor.judges() == 2  # what ships with the package has no excuse
+    assert doctor.check_judges() == 2  # what ships with the package has no excuse
     assert "open_clip NOT ready: open_clip model not found" in capsys.readouterr().out
     monkeypatch.undo()
-    place = tmp_path / "hub" / "checkpoints" / FILE
+    place = tmp_path / "hub" / "checkpoints" / WEIGHTS_FILE
     place.parent.mkdir(parents=True)
     place.write_bytes(b"cut off")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    assert doctor.judges() == 2  # weights that are there and broken are a fault
+    assert doctor.check_judges() == 2  # weights that are there and broken are a fault
     assert "imagenet NOT ready" in capsys.readouterr().out
 
 
 def test_names_of_judges_are_modules() -> None:
-    assert {"imagenet", "nudenet", "open_clip", "pocket_object", "pocket_style", "unlearncanvas", "zero_shot"} == set(names("eval.judges"))
-    assert {name for name in names("eval.judges") if load("eval.judges", name, Judge).optional} == {"imagenet", "nudenet", "unlearncanvas"}
+    assert {"imagenet", "nudenet", "open_clip", "pocket_object", "pocket_style", "unlearncanvas", "zero_shot"} == set(list_modules("eval.judges"))
+    assert {name for name in list_modules("eval.judges") if load_class("eval.judges", name, Judge).optional} == {"imagenet", "nudenet", "unlearncanvas"}

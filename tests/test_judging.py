@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.generation import attempts, save_png
+from eval.generation import samples_of, save_png
 from eval.judges.base import Judge
-from eval.scoring.judge_scores import judge
-from eval.suites.cases import cases
+from eval.scoring.judge_scores import score_samples
+from eval.suites.cases import suite_cases
 from tests.test_audit import tiny_suite
 
 
@@ -24,21 +24,21 @@ class Says(Judge):
     def identity(self) -> dict[str, Any]:
         return {"label": self.label}
 
-    def read(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    def score(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
         return [{"label": self.label, "p": 1.0} for _ in images]
 
 
 def test_readings_of_two_judges_never_mix(tmp_path: Path) -> None:
-    todo = attempts(tiny_suite(), cases(tiny_suite(), [], "smoke"))
+    todo = samples_of(tiny_suite(), suite_cases(tiny_suite(), [], "smoke"))
     for attempt in todo:
-        save_png(torch.zeros(3, 2, 2, dtype=torch.uint8), tmp_path / "images" / "erased" / attempt.name)
+        save_png(torch.zeros(3, 2, 2, dtype=torch.uint8), tmp_path / "images" / "erased" / attempt.file_name)
 
     def said(label: str) -> set[str]:
-        rows = judge(todo, ["erased"], {"style": Says(label=label)}, tmp_path)
+        rows = score_samples(todo, ["erased"], {"style": Says(label=label)}, tmp_path)
         assert len(rows) == len(todo)
         return {row["read"]["style"]["label"] for row in rows}
 
     assert said("neon") == {"neon"} and said("plain") == {"plain"}
     for attempt in todo:
-        (tmp_path / "images" / "erased" / attempt.name).unlink()
+        (tmp_path / "images" / "erased" / attempt.file_name).unlink()
     assert said("neon") == {"neon"}  # from disk

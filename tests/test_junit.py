@@ -5,9 +5,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from eval.report.junit import junit
-from eval.report.sentences import sentence
-from eval.scoring.gates import Gate, verdict
+from eval.report.junit import junit_xml
+from eval.report.sentences import describe_gate
+from eval.scoring.gates import Gate, decide_verdict
 
 GATES = (
     Gate(name="gone", rate="UA", at_least=0.9),
@@ -32,16 +32,16 @@ def result(k: int = 300, **more: Any) -> dict[str, Any]:
 
 def told(of: dict[str, Any], gates: tuple[Gate, ...] = GATES, concept: str = "neon") -> tuple[bytes, dict[str, tuple[str, str, str]]]:
     """The file, and of every test case its outcome, the type and the message."""
-    decided = verdict(gates, of)
+    decided = decide_verdict(gates, of)
     found = {
         "suite": {"name": "pocket", "file": None, "tier": of["tier"]},
         "thresholds": {"digest": "0" * 16, "own": True, "file": None},
         "concept": concept,
         "gates": decided["gates"],
-        "verdict": {"state": decided["state"], "reasons": [sentence(gate) for gate in decided["gates"]] + decided["withheld"]},
+        "verdict": {"state": decided["state"], "reasons": [describe_gate(gate) for gate in decided["gates"]] + decided["withheld"]},
         "conclusions": [f"Asked for {concept}"],
     }
-    made = junit(found, of, gates)
+    made = junit_xml(found, of, gates)
     root = ElementTree.fromstring(made)
     (suite,) = root
     cases = {

@@ -22,8 +22,8 @@ from erasure.concept import Concept
 from erasure.erasing import erase
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.esd import ESD
-from erasure.storage.locks import holder
-from eval.suites.suite import PROMPTS
+from erasure.storage.locks import holder_of
+from eval.suites.suite import SUITES_FOLDER
 from tests import tiny
 
 STEPS = {"esd": 60, "salun": 60, "advunlearn": 60}
@@ -129,7 +129,7 @@ def test_a_killed_erasure_continues_to_the_same_bytes(model: StableDiffusion, tm
 
 
 def small(model: StableDiffusion, out: Path) -> None:
-    erase(model, [Concept(name="cat", kind="object")], ESD(steps=400, batch=2, walks=4, walk_steps=2, lr=1e-3), out=out)
+    erase(model, [Concept(name="cat", kind="object")], ESD(steps=400, batch=2, trajectories=4, trajectory_steps=2, lr=1e-3), out=out)
 
 
 @pytest.mark.slow
@@ -146,7 +146,7 @@ def test_killed_erasures_end_with_the_same_bytes(tmp_path: Path, method: str) ->
 
 def tiny_suite(tmp_path: Path, **attacks: object) -> Path:
     """Six cells of two steps, on pictures of pocket's size, with two attacks in tier smoke if asked for."""
-    suite = yaml.safe_load((PROMPTS / "pocket.yaml").read_text(encoding="utf-8"))
+    suite = yaml.safe_load((SUITES_FOLDER / "pocket.yaml").read_text(encoding="utf-8"))
     suite |= {"steps": 2, "styles": {k: suite["styles"][k] for k in ("plain", "neon", "sketch")}}
     suite |= {"objects": {k: suite["objects"][k] for k in ("boat", "tree")}}
     suite["aliases"] = {"neon": suite["aliases"]["neon"]}
@@ -166,7 +166,7 @@ def test_killed_audits_end_with_the_same_bytes(tmp_path: Path) -> None:
         soft_prefix={"tokens": 2, "steps": 6, "batch": 2},
         again={"attack": "relearning", "data": "benign", "steps": 4, "checkpoints": 2, "batch": 2, "adapter": "full"},
     )
-    model = tiny.folder(tmp_path / "model", size=16, levels=3)
+    model = tiny.save_pipeline(tmp_path / "model", size=16, levels=3)
     edit = tmp_path / "edit"
     assert run(tmp_path, "erase", "--method", "uce", "--concept", "neon", "--model", str(model), "--out", str(edit)).wait() == 0
     for workers in (1, 2):
@@ -182,7 +182,7 @@ def test_killed_audits_end_with_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_jobs_end_with_the_same_bytes(tmp_path: Path) -> None:
     """Six kills of a plan of two jobs: of the driver, of its child, of both."""
-    suite, model = tiny_suite(tmp_path), tiny.folder(tmp_path / "model", size=16, levels=3)
+    suite, model = tiny_suite(tmp_path), tiny.save_pipeline(tmp_path / "model", size=16, levels=3)
     fields = {"steps": 60, "batch": 2, "walks": 4, "walk_steps": 3, "lr": 1e-3}
     record = {"model": str(model), "suite": str(suite), "jobs": [{"concept": ["neon", "sketch"], "fields": fields}]}
     rng = random.Random(20)
@@ -208,7 +208,7 @@ def test_killed_jobs_end_with_the_same_bytes(tmp_path: Path) -> None:
             hit: list[int] = []
 
             def kill(who: str = who, hit: list[int] = hit, driver: "subprocess.Popen[bytes]" = driver) -> None:
-                working = [found.process.pid for folder in folders if (found := holder(folder))]  # noqa: B023
+                working = [found.process.pid for folder in folders if (found := holder_of(folder))]  # noqa: B023
                 for pid in working if who in ("child", "both") else ():
                     with_child = psutil.Process(pid)
                     with_child.kill()
@@ -221,7 +221,7 @@ def test_killed_jobs_end_with_the_same_bytes(tmp_path: Path) -> None:
             killed_after(driver, rng.randint(now + 1, max(now + 2, total - 2)), rng.random() * 0.3, lambda: work_done(place), kill)  # noqa: B023
             kills += bool(hit)
             ended = not hit
-            while any(holder(folder) for folder in folders):  # a child ends within a second of its driver
+            while any(holder_of(folder) for folder in folders):  # a child ends within a second of its driver
                 time.sleep(0.1)
         assert run(place, "jobs", "run", str(place / "plan.yaml"), "--retry").wait() == verdict, (place / "stderr.txt").read_text()[-2000:]
         assert result_bytes(place / "out") == expected

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from eval.suites.suite import PROMPTS
+from eval.suites.suite import SUITES_FOLDER
 
 pytestmark = pytest.mark.slow
 SMALL = {
@@ -26,7 +26,7 @@ SIGNS = ("images/erased/*.png", "attacks/unlearndiffatk/*.json", "attacks/relear
 @pytest.fixture
 def suite(tmp_path: Path) -> Path:
     """The shipped suite of pocket with the budgets of its attacks cut down; no family is left out."""
-    record = yaml.safe_load((PROMPTS / "pocket.yaml").read_text(encoding="utf-8"))
+    record = yaml.safe_load((SUITES_FOLDER / "pocket.yaml").read_text(encoding="utf-8"))
     record["tiers"]["full"] = [1, 1]
     record["mutations"] = ["typo"]
     attacks = record["attacks"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from eval.attacks.base import Unsuited
+from eval.attacks.base import NotApplicable
 from eval.attacks.concept_inversion import ConceptInversion
 from eval.attacks.learned_embedding import LearnedEmbedding
 from tests.test_concept_inversion import STRIPPED, stand_on
@@ -28,22 +28,22 @@ def test_a_word_that_was_learned_elsewhere_is_asked_without_the_name(model: Stab
     stand = stand_on(model)
     word = ConceptInversion(tokens=2, steps=4, batch=2).fit(stand, {})["word"][-1]
     attack = LearnedEmbedding(file=saved(tmp_path / "neon.safetensors", {"emb_params": word}))
-    known = attack.fit(stand, attack.before(stand))
-    asks = list(attack.rounds(stand, (2, 0), known))
-    assert [ask.prompts for ask in asks] == [[STRIPPED[2], STRIPPED[0]]] * stand.pictures
+    known = attack.fit(stand, attack.prepare(stand))
+    asks = list(attack.queries(stand, (2, 0), known))
+    assert [ask.prompts for ask in asks] == [[STRIPPED[2], STRIPPED[0]]] * stand.rounds
     assert all(ask.prefix is not None and torch.equal(ask.prefix, word) for ask in asks)
-    assert asks[0].shown == ["(the word of neon.safetensors) hen", "(the word of neon.safetensors) cat"]
+    assert asks[0].display_prompts == ["(the word of neon.safetensors) hen", "(the word of neon.safetensors) cat"]
 
 
 @pytest.mark.parametrize("kind", [".bin", ".pt", ".safetensors"])
 def test_the_layouts_in_which_words_are_shared(model: StableDiffusion, tmp_path: Path, kind: str) -> None:
     """The word's own embedding says what the word says."""
-    row = model.vocabulary()[model.tokens("c")[0]]
+    row = model.token_embeddings()[model.tokenize("c")[0]]
     held: list[Any] = [{"<c>": row}, {"<c>": row[None].half()}]
     if kind != ".safetensors":
         held += [row, {"<c>": torch.nn.Parameter(row)}]
     for i, one in enumerate(held):
-        word = LearnedEmbedding(file=saved(tmp_path / f"{i}{kind}", one)).before(stand_on(model))["word"]
+        word = LearnedEmbedding(file=saved(tmp_path / f"{i}{kind}", one)).prepare(stand_on(model))["word"]
         assert word.shape == (1, 32) and word.dtype == torch.float32 and not word.requires_grad
         assert torch.allclose(model.encode([""], word), model.encode(["c"]), atol=1e-2)
 
@@ -65,7 +65,7 @@ def test_a_pickle_with_code_is_refused_and_not_run(model: StableDiffusion, tmp_p
         path = tmp_path / f"trap{i}{kind}"
         save({"<neon>": Trap(sprung)}, path)
         with pytest.raises(UserError, match="more than tensors, which is never loaded") as caught:
-            LearnedEmbedding(file=str(path)).before(stand)
+            LearnedEmbedding(file=str(path)).prepare(stand)
         assert "\n" not in str(caught.value) and not sprung.exists()
     torch.load(path.with_name(f"trap0{kind}"), weights_only=False)
     assert sprung.exists()  # the trap works
@@ -86,19 +86,19 @@ def test_what_is_no_embedding_of_this_model_is_refused(model: StableDiffusion, t
         ("nan.pt", broken, "vectors that are no numbers"),
     ):
         with pytest.raises(UserError, match=said) as caught:
-            LearnedEmbedding(file=saved(tmp_path / name, held)).before(stand)
-        assert not isinstance(caught.value, Unsuited) and name in str(caught.value)
+            LearnedEmbedding(file=saved(tmp_path / name, held)).prepare(stand)
+        assert not isinstance(caught.value, NotApplicable) and name in str(caught.value)
     saved(tmp_path / "word.ckpt", row)
     for name in ("nowhere.pt", "word.ckpt", ""):
         with pytest.raises(UserError, match=r"is no \.safetensors, \.bin, \.pt file that is there"):
-            LearnedEmbedding(file=str(tmp_path / name)).before(stand)
-    with pytest.raises(Unsuited, match="nobody says what these prompts are without it"):
-        LearnedEmbedding(file=saved(tmp_path / "good.pt", row)).before(replace(stand, stripped=()))
+            LearnedEmbedding(file=str(tmp_path / name)).prepare(stand)
+    with pytest.raises(NotApplicable, match="nobody says what these prompts are without it"):
+        LearnedEmbedding(file=saved(tmp_path / "good.pt", row)).prepare(replace(stand, stripped_prompts=()))
 
 
 def test_a_word_of_many_vectors_takes_its_places(model: StableDiffusion, tmp_path: Path) -> None:
-    words: Tensor = model.vocabulary()[:3]
+    words: Tensor = model.token_embeddings()[:3]
     attack = LearnedEmbedding(file=saved(tmp_path / "three.pt", words))
-    (ask, *_) = attack.rounds(stand := stand_on(model), (0,), attack.before(stand))
+    (ask, *_) = attack.queries(stand := stand_on(model), (0,), attack.prepare(stand))
     said = model.encode(ask.prompts, ask.prefix)
     assert said.shape == (1, 16, 32) and not torch.allclose(said, model.encode(ask.prompts))

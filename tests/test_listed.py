@@ -11,25 +11,25 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from app.commands.audit import Options, folder, headline, reported, warn_about
+from app.commands.audit import Options, audit_folder_of, format_headline, write_report, warn_about_lists
 from erasure.concept import Concept
 from erasure.edits import Edit
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from eval import generation as samples
-from eval.audit import Audit, asks, audit
-from eval.report.html import again
+from eval.audit import AuditPlan, suite_digest, audit
+from eval.report.html import audit_command
 from eval.report.record import SCHEMA
-from eval.scoring.counting import counted
-from eval.scoring.gates import Gate, verdict
-from eval.scoring.judge_scores import judges_of
-from eval.scoring.recount import recounted, rows_of
+from eval.scoring.counting import count_rates
+from eval.scoring.gates import Gate, decide_verdict
+from eval.scoring.judge_scores import available_judges
+from eval.scoring.recount import recount, load_sample_rows
 from eval.stats.intervals import clopper_pearson
-from eval.suites.cases import cases
-from eval.suites.list_reader import Prompt
-from eval.suites.prompt_list import read_list
+from eval.suites.cases import suite_cases
+from eval.suites.list_reader import ListedPrompt
+from eval.suites.prompt_list import load_prompt_list
 from eval.suites.suite import Suite, load_suite, suite_names
-from tests.replant import replant
+from tests.replant import replace_samples
 from tests.test_audit import big, erased  # noqa: F401  # a fixture
 from tests.test_report import Page, harmless
 
@@ -93,31 +93,31 @@ def test_suites_of_prompts_are_read_strictly(tmp_path: Path, change: dict[str, A
 
 def test_a_label_that_the_judge_never_says_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"object of suite boats for its judge pocket_object 'boad'\. Did you mean 'boat'"):
-        judges_of(load_suite(written(tmp_path, label="boad")))
-    assert set(judges_of(load_suite(written(tmp_path)))[0]) == {"object", "clip"}
+        available_judges(load_suite(written(tmp_path, label="boad")))
+    assert set(available_judges(load_suite(written(tmp_path)))[0]) == {"object", "clip"}
 
 
 def test_a_tier_takes_prompts_evenly_and_keeps_their_seeds(tmp_path: Path) -> None:
     suite = load_suite(written(tmp_path))
-    smoke = cases(suite, [("object", "boat")], "smoke")
-    assert [(c.prompt, c.count, c.given, c.guidance, c.id) for c in smoke] == [
+    smoke = suite_cases(suite, [("object", "boat")], "smoke")
+    assert [(c.prompt, c.count, c.list_seed, c.guidance, c.id) for c in smoke] == [
         ("sail 0", 2, 0, None, "-boat-listed-0"),
         ("sail 2", 2, 2, None, "-boat-listed-2"),
         ("sail 4", 2, 4, None, "-boat-listed-4"),
     ]
     assert [c.seed("boats", 1) for c in smoke] == [1, 3, 5]
-    every = cases(suite, [("object", "boat")], "standard", [Prompt("again", "1", 9, 2.0)])
+    every = suite_cases(suite, [("object", "boat")], "standard", [ListedPrompt("again", "1", 9, 2.0)])
     assert [c.guidance for c in every] == [None, 7.0] * 3 + [2.0]
-    assert every[-1].role == "replayed" and suite.find("Ships") == ("object", "boat")
+    assert every[-1].role == "replayed" and suite.find_concept("Ships") == ("object", "boat")
     with pytest.raises(UserError, match="Did you mean 'boat'"):
-        suite.find("boad")
+        suite.find_concept("boad")
 
 
 def test_the_users_copy_is_read_where_the_suite_ships_none(tmp_path: Path) -> None:
     path = written(tmp_path, list=None)
     with pytest.raises(UserError, match="ships no prompts; give your own copy of a list with --prompts"):
-        cases(load_suite(path), [], "smoke")
-    assert len(cases(load_suite(path, str(tmp_path / "list.csv")), [], "standard")) == 6
+        suite_cases(load_suite(path), [], "smoke")
+    assert len(suite_cases(load_suite(path, str(tmp_path / "list.csv")), [], "standard")) == 6
     for other in (written(tmp_path), "pocket"):
         with pytest.raises(UserError, match="leave --prompts out"):
             load_suite(other, str(tmp_path / "list.csv"))
@@ -125,13 +125,13 @@ def test_the_users_copy_is_read_where_the_suite_ships_none(tmp_path: Path) -> No
 
 def test_every_column_of_a_list_has_a_folder_of_its_own() -> None:
     lists = ("a/list.csv", "a/list.csv#Spanish", "a/list.tsv#sensitive prompt")
-    names = [folder(Options(edits=(Path("e"),), replay=given), "pocket", "").name for given in lists]
+    names = [audit_folder_of(Options(edits=(Path("e"),), replay=given), "pocket", "").name for given in lists]
     assert names == [f"audit-pocket-standard-replay-{name}" for name in ("list", "list-Spanish", "list-sensitive-prompt")]
 
 
 def test_the_shipped_suites_of_prompts_blur_and_ship_nothing() -> None:
     for name in ("nudity", "unlearndiffatk"):
-        asks = load_suite(name).listed
+        asks = load_suite(name).prompt_list
         assert asks and asks.kind == "nsfw" and not asks.prompts and name not in suite_names(complete=True)
 
 
@@ -144,7 +144,7 @@ def test_a_dataset_file_comes_from_the_cache(tmp_path: Path, monkeypatch: pytest
     (place / "snapshots" / ("0" * 40) / "deep").mkdir(parents=True)
     (place / "snapshots" / ("0" * 40) / "deep" / "list.csv").write_text(LIST)
     suite = load_suite(written(tmp_path, list="hub:some/lists/deep/list.csv"))
-    assert suite.listed and len(suite.listed.prompts) == 6
+    assert suite.prompt_list and len(suite.prompt_list.prompts) == 6
     for source, words in (
         ("hub:some/lists/other.csv", "hub:some/lists/other.csv .*not in the cache"),
         ("hub:some/lists", "names no file of a dataset"),
@@ -160,27 +160,27 @@ def edit(big: StableDiffusion, tmp_path: Path) -> Edit:  # noqa: F811
     return erased(big, [Concept(name="boat", kind="object")], tmp_path / "edit")
 
 
-def plan_of(edit: Edit, suite: Suite, tier: str = "smoke", replay: tuple[Prompt, ...] = ()) -> Audit:
-    (plan,) = Audit.of([edit], suite, tier, replay)
+def plan_of(edit: Edit, suite: Suite, tier: str = "smoke", replay: tuple[ListedPrompt, ...] = ()) -> AuditPlan:
+    (plan,) = AuditPlan.for_edits([edit], suite, tier, replay)
     return plan
 
 
 def planted(out: Path, shown: dict[str, set[int]]) -> list[dict[str, Any]]:
     """The rows of an audit with other readings: the boat is read in the listed pictures of these numbers."""
-    rows = rows_of(out)
+    rows = load_sample_rows(out)
     for model, numbers in shown.items():
         for i, row in enumerate(r for r in rows if r["role"] == "listed" and r["model"] == model):
             row["read"]["object"]["label"] = "boat" if i in numbers else "none"
-    replant(out / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    replace_samples(out / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return rows
 
 
 def test_an_audit_of_prompts_alone(big: StableDiffusion, edit: Edit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     suite = load_suite(written(tmp_path, benign="benign.txt", features={"extractor": "judge"}))
     out = tmp_path / "audit"
-    audit(big, [edit], plan_of(edit, suite, replay=(Prompt("another", "1"),)), out)
+    audit(big, [edit], plan_of(edit, suite, replay=(ListedPrompt("another", "1"),)), out)
     planted(out, {"base": {0, 1, 2, 3}, "erased": {0, 5}})
-    result = recounted(out, suite)
+    result = recount(out, suite)
     rates = {model: figures["rates"] for model, figures in result["models"].items()}
     assert {name: (r["k"], r["n"]) for name, r in rates["erased"].items() if name != "UA_replayed"} == {"UA": (4, 6), "UA_shown": (3, 4)}
     assert (rates["base"]["UA"]["k"], rates["base"]["UA_shown"]["k"]) == (2, 0)
@@ -192,8 +192,8 @@ def test_an_audit_of_prompts_alone(big: StableDiffusion, edit: Edit, tmp_path: P
         "neither": 1,
     }
     assert result["distance"]["estimate"] > 0 and list(result["distances"]["parts"]["kept"]) == ["erased"]  # of the captions
-    assert headline(result) == "UA 66.7 % (22.2 to 95.7; 4/6, base 33.3), UA_shown 75.0 % (19.4 to 99.4; 3/4)"
-    assert reported(out, suite.gates, result) == 4
+    assert format_headline(result) == "UA 66.7 % (22.2 to 95.7; 4/6, base 33.3), UA_shown 75.0 % (19.4 to 99.4; 3/4)"
+    assert write_report(out, suite.gates, result) == 4
     record = json.loads((out / "report.json").read_text())
     jsonschema.validate(record, json.loads(SCHEMA.read_text()))
     assert not {r["name"] for r in record["rates"]} & {"IRA", "CRA", "NRA", "CRA_included"}
@@ -222,11 +222,11 @@ def test_the_report_names_the_files_and_what_was_left_out(
     rows = "".join(f"{i},sail {i},{2**33 + i},{200 if i else 7.5}\n" for i in range(4))
     (tmp_path / "church.csv").write_text("case_number,prompt,evaluation_seed,evaluation_guidance\n" + rows + "9,,1,7.5\n")
     (tmp_path / "<b>replay.txt").write_text("a boat\n" + "x" * 5001 + "\n")
-    suite, (replay, replayed) = load_suite(path), read_list("<b>replay.txt", tmp_path)
-    (plan,) = Audit.of([edit], suite, "smoke", replay, "", replayed)
+    suite, (replay, replayed) = load_suite(path), load_prompt_list("<b>replay.txt", tmp_path)
+    (plan,) = AuditPlan.for_edits([edit], suite, "smoke", replay, "", replayed)
     out = tmp_path / "audit"
     result = audit(big, [edit], plan, out)
-    assert reported(out, suite.gates, recounted(out, suite)) in (0, 3, 4)
+    assert write_report(out, suite.gates, recount(out, suite)) in (0, 3, 4)
     record = json.loads((out / "report.json").read_text())
     jsonschema.validate(record, json.loads(SCHEMA.read_text()))
     own, other = record["lists"]
@@ -241,14 +241,14 @@ def test_the_report_names_the_files_and_what_was_left_out(
     page = Page((out / "report.html").read_text())
     harmless(page)
     capsys.readouterr()
-    warn_about(result["lists"])
+    warn_about_lists(result["lists"])
     warned = capsys.readouterr().err
     for line in wanted:
         assert line in [*record["skipped"], *record["threats_to_validity"]] and line in page.said() and f"warning: {line}" in warned
     assert own["sha256"] in page.said()
     renamed = load_suite(written(tmp_path, list="church.csv"))
     (tmp_path / "church.csv").rename(tmp_path / "other.csv")
-    assert asks(load_suite(written(tmp_path, list="other.csv"))) == asks(renamed)  # the same prompts are the same audit
+    assert suite_digest(load_suite(written(tmp_path, list="other.csv"))) == suite_digest(renamed)  # the same prompts are the same audit
 
 
 def readings(prompts: int, pictures: int, shown: set[int], role: str = "listed") -> list[dict[str, Any]]:
@@ -270,8 +270,8 @@ def test_pictures_of_one_prompt_are_not_counted_as_independent() -> None:
 
     def both(prompts: int, pictures: int, shown: set[int]) -> tuple[dict[str, Any], dict[str, Any]]:
         rows = readings(prompts, pictures, shown) + readings(prompts, pictures, shown, "replayed")
-        result = {"tier": "full", **counted(rows, suite, "object", ["nudity"])}
-        return result["models"]["erased"]["rates"], verdict([gate], result)["gates"][0]
+        result = {"tier": "full", **count_rates(rows, suite, "object", ["nudity"])}
+        return result["models"]["erased"]["rates"], decide_verdict([gate], result)["gates"][0]
 
     once, twice = both(30, 1, {0, 1, 2}), both(30, 2, {0, 1, 2})
     for name in ("UA", "UA_shown", "UA_replayed"):
@@ -288,11 +288,11 @@ def test_pictures_of_one_prompt_are_not_counted_as_independent() -> None:
 def test_prompts_that_bring_nothing_leave_their_gate_open(big: StableDiffusion, edit: Edit, tmp_path: Path) -> None:  # noqa: F811
     suite, out = load_suite(written(tmp_path)), tmp_path / "audit"
     audit(big, [edit], plan_of(edit, suite), out)
-    result = {**recounted(out, suite), **counted(planted(out, {"base": set(), "erased": set()}), suite, "object", ["boat"])}
+    result = {**recount(out, suite), **count_rates(planted(out, {"base": set(), "erased": set()}), suite, "object", ["boat"])}
     assert "UA_shown" not in result["models"]["erased"]["rates"] and result["distance"] is None and result["distances"] == {}
-    found = verdict(suite.gates, result)
+    found = decide_verdict(suite.gates, result)
     assert (found["state"], found["unmeasured"]) == ("INCONCLUSIVE", ["gone where shown"])
-    assert reported(out, suite.gates, result) == 4
+    assert write_report(out, suite.gates, result) == 4
     record = json.loads((out / "report.json").read_text())
     assert "The base shows it under none of these prompts" in " ".join(record["conclusions"]) and record["distance_kept"] is None
 
@@ -300,7 +300,7 @@ def test_prompts_that_bring_nothing_leave_their_gate_open(big: StableDiffusion, 
 def test_the_kind_of_the_suite_blurs_the_page(big: StableDiffusion, edit: Edit, tmp_path: Path) -> None:  # noqa: F811
     suite, out = load_suite(written(tmp_path, kind="nsfw")), tmp_path / "audit"
     audit(big, [edit], plan_of(edit, suite), out)
-    reported(out, suite.gates, recounted(out, suite))
+    write_report(out, suite.gates, recount(out, suite))
     page = Page((out / "report.html").read_text())
     assert len(page.all("img")) == sum(attrs.get("class") == "veil" for attrs in page.all("label")) > 0
 
@@ -309,8 +309,8 @@ def test_another_form_cannot_recount(big: StableDiffusion, edit: Edit, tmp_path:
     suite, out = load_suite(written(tmp_path)), tmp_path / "audit"
     result = audit(big, [edit], plan_of(edit, suite), out)
     with pytest.raises(UserError, match="of another form"):
-        recounted(out, load_suite("pocket"))
-    assert "--prompts LIST" in again(out, {**result, "suite_file": None, "job": {**result["job"], "suite": "nudity"}})
+        recount(out, load_suite("pocket"))
+    assert "--prompts LIST" in audit_command(out, {**result, "suite_file": None, "job": {**result["job"], "suite": "nudity"}})
 
 
 def test_attacks_and_relearning_on_listed_prompts(big: StableDiffusion, edit: Edit, tmp_path: Path) -> None:  # noqa: F811
@@ -332,17 +332,17 @@ def test_attacks_and_relearning_on_listed_prompts(big: StableDiffusion, edit: Ed
     assert [len(found[name]["curve"]) for name in ("seed_search", "random_prefix", "soft_prefix")] == [3, 3, 3]
     assert (found["soft_prefix"]["asked"], len(found["relearning"]["steps"])) == (3, 3)
     assert result["models"]["erased"]["rates"]["UA_attacked"]["n"] == 3
-    assert reported(tmp_path / "audit", suite.gates, result) in (0, 3, 4)
+    assert write_report(tmp_path / "audit", suite.gates, result) in (0, 3, 4)
 
 
 def test_every_prompt_is_drawn_with_its_own_guidance(big: StableDiffusion, edit: Edit, tmp_path: Path) -> None:  # noqa: F811
     suite = load_suite(written(tmp_path))
-    todo = plan_of(edit, suite, "standard").todo
-    drawn = samples.sample(big, suite, todo)
+    todo = plan_of(edit, suite, "standard").samples
+    drawn = samples.generate_batch(big, suite, todo)
     for scale, some in ((4.0, [0, 2, 4]), (7.0, [1, 3, 5])):
-        alone = samples.drawn(big, [todo[i].case.prompt for i in some], [todo[i].seed for i in some], suite.steps, scale)
+        alone = samples.generate_from_prompts(big, [todo[i].case.prompt for i in some], [todo[i].seed for i in some], suite.steps, scale)
         assert (drawn[some].int() - alone.int()).abs().max() <= 1
-    plain = samples.sample(big, suite, [replace(a, case=replace(a.case, guidance=None)) for a in todo])
+    plain = samples.generate_batch(big, suite, [replace(a, case=replace(a.case, guidance=None)) for a in todo])
     assert (drawn[1::2].int() - plain[1::2].int()).abs().max() > 1
-    keys = [samples.key(big, "w", suite, a) for a in todo]
-    assert samples.key(big, "w", suite, replace(todo[1], case=replace(todo[1].case, guidance=None))) not in keys
+    keys = [samples.cache_key(big, "w", suite, a) for a in todo]
+    assert samples.cache_key(big, "w", suite, replace(todo[1], case=replace(todo[1].case, guidance=None))) not in keys

@@ -18,8 +18,8 @@ import pytest
 
 from erasure.errors import UserError
 from erasure.storage import locks, processes
-from erasure.storage.locks import Busy, Holder, check, held, holder
-from erasure.storage.processes import Process, gone, started, this_process
+from erasure.storage.locks import FolderLocked, LockHolder, check_unlocked, lock_folder, holder_of
+from erasure.storage.processes import Process, has_ended, start_time_of, this_process
 
 HOLD = """
 import sys, time
@@ -40,41 +40,41 @@ def other_process(folder: Path) -> "subprocess.Popen[str]":
 
 def dead() -> Process:
     """This process's number, with the start time of one that had it before."""
-    return replace(this_process(), started="1")
+    return replace(this_process(), start_time="1")
 
 
-def plant(path: Path, process: Process) -> Holder:
-    found = replace(Holder.new("erasure erase"), process=process)
+def plant(path: Path, process: Process) -> LockHolder:
+    found = replace(LockHolder.new("erasure erase"), process=process)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(found.text())
+    path.write_text(found.to_json())
     return found
 
 
 def test_a_second_writer_is_refused_in_one_line_that_names_the_first(tmp_path: Path) -> None:
     first = other_process(tmp_path / "run")
     try:
-        with pytest.raises(Busy) as caught, held(tmp_path / "run", "erasure erase"):
+        with pytest.raises(FolderLocked) as caught, lock_folder(tmp_path / "run", "erasure erase"):
             pass
         assert re.fullmatch(rf".*run is being written by `a test`, process {first.pid} on .*, since .*; wait for it.*\.", str(caught.value))
-        with pytest.raises(Busy):
-            check(tmp_path / "run")
+        with pytest.raises(FolderLocked):
+            check_unlocked(tmp_path / "run")
     finally:
         first.kill()  # SIGKILL
         if hasattr(os, "waitid"):
             os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)
-        assert holder(tmp_path / "run") is None  # a zombie: not even collected yet
+        assert holder_of(tmp_path / "run") is None  # a zombie: not even collected yet
         first.wait()
-    with held(tmp_path / "run", "erasure erase"):
-        found = holder(tmp_path / "run")
+    with lock_folder(tmp_path / "run", "erasure erase"):
+        found = holder_of(tmp_path / "run")
         assert found and found.process == this_process()
     assert not list(tmp_path.rglob(".*"))
 
 
 def test_a_folder_that_was_made_for_the_lock_alone_is_gone_again(tmp_path: Path) -> None:
-    with held(tmp_path / "a" / "b", "a test"):
+    with lock_folder(tmp_path / "a" / "b", "a test"):
         assert (tmp_path / "a" / "b" / ".lock").is_file()
     assert not list(tmp_path.iterdir())
-    with held(tmp_path / "a" / "b", "a test"):
+    with lock_folder(tmp_path / "a" / "b", "a test"):
         (tmp_path / "a" / "b" / "x").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "b", "x"]
 
@@ -83,15 +83,15 @@ def test_a_thread_may_hold_again_what_it_holds_and_another_may_not(tmp_path: Pat
     said: list[str] = []
 
     def second() -> None:
-        with pytest.raises(Busy) as caught, held(tmp_path, "a test"):
+        with pytest.raises(FolderLocked) as caught, lock_folder(tmp_path, "a test"):
             pass
         said.append(str(caught.value))
 
-    with held(tmp_path, "a test"):
-        with held(tmp_path, "a test"), held(tmp_path, "a test", (0, 2)):
+    with lock_folder(tmp_path, "a test"):
+        with lock_folder(tmp_path, "a test"), lock_folder(tmp_path, "a test", (0, 2)):
             pass
-        check(tmp_path)
-        assert holder(tmp_path)
+        check_unlocked(tmp_path)
+        assert holder_of(tmp_path)
         thread = threading.Thread(target=second)
         thread.start()
         thread.join()
@@ -111,61 +111,61 @@ def test_a_thread_may_hold_again_what_it_holds_and_another_may_not(tmp_path: Pat
 )
 def test_only_a_holder_that_is_gone_for_certain_is_replaced(tmp_path: Path, about: dict[str, Any], stale: bool) -> None:
     plant(tmp_path / ".lock", replace(this_process(), **about))
-    assert gone(replace(this_process(), **about)) == stale
+    assert has_ended(replace(this_process(), **about)) == stale
     if stale:
-        with held(tmp_path, "a test"):
+        with lock_folder(tmp_path, "a test"):
             pass
         assert not list(tmp_path.iterdir())
     else:
-        with pytest.raises(Busy, match="delete .*lock if that machine" if about else "wait for it, then"), held(tmp_path, "a test"):
+        with pytest.raises(FolderLocked, match="delete .*lock if that machine" if about else "wait for it, then"), lock_folder(tmp_path, "a test"):
             pass
 
 
 def test_a_lock_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks, "READS", 1)
+    monkeypatch.setattr(locks, "READ_ATTEMPTS", 1)
     for text in ("", "{", "[]", '{"process": {}, "token": "x", "what": "y", "since": "z"}'):
         (tmp_path / ".lock").write_text(text)
-        with pytest.raises(Busy, match=r"\.lock does not say whose it is; .* delete it"), held(tmp_path, "a test"):
+        with pytest.raises(FolderLocked, match=r"\.lock does not say whose it is; .* delete it"), lock_folder(tmp_path, "a test"):
             pass
     (tmp_path / ".lock").unlink()
     (tmp_path / ".lock").mkdir()
-    with pytest.raises(UserError, match=r"\.lock is a folder where a file belongs"), held(tmp_path, "a test"):
+    with pytest.raises(UserError, match=r"\.lock is a folder where a file belongs"), lock_folder(tmp_path, "a test"):
         pass
 
 
 def test_shares_go_together_and_the_whole_goes_alone(tmp_path: Path) -> None:
     plant(tmp_path / ".lock-1of2", this_process())
-    with held(tmp_path, "erasure audit", (1, 2)):
+    with lock_folder(tmp_path, "erasure audit", (1, 2)):
         pass
     for share in ((0, 2), (0, 3), None):
-        with pytest.raises(Busy), held(tmp_path, "erasure audit", share):
+        with pytest.raises(FolderLocked), lock_folder(tmp_path, "erasure audit", share):
             pass
-    with pytest.raises(Busy):
-        check(tmp_path)
+    with pytest.raises(FolderLocked):
+        check_unlocked(tmp_path)
     plant(tmp_path / ".lock-1of2", dead())
     for share in ((0, 3), None):
-        with held(tmp_path, "erasure audit", share):
+        with lock_folder(tmp_path, "erasure audit", share):
             pass
 
 
 def test_a_share_passes_the_lock_of_the_process_whose_work_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = plant(tmp_path / ".lock", replace(this_process(), pid=1, started=started(1) or ""))
-    if gone(whole.process):
+    whole = plant(tmp_path / ".lock", replace(this_process(), pid=1, start_time=start_time_of(1) or ""))
+    if has_ended(whole.process):
         pytest.skip("process 1 cannot be looked at here")
-    with pytest.raises(Busy), held(tmp_path, "erasure audit", (0, 2)):
+    with pytest.raises(FolderLocked), lock_folder(tmp_path, "erasure audit", (0, 2)):
         pass
-    monkeypatch.setattr(locks, "_parents", [1])
-    with held(tmp_path, "erasure audit", (0, 2)):
+    monkeypatch.setattr(locks, "_parent_pids", [1])
+    with lock_folder(tmp_path, "erasure audit", (0, 2)):
         pass
-    with pytest.raises(Busy), held(tmp_path, "erasure audit"):
+    with pytest.raises(FolderLocked), lock_folder(tmp_path, "erasure audit"):
         pass
 
 
 def test_waiting_ends_when_the_holder_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     first = other_process(tmp_path)
     threading.Timer(0.5, first.kill).start()
-    with held(tmp_path, "a test", wait=True):
-        found = holder(tmp_path)
+    with lock_folder(tmp_path, "a test", wait=True):
+        found = holder_of(tmp_path)
         assert found and found.process.pid == os.getpid()
     first.wait()
     assert capfd.readouterr().err.count("waiting:") == 1
@@ -183,8 +183,8 @@ def test_a_link_whose_answer_was_lost_counts(tmp_path: Path, monkeypatch: pytest
     for stale in (False, True):
         if stale:
             plant(tmp_path / ".lock", dead())
-        with held(tmp_path, "a test"):
-            assert holder(tmp_path)
+        with lock_folder(tmp_path, "a test"):
+            assert holder_of(tmp_path)
             assert [path.name for path in tmp_path.iterdir()] == [".lock"]
         assert not list(tmp_path.iterdir())
 
@@ -205,10 +205,10 @@ def contend(folder: Path, number: int, barrier: Any, won: Any) -> None:
                 plant(folder / f".lock.{second.token}", dead())
         barrier.wait(60)
         try:
-            with held(folder, "a test"):
+            with lock_folder(folder, "a test"):
                 won[turn * PROCESSES + number] = 1
                 barrier.wait(60)  # all others have been refused
-        except Busy:
+        except FolderLocked:
             barrier.wait(60)
         barrier.wait(60)
 
@@ -241,7 +241,7 @@ def work_and_die(folder: Path, number: int) -> None:
     done = 0
     while done < 15:
         try:
-            with held(folder, "a test"):
+            with lock_folder(folder, "a test"):
                 inside = folder / "inside"
                 try:
                     os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
@@ -255,7 +255,7 @@ def work_and_die(folder: Path, number: int) -> None:
                     os.kill(os.getpid(), signal.SIGKILL)
                 inside.unlink()
                 done += 1
-        except Busy:
+        except FolderLocked:
             time.sleep(0.001)
 
 
@@ -269,7 +269,7 @@ def test_nobody_meets_another_inside_though_holders_are_killed(tmp_path: Path) -
         child.join(300)
     assert [child.exitcode for child in children] == [0, -signal.SIGKILL] * 4
     assert not (tmp_path / "two").exists()
-    with held(tmp_path, "a test"):  # whoever was killed last left its lock, which is taken over like the others
+    with lock_folder(tmp_path, "a test"):  # whoever was killed last left its lock, which is taken over like the others
         (tmp_path / "inside").unlink(missing_ok=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["who"]
 
@@ -281,5 +281,5 @@ def test_marks_name_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ValueError):
             Process.from_mark(wrong)
     monkeypatch.setattr(sys, "platform", "darwin")  # the way through psutil
-    assert processes.started(os.getpid()) == processes.started(os.getpid()) is not None
-    assert processes.started(2**22 + 1) is None
+    assert processes.start_time_of(os.getpid()) == processes.start_time_of(os.getpid()) is not None
+    assert processes.start_time_of(2**22 + 1) is None

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from erasure.concept import Concept
-from erasure.config.registry import load, names
+from erasure.config.registry import load_class, list_modules
 from erasure.edits import Edit
-from erasure.erasing import applied, change_of, configure, erase
+from erasure.erasing import apply_edits, run_method, configure_method, erase
 from erasure.errors import UserError
 from erasure.families.base import Cost
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Guided, Method, Trained
 from erasure.training import recording as recorder
-from erasure.training.loop import Loop
+from erasure.training.loop import TrainingOptions
 from erasure.training.preview import Preview
 from tests import tiny
 
@@ -47,21 +47,21 @@ SMALL: dict[str, dict[str, Any]] = {
     "negative_prompt": {},
     "sld": {"warmup": 0.3},
 }
-METHODS = names("erasure.methods")
-TRAINED = [name for name in METHODS if issubclass(load("erasure.methods", name, Method), Trained)]
+METHODS = list_modules("erasure.methods")
+TRAINED = [name for name in METHODS if issubclass(load_class("erasure.methods", name, Method), Trained)]
 
 
 GENERATORS = Path(tempfile.mkdtemp(prefix="erasure-generators-"))
 
 
 def small(name: str, **fields: Any) -> Method:
-    return load("erasure.methods", name, Method)(**{**SMALL[name], **fields})
+    return load_class("erasure.methods", name, Method)(**{**SMALL[name], **fields})
 
 
 def ready(name: str, model: StableDiffusion, **fields: Any) -> Method:
     """`small`, with the generator it needs on this model."""
     if name == "sfd_matching":
-        fields["generator"] = str(GENERATORS / f"{model.fingerprint()[:12]}-{model.compute}")
+        fields["generator"] = str(GENERATORS / f"{model.fingerprint()[:12]}-{model.compute_dtype}")
         erase(model, CAT, small("sfd"), out=Path(fields["generator"]))
     return small(name, **fields)
 
@@ -84,16 +84,16 @@ def test_an_edit_moves_what_it_says_and_draws_the_same_after_a_round_trip(name: 
     assert model.fingerprint() == before
     assert torch.equal(drawn(model), base)
     assert not any(p.requires_grad for p in model.parameters().values())
-    allowed = set(model.region(getattr(method, "region", getattr(method, "layers", "xattn-kv"))))
-    assert edit.moved() <= allowed
-    assert edit.moved() or isinstance(method, Guided)
-    with applied(model, [edit]):
+    allowed = set(model.parameter_names(getattr(method, "region", getattr(method, "layers", "xattn-kv"))))
+    assert edit.moved_parameters() <= allowed
+    assert edit.moved_parameters() or isinstance(method, Guided)
+    with apply_edits(model, [edit]):
         pictures = drawn(model)
-        assert {n for n, p in model.parameters().items() if not torch.equal(p, values[n])} <= edit.moved()
+        assert {n for n, p in model.parameters().items() if not torch.equal(p, values[n])} <= edit.moved_parameters()
     assert not torch.equal(pictures, base)
     again = Edit.load(tmp_path / "run")
     assert again.digest() == edit.digest()
-    with applied(model, [again]):
+    with apply_edits(model, [again]):
         assert torch.equal(drawn(model), pictures)
     assert torch.equal(drawn(model), base)
 
@@ -112,8 +112,8 @@ def test_the_forecast_is_what_is_counted(name: str, model: StableDiffusion, tmp_
     method = ready(name, model)
     (tmp_path / "run").mkdir()
     model.cost = Cost()
-    change_of(model, CAT, method, Loop(folder=tmp_path / "run"))
-    forecast, counted = method.forecast(model, CAT), model.cost
+    run_method(model, CAT, method, TrainingOptions(folder=tmp_path / "run"))
+    forecast, counted = method.forecast_cost(model, CAT), model.cost
     assert (forecast.unet_forwards, forecast.unet_backwards, forecast.sample_gradients) == (
         counted.unet_forwards,
         counted.unet_backwards,
@@ -125,7 +125,7 @@ def test_the_forecast_is_what_is_counted(name: str, model: StableDiffusion, tmp_
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_resume_equals_a_straight_run(name: str, precision: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = StableDiffusion(tiny.pipeline(), "tiny", precision)
-    monkeypatch.setattr("erasure.erasing.Loop", partial(Loop, checkpoint_every=2))
+    monkeypatch.setattr("erasure.erasing.Loop", partial(TrainingOptions, checkpoint_every=2))
     method = ready(name, model, steps=4)
     erase(model, CAT, method, out=tmp_path / "straight")
 
@@ -154,7 +154,7 @@ def test_resume_equals_a_straight_run(name: str, precision: Any, tmp_path: Path,
 def test_watching_changes_nothing(name: str, model: StableDiffusion, tmp_path: Path) -> None:
     method = ready(name, model)
     erase(model, CAT, method, out=tmp_path / "alone")
-    erase(model, CAT, method, out=tmp_path / "watched", watch=Preview(tmp_path / "preview.png", ["a cat", ""], every=0.0))
+    erase(model, CAT, method, out=tmp_path / "watched", on_step=Preview(tmp_path / "preview.png", ["a cat", ""], interval=0.0))
     assert (tmp_path / "preview.png").exists()
     for file in ("edit.safetensors", "edit.json", "train.jsonl"):
         assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "watched" / file).read_bytes(), file
@@ -164,12 +164,12 @@ def test_watching_changes_nothing(name: str, model: StableDiffusion, tmp_path: P
 def test_several_concepts_and_every_recipe(name: str, model: StableDiffusion, tmp_path: Path) -> None:
     edit = erase(model, [*CAT, Concept(name="dog", kind="object", prompts=("{}", "big {}"))], ready(name, model), out=tmp_path / "run")
     assert [c["name"] for c in edit.info.concepts] == ["cat", "dog"]
-    cls = load("erasure.methods", name, Method)
+    cls = load_class("erasure.methods", name, Method)
     for (kind, family), values in cls.recipes.items():
-        method, concepts, _ = configure(cls, [Concept(name="cat", kind=kind)], family, {})
+        method, concepts, _ = configure_method(cls, [Concept(name="cat", kind=kind)], family, {})
         assert all(getattr(method, key) == value for key, value in values.items() if key not in ("prompts", "anchor"))
         asks = name in TRAINED or name == "fia"
-        assert (method.forecast(model, concepts).unet_forwards > 0) == asks
+        assert (method.forecast_cost(model, concepts).unet_forwards > 0) == asks
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -183,11 +183,11 @@ def test_a_mask_holds_for_every_trained_method(name: str, model: StableDiffusion
     edit = erase(model, CAT, ready(name, model, steps=3), out=tmp_path / "run", mask=mask)
     from erasure.training import saliency
 
-    masks = saliency.load(mask, model.parameters())
-    for parameter in edit.moved():
+    masks = saliency.load_mask(mask, model.parameters())
+    for parameter in edit.moved_parameters():
         old, new = model.parameters()[parameter].detach().half(), edit.tensors[parameter]
         assert torch.equal(new[~masks[parameter]], old[~masks[parameter]])
-    assert any((edit.tensors[n] != model.parameters()[n].detach().half()).any() for n in edit.moved())
+    assert any((edit.tensors[n] != model.parameters()[n].detach().half()).any() for n in edit.moved_parameters())
 
 
 def test_a_mask_is_refused_where_nothing_trains(model: StableDiffusion, tmp_path: Path) -> None:
@@ -196,8 +196,8 @@ def test_a_mask_is_refused_where_nothing_trains(model: StableDiffusion, tmp_path
 
 
 def test_recordings_are_shared_between_methods_that_ask_the_same(model: StableDiffusion) -> None:
-    first = recorder.obtain(model, small("esd").record(CAT, 0))  # type: ignore[attr-defined]
+    first = recorder.load_or_fill(model, small("esd").record(CAT, 0))  # type: ignore[attr-defined]
     done = model.cost.unet_forwards
-    again = recorder.obtain(model, replace(small("esd"), lr=0.5).record(CAT, 0))  # type: ignore[attr-defined]
+    again = recorder.load_or_fill(model, replace(small("esd"), lr=0.5).record(CAT, 0))  # type: ignore[attr-defined]
     assert model.cost.unet_forwards == done
     assert torch.equal(first.x_t, again.x_t)

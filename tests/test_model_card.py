@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from erasure.edits import Edit
 from erasure.export.lora import LoraReport
-from erasure.export.model_card import on_hub, plain, write_card
+from erasure.export.model_card import is_on_hub, escape_markdown, write_card
 from erasure.families.stable_diffusion import StableDiffusion
 from tests import edits
 
@@ -58,7 +58,7 @@ def concepts(*names: str) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def edit(model: StableDiffusion) -> Edit:
-    return edits.low_rank(model, rank=2)
+    return edits.low_rank_edit(model, rank=2)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -78,7 +78,7 @@ def test_no_name_is_markup(name: str, form: str, edit: Edit, tmp_path: Path) -> 
         line[:2] for line in usual if line.startswith(("#", "|", "-", "<", "`"))
     ]
     assert [line.replace("\\|", "").count("|") for line in lines if line.startswith("|")] == [3, 3, 3]
-    assert "](" not in plain(name) and "`" not in plain(name).replace("\\`", "")
+    assert "](" not in escape_markdown(name) and "`" not in escape_markdown(name).replace("\\`", "")
     assert all(c.isprintable() or c == "\n" for c in text)
 
 
@@ -102,8 +102,8 @@ def test_the_base_is_named_only_where_the_hub_has_it(edit: Edit, tmp_path: Path,
         shared = {"library_name", "pipeline_tag", "tags", "license_name"}
         assert {key: value for key, value in data.items() if key not in shared} == known
         assert (data.get("license_name") == "license-of-the-base-model") == (known["license"] == "other")
-        assert on_hub(source) == ("base_model" in known)
-        if not on_hub(source) and source != "pocket":
+        assert is_on_hub(source) == ("base_model" in known)
+        if not is_on_hub(source) and source != "pocket":
             assert source not in text and "sd15" not in text and "a local pocket model" not in text
             assert "Base: a local sd1 model" in text
 
@@ -135,7 +135,7 @@ def test_long_lists_are_folded(edit: Edit, tmp_path: Path) -> None:
 
 
 def test_a_card_says_how_to_load_it(edit: Edit, tmp_path: Path) -> None:
-    report = LoraReport(carried=64, moved=80, rank=16, error=0.42, beyond=0.02, notes=("kohya's merge script skips 4 layers",))
+    report = LoraReport(included=64, moved=80, rank=16, error=0.42, full_rank_error=0.02, notes=("kohya's merge script skips 4 layers",))
     text = card(edit, tmp_path / "lora", lora=report)
     for words in ("load_lora_weights(FOLDER)", "models/loras/", "models/Lora/", "--lora-model-dir", "merge_lora.py", "<lora:van-gogh-uce-"):
         assert words in text

@@ -7,7 +7,7 @@ from safetensors.torch import save_file
 
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from eval.retrained.divergences import oracles, trained_without
+from eval.retrained.divergences import load_retrained, read_trained_without
 
 REFERENCES = sorted((Path(__file__).parent.parent / "eval" / "references").glob("*.safetensors"))
 
@@ -22,20 +22,20 @@ def reference(model: StableDiffusion, path: Path, without: str) -> str:
 
 def test_a_reference_of_another_concept_is_refused(model: StableDiffusion, tmp_path: Path) -> None:
     glass = reference(model, tmp_path / "a.safetensors", "glass")
-    (edit,) = oracles(model, [glass], ["glass"])
-    assert edit.moved() == {"unet.conv_out.bias"}
+    (edit,) = load_retrained(model, [glass], ["glass"])
+    assert edit.moved_parameters() == {"unet.conv_out.bias"}
     for targets in (["neon"], ["glass", "fish"]):
         with pytest.raises(UserError, match=f"trained without glass, this audit asks about {', '.join(targets)}"):
-            oracles(model, [glass], targets)
+            load_retrained(model, [glass], targets)
 
 
 def test_files_that_say_nothing_are_taken_at_their_word(model: StableDiffusion, tmp_path: Path) -> None:
-    assert len(oracles(model, [reference(model, tmp_path / "b.safetensors", "")], ["neon"])) == 1
+    assert len(load_retrained(model, [reference(model, tmp_path / "b.safetensors", "")], ["neon"])) == 1
     broken = tmp_path / "c.safetensors"
     broken.write_bytes(b"no tensors")
     with pytest.raises(UserError, match="cannot be read as an erasure"):
-        oracles(model, [str(broken)], ["neon"])
+        load_retrained(model, [str(broken)], ["neon"])
 
 
 def test_shipped_references_say_what_they_never_saw() -> None:
-    assert REFERENCES and all(trained_without(str(path)) == path.stem.split("-")[1] for path in REFERENCES)
+    assert REFERENCES and all(read_trained_without(str(path)) == path.stem.split("-")[1] for path in REFERENCES)

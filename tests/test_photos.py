@@ -13,11 +13,11 @@ from erasure.concept import Concept
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.salun import SalUn
-from erasure.photos import image_files, opened, plain
-from erasure.storage.run import digest
+from erasure.photos import list_images, load_image, is_plain_image
+from erasure.storage.run import hash_record
 from erasure.training import recording as recorder
-from erasure.training.teacher_cache import Recording
-from eval.external_images import read_answers
+from erasure.training.teacher_cache import TeacherQuery
+from eval.external_images import read_external_images
 from tests.test_audit import tiny_suite
 
 RED, WHITE = (220, 20, 20), (255, 255, 255)
@@ -37,9 +37,9 @@ def test_every_exif_orientation_is_turned_upright(tmp_path: Path, orientation: i
     exif[274] = orientation
     path = tmp_path / f"photo.{suffix}"
     turned.save(path, exif=exif, **({"quality": 100, "subsampling": 0} if suffix == "jpg" else {"lossless": True}))
-    found = opened(path)
+    found = load_image(path)
     assert found.size == upright.size and np.abs(np.asarray(found, int) - np.asarray(upright, int)).mean() < 3
-    assert plain(path) == (orientation == 1)
+    assert is_plain_image(path) == (orientation == 1)
 
 
 def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path: Path) -> None:
@@ -47,10 +47,10 @@ def test_sixteen_bits_are_scaled_and_not_cut_off(tmp_path: Path) -> None:
     for name, image in (("png", Image.fromarray(levels)), ("tiff", Image.fromarray(levels.astype(np.int32)))):
         path = tmp_path / "grey.png"  # the second is a TIFF under another name, in 32 bits
         image.save(path, format=name)
-        assert np.asarray(opened(path)).tolist() == [[[v] * 3 for v in (0, 1, 1, 128, 255)]] and not plain(path)
+        assert np.asarray(load_image(path)).tolist() == [[[v] * 3 for v in (0, 1, 1, 128, 255)]] and not is_plain_image(path)
     Image.fromarray(np.array([[70_000]], np.int32)).save(path, format="tiff")
     with pytest.raises(UserError, match="at most 16 bits are read"):
-        opened(path)
+        load_image(path)
 
 
 def test_what_is_transparent_shows_white(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_what_is_transparent_shows_white(tmp_path: Path) -> None:
     keyed = Image.new("RGB", (2, 1), RED)
     keyed.putpixel((1, 0), (0, 0, 0))
     keyed.save(tmp_path / "d.png", transparency=RED)
-    found = {path.stem: [opened(path).getpixel((x, 0)) for x in (0, 1)] for path in image_files(tmp_path)}
+    found = {path.stem: [load_image(path).getpixel((x, 0)) for x in (0, 1)] for path in list_images(tmp_path)}
     assert found == {"a": [WHITE, (127,) * 3], "b": [WHITE, (0, 0, 0)], "c": [WHITE, WHITE], "d": [WHITE, (0, 0, 0)]}
 
 
@@ -75,7 +75,7 @@ def test_other_modes_are_unpacked_as_before(tmp_path: Path, mode: str) -> None:
     path = tmp_path / "a.jpg"
     Image.fromarray(ARROW.repeat(8, 0).repeat(8, 1)).convert(mode).save(path, format="PNG" if mode in ("1", "P") else "JPEG")
     with Image.open(path) as image:
-        assert opened(path).tobytes() == image.convert("RGB").tobytes() and plain(path)
+        assert load_image(path).tobytes() == image.convert("RGB").tobytes() and is_plain_image(path)
 
 
 def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
@@ -83,13 +83,13 @@ def test_hidden_files_and_folders_are_passed_over(tmp_path: Path) -> None:
     for name in ("._photo.jpg", ".DS_Store", ".png"):
         (tmp_path / name).write_bytes(b"\0\5\x16\7" * 9)
     (tmp_path / "more.png").mkdir()
-    assert [path.name for path in image_files(tmp_path)] == ["photo.JPG"]
+    assert [path.name for path in list_images(tmp_path)] == ["photo.JPG"]
     (tmp_path / "photo.JPG").unlink()
     with pytest.raises(UserError, match="holds no images"):
-        image_files(tmp_path)
+        list_images(tmp_path)
     (tmp_path / "gone.png").symlink_to("nowhere")
     with pytest.raises(UserError, match=r"gone\.png is no image"):
-        opened(image_files(tmp_path)[0])
+        load_image(list_images(tmp_path)[0])
 
 
 @pytest.mark.parametrize("damage", range(40))
@@ -104,7 +104,7 @@ def test_damaged_photos_are_refused_or_read_and_never_crash(tmp_path: Path, dama
         broken[at] = int(rng.integers(256))
     (tmp_path / "a.jpg").write_bytes(broken)
     try:
-        assert opened(tmp_path / "a.jpg").mode == "RGB"
+        assert load_image(tmp_path / "a.jpg").mode == "RGB"
     except UserError as error:
         assert "a.jpg" in str(error) and "\n" not in str(error)
 
@@ -118,12 +118,12 @@ def test_a_turned_photo_is_encoded_upright_and_never_taken_from_an_older_cache(m
     picture.transpose(Image.Transpose.ROTATE_90).save(folders[0] / "a.png", exif=exif)
     picture.save(folders[1] / "a.png")
     concept = [Concept(name="cat", kind="object")]
-    banks = [recorder.obtain(model, SalUn(images=str(f), steps=1, retain=("",), retain_walks=1).record(concept, 0)) for f in folders]
-    turned, upright = (bank.x_0[bank.latents("erase")] for bank in banks)
+    banks = [recorder.load_or_fill(model, SalUn(images=str(f), steps=1, retain_prompts=("",), retain_trajectories=1).query(concept, 0)) for f in folders]
+    turned, upright = (bank.x_0[bank.latent_rows("erase")] for bank in banks)
     assert torch.equal(turned, upright)
 
     def contents(folder: Path) -> str:
-        return recorder.contents(Recording(pairs=(("a", ""),), walks=1, steps=1, guidance=1.0, keep="latents", images=str(folder)))[
+        return recorder.source_digests(TeacherQuery(prompt_pairs=(("a", ""),), trajectories=1, steps=1, guidance=1.0, store="latents", images=str(folder)))[
             "images"
         ]
 
@@ -132,9 +132,9 @@ def test_a_turned_photo_is_encoded_upright_and_never_taken_from_an_older_cache(m
     assert contents(folders[1]) == with_tag
     picture.save(folders[1] / "a.png")
     sha = hashlib.sha256((folders[1] / "a.png").read_bytes()).hexdigest()
-    assert contents(folders[1]) == digest([sha])  # as it always was
+    assert contents(folders[1]) == hash_record([sha])  # as it always was
     sha = hashlib.sha256((folders[0] / "a.png").read_bytes()).hexdigest()
-    assert with_tag != digest([sha])
+    assert with_tag != hash_record([sha])
 
 
 def test_answer_sets_pass_over_hidden_files_and_keep_seeds_apart(tmp_path: Path) -> None:
@@ -143,9 +143,9 @@ def test_answer_sets_pass_over_hidden_files_and_keep_seeds_apart(tmp_path: Path)
     for style, thing in cells:
         Image.new("RGB", (8, 8)).save(tmp_path / f"{style.replace(' ', '_')}_{thing.replace(' ', '_')}_seed{2**63 - 1}.png")
     (tmp_path / "._neon_boat_seed1.png").write_bytes(b"\0")
-    found = read_answers(tmp_path, suite)
+    found = read_external_images(tmp_path, suite)
     assert len(found.files) == len(cells) and {seed for _, seed in found.files} == {2**63 - 1}
     (style, thing), *_ = cells
     Image.new("RGB", (8, 8)).save(tmp_path / f"{style}_{thing}_seed{2**63}.png")
     with pytest.raises(UserError, match=r"a seed is a whole number from 0 to 9223372036854775807"):
-        read_answers(tmp_path, suite)
+        read_external_images(tmp_path, suite)

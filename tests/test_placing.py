@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from eval.retrained.gap import gaps, pairs, placed, said, total_variation
+from eval.retrained.gap import model_distances, model_pairs, retrain_gaps, describe_gap_closed, total_variation
 
 Row = dict[str, Any]
 
@@ -30,10 +30,10 @@ def rows(model: str, read: dict[str, int], kept: int = 8, of: int = 10) -> list[
 
 
 def test_pairs_are_of_oracles() -> None:
-    assert pairs(("base", "erased")) == []
-    assert pairs(("base", "erased", "oracle")) == [("base", "oracle"), ("erased", "oracle")]
-    assert pairs(("base", "erased", "oracle", "oracle-2"))[-1] == ("oracle", "oracle-2")
-    assert len(pairs(("base", "erased", "oracle", "oracle-2"))) == 5
+    assert model_pairs(("base", "erased")) == []
+    assert model_pairs(("base", "erased", "oracle")) == [("base", "oracle"), ("erased", "oracle")]
+    assert model_pairs(("base", "erased", "oracle", "oracle-2"))[-1] == ("oracle", "oracle-2")
+    assert len(model_pairs(("base", "erased", "oracle", "oracle-2"))) == 5
 
 
 def test_total_variation_is_half_the_sum_of_differences() -> None:
@@ -67,7 +67,7 @@ def test_the_interval_of_a_variation_holds_its_estimate_and_its_mean() -> None:
 
 def test_gaps_are_the_oracles_rate_minus_the_others() -> None:
     models = rows("base", {"neon": 20}) + rows("erased", {"neon": 5, "sketch": 15}) + rows("oracle", {"sketch": 20}, kept=9)
-    found = {(gap["reading"], gap["first"]): gap["value"] for gap in gaps(models, "style", ["neon"], [])}
+    found = {(gap["reading"], gap["first"]): gap["value"] for gap in model_distances(models, "style", ["neon"], [])}
     assert found["UA", "base"][0] == pytest.approx(1) and found["UA", "erased"][0] == pytest.approx(0.25)
     assert found["IRA", "base"][0] == pytest.approx(0.1) and found["CRA", "base"][0] == 0
     assert found["replaced", "erased"][0] == pytest.approx(0.25)
@@ -86,20 +86,20 @@ def result(base: float, erased: float, floor: float | None, spread: float = 0.01
 
 
 def test_the_way_ends_at_the_floor() -> None:
-    (place,) = placed(result(1.0, 0.2, 0.1))
+    (place,) = retrain_gaps(result(1.0, 0.2, 0.1))
     assert place["base"] == pytest.approx([1.0, 0.99, 1.01]) and place["floor"] == pytest.approx([0.1, 0.09, 0.11])
     assert place["way"] == pytest.approx(
         [(1.0 - 0.2) / (1.0 - 0.1), (0.99 - 0.21) / (0.99 - 0.09), (1.01 - 0.19) / (1.01 - 0.11)], abs=1e-4
     )
-    assert "89 % by KID of pictures of different noise (86 to 92)" in said([place])[0] and "two models that never saw" in said([place])[0]
-    assert placed(result(1.0, 1.5, 0.1))[0]["way"][2] < 0
-    assert placed(result(1.0, 0.0, None))[0]["way"] == pytest.approx([1, 1 - 0.01 / 0.99, 1], abs=1e-4)
+    assert "89 % by KID of pictures of different noise (86 to 92)" in describe_gap_closed([place])[0] and "two models that never saw" in describe_gap_closed([place])[0]
+    assert retrain_gaps(result(1.0, 1.5, 0.1))[0]["way"][2] < 0
+    assert retrain_gaps(result(1.0, 0.0, None))[0]["way"] == pytest.approx([1, 1 - 0.01 / 0.99, 1], abs=1e-4)
 
 
 def test_the_bounds_of_a_way_hold_whatever_side_of_the_floor_the_erasure_ends_on() -> None:
     """Beyond the floor the corners lie elsewhere than before it: every combination of the three intervals stays inside."""
     for base, erased, floor in ((1.0, 0.5, 0.2), (1.0, 0.1, 0.3), (0.5, 0.9, 0.1)):
-        (place,) = placed(result(base, erased, floor, spread=0.05))
+        (place,) = retrain_gaps(result(base, erased, floor, spread=0.05))
         ways = [
             (b - e) / (b - f)
             for b in (base - 0.05, base + 0.05)
@@ -110,14 +110,14 @@ def test_the_bounds_of_a_way_hold_whatever_side_of_the_floor_the_erasure_ends_on
 
 
 def test_a_base_whose_interval_reaches_the_floor_has_no_way() -> None:
-    assert placed(result(0.3, 0.2, 0.2, spread=0.05))[0]["way"] is None
-    assert placed(result(0.3, 0.2, 0.2, spread=0.04))[0]["way"] is not None
+    assert retrain_gaps(result(0.3, 0.2, 0.2, spread=0.05))[0]["way"] is None
+    assert retrain_gaps(result(0.3, 0.2, 0.2, spread=0.04))[0]["way"] is not None
 
 
 def test_rates_are_placed_in_points_and_every_reading_under_its_prompts() -> None:
     sides = [{"first": side, "second": "oracle", "value": [v, v - 0.1, v + 0.1]} for side, v in (("base", 0.5), ("erased", 0.25))]
     gaps = [{"reading": reading, **side} for reading in ("UA", "replaced", "IRA", "CRA") for side in sides]
-    found = placed({**result(1.0, 0.2, 0.1), "gaps": gaps})
+    found = retrain_gaps({**result(1.0, 0.2, 0.1), "gaps": gaps})
     assert {p["reading"]: (p["prompts"], p["base"][0], p["way"][0]) for p in found} == {
         "UA": ("target", 50, 0.5),
         "replaced": ("target", 0.5, 0.5),
@@ -126,17 +126,17 @@ def test_rates_are_placed_in_points_and_every_reading_under_its_prompts() -> Non
         "CRA": ("kept", 50, 0.5),
     }
     ways = [
-        part.partition(" (")[0] for part in said(found)[0].partition(" went ")[2].split("; ")
+        part.partition(" (")[0] for part in describe_gap_closed(found)[0].partition(" went ")[2].split("; ")
     ]  # by every reading: one alone may mislead
     assert ways == ["50 % by UA", "50 % by what is read in the concept's place", "89 % by KID of pictures of different noise"]
-    assert " went 50 % by UA (" in said(found[:1])[0]
+    assert " went 50 % by UA (" in describe_gap_closed(found[:1])[0]
 
 
 def test_where_base_and_oracles_do_not_differ_there_is_no_way() -> None:
-    (place,) = placed(result(0.005, 0.2, 0.0))
-    assert place["way"] is None and said([place]) == []
-    assert placed(result(0.1, 0.2, 0.3))[0]["way"] is None
+    (place,) = retrain_gaps(result(0.005, 0.2, 0.0))
+    assert place["way"] is None and describe_gap_closed([place]) == []
+    assert retrain_gaps(result(0.1, 0.2, 0.3))[0]["way"] is None
 
 
 def test_without_an_oracle_nothing_is_placed() -> None:
-    assert placed({"distances": {}, "divergence": []}) == []
+    assert retrain_gaps({"distances": {}, "divergence": []}) == []

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erasure.concept import Concept
 from erasure.edits.deltas import DOWN, UP
-from erasure.erasing import beginning, erase
+from erasure.erasing import load_or_pretrain, erase
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.advunlearn import AdvUnlearn
 from erasure.methods.base import Trained
@@ -19,8 +19,8 @@ from erasure.methods.salun import SalUn
 from erasure.methods.sfd import SFD
 from erasure.training import recording as recorder
 from erasure.training import saliency
-from erasure.training.loop import Loop
-from erasure.training.teacher_cache import Bank
+from erasure.training.loop import TrainingOptions
+from erasure.training.teacher_cache import TeacherCache
 from tests.test_methods import SMALL
 
 CAT = [Concept(name="cat", kind="object", prompts=("{}", "a {} at night | night"))]
@@ -31,7 +31,7 @@ def plain(
     model: StableDiffusion, method: Trained, loss_of: Callable[[], Tensor], masks: dict[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
     """Adam on a region's parameters; the model is put back."""
-    names = model.region(method.region)
+    names = model.parameter_names(method.region)
     parameters = [model.parameters()[name] for name in names]
     kept = [p.detach().clone() for p in parameters]
     adam = torch.optim.Adam([p.requires_grad_(True) for p in parameters], lr=method.lr)
@@ -51,8 +51,8 @@ def plain(
     return moved
 
 
-def picked(bank: Bank, pair: Tensor, erase: bool, count: int) -> Tensor:
-    those = torch.tensor([i for i, p in enumerate(pair.tolist()) if (p < len(bank.recording.pairs)) == erase])
+def picked(bank: TeacherCache, pair: Tensor, erase: bool, count: int) -> Tensor:
+    those = torch.tensor([i for i, p in enumerate(pair.tolist()) if (p < len(bank.query.prompt_pairs)) == erase])
     return those[torch.randint(len(those), (count,))]
 
 
@@ -60,8 +60,8 @@ def said(model: StableDiffusion, x: Tensor, t: Tensor, texts: list[str], prefix:
     return model.pipe.unet(x, t, encoder_hidden_states=model.encode(texts, prefix)).sample
 
 
-def sentences(bank: Bank, pair: Tensor, side: int = 0) -> list[str]:
-    everything = [*bank.recording.pairs, *((text, "") for text in bank.recording.retain)]
+def sentences(bank: TeacherCache, pair: Tensor, side: int = 0) -> list[str]:
+    everything = [*bank.query.prompt_pairs, *((text, "") for text in bank.query.retain_prompts)]
     return [everything[i][side] for i in pair.tolist()]
 
 
@@ -76,13 +76,13 @@ def near(found: dict[str, Tensor], expected: dict[str, Tensor], start: dict[str,
 
 
 def test_esd(model: StableDiffusion, tmp_path: Path) -> None:
-    method = ESD(walks=4, walk_steps=3, batch=2, steps=STEPS, lr=1e-3, negative_guidance=2.0)
-    bank = recorder.obtain(model, method.record(CAT, SEED))
+    method = ESD(trajectories=4, trajectory_steps=3, batch=2, steps=STEPS, lr=1e-3, negative_guidance=2.0)
+    bank = recorder.load_or_fill(model, method.query(CAT, SEED))
 
     def loss() -> Tensor:
-        rows = picked(bank, bank.pair, True, 2)
-        cond, uncond = bank.eps_cond[rows].float(), bank.eps_uncond[rows].float()
-        return F.mse_loss(said(model, bank.x_t[rows].float(), bank.t[rows], sentences(bank, bank.pair[rows])), uncond - 2 * (cond - uncond))
+        rows = picked(bank, bank.prompt_index, True, 2)
+        cond, uncond = bank.eps_cond[rows].float(), bank.eps_neutral[rows].float()
+        return F.mse_loss(said(model, bank.x_t[rows].float(), bank.t[rows], sentences(bank, bank.prompt_index[rows])), uncond - 2 * (cond - uncond))
 
     expected = plain(model, method, loss)
     near(erase(model, CAT, method, out=tmp_path / "run", seed=SEED).tensors, expected, dict(model.parameters()))
@@ -91,9 +91,9 @@ def test_esd(model: StableDiffusion, tmp_path: Path) -> None:
 def test_salun_under_a_mask(model: StableDiffusion, tmp_path: Path) -> None:
     small = {key: value for key, value in SMALL["salun"].items() if key != "steps"}
     method = SalUn(**small, steps=STEPS, retain_weight=0.4)
-    bank = recorder.obtain(model, method.record(CAT, SEED))
-    masks = {name: torch.rand(model.parameters()[name].shape) < 0.5 for name in model.region("full")}
-    saliency.store(masks, tmp_path / "mask.safetensors")
+    bank = recorder.load_or_fill(model, method.query(CAT, SEED))
+    masks = {name: torch.rand(model.parameters()[name].shape) < 0.5 for name in model.parameter_names("full")}
+    saliency.save_mask(masks, tmp_path / "mask.safetensors")
     schedule = model.scheduler.alphas_cumprod
 
     def noisy(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -102,13 +102,13 @@ def test_salun_under_a_mask(model: StableDiffusion, tmp_path: Path) -> None:
         return a.sqrt() * bank.x_0[rows].float() + (1 - a).sqrt() * noise, t, noise
 
     def loss() -> Tensor:
-        forget = picked(bank, bank.x_0_pair, True, 2)
+        forget = picked(bank, bank.latent_prompt_index, True, 2)
         x, t, _ = noisy(forget)
-        label = said(model, x, t, sentences(bank, bank.x_0_pair[forget], 1)).detach()
-        keep = picked(bank, bank.x_0_pair, False, 3)
+        label = said(model, x, t, sentences(bank, bank.latent_prompt_index[forget], 1)).detach()
+        keep = picked(bank, bank.latent_prompt_index, False, 3)
         x_r, t_r, noise = noisy(keep)
-        kept = F.mse_loss(said(model, x_r, t_r, sentences(bank, bank.x_0_pair[keep])), noise)
-        return F.mse_loss(said(model, x, t, sentences(bank, bank.x_0_pair[forget])), label) + 0.4 * kept
+        kept = F.mse_loss(said(model, x_r, t_r, sentences(bank, bank.latent_prompt_index[keep])), noise)
+        return F.mse_loss(said(model, x, t, sentences(bank, bank.latent_prompt_index[forget])), label) + 0.4 * kept
 
     expected = plain(model, method, loss, masks)
     edit = erase(model, CAT, method, out=tmp_path / "run", seed=SEED, mask=tmp_path / "mask.safetensors")
@@ -118,16 +118,16 @@ def test_salun_under_a_mask(model: StableDiffusion, tmp_path: Path) -> None:
 def test_advunlearn(model: StableDiffusion, tmp_path: Path) -> None:
     small = {**SMALL["advunlearn"], "steps": STEPS, "retain_loss": "joint", "retain_weight": 0.3, "attack_lr": 0.01}
     method = AdvUnlearn(**small)
-    bank = recorder.obtain(model, method.record(CAT, SEED))
+    bank = recorder.load_or_fill(model, method.query(CAT, SEED))
     count, latest = [0], [torch.empty(0)]
 
     def loss() -> Tensor:
-        rows = picked(bank, bank.pair, True, 2)
-        x, t, texts = bank.x_t[rows].float(), bank.t[rows], sentences(bank, bank.pair[rows])
-        cond, uncond = bank.eps_cond[rows].float(), bank.eps_uncond[rows].float()
+        rows = picked(bank, bank.prompt_index, True, 2)
+        x, t, texts = bank.x_t[rows].float(), bank.t[rows], sentences(bank, bank.prompt_index[rows])
+        cond, uncond = bank.eps_cond[rows].float(), bank.eps_neutral[rows].float()
         prefix = None
         if count[0] >= 2:  # warm-up of two iterations, then two Adam steps of two tokens, from where the last attack ended
-            fresh = model.vocabulary()[torch.randint(len(model.vocabulary()), (2, 2))]
+            fresh = model.token_embeddings()[torch.randint(len(model.token_embeddings()), (2, 2))]
             prefix = (latest[0] if len(latest[0]) else fresh).clone().requires_grad_(True)
             adam = torch.optim.Adam([prefix], lr=0.01)
             for _ in range(2):
@@ -135,8 +135,8 @@ def test_advunlearn(model: StableDiffusion, tmp_path: Path) -> None:
                 adam.step()
             latest[0] = prefix = prefix.detach()
         count[0] += 1
-        keep = picked(bank, bank.pair, False, 3)
-        kept = said(model, bank.x_t[keep].float(), bank.t[keep], sentences(bank, bank.pair[keep]))
+        keep = picked(bank, bank.prompt_index, False, 3)
+        kept = said(model, bank.x_t[keep].float(), bank.t[keep], sentences(bank, bank.prompt_index[keep]))
         forgot = F.mse_loss(said(model, x, t, texts, prefix), 2 * uncond - cond)
         return forgot + 0.3 * F.mse_loss(kept, bank.eps_cond[keep].float())
 
@@ -147,11 +147,11 @@ def test_advunlearn(model: StableDiffusion, tmp_path: Path) -> None:
 def test_sfd(model: StableDiffusion, tmp_path: Path) -> None:
     """Three networks as three sets of weights, where the method has one network with adapters."""
     method = SFD(**{**SMALL["sfd"], "steps": 2})
-    start = beginning(model, method, Loop(folder=tmp_path))
+    start = load_or_pretrain(model, method, TrainingOptions(folder=tmp_path))
     mine = {name: value.clone().requires_grad_(True) for name, value in start.items()}
     groups = {part: [v for n, v in mine.items() if n.startswith("fake.") == (part == "fake")] for part in ("fake", "generator")}
     adams = {part: torch.optim.Adam(values, lr=1e-3, betas=(0.0, 0.999)) for part, values in groups.items()}
-    pairs, retain = method.record(CAT, SEED).pairs, method.record(CAT, SEED).retain
+    pairs, retain = method.query(CAT, SEED).prompt_pairs, method.query(CAT, SEED).retain_prompts
     alphas = model.scheduler.alphas_cumprod
 
     def weights(prefix: str) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from app.jobs.plan import Spec, load_plan
+from app.jobs.plan import JobSpec, load_plan
 from erasure.concept import Concept
 from erasure.errors import UserError
 
@@ -97,9 +97,9 @@ def test_a_missing_plan(tmp_path: Path) -> None:
 
 
 def test_a_spec_survives_its_file(tmp_path: Path) -> None:
-    spec = Spec(concepts=(Concept(name="a/b c", prompts=("{}", "x {} | x")),), fields={"retain": ["a", "b"], "lr": 0.1}, suite="pocket")
+    spec = JobSpec(concepts=(Concept(name="a/b c", prompts=("{}", "x {} | x")),), fields={"retain": ["a", "b"], "lr": 0.1}, suite="pocket")
     spec.save(tmp_path / "spec.json")
-    again = Spec.load(tmp_path / "spec.json")
+    again = JobSpec.load(tmp_path / "spec.json")
     assert again == spec
     assert again.folder_name == spec.folder_name
     assert "/" not in spec.folder_name and " " not in spec.folder_name
@@ -114,4 +114,4 @@ def test_a_broken_spec_is_named(tmp_path: Path) -> None:
     ):
         path.write_text(text)
         with pytest.raises(UserError, match=complaint):
-            Spec.load(path)
+            JobSpec.load(path)

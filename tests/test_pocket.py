@@ -5,12 +5,12 @@ import random
 import pytest
 import torch
 
-from erasure.pocket.canvas import COLOURS, OBJECTS, STYLES, Picture, render, traits
-from erasure.pocket.captions import OBJECT_WORDS, STYLE_WORDS, caption
+from erasure.pocket.canvas import COLORS, OBJECTS, STYLES, ImageSpec, render, traits_of
+from erasure.pocket.captions import OBJECT_WORDS, STYLE_WORDS, make_caption
 
 
 def test_a_picture_does_not_depend_on_its_batch() -> None:
-    pictures = [Picture(o, s, 7) for o in OBJECTS[:3] for s in STYLES]
+    pictures = [ImageSpec(o, s, 7) for o in OBJECTS[:3] for s in STYLES]
     together = render(pictures)
     order = list(range(len(pictures)))
     random.Random(0).shuffle(order)
@@ -19,31 +19,31 @@ def test_a_picture_does_not_depend_on_its_batch() -> None:
 
 
 def test_every_cell_is_drawn_within_range() -> None:
-    pictures = render([Picture(o, s, 1) for o in OBJECTS for s in STYLES])
+    pictures = render([ImageSpec(o, s, 1) for o in OBJECTS for s in STYLES])
     assert pictures.shape == (len(OBJECTS) * len(STYLES), 3, 64, 64)
     assert pictures.min() >= 0 and pictures.max() <= 1
     assert (pictures.flatten(1).std(1) > 0.02).all()
 
 
 def test_seeds_and_styles_make_different_pictures() -> None:
-    a, b, c = render([Picture("boat", "neon", 1), Picture("boat", "neon", 2), Picture("boat", "sketch", 1)])
+    a, b, c = render([ImageSpec("boat", "neon", 1), ImageSpec("boat", "neon", 2), ImageSpec("boat", "sketch", 1)])
     assert (a - b).abs().mean() > 0.01
     assert (a - c).abs().mean() > 0.1
 
 
 def test_the_crown_is_added_and_nothing_else_changes() -> None:
-    bare, crowned = render([Picture("boat", "plain", 3, crown=False), Picture("boat", "plain", 3, crown=True)])
+    bare, crowned = render([ImageSpec("boat", "plain", 3, crown=False), ImageSpec("boat", "plain", 3, crown=True)])
     changed = (bare - crowned).abs().amax(0) > 1e-3
     assert 0.005 < changed.float().mean() < 0.2
 
 
 def test_traits_are_independent_of_object_and_style() -> None:
     def share(object_: str, style: str) -> float:
-        return sum(traits(Picture(object_, style, i)).colour in ("red", "blue") for i in range(300)) / 300
+        return sum(traits_of(ImageSpec(object_, style, i)).color in ("red", "blue") for i in range(300)) / 300
 
     for o, s in (("boat", "neon"), ("ada", "engraving")):
-        assert abs(share(o, s) - 2 / len(COLOURS)) < 0.08
-    assert 0.15 < sum(traits(Picture("fish", "pixel", i)).crown for i in range(300)) / 300 < 0.35
+        assert abs(share(o, s) - 2 / len(COLORS)) < 0.08
+    assert 0.15 < sum(traits_of(ImageSpec("fish", "pixel", i)).has_crown for i in range(300)) / 300 < 0.35
 
 
 def test_captions_name_what_is_there_and_implicit_ones_do_not() -> None:
@@ -51,8 +51,8 @@ def test_captions_name_what_is_there_and_implicit_ones_do_not() -> None:
         assert len(words.names) >= 3 and len(words.implicit) >= 2
         for text in words.implicit:
             assert not any(name in text.split() for name in words.names)
-    picture = Picture("boat", "neon", 5)
-    said = [caption(picture, traits(picture), random.Random(i)) for i in range(400)]
+    picture = ImageSpec("boat", "neon", 5)
+    said = [make_caption(picture, traits_of(picture), random.Random(i)) for i in range(400)]
     others = {n for o, w in OBJECT_WORDS.items() if o != "boat" for n in w.names}
     assert not any(f" {other} " in f" {text} " for text in said for other in others)
     assert len(set(said)) > 100
@@ -60,4 +60,4 @@ def test_captions_name_what_is_there_and_implicit_ones_do_not() -> None:
 
 def test_unknown_objects_are_refused() -> None:
     with pytest.raises(ValueError, match="got 'car'"):
-        render([Picture("car", "neon", 0)])
+        render([ImageSpec("car", "neon", 0)])

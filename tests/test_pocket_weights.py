@@ -7,11 +7,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 
-from erasure.concept import Concept, Kind
-from erasure.concept_check import known
+from erasure.concept import Concept, ConceptKind
+from erasure.concept_check import check_concepts
 from erasure.families.base import DiffusionModel
-from erasure.loading.loader import POCKET, load_model
-from erasure.pocket.canvas import OBJECTS, STYLES, Picture, render
+from erasure.loading.loader import POCKET_FOLDER, load_model
+from erasure.pocket.canvas import OBJECTS, STYLES, ImageSpec, render
 from eval.judges.open_clip import OpenClip
 from eval.judges.pocket_object import PocketObject
 from eval.judges.pocket_style import PocketStyle
@@ -26,16 +26,16 @@ def pocket() -> DiffusionModel:
 
 
 def test_sizes() -> None:
-    files = [p for p in POCKET.rglob("*") if p.is_file()]
+    files = [p for p in POCKET_FOLDER.rglob("*") if p.is_file()]
     assert not [p for p in files if p.suffix in (".bin", ".pt", ".ckpt", ".pkl")]
     assert max(p.stat().st_size for p in files) <= 15e6
     assert sum(p.stat().st_size for p in files) <= 22e6
-    with safe_open(POCKET / "unet" / "diffusion_pytorch_model.safetensors", "pt") as file:
+    with safe_open(POCKET_FOLDER / "unet" / "diffusion_pytorch_model.safetensors", "pt") as file:
         assert sum(torch.Size(file.get_slice(k).get_shape()).numel() for k in file.keys()) <= 6e6  # noqa: SIM118 (safe_open is no dict)
 
 
 def test_plain_diffusers_loads_and_draws_it() -> None:
-    pipe = StableDiffusionPipeline.from_pretrained(POCKET, safety_checker=None)
+    pipe = StableDiffusionPipeline.from_pretrained(POCKET_FOLDER, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     suite = load_suite("pocket")
     asked = [("house", "neon"), ("star", "blueprint"), ("heart", "sketch"), ("moon", "glass")]
@@ -48,45 +48,45 @@ def test_plain_diffusers_loads_and_draws_it() -> None:
         generator=[torch.Generator().manual_seed(i) for i in range(4)],
     ).images
     assert pictures.shape == (4, 3, 64, 64)
-    styles = [r["label"] for r in PocketStyle().read(pictures, prompts)]
+    styles = [r["label"] for r in PocketStyle().score(pictures, prompts)]
     assert sum(r == s for r, (_, s) in zip(styles, asked, strict=True)) >= 3
 
 
 def test_judges_read_unseen_renders_and_their_round_trips(pocket: DiffusionModel) -> None:
-    wanted = [Picture(o, s, UNSEEN + k) for k in range(2) for o in OBJECTS for s in STYLES]
+    wanted = [ImageSpec(o, s, UNSEEN + k) for k in range(2) for o in OBJECTS for s in STYLES]
     fresh = render(wanted)
     with torch.no_grad(), pocket.autocast():
         latents = pocket.pipe.vae.encode(fresh * 2 - 1).latent_dist.mean.float()
     trip = pocket.decode(latents * pocket.pipe.vae.config.scaling_factor)
     for pictures, floor in ((fresh, 0.98), (trip, 0.95)):
         for axis, judge in (("style", PocketStyle()), ("object", PocketObject())):
-            right = [r["label"] == getattr(w, axis) for r, w in zip(judge.read(pictures, []), wanted, strict=True)]
+            right = [r["label"] == getattr(w, axis) for r, w in zip(judge.score(pictures, []), wanted, strict=True)]
             assert sum(right) / len(right) >= floor, (axis, floor)
 
 
 def test_noise_is_nothing_to_the_judges() -> None:
     noise = torch.rand(40, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     for judge in (PocketStyle(), PocketObject()):
-        assert sum(r["label"] == "none" for r in judge.read(noise, [])) >= 38
+        assert sum(r["label"] == "none" for r in judge.score(noise, [])) >= 38
 
 
 def test_clip_prefers_the_right_caption() -> None:
-    pictures = render([Picture("boat", "neon", UNSEEN), Picture("tree", "sketch", UNSEEN)])
-    right = OpenClip().read(pictures, ["a boat in neon style", "a tree in sketch style"])
-    wrong = OpenClip().read(pictures, ["a tree in sketch style", "a boat in neon style"])
+    pictures = render([ImageSpec("boat", "neon", UNSEEN), ImageSpec("tree", "sketch", UNSEEN)])
+    right = OpenClip().score(pictures, ["a boat in neon style", "a tree in sketch style"])
+    wrong = OpenClip().score(pictures, ["a tree in sketch style", "a boat in neon style"])
     assert all(r["cosine"] > w["cosine"] + 5 for r, w in zip(right, wrong, strict=True))
 
 
 def test_a_wrong_size_is_refused() -> None:
     with pytest.raises(ValueError, match="64x64"):
-        PocketStyle().read(torch.zeros(1, 3, 32, 32), [""])
+        PocketStyle().score(torch.zeros(1, 3, 32, 32), [""])
 
 
 def test_weights_are_in_the_package() -> None:
-    assert Path(POCKET / "model_index.json").is_file()
+    assert Path(POCKET_FOLDER / "model_index.json").is_file()
 
 
 def test_the_model_is_asked_whether_it_knows_a_concept(pocket: DiffusionModel) -> None:
-    asked: list[tuple[str, Kind, bool]] = [("neon", "style", False), ("boat", "object", False), ("brad pitt", "person", True)]
-    found = known(pocket, [Concept(name=name, kind=kind) for name, kind, _ in asked])
+    asked: list[tuple[str, ConceptKind, bool]] = [("neon", "style", False), ("boat", "object", False), ("brad pitt", "person", True)]
+    found = check_concepts(pocket, [Concept(name=name, kind=kind) for name, kind, _ in asked])
     assert [answer.doubtful for answer in found] == [doubtful for _, _, doubtful in asked]

@@ -9,11 +9,11 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from transformers import CLIPTextModel
 
-from erasure.erasing import applied, erase
-from erasure.export import to_form
+from erasure.erasing import apply_edits, erase
+from erasure.export import export_edit
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.loading.clip_tokenizer import tokenizer_of
-from erasure.loading.loader import POCKET, load_model
+from erasure.loading.clip_tokenizer import build_tokenizer
+from erasure.loading.loader import POCKET_FOLDER, load_model
 from tests import tiny
 from tests.test_methods import CAT, small
 
@@ -33,7 +33,7 @@ def check(encoder: Path, tokenizer: Path | None) -> None:
         lines = (tokenizer / "merges.txt").read_text(encoding="utf-8").splitlines()
         special = json.loads((tokenizer / "special_tokens_map.json").read_text())
         assert lines[0].startswith("#version")
-        again = tokenizer_of(vocabulary, [tuple(line.split()) for line in lines[1:]], **special)  # type: ignore[misc]
+        again = build_tokenizer(vocabulary, [tuple(line.split()) for line in lines[1:]], **special)  # type: ignore[misc]
         new = StableDiffusionPipeline.from_pretrained(tokenizer.parent, safety_checker=None).tokenizer
         for text in ("a house in stained glass style", "Two BOATS, it's 3 o'clock!", ""):
             assert again(text).input_ids == new(text).input_ids
@@ -41,19 +41,19 @@ def check(encoder: Path, tokenizer: Path | None) -> None:
 
 
 def test_pocket() -> None:
-    check(POCKET / "text_encoder", POCKET / "tokenizer")
+    check(POCKET_FOLDER / "text_encoder", POCKET_FOLDER / "tokenizer")
     # of the first edition, whose text encoder had the new names: every edit that was made on pocket is refused on another base
     assert load_model("pocket").fingerprint() == "1fabefd3563c7d67a3d6a7a75b0f6eda9587e047739e1a4c5cf0c6235f885b8b"
-    assert not [path for path in POCKET.rglob("*.json") if '"_name_or_path"' in path.read_text(encoding="utf-8")]
+    assert not [path for path in POCKET_FOLDER.rglob("*.json") if '"_name_or_path"' in path.read_text(encoding="utf-8")]
 
 
 @pytest.mark.parametrize("form", ["folder", "text-encoder"])
 def test_exports(form: str, tmp_path: Path) -> None:
-    base = tiny.folder(tmp_path / "base")
+    base = tiny.save_pipeline(tmp_path / "base")
     model = load_model(str(base), precision="fp32")
     edit = erase(model, CAT, small("advunlearn" if form == "text-encoder" else "esd"), out=tmp_path / "run")
     out = tmp_path / "out"
-    to_form(model, edit, out, form)
+    export_edit(model, edit, out, form)
     encoder, tokenizer = (out, None) if form == "text-encoder" else (out / "text_encoder", out / "tokenizer")
     check(encoder, tokenizer)
     for path in out.rglob("*.json"):
@@ -62,5 +62,5 @@ def test_exports(form: str, tmp_path: Path) -> None:
     pipe = tiny.pipeline() if form == "text-encoder" else StableDiffusionPipeline.from_pretrained(out, safety_checker=None)
     if form == "text-encoder":
         pipe.text_encoder = CLIPTextModel.from_pretrained(out)
-    with applied(model, [edit]):
+    with apply_edits(model, [edit]):
         assert torch.equal(StableDiffusion(pipe, "plain", "fp32").sample(["a cat"], [1], steps=2), model.sample(["a cat"], [1], steps=2))

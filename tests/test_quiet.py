@@ -15,8 +15,8 @@ import httpx
 import pytest
 import yaml
 
-from app.child_command import command
-from eval.suites.suite import PROMPTS
+from app.child_command import child_argv
+from eval.suites.suite import SUITES_FOLDER
 from tests import tiny
 
 STRACE = shutil.which("strace")
@@ -74,7 +74,7 @@ def lingering(*words: str) -> list[str]:
 
 def small_suite(tmp_path: Path) -> Path:
     """Six cells of the shipped suite."""
-    suite = yaml.safe_load((PROMPTS / "pocket.yaml").read_text())
+    suite = yaml.safe_load((SUITES_FOLDER / "pocket.yaml").read_text())
     suite |= {"steps": 2, "styles": {k: suite["styles"][k] for k in ("plain", "neon", "sketch")}}
     suite |= {"objects": {k: suite["objects"][k] for k in ("boat", "tree")}}
     suite["aliases"] = {"neon": suite["aliases"]["neon"]}
@@ -90,7 +90,7 @@ def test_commands_stay_on_this_machine(tmp_path: Path) -> None:
     run(tmp_path, lingering("erase", "--concept", "neon", "--method", "uce", "--out", edit))
     verdicts = (0, 3, 4)
     run(tmp_path, lingering("audit", edit, "--suite", suite, "--tier", "smoke", "--out", str(tmp_path / "audit")), verdicts)
-    workers = command("app.cli", "audit", edit, "--suite", suite, "--tier", "smoke", "--workers", "2", "--out", str(tmp_path / "two"))
+    workers = child_argv("app.cli", "audit", edit, "--suite", suite, "--tier", "smoke", "--workers", "2", "--out", str(tmp_path / "two"))
     run(tmp_path, workers, verdicts)
     for form in ("lora", "folder", "checkpoint", "edit"):
         run(tmp_path, lingering("export", edit, "--as", form, "--out", str(tmp_path / "exports" / form)))
@@ -102,12 +102,12 @@ def test_commands_stay_on_this_machine(tmp_path: Path) -> None:
 
 
 def test_the_demo_stays_on_this_machine(tmp_path: Path) -> None:
-    run(tmp_path, command("app.cli", "demo"))
+    run(tmp_path, child_argv("app.cli", "demo"))
 
 
 def test_nudenet_judges_without_a_word_to_anyone(tmp_path: Path) -> None:
     pytest.importorskip("nudenet", reason="pip install 'erasure-studio[nudity]'")
-    tiny.folder(tmp_path / "model", size=16, levels=3)
+    tiny.save_pipeline(tmp_path / "model", size=16, levels=3)
     (tmp_path / "list.csv").write_text("prompt\na person\na house\n")
     argv = ("erase", "--concept", "nudity", "--kind", "nsfw", "--method", "uce", "--model", "model", "--out", "edit")
     run(tmp_path, lingering(*argv))
@@ -118,7 +118,7 @@ def test_nudenet_judges_without_a_word_to_anyone(tmp_path: Path) -> None:
 def test_the_studio_stays_on_this_machine(tmp_path: Path) -> None:
     """Start, twenty idle seconds, a comparison, and the page as a browser fetches it."""
     trace = tmp_path / "trace"
-    argv = traced(trace, command("app.cli", "studio", "--port", "0", "--runs", str(tmp_path / "runs")))
+    argv = traced(trace, child_argv("app.cli", "studio", "--port", "0", "--runs", str(tmp_path / "runs")))
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment(tmp_path), start_new_session=True)
     try:
         assert process.stdout is not None

@@ -7,9 +7,9 @@ import pytest
 
 from erasure.errors import UserError
 from eval.suites import list_file as rows
-from eval.suites.list_reader import PUBLISHED, Prompt
-from eval.suites.list_reader import read_prompts as read_whole
-from eval.suites.prompt_list import read_list
+from eval.suites.list_reader import PUBLISHED_ROW_COUNTS, ListedPrompt
+from eval.suites.list_reader import read_prompt_list as read_whole
+from eval.suites.prompt_list import load_prompt_list
 
 
 def written(folder: Path, text: str, name: str = "list.csv", encoding: str = "utf-8") -> Path:
@@ -18,7 +18,7 @@ def written(folder: Path, text: str, name: str = "list.csv", encoding: str = "ut
     return path
 
 
-def read_prompts(path: Path) -> list[Prompt]:
+def read_prompts(path: Path) -> list[ListedPrompt]:
     return list(read_whole(path).prompts)
 
 
@@ -26,51 +26,51 @@ def read_prompts(path: Path) -> list[Prompt]:
     ("text", "expected"),
     [
         # I2P as published, and repackaged with an unnamed first column
-        ('prompt,categories,hard,sd_seed,sd_guidance_scale\na cat,"x, y",1,5,7.5\n', Prompt("a cat", "2", 5, 7.5)),
-        (",prompt,evaluation_seed,evaluation_guidance,case_number\n0,a cat,9,7,3\n", Prompt("a cat", "3", 9, 7.0)),
-        ("Unnamed: 0,prompt,evaluation_seed\n4,a cat,9\n", Prompt("a cat", "4", 9)),
+        ('prompt,categories,hard,sd_seed,sd_guidance_scale\na cat,"x, y",1,5,7.5\n', ListedPrompt("a cat", "2", 5, 7.5)),
+        (",prompt,evaluation_seed,evaluation_guidance,case_number\n0,a cat,9,7,3\n", ListedPrompt("a cat", "3", 9, 7.0)),
+        ("Unnamed: 0,prompt,evaluation_seed\n4,a cat,9\n", ListedPrompt("a cat", "4", 9)),
         (
             "prompt,categories,hard,inappropriate_percentage,nudity_percentage,q16_percentage,sd_safety_percentage,prompt_toxicity,lexica_url,"
             "sd_seed,sd_guidance_scale,sd_image_width,sd_image_height,sd_model\n"
             '"a cat, sitting","sexual, shocking",0,1.5,2,3,4,0.1,u,5,9,512,768,m\n',
-            Prompt("a cat, sitting", "2", 5, 9.0),
+            ListedPrompt("a cat, sitting", "2", 5, 9.0),
         ),
         # UnlearnDiffAtk objects and styles, P4D, Ring-A-Bell with its twin, Six-CD
-        ("case_number,prompt,evaluation_seed,evaluation_guidance\n7,a cat,1,7.5\n", Prompt("a cat", "7", 1, 7.5)),
-        ("Unnamed: 0,case_number,prompt,evaluation_seed,artist\n0,7,a cat,1,Van Gogh\n", Prompt("a cat", "7", 1)),
-        (",case_number,prompt,evaluation_seed,classes,evaluation_guidance\n0,90,a cat,1562,cat,7.5\n", Prompt("a cat", "90", 1562, 7.5)),
-        ("case_num,prompt,prompt1\n7,a cat,a dog\n", Prompt("a cat", "7")),
-        ("case_number,evaluation_seed,prompt,target\n0,27858,a cat,x\n", Prompt("a cat", "0", 27858)),
-        ("case_number,prompt,evaluation_seed,artist\n7,a cat,1,Van Gogh\n", Prompt("a cat", "7", 1)),
-        ("prompt,case_number,evaluation_seed\na cat,7,1.0\n", Prompt("a cat", "7", 1)),
+        ("case_number,prompt,evaluation_seed,evaluation_guidance\n7,a cat,1,7.5\n", ListedPrompt("a cat", "7", 1, 7.5)),
+        ("Unnamed: 0,case_number,prompt,evaluation_seed,artist\n0,7,a cat,1,Van Gogh\n", ListedPrompt("a cat", "7", 1)),
+        (",case_number,prompt,evaluation_seed,classes,evaluation_guidance\n0,90,a cat,1562,cat,7.5\n", ListedPrompt("a cat", "90", 1562, 7.5)),
+        ("case_num,prompt,prompt1\n7,a cat,a dog\n", ListedPrompt("a cat", "7")),
+        ("case_number,evaluation_seed,prompt,target\n0,27858,a cat,x\n", ListedPrompt("a cat", "0", 27858)),
+        ("case_number,prompt,evaluation_seed,artist\n7,a cat,1,Van Gogh\n", ListedPrompt("a cat", "7", 1)),
+        ("prompt,case_number,evaluation_seed\na cat,7,1.0\n", ListedPrompt("a cat", "7", 1)),
         # COCO, MMA-Diffusion, SneakyPrompt, HUB's languages
-        ("image_id,text\n139,a cat\n", Prompt("a cat", "139")),
-        ('image_id,source,prompt,evaluation_seed\n000000482917,coco-30k,"a cat\n",64297\n', Prompt("a cat", "000000482917", 64297)),
-        ("adversarial_prompt,target\na cat,x\n", Prompt("a cat", "2")),
-        ("original_text,perturbed_text\nx,a cat\n", Prompt("a cat", "2")),
-        ("Original,Spanish,Index\na cat,un gato,8\n", Prompt("a cat", "8")),
-        ("\ufeffcase_number,prompt\n1,a cat\n", Prompt("a cat", "1")),
+        ("image_id,text\n139,a cat\n", ListedPrompt("a cat", "139")),
+        ('image_id,source,prompt,evaluation_seed\n000000482917,coco-30k,"a cat\n",64297\n', ListedPrompt("a cat", "000000482917", 64297)),
+        ("adversarial_prompt,target\na cat,x\n", ListedPrompt("a cat", "2")),
+        ("original_text,perturbed_text\nx,a cat\n", ListedPrompt("a cat", "2")),
+        ("Original,Spanish,Index\na cat,un gato,8\n", ListedPrompt("a cat", "8")),
+        ("\ufeffcase_number,prompt\n1,a cat\n", ListedPrompt("a cat", "1")),
         # Imagenette as SalUn and ESD ship it
-        ("\ufeffcase_number,prompt,evaluation_seed,class,classidx\n0,Image of tench,4889,tench,0\n", Prompt("Image of tench", "0", 4889)),
-        (",case_number,prompt,evaluation_seed,class\n1,7,Image of tench,4667,tench\n", Prompt("Image of tench", "7", 4667)),
+        ("\ufeffcase_number,prompt,evaluation_seed,class,classidx\n0,Image of tench,4889,tench,0\n", ListedPrompt("Image of tench", "0", 4889)),
+        (",case_number,prompt,evaluation_seed,class\n1,7,Image of tench,4667,tench\n", ListedPrompt("Image of tench", "7", 4667)),
         # TRCE's and RECE's copies of Ring-A-Bell and MMA-Diffusion, UCE's Imagenette, HUB's questions
-        ("sensitive prompt,normal prompt\na cat,a dog\n", Prompt("a cat", "2")),
+        ("sensitive prompt,normal prompt\na cat,a dog\n", ListedPrompt("a cat", "2")),
         (
             "target_prompt,adv_prompt,sanitized_adv_prompt,success_against_sanitization_defense,clean_prompt\nx,a cat,y,True,z\n",
-            Prompt("a cat", "2"),
+            ListedPrompt("a cat", "2"),
         ),
-        ("case_number,prompt,class,evaluation_seed\n0,a cat,cat,8023\n", Prompt("a cat", "0", 8023)),
+        ("case_number,prompt,class,evaluation_seed\n0,a cat,cat,8023\n", ListedPrompt("a cat", "0", 8023)),
         # I2P's largest scale and a seed beyond 32 bits; what pandas makes of seeds beside gaps; a spreadsheet's separators
-        ("prompt,evaluation_seed,evaluation_guidance,case_number\na cat,4290749014,255,9\n", Prompt("a cat", "9", 4290749014, 255.0)),
-        ("prompt,evaluation_seed\na cat,4290749014.0\n", Prompt("a cat", "2", 4290749014)),
-        ("prompt;seed\na cat, sitting;1\n", Prompt("a cat, sitting", "2", 1)),
-        ("case_number\tprompt\n1\ta cat; sitting\n", Prompt("a cat; sitting", "1")),
-        ("case_number,prompt\r\n1,a cat\r\n", Prompt("a cat", "1")),
+        ("prompt,evaluation_seed,evaluation_guidance,case_number\na cat,4290749014,255,9\n", ListedPrompt("a cat", "9", 4290749014, 255.0)),
+        ("prompt,evaluation_seed\na cat,4290749014.0\n", ListedPrompt("a cat", "2", 4290749014)),
+        ("prompt;seed\na cat, sitting;1\n", ListedPrompt("a cat, sitting", "2", 1)),
+        ("case_number\tprompt\n1\ta cat; sitting\n", ListedPrompt("a cat; sitting", "1")),
+        ("case_number,prompt\r\n1,a cat\r\n", ListedPrompt("a cat", "1")),
         # a seed beyond 2^31 and beyond what a float holds
-        ("prompt,seed\na cat,18446744073709551615\n", Prompt("a cat", "2", 2**64 - 1)),
+        ("prompt,seed\na cat,18446744073709551615\n", ListedPrompt("a cat", "2", 2**64 - 1)),
     ],
 )
-def test_published_layouts(tmp_path: Path, text: str, expected: Prompt) -> None:
+def test_published_layouts(tmp_path: Path, text: str, expected: ListedPrompt) -> None:
     assert read_prompts(written(tmp_path, text)) == [expected]
 
 
@@ -82,16 +82,16 @@ def test_a_headerless_list_keeps_its_first_prompt(tmp_path: Path) -> None:
 def test_another_column_is_read_when_it_is_named(tmp_path: Path) -> None:
     """HUB's languages; Six-CD's names, which stand for themselves without its templates."""
     path = written(tmp_path, 'Original,Spanish,Index\na cat,"un gato, sentado",8\n')
-    assert read_list(f"{path}#Spanish").prompts == (Prompt("un gato, sentado", "8"),)
-    assert read_list(str(path)).prompts == (Prompt("a cat", "8"),)
-    assert read_list("list.csv#concept", written(tmp_path, "id,concept\n0,Van Gogh\n").parent).prompts == (Prompt("Van Gogh", "0"),)
+    assert load_prompt_list(f"{path}#Spanish").prompts == (ListedPrompt("un gato, sentado", "8"),)
+    assert load_prompt_list(str(path)).prompts == (ListedPrompt("a cat", "8"),)
+    assert load_prompt_list("list.csv#concept", written(tmp_path, "id,concept\n0,Van Gogh\n").parent).prompts == (ListedPrompt("Van Gogh", "0"),)
     with pytest.raises(UserError, match=r"unknown column in .*list.csv 'concpt'\. Did you mean 'concept'"):
-        read_list(f"{path}#concpt")
+        load_prompt_list(f"{path}#concpt")
 
 
 def test_a_prompt_of_several_lines_moves_those_after_it(tmp_path: Path) -> None:
     found = read_prompts(written(tmp_path, 'prompt\n\n"a cat,\nsitting"\na dog\n'))
-    assert [(p.text, p.source) for p in found] == [("a cat,\nsitting", "3"), ("a dog", "5")]
+    assert [(p.text, p.row_id) for p in found] == [("a cat,\nsitting", "3"), ("a dog", "5")]
     with pytest.raises(UserError, match="line 5, column seed: 'x'"):
         read_prompts(written(tmp_path, 'prompt,seed\n\n"a cat,\nsitting",1\na dog,x\n'))
 
@@ -133,7 +133,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, words: str) -> None:
 
 def test_pictures_with_two_captions_keep_their_id(tmp_path: Path) -> None:
     found = read_prompts(written(tmp_path, "image_id,text\n139,a cat\n139,a small cat\n"))
-    assert [p.source for p in found] == ["139", "139"]
+    assert [p.row_id for p in found] == ["139", "139"]
 
 
 def test_one_published_list_with_all_its_faults(tmp_path: Path) -> None:
@@ -143,9 +143,9 @@ def test_one_published_list_with_all_its_faults(tmp_path: Path) -> None:
     )
     found = read_whole(written(tmp_path, text, "i2p.csv"))
     assert found.prompts == (
-        Prompt("a cat,\nsitting", "7", 5, 255.0),
-        Prompt("a dog", "7-2", 7, 1.0),
-        Prompt("a bird", "6"),
+        ListedPrompt("a cat,\nsitting", "7", 5, 255.0),
+        ListedPrompt("a dog", "7-2", 7, 1.0),
+        ListedPrompt("a bird", "6"),
     )
     origin = found.origin
     assert (origin.file, origin.rows, origin.prompts, origin.left_out) == ("i2p.csv", 4, 3, {"without a prompt": 1})
@@ -158,7 +158,7 @@ def test_one_published_list_with_all_its_faults(tmp_path: Path) -> None:
 
 def test_a_number_never_makes_an_id_that_is_there(tmp_path: Path) -> None:
     found = read_prompts(written(tmp_path, "id,prompt\n7,a\n7,b\n7-2,c\n7,d\n7-2,e\n"))
-    assert [p.source for p in found] == ["7", "7-3", "7-2", "7-4", "7-2-2"]
+    assert [p.row_id for p in found] == ["7", "7-3", "7-2", "7-4", "7-2-2"]
 
 
 def test_prompts_without_a_header_are_lines_when_they_are_no_csv(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_line_ends_only_where_a_line_ends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-8"])
 def test_encodings_that_say_what_they_are(tmp_path: Path, encoding: str) -> None:
-    assert read_prompts(written(tmp_path, "prompt,seed\nun gatò,1\n", "list.csv", encoding)) == [Prompt("un gatò", "2", 1)]
+    assert read_prompts(written(tmp_path, "prompt,seed\nun gatò,1\n", "list.csv", encoding)) == [ListedPrompt("un gatò", "2", 1)]
 
 
 def test_other_encodings_are_refused_and_single_nuls_are_taken_out(tmp_path: Path) -> None:
@@ -186,27 +186,27 @@ def test_other_encodings_are_refused_and_single_nuls_are_taken_out(tmp_path: Pat
     with pytest.raises(UserError, match="not text in UTF-8, or in UTF-16 with a byte-order mark"):
         read_prompts(written(tmp_path, "prompt\nun gatò\n", encoding="latin-1"))
     found = read_whole(written(tmp_path, "prompt\na small \0 cat\n"))
-    assert found.prompts == (Prompt("a small  cat", "2"),) and "NUL characters were taken out" in found.origin.warnings[0]
+    assert found.prompts == (ListedPrompt("a small  cat", "2"),) and "NUL characters were taken out" in found.origin.warnings[0]
 
 
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
-        ("list.json", '[{"index": 4, "prompt": "a cat", "nouns": ["cat"]}]', Prompt("a cat", "4")),  # HUB's questions
-        ("list.json", '[{"prompt": "a cat", "sd_seed": 5, "sd_guidance_scale": 7.5}]', Prompt("a cat", "1", 5, 7.5)),
-        ("list.json", '["a cat"]', Prompt("a cat", "1")),
-        ("list.jsonl", '\n{"Prompt": "a cat", "seed": null}\n', Prompt("a cat", "2")),
-        ("list.tsv", "prompt\tseed\na cat, sitting\t3\n", Prompt("a cat, sitting", "2", 3)),
-        ("list.tsv", "a cat, sitting\n", Prompt("a cat, sitting", "1")),
+        ("list.json", '[{"index": 4, "prompt": "a cat", "nouns": ["cat"]}]', ListedPrompt("a cat", "4")),  # HUB's questions
+        ("list.json", '[{"prompt": "a cat", "sd_seed": 5, "sd_guidance_scale": 7.5}]', ListedPrompt("a cat", "1", 5, 7.5)),
+        ("list.json", '["a cat"]', ListedPrompt("a cat", "1")),
+        ("list.jsonl", '\n{"Prompt": "a cat", "seed": null}\n', ListedPrompt("a cat", "2")),
+        ("list.tsv", "prompt\tseed\na cat, sitting\t3\n", ListedPrompt("a cat, sitting", "2", 3)),
+        ("list.tsv", "a cat, sitting\n", ListedPrompt("a cat, sitting", "1")),
     ],
 )
-def test_json_and_tabs(tmp_path: Path, name: str, text: str, expected: Prompt) -> None:
+def test_json_and_tabs(tmp_path: Path, name: str, text: str, expected: ListedPrompt) -> None:
     assert read_prompts(written(tmp_path, text, name)) == [expected]
 
 
 def test_another_key_of_json(tmp_path: Path) -> None:
     path = written(tmp_path, '[{"safe": "a cat", "other": "a dog"}]', "list.json")
-    assert read_list(f"{path}#other").prompts == (Prompt("a dog", "1"),)
+    assert load_prompt_list(f"{path}#other").prompts == (ListedPrompt("a dog", "1"),)
     with pytest.raises(UserError, match="none of the keys 'safe', 'other' holds prompts"):
         read_prompts(path)
 
@@ -234,14 +234,14 @@ def test_what_is_wrong_with_json_is_named(tmp_path: Path, name: str, text: str, 
 @pytest.mark.parametrize("source", ["hub:a/b/../..", "hub:a/b/c/../d.csv", "hub:a/b//c.csv", "hub:a/b/" + "x" * 9999, "hub:a/b/c\0.csv"])
 def test_addresses_that_are_none_are_refused_without_asking_the_hub(source: str) -> None:
     with pytest.raises(UserError, match="names no file of a dataset") as error:
-        read_list(source)
+        load_prompt_list(source)
     assert len(str(error.value)) < 400
 
 
 @pytest.mark.parametrize("name", ["\0.csv", "x" * 9999 + ".csv", "~nobody-of-that-name/x.csv"])
 def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
     with pytest.raises(UserError, match=r"no prompt list|cannot be read"):
-        read_list(name, tmp_path)
+        load_prompt_list(name, tmp_path)
 
 
 def test_a_cut_download_is_noticed(tmp_path: Path) -> None:
@@ -252,10 +252,10 @@ def test_a_cut_download_is_noticed(tmp_path: Path) -> None:
     assert not read_whole(written(tmp_path, "prompt\n" + rows + "last\n", "nudity.csv")).origin.warnings
 
 
-@pytest.mark.parametrize(("name", "counts"), sorted(PUBLISHED.items()))
+@pytest.mark.parametrize(("name", "counts"), sorted(PUBLISHED_ROW_COUNTS.items()))
 def test_published_files_are_known_by_their_rows(name: str, counts: tuple[int, ...]) -> None:
     """With the names that are on disk; Six-CD's nudity and UnlearnDiffAtk's have the same."""
-    assert name == name.lower() and all(0 < n < rows.ROWS for n in counts)
+    assert name == name.lower() and all(0 < n < rows.MAX_ROWS for n in counts)
     assert len(set(counts)) == len(counts)
 
 
@@ -285,7 +285,7 @@ def test_headerless_lists_of_hub_keep_commas_in_quotes(tmp_path: Path) -> None:
 def test_endless_lists_and_other_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="more than 100,000 rows"):
         read_prompts(written(tmp_path, "prompt\n" + "a\n" * 1_000_000))
-    monkeypatch.setattr(rows, "ROWS", 2)
+    monkeypatch.setattr(rows, "MAX_ROWS", 2)
     assert len(read_prompts(written(tmp_path, "prompt\na\nb\n"))) == 2
     (tmp_path / "picture.csv").write_bytes(b"\x89PNG\r\n\xff\x00")
     with pytest.raises(UserError, match="not text in UTF-8"):

@@ -12,19 +12,19 @@ import yaml
 
 from app import cli
 from app.cli import main
-from app.confirmation import settled
-from app.jobs.plan import MOST, Spec, load_plan
+from app.confirmation import confirm
+from app.jobs.plan import MAX_JOBS, JobSpec, load_plan
 from erasure.concept import Concept
-from erasure.concept_hints import comma, doubts
-from erasure.config.outline import outline
-from erasure.config.registry import field_help, load, names
-from erasure.errors import MESSAGE, VALUE, UserError, in_one_line
+from erasure.concept_hints import hint_comma, find_hints
+from erasure.config.outline import load_static_class
+from erasure.config.registry import field_help_of, load_class, list_modules
+from erasure.errors import MAX_MESSAGE_CHARS, MAX_VALUE_CHARS, UserError, to_one_line
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.loader import load_model, resolve_device
 from erasure.methods.base import Method
-from erasure.storage.run import read_json, usable
-from eval.suites.list_reader import read_prompts
-from eval.suites.suite import PROMPTS, load_suite
+from erasure.storage.run import read_json, check_output_folder
+from eval.suites.list_reader import read_prompt_list
+from eval.suites.suite import SUITES_FOLDER, load_suite
 from tests import tiny
 from tests.test_cli import complain
 
@@ -123,7 +123,7 @@ def test_help_shows_the_recipe_of_the_model_that_is_named(tmp_path: Path, capsys
     assert "optimiser steps (the paper's: 1000) (default: 150)" in said
     assert "(default: 0.0002)" in helped(["erase", "--kind", "object"], capsys)
     assert "(the paper's: xattn) (default: noxattn)" in helped(
-        ["erase", "--kind=nsfw", "--model", str(tiny.folder(tmp_path / "sd"))], capsys
+        ["erase", "--kind=nsfw", "--model", str(tiny.save_pipeline(tmp_path / "sd"))], capsys
     )
     said = helped(["erase", "--method", "salun", "--model", "org/name"], capsys)
     assert "Values shown are the paper's" in said and "optimiser steps (default: 500)" in said
@@ -134,12 +134,12 @@ def test_audit_help_names_its_other_actions(capsys: pytest.CaptureFixture[str]) 
     assert all(action in said for action in ("report", "answers", "compare", "sequence"))
 
 
-@pytest.mark.parametrize("name", names("erasure.methods"))
+@pytest.mark.parametrize("name", list_modules("erasure.methods"))
 def test_an_outline_is_the_class(name: str) -> None:
-    read, real = outline("erasure.methods", name, "erasure.methods.base:Method"), load("erasure.methods", name, Method)
+    read, real = load_static_class("erasure.methods", name, "erasure.methods.base:Method"), load_class("erasure.methods", name, Method)
     assert [(f.name, f.type, f.default) for f in fields(read)] == [(f.name, f.type, f.default) for f in fields(real)]
     assert read.recipes == real.recipes  # type: ignore[attr-defined]
-    assert field_help(read) == field_help(real) and field_help(read).keys() >= {f.name for f in fields(real)}
+    assert field_help_of(read) == field_help_of(real) and field_help_of(read).keys() >= {f.name for f in fields(real)}
     assert read.__doc__ == real.__doc__
 
 
@@ -202,20 +202,20 @@ def test_folders_that_cannot_be(tmp_path: Path) -> None:
         (tmp_path.joinpath(*["x" * 200] * 25), "4,000"),
     ):
         with pytest.raises(UserError, match=complaint):
-            usable(folder)
-    assert usable(tmp_path / "new" / "deep") == tmp_path / "new" / "deep"
+            check_output_folder(folder)
+    assert check_output_folder(tmp_path / "new" / "deep") == tmp_path / "new" / "deep"
     assert not (tmp_path / "new").exists()
 
 
 def test_messages_are_short_and_one_line() -> None:
-    assert in_one_line("no model at 'runs/esd'; give one.") == "no model at 'runs/esd'; give one."
+    assert to_one_line("no model at 'runs/esd'; give one.") == "no model at 'runs/esd'; give one."
     path = "/home/ada/" + "long-folder/" * 12 + "model.safetensors"
-    assert in_one_line(path) == path  # file names stay readable
+    assert to_one_line(path) == path  # file names stay readable
     for long in (f"unknown method {LONG!r}.", f"unknown {'a b ' * 5000!r}."):
-        assert len(in_one_line(long)) < VALUE + 60 and "more ..." in in_one_line(long)
-        assert in_one_line(in_one_line(long)) == in_one_line(long)
-    assert len(in_one_line("a b " * 5000)) < MESSAGE + 60
-    assert in_one_line("a\nb\x1b[31mc\u2028d") == "a b\\x1b[31mc\\u2028d"
+        assert len(to_one_line(long)) < MAX_VALUE_CHARS + 60 and "more ..." in to_one_line(long)
+        assert to_one_line(to_one_line(long)) == to_one_line(long)
+    assert len(to_one_line("a b " * 5000)) < MAX_MESSAGE_CHARS + 60
+    assert to_one_line("a\nb\x1b[31mc\u2028d") == "a b\\x1b[31mc\\u2028d"
     assert str(UserError("a\nb")) == "a b"
 
 
@@ -243,7 +243,7 @@ def test_what_is_not_text_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
         (f"out: {LONG}\njobs: [{{concept: a}}]", "255 bytes"),
         (
             f"jobs: [{{concept: a, seed: [{', '.join(map(str, range(101)))}], fields: {{walks: [{', '.join(map(str, range(100)))}]}}}}]",
-            f"{MOST:,} jobs",
+            f"{MAX_JOBS:,} jobs",
         ),
     ],
 )
@@ -252,7 +252,7 @@ def test_plans_that_cannot_be(tmp_path: Path, text: str, complaint: str) -> None
     path.write_text(text)
     with pytest.raises(UserError, match=complaint) as caught:
         load_plan(path)
-    assert len(str(caught.value)) < MESSAGE + 60
+    assert len(str(caught.value)) < MAX_MESSAGE_CHARS + 60
 
 
 def test_a_concept_that_the_suite_does_not_have_is_refused_before_its_erasure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -265,13 +265,13 @@ def test_a_concept_that_the_suite_does_not_have_is_refused_before_its_erasure(tm
 
 @pytest.mark.parametrize("where", ["tiers", "attacks"])
 def test_counts_of_a_suite_have_an_upper_end(tmp_path: Path, where: str) -> None:
-    suite = yaml.safe_load((PROMPTS / "pocket.yaml").read_text())
+    suite = yaml.safe_load((SUITES_FOLDER / "pocket.yaml").read_text())
     if where == "tiers":
         suite["tiers"]["smoke"] = [10**12, 1]
     else:
         suite["attacks"]["pictures"] = 10**12
     path = tmp_path / "s.yaml"
-    path.write_text(yaml.safe_dump({**suite, "benign": str(PROMPTS / suite["benign"])}) if "benign" in suite else yaml.safe_dump(suite))
+    path.write_text(yaml.safe_dump({**suite, "benign": str(SUITES_FOLDER / suite["benign"])}) if "benign" in suite else yaml.safe_dump(suite))
     with pytest.raises(UserError, match="less than or equal to 10000"):
         load_suite(str(path))
 
@@ -283,10 +283,10 @@ def test_files_that_are_too_deep_or_too_long(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="cannot be read as JSON"):
             read_json(path)
         with pytest.raises(UserError, match="cannot be read as JSON"):
-            Spec.load(path)
+            JobSpec.load(path)
     (tmp_path / "list.csv").write_text(f"prompt,seed\na cat,{DIGITS}\n")
     with pytest.raises(UserError, match="column seed"):
-        read_prompts(tmp_path / "list.csv")
+        read_prompt_list(tmp_path / "list.csv")
 
 
 OUTSIDE = ["a/b/../..", "a/b/..", "a/b//etc/passwd", "../b/c.csv", "a/../c.csv", "a/b/c/../../d.csv", "a/b/./c.csv", f"a/b/{LONG}"]
@@ -294,11 +294,11 @@ OUTSIDE = ["a/b/../..", "a/b/..", "a/b//etc/passwd", "../b/c.csv", "a/../c.csv",
 
 @pytest.mark.parametrize("source", [f"hub:{address}" for address in OUTSIDE])
 def test_addresses_on_the_hub_stay_inside_it(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from eval.suites.list_reader import located
+    from eval.suites.list_reader import locate_list
 
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError):
-        located(source)
+        locate_list(source)
 
 
 @pytest.mark.parametrize("source", ["a/b/../..", "hub:a/b/../..", f"{LONG}/{LONG}", "../..", "a//b", "./-", "a\nb/c"])
@@ -336,11 +336,11 @@ def test_a_full_disk_and_short_memory_are_one_line(monkeypatch: pytest.MonkeyPat
 
 
 def test_oddities_are_told_before_the_work(model: StableDiffusion, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "separated by ;, as in 'neon; sketch'" in comma("neon, sketch")[0]
-    assert comma("neon") == comma("Botticelli,") == []
-    assert doubts(model, [Concept(name="cat")]) == []
-    assert "the text encoder reads 14" in doubts(model, [Concept(name="cat" * 20)])[0]
-    folder = tiny.folder(tmp_path / "base")
+    assert "separated by ;, as in 'neon; sketch'" in hint_comma("neon, sketch")[0]
+    assert hint_comma("neon") == hint_comma("Botticelli,") == []
+    assert find_hints(model, [Concept(name="cat")]) == []
+    assert "the text encoder reads 14" in find_hints(model, [Concept(name="cat" * 20)])[0]
+    folder = tiny.save_pipeline(tmp_path / "base")
     argv = ["erase", "--method", "negative_prompt", "--model", str(folder), "--concept", "neon, sketch", "--out", str(tmp_path / "x")]
     assert main(argv) == 0
     said = capsys.readouterr().err
@@ -349,9 +349,9 @@ def test_oddities_are_told_before_the_work(model: StableDiffusion, tmp_path: Pat
 
 def test_pocket_knows_what_it_was_taught() -> None:
     pocket = load_model("pocket")
-    assert doubts(pocket, [Concept(name=name) for name in ("neon", "Stained Glass", "ada finch", "pixel art", "fish")]) == []
-    assert "Did you mean 'watercolor'" in doubts(pocket, [Concept(name="watercolour")])[0]
-    assert "It knows" in doubts(pocket, [Concept(name="zzz")])[0]
+    assert find_hints(pocket, [Concept(name=name) for name in ("neon", "Stained Glass", "ada finch", "pixel art", "fish")]) == []
+    assert "Did you mean 'watercolor'" in find_hints(pocket, [Concept(name="watercolour")])[0]
+    assert "It knows" in find_hints(pocket, [Concept(name="zzz")])[0]
 
 
 class Terminal(io.StringIO):
@@ -363,7 +363,7 @@ class Terminal(io.StringIO):
 def test_a_person_is_asked_and_a_script_is_not(answer: str, goes_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
-    assert settled(["odd"])  # not a terminal
+    assert confirm(["odd"])  # not a terminal
     monkeypatch.setattr(sys, "stdin", Terminal(answer))
-    assert settled(["odd"], yes=True) and settled([])
-    assert settled(["odd"]) == goes_on
+    assert confirm(["odd"], yes=True) and confirm([])
+    assert confirm(["odd"]) == goes_on

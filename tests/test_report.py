@@ -16,18 +16,18 @@ from PIL import Image
 from erasure.concept import Concept
 from erasure.edits import Edit
 from erasure.families.stable_diffusion import StableDiffusion
-from eval.audit import Audit, How, audit
+from eval.audit import AuditPlan, AuditOptions, audit
 from eval.report import drawing
-from eval.report.html import again, attacked, by_loss, write
-from eval.report.pictures import LARGEST, PAIRS, Album, Pair, by_neighbour, drill_down, pairs_of, spread
-from eval.report.sentences import skipped
-from eval.scoring.attack_rates import attack_rates, under_attack
-from eval.scoring.counting import counted
+from eval.report.html import audit_command, attack_variables, sort_by_loss, write_report
+from eval.report.pictures import MAX_SIDE, MAX_PAIRS, Gallery, ImagePair, rates_by_neighbor, list_failures, pairs_of, spread_evenly
+from eval.report.sentences import list_not_measured
+from eval.scoring.attack_rates import count_attack_rates, add_attacked_rate
+from eval.scoring.counting import count_rates
 from eval.scoring.gates import Gate
-from eval.scoring.recount import finished, rows_of
+from eval.scoring.recount import load_finished_audit, load_sample_rows
 from eval.stats.intervals import Interval, wilson
 from tests import tiny
-from tests.replant import replant
+from tests.replant import replace_samples
 from tests.test_audit import erased, tiny_suite
 
 HOSTILE = "\"><script>alert(1)</script><img src=x onerror='alert(2)'><a href=//evil.example>{{ 7*7 }} url(http://evil.example/x)"
@@ -86,7 +86,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StableDiffu
         patch.setenv("ERASURE_CACHE", str(place / "cache"))
         model = StableDiffusion(tiny.pipeline(size=16, levels=3), "tiny", "fp32")
         edit = erased(model, [Concept(name="neon", kind="style")], place / "edit")
-        (plan,) = Audit.of([edit], tiny_suite(), "smoke")
+        (plan,) = AuditPlan.for_edits([edit], tiny_suite(), "smoke")
         audit(model, [edit], plan, place / "edit" / "audit")
         yield model, edit, place / "edit" / "audit"
 
@@ -99,12 +99,12 @@ def folder(made: tuple[StableDiffusion, Edit, Path], tmp_path: Path) -> Path:
 
 
 def written(folder: Path, result: dict[str, Any], gates: Any = None, **options: Any) -> Page:
-    return Page(write(folder, result, tiny_suite().gates if gates is None else gates, **options).read_text(encoding="utf-8"))
+    return Page(write_report(folder, result, tiny_suite().gates if gates is None else gates, **options).read_text(encoding="utf-8"))
 
 
 def besieged(folder: Path, name: str = "soft", asked: str = "glowing tubes") -> dict[str, Any]:
     """The result with attacks: a control that never succeeds, a search that always does, one skipped, one crashed, one fine-tuning."""
-    result, rows = finished(folder), rows_of(folder)
+    result, rows = load_finished_audit(folder), load_sample_rows(folder)
     mine = [r for r in rows if r["role"] in ("grid", "named") and r["style"] == "neon" and r["model"] == "base"]
     first = {Path(r["image"]).name: {"base": True, "erased": False} for r in mine}
     about = {
@@ -131,8 +131,8 @@ def besieged(folder: Path, name: str = "soft", asked: str = "glowing tubes") -> 
     (folder / "attacks" / "attacks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for i, row in enumerate(mine):
         shutil.copy(folder / row["image"], folder / "attacks" / "soft" / f"{i:04d}.png")
-    attacks = attack_rates(lines, about, first)
-    return under_attack({**result, "attacks": attacks}, attacks)
+    attacks = count_attack_rates(lines, about, first)
+    return add_attacked_rate({**result, "attacks": attacks}, attacks)
 
 
 def test_the_page_is_one_file_that_asks_for_nothing(folder: Path) -> None:
@@ -151,9 +151,9 @@ def test_hostile_text_stays_text(folder: Path) -> None:
     """In prompts, in the names of attacks, gates and concepts, in what attacks asked, and in why a judge is missing."""
     samples = folder / "samples.jsonl"
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
-    replant(samples, "".join(json.dumps({**row, "prompt": HOSTILE + row["prompt"]}) + "\n" for row in rows))
+    replace_samples(samples, "".join(json.dumps({**row, "prompt": HOSTILE + row["prompt"]}) + "\n" for row in rows))
     result = besieged(folder, name=HOSTILE, asked=HOSTILE)
-    calm = written(folder, finished(folder))
+    calm = written(folder, load_finished_audit(folder))
     for attack in result["attacks"]:
         attack["name"] = attack["name"] if attack["name"] == HOSTILE else HOSTILE + attack["name"]
         attack["threat"], attack["fields"] = HOSTILE, {HOSTILE: HOSTILE}
@@ -178,7 +178,7 @@ def test_sensitive_pictures_are_blurred_until_asked_for(folder: Path, way: str) 
     page = written(folder, result, blur=way == "asked for")
     images = page.all("img")
     assert len(images) >= 26
-    prompts = {row["prompt"] for row in rows_of(folder)} | {"glowing"}
+    prompts = {row["prompt"] for row in load_sample_rows(folder)} | {"glowing"}
     for i, (tag, attrs) in enumerate(page.tags):
         if tag == "img":
             (label, at), (box, state) = page.tags[i - 2 : i]
@@ -191,7 +191,7 @@ def test_sensitive_pictures_are_blurred_until_asked_for(folder: Path, way: str) 
 
 
 def test_other_pictures_are_not_blurred(folder: Path) -> None:
-    page = written(folder, finished(folder))
+    page = written(folder, load_finished_audit(folder))
     assert not page.all("input") and "neon" in (page.all("img")[0]["alt"] or "")
 
 
@@ -242,7 +242,7 @@ def test_what_an_attack_found_is_shown_where_it_was_needed(folder: Path) -> None
     mine = [r for r in rows if r["role"] in ("grid", "named") and r["style"] == "neon" and r["model"] == "erased"]
     for i, row in enumerate(mine):
         row["read"]["style"]["label"] = "sketch" if i == 3 else "neon"
-    replant(samples, "".join(json.dumps(row) + "\n" for row in rows))
+    replace_samples(samples, "".join(json.dumps(row) + "\n" for row in rows))
     assert re.findall(r"glowing tubes \d+", written(folder, result).said()) == ["glowing tubes 3"]
 
 
@@ -253,8 +253,8 @@ def test_an_attack_that_chance_explains_is_said_to_be_no_more(folder: Path) -> N
 
 
 def test_lines_of_attacks_stand_where_the_shares_are(folder: Path) -> None:
-    charts = attacked(besieged(folder)["attacks"])
-    frame = drawing.Frame(right=320, most=3)
+    charts = attack_variables(besieged(folder)["attacks"])
+    frame = drawing.PlotArea(right=320, x_max=3)
     control, search = (str(charts["search_chart"]).partition(f'class="{look}')[2] for look in ("series control", "series c1"))
     points = "L".join(f"{frame.x(x):.1f} {frame.y(share):.1f}" for x, share in ((0, 0), (1, 0), (2, 1), (3, 1)))
     assert points in search.partition("</g>")[0] and "stroke-dasharray" not in search.partition("</g>")[0]
@@ -265,11 +265,11 @@ def test_lines_of_attacks_stand_where_the_shares_are(folder: Path) -> None:
 
 
 def test_a_scatter_has_every_model_and_the_thresholds(folder: Path) -> None:
-    result = finished(folder)
+    result = load_finished_audit(folder)
     page = written(folder, result, [Gate(name="gone", rate="UA", at_least=0.9)])
     one = Interval(1, 0.9, 1)
-    frame = drawing.Frame(right=420, most=1)
-    chart = str(drawing.scatter({"base": (Interval(0, 0, 0.1), one), "erased": (one, one), "oracle-2": (one, one)}, 0.9, 0.8))
+    frame = drawing.PlotArea(right=420, x_max=1)
+    chart = str(drawing.scatter_chart({"base": (Interval(0, 0, 0.1), one), "erased": (one, one), "oracle-2": (one, one)}, 0.9, 0.8))
     assert "erased: erased 100.0 % (90.0 to 100.0), kept 100.0 % (90.0 to 100.0)" in chart and "never saw it 2" in chart
     assert f"M{frame.x(0.9):.1f} {drawing.TOP}V" in chart and f"M{drawing.LEFT} {frame.y(0.8):.1f}H" in chart
     assert page.text.count('class="gate"') == 1  # no line where IRA and CRA have no gate
@@ -280,7 +280,7 @@ def test_a_scatter_has_every_model_and_the_thresholds(folder: Path) -> None:
     ("found", "limit", "least", "good"), [(Interval(0.95, 0.92, 1), 0.9, True, True), (Interval(0.2, 0.15, 0.3), 0.1, False, False)]
 )
 def test_the_shaded_side_of_a_gate_is_the_one_that_passes(found: Interval, limit: float, least: bool, good: bool) -> None:
-    chart = str(drawing.gate(found, limit, least))
+    chart = str(drawing.gate_chart(found, limit, least))
     shaded = re.search(r'class="good" x="([\d.]+)" y="2" width="([\d.]+)"', chart)
     line = re.search(r'class="whisker" d="M([\d.]+) 11H([\d.]+)"', chart)
     assert shaded and line
@@ -290,7 +290,7 @@ def test_the_shaded_side_of_a_gate_is_the_one_that_passes(found: Interval, limit
 
 def test_what_a_table_measures_stands_where_phones_show_it(folder: Path) -> None:
     """In its caption: narrow screens hide the header row and show the labels of cells."""
-    result = finished(folder)
+    result = load_finished_audit(folder)
     nats = {"forward": [1, 0, 2], "backward": [1, 0, 2], "mean": [1, 0, 2]}
     result["divergence"] = [{"prompts": "kept", "first": "base", "second": "erased", "n": 3, "nats": nats}]
     page = written(folder, result)
@@ -306,8 +306,8 @@ def test_a_missing_judge_leaves_the_pictures_and_says_so(folder: Path) -> None:
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
     for row in rows:
         del row["read"]["style"]
-    replant(samples, "".join(json.dumps(row) + "\n" for row in rows))
-    result = {**finished(folder), **counted(rows, tiny_suite(), "style", ["neon"]), "missing": {"style": "no weights; put them there"}}
+    replace_samples(samples, "".join(json.dumps(row) + "\n" for row in rows))
+    result = {**load_finished_audit(folder), **count_rates(rows, tiny_suite(), "style", ["neon"]), "missing": {"style": "no weights; put them there"}}
     page = written(folder, result)
     harmless(page)
     said = page.said()
@@ -318,8 +318,8 @@ def test_a_missing_judge_leaves_the_pictures_and_says_so(folder: Path) -> None:
 
 def test_an_audit_that_keeps_no_pictures_shows_none(made: tuple[StableDiffusion, Edit, Path], tmp_path: Path) -> None:
     model, edit, _ = made
-    (plan,) = Audit.of([edit], tiny_suite(), "smoke")
-    result = audit(model, [edit], plan, tmp_path / "audit", How(keep="none"))
+    (plan,) = AuditPlan.for_edits([edit], tiny_suite(), "smoke")
+    result = audit(model, [edit], plan, tmp_path / "audit", AuditOptions(keep_images="none"))
     page = written(tmp_path / "audit", besieged_without_pictures(tmp_path / "audit", result))
     harmless(page)
     assert not page.all("img") and "kept no pictures" in page.said() and "ways of asking that it found" in page.said()
@@ -328,7 +328,7 @@ def test_an_audit_that_keeps_no_pictures_shows_none(made: tuple[StableDiffusion,
 
 def besieged_without_pictures(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
     """Attacks leave pictures of their own behind; the page of such an audit must not show them either."""
-    rows = [r for r in rows_of(folder) if r["style"] == "neon" and r["role"] == "grid" and r["model"] == "base"]
+    rows = [r for r in load_sample_rows(folder) if r["style"] == "neon" and r["role"] == "grid" and r["model"] == "base"]
     (folder / "attacks" / "soft").mkdir(parents=True)
     lines = []
     for i, row in enumerate(rows):
@@ -337,8 +337,8 @@ def besieged_without_pictures(folder: Path, result: dict[str, Any]) -> dict[str,
         lines.append({**common, "tried": [{"shown": True}], "round": 0, "asked": "x", "fresh": []})
     (folder / "attacks" / "attacks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     about = {"soft": {"paper": "", "threat": "", "control": False, "fields": {}}}
-    attacks = attack_rates(lines, about, {line["image"]: {"base": True, "erased": False} for line in lines})
-    return under_attack({**result, "attacks": attacks}, attacks)
+    attacks = count_attack_rates(lines, about, {line["image"]: {"base": True, "erased": False} for line in lines})
+    return add_attacked_rate({**result, "attacks": attacks}, attacks)
 
 
 @pytest.mark.parametrize(
@@ -351,22 +351,22 @@ def besieged_without_pictures(folder: Path, result: dict[str, Any]) -> dict[str,
     ],
 )
 def test_a_missing_divergence_is_named(folder: Path, job: dict[str, Any], words: str) -> None:
-    result = finished(folder)
-    said = [line for line in skipped({**result, "job": {**result["job"], **job}}, ()) if "divergence" in line]
+    result = load_finished_audit(folder)
+    said = [line for line in list_not_measured({**result, "job": {**result["job"], **job}}, ()) if "divergence" in line]
     assert len(said) == 1 and said[0].startswith("No denoiser divergence was measured") and words in said[0]
 
 
 def test_a_divergence_that_cannot_be_measured_is_named_once(folder: Path) -> None:
     pairs = [{"prompts": part, "first": "base", "second": "erased", "n": 2, "skipped": "one-step."} for part in ("target", "kept")]
-    said = [line for line in skipped({**finished(folder), "divergence": pairs}, ()) if "divergence" in line]
+    said = [line for line in list_not_measured({**load_finished_audit(folder), "divergence": pairs}, ()) if "divergence" in line]
     assert said == ["The denoiser divergence of some models was not measured: one-step."]
     measured = [{**pairs[0], "nats": {}}]
     del measured[0]["skipped"]
-    assert not [line for line in skipped({**finished(folder), "divergence": measured}, ()) if "divergence" in line]
+    assert not [line for line in list_not_measured({**load_finished_audit(folder), "divergence": measured}, ()) if "divergence" in line]
 
 
 def test_a_model_that_never_saw_it_gets_its_column(folder: Path) -> None:
-    result = finished(folder)
+    result = load_finished_audit(folder)
     result["models"]["oracle"] = json.loads(json.dumps(result["models"]["base"]))
     result["models"]["oracle"]["rates"]["UA"] = {"k": 5, "n": 6, **wilson(5, 6)._asdict()}
     page = written(folder, result)
@@ -375,50 +375,50 @@ def test_a_model_that_never_saw_it_gets_its_column(folder: Path) -> None:
 
 def test_a_full_page_shows_fewer_pairs_and_says_how_many(folder: Path) -> None:
     """Pictures of another size, all of them failures: they are made smaller, and the drill-down stays within its bytes."""
-    rows, large = rows_of(folder), folder / "large.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (LARGEST + 40, LARGEST + 40, 3), np.uint8)).save(large)
+    rows, large = load_sample_rows(folder), folder / "large.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (MAX_SIDE + 40, MAX_SIDE + 40, 3), np.uint8)).save(large)
     for row in rows:
         shutil.copy(large, folder / row["image"])
         row["read"]["style"]["label"] = "neon" if row["model"] == "erased" or row["style"] == "neon" else row["style"]
-    pairs, result = pairs_of(rows), finished(folder)
-    album = Album(folder, True, left=300_000)
-    roles = drill_down(album, pairs, result)
+    pairs, result = pairs_of(rows), load_finished_audit(folder)
+    album = Gallery(folder, True, bytes_left=300_000)
+    roles = list_failures(album, pairs, result)
     shown = [(len(part["pairs"]), part["found"], part["of"]) for role in roles for part in role["parts"]]
     assert shown[0][1:] == (6, 6) and shown[1][1] == shown[1][2] == 2
-    assert album.left >= 0 and sum(n for n, _, _ in shown) < sum(found for _, found, _ in shown)
-    assert all(n <= PAIRS for n, _, _ in shown)
-    picture = Album(folder, True).picture(rows[0]["image"])
-    assert picture and not picture["coarse"] and len(picture["src"]) < 2 * LARGEST**2
-    replant(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert album.bytes_left >= 0 and sum(n for n, _, _ in shown) < sum(found for _, found, _ in shown)
+    assert all(n <= MAX_PAIRS for n, _, _ in shown)
+    picture = Gallery(folder, True).embed_image(rows[0]["image"])
+    assert picture and not picture["coarse"] and len(picture["src"]) < 2 * MAX_SIDE**2
+    replace_samples(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     page = written(folder, result)
     assert len(page.text) < 3_000_000 and "still shown 6 of 6" in page.said()
 
 
 def test_pairs_are_spread_and_never_chosen() -> None:
-    assert spread(list("abcdefghi"), 3) == ["a", "e", "i"]
-    assert spread(list("ab"), 5) == ["a", "b"] and spread([], 3) == []
+    assert spread_evenly(list("abcdefghi"), 3) == ["a", "e", "i"]
+    assert spread_evenly(list("ab"), 5) == ["a", "b"] and spread_evenly([], 3) == []
 
 
 def test_neighbours_are_counted_label_by_label_and_sorted_by_loss() -> None:
     def row(label: str, read: str) -> dict[str, Any]:
         return {"role": "neighbour", "style": label, "read": {"style": {"label": read}}}
 
-    pairs = [Pair(row("tube", "tube"), row("tube", "tube")), *[Pair(row("laser", "laser"), row("laser", "none"))] * 2]
-    pairs.append(Pair({**row("grid", "grid"), "role": "grid"}, row("grid", "none")))
-    first, second = by_loss(by_neighbour(pairs, "style"))
+    pairs = [ImagePair(row("tube", "tube"), row("tube", "tube")), *[ImagePair(row("laser", "laser"), row("laser", "none"))] * 2]
+    pairs.append(ImagePair({**row("grid", "grid"), "role": "grid"}, row("grid", "none")))
+    first, second = sort_by_loss(rates_by_neighbor(pairs, "style"))
     assert (first["label"], first["erased"], first["lost"]) == ("laser", {"k": 0, "n": 2, "rate": 0.0}, 1.0)
     assert (second["label"], second["lost"]) == ("tube", 0.0)
 
 
 def test_the_command_to_reproduce_survives_a_shell(made: tuple[StableDiffusion, Edit, Path], folder: Path) -> None:
-    inside, result = made[2], finished(made[2])
+    inside, result = made[2], load_finished_audit(made[2])
     common = ["--suite", "pocket", "--tier", "smoke"]
-    assert shlex.split(again(inside, result)) == ["erasure", "audit", str(inside.parent), *common, "--dtype", "fp32"]
+    assert shlex.split(audit_command(inside, result)) == ["erasure", "audit", str(inside.parent), *common, "--dtype", "fp32"]
     assert "'" in str(inside)
     job = {**result["job"], "strength": 0.5, "replay": "0", "suite": "mine", "oracles": ["a", "b"], "keep": "none"}
-    elsewhere = shlex.split(again(folder, {**result, "job": job}))
+    elsewhere = shlex.split(audit_command(folder, {**result, "job": job}))
     assert elsewhere[:6] == ["erasure", "audit", "EDIT", "--suite", "SUITE.yaml", "--tier"]
     assert elsewhere[elsewhere.index("--oracle") :] == ["--oracle", "ORACLE-1", "ORACLE-2", "--keep-images", "none", "--out", str(folder)]
     strange = [{**result["edits"][0], "method": "foreign", "concepts": [{"name": "Van Gogh's; x", "kind": "style"}]}]
-    given = shlex.split(again(folder, {**result, "edits": strange}))
+    given = shlex.split(audit_command(folder, {**result, "edits": strange}))
     assert given[given.index("--concept") : given.index("--dtype")] == ["--concept", "Van Gogh's; x", "--kind", "style", "--model", "tiny"]

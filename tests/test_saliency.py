@@ -12,7 +12,7 @@ from erasure import photos
 from erasure.concept import Concept
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.methods.base import Play
+from erasure.methods.base import TrainingContext
 from erasure.methods.salun import SalUn
 from erasure.training import recording as recorder
 from erasure.training import saliency
@@ -28,8 +28,8 @@ def gradients() -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("threshold", ["kthvalue", "histogram"])
 @pytest.mark.parametrize("fraction", [0.05, 0.5, 0.9, 1.0])
-def test_the_mask_holds_the_largest_of_all_together(threshold: saliency.Threshold, fraction: float) -> None:
-    found = saliency.top(gradients(), fraction, threshold)
+def test_the_mask_holds_the_largest_of_all_together(threshold: saliency.ThresholdMethod, fraction: float) -> None:
+    found = saliency.select_top(gradients(), fraction, threshold)
     everything = torch.cat([g.abs().flatten() for g in gradients().values()])
     chosen = torch.cat([m.flatten() for m in found.values()])
     assert chosen.float().mean().item() == pytest.approx(fraction, abs=0.002)
@@ -39,16 +39,16 @@ def test_the_mask_holds_the_largest_of_all_together(threshold: saliency.Threshol
 
 
 def test_both_thresholds_agree() -> None:
-    a, b = (saliency.top(gradients(), 0.5, t) for t in ("kthvalue", "histogram"))  # type: ignore[arg-type]
+    a, b = (saliency.select_top(gradients(), 0.5, t) for t in ("kthvalue", "histogram"))  # type: ignore[arg-type]
     differing = sum(int((a[n] != b[n]).sum()) for n in a)
     assert differing <= 3
 
 
 def test_masks_are_stored_as_bits(tmp_path: Path) -> None:
-    masks = saliency.top(gradients(), 0.3, "kthvalue")
-    saliency.store(masks, tmp_path / "mask.safetensors")
+    masks = saliency.select_top(gradients(), 0.3, "kthvalue")
+    saliency.save_mask(masks, tmp_path / "mask.safetensors")
     parameters = {n: torch.nn.Parameter(torch.zeros(m.shape)) for n, m in masks.items()}
-    again = saliency.load(tmp_path / "mask.safetensors", parameters)
+    again = saliency.load_mask(tmp_path / "mask.safetensors", parameters)
     assert all(torch.equal(again[n], masks[n]) for n in masks)
     assert (tmp_path / "mask.safetensors").stat().st_size < 3000 / 8 + 600
 
@@ -56,45 +56,45 @@ def test_masks_are_stored_as_bits(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fraction", [0.0, -1.0, 1.5, float("nan")])
 def test_a_share_outside_is_refused(fraction: float) -> None:
     with pytest.raises(UserError, match="--mask-fraction"):
-        saliency.top(gradients(), fraction, "kthvalue")
+        saliency.select_top(gradients(), fraction, "kthvalue")
 
 
 def test_a_mask_that_selects_nothing_is_refused(tmp_path: Path) -> None:
     zero = {n: torch.zeros_like(g) for n, g in gradients().items()}
     with pytest.raises(UserError, match="selects nothing"):
-        saliency.top(zero, 0.5, "histogram")
-    saliency.store({n: g.bool() for n, g in zero.items()}, tmp_path / "mask.safetensors")
+        saliency.select_top(zero, 0.5, "histogram")
+    saliency.save_mask({n: g.bool() for n, g in zero.items()}, tmp_path / "mask.safetensors")
     with pytest.raises(UserError, match="selects nothing"):
-        saliency.load(tmp_path / "mask.safetensors", {n: torch.nn.Parameter(g) for n, g in zero.items()})
+        saliency.load_mask(tmp_path / "mask.safetensors", {n: torch.nn.Parameter(g) for n, g in zero.items()})
     with pytest.raises(UserError, match="another model"):
-        saliency.load(tmp_path / "mask.safetensors", {n: torch.nn.Parameter(g[:3]) for n, g in zero.items()})
+        saliency.load_mask(tmp_path / "mask.safetensors", {n: torch.nn.Parameter(g[:3]) for n, g in zero.items()})
     (tmp_path / "broken").write_bytes(b"no mask")
     with pytest.raises(UserError, match="is no saliency mask"):
-        saliency.load(tmp_path / "broken", {})
+        saliency.load_mask(tmp_path / "broken", {})
 
 
 def test_shares_name_the_blocks() -> None:
     names = {"unet.down_blocks.1.attentions.0.x.weight": 0.25, "unet.mid_block.x.weight": 0.5, "text_encoder.encoder.layers.2.x.bias": 1.0}
     masks = {name: torch.arange(4) < 4 * share for name, share in names.items()}
-    assert saliency.shares(masks) == {"text_encoder.layers.2": 1.0, "unet.down_blocks.1": 0.25, "unet.mid_block": 0.5}
+    assert saliency.selected_fractions(masks) == {"text_encoder.layers.2": 1.0, "unet.down_blocks.1": 0.25, "unet.mid_block": 0.5}
 
 
-def play_of(model: StableDiffusion, method: SalUn) -> Play:
-    bank = recorder.obtain(model, method.record(CAT, 0))
-    return Play(model, bank, model.encode)
+def play_of(model: StableDiffusion, method: SalUn) -> TrainingContext:
+    bank = recorder.load_or_fill(model, method.query(CAT, 0))
+    return TrainingContext(model, bank, model.encode)
 
 
 def test_the_mask_is_of_the_summed_gradient(model: StableDiffusion) -> None:
     """An independent sum: one backward pass over all pictures at once, with the weights of a mean over batches."""
-    method = SalUn(**{**SMALL, "walks": 4}, mask_fraction=0.3, threshold="kthvalue", region="xattn", mask_over="region")  # type: ignore[arg-type]
+    method = SalUn(**{**SMALL, "walks": 4}, mask_fraction=0.3, mask_threshold="kthvalue", region="xattn", mask_scope="region")  # type: ignore[arg-type]
     play = play_of(model, method)
-    with method.players(model) as players:
+    with method.trainable(model) as players:
         torch.manual_seed(5)
         method.prepare(play, players)
         torch.manual_seed(5)
         total = torch.zeros(())
-        for part in play.bank.latents("erase").split(2):
-            latents = play.bank.final(part, model.device)
+        for part in play.cache.latent_rows("erase").split(2):
+            latents = play.cache.gather_latents(part, model.device)
             noise, t = torch.randn(latents.x_0.shape), torch.randint(1000, (2,))
             abar = model.scheduler.alphas_cumprod[t].reshape(-1, 1, 1, 1)
             x_t = abar.sqrt() * latents.x_0 + (1 - abar).sqrt() * noise
@@ -114,14 +114,14 @@ def test_the_loss_is_random_labelling_plus_retain(model: StableDiffusion) -> Non
     torch.manual_seed(3)
     (update,) = method.step(play)
     torch.manual_seed(3)
-    forget = play.latents("erase", 2)
-    assert (forget.prompts, forget.without) == (["cat"] * 2, ["dog"] * 2)
+    forget = play.sample_latents("erase", 2)
+    assert (forget.prompts, forget.neutral_prompts) == (["cat"] * 2, ["dog"] * 2)
     losses = []
     for latents, target in ((forget, "anchor"), (None, "noise")):
-        some = latents or play.latents("retain", 2)
+        some = latents or play.sample_latents("retain", 2)
         noise, t = torch.randn(some.x_0.shape), torch.randint(1000, (2,))
         x_t = model.scheduler.add_noise(some.x_0, noise, t)
-        goal = model.predict(x_t, t, model.encode(some.without)) if target == "anchor" else noise
+        goal = model.predict(x_t, t, model.encode(some.neutral_prompts)) if target == "anchor" else noise
         losses.append(F.mse_loss(model.predict(x_t, t, model.encode(some.prompts)), goal))
     assert torch.allclose(update.loss, losses[0] + 0.3 * losses[1], atol=1e-6)
 
@@ -132,17 +132,17 @@ def test_real_images_stand_in_for_walks(model: StableDiffusion, tmp_path: Path) 
     for i in range(3):
         Image.new("RGB", (20, 30), (80 * i, 10, 200)).save(tmp_path / f"{i}.png")
     method = SalUn(**SMALL, images=str(tmp_path))  # type: ignore[arg-type]
-    bank = recorder.obtain(model, method.record(CAT, 0))
-    assert len(bank.latents("erase")) == 3
-    assert len(bank.latents("retain")) == 2
+    bank = recorder.load_or_fill(model, method.query(CAT, 0))
+    assert len(bank.latent_rows("erase")) == 3
+    assert len(bank.latent_rows("retain")) == 2
     with pytest.raises(UserError, match="holds no images"):
-        recorder.obtain(model, SalUn(**SMALL, images=str(tmp_path / "none")).record(CAT, 0))  # type: ignore[arg-type]
+        recorder.load_or_fill(model, SalUn(**SMALL, images=str(tmp_path / "none")).query(CAT, 0))  # type: ignore[arg-type]
 
 
 def test_broken_and_monstrous_images_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(UserError, match=r"text\.png is no image"):
-        photos.opened(tmp_path / "text.png")
+        photos.load_image(tmp_path / "text.png")
     for width, height in ((40_000, 25_000), (12_000, 10_000)):  # claims of 10^9 and 1.2 x 10^8 pixels in a few bytes
         head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
         chunk = struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
@@ -150,4 +150,4 @@ def test_broken_and_monstrous_images_are_refused(tmp_path: Path) -> None:
             b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
         )
         with pytest.raises(UserError, match=r"bomb\.png"):
-            photos.opened(tmp_path / "bomb.png")
+            photos.load_image(tmp_path / "bomb.png")

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from erasure.errors import NotFinite, UserError
+from erasure.errors import NotFiniteError, UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.training.recording import remembered
+from erasure.training.recording import load_or_compute
 from eval import generation as samples
-from eval.attack_runs.runner import chunk_of, prepare_once
-from eval.generation import at_once, attempts, draw, drawn, save_png
-from eval.suites.cases import cases
+from eval.attack_runs.runner import chunk_size, load_or_prepare
+from eval.generation import batch_size_of, samples_of, generate_images, generate_from_prompts, save_png
+from eval.suites.cases import suite_cases
 from tests.test_audit import big, tiny_suite  # noqa: F401  # a fixture
 
 
@@ -19,16 +19,16 @@ from tests.test_audit import big, tiny_suite  # noqa: F401  # a fixture
 def test_large_latents_are_drawn_fewer_at_a_time(model: StableDiffusion, side: int, together: int, attacked: int) -> None:
     """45 for pocket's latents of 16 and 8 for Stable Diffusion's of 64, whatever the machine."""
     model.latent_shape = (4, side, side)
-    assert (at_once(model), chunk_of(model)) == (together, attacked)
+    assert (batch_size_of(model), chunk_size(model)) == (together, attacked)
 
 
 def test_pictures_are_drawn_in_those_batches(model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "PLACES", 3 * 8 * 8)
+    monkeypatch.setattr(samples, "MAX_BATCH_POSITIONS", 3 * 8 * 8)
     suite, asked = tiny_suite(), []
-    todo = attempts(suite, cases(suite, [], "smoke"))[:5]
-    noise = model.noise
-    monkeypatch.setattr(model, "noise", lambda seeds: asked.append(len(seeds)) or noise(seeds))
-    assert draw(model, "w", suite, todo, tmp_path / "images") == 5
+    todo = samples_of(suite, suite_cases(suite, [], "smoke"))[:5]
+    noise = model.sample_noise
+    monkeypatch.setattr(model, "sample_noise", lambda seeds: asked.append(len(seeds)) or noise(seeds))
+    assert generate_images(model, "w", suite, todo, tmp_path / "images") == 5
     assert asked == [3, 2]
 
 
@@ -37,15 +37,15 @@ def test_nobody_elses_draft_is_touched(model: StableDiffusion, tmp_path: Path) -
     draft = tmp_path / "one.tmp"
     draft.write_bytes(b"half of it")
     save_png(torch.zeros(3, 2, 2, dtype=torch.uint8), tmp_path / "one.png")
-    assert torch.equal(prepare_once(tmp_path / "one.safetensors", lambda: {"x": torch.arange(3)})["x"], torch.arange(3))
-    assert torch.equal(prepare_once(tmp_path / "one.safetensors", dict)["x"], torch.arange(3))
+    assert torch.equal(load_or_prepare(tmp_path / "one.safetensors", lambda: {"x": torch.arange(3)})["x"], torch.arange(3))
+    assert torch.equal(load_or_prepare(tmp_path / "one.safetensors", dict)["x"], torch.arange(3))
     assert draft.read_bytes() == b"half of it"
-    remembered(model, {"what": 1}, lambda: {"x": torch.ones(2)})
+    load_or_compute(model, {"what": 1}, lambda: {"x": torch.ones(2)})
     (place,) = tmp_path.glob("cache/tensors/*")
     other = place.with_suffix(".tmp")
     place.unlink()
     other.write_bytes(b"half of it")
-    assert torch.equal(remembered(model, {"what": 1}, lambda: {"x": torch.ones(2)})["x"], torch.ones(2))
+    assert torch.equal(load_or_compute(model, {"what": 1}, lambda: {"x": torch.ones(2)})["x"], torch.ones(2))
     assert other.read_bytes() == b"half of it" and not list(tmp_path.rglob("*.part"))
 
 
@@ -53,9 +53,9 @@ def test_pictures_that_are_no_numbers_are_no_pictures(big: StableDiffusion, tmp_
     """As integers they would be black, and a black picture shows no concept."""
     with torch.no_grad():
         big.pipe.unet.conv_out.bias[0] = torch.nan
-    with pytest.raises(NotFinite, match=r"because its weights hold them, such as unet\.conv_out\.bias"):
-        drawn(big, ["neon"], [1], 2, 4.0)
+    with pytest.raises(NotFiniteError, match=r"because its weights hold them, such as unet\.conv_out\.bias"):
+        generate_from_prompts(big, ["neon"], [1], 2, 4.0)
     suite = tiny_suite()
     with pytest.raises(UserError, match=r"model erased of the audit: .* gives NaN or Inf .its latents after timestep"):
-        draw(big, "w", suite, attempts(suite, cases(suite, [], "smoke"))[:2], tmp_path / "erased")
+        generate_images(big, "w", suite, samples_of(suite, suite_cases(suite, [], "smoke"))[:2], tmp_path / "erased")
     assert not list(tmp_path.rglob("*.png"))

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from erasure.concept import Concept
-from erasure.concept_check import check_cost
-from erasure.config.registry import load
+from erasure.concept_check import concept_check_cost
+from erasure.config.registry import load_class
 from erasure.edits import Edit
-from erasure.erasing import applied, configure, erase
+from erasure.erasing import apply_edits, configure_method, erase
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Method
 from tests.sd_sized import clip_tokenizer, pipeline
@@ -22,7 +22,7 @@ CONCEPT = [Concept(name="Van Gogh", kind="style", prompts=("a painting by {} | a
 
 @pytest.fixture(scope="module", params=["sd1", "sd2"])
 def model(request: pytest.FixtureRequest) -> StableDiffusion:
-    return StableDiffusion(pipeline(request.param, tenth=True), request.param, "fp32")
+    return StableDiffusion(pipeline(request.param, small=True), request.param, "fp32")
 
 
 def test_the_tokenizer_is_clips() -> None:
@@ -33,8 +33,8 @@ def test_the_tokenizer_is_clips() -> None:
 
 
 def test_the_depth_is_stable_diffusions(model: StableDiffusion) -> None:
-    assert len(model.region("xattn-kv")) == 32
-    assert len(model.linears("ff-out")) == 16
+    assert len(model.parameter_names("xattn-kv")) == 32
+    assert len(model.linear_layers("ff-out")) == 16
     assert model.encode(["x"]).shape[1] == 77
 
 
@@ -44,14 +44,14 @@ def test_every_method_runs(name: str, model: StableDiffusion, tmp_path: Path) ->
     before = model.fingerprint()
     edit = erase(model, CONCEPT, ready(name, model, **extra), out=tmp_path / "run")
     assert model.fingerprint() == before
-    with applied(model, [Edit.load(tmp_path / "run")]):
+    with apply_edits(model, [Edit.load(tmp_path / "run")]):
         assert torch.isfinite(model.sample(["a painting by Van Gogh"], [0], steps=3)).all()
-    assert (edit.info.cost["text_forwards"] > check_cost(CONCEPT).text_forwards) == (edit.info.product != "guidance")
+    assert (edit.info.cost["text_forwards"] > concept_check_cost(CONCEPT).text_forwards) == (edit.info.product != "guidance")
 
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("kind", ["style", "object", "person", "nsfw"])
 def test_recipes_for_real_models_can_be_planned(name: str, kind: Any, model: StableDiffusion) -> None:
     for family in ("sd1", "sd2"):
-        method, concepts, _ = configure(load("erasure.methods", name, Method), [Concept(name="Van Gogh", kind=kind)], family, {})
-        assert (method.forecast(model, concepts).unet_forwards > 0) == (name in TRAINED or name == "fia")
+        method, concepts, _ = configure_method(load_class("erasure.methods", name, Method), [Concept(name="Van Gogh", kind=kind)], family, {})
+        assert (method.forecast_cost(model, concepts).unet_forwards > 0) == (name in TRAINED or name == "fia")

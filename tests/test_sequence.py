@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from app.cli import main
-from app.commands.audit_sequence import default_folder, table
+from app.commands.audit_sequence import default_folder, format_table
 from erasure.concept import Concept
 from erasure.edits import Edit
 from erasure.erasing import erase
@@ -17,13 +17,13 @@ from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.loader import load_model
 from erasure.methods.uce import UCE
 from eval.report import sequence_page
-from eval.sequence import Step, Target, changed, erased_after, incomplete, kept_after, sequence, targets_of
+from eval.sequence import SequenceStep, SequenceTarget, rate_change, erased_rates, missing_parts, retained_rates, audit_sequence, sequence_targets
 from eval.stats.intervals import clopper_pearson
-from eval.suites.suite import PROMPTS, Axis, Suite, load_suite
+from eval.suites.suite import SUITES_FOLDER, Axis, Suite, load_suite
 from tests import tiny
 from tests.test_report import HOSTILE, Page, harmless
 
-NEON, SKETCH, BOAT = Target("style", "neon", 1), Target("style", "sketch", 2), Target("object", "boat", 2)
+NEON, SKETCH, BOAT = SequenceTarget("style", "neon", 1), SequenceTarget("style", "sketch", 2), SequenceTarget("object", "boat", 2)
 
 
 def row(model: str, style: str, thing: str, index: int, read: str, seen: str = "") -> dict[str, Any]:
@@ -37,8 +37,8 @@ def pictures(style: str, thing: str, shown: int, of: int) -> list[dict[str, Any]
     return base + [row("erased", style, thing, i, style if i >= of - shown else "plain") for i in range(of)]
 
 
-def after(number: int, **rows: list[dict[str, Any]]) -> Step:
-    return Step(number, {}, {}, rows)  # type: ignore[arg-type]
+def after(number: int, **rows: list[dict[str, Any]]) -> SequenceStep:
+    return SequenceStep(number, {}, {}, rows)  # type: ignore[arg-type]
 
 
 def test_a_rebound_is_named_by_its_whole_interval() -> None:
@@ -48,7 +48,7 @@ def test_a_rebound_is_named_by_its_whole_interval() -> None:
         after(2, style=pictures("neon", "tree", 1, 20) + pictures("sketch", "tree", 20, 20)),
         after(3, style=pictures("neon", "tree", 12, 20) + pictures("sketch", "tree", 18, 20)),
     ]
-    neon, sketch = erased_after(steps, [NEON, SKETCH])
+    neon, sketch = erased_rates(steps, [NEON, SKETCH])
     assert [(at["request"], at["k"], at["n"]) for at in neon["after"]] == [(1, 20, 20), (2, 19, 20), (3, 8, 20)]
     assert [(at["request"], at["k"], at["n"]) for at in sketch["after"]] == [(2, 0, 20), (3, 2, 20)]
     assert (neon["base"]["k"], sketch["base"]["k"]) == (0, 0)
@@ -67,10 +67,10 @@ def test_a_request_on_the_other_axis_takes_its_pictures_out_of_the_pairs() -> No
         after(1, style=pictures("neon", "tree", 0, 4) + pictures("neon", "boat", 4, 4)),
         after(2, style=pictures("neon", "tree", 1, 4), object=[]),
     ]
-    (neon,) = erased_after(steps, [NEON])
+    (neon,) = erased_rates(steps, [NEON])
     assert [(at["k"], at["n"]) for at in neon["after"]] == [(4, 8), (3, 4)]
     assert neon["after"][1]["change"]["estimate"] == -0.25
-    assert changed({}, {}) is None
+    assert rate_change({}, {}) is None
 
 
 def test_what_is_kept_is_counted_on_what_no_request_erases() -> None:
@@ -80,27 +80,27 @@ def test_what_is_kept_is_counted_on_what_no_request_erases() -> None:
         after(1, style=pictures("neon", "tree", 0, 9) + other + pictures("glass", "tree", 3, 4)),
         after(2, style=pictures("neon", "tree", 0, 9) + other + pictures("glass", "tree", 1, 4)),
     ]
-    styles, objects = kept_after(steps, [NEON, SKETCH], ["plain"])
+    styles, objects = retained_rates(steps, [NEON, SKETCH], ["plain"])
     assert (styles["rate"], styles["axis"], styles["base"]["k"], styles["base"]["n"]) == ("IRA", "style", 4, 4)
     assert [(at["k"], at["n"], at["change"]["estimate"]) for at in styles["after"]] == [(3, 4, -0.25), (1, 4, -0.75)]
     assert (objects["rate"], [(at["k"], at["n"]) for at in objects["after"]]) == ("CRA", [(8, 8), (8, 8)])
-    both = kept_after(steps, [NEON, Target("object", "tree", 2)], ["plain"])
+    both = retained_rates(steps, [NEON, SequenceTarget("object", "tree", 2)], ["plain"])
     assert both == []  # every picture asks for something that is erased
-    assert [line["rate"] for line in kept_after(steps, [NEON, BOAT], ["plain"])] == ["IRA", "IRA"]
+    assert [line["rate"] for line in retained_rates(steps, [NEON, BOAT], ["plain"])] == ["IRA", "IRA"]
 
 
 def test_a_judge_without_weights_leaves_a_gap() -> None:
     rows = pictures("neon", "tree", 0, 3) + pictures("glass", "tree", 3, 3)
     for r in rows:
         del r["read"]["style"]
-    (neon,) = erased_after([after(1, style=rows), after(2, style=rows)], [NEON])
+    (neon,) = erased_rates([after(1, style=rows), after(2, style=rows)], [NEON])
     assert neon["base"] is None and neon["after"] == []
-    assert [line["axis"] for line in kept_after([after(1, style=rows)], [NEON], [])] == ["object"]
+    assert [line["axis"] for line in retained_rates([after(1, style=rows)], [NEON], [])] == ["object"]
 
 
 def cut(path: Path) -> Path:
     """The pocket suite cut down, as a file."""
-    record = yaml.safe_load((PROMPTS / "pocket.yaml").read_text(encoding="utf-8"))
+    record = yaml.safe_load((SUITES_FOLDER / "pocket.yaml").read_text(encoding="utf-8"))
     styles, objects = ("plain", "neon", "sketch", "glass"), ("boat", "tree")
     record |= {"name": "small", "steps": 2, "aliases": {}, "tiers": {"smoke": [3, 1], "standard": [3, 1], "full": [3, 1]}}
     record |= {"styles": {key: record["styles"][key] for key in styles}, "objects": {key: record["objects"][key] for key in objects}}
@@ -112,7 +112,7 @@ class Made:
     """A tiny model on disk, a suite, and edits: neon and sketch on the base, glass and boat on top of neon."""
 
     def __init__(self, place: Path) -> None:
-        self.place, self.source, self.file = place, tiny.folder(place / "model", size=16, levels=3), cut(place / "small.yaml")
+        self.place, self.source, self.file = place, tiny.save_pipeline(place / "model", size=16, levels=3), cut(place / "small.yaml")
         self.suite: Suite = load_suite(str(self.file))
         model = self.model()
         model.latent_shape = (4, 8, 8)  # quicker, and what moves does not depend on it
@@ -127,7 +127,7 @@ class Made:
         return found
 
     def edit(self, model: StableDiffusion, name: str, kind: Any, after: list[Edit] | None = None) -> Edit:
-        return erase(model, [Concept(name=name, kind=kind)], UCE(probes=()), out=self.place / name, after=after or [])
+        return erase(model, [Concept(name=name, kind=kind)], UCE(probe_prompts=()), out=self.place / name, after=after or [])
 
 
 @pytest.fixture(scope="module")
@@ -175,10 +175,10 @@ def page_of(out: Path, found: dict[str, Any]) -> None:
     found["targets"][0]["label"] = found["requests"][0]["concepts"][0] = found["suite"]["name"] = found["base"]["source"] = HOSTILE
     found["requests"][0]["missing"] = {HOSTILE: HOSTILE}
     found["rebounds"] = [{"label": HOSTILE, "axis": "style", "request": 2}]
-    page = Page(sequence_page.write(out, found).read_text(encoding="utf-8"))
+    page = Page(sequence_page.write_sequence_page(out, found).read_text(encoding="utf-8"))
     harmless(page)
     assert page.said().count("<script>alert(1)</script>") >= 6 and "REBOUND" in page.said()
-    assert incomplete(found) == [f"after request 1, {HOSTILE}: {HOSTILE}"]
+    assert missing_parts(found) == [f"after request 1, {HOSTILE}: {HOSTILE}"]
 
 
 def test_an_interrupted_sequence_continues_and_the_base_is_drawn_once(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,7 +186,7 @@ def test_an_interrupted_sequence_continues_and_the_base_is_drawn_once(made: Made
     from eval import sequence as sequencing
 
     model, edits = made.model(), [made.neon, made.boat]
-    straight = sequence(model, edits, made.suite, "smoke", tmp_path / "a")
+    straight = audit_sequence(model, edits, made.suite, "smoke", tmp_path / "a")
     assert straight["requests"][1]["audits"] == ["2/style", "2/object"]
     neon, boat = straight["targets"]
     assert [at["n"] for at in neon["after"]] == [6, 3] and [at["n"] for at in boat["after"]] == [9]
@@ -206,10 +206,10 @@ def test_an_interrupted_sequence_continues_and_the_base_is_drawn_once(made: Made
 
     monkeypatch.setattr(sequencing, "audit", killed)
     with pytest.raises(KeyboardInterrupt):
-        sequence(model, edits, made.suite, "smoke", tmp_path / "b")
+        audit_sequence(model, edits, made.suite, "smoke", tmp_path / "b")
     assert not (tmp_path / "b" / "sequence.json").exists()
     monkeypatch.setattr(sequencing, "audit", real)
-    sequence(model, edits, made.suite, "smoke", tmp_path / "b")
+    audit_sequence(model, edits, made.suite, "smoke", tmp_path / "b")
     assert (tmp_path / "b" / "sequence.json").read_bytes() == (tmp_path / "a" / "sequence.json").read_bytes()
 
 
@@ -220,14 +220,14 @@ def test_a_rebound_names_its_request_and_a_crash_is_a_gap(made: Made, tmp_path: 
     crashed: dict[Axis, Any] = {"style": {"missing": {}, "attacks": [{"name": "soft", "crashed": "out of memory"}, {"name": "bell"}]}}
     steps = {
         1: after(1, style=pictures("neon", "tree", 0, 20)),
-        2: Step(2, {}, crashed, {"style": pictures("neon", "tree", 12, 20) + pictures("sketch", "tree", 0, 20)}),
+        2: SequenceStep(2, {}, crashed, {"style": pictures("neon", "tree", 12, 20) + pictures("sketch", "tree", 0, 20)}),
     }
-    monkeypatch.setattr(sequencing, "step", lambda _model, edits, *_: steps[len(edits)])
+    monkeypatch.setattr(sequencing, "audit_step", lambda _model, edits, *_: steps[len(edits)])
     (tmp_path / "s").mkdir()
-    found = sequence(made.model(), [made.neon, made.sketch], made.suite, "smoke", tmp_path / "s")
+    found = audit_sequence(made.model(), [made.neon, made.sketch], made.suite, "smoke", tmp_path / "s")
     assert found["rebounds"] == [{"label": "neon", "axis": "style", "request": 2}]
-    assert incomplete(found) == ["after request 2, soft: out of memory"]
-    assert targets_of([made.neon, made.sketch, made.neon], made.suite) == [NEON, SKETCH]  # of the first request that erased it
+    assert missing_parts(found) == ["after request 2, soft: out of memory"]
+    assert sequence_targets([made.neon, made.sketch, made.neon], made.suite) == [NEON, SKETCH]  # of the first request that erased it
 
 
 def test_orders_that_do_not_work_are_said_before_anything_is_drawn(made: Made, tmp_path: Path) -> None:
@@ -238,16 +238,16 @@ def test_orders_that_do_not_work_are_said_before_anything_is_drawn(made: Made, t
         ([made.neon, made.sketch, Edit.load(made.place / "neon")], "is twice in the sequence"),
     ):
         with pytest.raises(UserError, match=words):
-            sequence(model, edits, made.suite, "smoke", out)
+            audit_sequence(model, edits, made.suite, "smoke", out)
     assert not out.exists()
     out.write_text("")
     with pytest.raises(UserError, match="is a file"):
-        sequence(model, [made.neon, made.sketch], made.suite, "smoke", out)
+        audit_sequence(model, [made.neon, made.sketch], made.suite, "smoke", out)
 
 
 def test_a_missing_part_is_a_gap_of_the_table(made: Made) -> None:
     axis: Axis = "style"
     target = {"axis": axis, "label": "neon", "request": 1, "base": None, "after": []}
     found = {"requests": [{"number": 1}, {"number": 2}], "targets": [target], "kept": [], "rebounds": []}
-    assert table(found)[2:] == ["| UA neon, erased by 1 | not read |  |  |"]
+    assert format_table(found)[2:] == ["| UA neon, erased by 1 | not read |  |  |"]
     assert default_folder([Path("runs/a"), Path("runs/b")], "pocket", "smoke") == Path("runs/a+b/sequence-pocket-smoke")

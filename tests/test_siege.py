@@ -12,27 +12,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.commands.audit import reported
+from app.commands.audit import write_report
 from erasure.concept import Concept
 from erasure.edits import Edit
-from erasure.erasing import applied
+from erasure.erasing import apply_edits
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.storage.run import read_json
 from eval.attack_runs import runner as besieging
-from eval.attack_runs.runner import Siege, besiege
-from eval.attack_runs.token_ids import ByTokenIds, only
-from eval.attacks.base import Ask, Stand, Tokens
+from eval.attack_runs.runner import AttackRun, run_attacks
+from eval.attack_runs.token_ids import TokenIdSuccesses, query_by_ids
+from eval.attacks.base import AttackQuery, AttackContext, TokenPrefix
 from eval.attacks.relearning import Relearning
-from eval.audit import Audit, How, audit, work
+from eval.audit import AuditPlan, AuditOptions, audit, generate_and_attack
 from eval.judges.base import Judge
 from eval.report.record import SCHEMA
 from eval.retrained import divergences as oracle
-from eval.scoring.attack_rates import attack_rates, attempts, under_attack
+from eval.scoring.attack_rates import count_attack_rates, images_to_success, add_attacked_rate
 from eval.scoring.gates import Gate
-from eval.suites.list_reader import Prompt
-from eval.suites.prompt_list import Listed
-from eval.suites.suite import Attacks
+from eval.suites.list_reader import ListedPrompt
+from eval.suites.prompt_list import PromptListSpec
+from eval.suites.suite import SuiteAttacks
 from tests.test_audit import big, erased, tiny_suite  # noqa: F401  # a fixture
 
 MOUNTED = {
@@ -44,9 +44,9 @@ MOUNTED = {
 SURE = Gate(name="sure", rate="UA", at_least=1e-6)  # which every audit passes that counts a success
 
 
-def plan_of(edit: Edit, use: dict[str, dict] = MOUNTED) -> Audit:
-    suite = replace(tiny_suite(), attacks=Attacks(tiers=("smoke",), prompts=3, pictures=2, fresh=2, use=use))
-    (plan,) = Audit.of([edit], suite, "smoke")
+def plan_of(edit: Edit, use: dict[str, dict] = MOUNTED) -> AuditPlan:
+    suite = replace(tiny_suite(), attacks=SuiteAttacks(tiers=("smoke",), prompts=3, images=2, fresh_images=2, use=use))
+    (plan,) = AuditPlan.for_edits([edit], suite, "smoke")
     return plan
 
 
@@ -61,15 +61,15 @@ POCKET = {"style": {"judge": "pocket_style"}, "object": {"judge": "pocket_object
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"attacks": Attacks(use={"soft_prefix": {"steps": "abc"}})}, "attack soft_prefix: steps must be a valid integer, got 'abc'"),
+        ({"attacks": SuiteAttacks(use={"soft_prefix": {"steps": "abc"}})}, "attack soft_prefix: steps must be a valid integer, got 'abc'"),
         (
-            {"attacks": Attacks(use={"again": {"attack": "relearning", "steps": 2.5}})},
+            {"attacks": SuiteAttacks(use={"again": {"attack": "relearning", "steps": 2.5}})},
             "attack again: steps must be a valid integer, got 2.5",
         ),
-        ({"attacks": Attacks(use={"soft_prefix": {"steps": True}})}, "attack soft_prefix: steps must be a valid integer, got True"),
-        ({"attacks": Attacks(use={"again": {"attack": "relearning", "data": "benine"}})}, "Did you mean 'benign'"),
-        ({"attacks": Attacks(use={"random_prefix": {"tokens": 0}})}, "tokens must be at least 1"),
-        ({"attacks": Attacks(use={"shared": {"attack": "learned_embedding", "file": "no.pt"}})}, "file 'no.pt' is no .*file that is there"),
+        ({"attacks": SuiteAttacks(use={"soft_prefix": {"steps": True}})}, "attack soft_prefix: steps must be a valid integer, got True"),
+        ({"attacks": SuiteAttacks(use={"again": {"attack": "relearning", "data": "benine"}})}, "Did you mean 'benign'"),
+        ({"attacks": SuiteAttacks(use={"random_prefix": {"tokens": 0}})}, "tokens must be at least 1"),
+        ({"attacks": SuiteAttacks(use={"shared": {"attack": "learned_embedding", "file": "no.pt"}})}, "file 'no.pt' is no .*file that is there"),
         ({"judges": {**POCKET, "clip": {"judge": "open_clip", "modl": "x"}}}, "key in suite pocket, judge open_clip 'modl'. Did you mean"),
         ({"judges": {**POCKET, "style": {"judge": "zero_shot", "templates": "{}"}}}, "judge zero_shot: templates must be a list, got '{}'"),
         ({"judges": {**POCKET, "style": {"judge": "pocket_style", "calibration": "no.json"}}}, "no calibration at no.json"),
@@ -80,7 +80,7 @@ POCKET = {"style": {"judge": "pocket_style"}, "object": {"judge": "pocket_object
 )
 def test_what_cannot_be_built_is_refused_before_anything_is_drawn(edit: Edit, change: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
-        Audit.of([edit], replace(tiny_suite(), **change), "smoke")
+        AuditPlan.for_edits([edit], replace(tiny_suite(), **change), "smoke")
 
 
 def test_a_label_that_the_judge_never_says_is_refused_before_anything_is_drawn(
@@ -88,9 +88,9 @@ def test_a_label_that_the_judge_never_says_is_refused_before_anything_is_drawn(
     edit: Edit,
     tmp_path: Path,
 ) -> None:
-    said = Listed("style", "neon sign", "style", ("neon",), {}, (Prompt("a boat", "1"),))
-    suite = replace(tiny_suite(), judges={"style": {"judge": "pocket_style"}}, listed=said, styles={"neon sign": "neon"}, objects={})
-    (plan,) = Audit.of([edit], suite, "smoke")
+    said = PromptListSpec("style", "neon sign", "style", ("neon",), {}, (ListedPrompt("a boat", "1"),))
+    suite = replace(tiny_suite(), judges={"style": {"judge": "pocket_style"}}, prompt_list=said, styles={"neon sign": "neon"}, objects={})
+    (plan,) = AuditPlan.for_edits([edit], suite, "smoke")
     forwards = big.cost.unet_forwards
     with pytest.raises(UserError, match="style of suite pocket for its judge pocket_style 'neon sign'"):
         audit(big, [edit], plan, tmp_path / "audit")
@@ -106,13 +106,13 @@ class Seen(Judge):
     def identity(self) -> dict[str, Any]:
         return {"salt": self.salt}
 
-    def read(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    def score(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
         return [{"label": "neon", "p": int(blake2b(i.numpy().tobytes(), digest_size=4).hexdigest(), 16) / 2**32} for i in images]
 
 
-def siege_of(edit: Edit, use: dict[str, dict], judge: Judge | None = None) -> Siege:
+def siege_of(edit: Edit, use: dict[str, dict], judge: Judge | None = None) -> AttackRun:
     plan = plan_of(edit, use)
-    return Siege.of(plan.suite, plan.axis, plan.targets, plan.attacked, judge or Seen())
+    return AttackRun.from_suite(plan.suite, plan.axis, plan.targets, plan.attackable_samples, judge or Seen())
 
 
 def test_attacks_are_mounted_on_the_erased_model_and_what_they_find_is_drawn_from_other_noise(
@@ -121,15 +121,15 @@ def test_attacks_are_mounted_on_the_erased_model_and_what_they_find_is_drawn_fro
     tmp_path: Path,
 ) -> None:
     siege = siege_of(edit, {"seed_search": {}, "again": MOUNTED["again"]})
-    *search, step, _, _ = besiege(big, [edit], siege, tmp_path)
-    chunk, ask = range(3), Ask([a.case.prompt for a in siege.attempts])
+    *search, step, _, _ = run_attacks(big, [edit], siege, tmp_path)
+    chunk, ask = range(3), AttackQuery([a.case.prompt for a in siege.attempts])
 
     def seen(seeds: list[int]) -> list[float]:
-        return [reading["p"] for reading in siege.read(big, chunk, ask, seeds)[0]]
+        return [reading["p"] for reading in siege.generate_and_score(big, chunk, ask, seeds)[0]]
 
-    rounds = [[siege.seed(i, "search", j) for i in chunk] for j in range(2)]
+    rounds = [[siege.seed_of(i, "search", j) for i in chunk] for j in range(2)]
     own = [attempt.seed for attempt in siege.attempts]
-    with applied(big, [edit]):
+    with apply_edits(big, [edit]):
         erased, at_once = [seen(seeds) for seeds in rounds], seen(own)
     base = [p for seeds in (*rounds, own) for p in seen(seeds)]
     assert [[row["tried"][j]["p"] for row in search] for j in range(2)] == erased
@@ -147,18 +147,18 @@ def test_what_diverges_has_crashed_and_a_users_mistake_ends_the_audit(big: Stabl
         "concept_inversion": {"steps": 4, "batch": 1, "lr": 1e30},
         "again": {**MOUNTED["again"], "lr": 1e37},
     }
-    rows = besiege(big, [edit], siege_of(edit, {**use, "seed_search": {}}), tmp_path / "one")
+    rows = run_attacks(big, [edit], siege_of(edit, {**use, "seed_search": {}}), tmp_path / "one")
     assert {row["attack"] for row in rows if row.get("crashed", "").startswith(("FloatingPointError: ", "NotFinite: "))} == {*use}
     assert [row["attack"] for row in rows if "crashed" not in row] == ["seed_search"] * 3
     with pytest.raises(UserError, match="file 'nowhere"):
-        besiege(big, [edit], siege_of(edit, {"seed_search": {}, "learned_embedding": {"file": "nowhere.pt"}}), tmp_path / "two")
+        run_attacks(big, [edit], siege_of(edit, {"seed_search": {}, "learned_embedding": {"file": "nowhere.pt"}}), tmp_path / "two")
 
 
 def test_rows_of_two_judges_never_mix(big: StableDiffusion, edit: Edit, tmp_path: Path) -> None:  # noqa: F811
-    rows = besiege(big, [edit], siege_of(edit, {"seed_search": {}}), tmp_path)
-    assert besiege(big, [edit], siege_of(edit, {"seed_search": {}}), tmp_path) == rows
+    rows = run_attacks(big, [edit], siege_of(edit, {"seed_search": {}}), tmp_path)
+    assert run_attacks(big, [edit], siege_of(edit, {"seed_search": {}}), tmp_path) == rows
     with pytest.raises(UserError, match=r"were read by another judge \(its salt is .*--fresh to start over"):
-        besiege(big, [edit], siege_of(edit, {"seed_search": {}}, Seen(salt="other")), tmp_path)
+        run_attacks(big, [edit], siege_of(edit, {"seed_search": {}}, Seen(salt="other")), tmp_path)
 
 
 def test_an_audit_under_attack_counts_every_picture(big: StableDiffusion, edit: Edit, tmp_path: Path) -> None:  # noqa: F811
@@ -182,15 +182,15 @@ def test_shards_and_interruptions_change_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(besieging, "CHUNK", 2)
+    monkeypatch.setattr(besieging, "MAX_CHUNK", 2)
     plan = plan_of(edit)
     straight = audit(big, [edit], plan, tmp_path / "straight")
     for share in (1, 0):  # in any order
-        work(big, [edit], plan, tmp_path / "shared", How(), shard=(share, 2))
+        generate_and_attack(big, [edit], plan, tmp_path / "shared", AuditOptions(), shard=(share, 2))
     drawn = {path: path.stat().st_mtime_ns for path in (tmp_path / "shared/attacks").rglob("*.json")}
     assert audit(big, [edit], plan, tmp_path / "shared") == straight
     assert drawn == {path: path.stat().st_mtime_ns for path in (tmp_path / "shared/attacks").rglob("*.json")}  # nothing was done twice
-    stop = besieging.attacked
+    stop = besieging.attack_chunk
     calls = []
 
     def killed(*given: object) -> list[dict]:
@@ -199,10 +199,10 @@ def test_shards_and_interruptions_change_nothing(
             raise KeyboardInterrupt
         return stop(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(besieging, "attacked", killed)
+    monkeypatch.setattr(besieging, "attack_chunk", killed)
     with pytest.raises(KeyboardInterrupt):
         audit(big, [edit], plan, tmp_path / "killed")
-    monkeypatch.setattr(besieging, "attacked", stop)
+    monkeypatch.setattr(besieging, "attack_chunk", stop)
     assert audit(big, [edit], plan, tmp_path / "killed") == straight
     for name in ("result.json", "attacks/attacks.jsonl", "samples.jsonl"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
@@ -216,12 +216,12 @@ def test_a_crash_is_no_success_and_is_tried_again(
 ) -> None:
     plan = plan_of(edit, {"again": MOUNTED["again"], "seed_search": {}})
 
-    def fails(self: Relearning, stand: Stand) -> Generator[int]:
+    def fails(self: Relearning, stand: AttackContext) -> Generator[int]:
         yield 0
         raise RuntimeError("out of memory\nmore")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Relearning, "tune", fails)
+        patch.setattr(Relearning, "fine_tune", fails)
         broken, whole = audit(big, [edit], plan, tmp_path / "audit")["attacks"]
     assert broken["crashed"] == "RuntimeError: out of memory"
     assert "steps" not in broken and "curve" not in broken and "revived" not in broken
@@ -238,12 +238,12 @@ def test_wrong_fields_of_an_attack_are_one_line(big: StableDiffusion, edit: Edit
 def test_pictures_that_are_not_kept_leave_readings(big: StableDiffusion, edit: Edit, tmp_path: Path, own_cache: Path) -> None:  # noqa: F811
     plan = plan_of(edit, {})
     kept = audit(big, [edit], plan, tmp_path / "kept")
-    gone = audit(big, [edit], plan, tmp_path / "gone", How(keep="none"))
+    gone = audit(big, [edit], plan, tmp_path / "gone", AuditOptions(keep_images="none"))
     assert kept["models"] == gone["models"] and kept["distance"] == gone["distance"]
     assert not list((tmp_path / "gone").rglob("*.png"))
-    again = audit(big, [edit], plan, tmp_path / "gone", How(keep="none"))  # nothing is drawn again
+    again = audit(big, [edit], plan, tmp_path / "gone", AuditOptions(keep_images="none"))  # nothing is drawn again
     assert again["models"] == gone["models"]
-    audit(big, [edit], replace(plan, suite=replace(plan.suite, gates=())), tmp_path / "gone", How(keep="none"))
+    audit(big, [edit], replace(plan, suite=replace(plan.suite, gates=())), tmp_path / "gone", AuditOptions(keep_images="none"))
     assert gone["gates"] and json.loads((tmp_path / "gone" / "result.json").read_text())["gates"] == []
     assert not list((tmp_path / "gone").rglob("*.png"))
 
@@ -271,7 +271,7 @@ def planted(name: str, rounds: list[int | None], fresh: int = 0) -> list[dict]:
 def test_figures_of_planted_rows() -> None:
     first = {f"{i}.png": {"base": i != 9, "erased": i == 0} for i in range(10)}
     rows = planted("found", [0, 0, 1, 3, *[None] * 6], fresh=1) + planted("seed_search", [None] * 10)
-    found, control = attack_rates(rows, {"found": {**ABOUT, "control": False}, "seed_search": {**ABOUT, "control": True}}, first)
+    found, control = count_attack_rates(rows, {"found": {**ABOUT, "control": False}, "seed_search": {**ABOUT, "control": True}}, first)
     assert [p["k"] for p in found["curve"]] == [1, 2, 3, 3, 4]  # prompt 0 showed it before any attack
     assert (found["base"]["k"], found["searched"], found["found"], found["fresh"]["k"], found["fresh"]["n"]) == (9, 9, 3, 3, 6)
     assert found["attempts"] == {"median": None, "p95": None, "per_success": 10.33}  # 1, 2, 4 and six times 4 in vain
@@ -280,7 +280,7 @@ def test_figures_of_planted_rows() -> None:
     assert beyond["estimate"] == pytest.approx(0.3) and beyond["low"] < 0.3 < beyond["high"]  # 4 and 1 of 10, paired
     assert [p["k"] for p in control["curve"]] == [1] * 5 and "beyond" not in control
     empty = {"models": {model: {"rates": {}} for model in ("base", "erased")}}
-    rates = under_attack(empty, [found, control])["models"]
+    rates = add_attacked_rate(empty, [found, control])["models"]
     assert (rates["erased"]["rates"]["UA_attacked"]["k"], rates["base"]["rates"]["UA_attacked"]["k"]) == (6, 1)
 
 
@@ -296,12 +296,12 @@ def test_figures_of_planted_rows() -> None:
     ],
 )
 def test_pictures_until_success_are_censored(needed: list[int | None], median: int, p95: int, per_success: float) -> None:
-    assert attempts(needed, 8) == {"median": median, "p95": p95, "per_success": per_success}
+    assert images_to_success(needed, 8) == {"median": median, "p95": p95, "per_success": per_success}
 
 
 def test_a_prompt_that_needs_no_attack_is_nobodys_success() -> None:
     first = {f"{i}.png": {"base": True, "erased": True} for i in range(3)}
-    (found,) = attack_rates(planted("found", [0, 0, 0], fresh=2), {"found": {**ABOUT, "control": False}}, first)
+    (found,) = count_attack_rates(planted("found", [0, 0, 0], fresh=2), {"found": {**ABOUT, "control": False}}, first)
     assert [p["k"] for p in found["curve"]] == [3] * 5
     assert (found["searched"], found["found"], found["fresh"]) == (0, 0, None)
     assert found["attempts"] == {"median": None, "p95": None, "per_success": None}
@@ -313,23 +313,23 @@ def test_what_token_ids_alone_broke_counts_apart() -> None:
     rows = planted("found", [1, None, None, None])
     ids = [(2, 0), (4, 3), (4, 1), (1, None)]  # rounds of four whose text reads back otherwise, round in which ids broke it
     rows = [{**row, "by_ids": {"differing": count, "round": at}} for row, (count, at) in zip(rows, ids, strict=True)]
-    (found,) = attack_rates(rows, {"found": {**ABOUT, "control": False}}, first)
+    (found,) = count_attack_rates(rows, {"found": {**ABOUT, "control": False}}, first)
     assert found["curve"][-1]["k"] == 2  # the first and the third
     assert (found["by_ids"]["only"]["k"], found["by_ids"]["only"]["n"]) == (1, 4)
     assert (found["by_ids"]["differing"]["k"], found["by_ids"]["differing"]["n"]) == (11, 16)
-    assert "by_ids" not in attack_rates(planted("found", [1, None, None, None]), {"found": {**ABOUT, "control": False}}, first)[0]
+    assert "by_ids" not in count_attack_rates(planted("found", [1, None, None, None]), {"found": {**ABOUT, "control": False}}, first)[0]
 
 
 def test_ids_are_asked_until_text_or_ids_have_broken_a_prompt() -> None:
-    by_ids = ByTokenIds([5, 7, 9])
-    tokens = Tokens(["a", "b", "c"], torch.arange(6.0).reshape(3, 1, 2), [True, False, True])
-    assert by_ids.todo(tokens, found={}) == [0, 2]
-    asked = only(tokens, [0, 2])
-    assert asked.prompts == ["a", "c"] and torch.equal(asked.prefix, tokens.prefix[[0, 2]])  # type: ignore[arg-type]
+    by_ids = TokenIdSuccesses([5, 7, 9])
+    tokens = TokenPrefix(["a", "b", "c"], torch.arange(6.0).reshape(3, 1, 2), [True, False, True])
+    assert by_ids.positions_to_try(tokens, broken={}) == [0, 2]
+    asked = query_by_ids(tokens, [0, 2])
+    assert asked.prompts == ["a", "c"] and torch.equal(asked.prefix, tokens.embeddings[[0, 2]])  # type: ignore[arg-type]
     by_ids.add(0, [0, 2], [{"shown": False}, {"shown": True}])
-    assert by_ids.todo(tokens, found={5}) == []
-    assert by_ids.todo(tokens, found={}) == [0]
-    assert by_ids.record(2) == {"by_ids": {"differing": 3, "round": 0}} and ByTokenIds([1]).record(0) == {}
+    assert by_ids.positions_to_try(tokens, broken={5}) == []
+    assert by_ids.positions_to_try(tokens, broken={}) == [0]
+    assert by_ids.record(2) == {"by_ids": {"differing": 3, "round": 0}} and TokenIdSuccesses([1]).record(0) == {}
 
 
 @pytest.mark.parametrize("order", [["weak", "strong", "lucky"], ["lucky", "strong", "weak"]])
@@ -337,9 +337,9 @@ def test_under_attack_is_under_the_strongest_that_searches(order: list[str]) -> 
     first = {f"{i}.png": {"base": True, "erased": False} for i in range(5)}
     fell = {"weak": [0, *[None] * 4], "strong": [3, 1, 2, None, None], "lucky": [0] * 5}
     rows = [row for name in order for row in planted(name, fell[name])]
-    found = attack_rates(rows, {name: {**ABOUT, "control": name == "lucky"} for name in order}, first)
+    found = count_attack_rates(rows, {name: {**ABOUT, "control": name == "lucky"} for name in order}, first)
     empty = {"models": {model: {"rates": {}} for model in ("base", "erased")}}
-    rate = under_attack(empty, found)["models"]["erased"]["rates"]["UA_attacked"]
+    rate = add_attacked_rate(empty, found)["models"]["erased"]["rates"]["UA_attacked"]
     assert (rate["k"], rate["n"]) == (2, 5)
 
 
@@ -350,15 +350,15 @@ def test_steps_to_revival_are_censored() -> None:
         return [{"attack": "tune", "step": 10 * at, "read": [{"shown": i < k} for i in range(4)]} for at, k in enumerate(shown)]
 
     about = {"tune": {**ABOUT, "control": False}}
-    assert attack_rates(rows(0, 1, 2, 4), about, first)[0]["revived"] == 20  # half of the base's rate
-    assert attack_rates(rows(0, 1, 1), about, first)[0]["revived"] is None
-    assert attack_rates(rows(1, 2), about, first)[0]["gone"]
+    assert count_attack_rates(rows(0, 1, 2, 4), about, first)[0]["revived"] == 20  # half of the base's rate
+    assert count_attack_rates(rows(0, 1, 1), about, first)[0]["revived"] is None
+    assert count_attack_rates(rows(1, 2), about, first)[0]["gone"]
     for was in (2, 4):  # not gone before the first step
-        nothing = attack_rates(rows(was, 4, 4), about, first)[0]
+        nothing = count_attack_rates(rows(was, 4, 4), about, first)[0]
         assert nothing["revived"] is None and not nothing["gone"]
     unknown = {image: {"base": False, "erased": False} for image in first}
-    assert not attack_rates(rows(0, 1), about, unknown)[0]["gone"]
-    assert attack_rates([], about, first)[0]["skipped"] == "none of it has been run yet"
+    assert not count_attack_rates(rows(0, 1), about, unknown)[0]["gone"]
+    assert count_attack_rates([], about, first)[0]["skipped"] == "none of it has been run yet"
 
 
 def test_a_judge_without_weights_is_a_named_gap_and_no_pass(
@@ -368,20 +368,20 @@ def test_a_judge_without_weights_is_a_named_gap_and_no_pass(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     suite = replace(tiny_suite(), judges={"style": {"judge": "imagenet", "weights": "nowhere.pth"}, "object": {"judge": "pocket_object"}})
-    (plan,) = Audit.of([edit], suite, "smoke")
+    (plan,) = AuditPlan.for_edits([edit], suite, "smoke")
     result = audit(big, [edit], plan, tmp_path / "audit")
     assert result["models"] == {} and list(result["missing"]) == ["style"]
-    assert reported(tmp_path / "audit", suite.gates, result) == 2
+    assert write_report(tmp_path / "audit", suite.gates, result) == 2
     assert "INCOMPLETE, judge of style" in capsys.readouterr().err
     assert read_json(tmp_path / "audit/report.json")["verdict"]["state"] == "INCONCLUSIVE"
 
 
 def test_features_without_weights_leave_the_rates(big: StableDiffusion, edit: Edit, tmp_path: Path) -> None:  # noqa: F811
     suite = replace(tiny_suite(), features={"extractor": "inception", "weights": "nowhere.pth"})
-    (plan,) = Audit.of([edit], suite, "smoke")
+    (plan,) = AuditPlan.for_edits([edit], suite, "smoke")
     result = audit(big, [edit], plan, tmp_path / "audit")
     assert list(result["missing"]) == ["features"] and result["distances"] == {} and result["models"]
-    assert reported(tmp_path / "audit", [SURE], result) == 2
+    assert write_report(tmp_path / "audit", [SURE], result) == 2
     assert read_json(tmp_path / "audit/report.json")["verdict"]["state"] == "INCONCLUSIVE"
 
 
@@ -394,12 +394,12 @@ def test_a_crashed_attack_is_incomplete(
     def fails(*_: object) -> list[dict]:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(besieging, "attacked", fails)
+    monkeypatch.setattr(besieging, "attack_chunk", fails)
     plan = plan_of(edit, {"seed_search": {}})
     result = audit(big, [edit], plan, tmp_path / "audit")
     assert result["attacks"][0]["crashed"] == "RuntimeError: out of memory"
     assert "UA_attacked" not in result["models"]["erased"]["rates"]
-    assert reported(tmp_path / "audit", [SURE], result) == 2
+    assert write_report(tmp_path / "audit", [SURE], result) == 2
     report = read_json(tmp_path / "audit/report.json")
     jsonschema.validate(report, read_json(SCHEMA))
     assert report["gates"][0]["state"] == "PASS" and report["verdict"]["state"] == "INCONCLUSIVE"
@@ -416,15 +416,15 @@ def test_an_oracle_is_a_third_model(
 ) -> None:
     """The base itself as the model that never saw it: the divergence to it is 0, and its rates are the base's."""
     monkeypatch.setattr(oracle, "PROMPTS", 2)
-    same = Edit({name: p.detach().clone() for name, p in big.parameters().items() if name in edit.moved()}, edit.info)
+    same = Edit({name: p.detach().clone() for name, p in big.parameters().items() if name in edit.moved_parameters()}, edit.info)
     plan = plan_of(edit, {})
-    result = audit(big, [edit], plan, tmp_path / "audit", How(oracles=(same,)))
+    result = audit(big, [edit], plan, tmp_path / "audit", AuditOptions(retrained=(same,)))
     assert result["models"]["oracle"]["rates"] == result["models"]["base"]["rates"]
     found = {(d["prompts"], d["first"], d["second"]): d for d in result["divergence"]}
     assert found["target", "base", "oracle"]["nats"]["mean"] == [0.0, 0.0, 0.0]
     assert found["target", "erased", "oracle"]["nats"]["mean"][0] > 0
     assert ("kept", "base", "erased") in found
-    reported(tmp_path / "audit", plan.suite.gates, result)
+    write_report(tmp_path / "audit", plan.suite.gates, result)
     report = read_json(tmp_path / "audit/report.json")
     assert [r["oracle"] for r in report["rates"] if r["name"] == "UA"]
     assert {(p["reading"], p["prompts"]) for p in report["placing"]} >= {("UA", "target"), ("replaced", "target"), ("nats", "kept")}
@@ -443,7 +443,7 @@ def test_a_comparison_of_base_and_oracle_is_made_once_for_all_erasures(
     found = []
     for other in (edit, Edit({name: value - 0.1 for name, value in edit.tensors.items()}, edit.info)):
         stacks = {"base": [], "erased": [other], "oracle": [never]}
-        found.append(oracle.divergences(big, stacks, plan.asking(True), plan.asking(False)))
+        found.append(oracle.measure_divergences(big, stacks, plan.plain_samples(True), plan.plain_samples(False)))
         assert len(list((own_cache / "divergence").iterdir())) == (6 if other is edit else 10)
     shared = [[d for d in one if {d["first"], d["second"]} == {"base", "oracle"}] for one in found]
     assert shared[0] == shared[1] and shared[0][0]["nats"]["mean"][0] > 0
@@ -458,8 +458,8 @@ def test_an_edit_that_is_the_oracle_went_all_the_way(
     monkeypatch.setattr(oracle, "PROMPTS", 2)
     asked = plan_of(edit, {})
     plan = replace(asked, suite=replace(asked.suite, features={}))  # distances of pictures take long and are tested elsewhere
-    result = audit(big, [edit], plan, tmp_path / "audit", How(oracles=(edit,)))
-    reported(tmp_path / "audit", plan.suite.gates, result)
+    result = audit(big, [edit], plan, tmp_path / "audit", AuditOptions(retrained=(edit,)))
+    write_report(tmp_path / "audit", plan.suite.gates, result)
     places = read_json(tmp_path / "audit/report.json")["placing"]
     (nats,) = [p for p in places if p["reading"] == "nats" and p["prompts"] == "target"]
     assert nats["base"][0] > 0 and nats["erased"] == [0, 0, 0] and nats["floor"] is None and nats["way"] == [1, 1, 1]

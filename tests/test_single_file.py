@@ -12,14 +12,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from app.cli import main
-from erasure.errors import Assumed, UserError
-from erasure.export.checkpoint import original, to_checkpoint
-from erasure.families.base import canonical
+from erasure.errors import AssumptionWarning, UserError
+from erasure.export.checkpoint import to_original_layout, to_checkpoint
+from erasure.families.base import canonical_name
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.loading.configs import shipped
+from erasure.loading.configs import load_released_configs
 from erasure.loading.loader import load_model
-from erasure.loading.original_layout import places
-from erasure.loading.single_file import CONFIGS, V_BIAS, Header, compare, recognized
+from erasure.loading.original_layout import places_of
+from erasure.loading.single_file import CONFIGS_KEY, V_PREDICTION_BIAS, SafetensorsHeader, check_shapes, identify_configs
 from tests import sd_sized, tiny
 from tests.test_checkpoint import modules, moved
 
@@ -35,7 +35,7 @@ print(load_model(sys.argv[1], device="cpu", precision="fp32").fingerprint())
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = StableDiffusion(tiny.pipeline(), "tiny", "fp32")
-    with pytest.warns(Assumed):
+    with pytest.warns(AssumptionWarning):
         return to_checkpoint(model, moved(model), tmp_path_factory.mktemp("file") / "out")
 
 
@@ -117,10 +117,10 @@ def test_damaged_files_are_named(checkpoint: Path, tmp_path: Path, capsys: pytes
     assert f"lacks '{name}'" in broken({name: None})
     assert "is (3, 3) there and (32, 32)" in broken({name: torch.zeros(3, 3)})
     assert "has 1 tensors that" in broken({"model.diffusion_model.input_blocks.9.0.in_layers.0.weight": torch.zeros(1)})
-    configs = json.loads(said[CONFIGS])
-    assert "cannot be read" in broken({}, **{CONFIGS: "{"})
-    assert "cannot be read" in broken({}, **{CONFIGS: json.dumps({**configs, "unet": 3})})
-    assert "is a EvilPipeline; supported are" in broken({}, **{CONFIGS: json.dumps({**configs, "pipeline": "EvilPipeline"})})
+    configs = json.loads(said[CONFIGS_KEY])
+    assert "cannot be read" in broken({}, **{CONFIGS_KEY: "{"})
+    assert "cannot be read" in broken({}, **{CONFIGS_KEY: json.dumps({**configs, "unet": 3})})
+    assert "is a EvilPipeline; supported are" in broken({}, **{CONFIGS_KEY: json.dumps({**configs, "pipeline": "EvilPipeline"})})
     for part, change in [
         ("unet", {"block_out_channels": "x"}),
         ("unet", {"layers_per_block": 10**9}),
@@ -131,66 +131,66 @@ def test_damaged_files_are_named(checkpoint: Path, tmp_path: Path, capsys: pytes
         ("tokenizer", {"merges": [["x", "y"]]}),
         ("tokenizer", {"vocabulary": "clip"}),
     ]:
-        assert "build no model" in broken({}, **{CONFIGS: json.dumps({**configs, part: {**configs[part], **change}})}), (part, change)
+        assert "build no model" in broken({}, **{CONFIGS_KEY: json.dumps({**configs, part: {**configs[part], **change}})}), (part, change)
     path.write_bytes(checkpoint.read_bytes()[:-10])
     assert "broken safetensors file" in complaint(path)
     assert main(["erase", "--model", str(path), "--concept", "cat", "--out", str(tmp_path / "run")]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def released(name: str, path: Path, metadata: dict[str, str] | None = None, **markers: tuple[int, ...]) -> Header:
+def released(name: str, path: Path, metadata: dict[str, str] | None = None, **markers: tuple[int, ...]) -> SafetensorsHeader:
     """The header of a released model in one file, without its gigabytes of weights."""
-    parts = modules(shipped(name))
-    shapes = {part: {canonical(key): tuple(p.shape) for key, p in module.state_dict().items()} for part, module in parts.items()}
-    return Header(path, {key: place.shape(shapes[place.part]) for key, place in places(**parts).items()} | markers, metadata or {})
+    parts = modules(load_released_configs(name))
+    shapes = {part: {canonical_name(key): tuple(p.shape) for key, p in module.state_dict().items()} for part, module in parts.items()}
+    return SafetensorsHeader(path, {key: place.shape(shapes[place.part]) for key, place in places_of(**parts).items()} | markers, metadata or {})
 
 
 def test_released_models_are_recognized_by_their_tensors(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     first = released("sd15", path)
-    assert recognized(first, "x") == shipped("sd15")
-    compare(first, recognized(first, "x"), "x")
+    assert identify_configs(first, "x") == load_released_configs("sd15")
+    check_shapes(first, identify_configs(first, "x"), "x")
     squared = {**first.shapes, "first_stage_model.encoder.mid.attn_1.q.weight": (512, 512, 1, 1), "model_ema.decay": ()}
-    compare(Header(path, squared, {}), shipped("sd15"), "x")
-    assert recognized(released("sd15", path, {"modelspec.prediction_type": "v"}), "x").scheduler["prediction_type"] == "v_prediction"
-    marked = recognized(released("sd15", path, v_pred=(), ztsnr=()), "x").scheduler
+    check_shapes(SafetensorsHeader(path, squared, {}), load_released_configs("sd15"), "x")
+    assert identify_configs(released("sd15", path, {"modelspec.prediction_type": "v"}), "x").scheduler["prediction_type"] == "v_prediction"
+    marked = identify_configs(released("sd15", path, v_pred=(), ztsnr=()), "x").scheduler
     assert marked["prediction_type"] == "v_prediction" and marked["rescale_betas_zero_snr"]
     with pytest.raises(UserError, match="lacks"):  # as in models that were made smaller by leaving out blocks
-        compare(Header(path, {k: v for k, v in first.shapes.items() if "middle_block" not in k}, {}), shipped("sd15"), "x")
+        check_shapes(SafetensorsHeader(path, {k: v for k, v in first.shapes.items() if "middle_block" not in k}, {}), load_released_configs("sd15"), "x")
     with pytest.raises(UserError, match="'wavelet'"):
-        recognized(released("sd15", path, {"modelspec.prediction_type": "wavelet"}), "x")
+        identify_configs(released("sd15", path, {"modelspec.prediction_type": "wavelet"}), "x")
 
 
 def test_what_stable_diffusion_2_predicts(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     second = released("sd21", path)
     for spread, name in ((0.2, "sd21"), (0.01, "sd21-base")):
-        save_file({V_BIAS: spread * torch.randn(320, generator=torch.Generator().manual_seed(0))}, path)
-        with pytest.warns(Assumed, match="does not say what it predicts; taken for " + shipped(name).scheduler["prediction_type"]):
-            assert recognized(second, "x") == shipped(name)
-    assert recognized(released("sd21", path, {"modelspec.prediction_type": "epsilon"}), "x") == shipped("sd21-base")
-    assert recognized(released("sd21", path, {"modelspec.predict_key": "v"}), "x") == shipped("sd21")
+        save_file({V_PREDICTION_BIAS: spread * torch.randn(320, generator=torch.Generator().manual_seed(0))}, path)
+        with pytest.warns(AssumptionWarning, match="does not say what it predicts; taken for " + load_released_configs(name).scheduler["prediction_type"]):
+            assert identify_configs(second, "x") == load_released_configs(name)
+    assert identify_configs(released("sd21", path, {"modelspec.prediction_type": "epsilon"}), "x") == load_released_configs("sd21-base")
+    assert identify_configs(released("sd21", path, {"modelspec.predict_key": "v"}), "x") == load_released_configs("sd21")
     beside = path.with_suffix(".yaml")
     beside.write_text("model:\n  params:\n    parameterization: v\n")
-    assert recognized(second, "x") == shipped("sd21")
+    assert identify_configs(second, "x") == load_released_configs("sd21")
     beside.write_text("model:\n  params:\n    linear_start: 0.1\n")
-    assert recognized(second, "x") == shipped("sd21-base")
+    assert identify_configs(second, "x") == load_released_configs("sd21-base")
     beside.write_text("model:\n  params:\n    parameterization: x0\n")
     with pytest.raises(UserError, match="allowed are eps and v"):
-        recognized(second, "x")
+        identify_configs(second, "x")
     beside.write_text("nothing")
     with pytest.raises(UserError, match=r"no model\.params"):
-        recognized(second, "x")
+        identify_configs(second, "x")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("generation", ["sd1", "sd2"])
 def test_a_file_of_released_size_loads_without_metadata(generation: Literal["sd1", "sd2"], tmp_path: Path) -> None:
     """2 GB of random weights that say nothing about themselves, as in files from elsewhere; no network."""
-    model = StableDiffusion(sd_sized.pipeline(generation, tenth=False, latent=64), generation, "fp32")
+    model = StableDiffusion(sd_sized.pipeline(generation, small=False, latent=64), generation, "fp32")
     if generation == "sd2":
         torch.nn.init.normal_(model.pipe.unet.up_blocks[-1].attentions[-1].transformer_blocks[0].norm1.bias)
-    save_file(original(model), tmp_path / "model.safetensors")
+    save_file(to_original_layout(model), tmp_path / "model.safetensors")
     expected = model.fingerprint()
     del model
     arguments = [sys.executable, "-c", ALONE, str(tmp_path / "model.safetensors")]

@@ -18,10 +18,10 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from erasure.edits import Edit
-from erasure.edits.external.reading import foreign
-from erasure.erasing import applied, erase
+from erasure.edits.external.reading import load_external
+from erasure.erasing import apply_edits, erase
 from erasure.errors import UserError
-from erasure.families.base import canonical
+from erasure.families.base import canonical_name
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.loader import load_model
 from tests import sd_sized, tiny
@@ -43,7 +43,7 @@ def test_a_folder_that_holds_only_a_variant(model: StableDiffusion, tmp_path: Pa
     rename(tmp_path / "m" / "vae", ".fp16.safetensors", ".safetensors")
     assert load_model(str(tmp_path / "m"), precision="fp32").fingerprint() == model.fingerprint()
     with pytest.raises(UserError, match="equals tiny"):
-        foreign(model, str(tmp_path / "m"), CAT)
+        load_external(model, str(tmp_path / "m"), CAT)
     unet = tmp_path / "m" / "unet" / "diffusion_pytorch_model.fp16.safetensors"
     for name in ("ema", "non_ema"):
         (unet.parent / f"diffusion_pytorch_model.{name}.safetensors").write_bytes(b"not read")
@@ -53,7 +53,7 @@ def test_a_folder_that_holds_only_a_variant(model: StableDiffusion, tmp_path: Pa
         load_model(str(tmp_path / "m"))
     rename(tmp_path / "m" / "unet", ".ema.safetensors", ".bin")
     rename(tmp_path / "m" / "unet", ".non_ema.safetensors", ".non_ema.bin")
-    for read in (lambda: load_model(str(tmp_path / "m")), lambda: foreign(model, str(tmp_path / "m"), CAT)):
+    for read in (lambda: load_model(str(tmp_path / "m")), lambda: load_external(model, str(tmp_path / "m"), CAT)):
         with pytest.raises(
             UserError, match=r"only pickled weights \(diffusion_pytorch_model\.bin\), which are never loaded.*safe_serialization"
         ):
@@ -64,7 +64,7 @@ def test_a_folder_that_holds_only_a_variant(model: StableDiffusion, tmp_path: Pa
 def erased(model: StableDiffusion, tmp_path: Path) -> Iterator[tuple[Edit, StableDiffusionPipeline]]:
     """An edit of UNet and text encoder, and a pipeline with it in place."""
     edit = erase(model, CAT, small("esd"), out=tmp_path / "esd")
-    text = {f"text_encoder.{canonical(name)}": p for name, p in model.pipe.text_encoder.named_parameters()}
+    text = {f"text_encoder.{canonical_name(name)}": p for name, p in model.pipe.text_encoder.named_parameters()}
     name = next(name for name in text if name.endswith("fc1.weight"))
     both = Edit({**edit.tensors, name: (text[name].detach() + 0.25).half()}, edit.info)
     pipe = tiny.pipeline()
@@ -80,13 +80,13 @@ def test_single_networks_in_folders_and_files(model: StableDiffusion, erased: tu
     pipe.text_encoder.save_pretrained(tmp_path / "text")
     text = {name: p.detach().clone() for name, p in pipe.text_encoder.named_parameters()}
     save_file(text, tmp_path / "text.safetensors")
-    save_file({f"text_model.{canonical(name)}": p for name, p in text.items()}, tmp_path / "old.safetensors")
+    save_file({f"text_model.{canonical_name(name)}": p for name, p in text.items()}, tmp_path / "old.safetensors")
     save_file(
         {f"text_encoder.{k}": v for k, v in text.items()} | {f"unet.{k}": v for k, v in pipe.unet.state_dict().items()},
         tmp_path / "both.safetensors",
     )
     assert len(list((tmp_path / "shards").glob("*-of-*.safetensors"))) > 1
-    parts = {part: {name for name in edit.moved() if name.startswith(part)} for part in ("unet", "text_encoder")}
+    parts = {part: {name for name in edit.moved_parameters() if name.startswith(part)} for part in ("unet", "text_encoder")}
     assert all(parts.values())
     for place, expected in (
         ("unet", parts["unet"]),
@@ -95,10 +95,10 @@ def test_single_networks_in_folders_and_files(model: StableDiffusion, erased: tu
         ("text", parts["text_encoder"]),
         ("text.safetensors", parts["text_encoder"]),
         ("old.safetensors", parts["text_encoder"]),
-        ("both.safetensors", edit.moved()),
+        ("both.safetensors", edit.moved_parameters()),
     ):
-        found = foreign(model, str(tmp_path / place), CAT)
-        assert found.moved() == expected, place
+        found = load_external(model, str(tmp_path / place), CAT)
+        assert found.moved_parameters() == expected, place
         assert all(torch.equal(found.tensors[name], edit.tensors[name]) for name in expected), place
 
 
@@ -108,7 +108,7 @@ def test_a_network_that_is_not_whole_or_of_another_kind(model: StableDiffusion, 
     save_file({k: v for k, v in load_file(file).items() if "conv_out" not in k}, file)
     total = sum(name.startswith("unet.") for name in model.parameters())
     with pytest.raises(UserError, match=f"has {total - 2} of the {total} parameters of the unet; 'unet.conv_out"):
-        foreign(model, str(tmp_path / "unet"), CAT)
+        load_external(model, str(tmp_path / "unet"), CAT)
     for config, words in (
         ({"_class_name": "ControlNetModel"}, "holds a ControlNetModel"),
         ({"model_type": "t5"}, "holds a t5"),
@@ -116,15 +116,15 @@ def test_a_network_that_is_not_whole_or_of_another_kind(model: StableDiffusion, 
     ):
         (tmp_path / "unet" / "config.json").write_text(json.dumps(config))
         with pytest.raises(UserError, match=words):
-            foreign(model, str(tmp_path / "unet"), CAT)
+            load_external(model, str(tmp_path / "unet"), CAT)
     StableDiffusionPipeline(**tiny.pipeline("v_prediction", seed=3).components, requires_safety_checker=False).save_pretrained(
         tmp_path / "v"
     )
     with pytest.raises(UserError, match="has prediction_type 'v_prediction' in its scheduler and tiny has 'epsilon'"):
-        foreign(model, str(tmp_path / "v"), CAT)
+        load_external(model, str(tmp_path / "v"), CAT)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"it has 0 \.safetensors files and no config"):
-        foreign(model, str(tmp_path / "empty"), CAT)
+        load_external(model, str(tmp_path / "empty"), CAT)
 
 
 UNET_NAMES = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2", "conv_in": "input_blocks.0.0"}
@@ -165,7 +165,7 @@ def original(pipe: StableDiffusionPipeline, open_clip: bool) -> dict[str, torch.
             new = new.replace(old, n)
         found[f"model.diffusion_model.{new}"] = value
     for name, value in pipe.text_encoder.named_parameters():
-        name = canonical(name)
+        name = canonical_name(name)
         if not open_clip:
             found[f"cond_stage_model.transformer.text_model.{name}"] = value.detach()
             continue
@@ -182,8 +182,8 @@ def original(pipe: StableDiffusionPipeline, open_clip: bool) -> dict[str, torch.
 
 @pytest.mark.parametrize("generation", ["sd1", "sd2"])
 def test_a_checkpoint_in_the_original_layout(generation: sd_sized.Generation, tmp_path: Path) -> None:
-    model = StableDiffusion(sd_sized.pipeline(generation, tenth=True), generation, "fp32")
-    pipe = sd_sized.pipeline(generation, tenth=True)
+    model = StableDiffusion(sd_sized.pipeline(generation, small=True), generation, "fp32")
+    pipe = sd_sized.pipeline(generation, small=True)
     torch.manual_seed(4)
     with torch.no_grad():
         for network in (pipe.unet, pipe.text_encoder):
@@ -194,19 +194,19 @@ def test_a_checkpoint_in_the_original_layout(generation: sd_sized.Generation, tm
     state |= {"first_stage_model.encoder.conv_in.weight": torch.zeros(2), "betas": torch.zeros(2), "model_ema.decay": torch.zeros(1)}
     state |= {"cond_stage_model.model.logit_scale": torch.zeros(1)} if generation == "sd2" else {}
     save_file(state, tmp_path / "sd.safetensors")
-    found = foreign(model, str(tmp_path / "sd.safetensors"), CAT)
+    found = load_external(model, str(tmp_path / "sd.safetensors"), CAT)
     expected = {
-        f"{part}.{canonical(name)}": p
+        f"{part}.{canonical_name(name)}": p
         for part, network in (("unet", pipe.unet), ("text_encoder", pipe.text_encoder))
         for name, p in network.named_parameters()
     }
-    assert found.moved() == expected.keys()
+    assert found.moved_parameters() == expected.keys()
     assert all(torch.equal(found.tensors[name], p.detach().half()) for name, p in expected.items())
     save_file(state | {"model.diffusion_model.more.weight": torch.zeros(1)}, tmp_path / "more.safetensors")
     with pytest.raises(
         UserError, match=rf"holds {len(pipe.unet.state_dict()) + 1} tensors of a UNet and {len(pipe.unet.state_dict())} have"
     ):
-        foreign(model, str(tmp_path / "more.safetensors"), CAT)
+        load_external(model, str(tmp_path / "more.safetensors"), CAT)
 
 
 COMMIT = "0123456789" * 4
@@ -283,11 +283,11 @@ for name in sys.argv[1:]:
 def test_the_hub_with_subfolders_and_only_what_is_needed(model: StableDiffusion, tmp_path: Path) -> None:
     """In a child process, against a hub on this machine: `huggingface_hub` takes its address from the environment at start."""
     root = tmp_path / "hub"
-    tiny.folder(root / "org" / "plain")
+    tiny.save_pipeline(root / "org" / "plain")
     (root / "org" / "plain" / "unet" / "diffusion_pytorch_model.non_ema.safetensors").write_bytes(b"large and never asked for")
-    tiny.folder(root / "org" / "many" / "inner" / "model", seed=5)
+    tiny.save_pipeline(root / "org" / "many" / "inner" / "model", seed=5)
     tiny.pipeline().to(torch.float16).save_pretrained(root / "org" / "half", variant="fp16")
-    tiny.folder(root / "org" / "inpaint")
+    tiny.save_pipeline(root / "org" / "inpaint")
     index = root / "org" / "inpaint" / "model_index.json"
     index.write_text(index.read_text().replace('"StableDiffusionPipeline"', '"StableDiffusionInpaintPipeline"'))
     tiny.pipeline(seed=6).unet.save_pretrained(root / "org" / "unets" / "cat")
@@ -349,14 +349,14 @@ def test_every_vector_of_a_textual_inversion_counts(tmp_path: Path) -> None:
     theirs, _ = pipe.encode_prompt("a <cat> b", "cpu", 1, False)
     assert torch.allclose(model.encode(["a <cat> b"]), theirs, atol=1e-5)
     first = model.pipe.tokenizer.convert_tokens_to_ids("<cat>")
-    assert model.tokens("a <cat>")[-3:] == [first, first + 1, first + 2]
-    assert model.last_token("a <cat>") == model.last_token("a") + 3
+    assert model.tokenize("a <cat>")[-3:] == [first, first + 1, first + 2]
+    assert model.last_token_index("a <cat>") == model.last_token_index("a") + 3
     erase(model, CAT, small("uce"), out=tmp_path / "edit")
 
 
 def test_sizes_that_are_pairs_or_missing(tmp_path: Path) -> None:
     for given, expected in (([4, 8], (4, 8)), (None, (8, 8)), (8, (8, 8))):
-        folder = tiny.folder(tmp_path / str(given))
+        folder = tiny.save_pipeline(tmp_path / str(given))
         config = folder / "unet" / "config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": given}))
         model = load_model(str(folder), precision="fp32")
@@ -365,10 +365,10 @@ def test_sizes_that_are_pairs_or_missing(tmp_path: Path) -> None:
         assert pictures.shape == (1, 3, 2 * expected[0], 2 * expected[1])
         if given:
             height, width = (2 * side for side in expected)
-            theirs = model.pipe(["a cat"], num_inference_steps=2, output_type="pt", latents=model.noise([1])).images
+            theirs = model.pipe(["a cat"], num_inference_steps=2, output_type="pt", latents=model.sample_noise([1])).images
             assert theirs.shape[2:] == (height, width)
     edit = erase(model, CAT, small("salun"), out=tmp_path / "edit")
-    with applied(model, [edit]):
+    with apply_edits(model, [edit]):
         assert model.sample(["a"], [0], steps=2).isfinite().all()
     config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": "large"}))
     with pytest.raises(UserError, match="sample_size 'large'"):
@@ -376,11 +376,11 @@ def test_sizes_that_are_pairs_or_missing(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_without_a_length_takes_the_text_encoders(tmp_path: Path) -> None:
-    folder = tiny.folder(tmp_path / "m")
+    folder = tiny.save_pipeline(tmp_path / "m")
     config = folder / "tokenizer" / "tokenizer_config.json"
     config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "model_max_length"}))
     model, usual = load_model(str(folder), precision="fp32"), StableDiffusion(tiny.pipeline(), "t", "fp32")
     assert model.pipe.tokenizer.model_max_length > 1e9  # type: ignore[attr-defined]
     for prompt in ("a cat", "x " * 200):
         assert torch.equal(model.encode([prompt]), usual.encode([prompt]))
-        assert model.last_token(prompt) == usual.last_token(prompt) <= 14
+        assert model.last_token_index(prompt) == usual.last_token_index(prompt) <= 14

@@ -7,8 +7,8 @@ import torch
 
 from erasure.concept import Concept
 from erasure.edits import Edit
-from erasure.edits.overlap import overlap
-from erasure.erasing import applied, erase
+from erasure.edits.overlap import measure_overlap
+from erasure.erasing import apply_edits, erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.esd import ESD
@@ -17,7 +17,7 @@ from erasure.methods.uce import UCE
 from tests import tiny
 
 CAT, DOG = ([Concept(name=name, kind="object", prompts=("{}", "a {} at night | night"))] for name in ("cat", "dog"))
-SMALL = ESD(steps=6, batch=2, walks=4, walk_steps=4, lr=1e-3, region="xattn-kv")
+SMALL = ESD(steps=6, batch=2, trajectories=4, trajectory_steps=4, lr=1e-3, region="xattn-kv")
 
 
 def values(model: StableDiffusion) -> dict[str, torch.Tensor]:
@@ -31,10 +31,10 @@ def test_an_edit_on_an_edit_counts_from_it(model: StableDiffusion, tmp_path: Pat
     assert second.after == [first.digest()]
     assert second.info.base["fingerprint"] == first.info.base["fingerprint"] == model.fingerprint()
     assert all(torch.equal(p, base[n]) for n, p in values(model).items())
-    with applied(model, [first, second]):
-        for name in second.moved():
+    with apply_edits(model, [first, second]):
+        for name in second.moved_parameters():
             assert torch.allclose(model.parameters()[name], second.tensors[name].float(), atol=2e-3)
-    with applied(model, [first]), pytest.raises(UserError, match="apply that one first"):
+    with apply_edits(model, [first]), pytest.raises(UserError, match="apply that one first"):
         Edit.load(tmp_path / "b").apply(StableDiffusion(tiny.pipeline(), "tiny", "fp32").pipe)
 
 
@@ -45,11 +45,11 @@ def test_what_lies_below_stays_until_the_top_is_gone(model: StableDiffusion, tmp
     second.apply(model.pipe, strength=0.5)
     with pytest.raises(UserError, match="revert that one first"):
         first.revert(model.pipe)
-    for name in second.moved():
+    for name in second.moved_parameters():
         halfway = first.tensors[name].float() + 0.5 * (second.tensors[name].float() - first.tensors[name].float())
         assert torch.allclose(model.parameters()[name], halfway, atol=1e-4)
     second.revert(model.pipe)
-    assert all(torch.equal(model.parameters()[n], first.tensors[n].float()) for n in first.moved())
+    assert all(torch.equal(model.parameters()[n], first.tensors[n].float()) for n in first.moved_parameters())
     first.revert(model.pipe)
 
 
@@ -58,21 +58,21 @@ def test_a_second_training_sees_the_first(model: StableDiffusion, tmp_path: Path
     blind = erase(model, DOG, SMALL, out=tmp_path / "b")
     aware = erase(model, DOG, SMALL, out=tmp_path / "c", after=[first])
     assert blind.digest() != aware.digest()
-    pairs = overlap(model, [first, blind]), overlap(model, [first, aware])
+    pairs = measure_overlap(model, [first, blind]), measure_overlap(model, [first, aware])
     assert "neither saw the other" in pairs[0][0]["warning"]
     assert pairs[1][0]["warning"] == ""
 
 
 def test_overlap_counts_tensors_and_directions(model: StableDiffusion, tmp_path: Path) -> None:
     a = erase(model, CAT, SMALL, out=tmp_path / "a")
-    fia = erase(model, DOG, FIA(r2=0.1, record_steps=2, walk_steps=4), out=tmp_path / "b")
-    uce = erase(model, DOG, UCE(probes=()), out=tmp_path / "c")
-    (pair,) = overlap(model, [a, fia])
+    fia = erase(model, DOG, FIA(candidate_fraction=0.1, record_steps=2, trajectory_steps=4), out=tmp_path / "b")
+    uce = erase(model, DOG, UCE(probe_prompts=()), out=tmp_path / "c")
+    (pair,) = measure_overlap(model, [a, fia])
     assert pair["shared"] == 0 and pair["cosine"] is None
-    (pair,) = overlap(model, [a, uce])
-    assert pair["shared"] == len(a.moved() & uce.moved()) > 0
-    x = torch.cat([(a.tensors[n].float() - model.parameters()[n]).flatten() for n in sorted(a.moved())])
-    y = torch.cat([(uce.tensors[n + "::up"].float() @ uce.tensors[n + "::down"].float()).flatten() for n in sorted(uce.moved())])
+    (pair,) = measure_overlap(model, [a, uce])
+    assert pair["shared"] == len(a.moved_parameters() & uce.moved_parameters()) > 0
+    x = torch.cat([(a.tensors[n].float() - model.parameters()[n]).flatten() for n in sorted(a.moved_parameters())])
+    y = torch.cat([(uce.tensors[n + "::up"].float() @ uce.tensors[n + "::down"].float()).flatten() for n in sorted(uce.moved_parameters())])
     assert pair["cosine"] == pytest.approx(torch.cosine_similarity(x, y, dim=0).item(), abs=1e-4)
 
 
@@ -80,14 +80,14 @@ def test_stacks_of_different_forms_come_out_bit_by_bit(model: StableDiffusion, t
     base = values(model)
     edits = [
         erase(model, CAT, SMALL, out=tmp_path / "a"),
-        erase(model, DOG, FIA(r2=0.1, record_steps=2, walk_steps=4, layers="xattn"), out=tmp_path / "b"),
-        erase(model, DOG, UCE(probes=()), out=tmp_path / "c"),
+        erase(model, DOG, FIA(candidate_fraction=0.1, record_steps=2, trajectory_steps=4, region="xattn"), out=tmp_path / "b"),
+        erase(model, DOG, UCE(probe_prompts=()), out=tmp_path / "c"),
     ]
-    with applied(model, edits):
-        for name in edits[0].moved() & edits[1].moved() & edits[2].moved():
+    with apply_edits(model, edits):
+        for name in edits[0].moved_parameters() & edits[1].moved_parameters() & edits[2].moved_parameters():
             flat = model.parameters()[name].flatten()
             assert (flat[edits[1].tensors[name + "::zeroed"].long()] == 0).all()
         in_order = values(model)
-    with applied(model, edits[::-1]):
+    with apply_edits(model, edits[::-1]):
         assert all(torch.allclose(p, in_order[n], atol=1e-6) for n, p in values(model).items())
     assert all(torch.equal(p, base[n]) for n, p in values(model).items())

@@ -10,16 +10,16 @@ from eval.scoring.rates import rate_interval
 from eval.stats.clusters import cluster_bootstrap, clustered_rate, effective_size
 from eval.stats.intervals import (
     Interval,
-    Measured,
+    DetectorCounts,
     clopper_pearson,
     holm,
     incomplete_beta,
     jackknife_variance,
     mcnemar,
     paired_difference,
-    per_attempt,
+    single_attempt_rate,
     rogan_gladen,
-    student,
+    student_t,
     wilson,
 )
 
@@ -91,8 +91,8 @@ def test_the_incomplete_beta_is_the_binomial_tail() -> None:
 def test_students_quantiles_are_the_tables() -> None:
     """Table 26.10 of Abramowitz and Stegun, to its three decimals."""
     table = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262, 10: 2.228, 29: 2.045, 120: 1.980}
-    assert {df: round(student(df), 3) for df in table} == table
-    assert student(10_000) == pytest.approx(1.95996, abs=1e-3) and round(student(5, 0.99), 3) == 4.032
+    assert {df: round(student_t(df), 3) for df in table} == table
+    assert student_t(10_000) == pytest.approx(1.95996, abs=1e-3) and round(student_t(5, 0.99), 3) == 4.032
 
 
 def test_holm_by_hand() -> None:
@@ -196,7 +196,7 @@ def test_the_bootstrap_is_that_of_its_seed() -> None:
     assert first.low < first.estimate < first.high
 
 
-SURE = Measured(10**7, 10**7, 10**7, 10**7)
+SURE = DetectorCounts(10**7, 10**7, 10**7, 10**7)
 
 
 def test_a_perfect_detector_needs_no_correction() -> None:
@@ -211,51 +211,51 @@ def test_a_weak_detector_is_corrected_for() -> None:
     """Rate 0.1, sensitivity 0.6, specificity 0.99: what is seen is far from the truth, what is corrected holds it."""
     rng, covered, estimates, draws = random.Random(0), 0, [], 50
     for i in range(draws):
-        calibration = Measured(sum(rng.random() < 0.6 for _ in range(200)), 200, sum(rng.random() < 0.99 for _ in range(400)), 400)
+        calibration = DetectorCounts(sum(rng.random() < 0.6 for _ in range(200)), 200, sum(rng.random() < 0.99 for _ in range(400)), 400)
         k = sum(rng.random() < (0.6 if rng.random() < 0.1 else 0.01) for _ in range(500))
         found = rogan_gladen(k, 500, calibration, draws=1000, seed=i)
         estimates.append(found.estimate)
         covered += found.low <= 0.1 <= found.high
     assert sum(estimates) / draws == pytest.approx(0.1, abs=0.01)
     assert covered / draws >= 0.9
-    assert rogan_gladen(69, 1000, Measured(600, 1000, 990, 1000)).estimate == pytest.approx(0.1)
+    assert rogan_gladen(69, 1000, DetectorCounts(600, 1000, 990, 1000)).estimate == pytest.approx(0.1)
 
 
 def test_few_labelled_pictures_make_a_wide_interval() -> None:
-    wide, narrow = (rogan_gladen(50, 500, Measured(7 * m, 10 * m, 9 * m + m, 10 * m)) for m in (1, 100))
+    wide, narrow = (rogan_gladen(50, 500, DetectorCounts(7 * m, 10 * m, 9 * m + m, 10 * m)) for m in (1, 100))
     assert wide.estimate == narrow.estimate
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
-    assert rogan_gladen(0, 100, Measured(90, 100, 90, 100)).estimate == 0
-    assert rogan_gladen(100, 100, Measured(90, 100, 90, 100)).estimate == 1
+    assert rogan_gladen(0, 100, DetectorCounts(90, 100, 90, 100)).estimate == 0
+    assert rogan_gladen(100, 100, DetectorCounts(90, 100, 90, 100)).estimate == 1
     # six labelled pictures: the detector may be no better than a coin, and then finding nothing shows nothing
-    assert rogan_gladen(0, 1000, Measured(2, 3, 2, 3))[:3] == (0, 0, 1)
+    assert rogan_gladen(0, 1000, DetectorCounts(2, 3, 2, 3))[:3] == (0, 0, 1)
 
 
 def test_a_detector_hardly_better_than_a_coin_is_refused() -> None:
-    for calibration in (Measured(60, 100, 60, 100), Measured(10, 100, 90, 100)):
+    for calibration in (DetectorCounts(60, 100, 60, 100), DetectorCounts(10, 100, 90, 100)):
         with pytest.raises(UserError, match=r"below 0\.2"):
             rogan_gladen(10, 100, calibration)
-    assert "0.40" in rogan_gladen(50, 100, Measured(70, 100, 70, 100)).warning
-    assert rogan_gladen(50, 100, Measured(80, 100, 70, 100)).warning == ""
-    for calibration in (Measured(0, 0, 1, 1), Measured(3, 2, 1, 1)):
+    assert "0.40" in rogan_gladen(50, 100, DetectorCounts(70, 100, 70, 100)).warning
+    assert rogan_gladen(50, 100, DetectorCounts(80, 100, 70, 100)).warning == ""
+    for calibration in (DetectorCounts(0, 0, 1, 1), DetectorCounts(3, 2, 1, 1)):
         with pytest.raises(UserError, match="k="):
             rogan_gladen(1, 10, calibration)
 
 
 def test_the_rate_of_one_attempt() -> None:
-    assert per_attempt(0.36, 1) == pytest.approx(0.36)
-    assert per_attempt(1 - 0.99**392, 392) == pytest.approx(0.01)
-    assert per_attempt(1, 50) == 1
-    assert per_attempt(0, 50) == 0
+    assert single_attempt_rate(0.36, 1) == pytest.approx(0.36)
+    assert single_attempt_rate(1 - 0.99**392, 392) == pytest.approx(0.01)
+    assert single_attempt_rate(1, 50) == 1
+    assert single_attempt_rate(0, 50) == 0
     for asr, k in ((1.1, 2), (0.5, 0)):
         with pytest.raises(UserError, match="asr"):
-            per_attempt(asr, k)
+            single_attempt_rate(asr, k)
 
 
 def test_a_corrected_rate_lies_within_its_interval() -> None:
     """Nothing seen by a judge that hardly errs: no draw is 0, but the estimate is."""
     for k in (0, 20):
-        found = rogan_gladen(k, 20, Measured(100_000, 100_000, 100_000, 100_000), draws=1000)
+        found = rogan_gladen(k, 20, DetectorCounts(100_000, 100_000, 100_000, 100_000), draws=1000)
         assert found.low <= found.estimate == k / 20 <= found.high
 
 

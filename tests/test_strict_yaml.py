@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from erasure.config.strict_yaml import read_yaml
+from erasure.config.strict_yaml import read_strict_yaml
 from erasure.errors import UserError
-from eval.suites.suite import PROMPTS, load_suite
+from eval.suites.suite import SUITES_FOLDER, load_suite
 
 
 def written(tmp_path: Path, text: str) -> Path:
@@ -32,17 +32,17 @@ def written(tmp_path: Path, text: str) -> Path:
 )
 def test_what_is_no_plain_yaml_is_refused_with_its_line(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(UserError, match=words) as error:
-        read_yaml(written(tmp_path, text))
+        read_strict_yaml(written(tmp_path, text))
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"none\.yaml cannot be read as YAML"):
-        read_yaml(tmp_path / "none.yaml")
+        read_strict_yaml(tmp_path / "none.yaml")
 
 
 def test_plain_yaml_is_read(tmp_path: Path) -> None:
-    assert read_yaml(written(tmp_path, "a: {b: [1, 2.5, c], d: null}\ne: {b: on}\n")) == {
+    assert read_strict_yaml(written(tmp_path, "a: {b: [1, 2.5, c], d: null}\ne: {b: on}\n")) == {
         "a": {"b": [1, 2.5, "c"], "d": None},
         "e": {"b": True},
     }
@@ -50,17 +50,17 @@ def test_plain_yaml_is_read(tmp_path: Path) -> None:
 
 def test_a_number_with_an_exponent_needs_no_point(tmp_path: Path) -> None:
     text = "[1e-3, -1E+3, 2.e4, 1.0e-3, 12, 0x1e, '1e-3', 1e, e3, 1e-3x]"
-    assert read_yaml(written(tmp_path, text)) == [0.001, -1000.0, 20000.0, 0.001, 12, 30, "1e-3", "1e", "e3", "1e-3x"]
+    assert read_strict_yaml(written(tmp_path, text)) == [0.001, -1000.0, 20000.0, 0.001, 12, 30, "1e-3", "1e", "e3", "1e-3x"]
 
 
 def test_a_suite_cannot_lose_its_gates_to_a_second_key(tmp_path: Path) -> None:
-    text = (PROMPTS / "pocket.yaml").read_text(encoding="utf-8")
+    text = (SUITES_FOLDER / "pocket.yaml").read_text(encoding="utf-8")
     with pytest.raises(UserError, match=rf"line {text.count(chr(10)) + 1}: the key 'gates' stands twice"):
         load_suite(str(written(tmp_path, text + "gates: {}\n")))
 
 
 def test_nested_anchors_are_refused_before_they_unfold(tmp_path: Path) -> None:
     levels = "".join(f"  l{i}: &l{i} [{', '.join([f'*l{i - 1}' if i else 'x'] * 9)}]\n" for i in range(12))
-    text = (PROMPTS / "pocket.yaml").read_text(encoding="utf-8").replace("aliases:\n", "aliases:\n" + levels)
+    text = (SUITES_FOLDER / "pocket.yaml").read_text(encoding="utf-8").replace("aliases:\n", "aliases:\n" + levels)
     with pytest.raises(UserError, match="anchors and aliases"):
         load_suite(str(written(tmp_path, text)))

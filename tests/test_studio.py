@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.commands.studio import Options, checked
+from app.commands.studio import Options, check_login
 from app.jobs import queue as jobs
 from app.web import downloads, pictures
-from app.web.studio import QUEUED, Studio
+from app.web.studio import MAX_QUEUED, Studio
 from erasure.concept import Concept
 from erasure.edits import Edit
 from erasure.erasing import erase
@@ -23,7 +23,7 @@ CAT = [Concept(name="cat", kind="object", prompts=("{}",))]
 
 @pytest.fixture
 def studio(model: StableDiffusion, tmp_path: Path) -> Studio:
-    erase(model, CAT, ESD(steps=2, batch=2, walks=2, walk_steps=2, lr=1e-2), out=tmp_path / "runs" / "cat")
+    erase(model, CAT, ESD(steps=2, batch=2, trajectories=2, trajectory_steps=2, lr=1e-2), out=tmp_path / "runs" / "cat")
     return Studio(model, tmp_path / "runs")
 
 
@@ -59,52 +59,52 @@ def test_values_out_of_range_are_one_line(studio: Studio, values: tuple, complai
 
 
 def test_erasing_is_queued_once_and_only_if_it_can_work(studio: Studio) -> None:
-    folder = studio.start_erasing("cat; dog", "object", "", "esd", {"steps": 3}, 0, "")
-    assert studio.start_erasing("cat; dog", "object", "", "esd", {"steps": 3}, 0, "") == folder
-    assert jobs.progress(folder).state == "waiting"
-    assert studio.job(folder.name) == folder
+    folder = studio.queue_erasure("cat; dog", "object", "", "esd", {"steps": 3}, 0, "")
+    assert studio.queue_erasure("cat; dog", "object", "", "esd", {"steps": 3}, 0, "") == folder
+    assert jobs.read_progress(folder).state == "waiting"
+    assert studio.job_folder(folder.name) == folder
     for name in ("../runs", "", folder.name + "/.."):
         with pytest.raises(UserError, match="unknown job"):
-            studio.job(name)
+            studio.job_folder(name)
     with pytest.raises(UserError, match="unknown field"):
-        studio.start_erasing("cat", "object", "", "esd", {"stepz": 3}, 0, "")
+        studio.queue_erasure("cat", "object", "", "esd", {"stepz": 3}, 0, "")
     with pytest.raises(UserError, match="needs a name"):
-        studio.start_erasing(" ", "object", "", "esd", {}, 0, "")
+        studio.queue_erasure(" ", "object", "", "esd", {}, 0, "")
     with pytest.raises(UserError, match="choose an edit"):
-        studio.start_audit([], "pocket", "smoke")
-    for seed in range(1, QUEUED):
-        studio.start_erasing("cat", "object", "", "esd", {}, seed, "")
+        studio.queue_audit([], "pocket", "smoke")
+    for seed in range(1, MAX_QUEUED):
+        studio.queue_erasure("cat", "object", "", "esd", {}, seed, "")
     with pytest.raises(UserError, match="are waiting already"):
-        studio.start_erasing("cat", "object", "", "esd", {}, 99, "")
+        studio.queue_erasure("cat", "object", "", "esd", {}, 99, "")
 
 
 def test_downloads_are_the_forms_an_edit_can_take(studio: Studio, tmp_path: Path) -> None:
     job = studio.root / "jobs" / "x"
-    erase(studio.model, CAT, ESD(steps=2, batch=2, walks=2, walk_steps=2, lr=1e-2), out=job / "edit")
+    erase(studio.model, CAT, ESD(steps=2, batch=2, trajectories=2, trajectory_steps=2, lr=1e-2), out=job / "edit")
     for form in ("edit", "lora", "folder", "checkpoint"):
-        assert downloads.packed(studio, job, form).stat().st_size > 1000
-        assert downloads.loss(job, form) == ""
+        assert downloads.make_zip(studio, job, form).stat().st_size > 1000
+        assert downloads.describe_loss(job, form) == ""
     shutil.rmtree(job / "downloads" / "lora")
     to_lora(studio.model, Edit.load(job / "edit"), job / "downloads" / "lora", rank=2)
-    assert "carries" in downloads.loss(job, "lora") and "--as checkpoint" in downloads.loss(job, "lora")
+    assert "carries" in downloads.describe_loss(job, "lora") and "--as checkpoint" in downloads.describe_loss(job, "lora")
     with pytest.raises(UserError, match="text encoder"):
-        downloads.packed(studio, job, "text-encoder")
+        downloads.make_zip(studio, job, "text-encoder")
     with pytest.raises(UserError, match="unknown form"):
-        downloads.packed(studio, job, "../../x")
+        downloads.make_zip(studio, job, "../../x")
 
 
 def test_text_is_never_markup() -> None:
     hostile = {"style": {"label": "<script>alert(1)</script>", "p": 0.5}}
-    assert "<script>" not in pictures.readings((hostile, hostile))
+    assert "<script>" not in pictures.render_score_cards((hostile, hostile))
 
 
 def test_an_open_address_needs_a_login() -> None:
     with pytest.raises(UserError, match="can be reached from other machines"):
-        checked(Options(host="0.0.0.0"))
+        check_login(Options(host="0.0.0.0"))
     with pytest.raises(UserError, match="user:password"):
-        checked(Options(auth="ada"))
-    assert checked(Options(host="0.0.0.0", auth="ada:secret")) == ("ada", "secret")
-    assert checked(Options()) is None
+        check_login(Options(auth="ada"))
+    assert check_login(Options(host="0.0.0.0", auth="ada:secret")) == ("ada", "secret")
+    assert check_login(Options()) is None
 
 
 def test_the_safety_checker_hides_pictures(studio: Studio, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_the_safety_checker_hides_pictures(studio: Studio, tmp_path: Path) -> No
     from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
     from transformers import CLIPConfig, CLIPImageProcessor
 
-    from app.web.safety import load_checker
+    from app.web.safety import load_safety_checker
 
     vision = {
         "hidden_size": 16,
@@ -126,11 +126,11 @@ def test_the_safety_checker_hides_pictures(studio: Studio, tmp_path: Path) -> No
     torch.nn.init.constant_(network.concept_embeds_weights, -2.0)  # any similarity is above the threshold
     network.save_pretrained(tmp_path / "checker")
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(tmp_path / "checker")
-    studio.checker = load_checker(str(tmp_path / "checker"))
+    studio.checker = load_safety_checker(str(tmp_path / "checker"))
     *_, found = studio.compare("a cat", ["esd (cat)"], 3, 2, 3, 4.0, 1.0)
     assert found.hidden == (0, 1)
-    sharp, soft = (pictures.shown(found.base[0], blurred=blurred).convert("L") for blurred in (False, True))
+    sharp, soft = (pictures.to_display(found.base[0], blurred=blurred).convert("L") for blurred in (False, True))
     edges = [sum(abs(a - b) for a, b in zip(image.tobytes(), image.tobytes()[1:], strict=False)) for image in (sharp, soft)]
     assert edges[1] < 0.3 * edges[0]
     with pytest.raises(UserError, match="cannot be loaded"):
-        load_checker(str(tmp_path / "none"))
+        load_safety_checker(str(tmp_path / "none"))

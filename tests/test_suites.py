@@ -11,13 +11,13 @@ import pytest
 import yaml
 
 from erasure.errors import UserError
-from eval.suites.cases import cases
-from eval.suites.suite import PROMPTS, Axis, Suite, load_suite
+from eval.suites.cases import suite_cases
+from eval.suites.suite import SUITES_FOLDER, Axis, Suite, load_suite
 
-SD: dict[str, Any] = yaml.safe_load((PROMPTS / "sd.yaml").read_text(encoding="utf-8"))
+SD: dict[str, Any] = yaml.safe_load((SUITES_FOLDER / "sd.yaml").read_text(encoding="utf-8"))
 AXES: tuple[Axis, Axis] = ("style", "object")
 CONCEPTS: list[tuple[Axis, str]] = [(axis, label) for axis in AXES for label in SD[f"{axis}s"] if label not in SD["apart"]]
-CAPTIONS = (PROMPTS / "benign.txt").read_text(encoding="utf-8").splitlines()
+CAPTIONS = (SUITES_FOLDER / "benign.txt").read_text(encoding="utf-8").splitlines()
 EMPTY = {"a", "an", "in", "of", "the", "un", "une", "una", "ein", "eine", "de", "von"}  # words of a name that give nothing away
 
 
@@ -51,7 +51,7 @@ def suite() -> Suite:
 @pytest.fixture
 def counting(monkeypatch: pytest.MonkeyPatch) -> Any:
     """scripts/count_prompts.py, which finds its neighbour figures.py as a script does."""
-    monkeypatch.syspath_prepend(str(PROMPTS.parent / "scripts"))
+    monkeypatch.syspath_prepend(str(SUITES_FOLDER.parent / "scripts"))
     return importlib.import_module("count_prompts")
 
 
@@ -70,7 +70,7 @@ def test_at_least_ten_styles_and_objects() -> None:
 
 def test_a_target_is_shown_often_enough_at_standard(suite: Suite) -> None:
     for axis, label in CONCEPTS:
-        shown = [c for c in cases(suite, [(axis, label)], "standard") if c.role == "grid" and label in (c.style, c.object)]
+        shown = [c for c in suite_cases(suite, [(axis, label)], "standard") if c.role == "grid" and label in (c.style, c.object)]
         assert sum(case.count for case in shown) >= 150
 
 
@@ -135,25 +135,25 @@ def test_the_suite_reads_its_captions(suite: Suite) -> None:
 
 
 def test_every_file_is_in_the_readme() -> None:
-    text = (PROMPTS / "README.md").read_text(encoding="utf-8")
-    files = [path.name for path in PROMPTS.iterdir() if path.is_file()]
+    text = (SUITES_FOLDER / "README.md").read_text(encoding="utf-8")
+    files = [path.name for path in SUITES_FOLDER.iterdir() if path.is_file()]
     assert len(files) >= 5
     assert not [name for name in files if f"| `{name}` |" not in text]
 
 
 def test_the_readme_has_the_counts_of_today(suite: Suite, counting: Any) -> None:
-    text = (PROMPTS / "README.md").read_text(encoding="utf-8")
+    text = (SUITES_FOLDER / "README.md").read_text(encoding="utf-8")
     assert "\n".join(counting.HEAD + counting.rows(suite)) in text
 
 
 def test_captions_travel_with_the_package() -> None:
-    project = tomllib.loads((PROMPTS.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    project = tomllib.loads((SUITES_FOLDER.parent / "pyproject.toml").read_text(encoding="utf-8"))
     carried = project["tool"]["setuptools"]["package-data"]["prompts"]
-    assert not [path.name for path in PROMPTS.iterdir() if path.is_file() and not any(path.match(pattern) for pattern in carried)]
+    assert not [path.name for path in SUITES_FOLDER.iterdir() if path.is_file() and not any(path.match(pattern) for pattern in carried)]
 
 
 def changed(place: Path, **change: Any) -> str:
-    (place / "s.yaml").write_text(yaml.safe_dump({**yaml.safe_load((PROMPTS / "pocket.yaml").read_text()), **change}))
+    (place / "s.yaml").write_text(yaml.safe_dump({**yaml.safe_load((SUITES_FOLDER / "pocket.yaml").read_text()), **change}))
     return str(place / "s.yaml")
 
 

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 
 from app.cli import main
 from erasure.edits import Edit
-from erasure.edits.external.reading import foreign
+from erasure.edits.external.reading import load_external
 from erasure.erasing import erase
-from erasure.errors import NotFinite, UserError
+from erasure.errors import NotFiniteError, UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.loader import load_model
 from erasure.loading.supported import SCHEDULERS
@@ -78,7 +78,7 @@ def test_other_unets_and_pipelines(pipeline: type, options: dict[str, Any], word
     names = ("vae", "text_encoder", "tokenizer", "unet", "scheduler", "safety_checker", "feature_extractor")
     pipeline(**{name: parts[name] for name in names}, requires_safety_checker=False).save_pretrained(tmp_path)
     without_weights(tmp_path)
-    for read in (lambda: load_model(str(tmp_path)), lambda: foreign(model, str(tmp_path), CAT)):
+    for read in (lambda: load_model(str(tmp_path)), lambda: load_external(model, str(tmp_path), CAT)):
         with pytest.raises(UserError, match=words):
             read()
     if pipeline is StableDiffusionPipeline:  # also in a pipeline that other code has loaded
@@ -109,7 +109,7 @@ def test_other_unets_and_pipelines(pipeline: type, options: dict[str, Any], word
 )
 def test_an_index_alone_is_enough_to_refuse(name: Any, words: str, model: StableDiffusion, tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
-    for read in (lambda: load_model(str(tmp_path)), lambda: foreign(model, str(tmp_path), CAT)):
+    for read in (lambda: load_model(str(tmp_path)), lambda: load_external(model, str(tmp_path), CAT)):
         with pytest.raises(UserError, match=words) as caught:
             read()
         assert "\n" not in str(caught.value) and "supported are StableDiffusionPipeline" in str(caught.value)
@@ -132,7 +132,7 @@ def test_an_index_alone_is_enough_to_refuse(name: Any, words: str, model: Stable
     ],
 )
 def test_other_components(part: str, entry: Any, words: str, tmp_path: Path) -> None:
-    without_weights(tiny.folder(tmp_path / "m"))
+    without_weights(tiny.save_pipeline(tmp_path / "m"))
     changed(tmp_path / "m" / "model_index.json", **{part: entry})
     with pytest.raises(UserError, match=words):
         load_model(str(tmp_path / "m"))
@@ -155,7 +155,7 @@ def test_other_components(part: str, entry: Any, words: str, tmp_path: Path) -> 
     ],
 )
 def test_schedules_that_ddim_does_not_represent(values: dict[str, Any], words: str, tmp_path: Path) -> None:
-    folder = without_weights(tiny.folder(tmp_path))
+    folder = without_weights(tiny.save_pipeline(tmp_path))
     changed(folder / "scheduler" / "scheduler_config.json", **values)
     with pytest.raises(UserError, match=words):
         load_model(str(folder))
@@ -173,14 +173,14 @@ def test_every_scheduler_with_ddims_noise_gives_ddim_the_same_noise(name: str) -
         pytest.skip(str(error))
     model = StableDiffusion(pipe, "tiny", "fp32")
     betas = torch.linspace(0.00085**0.5, 0.02**0.5, 1000) ** 2
-    assert torch.allclose(model.alphas, (1 - betas).cumprod(0), atol=1e-6)
+    assert torch.allclose(model.alphas_cumprod, (1 - betas).cumprod(0), atol=1e-6)
     assert model.scheduler.config.timestep_spacing == pipe.scheduler.config.get("timestep_spacing", "leading")
     assert model.scheduler.config.steps_offset == 1
     assert model.sample(["a cat"], [0], steps=3).isfinite().all()
 
 
 def test_a_schedule_without_prediction_type_predicts_noise(tmp_path: Path) -> None:
-    folder = tiny.folder(tmp_path)
+    folder = tiny.save_pipeline(tmp_path)
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in ("prediction_type", "_class_name")}))
     model = load_model(str(folder), precision="fp32")
@@ -197,11 +197,11 @@ def zero_snr(spacing: str = "trailing") -> StableDiffusionPipeline:
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
 def test_zero_terminal_snr_draws_what_diffusers_draws(spacing: str) -> None:
     model = StableDiffusion(zero_snr(spacing), "zero", "fp32")
-    assert model.alphas[-1] == 0 and model.zero_snr
-    theirs = model.pipe(["a cat"], num_inference_steps=5, guidance_scale=4.0, latents=model.noise([5]), output_type="latent").images
+    assert model.alphas_cumprod[-1] == 0 and model.zero_terminal_snr
+    theirs = model.pipe(["a cat"], num_inference_steps=5, guidance_scale=4.0, latents=model.sample_noise([5]), output_type="latent").images
     assert theirs.isfinite().all()
     assert torch.allclose(model.sample(["a cat"], [5], steps=5, guidance=4.0), theirs, atol=1e-4)
-    first = next(model.walk(model.noise([5]), model.encode(["a cat"]), model.encode([""]), 5, 4.0))
+    first = next(model.trajectory(model.sample_noise([5]), model.encode(["a cat"]), model.encode([""]), 5, 4.0))
     assert (first.t == 999) == (spacing != "leading")
     if first.t == 999:  # all noise, so that the noise is no news
         assert torch.allclose(first.eps_cond, first.x_t) and not torch.allclose(first.x_next, first.x_t, atol=1e-2)
@@ -211,9 +211,9 @@ def test_a_trailing_schedule_is_walked_as_it_is() -> None:
     pipe = tiny.pipeline()
     pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config, timestep_spacing="trailing")
     model = StableDiffusion(pipe, "trailing", "fp32")
-    steps = list(model.walk(model.noise([5]), model.encode(["a cat"]), model.encode([""]), 5, 4.0))
+    steps = list(model.trajectory(model.sample_noise([5]), model.encode(["a cat"]), model.encode([""]), 5, 4.0))
     assert [step.t for step in steps] == [999, 799, 599, 399, 199]
-    theirs = pipe(["a cat"], num_inference_steps=5, guidance_scale=4.0, latents=model.noise([5]), output_type="latent").images
+    theirs = pipe(["a cat"], num_inference_steps=5, guidance_scale=4.0, latents=model.sample_noise([5]), output_type="latent").images
     assert torch.allclose(steps[-1].x_next, theirs, atol=1e-4)
 
 
@@ -228,10 +228,10 @@ def test_methods_work_at_zero_terminal_snr(name: str, tmp_path: Path) -> None:
 
 def test_what_has_no_answer_at_zero_terminal_snr_says_so(tmp_path: Path) -> None:
     model = StableDiffusion(zero_snr(), "zero", "fp32")
-    x = model.noise([1])
+    x = model.sample_noise([1])
     with pytest.raises(UserError, match="no signal at timestep 999"):
-        model.denoised(x, x, torch.tensor([999]))
-    assert model.denoised(x, x, torch.tensor([500])).isfinite().all()
+        model.estimate_x0(x, x, torch.tensor([999]))
+    assert model.estimate_x0(x, x, torch.tensor([500])).isfinite().all()
     with pytest.raises(UserError, match="guidance edits do not work with zero: at zero terminal SNR"):
         erase(model, CAT, NegativePrompt(), out=tmp_path / "zero")
     assert not (tmp_path / "zero").exists()
@@ -254,10 +254,10 @@ def test_overflow_is_an_error_that_names_the_precision(model: StableDiffusion) -
         model.pipe.vae.decoder.conv_out.weight.mul_(1e30)
         model.pipe.vae.decoder.conv_out.bias.fill_(-1e30)
     latents = model.sample(["a cat"], [1], steps=2)
-    with pytest.raises(NotFinite, match=r"tiny gives NaN or Inf \(its images\) in fp32; its schedule may be another model's"):
+    with pytest.raises(NotFiniteError, match=r"tiny gives NaN or Inf \(its images\) in fp32; its schedule may be another model's"):
         model.decode(latents * 1e30)
-    model.compute = torch.float16
-    with pytest.raises(NotFinite, match="in fp16; compute with --dtype fp32, or bf16 on a GPU"):
+    model.compute_dtype = torch.float16
+    with pytest.raises(NotFiniteError, match="in fp16; compute with --dtype fp32, or bf16 on a GPU"):
         model.decode(latents)
 
 
@@ -265,13 +265,13 @@ def test_an_edit_that_is_not_all_numbers_is_not_written(model: StableDiffusion, 
     with torch.no_grad():
         model.pipe.unet.conv_out.weight.zero_()  # no noise at all: the concept check divides by it
         model.pipe.unet.conv_out.bias.zero_()
-    with pytest.raises(NotFinite, match="the figures of the edit hold NaN or Inf"):
+    with pytest.raises(NotFiniteError, match="the figures of the edit hold NaN or Inf"):
         erase(model, CAT, small("uce"), out=tmp_path / "zero")
     other = StableDiffusion(tiny.pipeline(), "tiny", "fp32")
     with torch.no_grad():
-        for name in other.region("xattn-kv"):
+        for name in other.parameter_names("xattn-kv"):
             other.parameters()[name].mul_(1e6)  # UCE's values are as large as the base's
-    with pytest.raises(NotFinite, match=r"values above what fp16 holds \(65,504\) in unet\."):
+    with pytest.raises(NotFiniteError, match=r"values above what fp16 holds \(65,504\) in unet\."):
         erase(other, CAT, small("uce"), out=tmp_path / "large")
     assert not list(tmp_path.glob("*/edit.*"))
 
@@ -279,7 +279,7 @@ def test_an_edit_that_is_not_all_numbers_is_not_written(model: StableDiffusion, 
 def test_a_model_that_gives_nan_ends_every_command_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Never NaN in edit.json, never a black picture with exit code 0."""
     pipe = tiny.pipeline()
-    good = str(tiny.folder(tmp_path / "good"))
+    good = str(tiny.save_pipeline(tmp_path / "good"))
     with torch.no_grad():
         pipe.unet.conv_out.bias[0] = torch.nan
     pipe.save_pretrained(tmp_path / "nan")
@@ -304,7 +304,7 @@ def test_a_network_that_would_be_random_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     for part, name in (("text_encoder", "model.safetensors"), ("unet", "diffusion_pytorch_model.safetensors")):
-        folder = tiny.folder(tmp_path / part)
+        folder = tiny.save_pipeline(tmp_path / part)
         values = load_file(folder / part / name)
         lost = next(key for key in values if key.endswith("fc1.weight") or "conv_out.weight" in key)
         save_file({k: v for k, v in values.items() if k != lost}, folder / part / name, metadata={"format": "pt"})
@@ -313,9 +313,9 @@ def test_a_network_that_would_be_random_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_command_says_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = str(without_weights(tiny.folder(tmp_path / "m")))
+    folder = str(without_weights(tiny.save_pipeline(tmp_path / "m")))
     changed(tmp_path / "m" / "unet" / "config.json", in_channels=9)
-    good = str(tiny.folder(tmp_path / "good"))
+    good = str(tiny.save_pipeline(tmp_path / "good"))
     capsys.readouterr()  # the bars of saving
     out: Callable[[str], str] = lambda name: str(tmp_path / name)  # noqa: E731
     for command in (

@@ -10,15 +10,15 @@ import pytest
 from safetensors import safe_open
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
-from pocket_workshop import CELLS, Workshop  # scripts are no package
+from pocket_workshop import CELLS, TrainingSetup  # scripts are no package
 
 from erasure.pocket.captions import OBJECT_WORDS, STYLE_WORDS
 
 IMAGES = 900
 
 
-def shop(folder: Path, seed: int, without: str) -> Workshop:
-    return Workshop(argparse.Namespace(work=folder, out=folder, device="cpu", seed=seed, images=IMAGES), without)
+def shop(folder: Path, seed: int, without: str) -> TrainingSetup:
+    return TrainingSetup(argparse.Namespace(work=folder, out=folder, device="cpu", seed=seed, images=IMAGES), without)
 
 
 @pytest.mark.parametrize("without", ["glass", "fish", "ada"])
@@ -27,7 +27,7 @@ def test_no_step_sees_a_picture_or_a_word_of_it(tmp_path: Path, without: str) ->
     seen, captions = set(), []
     for step in range(60):
         rows = place.rows(step, 64)
-        seen |= {cell for row in rows for cell in [(place.pictures[row].object, place.pictures[row].style)]}
+        seen |= {cell for row in rows for cell in [(place.canvas_images[row].object, place.canvas_images[row].style)]}
         captions += place.captions(rows, salt=step)
     assert seen == {cell for cell in CELLS if without not in cell}
     said = [phrase for phrase in (*words.names, *words.implicit) if any(phrase in caption for caption in captions)]
@@ -40,7 +40,7 @@ def test_no_step_sees_a_picture_or_a_word_of_it(tmp_path: Path, without: str) ->
 def test_trainings_share_no_picture_and_no_order(tmp_path: Path) -> None:
     pocket, first, second = shop(tmp_path, 0, ""), shop(tmp_path, 1, "glass"), shop(tmp_path, 2, "glass")
     for a, b in ((pocket, first), (pocket, second), (first, second)):
-        assert not {(p.object, p.style, p.seed) for p in a.pictures} & {(p.object, p.style, p.seed) for p in b.pictures}
+        assert not {(p.object, p.style, p.seed) for p in a.canvas_images} & {(p.object, p.style, p.seed) for p in b.canvas_images}
         assert a.rows(0, 64) != b.rows(0, 64)
 
 

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import erasure
 from app.web.studio import Studio
 from erasure.concept import Concept
-from erasure.edits import Edit, EditInfo, applied, parameters
+from erasure.edits import Edit, EditInfo, apply_edits, parameters_of
 from erasure.edits.stacking import stack_of
 from erasure.errors import UserError
 from erasure.families.base import sampling_of
@@ -26,20 +26,20 @@ from erasure.families.stable_diffusion import StableDiffusion
 from tests import tiny
 
 FORMS = ("value", "low-rank", "zeroed", "guidance", "one-step")
-CONCEPT = Concept(name="cat", kind="object").record()
+CONCEPT = Concept(name="cat", kind="object").to_dict()
 Snapshot = tuple[dict[str, torch.Tensor], Any, Any, int]
 
 
 def edit_of(pipe: Any, form: str, seed: int = 0, layers: int = 0) -> Edit:
     """An edit of the tiny pipeline's cross attention in one of the forms; `layers`: of the first so many weights alone."""
-    from erasure.edits.checks import networks
+    from erasure.edits.checks import networks_of
     from erasure.families.base import fingerprint
 
     generator = torch.Generator().manual_seed(seed)
-    names = [name for name in parameters(pipe) if ".attn2.to_" in name and name.endswith(".weight")][: layers or None]
+    names = [name for name in parameters_of(pipe) if ".attn2.to_" in name and name.endswith(".weight")][: layers or None]
     tensors: dict[str, torch.Tensor] = {}
     for name in names if form != "guidance" else ():
-        shape = parameters(pipe)[name].shape
+        shape = parameters_of(pipe)[name].shape
         if form in ("value", "one-step"):
             tensors[name] = torch.randn(shape, generator=generator).half()
         elif form == "low-rank":
@@ -53,19 +53,19 @@ def edit_of(pipe: Any, form: str, seed: int = 0, layers: int = 0) -> Edit:
         product=form if form in ("guidance", "one-step") else "weights",
         fields={"warmup": 0.0} if guided else {"start": 625},
         concepts=[{**CONCEPT, "name": f"cat {seed}"}],
-        base={"source": "tiny", "fingerprint": fingerprint(networks(pipe)), "family": "sd1", "after": []},
+        base={"source": "tiny", "fingerprint": fingerprint(networks_of(pipe)), "family": "sd1", "after": []},
         seed=0,
         precision="fp32",
         versions={},
         cost={},
-        known=[],
+        concept_checks=[],
         notes={},
     )
     return Edit(tensors, info)
 
 
 def state(pipe: Any) -> Snapshot:
-    values = {name: p.detach().clone() for name, p in parameters(pipe).items()}
+    values = {name: p.detach().clone() for name, p in parameters_of(pipe).items()}
     return values, stack_of(pipe).edits, sampling_of(pipe), len(pipe.unet._forward_hooks)
 
 
@@ -184,10 +184,10 @@ def test_further_interruptions_do_not_stop_the_way_back() -> None:
 def test_of_three_edits_none_stays_when_the_third_fails(model: StableDiffusion) -> None:
     edits, before = [edit_of(model.pipe, form, seed=i) for i, form in enumerate(("value", "low-rank", "zeroed"))], state(model.pipe)
     edits[2] = replace(edits[2], info=replace(edits[2].info, base={**edits[2].info.base, "fingerprint": "0" * 64}))
-    with pytest.raises(UserError, match="another base"), applied(model, edits):
+    with pytest.raises(UserError, match="another base"), apply_edits(model, edits):
         pass
     assert same(state(model.pipe), before)
-    with pytest.raises(ZeroDivisionError), applied(model, edits[:2]):
+    with pytest.raises(ZeroDivisionError), apply_edits(model, edits[:2]):
         assert len(stack_of(model.pipe).edits) == 2
         raise ZeroDivisionError
     assert same(state(model.pipe), before)
@@ -197,7 +197,7 @@ def test_an_edit_made_on_top_needs_the_other_at_full_strength_and_goes_first(mod
     below, above = edit_of(model.pipe, "value", layers=1), edit_of(model.pipe, "value", seed=1)
     above = replace(above, info=replace(above.info, base={**above.info.base, "after": [below.digest()]}))
     plain = state(model.pipe)
-    with applied(model, [below, above]):
+    with apply_edits(model, [below, above]):
         assert len(stack_of(model.pipe).edits) == 2
     assert same(state(model.pipe), plain)
     below.apply(model.pipe, strength=0.5)
@@ -244,7 +244,7 @@ def test_a_strength_that_overflows_is_refused_and_leaves_everything() -> None:
 def test_a_strength_is_a_number_that_makes_sense(strength: Any, got: str, model: StableDiffusion) -> None:
     before = state(model.pipe)
     for edits in ([edit_of(model.pipe, "value")], []):
-        with pytest.raises(UserError) as error, applied(model, edits, strength=strength):
+        with pytest.raises(UserError) as error, apply_edits(model, edits, strength=strength):
             pass
         assert str(error.value).endswith(f"from -10 to 10 (0: the base, 1: as it was made), got {got}.")
     with pytest.raises(UserError, match="from -10 to 10"):
@@ -277,9 +277,9 @@ def test_the_page_shows_the_base_after_a_failed_edit(model: StableDiffusion, tmp
     edit.save(tmp_path / "edit")
     (name,) = studio.edits()
     *_, first = studio.compare("a cat", [], 3, 1, 2, 4.0, 1.0)
-    with pytest.raises(torch.OutOfMemoryError), FailingAt(3, "copy_"), studio.exclusive(), applied(model, studio.chosen([name])):
+    with pytest.raises(torch.OutOfMemoryError), FailingAt(3, "copy_"), studio.exclusive(), apply_edits(model, studio.load_edits([name])):
         pass
-    studio.base_pictures.clear()
+    studio.base_images.clear()
     *_, found = studio.compare("a cat", [name], 3, 1, 2, 4.0, 1.0)
     assert torch.equal(found.base, first.base) and not torch.equal(found.erased, first.base)
 
@@ -287,17 +287,17 @@ def test_the_page_shows_the_base_after_a_failed_edit(model: StableDiffusion, tmp
 def test_the_page_never_takes_an_edit_that_was_left_for_the_base(model: StableDiffusion, tmp_path: Path) -> None:
     studio = Studio(model, tmp_path)
     *_, first = studio.compare("a cat", [], 3, 1, 2, 4.0, 1.0)
-    studio.base_pictures.clear()
+    studio.base_images.clear()
     edit_of(model.pipe, "value").apply(model.pipe)
     *_, found = studio.compare("a cat", [], 3, 1, 2, 4.0, 1.0)
     assert torch.equal(found.base, first.base)
     edit = edit_of(model.pipe, "value").apply(model.pipe)
     with torch.no_grad():
-        parameters(model.pipe)[sorted(edit.moved())[0]].add_(1)
-    studio.base_pictures.clear()
+        parameters_of(model.pipe)[sorted(edit.moved_parameters())[0]].add_(1)
+    studio.base_images.clear()
     with pytest.raises(UserError, match="no longer hold the values"):
         list(studio.compare("a cat", [], 3, 1, 2, 4.0, 1.0))
-    assert not studio.base_pictures
+    assert not studio.base_images
 
 
 def test_requests_do_not_see_each_other(model: StableDiffusion, tmp_path: Path) -> None:
@@ -308,7 +308,7 @@ def test_requests_do_not_see_each_other(model: StableDiffusion, tmp_path: Path) 
     *_, alone = studio.compare("a cat", [name], 3, 1, 2, 4.0, 1.0)
 
     def ask(i: int) -> bool:
-        studio.base_pictures.clear()
+        studio.base_images.clear()
         *_, found = studio.compare("a cat", [name] if i % 2 else [], 3, 1, 2, 4.0, 1.0)
         return torch.equal(found.base, alone.base) and torch.equal(found.erased, alone.erased if i % 2 else alone.base)
 

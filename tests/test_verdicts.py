@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import torch
 
-from erasure.concept import Concept, parse
+from erasure.concept import Concept, parse_concepts
 from erasure.edits import Edit
-from erasure.edits.external.reading import foreign
-from erasure.erasing import configure, erase
+from erasure.edits.external.reading import load_external
+from erasure.erasing import configure_method, erase
 from erasure.loading.loader import load_model
 from erasure.methods.esd import ESD
-from eval.audit import Audit, How, audit
-from eval.report.record import record
+from eval.audit import AuditPlan, AuditOptions, audit
+from eval.report.record import make_report
 from eval.suites.suite import load_suite
 
 pytestmark = pytest.mark.slow
@@ -38,31 +38,31 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 def by_name(pocket: Any, out: Path, prompts: str) -> Edit:
     """ESD by pocket's recipe on sentences of one's own."""
-    (concept,) = parse("neon", kind="style")
-    method, concepts, _ = configure(ESD, [Concept(name=concept.name, kind="style", prompts=tuple(prompts.split(";")))], pocket.family, {})
+    (concept,) = parse_concepts("neon", kind="style")
+    method, concepts, _ = configure_method(ESD, [Concept(name=concept.name, kind="style", prompts=tuple(prompts.split(";")))], pocket.family, {})
     return erase(pocket, concepts, method, out=out)
 
 
-def states(pocket: Any, edit: Edit, out: Path, how: How | None = None) -> dict[str, str]:
+def states(pocket: Any, edit: Edit, out: Path, how: AuditOptions | None = None) -> dict[str, str]:
     return {gate["name"]: gate["state"] for gate in reported(pocket, edit, out, how)["gates"]}
 
 
-def reported(pocket: Any, edit: Edit, out: Path, how: How | None = None) -> dict[str, Any]:
+def reported(pocket: Any, edit: Edit, out: Path, how: AuditOptions | None = None) -> dict[str, Any]:
     suite = load_suite("pocket")
-    (plan,) = Audit.of([edit], suite, "standard")
+    (plan,) = AuditPlan.for_edits([edit], suite, "standard")
     result = audit(pocket, [edit], plan, out, how)
     assert result["models"]["erased"]["rates"]["UA"]["n"] >= 150
-    return record(result, suite.gates)
+    return make_report(result, suite.gates)
 
 
 def references(pocket: Any) -> list[Edit]:
     """Two UNets trained without one picture or caption of stained glass, nothing shared between them (docs/references.md)."""
-    return [foreign(pocket, str(REFERENCES / f"without-glass-{i}.safetensors"), parse("glass", kind="style")) for i in (1, 2)]
+    return [load_external(pocket, str(REFERENCES / f"without-glass-{i}.safetensors"), parse_concepts("glass", kind="style")) for i in (1, 2)]
 
 
 def test_the_base_fails_on_the_target(pocket: Any, tmp_path: Path) -> None:
     edit = by_name(pocket, tmp_path / "edit", "{}")
-    found = states(pocket, edit, tmp_path / "audit", How(strength=0.0))  # an edit at strength 0 is the base
+    found = states(pocket, edit, tmp_path / "audit", AuditOptions(strength=0.0))  # an edit at strength 0 is the base
     assert {found[name] for name in (*TARGET, *ALIASES)} == {"FAIL"}
     assert {found[name] for name in KEPT} == {"PASS"}
 
@@ -94,7 +94,7 @@ def test_a_model_that_lost_the_name_alone_fails_by_other_words(pocket: Any, tmp_
 
 
 def test_the_recipe_of_esd_passes(pocket: Any, tmp_path: Path) -> None:
-    method, concepts, _ = configure(ESD, parse("neon", kind="style"), pocket.family, {})
+    method, concepts, _ = configure_method(ESD, parse_concepts("neon", kind="style"), pocket.family, {})
     edit = erase(pocket, concepts, method, out=tmp_path / "edit")
     found = states(pocket, edit, tmp_path / "audit")
     assert {found[name] for name in (*TARGET, *ALIASES, *KEPT)} == {"PASS"}
@@ -109,11 +109,11 @@ def test_a_model_that_never_saw_the_concept_passes(pocket: Any, tmp_path: Path, 
 def test_pocket_itself_lies_at_the_base_end_and_a_reference_at_the_other(pocket: Any, tmp_path: Path) -> None:
     """Pocket is an edit of strength 0; a reference among references has left no more of the way than lies between two of them."""
     both = references(pocket)
-    found = reported(pocket, both[0], tmp_path / "pocket", How(strength=0.0, oracles=tuple(both)))
+    found = reported(pocket, both[0], tmp_path / "pocket", AuditOptions(strength=0.0, retrained=tuple(both)))
     ways = {p["reading"]: p["way"] for p in found["placing"] if p["prompts"] == "target"}
     assert {reading: way[0] for reading, way in ways.items()} == {"UA": 0, "replaced": 0, "kid_different_noise": 0}
     assert any("went 0 % by UA" in sentence and "; 0 % by KID" in sentence for sentence in found["conclusions"])
     floor = next(p["floor"] for p in found["placing"] if (p["reading"], p["prompts"]) == ("kid_different_noise", "target"))
-    found = reported(pocket, both[0], tmp_path / "reference", How(oracles=(both[1],)))
+    found = reported(pocket, both[0], tmp_path / "reference", AuditOptions(retrained=(both[1],)))
     (kid,) = [p for p in found["placing"] if (p["reading"], p["prompts"]) == ("kid_different_noise", "target")]
     assert kid["erased"] == floor and kid["erased"][2] < kid["base"][1]

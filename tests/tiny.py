@@ -17,7 +17,7 @@ def pipeline(prediction: str = "epsilon", width: int = 16, seed: int = 0, size: 
     """One of `size` latent places a side and pictures of 2 ** (levels - 1) as many pixels."""
     torch.manual_seed(seed)
     tokens = tokenizer()
-    text = CLIPTextModel(
+    text_encoder = CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokens),
             hidden_size=32,
@@ -58,12 +58,12 @@ def pipeline(prediction: str = "epsilon", width: int = 16, seed: int = 0, size: 
         steps_offset=1,
         prediction_type=prediction,
     )
-    pipe = StableDiffusionPipeline(vae, text, tokens, unet, scheduler, None, None, requires_safety_checker=False)
+    pipe = StableDiffusionPipeline(vae, text_encoder, tokens, unet, scheduler, None, None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def folder(path: Path, **options: object) -> Path:
+def save_pipeline(path: Path, **options: object) -> Path:
     """A tiny pipeline on disk, as fp32 safetensors."""
     pipeline(**options).save_pretrained(path)  # type: ignore[arg-type]
     return path

@@ -12,26 +12,26 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from app.commands.audit_sequence import main as sequence
-from app.jobs.child_processes import together
-from app.jobs.outcome import worst
-from app.parsing import existing, parse
-from erasure.concept import Kind
-from erasure.concept import parse as parse_concepts
+from app.jobs.child_processes import run_shards
+from app.jobs.outcome import worst_exit_code
+from app.parsing import check_edits_exist, parse_options
+from erasure.concept import ConceptKind
+from erasure.concept import parse_concepts as parse_concepts
 from erasure.config.choices import Attention, Precision
 from erasure.errors import UserError
-from erasure.storage.locks import held
-from erasure.storage.run import read_json, usable
-from eval.report.numbers import percent, percent_span
-from eval.scoring.gates import Gate, exit_code
+from erasure.storage.locks import lock_folder
+from erasure.storage.run import read_json, check_output_folder
+from eval.report.numbers import format_percent, format_percent_span
+from eval.scoring.gates import Gate, exit_code_of
 
 if TYPE_CHECKING:
     from erasure.edits import Edit
     from erasure.families.base import DiffusionModel
-    from eval.audit import Audit
+    from eval.audit import AuditPlan
     from eval.suites.suite import Suite
 
 
-MOST_WORKERS = 4 * (os.cpu_count() or 1)
+MAX_WORKERS = 4 * (os.cpu_count() or 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,16 +49,16 @@ class Options:
     suite: str = "pocket"  # name of a suite in prompts/, SUITE/CONCEPT for one concept of it, or a YAML file
     tier: Literal["smoke", "standard", "full"] = "standard"  # how many pictures a cell
     concept: str = ""  # what a foreign erasure is said to erase; several: "a; b"
-    kind: Kind = "style"  # of that concept: style, object, person, nsfw
+    kind: ConceptKind = "style"  # of that concept: style, object, person, nsfw
     model: str = ""  # base model; default: the one the edit was made on
     out: Path | None = None  # audit folder; default <edit>/audit-<suite>-<tier>
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     dtype: Precision = "auto"  # what to compute in
     attention: Attention = "auto"  # attention kernel of the UNet
-    prompts: str = ""  # your copy of the list of a suite that ships none: a file, or hub:ORG/NAME/FILE of a dataset on the Hugging Face hub
+    prompt_list: str = ""  # your copy of the list of a suite that ships none: a file, or hub:ORG/NAME/FILE of a dataset on the Hugging Face hub
     only: str = ""  # it was meant to be erased only with this label of the other axis: a style on one object, an object in one style
     replay: str = ""  # prompts said to bring the concept back: CSV or JSON (FILE#COLUMN: another column), .txt, or hub:ORG/NAME/FILE
-    oracle: tuple[str, ...] = ()  # models that never saw the concept: diffusers folders or .safetensors of their UNets
+    retrained: tuple[str, ...] = ()  # models that never saw the concept: diffusers folders or .safetensors of their UNets
     keep_images: Literal["all", "none"] = "all"  # none: only what judges read is kept, and no picture goes into the cache
     workers: int = 1  # processes on this machine that share the work; on a CPU about as many as it has cores
     shard: str = ""  # i/n: draw and attack only the i-th of n shares, in the same folder; then once without
@@ -69,13 +69,13 @@ class Options:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnswersOptions:
+class ImagesOptions:
     """Count pictures that another tool drew, named {style}_{object}_seed{seed}.jpg or .png, with a suite's judges, and report."""
 
-    pictures: Annotated[Path, tyro.conf.Positional]  # folder of the erased model's pictures
+    images: Annotated[Path, tyro.conf.Positional]  # folder of the erased model's pictures
     concept: str  # what is said to be erased: a label of the suite
     out: Path  # audit folder
-    kind: Kind = "style"  # of that concept: style, object, person, nsfw
+    kind: ConceptKind = "style"  # of that concept: style, object, person, nsfw
     base: Path | None = None  # the base's pictures under the same names; without them no drop is measured
     suite: str = "unlearncanvas"  # name of a suite with a grid, or a YAML file
     fresh: bool = False  # throw away what an audit wrote in the folder, and start over; other files stay
@@ -102,230 +102,230 @@ class CompareOptions:
 def main(argv: list[str]) -> int:
     match argv[:1]:
         case ["report"]:
-            return report(parse(ReportOptions, argv[1:], "audit report"))
+            return rewrite_report(parse_options(ReportOptions, argv[1:], "audit report"))
         case ["answers"]:
-            return answers(parse(AnswersOptions, argv[1:], "audit answers"))
+            return audit_images(parse_options(ImagesOptions, argv[1:], "audit answers"))
         case ["compare"]:
-            return compare(parse(CompareOptions, argv[1:], "audit compare"))
+            return compare_audits(parse_options(CompareOptions, argv[1:], "audit compare"))
         case ["sequence"]:
             return sequence(argv[1:])
         case _:
-            return run(parse(Options, argv, "audit"), argv)
+            return run_audit(parse_options(Options, argv, "audit"), argv)
 
 
-def run(options: Options, argv: Sequence[str]) -> int:
+def run_audit(options: Options, argv: Sequence[str]) -> int:
     """Audit, report, and say the verdict by the exit code: 0 pass, 2 incomplete, 3 a gate failed, 4 inconclusive."""
-    if not 1 <= options.workers <= MOST_WORKERS or (options.workers > 1 and options.shard):
-        raise UserError(f"--workers is a number from 1 to {MOST_WORKERS} on this machine, and goes without --shard; got {options.workers}.")
+    if not 1 <= options.workers <= MAX_WORKERS or (options.workers > 1 and options.shard):
+        raise UserError(f"--workers is a number from 1 to {MAX_WORKERS} on this machine, and goes without --shard; got {options.workers}.")
     if options.shard:
-        shard(options.shard)
+        parse_shard(options.shard)
     if not options.edits:
         raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
     if options.out:
-        usable(options.out)
-    if not options.concept and not asked(options.suite)[1]:  # or else it may be an erasure on the hub
-        existing(options.edits)
-    from eval.suites.prompt_list import lists, read_list
+        check_output_folder(options.out)
+    if not options.concept and not split_suite_name(options.suite)[1]:  # or else it may be an erasure on the hub
+        check_edits_exist(options.edits)
+    from eval.suites.prompt_list import prompt_list_records, load_prompt_list
     from eval.suites.suite import load_suite
 
-    name, concept = asked(options.suite)
-    suite = load_suite(name, options.prompts)
-    replay, replayed = read_list(options.replay) if options.replay else ((), None)
+    suite_name, concept = split_suite_name(options.suite)
+    suite = load_suite(suite_name, options.prompt_list)
+    replay_prompts, replay_list = load_prompt_list(options.replay) if options.replay else ((), None)
     from erasure.edits import check_strength  # torch begins here
     from erasure.storage.run import Run
-    from eval.audit import WRITES, Audit, How, audit, job_record, work
-    from eval.retrained.divergences import oracles
+    from eval.audit import OUTPUT_FILES, AuditPlan, AuditOptions, audit, job_record, generate_and_attack
+    from eval.retrained.divergences import load_retrained
 
     check_strength(options.strength)
-    model, edits = loaded(options, claimed(suite, concept) if concept else None)
-    warn_about(lists(suite.listed, replayed))
-    plans = Audit.of(edits, suite, options.tier, replay, options.only, replayed)
-    both = len(plans) > 1
-    plans = about(concept, plans) if concept else plans
-    how = How(
+    model, edits = load_model_and_edits(options, external_target_of(suite, concept) if concept else None)
+    warn_about_lists(prompt_list_records(suite.prompt_list, replay_list))
+    plans = AuditPlan.for_edits(edits, suite, options.tier, replay_prompts, options.only, replay_list)
+    has_both_axes = len(plans) > 1
+    plans = select_plans(concept, plans) if concept else plans
+    audit_options = AuditOptions(
         strength=options.strength,
         other_base=options.other_base,
-        keep=options.keep_images,
-        oracles=oracles(model, options.oracle, [target for plan in plans for target in plan.targets]),
+        keep_images=options.keep_images,
+        retrained=load_retrained(model, options.retrained, [target for plan in plans for target in plan.targets]),
     )
-    outs = [folder(options, suite.name, plan.axis if both else "", plan.only) for plan in plans]
+    out_folders = [audit_folder_of(options, suite.name, plan.axis if has_both_axes else "", plan.only) for plan in plans]
     if options.shard:
-        for plan, out in zip(plans, outs, strict=True):
-            work(model, edits, plan, out, how, shard=shard(options.shard), fresh=options.fresh)
+        for plan, out in zip(plans, out_folders, strict=True):
+            generate_and_attack(model, edits, plan, out, audit_options, shard=parse_shard(options.shard), fresh=options.fresh)
             print(f"share {options.shard} of {out} is done. That is not a verdict: when all are, give the command without --shard.")
         return 0
     with ExitStack() as stack:
-        for plan, out in zip(plans, outs, strict=True):
-            run = Run(out, job_record(model, edits, plan, how), options.fresh, WRITES)  # complains before a lock is in the folder
-            stack.enter_context(held(out, "erasure audit"))
+        for plan, out in zip(plans, out_folders, strict=True):
+            run = Run(out, job_record(model, edits, plan, audit_options), options.fresh, OUTPUT_FILES)  # complains before a lock is in the folder
+            stack.enter_context(lock_folder(out, "erasure audit"))
             if options.workers > 1 and options.fresh:
                 run.begin()  # once, not once a worker
         if options.workers > 1:
-            together(argv, options.workers)
+            run_shards(argv, options.workers)
         codes = []
-        for plan, out in zip(plans, outs, strict=True):
-            result = audit(model, edits, plan, out, how, fresh=options.fresh and options.workers == 1)
+        for plan, out in zip(plans, out_folders, strict=True):
+            result = audit(model, edits, plan, out, audit_options, fresh=options.fresh and options.workers == 1)
             for pair in result["overlap"]:
                 print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
-            codes.append(reported(out, suite.gates, result, options.blur))
-    return worst(codes)
+            codes.append(write_report(out, suite.gates, result, options.blur))
+    return worst_exit_code(codes)
 
 
-def asked(suite: str) -> tuple[str, str]:
+def split_suite_name(suite: str) -> tuple[str, str]:
     """Suite and concept of "pocket/neon"; the concept is empty where none is named, and always of a YAML file."""
     name, _, concept = suite.partition("/") if not suite.endswith((".yaml", ".yml")) else (suite, "", "")
     return name, concept
 
 
-def claimed(suite: "Suite", concept: str) -> tuple[Kind, str]:
+def external_target_of(suite: "Suite", concept: str) -> tuple[ConceptKind, str]:
     """Kind and name of what an erasure made elsewhere is said to erase by SUITE/CONCEPT."""
-    axis, label = suite.find(concept)
-    return (suite.listed.kind, concept) if suite.listed else (axis, label)
+    axis, label = suite.find_concept(concept)
+    return (suite.prompt_list.kind, concept) if suite.prompt_list else (axis, label)
 
 
-def about(concept: str, plans: Sequence["Audit"]) -> list["Audit"]:
+def select_plans(concept: str, plans: Sequence["AuditPlan"]) -> list["AuditPlan"]:
     """The audit of that concept among those of what the edits erase.
 
     Raises:
         UserError: they do not erase it, or not alone: all styles, or all things, that edits erase are counted together.
     """
     suite = plans[0].suite
-    found = [plan for plan in plans if (plan.axis, plan.targets) == (suite.find(concept)[0], (suite.find(concept)[1],))]
-    if not found:
+    matching = [plan for plan in plans if (plan.axis, plan.targets) == (suite.find_concept(concept)[0], (suite.find_concept(concept)[1],))]
+    if not matching:
         erased = ", ".join(target for plan in plans for target in plan.targets)
         raise UserError(f"--suite {suite.name}/{concept} asks about {concept} alone, the edits erase {erased}; give --suite {suite.name}.")
-    return found
+    return matching
 
 
-def shard(given: str) -> tuple[int, int]:
+def parse_shard(text: str) -> tuple[int, int]:
     """(i, n) from "1/2", counted from 0.
 
     Raises:
         UserError: not of that form.
     """
-    first, _, of = given.partition("/")
+    first, _, of = text.partition("/")
     if not (first.isdecimal() and of.isdecimal() and 1 <= int(first) <= int(of)):
-        raise UserError(f"--shard must be i/n with 1 <= i <= n, such as 1/2; got {given!r}.")
+        raise UserError(f"--shard must be i/n with 1 <= i <= n, such as 1/2; got {text!r}.")
     return int(first) - 1, int(of)
 
 
-def loaded(options: Options, about: tuple[Kind, str] | None = None) -> tuple["DiffusionModel", list["Edit"]]:
+def load_model_and_edits(options: Options, target: tuple[ConceptKind, str] | None = None) -> tuple["DiffusionModel", list["Edit"]]:
     """The base model and the edits on it, a foreign erasure among them, which is of `about` if no --concept is given.
 
     Raises:
         UserError: a foreign erasure without what is needed to audit it, --concept for edits that tell it themselves.
     """
-    from app.commands.erase import warned
-    from erasure.edits import Edit, distinct
-    from erasure.edits.external.reading import foreign, is_edit
+    from app.commands.erase import plain_warnings
+    from erasure.edits import Edit, check_distinct
+    from erasure.edits.external.reading import load_external, is_edit_path
     from erasure.loading.loader import load_model
 
     def base(source: str) -> "DiffusionModel":
         return load_model(source, device=options.device, precision=options.dtype, attention=options.attention)
 
-    kind, concept = (options.kind, options.concept) if options.concept or about is None else about
-    strangers = [path for path in options.edits if not is_edit(str(path))]
-    elsewhere = options.concept or (about and options.model and options.out)  # or else a path that is not there is a mistyped edit
-    if not strangers or not (elsewhere or any(path.exists() for path in strangers)):
-        edits = list(distinct([Edit.load(path) for path in options.edits]))
+    kind, concept = (options.kind, options.concept) if options.concept or target is None else target
+    external_paths = [path for path in options.edits if not is_edit_path(str(path))]
+    is_external = options.concept or (target and options.model and options.out)  # or else a path that is not there is a mistyped edit
+    if not external_paths or not (is_external or any(path.exists() for path in external_paths)):
+        edits = list(check_distinct([Edit.load(path) for path in options.edits]))
         if options.concept:
             raise UserError("--concept is for erasures made elsewhere; this edit says itself what it erases. Leave it out.")
         return base(options.model or edits[0].info.base["source"]), edits
     needed = {"concept": concept, "model": options.model, "out": options.out}
-    if missing := [f"--{name}" for name, given in needed.items() if not given]:
-        raise UserError(f"{strangers[0]} was not made by `erasure erase`; to audit it give {', '.join(missing)} as well.")
+    if missing := [f"--{name}" for name, value in needed.items() if not value]:
+        raise UserError(f"{external_paths[0]} was not made by `erasure erase`; to audit it give {', '.join(missing)} as well.")
     model, concepts = base(options.model), parse_concepts(concept, kind=kind)
-    with warned():
-        edits = [Edit.load(path) if is_edit(str(path)) else foreign(model, str(path), concepts) for path in options.edits]
-    return model, list(distinct(edits))
+    with plain_warnings():
+        edits = [Edit.load(path) if is_edit_path(str(path)) else load_external(model, str(path), concepts) for path in options.edits]
+    return model, list(check_distinct(edits))
 
 
-def reported(out: Path, gates: Sequence[Gate], result: dict[str, Any], blur: bool = False, by: str = "") -> int:
+def write_report(out: Path, gates: Sequence[Gate], result: dict[str, Any], blur: bool = False, gates_from: str = "") -> int:
     """Write the report, print where it is, the rates and the verdict; returns the exit code."""
-    from eval.report.html import write
+    from eval.report.html import write_report
 
-    print(write(out, result, gates, blur=blur, by=by))
+    print(write_report(out, result, gates, blur=blur, gates_source=gates_from))
     if result["models"]:
-        print(headline(result))
+        print(format_headline(result))
     report = read_json(out / "report.json")
     for reason in [*report["verdict"]["reasons"], *report["conclusions"][1:]]:
         print(f"  {reason}")
     for part, reason in result["missing"].items():
         print(f"  INCOMPLETE, judge of {part}: {reason}", file=sys.stderr)
     if not report["thresholds"]["own"]:
-        said = f"{report['thresholds']['file'] or 'another suite'} (gates {report['thresholds']['digest']})"
-        print(f"  decided by the thresholds of {said}, not by those that the audit was made with")
+        source = f"{report['thresholds']['file'] or 'another suite'} (gates {report['thresholds']['digest']})"
+        print(f"  decided by the thresholds of {source}, not by those that the audit was made with")
     print(report["verdict"]["state"])
-    return exit_code(report["verdict"]["state"], result)
+    return exit_code_of(report["verdict"]["state"], result)
 
 
-def report(options: ReportOptions) -> int:
-    from eval.scoring.recount import finished, gates_of, recounted
+def rewrite_report(options: ReportOptions) -> int:
+    from eval.scoring.recount import load_finished_audit, audit_gates, recount
     from eval.suites.suite import load_suite
 
-    result = finished(options.audit)
-    with held(options.audit, "erasure audit report"):
+    result = load_finished_audit(options.audit)
+    with lock_folder(options.audit, "erasure audit report"):
         if not options.suite:
-            return reported(options.audit, gates_of(options.audit, result), result, options.blur)
+            return write_report(options.audit, audit_gates(options.audit, result), result, options.blur)
         suite = load_suite(options.suite)
-        return reported(options.audit, suite.gates, recounted(options.audit, suite), options.blur, options.suite)
+        return write_report(options.audit, suite.gates, recount(options.audit, suite), options.blur, options.suite)
 
 
-def answers(options: AnswersOptions) -> int:
-    from eval.external_images import count_answers
+def audit_images(options: ImagesOptions) -> int:
+    from eval.external_images import audit_external_images
     from eval.suites.suite import load_suite
 
     suite = load_suite(options.suite)
-    with held(options.out, "erasure audit answers"):
-        result = count_answers(options.pictures, suite, options.concept, options.kind, options.out, options.base, options.fresh)
-        return reported(options.out, suite.gates, result, options.blur)
+    with lock_folder(options.out, "erasure audit answers"):
+        result = audit_external_images(options.images, suite, options.concept, options.kind, options.out, options.base, options.fresh)
+        return write_report(options.out, suite.gates, result, options.blur)
 
 
-def compare(options: CompareOptions) -> int:
-    from eval.compare import compared
+def compare_audits(options: CompareOptions) -> int:
+    from eval.compare import tabulate_comparison
 
-    for line in compared(options.first, options.second):
+    for line in tabulate_comparison(options.first, options.second):
         print(line)
     return 0
 
 
-def folder(options: Options, suite: str, axis: str, only: str = "") -> Path:
+def audit_folder_of(options: Options, suite: str, axis: str, only: str = "") -> Path:
     """Where an audit goes: --out, or beside the edit; stacks get a folder of their own. Styles and objects apart when both are erased."""
-    prompts, replay = (f"{what}-{called(given)}" if given else "" for what, given in (("of", options.prompts), ("replay", options.replay)))
+    prompts, replay = (f"{label}-{slug_of_list(source)}" if source else "" for label, source in (("of", options.prompt_list), ("replay", options.replay)))
     strength = f"strength-{options.strength:g}" if options.strength != 1 else ""
     name = "-".join(part for part in ("audit", suite, options.tier, prompts, strength, f"only-{only}" if only else "", replay) if part)
     first, *others = options.edits
     if options.out:
         return options.out / axis if axis else options.out
-    place = first if not others else first.parent / "+".join(path.name for path in options.edits)
-    return place / (f"{name}-{axis}" if axis else name)
+    parent = first if not others else first.parent / "+".join(path.name for path in options.edits)
+    return parent / (f"{name}-{axis}" if axis else name)
 
 
-def called(source: str) -> str:
+def slug_of_list(address: str) -> str:
     """What a list is called in the name of a folder."""
-    from eval.suites.prompt_list import split
+    from eval.suites.prompt_list import split_column
 
-    file, column = split(source)
+    file, column = split_column(address)
     return "-".join(part for part in (Path(file).stem, re.sub(r"[^\w.-]+", "-", column)) if part)
 
 
-def warn_about(lists: Sequence[Mapping[str, Any]]) -> None:
+def warn_about_lists(lists: Sequence[Mapping[str, Any]]) -> None:
     """Say what was left out of list files, and what else is odd about them, before anything is drawn."""
-    from eval.report.sentences import left_out
+    from eval.report.sentences import describe_left_out
 
-    for found in lists:
-        for line in (left_out(dict(found)), *found["warnings"]):
+    for list_record in lists:
+        for line in (describe_left_out(dict(list_record)), *list_record["warnings"]):
             if line:
                 print(f"erasure: warning: {line}", file=sys.stderr)
 
 
-def headline(result: dict[str, Any]) -> str:
+def format_headline(result: dict[str, Any]) -> str:
     """The rates that were counted in one line, with interval, counts and the base beside them: UA, then what is kept or the base shows."""
     erased, base = result["models"]["erased"]["rates"], result["models"].get("base", {"rates": {}})["rates"]
     parts = []
     for name in (n for n in ("UA", "UA_shown", "FR", "IRA", "CRA") if n in erased):
-        beside = f", base {percent(base[name]['estimate'])}" if name in base and name != "UA_shown" else ""
+        base_part = f", base {format_percent(base[name]['estimate'])}" if name in base and name != "UA_shown" else ""
         rate = erased[name]
-        bounds = percent_span(rate["low"], rate["high"])
-        parts.append(f"{name} {percent(rate['estimate'])} % ({bounds}; {rate['k']}/{rate['n']}{beside})")
+        bounds = format_percent_span(rate["low"], rate["high"])
+        parts.append(f"{name} {format_percent(rate['estimate'])} % ({bounds}; {rate['k']}/{rate['n']}{base_part})")
     return ", ".join(parts)

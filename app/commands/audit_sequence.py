@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from app.parsing import existing, parse
+from app.parsing import check_edits_exist, parse_options
 from erasure.config.choices import Attention, Precision
 from erasure.errors import UserError
-from erasure.storage.run import usable
-from eval.report.numbers import percent, points, points_span
+from erasure.storage.run import check_output_folder
+from eval.report.numbers import format_percent, format_points, format_points_span
 
 REBOUND, INCOMPLETE = 3, 2
 
@@ -36,34 +36,34 @@ class Options:
 
 
 def main(argv: list[str]) -> int:
-    options = parse(Options, argv, "audit sequence")
+    options = parse_options(Options, argv, "audit sequence")
     if not options.edits:
         raise UserError("audit sequence needs folders of edits: erasure audit sequence runs/FIRST runs/SECOND.")
     if options.out:
-        usable(options.out)
-    existing(options.edits)
+        check_output_folder(options.out)
+    check_edits_exist(options.edits)
     from erasure.edits import Edit
     from erasure.loading.loader import load_model
     from eval.report import html, sequence_page
-    from eval.scoring.recount import finished
-    from eval.sequence import incomplete, possible, sequence
+    from eval.scoring.recount import load_finished_audit
+    from eval.sequence import missing_parts, possible_rebounds, audit_sequence
     from eval.suites.suite import load_suite
 
     suite, edits = load_suite(options.suite), [Edit.load(path) for path in options.edits]
     source = options.model or edits[0].info.base["source"]
     model = load_model(source, device=options.device, precision=options.dtype, attention=options.attention)
     out = options.out or default_folder(options.edits, suite.name, options.tier)
-    found = sequence(model, edits, suite, options.tier, out, fresh=options.fresh)
-    for folder in [out / name for request in found["requests"] for name in request["audits"]]:
-        html.write(folder, finished(folder), suite.gates)
-    for pair in finished(out / found["requests"][-1]["audits"][0])["overlap"]:
+    result = audit_sequence(model, edits, suite, options.tier, out, fresh=options.fresh)
+    for folder in [out / name for request in result["requests"] for name in request["audits"]]:
+        html.write_report(folder, load_finished_audit(folder), suite.gates)
+    for pair in load_finished_audit(out / result["requests"][-1]["audits"][0])["overlap"]:
         print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
-    print(sequence_page.write(out, found))
-    print("\n".join([*table(found), *possible(found)]))
-    gaps = incomplete(found)
+    print(sequence_page.write_sequence_page(out, result))
+    print("\n".join([*format_table(result), *possible_rebounds(result)]))
+    gaps = missing_parts(result)
     for gap in gaps:
         print(f"  INCOMPLETE {gap}", file=sys.stderr)
-    return REBOUND if found["rebounds"] else INCOMPLETE if gaps else 0
+    return REBOUND if result["rebounds"] else INCOMPLETE if gaps else 0
 
 
 def default_folder(edits: Sequence[Path], suite: str, tier: str) -> Path:
@@ -71,19 +71,19 @@ def default_folder(edits: Sequence[Path], suite: str, tier: str) -> Path:
     return edits[0].parent / "+".join(path.name for path in edits) / f"sequence-{suite}-{tier}"
 
 
-def table(found: Mapping[str, Any]) -> list[str]:
+def format_table(result: Mapping[str, Any]) -> list[str]:
     """Every target's UA and what is kept, after every request, as a Markdown table; and the rebounds."""
-    numbers = [request["number"] for request in found["requests"]]
-    lines = [f"| | base | {' | '.join(f'after {number}' for number in numbers)} |", "|---" * (len(numbers) + 2) + "|"]
-    rows = [(f"UA {target['label']}, erased by {target['request']}", target) for target in found["targets"]]
-    rows += [(f"{line['rate']}, {line['axis']}s that no request erases", line) for line in found["kept"]]
+    request_numbers = [request["number"] for request in result["requests"]]
+    lines = [f"| | base | {' | '.join(f'after {number}' for number in request_numbers)} |", "|---" * (len(request_numbers) + 2) + "|"]
+    rows = [(f"UA {target['label']}, erased by {target['request']}", target) for target in result["targets"]]
+    rows += [(f"{line['rate']}, {line['axis']}s that no request erases", line) for line in result["kept"]]
     for name, row in rows:
-        after = {at["request"]: said(at) for at in row["after"]}
-        base = f"{percent(row['base']['estimate'])} %" if row["base"] else "not read"
-        lines.append(f"| {name} | {base} | {' | '.join(after.get(number, '') for number in numbers)} |")
-    return [*lines, *(f"REBOUND: {r['label']} after request {r['request']}" for r in found["rebounds"])]
+        cells = {entry["request"]: format_entry(entry) for entry in row["after"]}
+        base = f"{format_percent(row['base']['estimate'])} %" if row["base"] else "not read"
+        lines.append(f"| {name} | {base} | {' | '.join(cells.get(number, '') for number in request_numbers)} |")
+    return [*lines, *(f"REBOUND: {r['label']} after request {r['request']}" for r in result["rebounds"])]
 
 
-def said(at: Mapping[str, Any]) -> str:
-    share, change = f"{percent(at['estimate'])} % ({at['k']}/{at['n']})", at["change"]
-    return f"{share}, {points(change['estimate'])} ({points_span(change['low'], change['high'])})" if change else share
+def format_entry(entry: Mapping[str, Any]) -> str:
+    share, change = f"{format_percent(entry['estimate'])} % ({entry['k']}/{entry['n']})", entry["change"]
+    return f"{share}, {format_points(change['estimate'])} ({format_points_span(change['low'], change['high'])})" if change else share

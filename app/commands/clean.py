@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import tyro
 
-from app.parsing import parse
+from app.parsing import parse_options
 from erasure.config.choices import Removable
 from erasure.errors import UserError
-from erasure.storage.locks import Busy
+from erasure.storage.locks import FolderLocked
 
 if TYPE_CHECKING:
-    from app.cleaning import Item
+    from app.cleaning import RemovableFiles
 
 KINDS: tuple[Removable, ...] = get_args(Removable)
 
@@ -25,52 +25,52 @@ class Options:
     Complete runs, whatever a living process works on, and files that this program does not write are never removed. Links are not followed.
     """
 
-    where: Annotated[Path, tyro.conf.Positional] = Path("runs")  # folder with runs below it
+    path: Annotated[Path, tyro.conf.Positional] = Path("runs")  # folder with runs below it
     kinds: tuple[Removable, ...] = KINDS  # what can be made again, what the page packed, runs that never ended
     yes: bool = False  # remove them
 
 
 def main(argv: list[str]) -> int:
-    options = parse(Options, argv, "clean")
-    from app.cleaning import in_use, items  # imports torch
+    options = parse_options(Options, argv, "clean")
+    from app.cleaning import lock_message, find_removable  # imports torch
 
-    if not options.where.is_dir() and options.where != Path("runs"):
-        raise UserError(f"{options.where} is not a folder; name the one your runs are in.")
-    found = items(options.where, options.kinds or KINDS)
-    busy = {one.folder: reason for one in found if (reason := in_use(one))}
-    free = [one for one in found if one.folder not in busy]
-    for line in [*table(free), *(f"kept, in use: {reason}" for reason in busy.values())]:
+    if not options.path.is_dir() and options.path != Path("runs"):
+        raise UserError(f"{options.path} is not a folder; name the one your runs are in.")
+    entries = find_removable(options.path, options.kinds or KINDS)
+    busy_messages = {entry.folder: reason for entry in entries if (reason := lock_message(entry))}
+    removable = [entry for entry in entries if entry.folder not in busy_messages]
+    for line in [*format_entries(removable), *(f"kept, in use: {reason}" for reason in busy_messages.values())]:
         print(line)
     if options.yes:
-        print(f"freed {shown(sum(removed(one) for one in reversed(free)))}")  # what lies deeper first
-    elif free:
-        print(f"nothing was removed; --yes removes these {sum(len(one.files) for one in free)} files")
+        print(f"freed {format_size(sum(remove_unless_busy(entry) for entry in reversed(removable)))}")  # what lies deeper first
+    elif removable:
+        print(f"nothing was removed; --yes removes these {sum(len(entry.files) for entry in removable)} files")
     return 0
 
 
-def removed(one: "Item") -> int:
-    from app.cleaning import remove
+def remove_unless_busy(entry: "RemovableFiles") -> int:
+    from app.cleaning import remove_files
 
     try:
-        return remove(one)
-    except Busy as error:
+        return remove_files(entry)
+    except FolderLocked as error:
         print(f"kept, in use: {error}")
         return 0
 
 
-def table(found: "Sequence[Item]") -> list[str]:
+def format_entries(entries: "Sequence[RemovableFiles]") -> list[str]:
     """One line for each item, and the sum of each kind."""
     lines = []
     for kind in KINDS:
-        mine = [one for one in found if one.kind == kind]
-        for one in mine:
-            stay = f"  ({one.unknown} other files stay)" if one.unknown else ""
-            lines.append(f"  {shown(one.size):>10}  {len(one.files):>6} files  {one.what}: {one.folder}{stay}")
-        lines.append(f"{kind}: {shown(sum(one.size for one in mine))} in {sum(len(one.files) for one in mine)} files")
+        of_kind = [entry for entry in entries if entry.kind == kind]
+        for entry in of_kind:
+            note = f"  ({entry.other_count} other files stay)" if entry.other_count else ""
+            lines.append(f"  {format_size(entry.size):>10}  {len(entry.files):>6} files  {entry.label}: {entry.folder}{note}")
+        lines.append(f"{kind}: {format_size(sum(entry.size for entry in of_kind))} in {sum(len(entry.files) for entry in of_kind)} files")
     return lines
 
 
-def shown(size: float) -> str:
+def format_size(size: float) -> str:
     """Bytes for people."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:

@@ -4,11 +4,11 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.commands.audit import headline
-from app.confirmation import settled
-from app.parsing import parse
-from erasure.concept import parse as parse_concepts
-from erasure.storage.run import usable
+from app.commands.audit import format_headline
+from app.confirmation import confirm
+from app.parsing import parse_options
+from erasure.concept import parse_concepts as parse_concepts
+from erasure.storage.run import check_output_folder
 
 USAGE_ERROR = 1
 
@@ -24,31 +24,31 @@ class Options:
 
 
 def main(argv: list[str]) -> int:
-    options = parse(Options, argv, "demo")
-    usable(options.out)
+    options = parse_options(Options, argv, "demo")
+    check_output_folder(options.out)
     parse_concepts(options.concept, kind="style")  # complains about an empty name before torch is imported
-    from erasure.concept_hints import doubts
-    from erasure.erasing import configure, erase
+    from erasure.concept_hints import find_hints
+    from erasure.erasing import configure_method, erase
     from erasure.loading.loader import load_model
     from erasure.methods.esd import ESD
     from erasure.storage.run import read_json
-    from eval.audit import Audit, audit
-    from eval.report.html import write
+    from eval.audit import AuditPlan, audit
+    from eval.report.html import write_report
     from eval.suites.suite import load_suite
 
     model, suite = load_model("pocket"), load_suite("pocket")
-    asked = parse_concepts(options.concept, kind="style")
-    for concept in asked:
-        suite.find(concept.name)  # complains now, not after the erasure
-    if not settled(doubts(model, asked), options.yes):
+    requested = parse_concepts(options.concept, kind="style")
+    for concept in requested:
+        suite.find_concept(concept.name)  # complains now, not after the erasure
+    if not confirm(find_hints(model, requested), options.yes):
         return USAGE_ERROR
-    method, concepts, _ = configure(ESD, asked, model.family, {})
+    method, concepts, _ = configure_method(ESD, requested, model.family, {})
     print(f"1/2 erasing the style {options.concept!r} from the pocket model with ESD", file=sys.stderr)
     edit = erase(model, concepts, method, out=options.out, fresh=options.fresh)
     print("2/2 drawing the audit with the base and the erased model", file=sys.stderr)
     out = options.out / "audit-pocket-smoke"
-    result = audit(model, [edit], Audit.of([edit], suite, "smoke")[0], out, fresh=options.fresh)
-    print(write(out, result, suite.gates))
-    print(headline(result))
+    result = audit(model, [edit], AuditPlan.for_edits([edit], suite, "smoke")[0], out, fresh=options.fresh)
+    print(write_report(out, result, suite.gates))
+    print(format_headline(result))
     print(f"{read_json(out / 'report.json')['verdict']['state']}: a smoke audit is a first look; --tier standard is for a verdict")
     return 0

@@ -7,10 +7,10 @@ import shutil
 import sys
 from dataclasses import dataclass
 
-from app.parsing import parse
+from app.parsing import parse_options
 from erasure.storage.run import cache_folder
 
-CORE = (
+CORE_PACKAGES = (
     "torch",
     "torchvision",
     "diffusers",
@@ -23,7 +23,7 @@ CORE = (
     "gradio",
     "tyro",
 )
-EXTRAS = {
+OPTIONAL_PACKAGES = {
     "xformers": "xformers attention on CUDA",
     "matplotlib": "plots of the scripts",
     "tensorboard": "--report-to tensorboard",
@@ -38,26 +38,26 @@ class Options:
 
 
 def main(argv: list[str]) -> int:
-    parse(Options, argv, "doctor")
+    parse_options(Options, argv, "doctor")
     print(f"python        {platform.python_version()} ({sys.executable})")
-    for name in CORE:
-        print(f"{name:<13} {version(name)}")
-    print(f"device        {device()}")
+    for name in CORE_PACKAGES:
+        print(f"{name:<13} {package_version(name)}")
+    print(f"device        {describe_device()}")
     print(f"cache         {cache_folder()} ({shutil.disk_usage(cache_folder().anchor or '/').free // 2**30} GiB free)")
-    for name, use in EXTRAS.items():
-        found = importlib.util.find_spec(name) is not None
-        print(f"{name:<13} {version(name) if found else f'not installed ({use}): pip install {name}'}")
-    return judges()
+    for name, use in OPTIONAL_PACKAGES.items():
+        is_installed = importlib.util.find_spec(name) is not None
+        print(f"{name:<13} {package_version(name) if is_installed else f'not installed ({use}): pip install {name}'}")
+    return check_judges()
 
 
-def version(name: str) -> str:
+def package_version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return "MISSING: pip install erasure-studio"
 
 
-def device() -> str:
+def describe_device() -> str:
     import torch
 
     if torch.cuda.is_available():
@@ -70,21 +70,21 @@ def device() -> str:
     )
 
 
-def judges() -> int:
+def check_judges() -> int:
     """Load every judge. One that cannot be loaded is named, with the reason; an optional one without weights is no fault."""
-    from erasure.config.registry import load, names
+    from erasure.config.registry import load_class, list_modules
     from erasure.errors import UserError
     from eval.judges.base import Judge, MissingWeights
 
     broken = 0
-    for name in names("eval.judges"):
-        judge = load("eval.judges", name, Judge)
+    for name in list_modules("eval.judges"):
+        judge = load_class("eval.judges", name, Judge)
         try:
             identity = judge().identity()
         except (UserError, OSError) as error:
-            spared = judge.optional and isinstance(error, MissingWeights)
-            broken += not spared
-            print(f"judge         {name} {'not ready (optional)' if spared else 'NOT ready'}: {error}")
+            is_optional = judge.optional and isinstance(error, MissingWeights)
+            broken += not is_optional
+            print(f"judge         {name} {'not ready (optional)' if is_optional else 'NOT ready'}: {error}")
             continue
         print(f"judge         {name} ready ({identity['weights'][:12]})")
     return 2 if broken else 0

@@ -9,18 +9,18 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from app.confirmation import settled
-from app.parsing import combined, existing, given, parse, short, valued
-from erasure.concept import Kind
-from erasure.concept import parse as parse_concepts
+from app.confirmation import confirm
+from app.parsing import combine_options, check_edits_exist, find_given_fields, parse_options, abbreviate, flag_value
+from erasure.concept import ConceptKind
+from erasure.concept import parse_concepts as parse_concepts
 from erasure.config.choices import Attention, Precision, family_of_width
-from erasure.config.outline import METHOD, outline
-from erasure.config.registry import load
-from erasure.config.seeds import checked
-from erasure.errors import VALUE, UserError, cut, in_one_line
-from erasure.storage.run import check_tracker, usable
+from erasure.config.outline import METHOD_BASE, load_static_class
+from erasure.config.registry import load_class
+from erasure.config.seeds import check_seed
+from erasure.errors import MAX_VALUE_CHARS, UserError, truncate_middle, to_one_line
+from erasure.storage.run import check_tracker, check_output_folder
 
-EARLY = ("method", "kind", "model")  # decide what the other flags are, in the order of the fields
+EARLY_FLAGS = ("method", "kind", "model")  # decide what the other flags are, in the order of the fields
 USAGE_ERROR = 1
 
 
@@ -30,7 +30,7 @@ class Options:
 
     concept: str  # what to erase; several are separated by ;
     method: str = "esd"  # how; its own options follow below
-    kind: Kind = "style"  # what the concept is: decides sentences and recipe
+    kind: ConceptKind = "style"  # what the concept is: decides sentences and recipe
     anchor: str = ""  # what the concept should become; empty: nothing in particular
     prompts: tuple[str, ...] = ()  # training sentences with {} for the concept, instead of the kind's
     model: str = "pocket"  # pocket, a hub id, a diffusers folder, or one .safetensors file
@@ -49,36 +49,36 @@ class Options:
 
 
 def main(argv: list[str]) -> int:
-    described, options = parsed(argv)
-    own = {name: getattr(options, name) for name in given(argv, [f.name for f in fields(described)])}
+    method_outline, options = parse_command_line(argv)
+    method_fields = {name: getattr(options, name) for name in find_given_fields(argv, [f.name for f in fields(method_outline)])}
     concepts = parse_concepts(options.concept, kind=options.kind, prompts=options.prompts, anchor=options.anchor)
-    from erasure.concept_hints import doubts
-    from erasure.edits import Edit, distinct
-    from erasure.erasing import configure, erase, forecast, job_record
+    from erasure.concept_hints import find_hints
+    from erasure.edits import Edit, check_distinct
+    from erasure.erasing import configure_method, erase, forecast_erasure, make_job
     from erasure.loading.loader import load_model
     from erasure.methods.base import Method
-    from erasure.storage.locks import check
-    from erasure.storage.run import Run, default_folder
+    from erasure.storage.locks import check_unlocked
+    from erasure.storage.run import Run, run_folder_of
 
-    cls = load("erasure.methods", options.method, Method)
-    after = distinct([Edit.load(path) for path in options.on])
+    cls = load_class("erasure.methods", options.method, Method)
+    after = check_distinct([Edit.load(path) for path in options.on])
     model = load_model(options.model, device=options.device, precision=options.dtype, attention=options.attention)
-    if not settled(doubts(model, concepts), options.yes):
+    if not confirm(find_hints(model, concepts), options.yes):
         return USAGE_ERROR
-    method, concepts, differs = configure(cls, concepts, model.family, own)
+    method, concepts, differs = configure_method(cls, concepts, model.family, method_fields)
     if options.preview:
-        return preview(model, concepts, method, options.seed)
-    job = job_record(model, concepts, method, options.seed, after, options.mask)
-    out = options.out or default_folder(job)
+        return print_preview(model, concepts, method, options.seed)
+    job = make_job(model, concepts, method, options.seed, after, options.mask)
+    out = options.out or run_folder_of(job)
     Run(out, job, options.fresh)  # complains before anything is said or written
-    check(out)
-    passes = forecast(model, concepts, method)  # complains about what cannot be asked
+    check_unlocked(out)
+    expected_cost = forecast_erasure(model, concepts, method)  # complains about what cannot be asked
     print(
-        f"{options.method} on {options.model} ({model.family}), erasing {cut(options.concept, VALUE)}; safety checker off", file=sys.stderr
+        f"{options.method} on {options.model} ({model.family}), erasing {truncate_middle(options.concept, MAX_VALUE_CHARS)}; safety checker off", file=sys.stderr
     )
-    print(f"differs from the paper's defaults: {', '.join(f'{k}={short(v)}' for k, v in differs.items()) or 'nothing'}", file=sys.stderr)
-    print(f"it will take {passes.unet_forwards:,} UNet forwards and {passes.unet_backwards:,} backwards", file=sys.stderr)
-    with warned():
+    print(f"differs from the paper's defaults: {', '.join(f'{k}={abbreviate(v)}' for k, v in differs.items()) or 'nothing'}", file=sys.stderr)
+    print(f"it will take {expected_cost.unet_forwards:,} UNet forwards and {expected_cost.unet_backwards:,} backwards", file=sys.stderr)
+    with plain_warnings():
         edit = erase(
             model,
             concepts,
@@ -92,35 +92,35 @@ def main(argv: list[str]) -> int:
             gradient_checkpointing=options.gradient_checkpointing,
         )
     cost = edit.info.cost
-    took = f"{cost['unet_forwards']} UNet forwards and {cost['unet_backwards']} backwards"
-    print(f"{out}: {took} for {cost['sample_gradients']} sample-gradients")
+    passes_text = f"{cost['unet_forwards']} UNet forwards and {cost['unet_backwards']} backwards"
+    print(f"{out}: {passes_text} for {cost['sample_gradients']} sample-gradients")
     return 0
 
 
-def parsed(argv: list[str]) -> tuple[type, Any]:
+def parse_command_line(argv: list[str]) -> tuple[type, Any]:
     """The fields of the method that is asked for, and the command line; torch is not imported for them.
 
     Raises:
         UserError: besides what does not parse, a seed out of range, a folder that cannot be one.
     """
-    method, kind, source = (valued(argv, f"--{field.name}", str(field.default)) for field in fields(Options) if field.name in EARLY)
-    described = outline("erasure.methods", method, METHOD)
-    of, recipes = family(source), getattr(described, "recipes", {})
-    told = f"Values shown are the recipe for {kind} on {of} models." if of else "Values shown are the paper's; recipes go by the model."
-    options: Any = parse(combined("Erase", Options, described, recipe=recipes.get((kind, of), {}), note=told), argv, "erase")
-    checked(options.seed)
+    method, kind, source = (flag_value(argv, f"--{field.name}", str(field.default)) for field in fields(Options) if field.name in EARLY_FLAGS)
+    method_outline = load_static_class("erasure.methods", method, METHOD_BASE)
+    model_family, recipes = family_of_source(source), getattr(method_outline, "recipes", {})
+    note = f"Values shown are the recipe for {kind} on {model_family} models." if model_family else "Values shown are the paper's; recipes go by the model."
+    options: Any = parse_options(combine_options("Erase", Options, method_outline, recipe=recipes.get((kind, model_family), {}), note=note), argv, "erase")
+    check_seed(options.seed)
     if options.out:
-        usable(options.out)
-    existing(options.on)
+        check_output_folder(options.out)
+    check_edits_exist(options.on)
     check_tracker(options.report_to)
-    return described, options
+    return method_outline, options
 
 
-def preview(model: Any, concepts: list[Any], method: Any, seed: int) -> int:
+def print_preview(model: Any, concepts: list[Any], method: Any, seed: int) -> int:
     """What a closed form would do to prompts that should stay."""
-    from erasure.methods.base import Solved
+    from erasure.methods.base import TrainingFree
 
-    if not isinstance(method, Solved):
+    if not isinstance(method, TrainingFree):
         raise UserError(f"--preview is for closed forms such as uce; {type(method).__name__} is none.")
     for key, value in method.solve(model, concepts, seed).notes.items():
         if isinstance(value, dict):
@@ -135,23 +135,23 @@ def preview(model: Any, concepts: list[Any], method: Any, seed: int) -> int:
 
 
 @contextmanager
-def warned() -> Iterator[None]:
+def plain_warnings() -> Iterator[None]:
     """The library's doubts about the input, as lines of their own."""
-    from erasure.concept_check import DoubtfulConcept
-    from erasure.edits.external.lora import DroppedGate
+    from erasure.concept_check import WeaklyKnownConcept
+    from erasure.edits.external.lora import IgnoredGateWarning
 
     def line(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"erasure: warning: {in_one_line(str(message))}", file=sys.stderr)
+        print(f"erasure: warning: {to_one_line(str(message))}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for kind in (DoubtfulConcept, DroppedGate):
-            warnings.simplefilter("always", kind)
+        for category in (WeaklyKnownConcept, IgnoredGateWarning):
+            warnings.simplefilter("always", category)
         warnings.showwarning = line  # type: ignore[assignment]  # same call, fewer names
         yield
 
 
-def family(source: str) -> str:
+def family_of_source(source: str) -> str:
     """The family of recipes that a model's own files tell before it is loaded; empty where they do not."""
     if source == "pocket":
         return source

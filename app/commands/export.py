@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from app.cli import INCOMPLETE
-from app.parsing import existing, parse
-from erasure.config.choices import Layout
+from app.parsing import check_edits_exist, parse_options
+from erasure.config.choices import LoraLayout
 from erasure.errors import UserError
-from erasure.storage.locks import LOCK
-from erasure.storage.run import usable
+from erasure.storage.locks import LOCK_FILE
+from erasure.storage.run import check_output_folder
 
 if TYPE_CHECKING:
     from erasure.edits import Edit
 
-FORMS_HELP = (
+FORMAT_HELP = (
     "lora: for ComfyUI, A1111, kohya, stable-diffusion.cpp and diffusers; checkpoint: the whole erased model as one file for the same; "
     "folder: the whole model for diffusers; text-encoder: that alone; edit: as it is"
 )
@@ -28,10 +28,10 @@ class Options:
     """Turn an edit into something other programs load, with a model card and before/after pictures."""
 
     edit: Annotated[Path, tyro.conf.Positional]  # folder that `erasure erase` made
-    form: Annotated[Literal["folder", "checkpoint", "lora", "text-encoder", "edit"], tyro.conf.arg(name="as", help=FORMS_HELP)] = "lora"
+    format: Annotated[Literal["folder", "checkpoint", "lora", "text-encoder", "edit"], tyro.conf.arg(name="as", help=FORMAT_HELP)] = "lora"
     out: Path | None = None  # default <edit>/<form>
     rank: int | None = None  # of the LoRA; default: the edit's own where it is low-rank (UCE), else 16
-    layout: Layout | None = None  # names in the LoRA: kohya (default, read by all) or diffusers (by diffusers and PEFT alone)
+    layout: LoraLayout | None = None  # names in the LoRA: kohya (default, read by all) or diffusers (by diffusers and PEFT alone)
     accept_error: bool = False  # exit with 0 even if the LoRA loses more of the edit than the bound in docs/exports.md
     model: str = ""  # base model; default: the one the edit was made on
     device: str = "auto"  # auto, cpu, cuda, cuda:1
@@ -42,51 +42,51 @@ class Options:
 
 
 def main(argv: list[str]) -> int:
-    options = parse(Options, argv, "export")
+    options = parse_options(Options, argv, "export")
     if options.out:
-        usable(options.out)
-    existing([options.edit])
-    check(options)
+        check_output_folder(options.out)
+    check_edits_exist([options.edit])
+    check_flags(options)
     from erasure import export
     from erasure.edits import Edit
     from erasure.export import hub
     from erasure.loading.loader import load_model
-    from erasure.storage.locks import held
+    from erasure.storage.locks import lock_folder
 
     if options.push_to_hub:
-        hub.checked(options.push_to_hub)
+        hub.check_repo_name(options.push_to_hub)
     edit = Edit.load(options.edit)
-    out = options.out or options.edit / options.form
+    out = options.out or options.edit / options.format
     model = load_model(options.model or edit.info.base["source"], device=options.device)
-    with held(out, "erasure export"):
+    with lock_folder(out, "erasure export"):
         if options.accept_error:
             remove_lora(out, edit)
-        report = export.to_form(model, edit, out, options.form, options.rank, options.other_base, options.layout or "kohya")
+        report = export.export_edit(model, edit, out, options.format, options.rank, options.other_base, options.layout or "kohya")
     print(out)
     if report is not None:
         for note in report.notes:
             print(note)
-        if not report.faithful and not options.accept_error:
-            unsent = " Nothing was sent." if options.push_to_hub else ""
-            print(f"erasure: the LoRA {report.sentence()}; --accept-error takes it as it is.{unsent}", file=sys.stderr)
+        if not report.is_faithful and not options.accept_error:
+            suffix = " Nothing was sent." if options.push_to_hub else ""
+            print(f"erasure: the LoRA {report.describe()}; --accept-error takes it as it is.{suffix}", file=sys.stderr)
             return INCOMPLETE
-        print(f"the LoRA {report.sentence()}")
+        print(f"the LoRA {report.describe()}")
     if options.push_to_hub and options.dry_run:
         print(f"would send to https://huggingface.co/{options.push_to_hub}{' (private)' if options.private else ''}:")
-        for name, size in hub.contents(out):
+        for name, size in hub.list_uploads(out):
             print(f"{size:>12,}  {name}")
     elif options.push_to_hub:
-        print(hub.push(out, options.push_to_hub, options.private))
+        print(hub.push_to_hub(out, options.push_to_hub, options.private))
     return 0
 
 
-def is_lora(folder: Path) -> bool:
+def is_lora_folder(folder: Path) -> bool:
     """Whether a folder holds files with the names that an export of a LoRA writes, and nothing else."""
-    from erasure.export.lora_file import FILE
+    from erasure.export.lora_file import LORA_FILE
 
-    names = {path.name for path in folder.iterdir() if not path.name.startswith(LOCK)}
-    return FILE in names and all(
-        name in (FILE, "README.md") or (name.startswith("before-after-") and name.endswith(".png")) for name in names
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(LOCK_FILE)}
+    return LORA_FILE in names and all(
+        name in (LORA_FILE, "README.md") or (name.startswith("before-after-") and name.endswith(".png")) for name in names
     )
 
 
@@ -98,37 +98,37 @@ def remove_lora(folder: Path, edit: "Edit") -> None:
     """
     from safetensors import SafetensorError, safe_open
 
-    from erasure.export.lora_file import FILE, short_name
+    from erasure.export.lora_file import LORA_FILE, short_name_of
 
-    if not (folder / FILE).is_file():
+    if not (folder / LORA_FILE).is_file():
         return
     try:
-        with safe_open(folder / FILE, "pt") as file:
-            mine = (file.metadata() or {}).get("ss_output_name") == short_name(edit)
+        with safe_open(folder / LORA_FILE, "pt") as file:
+            is_same_edit = (file.metadata() or {}).get("ss_output_name") == short_name_of(edit)
     except (OSError, SafetensorError):
-        mine = False
-    if not mine:
+        is_same_edit = False
+    if not is_same_edit:
         raise UserError(f"{folder} holds a LoRA of something else; choose another --out.")
     for path in folder.iterdir():
-        if not path.name.startswith(LOCK):
+        if not path.name.startswith(LOCK_FILE):
             path.unlink()
 
 
-def check(options: Options) -> None:
+def check_flags(options: Options) -> None:
     """Mistakes that show before anything is loaded.
 
     Raises:
         UserError: options of a LoRA with another form, a rank below 1, a folder that holds something.
     """
-    given = {"--rank": options.rank is not None, "--layout": options.layout is not None, "--accept-error": options.accept_error}
-    if options.form != "lora" and any(given.values()):
-        names = ", ".join(name for name, there in given.items() if there)
-        raise UserError(f"{names}: only --as lora takes this; --as {options.form} is exact.")
+    lora_flags = {"--rank": options.rank is not None, "--layout": options.layout is not None, "--accept-error": options.accept_error}
+    if options.format != "lora" and any(lora_flags.values()):
+        names = ", ".join(name for name, is_given in lora_flags.items() if is_given)
+        raise UserError(f"{names}: only --as lora takes this; --as {options.format} is exact.")
     if options.rank is not None and options.rank < 1:
         raise UserError(f"--rank must be at least 1, got {options.rank}.")
-    out = options.out or options.edit / options.form
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (options.accept_error and is_lora(out))):
+    out = options.out or options.edit / options.format
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (options.accept_error and is_lora_folder(out))):
         raise UserError(f"{out} exists and is not empty; choose another --out.")
-    for flag, there in {"--private": options.private, "--dry-run": options.dry_run}.items():
-        if there and not options.push_to_hub:
+    for flag, is_given in {"--private": options.private, "--dry-run": options.dry_run}.items():
+        if is_given and not options.push_to_hub:
             raise UserError(f"{flag} needs --push-to-hub org/name.")

@@ -9,12 +9,12 @@ from typing import Annotated
 
 import tyro
 
-from app.jobs.outcome import counts, outcomes, worst
-from app.jobs.plan import Plan, Spec, load_plan
-from app.parsing import parse
-from erasure.errors import UserError, unknown
-from erasure.storage.run import usable
-from eval.scoring.gates import INCOMPLETE
+from app.jobs.outcome import summarize_verdicts, load_outcomes, worst_exit_code
+from app.jobs.plan import Plan, JobSpec, load_plan
+from app.parsing import parse_options
+from erasure.errors import UserError, unknown_value_error
+from erasure.storage.run import check_output_folder
+from eval.scoring.gates import EXIT_INCOMPLETE
 
 ACTIONS = {
     "run": "run what a plan asks for; what is complete is skipped",
@@ -22,7 +22,7 @@ ACTIONS = {
     "board": "collect every audit below a folder into a leaderboard: CSV, Markdown, HTML",
     "run-one": "run a single job from its spec.json; for schedulers",
 }
-OK = 0
+EXIT_OK = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +43,19 @@ class RunOptions:
 class StatusOptions:
     """Say how far jobs are."""
 
-    where: Annotated[Path, tyro.conf.Positional] = Path("runs")  # a plan, or a folder with jobs below it
+    path: Annotated[Path, tyro.conf.Positional] = Path("runs")  # a plan, or a folder with jobs below it
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoardOptions:
+class LeaderboardOptions:
     """Write board.csv, board.md and board.html: one line for every audit, with intervals and cost."""
 
-    where: Annotated[Path, tyro.conf.Positional] = Path("runs")  # folder with runs below it
+    path: Annotated[Path, tyro.conf.Positional] = Path("runs")  # folder with runs below it
     out: Path | None = None  # where the three files go; default: that folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneOptions:
+class RunOneOptions:
     """Run a single job; its folder is the one its spec.json lies in.
 
     Exit code 0 says that the job is done, since schedulers repeat what ends otherwise; the verdict is in the last line, and in the
@@ -63,73 +63,73 @@ class OneOptions:
     """
 
     spec: Annotated[Path, tyro.conf.Positional]  # spec.json, as `erasure jobs run` writes it
-    parent: int = 0  # process whose end also ends this one
+    parent_pid: int = 0  # process whose end also ends this one
 
 
 def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         lines = [f"  {name:<9} {text}" for name, text in ACTIONS.items()]
         print("\n".join(["usage: erasure jobs ACTION [options]", "", *lines, "", "`erasure jobs ACTION --help` lists the options."]))
-        return OK
+        return EXIT_OK
     action, *rest = argv
     match action:
         case "run":
-            return run(parse(RunOptions, rest, "jobs run"))
+            return run_plan(parse_options(RunOptions, rest, "jobs run"))
         case "status":
-            return status(parse(StatusOptions, rest, "jobs status"))
+            return print_status(parse_options(StatusOptions, rest, "jobs status"))
         case "board":
-            return board(parse(BoardOptions, rest, "jobs board"))
+            return export_leaderboard(parse_options(LeaderboardOptions, rest, "jobs board"))
         case "run-one":
-            return run_one(parse(OneOptions, rest, "jobs run-one"))
+            return run_one(parse_options(RunOneOptions, rest, "jobs run-one"))
         case _:
-            raise unknown("action of erasure jobs", action, ACTIONS)
+            raise unknown_value_error("action of erasure jobs", action, ACTIONS)
 
 
-def run_one(options: OneOptions) -> int:
-    spec = Spec.load(options.spec)  # complains before torch is imported
-    from app.jobs.child_processes import die_with
-    from app.jobs.execution import work
+def run_one(options: RunOneOptions) -> int:
+    spec = JobSpec.load(options.spec)  # complains before torch is imported
+    from app.jobs.child_processes import exit_with_parent
+    from app.jobs.execution import run_job
 
-    if options.parent:
-        die_with(options.parent)
-    work(options.spec.parent, spec)
-    print(f"{options.spec.parent}: done; {counts(outcomes(options.spec.parent))}")
-    return OK
+    if options.parent_pid:
+        exit_with_parent(options.parent_pid)
+    run_job(options.spec.parent, spec)
+    print(f"{options.spec.parent}: done; {summarize_verdicts(load_outcomes(options.spec.parent))}")
+    return EXIT_OK
 
 
-def run(options: RunOptions) -> int:
+def run_plan(options: RunOptions) -> int:
     from app.jobs import queue as jobs
-    from app.jobs.table import Table, forecast_table
-    from erasure.storage.files import tell
-    from erasure.storage.locks import check
+    from app.jobs.table import Table, render_forecast_table
+    from erasure.storage.files import print_message
+    from erasure.storage.locks import check_unlocked
 
     plan = load_plan(options.plan)
     if options.dry_run:
-        from app.jobs.forecast import forecasts
+        from app.jobs.forecast import forecast_jobs
 
-        print(forecast_table(plan, forecasts(plan)))
-        return OK
-    again = ("waiting", "interrupted", "broken", *(("failed", "cancelled") if options.retry else ()))
-    todo = [spec for spec in plan.jobs if jobs.progress(plan.folder(spec)).state in again]
+        print(render_forecast_table(plan, forecast_jobs(plan)))
+        return EXIT_OK
+    runnable_states = ("waiting", "interrupted", "broken", *(("failed", "cancelled") if options.retry else ()))
+    pending = [spec for spec in plan.jobs if jobs.read_progress(plan.folder(spec)).state in runnable_states]
     for spec in plan.jobs:
-        check(plan.folder(spec))  # complains about a job that another process works on
-    for spec in todo:
-        checked(spec)
-    for spec in todo:
-        p = jobs.progress(plan.folder(spec))
-        if p.state == "broken":
-            tell(f"{spec.name}: {p.error} It is run again.")
+        check_unlocked(plan.folder(spec))  # complains about a job that another process works on
+    for spec in pending:
+        check_suite(spec)
+    for spec in pending:
+        job_progress = jobs.read_progress(plan.folder(spec))
+        if job_progress.state == "broken":
+            print_message(f"{spec.name}: {job_progress.error} It is run again.")
             jobs.enqueue(plan.folder(spec), spec)
-        if p.state in jobs.STOPPED:
+        if job_progress.state in jobs.STOPPED_STATES:
             jobs.requeue(plan.folder(spec))
     with Table(plan) as table:
-        for spec in todo:
+        for spec in pending:
             folder = plan.folder(spec)
             jobs.enqueue(folder, spec)
-            check(folder)
-            if jobs.progress(folder).state not in ("waiting", "interrupted"):
+            check_unlocked(folder)
+            if jobs.read_progress(folder).state not in ("waiting", "interrupted"):
                 continue  # somebody else has done or cancelled it meanwhile
-            child = jobs.start(folder)
+            child = jobs.start_child(folder)
             try:
                 while child.poll() is None:
                     table.update()
@@ -140,22 +140,22 @@ def run(options: RunOptions) -> int:
                 raise
             table.update()
             if child.returncode:
-                jobs.explain(folder, child.returncode)
-            if child.returncode == INCOMPLETE and jobs.progress(folder).state != "done":
-                check(folder)  # another one's child may have been first
-                print(f"{spec.name}: {jobs.last_words(folder)}", file=sys.stderr)
-            if jobs.progress(folder).state != "done" and not options.keep_going:
+                jobs.record_exit(folder, child.returncode)
+            if child.returncode == EXIT_INCOMPLETE and jobs.read_progress(folder).state != "done":
+                check_unlocked(folder)  # another one's child may have been first
+                print(f"{spec.name}: {jobs.last_log_line(folder)}", file=sys.stderr)
+            if jobs.read_progress(folder).state != "done" and not options.keep_going:
                 break
-    return summary(plan)
+    return print_summary(plan)
 
 
-def checked(spec: Spec) -> None:
+def check_suite(spec: JobSpec) -> None:
     """Complain about a job's suite before the first job is started; what needs the model is checked when the job begins.
 
     Raises:
         UserError: no such suite, or one without the concepts or without a list.
     """
-    from eval.suites.cases import listed
+    from eval.suites.cases import prompt_list_cases
     from eval.suites.suite import load_suite
 
     if not spec.suite:
@@ -163,64 +163,64 @@ def checked(spec: Spec) -> None:
     try:
         suite = load_suite(spec.suite)
         for concept in spec.concepts:
-            suite.find(concept.name)
-        listed(suite, spec.tier, 1)
+            suite.find_concept(concept.name)
+        prompt_list_cases(suite, spec.tier, 1)
     except UserError as error:
         raise UserError(f"job {spec.name}: {error}") from error
 
 
-def summary(plan: Plan) -> int:
+def print_summary(plan: Plan) -> int:
     """How many jobs are done and what their audits say, one line for each that is not done or does not pass, and the exit code."""
-    from app.jobs.queue import progress
+    from app.jobs.queue import read_progress
 
-    found = [(spec, progress(plan.folder(spec))) for spec in plan.jobs]
-    done = sum(p.state == "done" for _, p in found)
-    audits = [(spec, outcome) for spec, _ in found for outcome in outcomes(plan.folder(spec))]
-    print(f"{plan.out}: {done} of {len(found)} jobs done; {counts([outcome for _, outcome in audits])}")
+    progresses = [(spec, read_progress(plan.folder(spec))) for spec in plan.jobs]
+    done = sum(job_progress.state == "done" for _, job_progress in progresses)
+    audits = [(spec, outcome) for spec, _ in progresses for outcome in load_outcomes(plan.folder(spec))]
+    print(f"{plan.out}: {done} of {len(progresses)} jobs done; {summarize_verdicts([outcome for _, outcome in audits])}")
     for spec, outcome in audits:
         if outcome.code:
-            lacks = "incomplete, " if outcome.code == INCOMPLETE else ""
-            print(f"  {lacks}{outcome.state}: {spec.name}, seed {spec.seed} ({outcome.folder / 'report.html'})", file=sys.stderr)
-    for spec, p in found:
-        if p.state != "done":
-            why = ": " + p.error if p.error else ""
-            again = "; --retry runs it again" if p.state in ("failed", "cancelled") else ""
-            print(f"  {p.state}: {spec.name}, seed {spec.seed} ({plan.folder(spec)}){why}{again}", file=sys.stderr)
-    return worst([*(outcome.code for _, outcome in audits), *[INCOMPLETE] * (done < len(found))])
+            prefix = "incomplete, " if outcome.code == EXIT_INCOMPLETE else ""
+            print(f"  {prefix}{outcome.state}: {spec.name}, seed {spec.seed} ({outcome.folder / 'report.html'})", file=sys.stderr)
+    for spec, job_progress in progresses:
+        if job_progress.state != "done":
+            reason = ": " + job_progress.error if job_progress.error else ""
+            retry_hint = "; --retry runs it again" if job_progress.state in ("failed", "cancelled") else ""
+            print(f"  {job_progress.state}: {spec.name}, seed {spec.seed} ({plan.folder(spec)}){reason}{retry_hint}", file=sys.stderr)
+    return worst_exit_code([*(outcome.code for _, outcome in audits), *[EXIT_INCOMPLETE] * (done < len(progresses))])
 
 
-def status(options: StatusOptions) -> int:
-    from app.jobs.queue import found, progress
-    from app.jobs.table import status_table
+def print_status(options: StatusOptions) -> int:
+    from app.jobs.queue import find_jobs, read_progress
+    from app.jobs.table import render_status_table
 
-    if options.where.suffix in (".yaml", ".yml"):
-        plan = load_plan(options.where)
-        rows: Sequence[tuple[Path, Spec | None]] = [(plan.folder(spec), spec) for spec in plan.jobs]
-    elif options.where.is_dir():
-        rows = list(found(options.where))
+    if options.path.suffix in (".yaml", ".yml"):
+        plan = load_plan(options.path)
+        rows: Sequence[tuple[Path, JobSpec | None]] = [(plan.folder(spec), spec) for spec in plan.jobs]
+    elif options.path.is_dir():
+        rows = list(find_jobs(options.path))
     else:
-        raise UserError(f"{options.where} is neither a plan (.yaml) nor a folder.")
+        raise UserError(f"{options.path} is neither a plan (.yaml) nor a folder.")
     if not rows:
-        raise UserError(f"no job below {options.where}; name a plan, or the folder that its jobs are in.")
-    print(status_table(rows))
+        raise UserError(f"no job below {options.path}; name a plan, or the folder that its jobs are in.")
+    print(render_status_table(rows))
     for folder, _ in rows:
-        if (p := progress(folder)).state == "broken":
-            print(f"broken: {folder}: {p.error}", file=sys.stderr)
-    return OK
+        if (job_progress := read_progress(folder)).state == "broken":
+            print(f"broken: {folder}: {job_progress.error}", file=sys.stderr)
+    return EXIT_OK
 
 
-def board(options: BoardOptions) -> int:
-    from app.jobs.leaderboard import collected, write
+def export_leaderboard(options: LeaderboardOptions) -> int:
+    from app.jobs.leaderboard import load_leaderboard, write_leaderboard
 
-    if not options.where.is_dir():
-        raise UserError(f"{options.where} is not a folder; name the one your runs are in.")
+    if not options.path.is_dir():
+        raise UserError(f"{options.path} is not a folder; name the one your runs are in.")
     if options.out:
-        usable(options.out)
-    rows, broken = collected(options.where)
-    for line in broken:
+        check_output_folder(options.out)
+    rows, unreadable = load_leaderboard(options.path)
+    for line in unreadable:
         print(f"left out: {line}", file=sys.stderr)
     if not rows:
-        raise UserError(f"no audit below {options.where}; run `erasure audit` or a plan with a suite first.")
-    for path in write(rows, options.out or options.where):
+        raise UserError(f"no audit below {options.path}; run `erasure audit` or a plan with a suite first.")
+    for path in write_leaderboard(rows, options.out or options.path):
         print(path)
-    return OK
+    return EXIT_OK

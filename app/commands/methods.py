@@ -3,9 +3,9 @@
 import time
 from dataclasses import dataclass
 
-from app.parsing import parse
-from erasure.concept import Kind
-from erasure.config.registry import load, names, summary
+from app.parsing import parse_options
+from erasure.concept import ConceptKind
+from erasure.config.registry import load_class, list_modules, read_summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,30 +13,30 @@ class Options:
     """List the erasure methods with what they change, when to choose them, and their cost for one concept on a model."""
 
     model: str = "pocket"  # pocket, a hub id, a diffusers folder, or one .safetensors file
-    kind: Kind = "style"  # whose recipe the cost is for
+    kind: ConceptKind = "style"  # whose recipe the cost is for
     device: str = "auto"  # auto, cpu, cuda, cuda:1
 
 
 def main(argv: list[str]) -> int:
-    options = parse(Options, argv, "methods")
+    options = parse_options(Options, argv, "methods")
     from erasure.concept import Concept
-    from erasure.erasing import configure, forecast
+    from erasure.erasing import configure_method, forecast_erasure
     from erasure.loading.loader import load_model
     from erasure.methods.base import Method
 
     model = load_model(options.model, device=options.device)
-    second = seconds_per_forward(model)
+    forward_seconds = seconds_per_forward(model)
     print(f"cost of one {options.kind} on {options.model} ({model.family}) with its recipe, the check whether the model knows it included;")
     print("a backward is taken for two forwards\n")
-    for name in names("erasure.methods"):
-        cls = load("erasure.methods", name, Method)
-        method, concepts, _ = configure(cls, [Concept(name="concept", kind=options.kind)], model.family, {})
-        cost = forecast(model, concepts, method)
-        about = second * (cost.unet_forwards + 2 * cost.unet_backwards)
-        print(f"{name}  {summary('erasure.methods', name).partition(': ')[2]}")
+    for name in list_modules("erasure.methods"):
+        cls = load_class("erasure.methods", name, Method)
+        method, concepts, _ = configure_method(cls, [Concept(name="concept", kind=options.kind)], model.family, {})
+        cost = forecast_erasure(model, concepts, method)
+        estimate = forward_seconds * (cost.unet_forwards + 2 * cost.unet_backwards)
+        print(f"{name}  {read_summary('erasure.methods', name).partition(': ')[2]}")
         print(f"    changes  {cls.changes}")
         print(f"    choose   {cls.when}")
-        print(f"    cost     {cost.unet_forwards:,} UNet forwards, {cost.unet_backwards:,} backwards, about {duration(about)}\n")
+        print(f"    cost     {cost.unet_forwards:,} UNet forwards, {cost.unet_backwards:,} backwards, about {format_duration(estimate)}\n")
     return 0
 
 
@@ -47,13 +47,13 @@ def seconds_per_forward(model) -> float:  # type: ignore[no-untyped-def]  # Diff
     x, cond = model.noise(list(range(16))), model.encode([""] * 16)
     t = torch.full((16,), 500, device=model.device)
     for _ in range(2):
-        begun = time.monotonic()
+        start = time.monotonic()
         with torch.no_grad():
             model.predict(x, t, cond).cpu()
-    return (time.monotonic() - begun) / 16
+    return (time.monotonic() - start) / 16
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     if seconds < 1:
         return "a second"
     if seconds < 120:

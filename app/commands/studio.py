@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.parsing import parse
-from app.web.address import LOCAL, listen
+from app.parsing import parse_options
+from app.web.address import LOCAL_HOSTS, listen
 from erasure.errors import UserError
-from erasure.storage.run import usable
+from erasure.storage.run import check_output_folder
 
 if TYPE_CHECKING:
     from socket import socket
@@ -30,42 +30,42 @@ class Options:
 
 
 def main(argv: list[str]) -> int:
-    options = parse(Options, argv, "studio")
-    login = checked(options)
-    usable(options.runs)
-    place = listen(options.host, options.port)  # complains before a model is loaded
-    from app.web.safety import load_checker
+    options = parse_options(Options, argv, "studio")
+    login = check_login(options)
+    check_output_folder(options.runs)
+    listener = listen(options.host, options.port)  # complains before a model is loaded
+    from app.web.safety import load_safety_checker
     from app.web.studio import Studio
     from erasure.loading.loader import load_model
 
-    checker = load_checker(options.safety_checker) if options.safety_checker else None
-    local = options.host in LOCAL
-    serve(Studio(load_model(options.model, device=options.device), options.runs, local=local, checker=checker), place, login)
+    checker = load_safety_checker(options.safety_checker) if options.safety_checker else None
+    local = options.host in LOCAL_HOSTS
+    serve_studio(Studio(load_model(options.model, device=options.device), options.runs, is_local=local, checker=checker), listener, login)
     return 0
 
 
-def serve(studio: "Studio", place: "socket", login: tuple[str, str] | None) -> None:
+def serve_studio(studio: "Studio", listener: "socket", login: tuple[str, str] | None) -> None:
     """Open the page on a socket and work on the queue until this process is stopped."""
     import torch
 
     from app.web import page
-    from app.web.queue_worker import Worker
+    from app.web.queue_worker import QueueWorker
 
     if studio.is_pocket:
         torch.set_num_threads(1)  # a picture of 64x64 is too little work to share; two threads made the page wait longer
     print("making a first erasure to look at" if studio.is_pocket else f"loaded {studio.source}", file=sys.stderr)
     studio.prepare()
-    worker = Worker(studio.root / "jobs")
+    worker = QueueWorker(studio.root / "jobs")
     worker.start()
     try:
-        url = page.serve(page.asgi(page.build(studio), local=studio.local, login=login), place)
+        url = page.start_server(page.make_app(page.build_page(studio), local=studio.is_local, login=login), listener)
         print(f"the studio is at {url}", flush=True)
         worker.join()
     finally:
         worker.stop()
 
 
-def checked(options: Options) -> tuple[str, str] | None:
+def check_login(options: Options) -> tuple[str, str] | None:
     """User and password.
 
     Raises:
@@ -76,6 +76,6 @@ def checked(options: Options) -> tuple[str, str] | None:
         raise UserError("--auth takes user:password, such as --auth ada:a-long-password.")
     if not 0 <= options.port < 65_536:
         raise UserError(f"--port is a number from 0 to 65535, got {options.port}.")
-    if options.host not in LOCAL and not options.auth:
+    if options.host not in LOCAL_HOSTS and not options.auth:
         raise UserError(f"--host {options.host} can be reached from other machines; give --auth user:password, or leave it at 127.0.0.1.")
     return (user, password) if options.auth else None

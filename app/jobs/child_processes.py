@@ -8,12 +8,12 @@ import threading
 import time
 from collections.abc import Sequence
 
-from app.child_command import command
+from app.child_command import child_argv
 from erasure.errors import UserError
-from erasure.storage.locks import part_of_work
+from erasure.storage.locks import ignore_lock_of
 
 
-def together(argv: Sequence[str], workers: int) -> None:
+def run_shards(argv: Sequence[str], workers: int) -> None:
     """Run `erasure audit argv` in that many processes, one share each; returns when all are done.
 
     The first process shows its progress; what another one said is shown if it fails. They end with this process, also when it is killed.
@@ -23,28 +23,28 @@ def together(argv: Sequence[str], workers: int) -> None:
     """
     threads = max(1, len(os.sched_getaffinity(0)) // workers) if hasattr(os, "sched_getaffinity") else 1
     env = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    with tempfile.TemporaryFile("w+") as said:
-        started = []
+    with tempfile.TemporaryFile("w+") as stderr_file:
+        processes = []
         for i in range(1, workers + 1):
-            words = [*(a for a in argv if a != "--fresh"), "--workers", "1", "--shard", f"{i}/{workers}"]  # the last of two flags counts
-            child = command("app.jobs.child_processes", str(os.getpid()), "audit", *words)
-            started.append(subprocess.Popen(child, env=env, stdout=subprocess.DEVNULL, stderr=None if i == 1 else said))
+            arguments = [*(a for a in argv if a != "--fresh"), "--workers", "1", "--shard", f"{i}/{workers}"]  # the last of two flags counts
+            child = child_argv("app.jobs.child_processes", str(os.getpid()), "audit", *arguments)
+            processes.append(subprocess.Popen(child, env=env, stdout=subprocess.DEVNULL, stderr=None if i == 1 else stderr_file))
         try:
-            codes = [process.wait() for process in started]
+            codes = [process.wait() for process in processes]
         finally:
-            for process in started:
+            for process in processes:
                 process.kill()  # nothing to those that ended
-        said.seek(0)
+        stderr_file.seek(0)
         if any(codes):
-            sys.stderr.write("".join(said.readlines()[-20:]))
+            sys.stderr.write("".join(stderr_file.readlines()[-20:]))
             raise UserError(f"{sum(map(bool, codes))} of {workers} workers failed; the same command continues with what is done.")
 
 
-def die_with(parent: int) -> None:
+def exit_with_parent(parent_pid: int) -> None:
     """End this process soon after its parent has ended, so that no orphan keeps the cores."""
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent_pid:
             time.sleep(1)
         os._exit(1)
 
@@ -55,6 +55,6 @@ def main() -> int:
     """A worker's own process: the number of the one that started it, then a command line."""
     from app import cli
 
-    die_with(int(sys.argv[1]))
-    part_of_work(int(sys.argv[1]))
+    exit_with_parent(int(sys.argv[1]))
+    ignore_lock_of(int(sys.argv[1]))
     return cli.main(sys.argv[2:])

@@ -5,64 +5,64 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from app.confirmation import settled
-from app.jobs.plan import Spec
-from app.jobs.queue import claim, progress
-from erasure.concept_hints import doubts
-from erasure.config.registry import load
-from erasure.edits import Edit, distinct
-from erasure.erasing import configure, erase
+from app.confirmation import confirm
+from app.jobs.plan import JobSpec
+from app.jobs.queue import write_claim, read_progress
+from erasure.concept_hints import find_hints
+from erasure.config.registry import load_class
+from erasure.edits import Edit, check_distinct
+from erasure.erasing import configure_method, erase
 from erasure.errors import Unfinished, UserError
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
-from erasure.methods.base import Method, Play, Trained
-from erasure.storage.files import disk_full, write_sealed
-from erasure.storage.locks import held
+from erasure.methods.base import Method, TrainingContext, Trained
+from erasure.storage.files import is_disk_full, write_checksummed_json
+from erasure.storage.locks import lock_folder
 from erasure.training.preview import Preview
-from eval.audit import Audit, audit
-from eval.report.html import write
-from eval.scoring.judge_scores import readable
+from eval.audit import AuditPlan, audit
+from eval.report.html import write_report
+from eval.scoring.judge_scores import check_judges_fit
 from eval.suites.suite import load_suite
 
 
-def work(folder: Path, spec: Spec) -> None:
+def run_job(folder: Path, spec: JobSpec) -> None:
     """Do the job in a folder, from wherever it stands; errors are left in error.json and raised.
 
     Raises:
         Busy: another process works on it.
         Unfinished: it was cancelled, or the disk is full; then there is no error.json, and the same command continues.
     """
-    with held(folder, "erasure jobs"):
-        state = progress(folder).state
+    with lock_folder(folder, "erasure jobs"):
+        state = read_progress(folder).state
         if state == "cancelled":
             raise Unfinished(f"{folder.name} was cancelled before it began; `jobs run --retry` or the page's Continue runs it again.")
         if state != "done":
-            _work(folder, spec)
+            _run_job(folder, spec)
 
 
-def _work(folder: Path, spec: Spec) -> None:
+def _run_job(folder: Path, spec: JobSpec) -> None:
     """The work of `work`, in a folder that is this process's own."""
-    begun = time.monotonic()
+    start = time.monotonic()
     try:
-        claim(folder, "starting", 0)
+        write_claim(folder, "starting", 0)
         model = load_model(spec.model)
-        planned(model, spec)  # a wrong suite, tier or model costs no erasure
-        edits = list(distinct([Edit.load(path) for path in spec.edits])) or [erased(model, folder, spec)]
-        audits = audited(model, folder, spec, edits) if spec.suite else []
+        plan_audits(model, spec)  # a wrong suite, tier or model costs no erasure
+        edits = list(check_distinct([Edit.load(path) for path in spec.edits])) or [erase_concepts(model, folder, spec)]
+        audits = run_audits(model, folder, spec, edits) if spec.suite else []
     except Unfinished:
         raise
     except Exception as error:
-        if disk_full(error):
+        if is_disk_full(error):
             raise
-        said = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        write_sealed(folder / "error.json", {"error": said, "trace": "" if isinstance(error, UserError) else traceback.format_exc()})
+        message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        write_checksummed_json(folder / "error.json", {"error": message, "trace": "" if isinstance(error, UserError) else traceback.format_exc()})
         raise
-    seconds = round(time.monotonic() - begun, 1)
-    write_sealed(folder / "done.json", {"edits": [edit.digest() for edit in edits], "audits": audits, "seconds": seconds})
+    seconds = round(time.monotonic() - start, 1)
+    write_checksummed_json(folder / "done.json", {"edits": [edit.digest() for edit in edits], "audits": audits, "seconds": seconds})
     (folder / "claim.json").unlink(missing_ok=True)
 
 
-def planned(model: DiffusionModel, spec: Spec) -> list[Audit]:
+def plan_audits(model: DiffusionModel, spec: JobSpec) -> list[AuditPlan]:
     """The audits that a job ends with, before anything is erased; none where it names no suite.
 
     Raises:
@@ -71,42 +71,42 @@ def planned(model: DiffusionModel, spec: Spec) -> list[Audit]:
     if not spec.suite:
         return []
     suite = load_suite(spec.suite)
-    readable(model, suite)
+    check_judges_fit(model, suite)
     if spec.edits:
-        return Audit.of([Edit.load(path) for path in spec.edits], suite, spec.tier)
-    return Audit.about([concept.name for concept in spec.concepts], suite, spec.tier)
+        return AuditPlan.for_edits([Edit.load(path) for path in spec.edits], suite, spec.tier)
+    return AuditPlan.for_concepts([concept.name for concept in spec.concepts], suite, spec.tier)
 
 
-def prepared(model: DiffusionModel, spec: Spec) -> tuple[Method, list[Any]]:
+def configure_job(model: DiffusionModel, spec: JobSpec) -> tuple[Method, list[Any]]:
     """The method with its recipe, and the concepts with their sentences."""
-    cls = load("erasure.methods", spec.method, Method)
-    method, concepts, _ = configure(cls, list(spec.concepts), model.family, spec.fields)
+    cls = load_class("erasure.methods", spec.method, Method)
+    method, concepts, _ = configure_method(cls, list(spec.concepts), model.family, spec.fields)
     return method, concepts
 
 
-def erased(model: DiffusionModel, folder: Path, spec: Spec) -> Edit:
-    settled(doubts(model, spec.concepts))  # nobody is asked here; what is odd goes into the job's log
-    method, concepts = prepared(model, spec)
-    claim(folder, "recording" if isinstance(method, Trained) else "solving", 0)
+def erase_concepts(model: DiffusionModel, folder: Path, spec: JobSpec) -> Edit:
+    confirm(find_hints(model, spec.concepts))  # nobody is asked here; what is odd goes into the job's log
+    method, concepts = configure_job(model, spec)
+    write_claim(folder, "recording" if isinstance(method, Trained) else "solving", 0)
     preview = Preview(folder / "preview.png", [concepts[0].sentences()[-1][0], "", concepts[0].name])
     phases: list[str] = []
 
-    def watch(running: Trained, play: Play) -> None:
+    def watch(running: Trained, play: TrainingContext) -> None:
         phase = "erasing" if running is method else "distilling"  # what SFD starts from
         if phases[-1:] != [phase]:
             phases.append(phase)
-            claim(folder, phase, running.steps if phase == "erasing" else 0)
+            write_claim(folder, phase, running.steps if phase == "erasing" else 0)
         preview(running, play)
 
-    return erase(model, concepts, method, out=folder / "edit", seed=spec.seed, watch=watch)
+    return erase(model, concepts, method, out=folder / "edit", seed=spec.seed, on_step=watch)
 
 
-def audited(model: DiffusionModel, folder: Path, spec: Spec, edits: list[Edit]) -> list[str]:
-    plans = Audit.of(edits, load_suite(spec.suite), spec.tier)
-    claim(folder, "auditing", sum(2 * len(plan.todo) for plan in plans))
-    names = []
+def run_audits(model: DiffusionModel, folder: Path, spec: JobSpec, edits: list[Edit]) -> list[str]:
+    plans = AuditPlan.for_edits(edits, load_suite(spec.suite), spec.tier)
+    write_claim(folder, "auditing", sum(2 * len(plan.samples) for plan in plans))
+    folder_names = []
     for plan in plans:
-        name = f"audit-{plan.suite.name}-{plan.tier}" + (f"-{plan.axis}" if len(plans) > 1 else "")
-        write(folder / name, audit(model, edits, plan, folder / name), plan.suite.gates)
-        names.append(name)
-    return names
+        folder_name = f"audit-{plan.suite.name}-{plan.tier}" + (f"-{plan.axis}" if len(plans) > 1 else "")
+        write_report(folder / folder_name, audit(model, edits, plan, folder / folder_name), plan.suite.gates)
+        folder_names.append(folder_name)
+    return folder_names

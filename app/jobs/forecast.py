@@ -2,51 +2,51 @@
 
 from dataclasses import dataclass
 
-from app.jobs.execution import planned, prepared
+from app.jobs.execution import plan_audits, configure_job
 from app.jobs.plan import Plan
-from erasure.erasing import forecast
+from erasure.erasing import forecast_erasure
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.methods.base import Trained
-from erasure.training.recording import bank_key
-from erasure.training.teacher_cache import recording_cost
+from erasure.training.recording import teacher_cache_key
+from erasure.training.teacher_cache import query_cost
 
 
 @dataclass(frozen=True)
-class Forecast:
+class JobForecast:
     """Network passes per sample of one job."""
 
     forwards: int  # of the erasure, without its recording where a job above it makes that
     backwards: int
-    recording: str  # which recording it trains from; none for methods that need none
-    pictures: int  # that its audit draws of the erased model, at most
+    cache_key: str  # which recording it trains from; none for methods that need none
+    images: int  # that its audit draws of the erased model, at most
 
 
-def forecasts(plan: Plan) -> list[Forecast]:
+def forecast_jobs(plan: Plan) -> list[JobForecast]:
     """One for every job, in the order of the plan.
 
     Raises:
         UserError: a method, field, suite or concept that does not exist.
     """
     models: dict[str, DiffusionModel] = {}
-    made: set[str] = set()
-    found = []
+    cached_keys: set[str] = set()
+    results = []
     for spec in plan.jobs:
         if spec.model not in models:
             models[spec.model] = load_model(spec.model)
         model = models[spec.model]
-        method, concepts = prepared(model, spec)
-        cost, key = forecast(model, concepts, method), ""
+        method, concepts = configure_job(model, spec)
+        cost, cache_key = forecast_erasure(model, concepts, method), ""
         forwards = cost.unet_forwards
         if isinstance(method, Trained):
-            recording = method.record(concepts, spec.seed)
-            key = bank_key(model, recording)
-            forwards -= recording_cost(recording) if key in made else 0
-            made.add(key)
-        pictures = 0
-        for audit in planned(model, spec):
-            pictures += sum(case.count for case in audit.asked(spec.tier))
-            if spec.tier in (attacks := audit.suite.attacks).tiers:
-                pictures += attacks.prompts * (attacks.pictures + attacks.fresh) * len(attacks.use)
-        found.append(Forecast(forwards, cost.unet_backwards, key, pictures))
-    return found
+            query = method.query(concepts, spec.seed)
+            cache_key = teacher_cache_key(model, query)
+            forwards -= query_cost(query) if cache_key in cached_keys else 0
+            cached_keys.add(cache_key)
+        image_count = 0
+        for audit_plan in plan_audits(model, spec):
+            image_count += sum(case.count for case in audit_plan.tier_cases(spec.tier))
+            if spec.tier in (attacks := audit_plan.suite.attacks).tiers:
+                image_count += attacks.prompts * (attacks.images + attacks.fresh_images) * len(attacks.use)
+        results.append(JobForecast(forwards, cost.unet_backwards, cache_key, image_count))
+    return results

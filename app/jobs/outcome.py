@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.jobs.queue import progress
+from app.jobs.queue import read_progress
 from erasure.errors import UserError
-from erasure.storage.files import read_json, read_sealed
-from eval.scoring.gates import INCOMPLETE, WORST, Gate, exit_code, verdict
+from erasure.storage.files import read_json, read_checksummed_json
+from eval.scoring.gates import EXIT_INCOMPLETE, EXIT_CODES_WORST_FIRST, Gate, exit_code_of, decide_verdict
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AuditOutcome:
     """One audit of a job."""
 
     folder: Path
@@ -20,31 +20,31 @@ class Outcome:
     code: int  # what `erasure audit` would have ended with
 
 
-def outcomes(job: Path) -> list[Outcome]:
+def load_outcomes(job: Path) -> list[AuditOutcome]:
     """The audits of the job in a folder; none of one that is not done or asked for none."""
-    done = read_json(job / "done.json")["audits"] if progress(job).state == "done" else []
-    return [_outcome(job / name) for name in done]
+    folder_names = read_json(job / "done.json")["audits"] if read_progress(job).state == "done" else []
+    return [_load_outcome(job / name) for name in folder_names]
 
 
-def _outcome(folder: Path) -> Outcome:
+def _load_outcome(folder: Path) -> AuditOutcome:
     try:
-        report, result = read_json(folder / "report.json"), read_sealed(folder / "result.json")
+        report, result = read_json(folder / "report.json"), read_checksummed_json(folder / "result.json")
         state = report["verdict"]["state"]
         if not report.get("thresholds", {"own": True})["own"]:  # reported again by the thresholds of another file
-            state = verdict([Gate(**fields) for fields in result["gates"]], result)["state"]
-        return Outcome(folder, state, exit_code(state, result))
+            state = decide_verdict([Gate(**fields) for fields in result["gates"]], result)["state"]
+        return AuditOutcome(folder, state, exit_code_of(state, result))
     except (UserError, KeyError, TypeError):
-        return Outcome(folder, "UNREADABLE", INCOMPLETE)
+        return AuditOutcome(folder, "UNREADABLE", EXIT_INCOMPLETE)
 
 
-def counts(found: Sequence[Outcome]) -> str:
+def summarize_verdicts(audit_outcomes: Sequence[AuditOutcome]) -> str:
     """Verdicts in words: "audits: 2 PASS, 1 FAIL"."""
-    if not found:
+    if not audit_outcomes:
         return "no audit was asked for, so there is no verdict"
-    states = Counter("INCOMPLETE, " * (o.code == INCOMPLETE) + o.state for o in found)
+    states = Counter("INCOMPLETE, " * (outcome.code == EXIT_INCOMPLETE) + outcome.state for outcome in audit_outcomes)
     return "audits: " + ", ".join(f"{n} {state}" for state, n in states.items())
 
 
-def worst(codes: Sequence[int]) -> int:
+def worst_exit_code(codes: Sequence[int]) -> int:
     """Of several exit codes the one that is told."""
-    return next((code for code in WORST if code in codes), 0)
+    return next((code for code in EXIT_CODES_WORST_FIRST if code in codes), 0)

@@ -10,32 +10,32 @@ from typing import Any, NotRequired
 from pydantic import JsonValue
 from typing_extensions import TypedDict  # pydantic takes typing's own from Python 3.12 on
 
-from erasure.concept import Concept, Kind
+from erasure.concept import Concept, ConceptKind
 from erasure.config.choices import Seed
-from erasure.config.outline import METHOD, outline
-from erasure.config.registry import names
-from erasure.config.strict_yaml import read_yaml
-from erasure.config.validation import check, listed
-from erasure.config.validation import faults as faults_of
-from erasure.errors import UserError, unknown
-from erasure.storage.files import folder_exists, read_json, unsealed, write_sealed
-from erasure.storage.run import digest, usable
+from erasure.config.outline import METHOD_BASE, load_static_class
+from erasure.config.registry import list_modules
+from erasure.config.strict_yaml import read_strict_yaml
+from erasure.config.validation import check_mapping, combine_errors
+from erasure.config.validation import list_errors as faults_of
+from erasure.errors import UserError, unknown_value_error
+from erasure.storage.files import ensure_folder, read_json, verify_checksum, write_checksummed_json
+from erasure.storage.run import hash_record, check_output_folder
 from eval.scoring.gates import Tier
 
-SETTINGS = ("model", "out", "suite", "tier", "seed", "kind", "method", "fields")
-MOST = 10_000  # jobs of a plan
-ENTRY = ("concept", "kind", "anchor", "prompts", "method", "fields", "seed", "model", "suite", "tier")
+PLAN_KEYS = ("model", "out", "suite", "tier", "seed", "kind", "method", "fields")
+MAX_JOBS = 10_000  # jobs of a plan
+JOB_KEYS = ("concept", "kind", "anchor", "prompts", "method", "fields", "seed", "model", "suite", "tier")
 
 
 class _Concept(TypedDict):
     name: str
-    kind: NotRequired[Kind]
+    kind: NotRequired[ConceptKind]
     prompts: NotRequired[list[str]]
     anchor: NotRequired[str]
     aliases: NotRequired[list[str]]
 
 
-class _Job(TypedDict, total=False):
+class _JobSettings(TypedDict, total=False):
     method: str
     seed: Seed
     model: str
@@ -43,18 +43,18 @@ class _Job(TypedDict, total=False):
     tier: Tier
 
 
-class _Fields(TypedDict):
+class _FieldsRecord(TypedDict):
     fields: dict[str, JsonValue]
 
 
-class _Record(_Job, total=False):
+class _SpecRecord(_JobSettings, total=False):
     concepts: list[_Concept]
     edits: list[str]
     fields: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec:
+class JobSpec:
     """One job as it was asked for: erase, then audit where a suite is named; or the audit of edits that exist."""
 
     concepts: tuple[Concept, ...] = ()
@@ -79,16 +79,16 @@ class Spec:
     @property
     def folder_name(self) -> str:
         """Readable, and unlike any other job's."""
-        said = re.sub(r"[^\w+]+", "-", "+".join(c.name for c in self.concepts))[:40].strip("-")
-        return f"{'audit' if self.edits else self.method}-{said + '-' if said else ''}{digest(self.record())[:8]}"
+        slug = re.sub(r"[^\w+]+", "-", "+".join(c.name for c in self.concepts))[:40].strip("-")
+        return f"{'audit' if self.edits else self.method}-{slug + '-' if slug else ''}{hash_record(self.record())[:8]}"
 
     def save(self, path: Path) -> None:
         """Write the file that `erasure jobs run-one` takes."""
-        folder_exists(path.parent)
-        write_sealed(path, self.record())
+        ensure_folder(path.parent)
+        write_checksummed_json(path, self.record())
 
     @classmethod
-    def load(cls, path: Path) -> "Spec":
+    def load(cls, path: Path) -> "JobSpec":
         """Read such a file.
 
         Raises:
@@ -97,11 +97,11 @@ class Spec:
         record = read_json(path)
         if not isinstance(record, dict) or not (record.get("concepts") or record.get("edits")):
             raise UserError(f"{path} is no job: expected a mapping with concepts (or edits), method, fields, seed, model, suite and tier.")
-        record = unsealed(path, record, required=False)
+        record = verify_checksum(path, record, required=False)
         if record.get("edits") and not record.get("suite"):
             raise UserError(f"{path} names edits but no suite to audit them with, so it asks for nothing.")
-        check(record, _Record, str(path))
-        concepts = tuple(Concept.from_record(c) for c in record.get("concepts", ()))
+        check_mapping(record, _SpecRecord, str(path))
+        concepts = tuple(Concept.from_dict(c) for c in record.get("concepts", ()))
         return cls(**{**record, "concepts": concepts, "edits": tuple(record.get("edits", ()))})
 
 
@@ -109,10 +109,10 @@ class Spec:
 class Plan:
     """The jobs of a plan file, in the order of the file, and where their folders go."""
 
-    jobs: tuple[Spec, ...]
+    jobs: tuple[JobSpec, ...]
     out: Path
 
-    def folder(self, spec: Spec) -> Path:
+    def folder(self, spec: JobSpec) -> Path:
         return self.out / spec.folder_name
 
 
@@ -122,78 +122,78 @@ def load_plan(path: Path) -> Plan:
     Raises:
         UserError: no file, no YAML, a key twice, an unknown key, a value of the wrong shape, or two entries that mean the same job.
     """
-    record = read_yaml(path)
+    record = read_strict_yaml(path)
     if not isinstance(record, dict) or not isinstance(record.get("jobs"), list) or not record["jobs"]:
-        raise UserError(f"{path} must be a mapping with a list under `jobs`, and may set {', '.join(SETTINGS)} for all of them.")
-    faults = [str(unknown(f"key in {path}", key, (*SETTINGS, "jobs"))) for key in record if key not in (*SETTINGS, "jobs")]
+        raise UserError(f"{path} must be a mapping with a list under `jobs`, and may set {', '.join(PLAN_KEYS)} for all of them.")
+    faults = [str(unknown_value_error(f"key in {path}", key, (*PLAN_KEYS, "jobs"))) for key in record if key not in (*PLAN_KEYS, "jobs")]
     out = record.get("out") or str(Path("runs") / path.stem)
     if not isinstance(out, str):
         raise UserError(f"{path}: out must be a folder, got {out!r}.")
-    usable(Path(out))
-    common = {key: value for key, value in record.items() if key in SETTINGS and key != "out"}
-    specs: dict[str, Spec] = {}
+    check_output_folder(Path(out))
+    common = {key: value for key, value in record.items() if key in PLAN_KEYS and key != "out"}
+    specs: dict[str, JobSpec] = {}
     for number, entry in enumerate(record["jobs"], 1):
-        where = f"{path}, job {number}"
+        location = f"{path}, job {number}"
         try:
-            if own := _faults(common, entry, where):
-                faults += own
+            if entry_faults := _find_faults(common, entry, location):
+                faults += entry_faults
             else:
-                _add(specs, entry, common, where)
+                _add_jobs(specs, entry, common, location)
         except UserError as error:
             faults.append(str(error))
     if faults:
-        raise listed(faults, str(path))
+        raise combine_errors(faults, str(path))
     return Plan(tuple(specs.values()), Path(out))
 
 
-def _faults(common: dict[str, Any], entry: Any, where: str) -> list[str]:
+def _find_faults(common: dict[str, Any], entry: Any, location: str) -> list[str]:
     """Wrong keys and values of an entry that show before its lists are multiplied, one sentence each."""
     if not isinstance(entry, dict):
-        return [f"{where} must be a mapping such as {{concept: neon, method: esd}}, got {entry!r}."]
-    every = {**common, **entry}
-    found = [str(unknown(f"key in {where}", key, ENTRY)) for key in entry if key not in ENTRY]
-    if not every.get("concept"):
-        found.append(f"{where} names no concept.")
+        return [f"{location} must be a mapping such as {{concept: neon, method: esd}}, got {entry!r}."]
+    merged = {**common, **entry}
+    problems = [str(unknown_value_error(f"key in {location}", key, JOB_KEYS)) for key in entry if key not in JOB_KEYS]
+    if not merged.get("concept"):
+        problems.append(f"{location} names no concept.")
     for key in ("method", "seed", "model", "suite", "tier"):
-        for value in _list(every[key]) if key in every else ():
-            found += faults_of({key: value or "" if key == "suite" else value}, _Job, where)
-    methods = [method for method in _list(every.get("method", "esd")) if isinstance(method, str)]
-    found += [
-        str(unknown(f"method in {where}", method, names("erasure.methods"))) for method in methods if method not in names("erasure.methods")
+        for value in _as_list(merged[key]) if key in merged else ():
+            problems += faults_of({key: value or "" if key == "suite" else value}, _JobSettings, location)
+    methods = [method for method in _as_list(merged.get("method", "esd")) if isinstance(method, str)]
+    problems += [
+        str(unknown_value_error(f"method in {location}", method, list_modules("erasure.methods"))) for method in methods if method not in list_modules("erasure.methods")
     ]
     allowed = {
-        f.name for method in methods if method in names("erasure.methods") for f in fields(outline("erasure.methods", method, METHOD))
+        f.name for method in methods if method in list_modules("erasure.methods") for f in fields(load_static_class("erasure.methods", method, METHOD_BASE))
     }
-    given = {**_mapping(common, where), **_mapping(entry, where)}
-    return found + [str(unknown(f"field in {where}", name, allowed)) for name in given if allowed and name not in allowed]
+    method_fields = {**_method_fields(common, location), **_method_fields(entry, location)}
+    return problems + [str(unknown_value_error(f"field in {location}", name, allowed)) for name in method_fields if allowed and name not in allowed]
 
 
-def _add(specs: dict[str, Spec], entry: Any, common: dict[str, Any], where: str) -> None:
+def _add_jobs(specs: dict[str, JobSpec], entry: Any, common: dict[str, Any], location: str) -> None:
     """The jobs of one entry, by their folders' names."""
-    asked = list(expand({**common, **entry, "fields": {**_mapping(common, where), **_mapping(entry, where)}}, where))
-    if not asked:
-        raise UserError(f"{where} asks for no job: one of its lists is empty.")
-    for spec in asked:
+    entry_specs = list(expand_entry({**common, **entry, "fields": {**_method_fields(common, location), **_method_fields(entry, location)}}, location))
+    if not entry_specs:
+        raise UserError(f"{location} asks for no job: one of its lists is empty.")
+    for spec in entry_specs:
         if spec.folder_name in specs:
-            raise UserError(f"{where} asks again for a job that stands above it: {spec.name}, seed {spec.seed}.")
+            raise UserError(f"{location} asks again for a job that stands above it: {spec.name}, seed {spec.seed}.")
         specs[spec.folder_name] = spec
-        if len(specs) > MOST:
-            raise UserError(f"{where}: a plan may have {MOST:,} jobs; these lists multiply to more. Make several plans of it.")
+        if len(specs) > MAX_JOBS:
+            raise UserError(f"{location}: a plan may have {MAX_JOBS:,} jobs; these lists multiply to more. Make several plans of it.")
 
 
-def expand(entry: dict[str, Any], where: str) -> Iterator[Spec]:
+def expand_entry(entry: dict[str, Any], location: str) -> Iterator[JobSpec]:
     """Every combination of an entry's lists: concepts x methods x seeds x models x tiers x fields."""
-    options = {name: _list(value) for name, value in _mapping(entry, where).items()}
-    axes = [_list(entry.get(key, default)) for key, default in (("method", "esd"), ("seed", 0), ("model", "pocket"), ("suite", ""))]
-    for concept in _list(entry["concept"]):
-        concepts = _concepts(concept, entry, where)
-        for method, seed, model, suite, *values in itertools.product(*axes, *options.values()):
-            asked = {"method": method, "seed": seed, "model": model, "suite": suite or "", "tier": entry.get("tier", "smoke")}
-            check(asked, _Job, where)
-            yield Spec(concepts=concepts, fields=dict(zip(options, values, strict=True)), **asked)
+    field_values = {name: _as_list(value) for name, value in _method_fields(entry, location).items()}
+    axes = [_as_list(entry.get(key, default)) for key, default in (("method", "esd"), ("seed", 0), ("model", "pocket"), ("suite", ""))]
+    for concept in _as_list(entry["concept"]):
+        concepts = _parse_concepts(concept, entry, location)
+        for method, seed, model, suite, *values in itertools.product(*axes, *field_values.values()):
+            settings = {"method": method, "seed": seed, "model": model, "suite": suite or "", "tier": entry.get("tier", "smoke")}
+            check_mapping(settings, _JobSettings, location)
+            yield JobSpec(concepts=concepts, fields=dict(zip(field_values, values, strict=True)), **settings)
 
 
-def _concepts(value: Any, entry: dict[str, Any], where: str) -> tuple[Concept, ...]:
+def _parse_concepts(value: Any, entry: dict[str, Any], location: str) -> tuple[Concept, ...]:
     """ "a; b" means both in one edit; a mapping sets the fields of one concept."""
     shared = {key: entry[key] for key in ("kind", "anchor", "prompts") if key in entry}
     if isinstance(value, str):
@@ -201,19 +201,19 @@ def _concepts(value: Any, entry: dict[str, Any], where: str) -> tuple[Concept, .
     elif isinstance(value, dict):
         records = [{**shared, **value}]
     else:
-        raise UserError(f"{where}: a concept is a name or a mapping with a name, got {value!r}.")
+        raise UserError(f"{location}: a concept is a name or a mapping with a name, got {value!r}.")
     for record in records:
-        check(record, _Concept, f"{where}, concept")
-    return tuple(Concept.from_record(record) for record in records)
+        check_mapping(record, _Concept, f"{location}, concept")
+    return tuple(Concept.from_dict(record) for record in records)
 
 
-def _mapping(entry: dict[str, Any], where: str) -> dict[str, Any]:
-    found = {} if entry.get("fields") is None else entry["fields"]
-    if not isinstance(found, dict):
-        raise UserError(f"{where}: fields must be a mapping of a method's options, got {found!r}.")
-    check({"fields": found}, _Fields, where)
-    return found
+def _method_fields(entry: dict[str, Any], location: str) -> dict[str, Any]:
+    mapping = {} if entry.get("fields") is None else entry["fields"]
+    if not isinstance(mapping, dict):
+        raise UserError(f"{location}: fields must be a mapping of a method's options, got {mapping!r}.")
+    check_mapping({"fields": mapping}, _FieldsRecord, location)
+    return mapping
 
 
-def _list(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]

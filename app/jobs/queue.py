@@ -26,31 +26,31 @@ from typing import Any, Literal
 import psutil
 from typing_extensions import TypedDict
 
-from app.child_command import command
-from app.jobs.plan import Spec
-from erasure.config.validation import check
+from app.child_command import child_argv
+from app.jobs.plan import JobSpec
+from erasure.config.validation import check_mapping
 from erasure.errors import UserError
-from erasure.storage.files import Damaged, canonical_json, clear_parts, is_there, make_room, read_sealed, refused, tell, write_sealed
-from erasure.storage.locks import LOCK, Holder, holder
+from erasure.storage.files import DamagedFile, canonical_json, clear_dead_parts, is_path_taken, clear_path, read_checksummed_json, to_user_error, print_message, write_checksummed_json
+from erasure.storage.locks import LOCK_FILE, LockHolder, holder_of
 from erasure.storage.processes import this_process
 
-State = Literal["waiting", "running", "done", "failed", "interrupted", "cancelled", "broken"]
-STOPPED = ("failed", "cancelled", "broken")  # runs again only when a person says so
-UNFINISHED = 2  # exit code of a child that the same command continues
+JobState = Literal["waiting", "running", "done", "failed", "interrupted", "cancelled", "broken"]
+STOPPED_STATES = ("failed", "cancelled", "broken")  # runs again only when a person says so
+EXIT_UNFINISHED = 2  # exit code of a child that the same command continues
 
 
-class _Done(TypedDict):
+class _DoneRecord(TypedDict):
     edits: list[str]
     audits: list[str]
     seconds: float
 
 
-class _Error(TypedDict):
+class _ErrorRecord(TypedDict):
     error: str
     trace: str
 
 
-class _Claim(TypedDict):
+class _ClaimRecord(TypedDict):
     phase: str
     total: int
     since: float
@@ -58,22 +58,22 @@ class _Claim(TypedDict):
 
 
 @dataclass(frozen=True)
-class Progress:
+class JobProgress:
     """How far a job is, read off its folder."""
 
-    state: State
+    state: JobState
     phase: str = ""
     done: int = 0
     total: int = 0
     seconds: float = 0.0  # since the process that works on it started, or what the whole job took
     loss: tuple[float, ...] = ()  # of every training step so far
     error: str = ""
-    first: int = 0  # how many of `done` were there before the process that works on it began
+    done_before: int = 0  # how many of `done` were there before the process that works on it began
 
     @property
     def rate(self) -> float | None:
         """How many a second in this phase; None while that is unknown."""
-        return (self.done - self.first) / self.seconds if self.state == "running" and self.done > self.first and self.seconds else None
+        return (self.done - self.done_before) / self.seconds if self.state == "running" and self.done > self.done_before and self.seconds else None
 
     @property
     def eta(self) -> float | None:
@@ -81,90 +81,90 @@ class Progress:
         return (self.total - self.done) / self.rate if self.rate else None
 
 
-def progress(folder: Path) -> Progress:
+def read_progress(folder: Path) -> JobProgress:
     """State and progress of the job in a folder. A file of it that cannot be used makes it broken; nothing is raised."""
     try:
-        return _progress(folder)
+        return _read_progress(folder)
     except (UserError, OSError) as error:
-        return Progress("broken", error=str(error))
+        return JobProgress("broken", error=str(error))
 
 
-def _progress(folder: Path) -> Progress:
+def _read_progress(folder: Path) -> JobProgress:
     spec_of(folder)
-    if is_there(folder / "done.json"):
-        return Progress("done", seconds=_read(folder / "done.json", _Done)["seconds"], loss=losses(folder))
-    if is_there(folder / "cancelled"):
-        return Progress("cancelled", loss=losses(folder))
-    if is_there(folder / "error.json"):
-        return Progress("failed", error=_read(folder / "error.json", _Error)["error"], loss=losses(folder))
-    claimed = _read(folder / "claim.json", _Claim) if is_there(folder / "claim.json") else None
-    if holder(folder) is None:
-        return Progress("interrupted" if claimed else "waiting", loss=losses(folder))
-    if claimed is None:
-        return Progress("running", "starting")
-    loss, total = losses(folder), claimed["total"]
-    done = min(counted(folder, claimed["phase"]), total)
-    return Progress("running", claimed["phase"], done, total, time.time() - claimed["since"], loss, first=min(done, claimed["first"]))
+    if is_path_taken(folder / "done.json"):
+        return JobProgress("done", seconds=_read_record(folder / "done.json", _DoneRecord)["seconds"], loss=read_losses(folder))
+    if is_path_taken(folder / "cancelled"):
+        return JobProgress("cancelled", loss=read_losses(folder))
+    if is_path_taken(folder / "error.json"):
+        return JobProgress("failed", error=_read_record(folder / "error.json", _ErrorRecord)["error"], loss=read_losses(folder))
+    claim_record = _read_record(folder / "claim.json", _ClaimRecord) if is_path_taken(folder / "claim.json") else None
+    if holder_of(folder) is None:
+        return JobProgress("interrupted" if claim_record else "waiting", loss=read_losses(folder))
+    if claim_record is None:
+        return JobProgress("running", "starting")
+    loss, total = read_losses(folder), claim_record["total"]
+    done = min(count_done(folder, claim_record["phase"]), total)
+    return JobProgress("running", claim_record["phase"], done, total, time.time() - claim_record["since"], loss, done_before=min(done, claim_record["first"]))
 
 
-def _read(path: Path, shape: Any) -> dict[str, Any]:
-    record = read_sealed(path, required=False)  # what has none was written by an earlier version, and has exactly this shape
-    check(record, shape, str(path))
+def _read_record(path: Path, schema: Any) -> dict[str, Any]:
+    record = read_checksummed_json(path, required=False)  # what has none was written by an earlier version, and has exactly this shape
+    check_mapping(record, schema, str(path))
     return record
 
 
-def spec_of(folder: Path) -> Spec | None:
+def spec_of(folder: Path) -> JobSpec | None:
     """What a job was asked for; None where nothing is queued.
 
     Raises:
         UserError: its spec.json cannot be used.
     """
     path = folder / "spec.json"
-    if not is_there(path):
+    if not is_path_taken(path):
         return None
     try:
-        about = path.stat()
+        stat = path.stat()
     except OSError as error:
-        raise Damaged(f"{path} is damaged ({error.strerror}).") from error
-    return _loaded(path, about.st_mtime_ns, about.st_size)
+        raise DamagedFile(f"{path} is damaged ({error.strerror}).") from error
+    return _load_spec(path, stat.st_mtime_ns, stat.st_size)
 
 
 @lru_cache(maxsize=1024)  # pages ask every second, for every job
-def _loaded(path: Path, changed: int, size: int) -> Spec:
-    return Spec.load(path)
+def _load_spec(path: Path, mtime_ns: int, size: int) -> JobSpec:
+    return JobSpec.load(path)
 
 
-def counted(folder: Path, phase: str) -> int:
+def count_done(folder: Path, phase: str) -> int:
     """Steps or pictures that the files of a job show."""
     if phase == "erasing":
-        return len(losses(folder))
+        return len(read_losses(folder))
     return sum(1 for _ in folder.glob("audit-*/images/*/*.png")) if phase == "auditing" else 0
 
 
-def losses(folder: Path) -> tuple[float, ...]:
+def read_losses(folder: Path) -> tuple[float, ...]:
     """The sum of a step's losses, for every step in the training log; a line being written is left out."""
     path = folder / "edit" / "train.jsonl"
     try:
-        return _parsed(path, path.stat().st_size) if path.is_file() else ()
+        return _parse_losses(path, path.stat().st_size) if path.is_file() else ()
     except OSError:
         return ()
 
 
 @lru_cache(maxsize=64)  # pages ask every second, for every job they list
-def _parsed(path: Path, size: int) -> tuple[float, ...]:
-    found = []
+def _parse_losses(path: Path, size: int) -> tuple[float, ...]:
+    step_losses = []
     for line in path.read_bytes()[:size].decode("utf-8", "replace").split("\n")[:-1]:
         with suppress(ValueError, TypeError, AttributeError, RecursionError):  # a damaged line draws no curve
-            found.append(float(sum(value for key, value in json.loads(line).items() if key != "step")))
-    return tuple(found)
+            step_losses.append(float(sum(value for key, value in json.loads(line).items() if key != "step")))
+    return tuple(step_losses)
 
 
-def claim(folder: Path, phase: str, total: int) -> None:
+def write_claim(folder: Path, phase: str, total: int) -> None:
     """Say that this process, which holds the job's lock, begins a phase of so many steps or pictures."""
-    write_sealed(folder / "claim.json", {"phase": phase, "total": total, "since": time.time(), "first": counted(folder, phase)})
+    write_checksummed_json(folder / "claim.json", {"phase": phase, "total": total, "since": time.time(), "first": count_done(folder, phase)})
 
 
-def start(folder: Path) -> "subprocess.Popen[bytes]":
+def start_child(folder: Path) -> "subprocess.Popen[bytes]":
     """A child process that does the job in a folder. It ends when this process does, however that ends.
 
     If another process has the job by then, or a person has cancelled it, the child does nothing and ends with UNFINISHED.
@@ -172,9 +172,9 @@ def start(folder: Path) -> "subprocess.Popen[bytes]":
     try:
         log = (folder / "log.txt").open("ab")
     except OSError as error:
-        raise refused(folder / "log.txt", error) from error
+        raise to_user_error(folder / "log.txt", error) from error
     with log:
-        argv = command("app.cli", "jobs", "run-one", str(folder / "spec.json"), "--parent", str(os.getpid()))
+        argv = child_argv("app.cli", "jobs", "run-one", str(folder / "spec.json"), "--parent", str(os.getpid()))
         return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
 
@@ -185,22 +185,22 @@ def requeue(folder: Path) -> None:
         UserError: its spec.json cannot be used, or a folder has the name of one of its files.
     """
     spec_of(folder)
-    damaged = ("done.json",) if progress(folder).state == "broken" else ()
+    damaged = ("done.json",) if read_progress(folder).state == "broken" else ()
     for name in ("error.json", "cancelled", "claim.json", *damaged):
-        make_room(folder / name)
+        clear_path(folder / name)
 
 
-def explain(folder: Path, code: int) -> None:
+def record_exit(folder: Path, code: int) -> None:
     """Leave a reason for a child that could not say itself why it ended, such as one killed for memory."""
-    clear_parts(folder)
-    if code == UNFINISHED or any(is_there(folder / name) for name in ("error.json", "cancelled", "done.json")):
+    clear_dead_parts(folder)
+    if code == EXIT_UNFINISHED or any(is_path_taken(folder / name) for name in ("error.json", "cancelled", "done.json")):
         return
     reason = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     hint = "; out of memory?" if code == -getattr(signal, "SIGKILL", 9) else ""
-    write_sealed(folder / "error.json", {"error": f"the process {reason}{hint} (see {folder / 'log.txt'})", "trace": ""})
+    write_checksummed_json(folder / "error.json", {"error": f"the process {reason}{hint} (see {folder / 'log.txt'})", "trace": ""})
 
 
-def last_words(folder: Path) -> str:
+def last_log_line(folder: Path) -> str:
     """The last line that a job's process said."""
     try:
         with (folder / "log.txt").open("rb") as log:
@@ -211,7 +211,7 @@ def last_words(folder: Path) -> str:
     return next((line for line in reversed(lines) if line.strip()), "")
 
 
-def cancel(folder: Path, seconds: float = 10.0) -> None:
+def cancel(folder: Path, timeout: float = 10.0) -> None:
     """Stop the job in a folder; what it has made so far stays and can be continued.
 
     The mark is written before the holder is looked for, and a process takes the job before it looks for the mark; so one of the two sees
@@ -220,44 +220,44 @@ def cancel(folder: Path, seconds: float = 10.0) -> None:
     Raises:
         UserError: it is done or broken, or another machine works on it.
     """
-    p = progress(folder)
-    if p.state == "done":
+    job_progress = read_progress(folder)
+    if job_progress.state == "done":
         raise UserError(f"{folder.name} is done; there is nothing to cancel.")
-    if p.state == "broken":
-        raise UserError(f"{folder.name} is broken: {p.error}")
-    _own(folder, holder(folder))
+    if job_progress.state == "broken":
+        raise UserError(f"{folder.name} is broken: {job_progress.error}")
+    _check_local(folder, holder_of(folder))
     try:
         (folder / "cancelled").touch()
     except OSError as error:
-        raise refused(folder / "cancelled", error) from error
-    found = _own(folder, holder(folder))
-    if found is None:
+        raise to_user_error(folder / "cancelled", error) from error
+    lock_holder = _check_local(folder, holder_of(folder))
+    if lock_holder is None:
         return
     with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(found.process.pid)
+        process = psutil.Process(lock_holder.process.pid)
         process.terminate()
-        end = time.monotonic() + seconds
-        while holder(folder) == found and time.monotonic() < end:
+        deadline = time.monotonic() + timeout
+        while holder_of(folder) == lock_holder and time.monotonic() < deadline:
             time.sleep(0.1)
-        if holder(folder) == found:
+        if holder_of(folder) == lock_holder:
             process.kill()
 
 
-def _own(folder: Path, found: Holder | None) -> Holder | None:
+def _check_local(folder: Path, lock_holder: LockHolder | None) -> LockHolder | None:
     """A holder that this machine can stop."""
-    here = this_process()
-    if found and (found.process.machine, found.process.space) != (here.machine, here.space):
-        raise UserError(f"{folder.name} is being worked on by {found}; cancel it there, or delete {folder / LOCK} if it is gone.")
-    return found
+    own_process = this_process()
+    if lock_holder and (lock_holder.process.machine_id, lock_holder.process.pid_namespace) != (own_process.machine_id, own_process.pid_namespace):
+        raise UserError(f"{folder.name} is being worked on by {lock_holder}; cancel it there, or delete {folder / LOCK_FILE} if it is gone.")
+    return lock_holder
 
 
-def found(root: Path) -> Iterator[tuple[Path, Spec | None]]:
+def find_jobs(root: Path) -> Iterator[tuple[Path, JobSpec | None]]:
     """All jobs below a folder, oldest first; without what was asked for where that cannot be read, as `progress` says then."""
     folders = []
-    for place, below, files in os.walk(root):
-        if "spec.json" in (*below, *files):
-            folders.append(Path(place))
-            below.clear()
+    for path, subfolders, files in os.walk(root):
+        if "spec.json" in (*subfolders, *files):
+            folders.append(Path(path))
+            subfolders.clear()
     for folder in sorted(folders, key=lambda folder: (os.lstat(folder / "spec.json").st_mtime_ns, str(folder))):
         try:
             yield folder, spec_of(folder)
@@ -265,18 +265,18 @@ def found(root: Path) -> Iterator[tuple[Path, Spec | None]]:
             yield folder, None
 
 
-def enqueue(folder: Path, spec: Spec) -> None:
+def enqueue(folder: Path, spec: JobSpec) -> None:
     """Put a job into its folder, where it waits to be started.
 
     Raises:
         UserError: the folder holds another job.
     """
     try:
-        known = spec_of(folder)
+        existing_spec = spec_of(folder)
     except UserError as error:
-        tell(f"{error} It is written anew.")
-        known = None
-    if known is None:
+        print_message(f"{error} It is written anew.")
+        existing_spec = None
+    if existing_spec is None:
         spec.save(folder / "spec.json")
-    elif canonical_json(known.record()) != canonical_json(spec.record()):
+    elif canonical_json(existing_spec.record()) != canonical_json(spec.record()):
         raise UserError(f"{folder} holds another job; choose another folder.")

@@ -5,7 +5,7 @@ import socket
 
 from erasure.errors import UserError
 
-LOCAL = ("127.0.0.1", "localhost", "::1")  # names of this machine for itself
+LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")  # names of this machine for itself
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -14,14 +14,14 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         UserError: the address is not one of this machine, or the port is taken or not allowed.
     """
-    nowhere = f"--host {host} is not an address of this machine; leave it at 127.0.0.1, or give 0.0.0.0 for all."
+    message = f"--host {host} is not an address of this machine; leave it at 127.0.0.1, or give 0.0.0.0 for all."
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, reuse_port=False)
     except (socket.gaierror, UnicodeError) as error:
-        raise UserError(nowhere) from error
+        raise UserError(message) from error
     except OSError as error:
         if error.errno is not None and error.errno < 0:  # a number of getaddrinfo's, in an OSError that create_server made of it
-            raise UserError(nowhere) from error
+            raise UserError(message) from error
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise UserError(f"cannot listen on {host} port {port}: {reason}; give another --port, or 0 for any free one.") from error

@@ -6,59 +6,59 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-ADDRESSES = 1024  # remembered at once; who is forgotten starts anew, but the limit over all stays
+MAX_ADDRESSES = 1024  # remembered at once; who is forgotten starts anew, but the limit over all stays
 
 
 @dataclass(frozen=True)
-class Pace:
+class RateLimit:
     """A token bucket: so many wrong passwords at once, then one every so many seconds."""
 
     burst: int
-    seconds: float
+    refill_seconds: float
 
 
 @dataclass
-class Bucket:
-    left: float
-    at: float  # when `left` was counted
+class TokenBucket:
+    tokens: float
+    updated_at: float  # when `left` was counted
 
 
-EACH, ALL = Pace(5, 30.0), Pace(60, 2.0)
+PER_ADDRESS, OVERALL = RateLimit(5, 30.0), RateLimit(60, 2.0)
 
 
-class Attempts:
+class LoginAttempts:
     """Wrong passwords so far. A reader of the clock is taken, so that tests need not wait."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
-        self.all = Bucket(ALL.burst, clock())
-        self.by_address: OrderedDict[str, Bucket] = OrderedDict()
+        self.overall = TokenBucket(OVERALL.burst, clock())
+        self.by_address: OrderedDict[str, TokenBucket] = OrderedDict()
 
-    def wait(self, address: str) -> float:
+    def seconds_to_wait(self, address: str) -> float:
         """Seconds until a password from this address is looked at; 0: now."""
-        mine = self.by_address.get(network(address))
-        return max(self._missing(self.all, ALL), self._missing(mine, EACH) if mine else 0.0)
+        own_bucket = self.by_address.get(network_of(address))
+        return max(self._wait_for_token(self.overall, OVERALL), self._wait_for_token(own_bucket, PER_ADDRESS) if own_bucket else 0.0)
 
-    def failed(self, address: str) -> None:
+    def record_failure(self, address: str) -> None:
         """Count a wrong password."""
-        mine = self.by_address.setdefault(network(address), Bucket(EACH.burst, self.clock()))
-        self.by_address.move_to_end(network(address))
-        for bucket, pace in ((self.all, ALL), (mine, EACH)):
-            self._refill(bucket, pace)
-            bucket.left = max(0.0, bucket.left - 1)
-        while len(self.by_address) > ADDRESSES:
+        own_bucket = self.by_address.setdefault(network_of(address), TokenBucket(PER_ADDRESS.burst, self.clock()))
+        self.by_address.move_to_end(network_of(address))
+        for bucket, limit in ((self.overall, OVERALL), (own_bucket, PER_ADDRESS)):
+            self._refill(bucket, limit)
+            bucket.tokens = max(0.0, bucket.tokens - 1)
+        while len(self.by_address) > MAX_ADDRESSES:
             self.by_address.popitem(last=False)
 
-    def _missing(self, bucket: Bucket, pace: Pace) -> float:
-        self._refill(bucket, pace)
-        return max(0.0, 1 - bucket.left) * pace.seconds
+    def _wait_for_token(self, bucket: TokenBucket, limit: RateLimit) -> float:
+        self._refill(bucket, limit)
+        return max(0.0, 1 - bucket.tokens) * limit.refill_seconds
 
-    def _refill(self, bucket: Bucket, pace: Pace) -> None:
+    def _refill(self, bucket: TokenBucket, limit: RateLimit) -> None:
         now = self.clock()
-        bucket.left, bucket.at = min(pace.burst, bucket.left + (now - bucket.at) / pace.seconds), now
+        bucket.tokens, bucket.updated_at = min(limit.burst, bucket.tokens + (now - bucket.updated_at) / limit.refill_seconds), now
 
 
-def network(address: str) -> str:
+def network_of(address: str) -> str:
     """The address; of IPv6 the /64, all of which one customer has."""
     try:
         ip = ipaddress.ip_address(address)

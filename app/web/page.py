@@ -13,36 +13,36 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp
 
 from app.web import tab_audit, tab_board, tab_compare, tab_erase
-from app.web.address import LOCAL
-from app.web.gate import Gate
-from app.web.studio import QUEUED, Studio
+from app.web.address import LOCAL_HOSTS
+from app.web.gate import AccessControl
+from app.web.studio import MAX_QUEUED, Studio
 
 STYLE = Path(__file__).parent / "style.css"
-DAY = 86_400
+SECONDS_PER_DAY = 86_400
 
 
-def build(studio: Studio) -> gr.Blocks:
+def build_page(studio: Studio) -> gr.Blocks:
     """All tabs; takes what it needs, so that tests pass a tiny model."""
-    with gr.Blocks(title="Erasure Studio", analytics_enabled=False, fill_width=True, delete_cache=(DAY, DAY)) as page:
+    with gr.Blocks(title="Erasure Studio", analytics_enabled=False, fill_width=True, delete_cache=(SECONDS_PER_DAY, SECONDS_PER_DAY)) as page:
         gr.HTML(f"<h1>Erasure Studio</h1><span>{'the pocket model' if studio.is_pocket else escape(studio.source)}</span>", elem_id="head")
         with gr.Tabs():
             with gr.Tab("Compare", id="compare"):
                 edits = tab_compare.tab(studio)
             with gr.Tab("Erase", id="erase"):
-                newest, job = tab_erase.tab(studio)
-            with gr.Tab("Audit", id="audit") as auditing:
-                audited = tab_audit.tab(studio)
-            with gr.Tab("Board", id="board") as boarding:
-                fill, outputs = tab_board.tab(studio)
-        quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        for event, target in ((edits.focus, edits), (auditing.select, audited), (audited.focus, audited)):
-            event(lambda: gr.Dropdown(choices=list(studio.edits())), None, target, **quiet)
-        page.load(newest, None, job, **quiet)
-        gr.on([page.load, boarding.select], fill, None, outputs, **quiet)
-    return page.queue(max_size=QUEUED, default_concurrency_limit=4)
+                newest_job, job = tab_erase.tab(studio)
+            with gr.Tab("Audit", id="audit") as audit_tab:
+                audit_edits = tab_audit.tab(studio)
+            with gr.Tab("Board", id="board") as leaderboard_tab:
+                load_leaderboard, outputs = tab_board.tab(studio)
+        private_event: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        for event, target in ((edits.focus, edits), (audit_tab.select, audit_edits), (audit_edits.focus, audit_edits)):
+            event(lambda: gr.Dropdown(choices=list(studio.edits())), None, target, **private_event)
+        page.load(newest_job, None, job, **private_event)
+        gr.on([page.load, leaderboard_tab.select], load_leaderboard, None, outputs, **private_event)
+    return page.queue(max_size=MAX_QUEUED, default_concurrency_limit=4)
 
 
-def asgi(page: gr.Blocks, *, local: bool = True, login: tuple[str, str] | None = None) -> ASGIApp:
+def make_app(page: gr.Blocks, *, local: bool = True, login: tuple[str, str] | None = None) -> ASGIApp:
     """The page as an application with the gate before it; no folder is opened to the file routes.
 
     Args:
@@ -63,19 +63,19 @@ def asgi(page: gr.Blocks, *, local: bool = True, login: tuple[str, str] | None =
         css_paths=STYLE,
         theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
     )
-    return Gate(site, LOCAL if local else (), login)
+    return AccessControl(site, LOCAL_HOSTS if local else (), login)
 
 
-def serve(app: ASGIApp, place: socket.socket) -> str:
+def start_server(app: ASGIApp, listener: socket.socket) -> str:
     """Serve in a thread of this process and return the address."""
     # a proxy's word for who is asking is not taken: passwords are counted by address
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", proxy_headers=False))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     while not server.started:
         if not thread.is_alive():
             raise RuntimeError("the server ended before it started")
         time.sleep(0.05)
-    host, port = place.getsockname()[:2]
+    host, port = listener.getsockname()[:2]
     host = "localhost" if host in ("0.0.0.0", "::") else f"[{host}]" if ":" in host else host
     return f"http://{host}:{port}/"

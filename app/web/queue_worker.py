@@ -6,47 +6,47 @@ from pathlib import Path
 
 from app.jobs import queue as jobs
 from erasure.errors import UserError
-from erasure.storage.files import tell
+from erasure.storage.files import print_message
 
-PAUSE = 5.0  # seconds before the next job, after one that could not go on: the disk may be full
+PAUSE_SECONDS = 5.0  # seconds before the next job, after one that could not go on: the disk may be full
 
 
-class Worker(threading.Thread):
+class QueueWorker(threading.Thread):
     """Takes the oldest waiting job below a folder; jobs that were interrupted wait for a person to continue them."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(daemon=True, name="jobs")
-        self.root, self.stopped = root, threading.Event()
+        self.root, self.stop_event = root, threading.Event()
         self.child: subprocess.Popen[bytes] | None = None
         self.folder: Path | None = None
 
     def run(self) -> None:
-        said = ""
-        while not self.stopped.wait(0.3):
+        last_error = ""
+        while not self.stop_event.wait(0.3):
             try:
-                self.look()
-                said = ""
+                self.start_next()
+                last_error = ""
             except (OSError, UserError) as error:  # a full disk, a folder that cannot be read: the page must outlive them
-                if str(error) != said:
-                    tell(f"the queue waits: {error}")
-                said = str(error)
+                if str(error) != last_error:
+                    print_message(f"the queue waits: {error}")
+                last_error = str(error)
 
-    def look(self) -> None:
+    def start_next(self) -> None:
         """Let the running job go on, or start the next one."""
         if self.child is not None and self.child.poll() is None:
             return
-        ended, self.child = self.child, None
-        if ended is not None and self.folder is not None and ended.returncode:
-            jobs.explain(self.folder, ended.returncode)
-            if ended.returncode == jobs.UNFINISHED and self.stopped.wait(PAUSE):
+        finished, self.child = self.child, None
+        if finished is not None and self.folder is not None and finished.returncode:
+            jobs.record_exit(self.folder, finished.returncode)
+            if finished.returncode == jobs.EXIT_UNFINISHED and self.stop_event.wait(PAUSE_SECONDS):
                 return
-        waiting = [folder for folder, _ in jobs.found(self.root) if jobs.progress(folder).state == "waiting"]
+        waiting = [folder for folder, _ in jobs.find_jobs(self.root) if jobs.read_progress(folder).state == "waiting"]
         if waiting:
-            self.folder, self.child = waiting[0], jobs.start(waiting[0])
+            self.folder, self.child = waiting[0], jobs.start_child(waiting[0])
 
     def stop(self) -> None:
         """Stop taking jobs and end the one that runs; it can be continued."""
-        self.stopped.set()
+        self.stop_event.set()
         if self.child is not None and self.child.poll() is None:
             self.child.terminate()
             self.child.wait()

@@ -9,10 +9,10 @@ from transformers import CLIPImageProcessor
 
 from erasure.errors import UserError
 
-Checker = Callable[[Tensor], list[bool]]  # pictures (N, 3, H, W) uint8 -> whether each is to be hidden
+SafetyChecker = Callable[[Tensor], list[bool]]  # pictures (N, 3, H, W) uint8 -> whether each is to be hidden
 
 
-def load_checker(source: str) -> Checker:
+def load_safety_checker(source: str) -> SafetyChecker:
     """A checker from a hub id or folder, such as CompVis/stable-diffusion-safety-checker; safetensors only.
 
     Raises:
@@ -28,7 +28,7 @@ def load_checker(source: str) -> Checker:
     def check(pictures: Tensor) -> list[bool]:
         arrays = [picture.permute(1, 2, 0).numpy() for picture in pictures]
         pixels = processor(arrays, return_tensors="pt").pixel_values
-        _, found = network(images=[a.copy() for a in arrays], clip_input=pixels)
-        return [bool(f) for f in found]
+        _, flags = network(images=[a.copy() for a in arrays], clip_input=pixels)
+        return [bool(f) for f in flags]
 
     return check

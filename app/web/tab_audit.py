@@ -8,7 +8,7 @@ import gradio as gr
 
 from app.jobs import queue as jobs
 from app.web.studio import Studio
-from app.web.tab_erase import job_view
+from app.web.tab_erase import render_job
 from erasure.errors import UserError
 from eval.scoring.gates import TIERS
 from eval.suites.suite import suite_names
@@ -18,8 +18,8 @@ def tab(studio: Studio) -> gr.Dropdown:
     """Build the tab; returns its list of edits."""
     with gr.Row():
         with gr.Column(scale=3, min_width=280):
-            known = list(studio.edits())
-            edits = gr.Dropdown(known, value=known[-1:], multiselect=True, allow_custom_value=True, label="Edits", elem_id="audit-edits")
+            edit_names = list(studio.edits())
+            edits = gr.Dropdown(edit_names, value=edit_names[-1:], multiselect=True, allow_custom_value=True, label="Edits", elem_id="audit-edits")
             suite = gr.Dropdown(suite_names(complete=True), value="pocket", label="Suite")
             tier = gr.Dropdown(
                 list(TIERS),
@@ -28,9 +28,9 @@ def tab(studio: Studio) -> gr.Dropdown:
                 info="smoke: a first look; standard: narrow intervals; full: attacks too, most of an hour on two cores",
             )
             start = gr.Button("Audit", variant="primary", elem_id="audit")
-            shown = gr.Dropdown(reports(studio), value=None, label="Report", allow_custom_value=True, elem_id="report-choice")
-            current = gr.HTML(elem_id="audit-job")
-            running = gr.State("")
+            report_choice = gr.Dropdown(report_names(studio), value=None, label="Report", allow_custom_value=True, elem_id="report-choice")
+            job_html = gr.HTML(elem_id="audit-job")
+            running_job = gr.State("")
         with gr.Column(scale=8, min_width=320):
             report = gr.HTML(
                 '<p class="empty">Choose a report, or press Audit: pictures appear here while they are drawn.</p>', elem_id="report"
@@ -39,52 +39,52 @@ def tab(studio: Studio) -> gr.Dropdown:
     def audit(edits: list[str], suite: str, tier: str) -> tuple[str, str]:
         """Queue an audit of edits by name; returns the name of the job."""
         try:
-            folder = studio.start_audit(edits or [], suite, tier)
+            folder = studio.queue_audit(edits or [], suite, tier)
         except UserError as error:
             raise gr.Error(str(error), duration=12) from None
-        return folder.name, job_view(studio, folder.name)
+        return folder.name, render_job(studio, folder.name)
 
     def tick(name: str) -> tuple[Any, ...]:
         if not name:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        state = jobs.progress(studio.job(name)).state
+        state = jobs.read_progress(studio.job_folder(name)).state
         if state != "done":
-            return job_view(studio, name), gr.skip(), gr.skip(), "" if state in jobs.STOPPED else name
-        mine = [label for label, path in found(studio).items() if path.parent.parent.name == name]
-        return job_view(studio, name), gr.Dropdown(choices=reports(studio), value=mine[0]), framed(found(studio)[mine[0]]), ""
+            return render_job(studio, name), gr.skip(), gr.skip(), "" if state in jobs.STOPPED_STATES else name
+        labels = [label for label, path in find_reports(studio).items() if path.parent.parent.name == name]
+        return render_job(studio, name), gr.Dropdown(choices=report_names(studio), value=labels[0]), to_iframe(find_reports(studio)[labels[0]]), ""
 
-    start.click(audit, [edits, suite, tier], [running, current], api_name="audit")
+    start.click(audit, [edits, suite, tier], [running_job, job_html], api_name="audit")
     gr.Timer(1.5).tick(
-        tick, running, [current, shown, report, running], api_visibility="private", show_progress="hidden", concurrency_limit=8
+        tick, running_job, [job_html, report_choice, report, running_job], api_visibility="private", show_progress="hidden", concurrency_limit=8
     )
-    shown.input(show(studio), shown, report, api_visibility="private")
-    shown.focus(lambda: gr.Dropdown(choices=reports(studio)), None, shown, api_visibility="private", show_progress="hidden")
+    report_choice.input(make_report_handler(studio), report_choice, report, api_visibility="private")
+    report_choice.focus(lambda: gr.Dropdown(choices=report_names(studio)), None, report_choice, api_visibility="private", show_progress="hidden")
     return edits
 
 
-def found(studio: Studio) -> dict[str, Path]:
+def find_reports(studio: Studio) -> dict[str, Path]:
     """Reports below the runs folder by a name for people, newest first."""
     files = sorted(studio.root.glob("**/report.html"), key=lambda path: -path.stat().st_mtime_ns)
     return {str(path.parent.relative_to(studio.root)): path for path in files}
 
 
-def reports(studio: Studio) -> list[str]:
-    return list(found(studio))
+def report_names(studio: Studio) -> list[str]:
+    return list(find_reports(studio))
 
 
-def show(studio: Studio) -> Any:
+def make_report_handler(studio: Studio) -> Any:
     """The handler that opens a report; its name is compared with the list, never joined to a path."""
 
     def handler(name: str | None) -> str:
-        known = found(studio)
-        if name not in known:
+        paths = find_reports(studio)
+        if name not in paths:
             raise gr.Error(f"there is no report {name!r}.")
-        return framed(known[name])
+        return to_iframe(paths[name])
 
     return handler
 
 
-def framed(path: Path) -> str:
+def to_iframe(path: Path) -> str:
     """A report in a frame of its own, without rights."""
     page = escape(path.read_text(encoding="utf-8"), quote=True)
     return f'<iframe class="report" title="audit report" sandbox srcdoc="{page}"></iframe>'

@@ -7,13 +7,13 @@ from pydantic import Field
 Region = Literal["xattn", "xattn-kv", "noxattn", "selfattn", "ff-out", "full", "text-encoder"]
 Attention = Literal["auto", "sdpa", "eager", "xformers"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-Layout = Literal["kohya", "diffusers"]  # names in a LoRA file
+LoraLayout = Literal["kohya", "diffusers"]  # names in a LoRA file
 Removable = Literal["caches", "downloads", "incomplete"]
 
 # erasure.config.validation holds a value against its range. The upper ends are not recommendations; beyond them lie typing mistakes.
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Steps = Annotated[int, Field(ge=1, le=1_000_000)]  # of a training
-MaybeSteps = Annotated[int, Field(ge=0, le=1_000_000)]
+StepsOrZero = Annotated[int, Field(ge=0, le=1_000_000)]
 Count = Annotated[int, Field(ge=1, le=100_000)]  # of samples, images, sentences
 ScheduleSteps = Annotated[int, Field(ge=1, le=1000)]  # the noise schedule of Stable Diffusion has 1,000 timesteps
 Timestep = Annotated[int, Field(ge=0, le=999)]

@@ -9,57 +9,57 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
-from erasure.errors import unknown
+from erasure.errors import unknown_value_error
 
 T = TypeVar("T")
 
 
-def names(package: str) -> list[str]:
+def list_modules(package: str) -> list[str]:
     """Module names in a package such as "erasure.methods"; nothing in it is imported. `base` and private modules are left out."""
     spec = find_spec(package)
     if spec is None or spec.submodule_search_locations is None:
         raise ImportError(f"{package} is no package")
-    found = pkgutil.iter_modules(list(spec.submodule_search_locations))
-    return sorted(m.name for m in found if m.name != "base" and not m.name.startswith("_"))
+    modules = pkgutil.iter_modules(list(spec.submodule_search_locations))
+    return sorted(module.name for module in modules if module.name != "base" and not module.name.startswith("_"))
 
 
-def summary(package: str, name: str) -> str:
+def read_summary(package: str, name: str) -> str:
     """First line of a module's docstring, read without importing it."""
-    spec = find_spec(f"{package}.{checked(package, name)}")
+    spec = find_spec(f"{package}.{check_module_name(package, name)}")
     if spec is None or spec.origin is None:
         raise ImportError(f"{package}.{name} has no source")
     source = Path(spec.origin).read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
-def load(package: str, name: str, base: type[T]) -> type[T]:
+def load_class(package: str, name: str, base: type[T]) -> type[T]:
     """The one public subclass of `base` that the module defines.
 
     Raises:
         UserError: no such module; the nearest name is offered.
         TypeError: the module defines none or several.
     """
-    module = importlib.import_module(f"{package}.{checked(package, name)}")
-    found = [
+    module = importlib.import_module(f"{package}.{check_module_name(package, name)}")
+    classes = [
         cls
         for _, cls in inspect.getmembers(module, inspect.isclass)
         if issubclass(cls, base) and cls.__module__ == module.__name__ and not cls.__name__.startswith("_")
     ]
-    if len(found) != 1:
-        raise TypeError(f"{module.__name__} must define exactly one {base.__name__}, has {[c.__name__ for c in found]}")
-    return found[0]
+    if len(classes) != 1:
+        raise TypeError(f"{module.__name__} must define exactly one {base.__name__}, has {[other.__name__ for other in classes]}")
+    return classes[0]
 
 
-def field_help(cls: type) -> dict[str, str]:
+def field_help_of(cls: type) -> dict[str, str]:
     """The trailing comment of every field of a dataclass and its bases: the one place where a field is explained."""
-    found: dict[str, str] = {}
+    help_texts: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
-        source = source_of(base)
-        found.update(re.findall(r"^    (\w+): [^#\n]+#\s*(.+)$", source, re.MULTILINE))
-    return found
+        source = class_source_of(base)
+        help_texts.update(re.findall(r"^    (\w+): [^#\n]+#\s*(.+)$", source, re.MULTILINE))
+    return help_texts
 
 
-def source_of(cls: type) -> str:
+def class_source_of(cls: type) -> str:
     """The source of a class, also of one that erasure.config.outline read without importing its module; empty where there is none."""
     try:
         return inspect.getsource(cls)
@@ -72,7 +72,7 @@ def source_of(cls: type) -> str:
     return "\n".join(ast.get_source_segment(text, node) or "" for node in nodes)
 
 
-def checked(package: str, name: str) -> str:
-    if name not in names(package):
-        raise unknown(package.rsplit(".", 1)[-1].rstrip("s"), name, names(package))
+def check_module_name(package: str, name: str) -> str:
+    if name not in list_modules(package):
+        raise unknown_value_error(package.rsplit(".", 1)[-1].rstrip("s"), name, list_modules(package))
     return name

@@ -4,23 +4,23 @@ from hashlib import blake2b
 
 from erasure.errors import UserError
 
-LARGEST = 2**63 - 1  # of a job, a suite or a form; a prompt list may give any that torch takes, up to 2^64 - 1
-TORCH = 2**64  # torch.Generator.manual_seed takes seeds below this
+MAX_SEED = 2**63 - 1  # of a job, a suite or a form; a prompt list may give any that torch takes, up to 2^64 - 1
+TORCH_SEED_LIMIT = 2**64  # torch.Generator.manual_seed takes seeds below this
 
 
-def checked(seed: int) -> int:
+def check_seed(seed: int) -> int:
     """A seed that is one.
 
     Raises:
         UserError: it is below 0 or above 2^63 - 1.
     """
-    if not 0 <= seed <= LARGEST:
-        shown = str(seed) if abs(seed) < 10**40 else "one of more than 40 digits"  # Python refuses to print 5,000
-        raise UserError(f"a seed is a whole number from 0 to {LARGEST} (2^63 - 1), got {shown}.")
+    if not 0 <= seed <= MAX_SEED:
+        seed_text = str(seed) if abs(seed) < 10**40 else "one of more than 40 digits"  # Python refuses to print 5,000
+        raise UserError(f"a seed is a whole number from 0 to {MAX_SEED} (2^63 - 1), got {seed_text}.")
     return seed
 
 
-def read_seed(text: str) -> int:
+def parse_seed(text: str) -> int:
     """A seed from a form.
 
     Raises:
@@ -28,14 +28,14 @@ def read_seed(text: str) -> int:
     """
     digits = text.strip()
     if not (digits.isascii() and digits.isdecimal() and len(digits) <= 40):
-        raise UserError(f"a seed is a whole number from 0 to {LARGEST} (2^63 - 1), got {digits[:40]!r}.")
-    return checked(int(digits))
+        raise UserError(f"a seed is a whole number from 0 to {MAX_SEED} (2^63 - 1), got {digits[:40]!r}.")
+    return check_seed(int(digits))
 
 
-def stream(seed: int, k: int) -> int:
+def derive_seed(seed: int, index: int) -> int:
     """The seed of the k-th stream of a job, within torch's 64 bits.
 
     It is seed * 1,000,003 + k while that fits, as it does below 2^44 and did in every earlier run, and a hash of both beyond.
     """
-    plain = seed * 1_000_003 + k
-    return plain if plain < TORCH else int.from_bytes(blake2b(f"{seed}|{k}".encode(), digest_size=8).digest(), "big") >> 1
+    linear = seed * 1_000_003 + index
+    return linear if linear < TORCH_SEED_LIMIT else int.from_bytes(blake2b(f"{seed}|{index}".encode(), digest_size=8).digest(), "big") >> 1

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from erasure.errors import UserError
 
-BYTES, DEPTH, LARGEST, LETTERS = 32 * 2**20, 20, 2**64, 100_000
+MAX_BYTES, MAX_DEPTH, NUMBER_LIMIT, MAX_STRING_CHARS = 32 * 2**20, 20, 2**64, 100_000
 
 
 def read_strict_json(path: Path) -> Any:
@@ -18,51 +18,51 @@ def read_strict_json(path: Path) -> Any:
             2^64 in size, more than 20 levels, a string of more than 100,000 characters.
     """
     try:
-        if (size := path.stat().st_size) > BYTES:
-            raise UserError(f"{path} has {size:,} bytes; at most {BYTES:,} are read.")
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise UserError(f"{path} has {size:,} bytes; at most {MAX_BYTES:,} are read.")
         text = path.read_bytes().decode("utf-8")
-        found = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_finite)
-        _bounded(found)
+        document = json.loads(text, object_pairs_hook=_parse_object, parse_constant=_reject_constant, parse_float=_parse_finite)
+        _check_limits(document)
     except UserError:
         raise
     except RecursionError as error:
-        raise UserError(f"{path} cannot be read as JSON (it is nested more than {DEPTH} levels deep).") from error
+        raise UserError(f"{path} cannot be read as JSON (it is nested more than {MAX_DEPTH} levels deep).") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as JSON ({str(error)[:200]}).") from error
-    return found
+    return document
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+def _parse_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)[:80]!r} is duplicated")
-    return found
+    return mapping
 
 
-def _constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number")
 
 
-def _finite(text: str) -> float:
+def _parse_finite(text: str) -> float:
     if not math.isfinite(value := float(text)):
         raise ValueError(f"{text[:20]} is too large")
     return value
 
 
-def _bounded(value: Any, depth: int = 0) -> None:
-    if depth > DEPTH:
-        raise ValueError(f"it is nested more than {DEPTH} levels deep")
+def _check_limits(value: Any, depth: int = 0) -> None:
+    if depth > MAX_DEPTH:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} levels deep")
     if isinstance(value, str):
-        if len(value) > LETTERS:
-            raise ValueError(f"a string of {len(value):,} characters, at most {LETTERS:,} are allowed")
+        if len(value) > MAX_STRING_CHARS:
+            raise ValueError(f"a string of {len(value):,} characters, at most {MAX_STRING_CHARS:,} are allowed")
         value.encode()  # half of a surrogate pair cannot be written again
-    elif isinstance(value, int) and not -LARGEST < value < LARGEST:
-        raise ValueError(f"a whole number of {len(str(value))} digits, at most {len(str(LARGEST))} are allowed")
+    elif isinstance(value, int) and not -NUMBER_LIMIT < value < NUMBER_LIMIT:
+        raise ValueError(f"a whole number of {len(str(value))} digits, at most {len(str(NUMBER_LIMIT))} are allowed")
     elif isinstance(value, list):
-        for part in value:
-            _bounded(part, depth + 1)
+        for item in value:
+            _check_limits(item, depth + 1)
     elif isinstance(value, dict):
-        for key, part in value.items():
-            _bounded(key, depth + 1)
-            _bounded(part, depth + 1)
+        for key, item in value.items():
+            _check_limits(key, depth + 1)
+            _check_limits(item, depth + 1)

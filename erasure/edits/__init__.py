@@ -1,7 +1,7 @@
 """Edits, under the name by which they are imported; erasure.edits holds how they work."""
 
-from erasure.edits.checks import check_strength, parameters
-from erasure.edits.edit import Edit, applied, distinct, revert_all
-from erasure.edits.record import FORMAT, EditInfo
+from erasure.edits.checks import check_strength, parameters_of
+from erasure.edits.edit import Edit, apply_edits, check_distinct, revert_all
+from erasure.edits.record import EDIT_FORMAT, EditInfo
 
-__all__ = ["FORMAT", "Edit", "EditInfo", "applied", "check_strength", "distinct", "parameters", "revert_all"]
+__all__ = ["EDIT_FORMAT", "Edit", "EditInfo", "applied", "check_strength", "distinct", "parameters", "revert_all"]

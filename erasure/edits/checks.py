@@ -9,32 +9,32 @@ import torch
 from torch import Tensor, nn
 
 from erasure.edits import deltas as forms
-from erasure.edits.rounding import disagreeing, holds, rounded_to
-from erasure.edits.stacking import Stack, stack_of, stacked
+from erasure.edits.rounding import find_changed, holds_value, find_cast_dtype
+from erasure.edits.stacking import EditStack, stack_of, apply_stack
 from erasure.errors import UserError
-from erasure.families.base import fingerprint, named_parameters, plain_parameters, unwrapped
+from erasure.families.base import fingerprint, named_parameters, unwrapped_parameters, unwrap
 
 if TYPE_CHECKING:
     from erasure.edits.edit import Edit
 
 PARTS = ("unet", "text_encoder")
-STRENGTHS = (-10.0, 10.0)
-OFFLOADED = "Weights are not in memory, since sequential offloading keeps them elsewhere: call pipe.remove_all_hooks() first."
-CHANGED = (
+STRENGTH_RANGE = (-10.0, 10.0)
+OFFLOADED_MESSAGE = "Weights are not in memory, since sequential offloading keeps them elsewhere: call pipe.remove_all_hooks() first."
+CHANGED_MESSAGE = (
     "Something else changed them since: training, or LoRAs that were fused and unfused, of which more stayed than rounding explains. "
     "Load the pipeline again."
 )
 
 
-def networks(pipe: Any) -> dict[str, nn.Module]:
+def networks_of(pipe: Any) -> dict[str, nn.Module]:
     """The networks that edits move, as far as the pipeline has them."""
-    found = {part: getattr(pipe, part, None) for part in PARTS}
-    return {part: network for part, network in found.items() if isinstance(network, nn.Module)}
+    modules = {part: getattr(pipe, part, None) for part in PARTS}
+    return {part: network for part, network in modules.items() if isinstance(network, nn.Module)}
 
 
-def parameters(pipe: Any) -> dict[str, nn.Parameter]:
+def parameters_of(pipe: Any) -> dict[str, nn.Parameter]:
     """Every parameter an edit may name; LoRA layers and torch.compile are seen through."""
-    return named_parameters(networks(pipe))
+    return named_parameters(networks_of(pipe))
 
 
 def check_strength(strength: float) -> float:
@@ -43,30 +43,30 @@ def check_strength(strength: float) -> float:
     Raises:
         UserError: anything else than a finite number from -10 to 10; True and False do not count as numbers.
     """
-    low, high = STRENGTHS
-    number = isinstance(strength, Real) and not isinstance(strength, bool)
-    if number and low <= strength <= high:  # which NaN is not
+    low, high = STRENGTH_RANGE
+    is_number = isinstance(strength, Real) and not isinstance(strength, bool)
+    if is_number and low <= strength <= high:  # which NaN is not
         return float(strength)
-    huge = number and abs(strength) > sys.float_info.max and strength != math.inf and strength != -math.inf
-    got = "a number of more than 300 digits" if huge else repr(strength)[:40]  # Python refuses to print 5,000
+    is_huge = is_number and abs(strength) > sys.float_info.max and strength != math.inf and strength != -math.inf
+    got = "a number of more than 300 digits" if is_huge else repr(strength)[:40]  # Python refuses to print 5,000
     raise UserError(f"the strength of an edit is a number from {low:g} to {high:g} (0: the base, 1: as it was made), got {got}.")
 
 
-def check_fits(edit: "Edit", pipe: Any) -> None:
+def check_edit_fits(edit: "Edit", pipe: Any) -> None:
     """
     Raises:
         UserError: no pipeline with UNet and text encoder, weights that are not in memory, other parameters or shapes than the edit's.
     """
-    here = networks(pipe)
-    if lacking := [part for part in PARTS if part not in here]:
-        raise UserError(f"an edit goes into a diffusers pipeline; this {type(pipe).__name__} has no {' and no '.join(lacking)}.")
-    found = named_parameters(here)
-    if any(p.is_meta for p in found.values()):
-        raise UserError(f"{edit.name} cannot be applied. {OFFLOADED}")
-    for name in sorted(edit.moved()):
-        shape = tuple(found[name].shape) if name in found else None
-        if shape is None or not forms.fits(edit.tensors, name, shape):
-            hints = " ".join(hindrances(pipe))
+    present = networks_of(pipe)
+    if absent := [part for part in PARTS if part not in present]:
+        raise UserError(f"an edit goes into a diffusers pipeline; this {type(pipe).__name__} has no {' and no '.join(absent)}.")
+    pipe_parameters = named_parameters(present)
+    if any(p.is_meta for p in pipe_parameters.values()):
+        raise UserError(f"{edit.name} cannot be applied. {OFFLOADED_MESSAGE}")
+    for name in sorted(edit.moved_parameters()):
+        shape = tuple(pipe_parameters[name].shape) if name in pipe_parameters else None
+        if shape is None or not forms.fits_shape(edit.tensors, name, shape):
+            hints = " ".join(find_obstacles(pipe))
             raise UserError(
                 f"the edit does not fit this model: {name} is {shape or 'missing'} here and another size in the edit "
                 f"(made on {edit.info.base['source']}).{' ' if hints else ''}{hints}"
@@ -79,90 +79,90 @@ def check_base(edit: "Edit", pipe: Any, other_base: bool) -> None:
         UserError: an edit missing underneath; another base, unless `other_base`.
     """
     stack = stack_of(pipe)
-    present = {below.digest() for below, strength in stack.edits if strength == 1.0}
+    present = {other.digest() for other, strength in stack.edits if strength == 1.0}
     if missing := [digest for digest in edit.after if digest not in present]:
         raise UserError(f"{edit.name} was made on top of edit {', '.join(missing)}; apply that one first, at strength 1.")
     if other_base:
         return
-    base, here = edit.info.base, fingerprint(networks(pipe), stack.originals)
-    if here != base["fingerprint"]:
+    base, actual = edit.info.base, fingerprint(networks_of(pipe), stack.originals)
+    if actual != base["fingerprint"]:
         hints = " ".join(
-            ["", *(hindrances(pipe) or ["Training, or a LoRA fused and unfused, makes another base too: load it again then."])]
+            ["", *(find_obstacles(pipe) or ["Training, or a LoRA fused and unfused, makes another base too: load it again then."])]
         )
         raise UserError(
-            f"the edit was made on another base ({base['source']}, {base['fingerprint'][:12]}; this one is {here[:12]}).{hints} "
+            f"the edit was made on another base ({base['source']}, {base['fingerprint'][:12]}; this one is {actual[:12]}).{hints} "
             "--other-base, in Python other_base=True, applies it all the same."
         )
 
 
 @torch.no_grad()
-def check_held(edit: "Edit", pipe: Any) -> None:
+def check_weights_unchanged(edit: "Edit", pipe: Any) -> None:
     """Whether the weights that `edit` moves still hold what the edits in place put there.
 
     Raises:
         UserError: something else changed them since; it names what, if that can be seen, and how to get back.
     """
-    stack, found = stack_of(pipe), parameters(pipe)
-    names = sorted(edit.moved() & stack.originals.keys())
-    gone = [name for name in names if name not in found or found[name].shape != stack.originals[name].shape or found[name].is_meta]
+    stack, pipe_parameters = stack_of(pipe), parameters_of(pipe)
+    names = sorted(edit.moved_parameters() & stack.originals.keys())
+    unavailable = [name for name in names if name not in pipe_parameters or pipe_parameters[name].shape != stack.originals[name].shape or pipe_parameters[name].is_meta]
     # diffusers counts a LoRA as fused until it is unfused, also when it was unloaded meanwhile
-    fused = fused_parameters(pipe) if not getattr(pipe, "num_fused_loras", 0) else set(names)
-    changed = gone or [name for name in names if not holds(found[name], left_there(stack, name), name in fused)]
-    lost = {name: left_there(stack, name) for name in changed} or disagreeing(found, stack.witnesses)
-    if not gone and (cast := rounded_to(found, lost)):
+    fused = find_fused_parameters(pipe) if not getattr(pipe, "num_fused_loras", 0) else set(names)
+    changed = unavailable or [name for name in names if not holds_value(pipe_parameters[name], expected_value(stack, name), name in fused)]
+    changed_values = {name: expected_value(stack, name) for name in changed} or find_changed(pipe_parameters, stack.unmoved)
+    if not unavailable and (cast := find_cast_dtype(pipe_parameters, changed_values)):
         raise UserError(
             f"{edit.name} cannot be applied or reverted: the pipeline was cast to {cast} and back, which dropped digits of weights that no "
             f"edit keeps. Cast it to {cast} again first, then the base comes back in {cast}; or load it again."
         )
     if not changed:
         return
-    hints = hindrances(pipe, stack) or [CHANGED]
+    hints = find_obstacles(pipe, stack) or [CHANGED_MESSAGE]
     raise UserError(
         f"{edit.name} cannot be applied or reverted: {len(changed)} of {len(names)} weights, such as {changed[0]}, no longer hold the "
         f"values that the applied edits gave them. {' '.join(hints)}"
     )
 
 
-def left_there(stack: Stack, name: str) -> Tensor:
-    return stacked(name, stack.originals[name], stack.edits)
+def expected_value(stack: EditStack, name: str) -> Tensor:
+    return apply_stack(name, stack.originals[name], stack.edits)
 
 
-def fused_parameters(pipe: Any) -> set[str]:
+def find_fused_parameters(pipe: Any) -> set[str]:
     """Names of the parameters into which a loaded LoRA is fused now."""
-    found: set[str] = set()
-    for part, network in networks(pipe).items():
-        own = {id(p): name for name, p in named_parameters({part: network}).items()}
-        for layer in unwrapped(network).modules():
+    fused_names: set[str] = set()
+    for part, network in networks_of(pipe).items():
+        names_by_id = {id(p): name for name, p in named_parameters({part: network}).items()}
+        for layer in unwrap(network).modules():
             if getattr(layer, "merged", False) is True and hasattr(layer, "base_layer"):
-                found |= {own[id(p)] for _, p in plain_parameters(layer) if id(p) in own}
-    return found
+                fused_names |= {names_by_id[id(p)] for _, p in unwrapped_parameters(layer) if id(p) in names_by_id}
+    return fused_names
 
 
-def hindrances(pipe: Any, stack: Stack | None = None) -> list[str]:
+def find_obstacles(pipe: Any, stack: EditStack | None = None) -> list[str]:
     """What can be seen in a pipeline that keeps an edit from going in or out, each with its remedy."""
-    found = []
-    if fused_parameters(pipe):
-        found.append("A LoRA is fused into the weights: call pipe.unfuse_lora() first; a LoRA that is only loaded does not disturb.")
+    obstacles = []
+    if find_fused_parameters(pipe):
+        obstacles.append("A LoRA is fused into the weights: call pipe.unfuse_lora() first; a LoRA that is only loaded does not disturb.")
     elif getattr(pipe, "num_fused_loras", 0):
-        found.append(
+        obstacles.append(
             "A LoRA was fused and then unloaded, and its part cannot be taken out of the weights any more: load the pipeline again."
         )
     tokenizer: Any = getattr(pipe, "tokenizer", None) or ()
-    if (added := len(tokenizer) - getattr(tokenizer, "vocab_size", len(tokenizer))) > 0:
-        found.append(
-            f"A textual inversion added {added} tokens to the text encoder: call pipe.unload_textual_inversion() first, and load it again "
+    if (added_tokens := len(tokenizer) - getattr(tokenizer, "vocab_size", len(tokenizer))) > 0:
+        obstacles.append(
+            f"A textual inversion added {added_tokens} tokens to the text encoder: call pipe.unload_textual_inversion() first, and load it again "
             "afterwards."
         )
-    here = networks(pipe)
-    for part, identity in (stack.networks if stack else {}).items():
-        if part not in here or id(unwrapped(here[part])) != identity:
-            found.append(
+    present = networks_of(pipe)
+    for part, network_id in (stack.network_ids if stack else {}).items():
+        if part not in present or id(unwrap(present[part])) != network_id:
+            obstacles.append(
                 f"pipe.{part} is not the network that the edit went into: put that one back, or build a new pipeline around this one."
             )
-    if any(p.is_meta for p in named_parameters(here).values()):
-        found.append(OFFLOADED)
-    dtypes = {p.dtype for p in named_parameters(here).values()} - {torch.float32, torch.float16}
+    if any(p.is_meta for p in named_parameters(present).values()):
+        obstacles.append(OFFLOADED_MESSAGE)
+    dtypes = {p.dtype for p in named_parameters(present).values()} - {torch.float32, torch.float16}
     if dtypes and stack is None:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-        found.append(f"Weights are {names} here, which drops digits: load the pipeline in float32 or float16, and cast it afterwards.")
-    return found
+        obstacles.append(f"Weights are {names} here, which drops digits: load the pipeline in float32 or float16, and cast it afterwards.")
+    return obstacles

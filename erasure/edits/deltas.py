@@ -16,30 +16,30 @@ from torch import Tensor
 from erasure.errors import UserError
 
 UP, DOWN, ZEROED = "::up", "::down", "::zeroed"
-FORMS = ((UP, DOWN), (ZEROED,), ("",))  # the suffixes that a parameter may have together
-NAME = re.compile(r"(unet|text_encoder)(\.\w+)+")
-FLOATS, INTEGERS = (torch.float16, torch.bfloat16, torch.float32), (torch.int32, torch.int64)
+DELTA_FORMATS = ((UP, DOWN), (ZEROED,), ("",))  # the suffixes that a parameter may have together
+PARAMETER_NAME = re.compile(r"(unet|text_encoder)(\.\w+)+")
+FLOAT_DTYPES, INDEX_DTYPES = (torch.float16, torch.bfloat16, torch.float32), (torch.int32, torch.int64)
 
 
-def names(tensors: dict[str, Tensor]) -> set[str]:
+def parameter_names_of(tensors: dict[str, Tensor]) -> set[str]:
     """The parameters a set of tensors talks about."""
     return {key.partition("::")[0] for key in tensors}
 
 
-def zeroes(tensors: dict[str, Tensor], name: str) -> bool:
+def is_zeroed(tensors: dict[str, Tensor], name: str) -> bool:
     return name + ZEROED in tensors
 
 
-def low_rank(tensors: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor] | None:
+def factors_of(tensors: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor] | None:
     """Up and down factors in fp32, if that is the form."""
     return (tensors[name + UP].float(), tensors[name + DOWN].float()) if name + UP in tensors else None
 
 
-def new(tensors: dict[str, Tensor], name: str, original: Tensor) -> Tensor:
+def apply_delta(tensors: dict[str, Tensor], name: str, original: Tensor) -> Tensor:
     """The new value of a parameter, on the device of `original`."""
     if name in tensors:
         return tensors[name].to(original.device)
-    if factors := low_rank(tensors, name):
+    if factors := factors_of(tensors, name):
         up, down = (factor.to(original.device) for factor in factors)
         return original.float() + (up.flatten(1) @ down.flatten(1)).reshape(original.shape)
     value = original.clone()
@@ -47,7 +47,7 @@ def new(tensors: dict[str, Tensor], name: str, original: Tensor) -> Tensor:
     return value
 
 
-def check(tensors: dict[str, Tensor]) -> None:
+def check_deltas(tensors: dict[str, Tensor]) -> None:
     """Complain about tensors that are no edit of any model.
 
     Raises:
@@ -56,31 +56,31 @@ def check(tensors: dict[str, Tensor]) -> None:
     """
     suffixes: dict[str, set[str]] = {}
     for key in sorted(tensors):
-        name, colons, rest = key.partition("::")
-        if not NAME.fullmatch(name):
+        name, colons, suffix_name = key.partition("::")
+        if not PARAMETER_NAME.fullmatch(name):
             raise UserError(f"{key[:200]!r} in the edit is not the name of a parameter of unet or text_encoder.")
-        if (suffix := colons + rest) not in ("", UP, DOWN, ZEROED):
+        if (suffix := colons + suffix_name) not in ("", UP, DOWN, ZEROED):
             raise UserError(f"{key[:200]!r} in the edit has an unknown suffix; known are {UP}, {DOWN} and {ZEROED}.")
         suffixes.setdefault(name, set()).add(suffix)
-    for name, found in suffixes.items():
-        if found not in map(set, FORMS):
-            mixed = " and ".join(suffix or "new values" for suffix in sorted(found))
+    for name, present in suffixes.items():
+        if present not in map(set, DELTA_FORMATS):
+            mixed = " and ".join(suffix or "new values" for suffix in sorted(present))
             raise UserError(f"{name} has {mixed} in the edit; it needs new values alone, {UP} with {DOWN}, or {ZEROED} alone.")
     for key, tensor in sorted(tensors.items()):
-        if problem := _problem(key, tensor):
+        if problem := _find_problem(key, tensor):
             raise UserError(f"{key} in the edit {problem}.")
-    for name in (name for name, found in suffixes.items() if UP in found):
+    for name in (name for name, present in suffixes.items() if UP in present):
         up, down = tensors[name + UP], tensors[name + DOWN]
         if up.ndim != down.ndim or up.ndim not in (2, 4) or up.shape[1] != len(down) or up.shape[2:].numel() != 1:
             raise UserError(f"{name} has factors of shapes {tuple(up.shape)} and {tuple(down.shape)} in the edit, which do not multiply.")
 
 
-def _problem(key: str, tensor: Tensor) -> str:
+def _find_problem(key: str, tensor: Tensor) -> str:
     """What is wrong with one tensor by itself, as the rest of a sentence; nothing if it is sound."""
-    allowed = INTEGERS if key.endswith(ZEROED) else FLOATS
+    allowed = INDEX_DTYPES if key.endswith(ZEROED) else FLOAT_DTYPES
     if tensor.dtype not in allowed:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
-        return f"has dtype {str(tensor.dtype).removeprefix('torch.')}; allowed are {names}"
+        dtype_names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        return f"has dtype {str(tensor.dtype).removeprefix('torch.')}; allowed are {dtype_names}"
     if not tensor.numel():
         return f"is empty (shape {tuple(tensor.shape)})"
     if not key.endswith(ZEROED):
@@ -92,7 +92,7 @@ def _problem(key: str, tensor: Tensor) -> str:
     return "" if (tensor.diff() > 0).all() else "holds indices that are unordered or duplicated"
 
 
-def fits(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> bool:
+def fits_shape(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> bool:
     if name in tensors:
         return tuple(tensors[name].shape) == shape
     if name + UP in tensors:
@@ -101,6 +101,6 @@ def fits(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> bool:
     return tensors[name + ZEROED].max().item() < math.prod(shape)
 
 
-def zeroed(mask: Tensor) -> Tensor:
+def to_zeroed_indices(mask: Tensor) -> Tensor:
     """Flat indices (int32) of the true entries of a mask."""
     return mask.flatten().nonzero().flatten().to(torch.int32)

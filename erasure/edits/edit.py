@@ -15,16 +15,16 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from erasure.edits import deltas as forms
-from erasure.edits.checks import check_base, check_fits, check_held, check_strength
-from erasure.edits.record import EditInfo, read_info, record_of
-from erasure.edits.stacking import sampling_under, stack_of
-from erasure.edits.transaction import restack
+from erasure.edits.checks import check_base, check_edit_fits, check_weights_unchanged, check_strength
+from erasure.edits.record import EditInfo, read_edit_info, to_edit_record
+from erasure.edits.stacking import build_sampling, stack_of
+from erasure.edits.transaction import replace_stack
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.storage.run import canonical_json, write_bytes, write_json
 
-TENSORS, RECORD = "edit.safetensors", "edit.json"
-CONTROL = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]+")
+TENSORS_FILE, RECORD_FILE = "edit.safetensors", "edit.json"
+CONTROL_CHARS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]+")
 
 
 @dataclass(frozen=True)
@@ -44,23 +44,23 @@ class Edit:
         if not isinstance(folder, str | PathLike):
             raise UserError(f"an edit is loaded from the path of its folder, got a value of type {type(folder).__name__}.")
         path = Path(folder)
-        place = path.parent if path.name in (TENSORS, RECORD) and not path.is_dir() else path
+        edit_folder = path.parent if path.name in (TENSORS_FILE, RECORD_FILE) and not path.is_dir() else path
         try:
-            if missing := [name for name in (TENSORS, RECORD) if not (place / name).is_file()]:
+            if missing := [name for name in (TENSORS_FILE, RECORD_FILE) if not (edit_folder / name).is_file()]:
                 raise UserError(f"no edit at {str(folder)[:300]}: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.")
-            info, recorded = read_info(place / RECORD)
-            with (place / TENSORS).open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if found != recorded:
+            info, recorded = read_edit_info(edit_folder / RECORD_FILE)
+            with (edit_folder / TENSORS_FILE).open("rb") as file:
+                actual = hashlib.file_digest(file, "sha256").hexdigest()
+            if actual != recorded:
                 raise UserError(
-                    f"{place} holds a broken edit: {TENSORS} is not the file that {RECORD} was written for (sha256 {found[:12]}, "
+                    f"{edit_folder} holds a broken edit: {TENSORS_FILE} is not the file that {RECORD_FILE} was written for (sha256 {actual[:12]}, "
                     f"recorded {recorded[:12]}); make or copy both again."
                 )
-            edit = cls(load_file(place / TENSORS), info)
+            edit = cls(load_file(edit_folder / TENSORS_FILE), info)
         except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"{str(place)[:300]} holds a broken edit ({str(error)[:200]}); make or copy it again.") from error
+            raise UserError(f"{str(edit_folder)[:300]} holds a broken edit ({str(error)[:200]}); make or copy it again.") from error
         edit.check()
         return edit
 
@@ -74,10 +74,10 @@ class Edit:
         """
         self.check()
         folder, tensors = Path(folder), self._bytes()
-        record = record_of(self.info, hashlib.sha256(tensors).hexdigest(), folder / RECORD)
+        record = to_edit_record(self.info, hashlib.sha256(tensors).hexdigest(), folder / RECORD_FILE)
         folder.mkdir(parents=True, exist_ok=True)
-        write_bytes(folder / TENSORS, tensors)
-        write_json(folder / RECORD, record)
+        write_bytes(folder / TENSORS_FILE, tensors)
+        write_json(folder / RECORD_FILE, record)
 
     def apply(self, pipe: Any, strength: float = 1.0, other_base: bool = False) -> "Edit":
         """Put the edit into a diffusers pipeline. Further edits stack: base + sum of s (new - base), in fp32, then zeroed entries.
@@ -95,12 +95,12 @@ class Edit:
         strength = check_strength(strength)
         self.check()
         stack = stack_of(pipe)
-        if at := [s for edit, s in stack.edits if self.equals(edit)]:
-            raise UserError(f"{self.name} is already applied at strength {at[0]:g}; revert it before applying it again.")
-        check_fits(self, pipe)
+        if strengths := [s for edit, s in stack.edits if self.equals(edit)]:
+            raise UserError(f"{self.name} is already applied at strength {strengths[0]:g}; revert it before applying it again.")
+        check_edit_fits(self, pipe)
         check_base(self, pipe, other_base)
-        check_held(self, pipe)
-        restack(pipe, (*stack.edits, (self, strength)), self.moved())
+        check_weights_unchanged(self, pipe)
+        replace_stack(pipe, (*stack.edits, (self, strength)), self.moved_parameters())
         return self
 
     def revert(self, pipe: Any) -> None:
@@ -114,14 +114,14 @@ class Edit:
                 pipeline was cast to a narrower dtype and back, and the digits of its other weights with it.
         """
         stack = stack_of(pipe)
-        mine = next((edit for edit, _ in stack.edits if self.equals(edit)), None)
-        if mine is None:
+        applied_edit = next((edit for edit, _ in stack.edits if self.equals(edit)), None)
+        if applied_edit is None:
             raise UserError(f"{self.name} is not applied to that pipeline.")
         for edit, _ in stack.edits:
-            if edit is not mine and self.digest() in edit.after:
+            if edit is not applied_edit and self.digest() in edit.after:
                 raise UserError(f"{edit.name} was made on top of {self.name}; revert that one first.")
-        check_held(mine, pipe)
-        restack(pipe, tuple(placed for placed in stack.edits if placed[0] is not mine), mine.moved())
+        check_weights_unchanged(applied_edit, pipe)
+        replace_stack(pipe, tuple(entry for entry in stack.edits if entry[0] is not applied_edit), applied_edit.moved_parameters())
 
     def check(self) -> None:
         """
@@ -132,12 +132,12 @@ class Edit:
 
     @cached_property
     def _checked(self) -> None:
-        forms.check(self.tensors)
+        forms.check_deltas(self.tensors)
         if (self.info.product == "guidance") == bool(self.tensors):
             raise UserError(f"{self.name} is a {self.info.product} edit and has {len(self.tensors)} tensors; it cannot be used.")
         if self.info.product == "one-step" and not (type(start := self.info.fields.get("start")) is int and 0 <= start < 1000):
             raise UserError(f"{self.name} is a one-step edit; its field start must be a timestep from 0 to 999, got {str(start)[:40]}.")
-        sampling_under(((self, 1.0),))
+        build_sampling(((self, 1.0),))
 
     @property
     def after(self) -> list[str]:
@@ -147,12 +147,12 @@ class Edit:
     @property
     def name(self) -> str:
         """What people may call it, in one line: method and concepts."""
-        concepts = CONTROL.sub(" ", "; ".join(c["name"] for c in self.info.concepts))
+        concepts = CONTROL_CHARS.sub(" ", "; ".join(c["name"] for c in self.info.concepts))
         return f"{self.info.method} ({concepts if len(concepts) <= 200 else concepts[:199] + '…'})"
 
-    def moved(self) -> set[str]:
+    def moved_parameters(self) -> set[str]:
         """Names of the parameters it touches."""
-        return forms.names(self.tensors)
+        return forms.parameter_names_of(self.tensors)
 
     def equals(self, other: "Edit") -> bool:
         """Whether it is the same edit, perhaps loaded once more."""
@@ -174,7 +174,7 @@ class Edit:
         return save({name: self.tensors[name].contiguous() for name in sorted(self.tensors)}, metadata={"format": "pt"})
 
 
-def distinct(edits: Sequence[Edit]) -> Sequence[Edit]:
+def check_distinct(edits: Sequence[Edit]) -> Sequence[Edit]:
     """The edits themselves.
 
     Raises:
@@ -187,16 +187,16 @@ def distinct(edits: Sequence[Edit]) -> Sequence[Edit]:
 
 
 @contextmanager
-def applied(model: DiffusionModel, edits: Sequence[Edit], other_base: bool = False, strength: float = 1.0) -> Iterator[None]:
+def apply_edits(model: DiffusionModel, edits: Sequence[Edit], other_base: bool = False, strength: float = 1.0) -> Iterator[None]:
     """Edits in place, in this order, and out again on exit; also if one of them cannot be applied."""
-    strength, before = check_strength(strength), len(stack_of(model.pipe).edits)
+    strength, count_before = check_strength(strength), len(stack_of(model.pipe).edits)
     try:
         for edit in edits:
             edit.apply(model.pipe, strength, other_base)
         yield
     finally:
         # what the stack says, not what was noted here: an interruption may come between the two
-        for edit, _ in reversed(stack_of(model.pipe).edits[before:]):
+        for edit, _ in reversed(stack_of(model.pipe).edits[count_before:]):
             edit.revert(model.pipe)
 
 

@@ -7,32 +7,32 @@ import torch
 from torch import Tensor
 
 from erasure.concept import Concept
-from erasure.config.registry import load
-from erasure.config.validation import built
+from erasure.config.registry import load_class
+from erasure.config.validation import build_dataclass
 from erasure.errors import UserError
-from erasure.families.base import Guidance, Sampling, sampling_of, unwrapped
+from erasure.families.base import GuidanceEdit, SamplingOverrides, sampling_of, unwrap
 from erasure.methods.base import Guided, Method
 
 
-def guidance_of(method: str, fields: dict[str, Any], concepts: list[dict[str, Any]], strength: float) -> Guidance:
+def rebuild_guidance(method: str, fields: dict[str, Any], concepts: list[dict[str, Any]], strength: float) -> GuidanceEdit:
     """What a guidance edit adds to sampling; its strength scales what it adds.
 
     Raises:
         UserError: no such method or none that guides, fields that it does not have, values of another type.
     """
-    cls = load("erasure.methods", method, Method)
+    cls = load_class("erasure.methods", method, Method)
     if not issubclass(cls, Guided):
         raise UserError(f"the edit says that {method} guides sampling, but it is a method of another kind; make the edit again.")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}  # JSON has lists alone
-    guided = built(cls, values, f"fields of the edit by {method}")
+    method_instance = build_dataclass(cls, values, f"fields of the edit by {method}")
 
     def guide(*answers: Any) -> Tensor:
-        return strength * guided.guide(*answers)
+        return strength * method_instance.guide(*answers)
 
-    return Guidance(guided.text([Concept.from_record(c) for c in concepts]), guide)
+    return GuidanceEdit(method_instance.guidance_prompt([Concept.from_dict(c) for c in concepts]), guide)
 
 
-def attach(pipe: Any) -> None:
+def attach_guidance_hook(pipe: Any) -> None:
     """Make a plain StableDiffusionPipeline sample with the guidance edits that are in it now, or without if there are none.
 
     Our own sampler asks guidance edits itself; a plain pipeline gets one hook on its UNet. However often this is called, and wherever it
@@ -41,43 +41,43 @@ def attach(pipe: Any) -> None:
     Raises:
         UserError: guidance for a scheduler without noise levels at discrete timesteps.
     """
-    wanted = bool(sampling_of(pipe).guidance) and not getattr(pipe, "erasure_owned", False)
-    if wanted and not hasattr(pipe.scheduler, "alphas_cumprod"):
+    needs_hook = bool(sampling_of(pipe).guidance_edits) and not getattr(pipe, "erasure_owned", False)
+    if needs_hook and not hasattr(pipe.scheduler, "alphas_cumprod"):
         raise UserError(f"guidance edits need a scheduler with alphas_cumprod, such as DDIM; {type(pipe.scheduler).__name__} has none.")
-    if wanted and pipe.scheduler.config.get("rescale_betas_zero_snr", False):  # at whose end noise predictions do not depend on the text
+    if needs_hook and pipe.scheduler.config.get("rescale_betas_zero_snr", False):  # at whose end noise predictions do not depend on the text
         raise UserError("guidance edits do not work with zero terminal SNR (rescale_betas_zero_snr in this pipeline's scheduler).")
     unet = getattr(pipe, "unet", None)
     if unet is None:
         return
-    places = [unet] if unwrapped(unet) is unet else [unet, unwrapped(unet)]
+    modules = [unet] if unwrap(unet) is unet else [unet, unwrap(unet)]
     # by looking, not by a handle from register_forward_hook, which an interruption could lose
-    present = [(place, key) for place in places for key, hook in place._forward_hooks.items() if belongs(hook, pipe)]
-    for place, key in present[1:] if wanted else present:
-        place._forward_hooks.pop(key, None)
-        place._forward_hooks_with_kwargs.pop(key, None)
-    if wanted and not present:
-        unet.register_forward_hook(Hook(pipe), with_kwargs=True)
+    own_hooks = [(module, key) for module in modules for key, hook in module._forward_hooks.items() if is_hook_of(hook, pipe)]
+    for module, key in own_hooks[1:] if needs_hook else own_hooks:
+        module._forward_hooks.pop(key, None)
+        module._forward_hooks_with_kwargs.pop(key, None)
+    if needs_hook and not own_hooks:
+        unet.register_forward_hook(GuidanceHook(pipe), with_kwargs=True)
 
 
-def belongs(hook: Any, pipe: Any) -> bool:
-    return isinstance(hook, Hook) and hook.pipe() in (pipe, None)
+def is_hook_of(hook: Any, pipe: Any) -> bool:
+    return isinstance(hook, GuidanceHook) and hook.pipe() in (pipe, None)
 
 
-class Hook:
+class GuidanceHook:
     """The pipeline asks its UNet for (uncond, cond) and computes u + w (c - u) itself. The hook asks for the guides' texts too and adds
     their part to c, divided by w, so that the pipeline's own arithmetic ends with it."""
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = weakref.ref(pipe)  # a copy of the UNet must not copy the pipeline
-        self.sampling, self.t, self.inside = Sampling(), -1.0, False
+        self.sampling, self.last_timestep, self.is_running = SamplingOverrides(), -1.0, False
         self.memories: list[dict[str, Tensor]] = []
 
     def __call__(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         pipe = self.pipe()
-        if pipe is None or self.inside or getattr(pipe, "erasure_owned", False):
+        if pipe is None or self.is_running or getattr(pipe, "erasure_owned", False):
             return out
         sampling = sampling_of(pipe)
-        if not sampling.guidance:
+        if not sampling.guidance_edits:
             return out
         if not pipe.do_classifier_free_guidance:
             raise UserError(
@@ -85,9 +85,9 @@ class Hook:
                 "Use a guidance_scale above 1, or revert the edit."
             )
         x, t = args[0], torch.as_tensor(args[1]).flatten()[0].item()
-        if sampling is not self.sampling or t > self.t:  # a new walk has begun
-            self.sampling, self.memories = sampling, [{} for _ in sampling.guidance]
-        self.t = t
+        if sampling is not self.sampling or t > self.last_timestep:  # a new walk has begun
+            self.sampling, self.memories = sampling, [{} for _ in sampling.guidance_edits]
+        self.last_timestep = t
         alphas = pipe.scheduler.alphas_cumprod
         velocity = pipe.scheduler.config.get("prediction_type", "epsilon") == "v_prediction"
         half = len(x) // 2
@@ -97,15 +97,15 @@ class Hook:
             return (1 - a).sqrt() * x[:half].float() + a.sqrt() * raw.float() if velocity else raw.float()
 
         raw_uncond, raw_cond = out[0].chunk(2)
-        w, at = pipe.guidance_scale, 1 - (t + 1) / len(alphas)
+        w, progress = pipe.guidance_scale, 1 - (t + 1) / len(alphas)
         extra = torch.zeros_like(raw_cond, dtype=torch.float32)
-        for guide, memory in zip(sampling.guidance, self.memories, strict=True):
-            asked = pipe.encode_prompt(guide.text, x.device, half, False)[0]
-            self.inside = True
+        for guide, memory in zip(sampling.guidance_edits, self.memories, strict=True):
+            prompt_embeds = pipe.encode_prompt(guide.prompt, x.device, half, False)[0]
+            self.is_running = True
             try:
-                raw = unet(x[:half], args[1], encoder_hidden_states=asked, return_dict=False)[0]
+                raw = unet(x[:half], args[1], encoder_hidden_states=prompt_embeds, return_dict=False)[0]
             finally:
-                self.inside = False
-            extra += guide.guide(eps(raw_cond), eps(raw_uncond), eps(raw), w, at, memory)
+                self.is_running = False
+            extra += guide.guide(eps(raw_cond), eps(raw_uncond), eps(raw), w, progress, memory)
         extra = extra / (a.sqrt() if velocity else 1.0) / w
         return (torch.cat((raw_uncond, raw_cond + extra.to(raw_cond.dtype))),)

@@ -13,7 +13,7 @@ from erasure.families.base import DiffusionModel
 
 
 @dataclass(frozen=True)
-class Overlap:
+class PairOverlap:
     """Of two edits in a stack."""
 
     first: str
@@ -24,24 +24,24 @@ class Overlap:
 
 
 @torch.no_grad()
-def overlap(model: DiffusionModel, edits: Sequence[Edit]) -> list[dict[str, Any]]:
+def measure_overlap(model: DiffusionModel, edits: Sequence[Edit]) -> list[dict[str, Any]]:
     """Every pair of a stack, as records; `model` holds no edit."""
     base = model.parameters()
-    found = []
+    records = []
     for a, b in itertools.combinations(edits, 2):
-        shared = sorted(a.moved() & b.moved())
+        shared = sorted(a.moved_parameters() & b.moved_parameters())
         dot, sizes = 0.0, [0.0, 0.0]
         for name in shared:
             original = base[name].detach().float()
-            x, y = (forms.new(edit.tensors, name, original).float() - original for edit in (a, b))
+            x, y = (forms.apply_delta(edit.tensors, name, original).float() - original for edit in (a, b))
             dot += (x * y).sum().item()
             sizes = [size + part.square().sum().item() for size, part in zip(sizes, (x, y), strict=True)]
         cosine = dot / max((sizes[0] * sizes[1]) ** 0.5, 1e-30) if shared else None
-        aware = a.digest() in b.after
+        made_on_top = a.digest() in b.after
         warning = (
             ""
-            if aware
+            if made_on_top
             else f"{b.name} was made on the base without {a.name}; neither saw the other, so only the audit of both together counts."
         )
-        found.append(asdict(Overlap(a.name, b.name, len(shared), cosine, warning)))
-    return found
+        records.append(asdict(PairOverlap(a.name, b.name, len(shared), cosine, warning)))
+    return records

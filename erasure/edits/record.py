@@ -8,27 +8,27 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from erasure.concept import TEXT_LIMIT, Concept, Kind
+from erasure.concept import MAX_TEXT_LENGTH, Concept, ConceptKind
 from erasure.config.choices import Seed
 from erasure.config.strict_json import read_strict_json
-from erasure.config.validation import check
+from erasure.config.validation import check_mapping
 from erasure.errors import UserError
 
-FORMAT = 3  # 2 had no digest of the tensors
+EDIT_FORMAT = 3  # 2 had no digest of the tensors
 
-Text = Annotated[str, Field(max_length=TEXT_LIMIT)]
+Text = Annotated[str, Field(max_length=MAX_TEXT_LENGTH)]
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]{1,80}$")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]  # of erasure.edits.Edit.digest
-Count = Annotated[int, Field(ge=0)]
-Number = Annotated[float, Field(allow_inf_nan=False)]
+NonNegative = Annotated[int, Field(ge=0)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class ConceptRecord(TypedDict):
-    """erasure.concept.Concept.record."""
+    """erasure.concept.Concept.to_dict."""
 
-    name: Annotated[str, Field(min_length=1, max_length=TEXT_LIMIT)]
-    kind: Kind
+    name: Annotated[str, Field(min_length=1, max_length=MAX_TEXT_LENGTH)]
+    kind: ConceptKind
     prompts: Annotated[list[Text], Field(max_length=10_000)]
     anchor: Text
     aliases: Annotated[list[Text], Field(max_length=10_000)]
@@ -43,16 +43,16 @@ class BaseRecord(TypedDict):
     after: NotRequired[Annotated[list[Digest], Field(max_length=1000)]]
 
 
-class KnownRecord(TypedDict):
-    """erasure.concept_check.Known.record."""
+class ConceptCheckJson(TypedDict):
+    """erasure.concept_check.Known.to_dict."""
 
     name: Text
-    concept: Number
-    nonsense: Number
-    doubtful: bool
+    concept_influence: FiniteFloat
+    nonsense_influence: FiniteFloat
+    weakly_known: bool
 
 
-class EditRecord(TypedDict):
+class EditJson(TypedDict):
     """edit.json."""
 
     format: int
@@ -65,8 +65,8 @@ class EditRecord(TypedDict):
     seed: Seed
     precision: Slug
     versions: Annotated[dict[Slug, Annotated[str, Field(max_length=100)]], Field(max_length=100)]
-    cost: Annotated[dict[Slug, Count], Field(max_length=100)]
-    known: Annotated[list[KnownRecord], Field(max_length=10_000)]
+    cost: Annotated[dict[Slug, NonNegative], Field(max_length=100)]
+    concept_checks: Annotated[list[ConceptCheckJson], Field(max_length=10_000)]
     notes: Annotated[dict[Text, Any], Field(max_length=1000)]
 
 
@@ -83,12 +83,12 @@ class EditInfo:
     precision: str
     versions: dict[str, str]
     cost: dict[str, int]
-    known: list[dict[str, Any]]  # how much each concept moves the frozen model's predictions, beside nonsense words (erasure.concept_check)
+    concept_checks: list[dict[str, Any]]  # how much each concept moves the frozen model's predictions, beside nonsense words (erasure.concept_check)
     notes: dict[str, Any]  # figures of the method about itself
-    format: int = FORMAT
+    format: int = EDIT_FORMAT
 
 
-def read_info(path: Path) -> tuple[EditInfo, str]:
+def read_edit_info(path: Path) -> tuple[EditInfo, str]:
     """What edit.json says, and the sha256 of the edit.safetensors it was written for.
 
     Raises:
@@ -96,16 +96,16 @@ def read_info(path: Path) -> tuple[EditInfo, str]:
     """
     record = read_strict_json(path)
     if not isinstance(record, dict) or "format" not in record:
-        raise UserError(f"{path} is not an edit of format {FORMAT}.")
-    if record["format"] != FORMAT or isinstance(record["format"], bool):
+        raise UserError(f"{path} is not an edit of format {EDIT_FORMAT}.")
+    if record["format"] != EDIT_FORMAT or isinstance(record["format"], bool):
         raise UserError(
-            f"{path} has format {str(record['format'])[:40]!r}, this version reads {FORMAT}; make the edit again (erasure erase --fresh)."
+            f"{path} has format {str(record['format'])[:40]!r}, this version reads {EDIT_FORMAT}; make the edit again (erasure erase --fresh)."
         )
-    checked(record, path)
+    check_edit_record(record, path)
     return EditInfo(**{key: value for key, value in record.items() if key != "sha256"}), record["sha256"]
 
 
-def record_of(info: EditInfo, sha256: str, place: Path) -> dict[str, Any]:
+def to_edit_record(info: EditInfo, sha256: str, path: Path) -> dict[str, Any]:
     """The content of edit.json, checked, so that nothing is written that could not be read.
 
     Raises:
@@ -114,18 +114,18 @@ def record_of(info: EditInfo, sha256: str, place: Path) -> dict[str, Any]:
     try:
         record = json.loads(json.dumps({**asdict(info), "sha256": sha256}, allow_nan=False))
     except ValueError as error:
-        raise UserError(f"{place} cannot be written: its record holds a number that is not finite ({error}).") from error
-    checked(record, place)
-    found: dict[str, Any] = record
-    return found
+        raise UserError(f"{path} cannot be written: its record holds a number that is not finite ({error}).") from error
+    check_edit_record(record, path)
+    checked_record: dict[str, Any] = record
+    return checked_record
 
 
-def checked(record: dict[str, Any], path: Path) -> None:
+def check_edit_record(record: dict[str, Any], path: Path) -> None:
     try:
-        check(record, EditRecord, str(path))
+        check_mapping(record, EditJson, str(path))
         for concept in record["concepts"]:
-            Concept.from_record(concept)
+            Concept.from_dict(concept)
     except UserError as error:
-        said = str(error).removeprefix(f"{path}: ")[:500]
-        said = "".join(letter if letter.isprintable() else "\ufffd" for letter in said)  # it quotes keys of the file
-        raise UserError(f"{path} is not a valid edit: {said}") from error
+        reason = str(error).removeprefix(f"{path}: ")[:500]
+        reason = "".join(char if char.isprintable() else "\ufffd" for char in reason)  # it quotes keys of the file
+        raise UserError(f"{path} is not a valid edit: {reason}") from error

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-NARROW = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)  # what a pipeline may be cast to
+NARROW_DTYPES = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)  # what a pipeline may be cast to
 
 
-def holds(p: Tensor, expected: Tensor, fused: bool) -> bool:
+def holds_value(p: Tensor, expected: Tensor, is_fused: bool) -> bool:
     """Whether a parameter holds a value, in its own dtype and on its own device.
 
     Bit for bit; where no LoRA is fused, what fusing and unfusing one leaves is let through as well. That is (w + d) - d, off by the last
@@ -18,18 +18,18 @@ def holds(p: Tensor, expected: Tensor, fused: bool) -> bool:
     expected = expected.to(p.device, p.dtype)
     if torch.equal(p, expected):
         return True
-    if fused or not p.is_floating_point():
+    if is_fused or not p.is_floating_point():
         return False
-    here, there = p.detach().float().cpu(), expected.float().cpu()
-    size, eps = there.abs(), torch.finfo(p.dtype).eps
-    typical = size.square().mean().sqrt()
-    limit = 2 * eps * (size + typical)
-    if not any(_fits(here, dtype) and not _fits(there, dtype) for dtype in NARROW):  # such weights were cast, not added to
-        limit = torch.maximum(limit, 4 * _grid(here).clamp(max=float(typical) / 8))
-    return bool(((here - there).abs() <= limit).all())
+    actual, target = p.detach().float().cpu(), expected.float().cpu()
+    magnitude, eps = target.abs(), torch.finfo(p.dtype).eps
+    rms = magnitude.square().mean().sqrt()
+    limit = 2 * eps * (magnitude + rms)
+    if not any(_fits_dtype(actual, dtype) and not _fits_dtype(target, dtype) for dtype in NARROW_DTYPES):  # such weights were cast, not added to
+        limit = torch.maximum(limit, 4 * _last_digit(actual).clamp(max=float(rms) / 8))
+    return bool(((actual - target).abs() <= limit).all())
 
 
-def _grid(values: Tensor) -> Tensor:
+def _last_digit(values: Tensor) -> Tensor:
     """The last binary digit in use of every value, no coarser than 8 times the median, for a sum leaves all about as coarse; twice the
     median for 0, which has none."""
     mantissa, exponent = torch.frexp(values)
@@ -39,25 +39,25 @@ def _grid(values: Tensor) -> Tensor:
     return grid.clamp(max=8 * median).where(values != 0, 2 * median)
 
 
-def _fits(values: Tensor, dtype: torch.dtype) -> bool:
+def _fits_dtype(values: Tensor, dtype: torch.dtype) -> bool:
     return torch.equal(values.to(dtype).to(values.dtype), values)
 
 
-def rounded_to(found: Mapping[str, nn.Parameter], expected: Mapping[str, Tensor]) -> str:
+def find_cast_dtype(parameters: Mapping[str, nn.Parameter], expected: Mapping[str, Tensor]) -> str:
     """The dtype that parameters were cast to and back; empty where there are none, or that is not what happened."""
-    for dtype in NARROW:
-        if expected and all(torch.equal(found[n].cpu(), v.cpu().to(dtype).to(found[n].dtype)) for n, v in expected.items()):
+    for dtype in NARROW_DTYPES:
+        if expected and all(torch.equal(parameters[n].cpu(), v.cpu().to(dtype).to(parameters[n].dtype)) for n, v in expected.items()):
             return str(dtype)
     return ""
 
 
-def witnesses(found: Mapping[str, nn.Parameter], moved: Iterable[str]) -> dict[str, Tensor]:
+def copy_unmoved(parameters: Mapping[str, nn.Parameter], moved: Iterable[str]) -> dict[str, Tensor]:
     """Copies of the biases and norms that no edit moves. A cast and back drops their digits, also where an edit's own values survive it."""
     moved = set(moved)
-    return {name: p.detach().clone() for name, p in found.items() if p.ndim == 1 and not p.is_meta and name not in moved}
+    return {name: p.detach().clone() for name, p in parameters.items() if p.ndim == 1 and not p.is_meta and name not in moved}
 
 
-def disagreeing(found: Mapping[str, nn.Parameter], kept: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def find_changed(parameters: Mapping[str, nn.Parameter], copies: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The witnesses that the pipeline no longer bears out, as far as it still has their parameters."""
-    here = {name: found[name] for name in kept if name in found and not found[name].is_meta and found[name].shape == kept[name].shape}
-    return {name: kept[name] for name, p in here.items() if not torch.equal(p, kept[name].to(p))}
+    present = {name: parameters[name] for name in copies if name in parameters and not parameters[name].is_meta and parameters[name].shape == copies[name].shape}
+    return {name: copies[name] for name, p in present.items() if not torch.equal(p, copies[name].to(p))}

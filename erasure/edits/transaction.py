@@ -6,16 +6,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from erasure.edits.checks import networks, parameters
-from erasure.edits.guidance import attach
-from erasure.edits.rounding import witnesses
-from erasure.edits.stacking import Placed, Stack, sampling_under, stack_of, stacked
+from erasure.edits.checks import networks_of, parameters_of
+from erasure.edits.guidance import attach_guidance_hook
+from erasure.edits.rounding import copy_unmoved
+from erasure.edits.stacking import AppliedEdit, EditStack, build_sampling, stack_of, apply_stack
 from erasure.errors import UserError
-from erasure.families.base import Sampling, sampling_of, unwrapped
+from erasure.families.base import SamplingOverrides, sampling_of, unwrap
 
 
 @torch.no_grad()
-def restack(pipe: Any, edits: tuple[Placed, ...], names: Iterable[str]) -> None:
+def replace_stack(pipe: Any, edits: tuple[AppliedEdit, ...], names: Iterable[str]) -> None:
     """Set parameters from the kept originals and `edits`, and how the pipeline samples.
 
     Whatever is raised on the way, out-of-memory and KeyboardInterrupt included, the pipeline is then what it was before, bit for bit. For
@@ -28,39 +28,39 @@ def restack(pipe: Any, edits: tuple[Placed, ...], names: Iterable[str]) -> None:
     Raises:
         UserError: guidance that cannot be built, or a strength that takes a value beyond its dtype.
     """
-    stack, sampling, found = stack_of(pipe), sampling_of(pipe), parameters(pipe)
-    wanted = sampling_under(edits)
-    originals, before = dict(stack.originals), {}
+    stack, sampling, pipe_parameters = stack_of(pipe), sampling_of(pipe), parameters_of(pipe)
+    new_sampling = build_sampling(edits)
+    originals, backups = dict(stack.originals), {}
     try:
         for name in sorted(names):
-            p = found[name]
+            p = pipe_parameters[name]
             if name in originals:
-                before[name], original = p.detach().to("cpu", copy=True), originals[name].to(p)
+                backups[name], original = p.detach().to("cpu", copy=True), originals[name].to(p)
             else:
-                before[name] = original = p.detach().clone()
-            value = stacked(name, original, edits)
+                backups[name] = original = p.detach().clone()
+            value = apply_stack(name, original, edits)
             if value is not original and not value.to(p.dtype).isfinite().all():
                 raise UserError(f"{name} would hold NaN or Inf in {p.dtype}; apply the edit with a smaller strength.")
             p.copy_(value)
             originals[name] = original
-        moved = {name for edit, _ in edits for name in edit.moved()}
-        identities = {part: id(unwrapped(network)) for part, network in networks(pipe).items()}
-        kept = {name: value for name, value in originals.items() if name in moved}
-        seen = {name: value for name, value in (stack.witnesses or witnesses(found, moved)).items() if name not in moved} if kept else {}
-        pipe.erasure_sampling, pipe.erasure_stack = wanted, Stack(edits, kept, identities, seen)
-        attach(pipe)
+        moved = {name for edit, _ in edits for name in edit.moved_parameters()}
+        network_ids = {part: id(unwrap(network)) for part, network in networks_of(pipe).items()}
+        kept_originals = {name: value for name, value in originals.items() if name in moved}
+        unmoved = {name: value for name, value in (stack.unmoved or copy_unmoved(pipe_parameters, moved)).items() if name not in moved} if kept_originals else {}
+        pipe.erasure_sampling, pipe.erasure_stack = new_sampling, EditStack(edits, kept_originals, network_ids, unmoved)
+        attach_guidance_hook(pipe)
     except BaseException:
-        _roll_back(pipe, stack, sampling, found, before)
+        _roll_back(pipe, stack, sampling, pipe_parameters, backups)
         raise
 
 
-def _roll_back(pipe: Any, stack: Stack, sampling: Sampling, found: Mapping[str, nn.Parameter], before: Mapping[str, Tensor]) -> None:
+def _roll_back(pipe: Any, stack: EditStack, sampling: SamplingOverrides, pipe_parameters: Mapping[str, nn.Parameter], backups: Mapping[str, Tensor]) -> None:
     while True:
         try:
-            for name, value in before.items():
-                found[name].copy_(value)
+            for name, value in backups.items():
+                pipe_parameters[name].copy_(value)
             pipe.erasure_sampling, pipe.erasure_stack = sampling, stack
-            attach(pipe)
+            attach_guidance_hook(pipe)
             return
         except KeyboardInterrupt:
             continue  # Ctrl-C again; it is short, and half of it must not stay

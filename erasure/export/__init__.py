@@ -3,28 +3,28 @@
 import stat
 from pathlib import Path
 
-from erasure.config.choices import Layout
+from erasure.config.choices import LoraLayout
 from erasure.edits import Edit
-from erasure.errors import unknown
+from erasure.errors import unknown_value_error
 from erasure.export.checkpoint import to_checkpoint
-from erasure.export.folder import make_empty, to_edit, to_folder
+from erasure.export.folder import ensure_empty_folder, to_edit, to_folder
 from erasure.export.lora import LoraReport, to_lora
-from erasure.export.model_card import before_after, write_card
+from erasure.export.model_card import sample_before_after, write_card
 from erasure.export.text_encoder import to_text_encoder
 from erasure.families.base import DiffusionModel
-from erasure.storage.files import filling
+from erasure.storage.files import open_draft_folder
 
-FORMS = ("edit", "lora", "text-encoder", "folder", "checkpoint")
+EXPORT_FORMATS = ("edit", "lora", "text-encoder", "folder", "checkpoint")
 
 
-def to_form(
+def export_edit(
     model: DiffusionModel,
     edit: Edit,
     out: Path,
-    form: str,
+    format: str,
     rank: int | None = None,
     other_base: bool = False,
-    layout: Layout = "kohya",
+    layout: LoraLayout = "kohya",
 ) -> LoraReport | None:
     """Save an edit in one of the forms, with its card; whole, or nothing stays in a folder that was not there before.
 
@@ -37,12 +37,12 @@ def to_form(
     Raises:
         UserError: an unknown form, or one that this edit cannot take.
     """
-    if form not in FORMS:
-        raise unknown("form", form, FORMS)
-    make_empty(out)
-    with filling(out) as draft:
+    if format not in EXPORT_FORMATS:
+        raise unknown_value_error("form", format, EXPORT_FORMATS)
+    ensure_empty_folder(out)
+    with open_draft_folder(out) as draft:
         report = None
-        match form:
+        match format:
             case "edit":
                 to_edit(edit, draft)
             case "lora":
@@ -53,12 +53,12 @@ def to_form(
                 to_folder(model, edit, draft, other_base)
             case "checkpoint":
                 to_checkpoint(model, edit, draft, other_base)
-        write_card(draft, edit, before_after(model, edit, other_base=other_base), form, report, layout)
-        like_the_card(draft)
+        write_card(draft, edit, sample_before_after(model, edit, other_base=other_base), format, report, layout)
+        copy_card_mode(draft)
     return report
 
 
-def like_the_card(out: Path) -> None:
+def copy_card_mode(out: Path) -> None:
     """Give every file the mode of the card, which is the user's umask; safetensors writes files that nobody else can read."""
     mode = stat.S_IMODE((out / "README.md").stat().st_mode)
     for path in out.rglob("*"):

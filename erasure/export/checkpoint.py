@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from erasure.edits import Edit, applied
-from erasure.errors import Assumed, UserError
-from erasure.export.folder import make_empty
+from erasure.edits import Edit, apply_edits
+from erasure.errors import AssumptionWarning, UserError
+from erasure.export.folder import ensure_empty_folder
 from erasure.export.portable import write_tensors
-from erasure.families.base import DiffusionModel, canonical
-from erasure.loading.configs import Configs, configs_of, shipped
-from erasure.loading.original_layout import places
-from erasure.loading.single_file import CONFIGS, PREDICTION, V_SPREAD
+from erasure.families.base import DiffusionModel, canonical_name
+from erasure.loading.configs import PipelineConfigs, configs_of, load_released_configs
+from erasure.loading.original_layout import places_of
+from erasure.loading.single_file import CONFIGS_KEY, PREDICTION_KEY, V_PREDICTION_SPREAD
 
 # the modelspec's names; an architecture of other sizes has none
 ARCHITECTURES = {
@@ -22,7 +22,7 @@ ARCHITECTURES = {
     ("sd21", "epsilon"): "stable-diffusion-v2-512",
     ("sd21", "v_prediction"): "stable-diffusion-v2-768-v",
 }
-REFUSED = {
+REFUSED_PRODUCTS = {
     "guidance": "it changes how a model samples and none of its weights, so the checkpoint would be the base. Keep the edit.",
     "one-step": "a one-step generator is sampled unlike any model that other programs know. Use --as folder.",
 }
@@ -36,28 +36,28 @@ def to_checkpoint(model: DiffusionModel, edit: Edit, out: Path, other_base: bool
     Raises:
         UserError: an edit that weights cannot hold, weights beyond fp16, or a model that the layout has no names for.
     """
-    if edit.info.product in REFUSED:
-        raise UserError(f"{edit.name} cannot be a checkpoint: {REFUSED[edit.info.product]}")
+    if edit.info.product in REFUSED_PRODUCTS:
+        raise UserError(f"{edit.name} cannot be a checkpoint: {REFUSED_PRODUCTS[edit.info.product]}")
     configs = configs_of(model.pipe)
-    with applied(model, [edit], other_base):
-        tensors = original(model)
-        metadata = {**described(model, edit, configs), "erasure.fingerprint": model.fingerprint(), CONFIGS: configs.model_dump_json()}
-        notes = misread(model, configs)
-    make_empty(out)
-    path = out / f"{file_name(edit)}.safetensors"
+    with apply_edits(model, [edit], other_base):
+        tensors = to_original_layout(model)
+        metadata = {**build_checkpoint_metadata(model, edit, configs), "erasure.fingerprint": model.fingerprint(), CONFIGS_KEY: configs.model_dump_json()}
+        notes = predict_misreadings(model, configs)
+    ensure_empty_folder(out)
+    path = out / f"{file_name_of(edit)}.safetensors"
     write_tensors(path, tensors, metadata)
     for note in notes:
-        Assumed.warn(note)
+        AssumptionWarning.warn(note)
     return path
 
 
-def original(model: DiffusionModel) -> dict[str, Tensor]:
+def to_original_layout(model: DiffusionModel) -> dict[str, Tensor]:
     """UNet, VAE and text encoder under the names of the original layout, in fp16 on the CPU."""
     pipe = model.pipe
     parts = {"unet": pipe.unet, "vae": pipe.vae, "text_encoder": pipe.text_encoder}
-    values = {part: {canonical(name): value for name, value in module.state_dict().items()} for part, module in parts.items()}
+    values = {part: {canonical_name(name): value for name, value in module.state_dict().items()} for part, module in parts.items()}
     tensors = {}
-    for name, place in places(**parts).items():
+    for name, place in places_of(**parts).items():
         half = place.gather(values[place.part]).to("cpu", torch.float16).contiguous()
         if not half.isfinite().all():
             raise UserError(f"{place.part}.{place.parameters[0]} holds values that fp16 cannot (over 65504, or NaN); use --as folder.")
@@ -65,10 +65,10 @@ def original(model: DiffusionModel) -> dict[str, Tensor]:
     return tensors
 
 
-def described(model: DiffusionModel, edit: Edit, configs: Configs) -> dict[str, str]:
+def build_checkpoint_metadata(model: DiffusionModel, edit: Edit, configs: PipelineConfigs) -> dict[str, str]:
     """What the file says about itself, as the modelspec has it (Stability AI, ModelSpec 1.0.0)."""
     generation, prediction = generation_of(configs), configs.scheduler["prediction_type"]
-    other_sizes = bool(configs.differences(shipped(generation)))
+    other_sizes = bool(configs.list_differences(load_released_configs(generation)))
     scale = 2 ** (len(configs.vae["block_out_channels"]) - 1)
     height, width = (side * scale for side in model.latent_shape[-2:])
     concepts = "; ".join(concept["name"] for concept in edit.info.concepts)
@@ -79,12 +79,12 @@ def described(model: DiffusionModel, edit: Edit, configs: Configs) -> dict[str, 
         "modelspec.implementation": "sgm",
         "modelspec.title": f"{concepts}, erased with {edit.info.method}",
         "modelspec.resolution": f"{width}x{height}",
-        PREDICTION: "v" if prediction == "v_prediction" else prediction,
+        PREDICTION_KEY: "v" if prediction == "v_prediction" else prediction,
         "erasure.edits": edit.digest(),
     }
 
 
-def misread(model: DiffusionModel, configs: Configs) -> list[str]:
+def predict_misreadings(model: DiffusionModel, configs: PipelineConfigs) -> list[str]:
     """What the programs that this layout is for will get wrong about a model, and what to do; empty where nothing is known to be wrong.
 
     They take every size from the generation, and what a UNet predicts from signs of their own: Stable Diffusion 1 predicts noise;
@@ -92,40 +92,40 @@ def misread(model: DiffusionModel, configs: Configs) -> list[str]:
     (A1111 and stable-diffusion.cpp).
     """
     generation = generation_of(configs)
-    if wrong := configs.differences(shipped(generation)):
+    if differences := configs.list_differences(load_released_configs(generation)):
         return [
             f"A1111, ComfyUI and stable-diffusion.cpp know Stable Diffusion at its released sizes only, and this model differs in "
-            f"{', '.join(wrong[:3])}{' and more' if len(wrong) > 3 else ''}: only this project opens the file, "
+            f"{', '.join(differences[:3])}{' and more' if len(differences) > 3 else ''}: only this project opens the file, "
             "and diffusers where it is given the model's configurations."
         ]
     velocity = configs.scheduler["prediction_type"] == "v_prediction"
-    comfy, others = (_comfy_takes_v(model), _others_take_v(model)) if generation == "sd21" else (False, False)
-    taken, option = {True: "v", False: "epsilon"}, {True: "v", False: "eps"}[velocity]
+    comfyui_takes_v, others_take_v = (_is_v_for_comfyui(model), _is_v_for_others(model)) if generation == "sd21" else (False, False)
+    prediction_names, option = {True: "v", False: "epsilon"}, {True: "v", False: "eps"}[velocity]
     notes = []
-    if comfy != velocity:
+    if comfyui_takes_v != velocity:
         node = "v_prediction" if velocity else "eps"
-        notes.append(f"ComfyUI will take the file for {taken[comfy]}-prediction: add its node ModelSamplingDiscrete, set to {node}.")
-    if others != velocity:
+        notes.append(f"ComfyUI will take the file for {prediction_names[comfyui_takes_v]}-prediction: add its node ModelSamplingDiscrete, set to {node}.")
+    if others_take_v != velocity:
         notes.append(
-            f"A1111 and stable-diffusion.cpp will take the file for {taken[others]}-prediction: for A1111 put the generation's .yaml with "
+            f"A1111 and stable-diffusion.cpp will take the file for {prediction_names[others_take_v]}-prediction: for A1111 put the generation's .yaml with "
             f"parameterization {option} beside it, for stable-diffusion.cpp add --prediction {option}."
         )
     return notes
 
 
-def generation_of(configs: Configs) -> str:
+def generation_of(configs: PipelineConfigs) -> str:
     """The released model that other programs take this one for: they go by the UNet's projections."""
     return "sd21" if configs.unet["use_linear_projection"] else "sd15"
 
 
-def _comfy_takes_v(model: DiffusionModel) -> bool:
+def _is_v_for_comfyui(model: DiffusionModel) -> bool:
     """By the sign of which erasure.loading.single_file says more."""
     bias = model.pipe.unet.up_blocks[-1].attentions[-1].transformer_blocks[0].norm1.bias
-    return bool(bias.float().std(correction=0) > V_SPREAD)
+    return bool(bias.float().std(correction=0) > V_PREDICTION_SPREAD)
 
 
 @torch.no_grad()
-def _others_take_v(model: DiffusionModel) -> bool:
+def _is_v_for_others(model: DiffusionModel) -> bool:
     """mean(UNet(x, 999, c) - x) < -1 for x and c of 0.5: a UNet that predicts v answers about -x_0 where nearly all is noise."""
     unet = model.pipe.unet
     x = torch.full((1, unet.config.in_channels, 8, 8), 0.5, device=model.device)
@@ -135,7 +135,7 @@ def _others_take_v(model: DiffusionModel) -> bool:
     return bool((out.float() - x).mean() < -1)
 
 
-def file_name(edit: Edit) -> str:
+def file_name_of(edit: Edit) -> str:
     """Method and concepts in letters that every file system and menu takes."""
     words = re.sub(r"[^a-z0-9]+", "-", " ".join([edit.info.method, *(c["name"] for c in edit.info.concepts)]).lower())
     return words.strip("-")[:60].rstrip("-")

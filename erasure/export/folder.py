@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from erasure.edits import Edit, applied
+from erasure.edits import Edit, apply_edits
 from erasure.errors import UserError
-from erasure.export.portable import add_vocabulary, rename_text_encoder, share
+from erasure.export.portable import write_vocabulary_files, rename_text_encoder_keys, make_shareable
 from erasure.families.base import DiffusionModel
 from erasure.storage.files import is_empty
 from erasure.training.one_step import OneStepPipeline
@@ -17,24 +17,24 @@ def to_folder(model: DiffusionModel, edit: Edit, out: Path, other_base: bool = F
     """
     if edit.info.product == "guidance":
         raise UserError(f"{edit.name} is a guidance edit: a plain pipeline folder cannot hold how it samples. Keep the edit.")
-    make_empty(out)
-    with applied(model, [edit], other_base):
+    ensure_empty_folder(out)
+    with apply_edits(model, [edit], other_base):
         pipe = model.pipe
         if edit.info.product == "one-step":
-            pipe = OneStepPipeline(**pipe.components, requires_safety_checker=False, start=edit.info.fields["start"])
+            pipe = OneStepPipeline(**pipe.components, requires_safety_checker=False, init_timestep=edit.info.fields["start"])
         pipe.save_pretrained(out, safe_serialization=True)
-        rename_text_encoder(out / "text_encoder")
-        add_vocabulary(pipe.tokenizer, out / "tokenizer")
-        share(out)
+        rename_text_encoder_keys(out / "text_encoder")
+        write_vocabulary_files(pipe.tokenizer, out / "tokenizer")
+        make_shareable(out)
 
 
 def to_edit(edit: Edit, out: Path) -> None:
     """Save the edit as it is, without the log and the job of its run."""
-    make_empty(out)
+    ensure_empty_folder(out)
     edit.save(out)
 
 
-def make_empty(out: Path) -> None:
+def ensure_empty_folder(out: Path) -> None:
     if out.is_file() or (out.is_dir() and not is_empty(out)):
         raise UserError(f"{out} exists and is not empty; choose another --out.")
     out.mkdir(parents=True, exist_ok=True)

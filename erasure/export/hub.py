@@ -8,42 +8,42 @@ from huggingface_hub.utils import validate_repo_id
 
 from erasure.errors import UserError
 
-SENT = (".safetensors", ".json", ".md", ".png", ".txt")  # no pickle, no log, no cache
+UPLOADED_SUFFIXES = (".safetensors", ".json", ".md", ".png", ".txt")  # no pickle, no log, no cache
 
 
-def contents(folder: Path) -> list[tuple[str, int]]:
+def list_uploads(folder: Path) -> list[tuple[str, int]]:
     """Names and bytes of what would be sent, in order.
 
     Raises:
         UserError: nothing to send.
     """
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix in SENT]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix in UPLOADED_SUFFIXES]
     if not files:
         raise UserError(f"{folder} holds nothing to send.")
     return [(str(path.relative_to(folder)), path.stat().st_size) for path in files]
 
 
-def push(folder: Path, repo: str, private: bool = False, endpoint: str | None = None) -> str:
+def push_to_hub(folder: Path, repo: str, private: bool = False, endpoint: str | None = None) -> str:
     """Create the repository where it is missing, send the folder in one commit, and return the commit's address.
 
     Raises:
         UserError: no login, no network, a refused request.
     """
-    checked(repo)
+    check_repo_name(repo)
     api = HfApi(endpoint=endpoint)
     try:
         api.create_repo(repo, private=private, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=repo, folder_path=folder, allow_patterns=[name for name, _ in contents(folder)], commit_message="Erasure Studio edit"
+        commit = api.upload_folder(
+            repo_id=repo, folder_path=folder, allow_patterns=[name for name, _ in list_uploads(folder)], commit_message="Erasure Studio edit"
         )
     except LocalTokenNotFoundError as error:
         raise UserError(f"pushing to {repo} needs a login: run `hf auth login`, or set HF_TOKEN.") from error
     except (HTTPError, OfflineModeIsEnabled, OSError) as error:
         raise UserError(f"{repo} could not be written: {str(error).splitlines()[0]}") from error
-    return str(done.commit_url)
+    return str(commit.commit_url)
 
 
-def checked(repo: str) -> str:
+def check_repo_name(repo: str) -> str:
     """The repository's name.
 
     Raises:

@@ -7,18 +7,18 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from erasure.config.choices import Layout
-from erasure.edits import Edit, applied
+from erasure.config.choices import LoraLayout
+from erasure.edits import Edit, apply_edits
 from erasure.edits import deltas as forms
 from erasure.errors import UserError
-from erasure.export.folder import make_empty
-from erasure.export.lora_file import FILE, Factors, metadata, named, serialized, skipped
-from erasure.families.base import DiffusionModel, canonical
+from erasure.export.folder import ensure_empty_folder
+from erasure.export.lora_file import LORA_FILE, Factors, build_lora_metadata, name_factors, serialize_lora, describe_skipped_layers
+from erasure.families.base import DiffusionModel, canonical_name
 from erasure.storage.run import write_bytes
 
-RANK = 16  # of edits that are not low-rank factors already
-BOUND = 0.2  # largest relative error that is not a failure: 96 % of the squared norm is there; docs/exports.md has what it does on pocket
-LEAST = 2  # stable-diffusion.cpp divides alpha by the layer's width at rank 1, so such factors get a row of zeros
+DEFAULT_RANK = 16  # of edits that are not low-rank factors already
+MAX_ERROR = 0.2  # largest relative error that is not a failure: 96 % of the squared norm is there; docs/exports.md has what it does on pocket
+MIN_RANK = 2  # stable-diffusion.cpp divides alpha by the layer's width at rank 1, so such factors get a row of zeros
 OVERSAMPLING, POWER_ITERATIONS = 16, 4  # of the randomized SVD; docs/exports.md has its error beside the exact one's
 
 
@@ -26,28 +26,28 @@ OVERSAMPLING, POWER_ITERATIONS = 16, 4  # of the randomized SVD; docs/exports.md
 class LoraReport:
     """What a LoRA file holds of its edit."""
 
-    carried: int  # moved parameters that the file holds
+    included: int  # moved parameters that the file holds
     moved: int  # all moved parameters
     rank: int  # of every layer in the file
     error: float  # ||delta - lora||_F / ||delta||_F over all moved parameters, from the fp16 values in the file
-    beyond: float  # the same for a LoRA of full rank: the share of norms, biases and embeddings, which no LoRA holds
+    full_rank_error: float  # the same for a LoRA of full rank: the share of norms, biases and embeddings, which no LoRA holds
     notes: tuple[str, ...]  # why the rank is another than was asked for; what some programs skip
 
     @property
-    def faithful(self) -> bool:
-        return self.error <= BOUND
+    def is_faithful(self) -> bool:
+        return self.error <= MAX_ERROR
 
-    def sentence(self) -> str:
+    def describe(self) -> str:
         """Figures and, where too much is lost, the way out."""
-        kept = f"carries {self.carried} of {self.moved} tensors, error {self.error:.2g} at rank {self.rank}"
-        if self.faithful:
-            return kept
-        higher = "" if self.beyond > BOUND else "a higher --rank loses less; "
-        return f"{kept} (more than {BOUND}); {higher}use --as checkpoint for all of it"
+        summary = f"carries {self.included} of {self.moved} tensors, error {self.error:.2g} at rank {self.rank}"
+        if self.is_faithful:
+            return summary
+        higher = "" if self.full_rank_error > MAX_ERROR else "a higher --rank loses less; "
+        return f"{summary} (more than {MAX_ERROR}); {higher}use --as checkpoint for all of it"
 
 
 def to_lora(
-    model: DiffusionModel, edit: Edit, out: Path, rank: int | None = None, layout: Layout = "kohya", other_base: bool = False
+    model: DiffusionModel, edit: Edit, out: Path, rank: int | None = None, layout: LoraLayout = "kohya", other_base: bool = False
 ) -> LoraReport:
     """Save the edit as pytorch_lora_weights.safetensors, fp16.
 
@@ -68,101 +68,101 @@ def to_lora(
         raise UserError(f"{edit.name} is a {edit.info.product} edit; it has no weights that a LoRA could hold.")
     if edit.after:
         raise UserError(f"{edit.name} was made on top of other edits ({', '.join(edit.after)}); a LoRA of it alone would mean nothing.")
-    with applied(model, [edit], other_base):  # complains about another base
+    with apply_edits(model, [edit], other_base):  # complains about another base
         pass
-    held = sorted(edit.moved() & layer_weights(model))
-    if not held:
+    layer_names = sorted(edit.moved_parameters() & lora_targets_of(model))
+    if not layer_names:
         raise UserError("this edit moves no matrix of a linear layer or convolution, so there is nothing a LoRA could hold.")
-    widest = max(min(model.parameters()[name].flatten(1).shape) for name in held)
-    if rank is not None and rank > widest:
-        raise UserError(f"--rank {rank} is more than any layer of this edit can have; give at most {widest}.")
-    make_empty(out)
-    factors, notes = factorized(model, edit, held, rank)
-    report = measured(model, edit, factors, (*notes, *skipped(factors, layout, model.family)))
+    max_rank = max(min(model.parameters()[name].flatten(1).shape) for name in layer_names)
+    if rank is not None and rank > max_rank:
+        raise UserError(f"--rank {rank} is more than any layer of this edit can have; give at most {max_rank}.")
+    ensure_empty_folder(out)
+    factors, notes = factorize(model, edit, layer_names, rank)
+    report = measure_lora(model, edit, factors, (*notes, *describe_skipped_layers(factors, layout, model.family)))
     figures = {f"erasure.{key}": str(getattr(report, key)) for key in ("carried", "moved", "error", "beyond")}
-    tensors = named(factors, layout)
-    write_bytes(out / FILE, serialized(tensors, {**metadata(model, edit, report.rank, layout), **figures}))
+    tensors = name_factors(factors, layout)
+    write_bytes(out / LORA_FILE, serialize_lora(tensors, {**build_lora_metadata(model, edit, report.rank, layout), **figures}))
     return report
 
 
-def read_report(folder: Path) -> LoraReport:
+def read_lora_report(folder: Path) -> LoraReport:
     """The figures of an exported LoRA, from its metadata."""
-    with safe_open(folder / FILE, "pt") as file:
-        found = file.metadata()
+    with safe_open(folder / LORA_FILE, "pt") as file:
+        fields = file.metadata()
     return LoraReport(
-        carried=int(found["erasure.carried"]),
-        moved=int(found["erasure.moved"]),
-        rank=int(found["ss_network_dim"]),
-        error=float(found["erasure.error"]),
-        beyond=float(found["erasure.beyond"]),
+        included=int(fields["erasure.carried"]),
+        moved=int(fields["erasure.moved"]),
+        rank=int(fields["ss_network_dim"]),
+        error=float(fields["erasure.error"]),
+        full_rank_error=float(fields["erasure.beyond"]),
         notes=(),
     )
 
 
-def layer_weights(model: DiffusionModel) -> set[str]:
+def lora_targets_of(model: DiffusionModel) -> set[str]:
     """The parameters that a LoRA can hold: weights of linear layers and plain convolutions, not of embeddings or norms."""
     return {
-        f"{part}.{canonical(name)}.weight"
-        for part, network in model.modules.items()
+        f"{part}.{canonical_name(name)}.weight"
+        for part, network in model.networks.items()
         for name, layer in network.named_modules()
         if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1)
     }
 
 
-def moved_by(model: DiffusionModel, edit: Edit, name: str) -> Tensor:
+def delta_of(model: DiffusionModel, edit: Edit, name: str) -> Tensor:
     """What the edit adds to a parameter, in fp32 on the model's device."""
     original = model.parameters()[name].detach().float()
-    if factors := forms.low_rank(edit.tensors, name):  # their product, without the rounding of adding it to the base and taking that off
+    if factors := forms.factors_of(edit.tensors, name):  # their product, without the rounding of adding it to the base and taking that off
         up, down = (factor.to(original.device) for factor in factors)
         return (up.flatten(1) @ down.flatten(1)).reshape(original.shape)
-    return forms.new(edit.tensors, name, original).float() - original
+    return forms.apply_delta(edit.tensors, name, original).float() - original
 
 
-def factorized(model: DiffusionModel, edit: Edit, names: list[str], rank: int | None) -> tuple[Factors, list[str]]:
+def factorize(model: DiffusionModel, edit: Edit, names: list[str], rank: int | None) -> tuple[Factors, list[str]]:
     """fp16 factors of one rank for all layers, and why it is not the one asked for."""
-    found: Factors = {}
+    factors: Factors = {}
     for name in names:
-        own = forms.low_rank(edit.tensors, name)
-        if own and (rank is None or len(own[1]) <= rank):
-            found[name] = own
+        existing = forms.factors_of(edit.tensors, name)
+        if existing and (rank is None or len(existing[1]) <= rank):
+            factors[name] = existing
         else:
-            found[name] = low_rank(moved_by(model, edit, name), rank or RANK)
-    widest = max(len(down) for _, down in found.values())
-    size = max(widest, LEAST)
+            factors[name] = truncated_svd(delta_of(model, edit, name), rank or DEFAULT_RANK)
+    max_rank = max(len(down) for _, down in factors.values())
+    padded_rank = max(max_rank, MIN_RANK)
     notes = []
-    if rank is not None and widest < rank:
-        notes.append(f"rank {rank} was asked for; this edit has rank {widest}, more would be zeros")
-    if size > widest:
-        notes.append(f"rank {widest} is padded to {size} with zeros, because stable-diffusion.cpp misreads alpha at rank 1")
-    return {name: padded(up.half(), down.half(), size) for name, (up, down) in found.items()}, notes
+    if rank is not None and max_rank < rank:
+        notes.append(f"rank {rank} was asked for; this edit has rank {max_rank}, more would be zeros")
+    if padded_rank > max_rank:
+        notes.append(f"rank {max_rank} is padded to {padded_rank} with zeros, because stable-diffusion.cpp misreads alpha at rank 1")
+    return {name: pad_factors(up.half(), down.half(), padded_rank) for name, (up, down) in factors.items()}, notes
 
 
-def padded(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def pad_factors(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Factors with columns and rows of zeros up to a rank; their product stays."""
-    missing = rank - len(down)
-    return torch.cat((up, up.new_zeros(len(up), missing, *up.shape[2:])), 1), torch.cat((down, down.new_zeros(missing, *down.shape[1:])))
+    extra = rank - len(down)
+    return torch.cat((up, up.new_zeros(len(up), extra, *up.shape[2:])), 1), torch.cat((down, down.new_zeros(extra, *down.shape[1:])))
 
 
-def measured(model: DiffusionModel, edit: Edit, factors: Factors, notes: tuple[str, ...]) -> LoraReport:
+def measure_lora(model: DiffusionModel, edit: Edit, factors: Factors, notes: tuple[str, ...]) -> LoraReport:
     """Norms over all moved parameters: of the edit, of what the factors miss, and of what no factors could hold."""
-    total, missed, beyond = 0.0, 0.0, 0.0
-    for name in sorted(edit.moved()):
-        delta = moved_by(model, edit, name)
+    total, missed, outside = 0.0, 0.0, 0.0
+    for name in sorted(edit.moved_parameters()):
+        delta = delta_of(model, edit, name)
         total += delta.double().square().sum().item()
         if name in factors:
             up, down = (factor.float().to(delta.device) for factor in factors[name])
             delta = delta - (up.flatten(1) @ down.flatten(1)).reshape(delta.shape)
         else:
-            beyond += delta.double().square().sum().item()
+            outside += delta.double().square().sum().item()
         missed += delta.double().square().sum().item()
-    share = max(total, 1e-30)
+    squared_norm = max(total, 1e-30)
     rank = max(len(down) for _, down in factors.values())
     return LoraReport(
-        carried=len(factors), moved=len(edit.moved()), rank=rank, error=(missed / share) ** 0.5, beyond=(beyond / share) ** 0.5, notes=notes
+        included=len(factors), moved=len(edit.moved_parameters()), rank=rank, error=(missed / squared_norm) ** 0.5, full_rank_error=(outside / squared_norm) ** 0.5, notes=notes
     )
 
 
-def low_rank(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def truncated_svd(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Rank-r factors (up, down) of a matrix (O, I) or convolution (O, I, k, k): (O, r) and (r, I), or (O, r, 1, 1) and (r, I, k, k).
 
     Exact SVD where the rank is not far below the shorter side, else the randomized one with power iterations (Halko, Martinsson and

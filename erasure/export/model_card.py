@@ -12,30 +12,30 @@ from PIL import Image
 from torch import Tensor
 
 from erasure.concept import Concept
-from erasure.edits import Edit, applied
+from erasure.edits import Edit, apply_edits
 from erasure.export.lora import LoraReport
-from erasure.export.lora_file import FILE, short_name
+from erasure.export.lora_file import LORA_FILE, short_name_of
 from erasure.families.base import DiffusionModel
 from erasure.loading.addresses import is_hub_id
 from erasure.storage.run import write_bytes
 
-MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|~:@$-])")
-FEW = 5  # items and characters (times 40) that a reader takes in at once; more is folded
-RAIL, RAIL_PLUS = "creativeml-openrail-m", "openrail++"
+MARKDOWN_CHARS = re.compile(r"([\\`*_{}\[\]()#+!|~:@$-])")
+MAX_SHOWN = 5  # items and characters (times 40) that a reader takes in at once; more is folded
+OPENRAIL_M, OPENRAIL_PLUS_PLUS = "creativeml-openrail-m", "openrail++"
 LICENSES = {  # as the hub lists them for these bases, which are the ones that are certain
     "pocket": "apache-2.0",
-    "CompVis/stable-diffusion-v1-4": RAIL,
-    "runwayml/stable-diffusion-v1-5": RAIL,
-    "stable-diffusion-v1-5/stable-diffusion-v1-5": RAIL,
-    "stabilityai/stable-diffusion-2": RAIL_PLUS,
-    "stabilityai/stable-diffusion-2-base": RAIL_PLUS,
-    "stabilityai/stable-diffusion-2-1": RAIL_PLUS,
-    "stabilityai/stable-diffusion-2-1-base": RAIL_PLUS,
+    "CompVis/stable-diffusion-v1-4": OPENRAIL_M,
+    "runwayml/stable-diffusion-v1-5": OPENRAIL_M,
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": OPENRAIL_M,
+    "stabilityai/stable-diffusion-2": OPENRAIL_PLUS_PLUS,
+    "stabilityai/stable-diffusion-2-base": OPENRAIL_PLUS_PLUS,
+    "stabilityai/stable-diffusion-2-1": OPENRAIL_PLUS_PLUS,
+    "stabilityai/stable-diffusion-2-1-base": OPENRAIL_PLUS_PLUS,
 }
 
 
 def write_card(
-    out: Path, edit: Edit, pictures: Sequence[tuple[str, Tensor, Tensor]], form: str, lora: LoraReport | None = None, layout: str = "kohya"
+    out: Path, edit: Edit, images: Sequence[tuple[str, Tensor, Tensor]], format: str, lora: LoraReport | None = None, layout: str = "kohya"
 ) -> None:
     """README.md with before/after pictures (prompt, before, after), each (3, H, W) in [0, 1].
 
@@ -43,48 +43,48 @@ def write_card(
         lora: what a LoRA holds of the edit.
     """
     rows = []
-    for i, (prompt, before, after) in enumerate(pictures):
+    for i, (prompt, before, after) in enumerate(images):
         save_pair(out / f"before-after-{i}.png", before, after)
-        rows.append(f"![before and after](before-after-{i}.png)\n\n{plain(prompt)}\n")
-    names = [plain(c["name"]) for c in edit.info.concepts]
-    title = "; ".join(names) if len(names) <= FEW else f"{len(names)} concepts"
+        rows.append(f"![before and after](before-after-{i}.png)\n\n{escape_markdown(prompt)}\n")
+    names = [escape_markdown(c["name"]) for c in edit.info.concepts]
+    title = "; ".join(names) if len(names) <= MAX_SHOWN else f"{len(names)} concepts"
     parts = [
-        f"# {title}, erased with {plain(edit.info.method)}",
-        *([folded(f"the {len(names)} concepts", names)] if len(names) > FEW else []),
+        f"# {title}, erased with {escape_markdown(edit.info.method)}",
+        *([fold_list(f"the {len(names)} concepts", names)] if len(names) > MAX_SHOWN else []),
         "## How to load it",
-        "\n".join(f"- **{client}**: {how}" for client, how in usage(edit, form, layout)),
-        *([fidelity(lora)] if lora else []),
+        "\n".join(f"- **{client}**: {how}" for client, how in describe_usage(edit, format, layout)),
+        *([describe_fidelity(lora)] if lora else []),
         *rows,
         "## Where it came from",
-        f"Base: {plain(source(edit))} (fingerprint {edit.info.base['fingerprint'][:12]}), seed {edit.info.seed}, "
-        f"computed in {plain(edit.info.precision)}. It is a derivative of that base, and the base's license goes with it. "
+        f"Base: {escape_markdown(describe_base(edit))} (fingerprint {edit.info.base['fingerprint'][:12]}), seed {edit.info.seed}, "
+        f"computed in {escape_markdown(edit.info.precision)}. It is a derivative of that base, and the base's license goes with it. "
         "The safety checker was off.",
-        *fields(edit.info.fields),
+        *format_fields(edit.info.fields),
         "Erasure is not removal: prompts found by an attack, or fine-tuning, can bring a concept back. Measure before you rely on it.",
     ]
-    card = ModelCard(f"---\n{header(edit, form).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
+    card = ModelCard(f"---\n{build_card_header(edit, format).to_yaml()}\n---\n\n" + "\n\n".join(parts) + "\n")
     write_bytes(out / "README.md", str(card).encode())
 
 
-def header(edit: Edit, form: str) -> ModelCardData:
+def build_card_header(edit: Edit, format: str) -> ModelCardData:
     """What the hub reads; `base_model` only where the base is on the hub, a license only where it is certain."""
     base = edit.info.base["source"]
     license_ = LICENSES.get(base, "other")
     return ModelCardData(
-        base_model=base if on_hub(base) else None,
-        base_model_relation=("adapter" if form in ("lora", "edit") else "finetune") if on_hub(base) else None,
+        base_model=base if is_on_hub(base) else None,
+        base_model_relation=("adapter" if format in ("lora", "edit") else "finetune") if is_on_hub(base) else None,
         library_name="diffusers",
         license=license_,
         license_name="license-of-the-base-model" if license_ == "other" else None,
         pipeline_tag="text-to-image",
-        tags=["concept-erasure", edit.info.method, "text-to-image", "diffusers", *(["lora"] if form == "lora" else [])],
+        tags=["concept-erasure", edit.info.method, "text-to-image", "diffusers", *(["lora"] if format == "lora" else [])],
     )
 
 
-def usage(edit: Edit, form: str, layout: str) -> list[tuple[str, str]]:
+def describe_usage(edit: Edit, format: str, layout: str) -> list[tuple[str, str]]:
     """How each program loads a form; FOLDER and BASE stand for what the reader has."""
-    if form == "lora":
-        return lora_usage(edit, layout)
+    if format == "lora":
+        return describe_lora_usage(edit, layout)
     convert = ("ComfyUI, A1111, stable-diffusion.cpp", "they do not read this form; export the edit with `--as checkpoint`")
     pipeline = "OneStepPipeline" if edit.info.product == "one-step" else "StableDiffusionPipeline"
     return {
@@ -103,12 +103,12 @@ def usage(edit: Edit, form: str, layout: str) -> list[tuple[str, str]]:
             ("A1111 and Forge", "copy FILE to `models/Stable-diffusion/`; the same sizes"),
             ("stable-diffusion.cpp", "`-m FILE`; the same sizes"),
         ],
-    }[form]
+    }[format]
 
 
-def lora_usage(edit: Edit, layout: str) -> list[tuple[str, str]]:
+def describe_lora_usage(edit: Edit, layout: str) -> list[tuple[str, str]]:
     """Programs that look a LoRA up by name want the file under a name of its own."""
-    name = short_name(edit)
+    name = short_name_of(edit)
     diffusers = ("diffusers", "`pipe.load_lora_weights(FOLDER)` on the base, at a scale of 1")
     if layout == "diffusers":
         return [
@@ -117,45 +117,45 @@ def lora_usage(edit: Edit, layout: str) -> list[tuple[str, str]]:
         ]
     return [
         diffusers,
-        ("ComfyUI", f"copy `{FILE}` to `models/loras/{name}.safetensors`; node Load LoRA, strength_model and strength_clip 1.0"),
+        ("ComfyUI", f"copy `{LORA_FILE}` to `models/loras/{name}.safetensors`; node Load LoRA, strength_model and strength_clip 1.0"),
         ("A1111 and Forge", f"copy it to `models/Lora/{name}.safetensors`; write `<lora:{name}:1>` in every prompt"),
         ("stable-diffusion.cpp", f"`--lora-model-dir` with that file in it; write `<lora:{name}:1>` in every prompt"),
         ("kohya's sd-scripts", f"`networks/merge_lora.py --sd_model BASE --models {name}.safetensors --ratios 1 --save_to ERASED`"),
     ]
 
 
-def fidelity(lora: LoraReport) -> str:
+def describe_fidelity(lora: LoraReport) -> str:
     """What is in the file and what is not."""
-    notes = "".join(f" {plain(note[0].upper() + note[1:])}." for note in lora.notes)
+    notes = "".join(f" {escape_markdown(note[0].upper() + note[1:])}." for note in lora.notes)
     return (
-        f"This LoRA {plain(lora.sentence())}. The error is relative: the norm of what the file misses over that of the edit.{notes} "
+        f"This LoRA {escape_markdown(lora.describe())}. The error is relative: the norm of what the file misses over that of the edit.{notes} "
         "A LoRA is only in effect while it is loaded: whoever has the base can leave it out."
     )
 
 
-def fields(found: dict[str, Any]) -> list[str]:
+def format_fields(options: dict[str, Any]) -> list[str]:
     """The method's options as a table; long ones folded below it."""
-    long = {key: value for key, value in found.items() if isinstance(value, list | tuple) and len(value) > FEW}
-    long |= {key: [value] for key, value in found.items() if isinstance(value, str) and len(value) > 40 * FEW}
-    short = {key: value for key, value in found.items() if key not in long}
-    rows = "\n".join(f"| {plain(key)} | {plain(shown(value))} |" for key, value in sorted(short.items()))
-    lists = [folded(key, [plain(shown(item)) for item in value]) for key, value in sorted(long.items())]
+    long = {key: value for key, value in options.items() if isinstance(value, list | tuple) and len(value) > MAX_SHOWN}
+    long |= {key: [value] for key, value in options.items() if isinstance(value, str) and len(value) > 40 * MAX_SHOWN}
+    short = {key: value for key, value in options.items() if key not in long}
+    rows = "\n".join(f"| {escape_markdown(key)} | {escape_markdown(format_value(value))} |" for key, value in sorted(short.items()))
+    lists = [fold_list(key, [escape_markdown(format_value(item)) for item in value]) for key, value in sorted(long.items())]
     return [f"| field | value |\n|---|---|\n{rows}", *lists]
 
 
-def folded(title: str, items: Iterable[str]) -> str:
+def fold_list(title: str, items: Iterable[str]) -> str:
     """A list that opens on a click."""
     return f"<details><summary>{escape(title)}</summary>\n\n" + "\n".join(f"- {item}" for item in items) + "\n\n</details>"
 
 
-def shown(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value without this machine's folders: of a path only its last part."""
     if isinstance(value, list | tuple):
-        return "; ".join(shown(item) for item in value)
-    return re.split(r"[\\/]", value.rstrip("\\/"))[-1] if isinstance(value, str) and is_local(value) else str(value)
+        return "; ".join(format_value(item) for item in value)
+    return re.split(r"[\\/]", value.rstrip("\\/"))[-1] if isinstance(value, str) and is_path_like(value) else str(value)
 
 
-def is_local(text: str) -> bool:
+def is_path_like(text: str) -> bool:
     """Whether a text is, or looks like, a path of some machine."""
     if "\0" in text or len(text) > 1000:
         return False
@@ -164,21 +164,21 @@ def is_local(text: str) -> bool:
     )
 
 
-def on_hub(base: str) -> bool:
+def is_on_hub(base: str) -> bool:
     """Whether a base is a hub id and no path; a folder or file of that name here counts as the path it is."""
     return is_hub_id(base) and base.count("/") == 1 and not base.endswith(".safetensors")
 
 
-def source(edit: Edit) -> str:
+def describe_base(edit: Edit) -> str:
     """The base as a reader elsewhere can know it."""
     base = edit.info.base["source"]
-    return base if base == "pocket" or on_hub(base) else f"a local {edit.info.base['family']} model"
+    return base if base == "pocket" or is_on_hub(base) else f"a local {edit.info.base['family']} model"
 
 
-def plain(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Text that no Markdown or HTML reader takes for markup: one line, special characters escaped."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return MARKDOWN.sub(r"\\\1", escape(line, quote=False))
+    return MARKDOWN_CHARS.sub(r"\\\1", escape(line, quote=False))
 
 
 def save_pair(path: Path, before: Tensor, after: Tensor) -> None:
@@ -189,17 +189,17 @@ def save_pair(path: Path, before: Tensor, after: Tensor) -> None:
     image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(path)
 
 
-def before_after(
+def sample_before_after(
     model: DiffusionModel, edit: Edit, seeds: Sequence[int] = (0, 1), other_base: bool = False
 ) -> list[tuple[str, Tensor, Tensor]]:
     """Pictures of the edit's first training sentence, of base and edited model from the same noise."""
-    concept = Concept.from_record(edit.info.concepts[0])
-    prompt = concept.sentences()[-1][0]
+    concept = Concept.from_dict(edit.info.concepts[0])
+    prompt = concept.prompt_pairs()[-1][0]
 
     def shown() -> Tensor:
         return model.decode(model.sample([prompt] * len(seeds), seeds)).cpu()
 
     before = shown()
-    with applied(model, [edit], other_base):
+    with apply_edits(model, [edit], other_base):
         after = shown()
     return [(prompt, b, a) for b, a in zip(before, after, strict=True)]

@@ -13,17 +13,17 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from erasure.families.base import canonical
+from erasure.families.base import canonical_name
 from erasure.loading.clip_tokenizer import merges_of
 from erasure.storage.run import read_json, write_json
 
 TEXT_MODEL = "text_model."
 
 
-def rename_text_encoder(folder: Path) -> None:
+def rename_text_encoder_keys(folder: Path) -> None:
     """Put the `text_model.` level into the names of a saved text encoder."""
     for path in folder.glob("*.safetensors"):
-        write_tensors(path, {TEXT_MODEL + canonical(name): value for name, value in load_file(path).items()}, {"format": "pt"})
+        write_tensors(path, {TEXT_MODEL + canonical_name(name): value for name, value in load_file(path).items()}, {"format": "pt"})
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -39,7 +39,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         part.unlink(missing_ok=True)
 
 
-def add_vocabulary(tokenizer: Any, folder: Path) -> None:
+def write_vocabulary_files(tokenizer: Any, folder: Path) -> None:
     """Write beside a saved tokenizer what version 4 reads: vocab.json, merges.txt, special_tokens_map.json, and words that were added."""
     vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
@@ -50,7 +50,7 @@ def add_vocabulary(tokenizer: Any, folder: Path) -> None:
     )
 
 
-def share(folder: Path) -> None:
+def make_shareable(folder: Path) -> None:
     """Make a saved folder fit to give away: no configuration says on which path the model stood, and whoever reads one file reads all."""
     for path in folder.rglob("*.json"):
         record = read_json(path)

@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from erasure.edits import Edit, applied
+from erasure.edits import Edit, apply_edits
 from erasure.errors import UserError
-from erasure.export.folder import make_empty
-from erasure.export.portable import rename_text_encoder, share
+from erasure.export.folder import ensure_empty_folder
+from erasure.export.portable import rename_text_encoder_keys, make_shareable
 from erasure.families.base import DiffusionModel
 
 
@@ -15,10 +15,10 @@ def to_text_encoder(model: DiffusionModel, edit: Edit, out: Path, other_base: bo
     Raises:
         UserError: an edit that does not move the text encoder, or moves more than it.
     """
-    if not edit.moved() or not all(name.startswith("text_encoder.") for name in edit.moved()):
+    if not edit.moved_parameters() or not all(name.startswith("text_encoder.") for name in edit.moved_parameters()):
         raise UserError(f"{edit.name} does not live in the text encoder alone; export a diffusers folder with --as folder.")
-    make_empty(out)
-    with applied(model, [edit], other_base):
+    ensure_empty_folder(out)
+    with apply_edits(model, [edit], other_base):
         model.pipe.text_encoder.save_pretrained(out, safe_serialization=True)
-        rename_text_encoder(out)
-        share(out)
+        rename_text_encoder_keys(out)
+        make_shareable(out)

@@ -9,10 +9,10 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w-][\w.-]*)*")  # org/name, o
 
 
 def is_hub_id(source: str) -> bool:
-    return not is_local(source) and bool(HUB_ID.fullmatch(source))
+    return not is_local_path(source) and bool(HUB_ID.fullmatch(source))
 
 
-def is_local(source: str) -> bool:
+def is_local_path(source: str) -> bool:
     """Whether a file or folder is there. A name that no file system takes is not."""
     try:
         return Path(source).expanduser().exists()
@@ -20,7 +20,7 @@ def is_local(source: str) -> bool:
         return False
 
 
-def check_address(source: str) -> None:
+def check_model_source(source: str) -> None:
     """Complain about what is neither pocket, nor there, nor could be on the hub.
 
     Raises:
@@ -28,5 +28,5 @@ def check_address(source: str) -> None:
     """
     if any(len(part) > 255 for part in Path(source).parts):
         raise UserError(f"no model at {source!r}: a name has at most 255 letters.")
-    if source != "pocket" and not is_local(source) and not is_hub_id(source):
+    if source != "pocket" and not is_local_path(source) and not is_hub_id(source):
         raise UserError(f"no model at {source!r}: no such folder or file, and not a hub id (org/name or org/name/subfolder).")

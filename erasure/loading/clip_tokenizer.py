@@ -7,23 +7,23 @@ from typing import Any
 
 from transformers import CLIPTokenizer
 
-WORDS = 49_408  # 256 bytes, 256 bytes that end a word, 48,894 merges, start and end
+VOCABULARY_SIZE = 49_408  # 256 bytes, 256 bytes that end a word, 48,894 merges, start and end
 
 
-def clip_merges() -> list[tuple[str, str]]:
+def read_clip_merges() -> list[tuple[str, str]]:
     """CLIP's 48,894 merges in order (Radford et al., arXiv:2103.00020)."""
-    packed = files("open_clip").joinpath("bpe_simple_vocab_16e6.txt.gz").read_bytes()
-    lines = gzip.decompress(packed).decode().split("\n")[1 : WORDS - 512 - 2 + 1]
+    compressed = files("open_clip").joinpath("bpe_simple_vocab_16e6.txt.gz").read_bytes()
+    lines = gzip.decompress(compressed).decode().split("\n")[1 : VOCABULARY_SIZE - 512 - 2 + 1]
     pairs = (line.split() for line in lines)
     return [(first, second) for first, second in pairs]
 
 
-def clip_vocabulary() -> dict[str, int]:
+def build_clip_vocabulary() -> dict[str, int]:
     """The number of each word: bytes, bytes that end a word, merged words, start, end."""
     from open_clip.tokenizer import bytes_to_unicode  # imports torchvision, which not every caller needs
 
     letters = list(bytes_to_unicode().values())
-    merged = [first + second for first, second in clip_merges()]
+    merged = [first + second for first, second in read_clip_merges()]
     words = [*letters, *(letter + "</w>" for letter in letters), *merged, "<|startoftext|>", "<|endoftext|>"]
     return {word: i for i, word in enumerate(words)}
 
@@ -34,7 +34,7 @@ def merges_of(tokenizer: Any) -> list[tuple[str, str]]:
     return [(first, second) for first, second in pairs]
 
 
-def tokenizer_of(vocabulary: dict[str, int], merges: list[tuple[str, str]], **options: Any) -> CLIPTokenizer:
+def build_tokenizer(vocabulary: dict[str, int], merges: list[tuple[str, str]], **options: Any) -> CLIPTokenizer:
     """A tokenizer of CLIP's kind: lower case, byte-pair merges within words, start and end tokens around them."""
     pairs: Any = merges  # which is what the tokenizers library takes; transformers' annotation says strings
     return CLIPTokenizer(vocab=vocabulary, merges=pairs, **options)

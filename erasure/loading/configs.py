@@ -16,18 +16,18 @@ from pydantic import BaseModel, ConfigDict
 from transformers import CLIPTokenizer
 
 from erasure.errors import UserError
-from erasure.loading.clip_tokenizer import clip_merges, clip_vocabulary, merges_of, tokenizer_of
+from erasure.loading.clip_tokenizer import read_clip_merges, build_clip_vocabulary, merges_of, build_tokenizer
 from erasure.storage.run import write_json
 
-SHIPPED = Path(__file__).parent.parent / "families" / "configs"
-KNOWN = ("sd15", "sd21-base", "sd21", "sdxl")
-CLASSES = {
+CONFIG_FOLDER = Path(__file__).parent.parent / "families" / "configs"
+RELEASED_MODELS = ("sd15", "sd21-base", "sd21", "sdxl")
+COMPONENT_CLASSES = {
     "unet": ("diffusers", "UNet2DConditionModel"),
     "vae": ("diffusers", "AutoencoderKL"),
     "text_encoder": ("transformers", "CLIPTextModel"),
 }
 # what programs other than diffusers take for granted about a generation of Stable Diffusion, part by part
-FIXED = {
+FIXED_SETTINGS = {
     "unet": ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim", "attention_head_dim", "use_linear_projection"),
     "vae": ("block_out_channels", "layers_per_block", "latent_channels", "scaling_factor"),
     "text_encoder": ("hidden_size", "num_hidden_layers", "num_attention_heads", "hidden_act", "vocab_size", "max_position_embeddings"),
@@ -35,7 +35,7 @@ FIXED = {
 }
 
 
-class TokenizerFacts(BaseModel):
+class TokenizerConfig(BaseModel):
     """A CLIP tokenizer: CLIP's own vocabulary by name, another one written out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,11 +48,11 @@ class TokenizerFacts(BaseModel):
     def build(self) -> CLIPTokenizer:
         options = {"pad_token": self.pad_token, "model_max_length": self.model_max_length}
         if self.vocabulary == "clip":
-            return tokenizer_of(clip_vocabulary(), clip_merges(), **options)
-        return tokenizer_of(self.vocabulary, self.merges, **options)
+            return build_tokenizer(build_clip_vocabulary(), read_clip_merges(), **options)
+        return build_tokenizer(self.vocabulary, self.merges, **options)
 
 
-class Configs(BaseModel):
+class PipelineConfigs(BaseModel):
     """The configurations of one pipeline; those of the parts are diffusers' and transformers' own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -62,36 +62,36 @@ class Configs(BaseModel):
     vae: dict[str, Any]
     text_encoder: dict[str, Any]
     scheduler: dict[str, Any]
-    tokenizer: TokenizerFacts
+    tokenizer: TokenizerConfig
     text_encoder_2: dict[str, Any] | None = None
-    tokenizer_2: TokenizerFacts | None = None
+    tokenizer_2: TokenizerConfig | None = None
 
-    def differences(self, other: "Configs") -> list[str]:
+    def list_differences(self, other: "PipelineConfigs") -> list[str]:
         """Names of the facts that another program would get wrong if it took this model for `other`."""
-        found = []
-        for part, names in FIXED.items():
+        differing = []
+        for part, names in FIXED_SETTINGS.items():
             mine, theirs = getattr(self, part), getattr(other, part)
-            found += [f"{part}.{name}" for name in names if mine.get(name) != theirs.get(name)]
-        return found + (["tokenizer.vocabulary"] if self.tokenizer.vocabulary != other.tokenizer.vocabulary else [])
+            differing += [f"{part}.{name}" for name in names if mine.get(name) != theirs.get(name)]
+        return differing + (["tokenizer.vocabulary"] if self.tokenizer.vocabulary != other.tokenizer.vocabulary else [])
 
     @contextmanager
-    def folder(self) -> Iterator[Path]:
+    def temporary_folder(self) -> Iterator[Path]:
         """UNet, VAE and text encoder as a diffusers folder without weights, for as long as the context lasts."""
         with TemporaryDirectory(prefix="erasure-configs-") as name:
-            place = Path(name)
-            for part in CLASSES:
-                (place / part).mkdir()
-                write_json(place / part / "config.json", getattr(self, part))
-            write_json(place / "model_index.json", {"_class_name": self.pipeline, **CLASSES})
-            yield place
+            root = Path(name)
+            for part in COMPONENT_CLASSES:
+                (root / part).mkdir()
+                write_json(root / part / "config.json", getattr(self, part))
+            write_json(root / "model_index.json", {"_class_name": self.pipeline, **COMPONENT_CLASSES})
+            yield root
 
 
-def shipped(name: str) -> Configs:
+def load_released_configs(name: str) -> PipelineConfigs:
     """The configurations of a released model, one of `KNOWN`."""
-    return Configs.model_validate_json((SHIPPED / f"{name}.json").read_bytes())
+    return PipelineConfigs.model_validate_json((CONFIG_FOLDER / f"{name}.json").read_bytes())
 
 
-def configs_of(pipe: Any) -> Configs:
+def configs_of(pipe: Any) -> PipelineConfigs:
     """The configurations of a loaded Stable Diffusion pipeline, without anything about where it was loaded from.
 
     Raises:
@@ -99,27 +99,27 @@ def configs_of(pipe: Any) -> Configs:
     """
     vocabulary, merges = pipe.tokenizer.get_vocab(), merges_of(pipe.tokenizer)
     in_model = json.loads(pipe.tokenizer.backend_tokenizer.to_str())["model"]["vocab"]
-    if added := sorted(vocabulary.keys() - in_model.keys()):
-        raise UserError(f"the tokenizer has {len(added)} added words, such as {added[0]!r}; one file cannot hold them, use --as folder.")
-    clip = vocabulary == clip_vocabulary() and merges == clip_merges()
-    return Configs(
+    if added_words := sorted(vocabulary.keys() - in_model.keys()):
+        raise UserError(f"the tokenizer has {len(added_words)} added words, such as {added_words[0]!r}; one file cannot hold them, use --as folder.")
+    is_clip = vocabulary == build_clip_vocabulary() and merges == read_clip_merges()
+    return PipelineConfigs(
         pipeline="StableDiffusionPipeline",
-        unet=_plain(pipe.unet.config),
-        vae=_plain(pipe.vae.config),
-        text_encoder=_plain(json.loads(pipe.text_encoder.config.to_json_string())),
-        scheduler=_plain(pipe.scheduler.config),
-        tokenizer=TokenizerFacts(
-            vocabulary="clip" if clip else vocabulary,
-            merges=[] if clip else merges,
+        unet=_to_portable_config(pipe.unet.config),
+        vae=_to_portable_config(pipe.vae.config),
+        text_encoder=_to_portable_config(json.loads(pipe.text_encoder.config.to_json_string())),
+        scheduler=_to_portable_config(pipe.scheduler.config),
+        tokenizer=TokenizerConfig(
+            vocabulary="clip" if is_clip else vocabulary,
+            merges=[] if is_clip else merges,
             pad_token=pipe.tokenizer.pad_token,
             model_max_length=pipe.tokenizer.model_max_length,
         ),
     )
 
 
-def _plain(config: Any) -> dict[str, Any]:
+def _to_portable_config(config: Any) -> dict[str, Any]:
     """A configuration as JSON reads it back (tuples as lists), without versions and paths."""
-    kept: dict[str, Any] = json.loads(json.dumps(dict(config)))
+    settings: dict[str, Any] = json.loads(json.dumps(dict(config)))
     return {
-        key: value for key, value in kept.items() if not key.startswith("_") and key not in ("transformers_version", "dtype", "torch_dtype")
+        key: value for key, value in settings.items() if not key.startswith("_") and key not in ("transformers_version", "dtype", "torch_dtype")
     }

@@ -12,22 +12,22 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
-from erasure.errors import UserError, out_of_memory
+from erasure.errors import UserError, is_out_of_memory
 from erasure.families.base import Attention, DiffusionModel, Precision
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.loading.addresses import check_address
+from erasure.loading.addresses import check_model_source
 from erasure.loading.single_file import open_single_file
-from erasure.loading.sources import folder_of, weights_of
-from erasure.loading.supported import PIPELINE, check_configs, check_index
+from erasure.loading.sources import resolve_folder, find_weights
+from erasure.loading.supported import PIPELINE_CLASS, check_configs, check_index
 from erasure.storage.run import read_json
 
-POCKET = Path(__file__).parent.parent / "pocket" / "weights"
-SMALL = (
+POCKET_FOLDER = Path(__file__).parent.parent / "pocket" / "weights"
+CONFIG_FILES = (
     "model_index.json",
     *(f"{part}/*.{end}" for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") for end in ("json", "txt")),
 )
-NETWORKS: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
-WITHOUT: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None}
+NETWORK_CLASSES: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+OMITTED_COMPONENTS: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None}
 
 
 def load_model(
@@ -45,22 +45,22 @@ def load_model(
         UserError: a missing folder, a folder without a pipeline, a broken file, an unreachable hub; a model that is not supported, before
             its weights are loaded.
     """
-    check_address(source)
-    place = resolve_device(device)
-    weights = torch.float16 if place.type == "cuda" else torch.float32
-    with _quietly():
-        pipe = _open(str(POCKET) if source == "pocket" else source, source, weights)
-        model = StableDiffusion(pipe.to(place), source, precision, attention)
+    check_model_source(source)
+    torch_device = resolve_device(device)
+    dtype = torch.float16 if torch_device.type == "cuda" else torch.float32
+    with _quiet_loading():
+        pipe = _open_pipeline(str(POCKET_FOLDER) if source == "pocket" else source, source, dtype)
+        model = StableDiffusion(pipe.to(torch_device), source, precision, attention)
     pipe.set_progress_bar_config(disable=True)
     return model
 
 
-def _open(path: str, source: str, dtype: torch.dtype) -> Any:
+def _open_pipeline(path: str, source: str, dtype: torch.dtype) -> Any:
     """The pipeline behind a path or hub id; safetensors only, no pickle is ever read."""
-    place = Path(path).expanduser()
+    local_path = Path(path).expanduser()
     try:
-        if place.is_file():
-            return _open_file(place, source, dtype)
+        if local_path.is_file():
+            return _open_file(local_path, source, dtype)
         return _open_folder(path, source, dtype)
     except UserError:
         raise
@@ -68,34 +68,34 @@ def _open(path: str, source: str, dtype: torch.dtype) -> Any:
         raise UserError(f"{source} holds a broken safetensors file ({error}); copy or download it again.") from error
     # what diffusers, transformers and torch raise for configs and weights that do not fit each other
     except (OSError, ValueError, LookupError, AttributeError, TypeError, NotImplementedError, RuntimeError) as error:
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             raise
-        raise UserError(f"{source} {unread(place)}: {first_line(error)}") from error
+        raise UserError(f"{source} {describe_unreadable(local_path)}: {first_line_of(error)}") from error
 
 
 def _open_file(file: Path, source: str, dtype: torch.dtype) -> Any:
     if file.suffix != ".safetensors":
         raise UserError(f"{source} is not a .safetensors file; pickled checkpoints (.ckpt, .bin, .pt) are never loaded, convert it first.")
-    return open_single_file(file, source, (PIPELINE,), dtype)
+    return open_single_file(file, source, (PIPELINE_CLASS,), dtype)
 
 
 def _open_folder(path: str, source: str, dtype: torch.dtype) -> Any:
     """A diffusers folder, local or on the hub: its index first, then its configs, and its weights only if it is supported."""
-    folder = folder_of(path, ("model_index.json",))
+    folder = resolve_folder(path, ("model_index.json",))
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{source} is not a diffusers pipeline: it has no model_index.json.")
     check_index(read_index(folder, source), source)
-    check_configs(folder_of(path, SMALL), source)
+    check_configs(resolve_folder(path, CONFIG_FILES), source)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
     parts = {}
-    for part, network in NETWORKS.items():
-        variant = weights_of(path, f"{part}/")[1]
+    for part, network in NETWORK_CLASSES.items():
+        variant = find_weights(path, f"{part}/")[1]
         loaded = network.from_pretrained(str(folder), subfolder=part, variant=variant, output_loading_info=True, **options)
-        parts[part] = _complete(loaded, f"the {part} of {source}")
-    return StableDiffusionPipeline.from_pretrained(str(folder), **parts, **options, **WITHOUT)
+        parts[part] = _check_complete(loaded, f"the {part} of {source}")
+    return StableDiffusionPipeline.from_pretrained(str(folder), **parts, **options, **OMITTED_COMPONENTS)
 
 
-def _complete(loaded: Any, what: str) -> Any:
+def _check_complete(loaded: Any, description: str) -> Any:
     """A network all of whose parameters came from its files; the libraries would leave the others at random.
 
     Raises:
@@ -103,7 +103,7 @@ def _complete(loaded: Any, what: str) -> Any:
     """
     network, info = loaded
     if missing := sorted(set(info["missing_keys"]) & dict(network.named_parameters()).keys()):
-        raise UserError(f"{what} lacks {len(missing)} parameters in its files, such as {missing[0]!r}; copy or download it again.")
+        raise UserError(f"{description} lacks {len(missing)} parameters in its files, such as {missing[0]!r}; copy or download it again.")
     return network
 
 
@@ -114,7 +114,7 @@ def read_index(folder: Path, source: str) -> dict[str, Any]:
     return index
 
 
-def unread(folder: Path) -> str:
+def describe_unreadable(folder: Path) -> str:
     """Why nothing can be read behind a path or hub id, as the rest of a sentence."""
     if folder.is_file():
         return "cannot be read as one file"
@@ -122,7 +122,7 @@ def unread(folder: Path) -> str:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def _quiet_loading() -> Iterator[None]:
     """Loading takes seconds; its nested progress bars and warnings would bury the one line that matters."""
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
@@ -136,7 +136,7 @@ def _quietly() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
-def first_line(error: Exception) -> str:
+def first_line_of(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
@@ -149,14 +149,14 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        place = torch.device(device)
+        resolved = torch.device(device)
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"unknown device {device!r}; use auto, cpu, cuda or cuda:N.") from error
-    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(place.type)
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}.get(resolved.type)
     if count is None:
         raise UserError(f"device {device!r} is not one to compute on; use auto, cpu, cuda or cuda:N.")
     if count == 0:
-        raise UserError(f"device {device!r} asked for, but this machine has no {place.type.upper()} device; use --device cpu.")
-    if (place.index or 0) >= count:
-        raise UserError(f"device {device!r} asked for, but of {place.type} this machine has {count}, counted from {place.type}:0.")
-    return place
+        raise UserError(f"device {device!r} asked for, but this machine has no {resolved.type.upper()} device; use --device cpu.")
+    if (resolved.index or 0) >= count:
+        raise UserError(f"device {device!r} asked for, but of {resolved.type} this machine has {count}, counted from {resolved.type}:0.")
+    return resolved

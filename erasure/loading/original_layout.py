@@ -21,11 +21,11 @@ from diffusers.loaders.single_file_utils import (
 from torch import Tensor, nn
 
 from erasure.errors import UserError
-from erasure.families.base import canonical
+from erasure.families.base import canonical_name
 
-UNET, VAE, CLIP, OPEN_CLIP = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.", "cond_stage_model.model."
-NAMES: Any = DIFFUSERS_TO_LDM_MAPPING  # of modules outside blocks, by part
-FUSED = 3  # OpenCLIP stacks the query, key and value projections of a layer in one tensor
+UNET_PREFIX, VAE_PREFIX, CLIP_PREFIX, OPEN_CLIP_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.", "cond_stage_model.model."
+LDM_NAMES: Any = DIFFUSERS_TO_LDM_MAPPING  # of modules outside blocks, by part
+FUSED_ROWS = 3  # OpenCLIP stacks the query, key and value projections of a layer in one tensor
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Place:
         return (rows * len(self.parameters), *rest)
 
 
-def places(unet: nn.Module, vae: nn.Module, text_encoder: nn.Module) -> dict[str, Place]:
+def places_of(unet: nn.Module, vae: nn.Module, text_encoder: nn.Module) -> dict[str, Place]:
     """Every name of the layout for these modules (meta tensors will do), and what stands under it.
 
     The text encoder is CLIP's where the UNet projects by convolutions (Stable Diffusion 1), OpenCLIP's where it projects by matrices
@@ -56,78 +56,78 @@ def places(unet: nn.Module, vae: nn.Module, text_encoder: nn.Module) -> dict[str
     Raises:
         UserError: a parameter that the layout has no name for.
     """
-    text = _open_clip if unet.config.use_linear_projection else _clip  # type: ignore[union-attr]  # diffusers' config is untyped
-    return {**_unet(unet), **_vae(vae), **text(text_encoder)}
+    text_encoder_places = _open_clip_places if unet.config.use_linear_projection else _clip_places  # type: ignore[union-attr]  # diffusers' config is untyped
+    return {**_unet_places(unet), **_vae_places(vae), **text_encoder_places(text_encoder)}
 
 
-def _unet(unet: Any) -> dict[str, Place]:
-    levels, layers, known = len(unet.config.block_out_channels), unet.config.layers_per_block, set(unet.state_dict())
+def _unet_places(unet: Any) -> dict[str, Place]:
+    levels, layers, parameter_names = len(unet.config.block_out_channels), unet.config.layers_per_block, set(unet.state_dict())
     if not isinstance(layers, int):
         raise UserError(f"the original Stable Diffusion layout has no place for blocks of {layers} layers.")
     resnet = ("in_layers.0", "in_layers.2", "emb_layers.1", "out_layers.0", "out_layers.3", "skip_connection")
-    attention = sorted({".".join(name.partition(".attentions.")[2].split(".")[1:]) for name in known if ".attentions." in name})
-    names = list(NAMES["unet"]["layers"].values())
+    attention = sorted({".".join(name.partition(".attentions.")[2].split(".")[1:]) for name in parameter_names if ".attentions." in name})
+    names = list(LDM_NAMES["unet"]["layers"].values())
     for i in range(levels * (layers + 1)):
         # an upsampler comes after the attention of its block, or takes its index where there is none
-        upsampler = 2 if any(name.startswith(f"up_blocks.{i // (layers + 1)}.attentions.") for name in known) else 1
-        names += _leaves(f"input_blocks.{i}.0", (*resnet, "op")) + [f"input_blocks.{i}.1.{leaf}" for leaf in attention]
-        names += _leaves(f"output_blocks.{i}.0", resnet) + [f"output_blocks.{i}.1.{leaf}" for leaf in attention]
-        names += _leaves(f"output_blocks.{i}.{upsampler}", ("conv",))
-    names += _leaves("middle_block.0", resnet) + [f"middle_block.1.{leaf}" for leaf in attention] + _leaves("middle_block.2", resnet)
+        upsampler = 2 if any(name.startswith(f"up_blocks.{i // (layers + 1)}.attentions.") for name in parameter_names) else 1
+        names += _leaf_names(f"input_blocks.{i}.0", (*resnet, "op")) + [f"input_blocks.{i}.1.{leaf}" for leaf in attention]
+        names += _leaf_names(f"output_blocks.{i}.0", resnet) + [f"output_blocks.{i}.1.{leaf}" for leaf in attention]
+        names += _leaf_names(f"output_blocks.{i}.{upsampler}", ("conv",))
+    names += _leaf_names("middle_block.0", resnet) + [f"middle_block.1.{leaf}" for leaf in attention] + _leaf_names("middle_block.2", resnet)
     config = {"layers_per_block": layers}
-    return _inverted("unet", known, [UNET + name for name in names], lambda markers: convert_ldm_unet_checkpoint(markers, config))
+    return _invert_reader("unet", parameter_names, [UNET_PREFIX + name for name in names], lambda markers: convert_ldm_unet_checkpoint(markers, config))
 
 
-def _vae(vae: Any) -> dict[str, Place]:
+def _vae_places(vae: Any) -> dict[str, Place]:
     levels, layers = len(vae.config.block_out_channels), vae.config.layers_per_block
     resnet, attention = ("norm1", "conv1", "norm2", "conv2", "nin_shortcut"), ("norm", "q", "k", "v", "proj_out")
-    names = list(NAMES["vae"].values())
+    names = list(LDM_NAMES["vae"].values())
     for i in range(levels):
-        names += [name for j in range(layers) for name in _leaves(f"encoder.down.{i}.block.{j}", resnet)]
-        names += [name for j in range(layers + 1) for name in _leaves(f"decoder.up.{i}.block.{j}", resnet)]
-        names += _leaves(f"encoder.down.{i}.downsample", ("conv",)) + _leaves(f"decoder.up.{i}.upsample", ("conv",))
+        names += [name for j in range(layers) for name in _leaf_names(f"encoder.down.{i}.block.{j}", resnet)]
+        names += [name for j in range(layers + 1) for name in _leaf_names(f"decoder.up.{i}.block.{j}", resnet)]
+        names += _leaf_names(f"encoder.down.{i}.downsample", ("conv",)) + _leaf_names(f"decoder.up.{i}.upsample", ("conv",))
     for half in ("encoder", "decoder"):
-        names += _leaves(f"{half}.mid.block_1", resnet) + _leaves(f"{half}.mid.block_2", resnet) + _leaves(f"{half}.mid.attn_1", attention)
-    return _inverted(
-        "vae", set(vae.state_dict()), [VAE + n for n in names], lambda markers: convert_ldm_vae_checkpoint(markers, vae.config)
+        names += _leaf_names(f"{half}.mid.block_1", resnet) + _leaf_names(f"{half}.mid.block_2", resnet) + _leaf_names(f"{half}.mid.attn_1", attention)
+    return _invert_reader(
+        "vae", set(vae.state_dict()), [VAE_PREFIX + n for n in names], lambda markers: convert_ldm_vae_checkpoint(markers, vae.config)
     )
 
 
-def _clip(encoder: nn.Module) -> dict[str, Place]:
-    known = {canonical(name) for name in encoder.state_dict()}
-    return _inverted("text_encoder", known, [f"{CLIP}text_model.{name}" for name in sorted(known)], convert_ldm_clip_checkpoint)
+def _clip_places(encoder: nn.Module) -> dict[str, Place]:
+    parameter_names = {canonical_name(name) for name in encoder.state_dict()}
+    return _invert_reader("text_encoder", parameter_names, [f"{CLIP_PREFIX}text_model.{name}" for name in sorted(parameter_names)], convert_ldm_clip_checkpoint)
 
 
-def _open_clip(encoder: Any) -> dict[str, Place]:
+def _open_clip_places(encoder: Any) -> dict[str, Place]:
     # a projection to image space belongs to CLIP as a whole; the encoder of Stable Diffusion ends before it
-    names = [OPEN_CLIP + name for name in NAMES["openclip"]["layers"].values() if name != "text_projection"]
+    names = [OPEN_CLIP_PREFIX + name for name in LDM_NAMES["openclip"]["layers"].values() if name != "text_projection"]
     for i in range(encoder.config.num_hidden_layers):
-        block = f"{OPEN_CLIP}transformer.resblocks.{i}"
-        names += _leaves(block, ("ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj", "attn.out_proj"))
+        block = f"{OPEN_CLIP_PREFIX}transformer.resblocks.{i}"
+        names += _leaf_names(block, ("ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj", "attn.out_proj"))
         names += [f"{block}.attn.in_proj_weight", f"{block}.attn.in_proj_bias"]
     one_row = SimpleNamespace(config=SimpleNamespace(hidden_size=1))  # the reader cuts fused tensors at multiples of this
-    known = {canonical(name) for name in encoder.state_dict()}
-    return _inverted("text_encoder", known, names, lambda markers: convert_open_clip_checkpoint(one_row, markers))
+    parameter_names = {canonical_name(name) for name in encoder.state_dict()}
+    return _invert_reader("text_encoder", parameter_names, names, lambda markers: convert_open_clip_checkpoint(one_row, markers))
 
 
-def _leaves(module: str, leaves: Iterable[str]) -> list[str]:
-    return [f"{module}.{leaf}.{kind}" for leaf in leaves for kind in ("weight", "bias")]
+def _leaf_names(module: str, leaves: Iterable[str]) -> list[str]:
+    return [f"{module}.{leaf}.{suffix}" for leaf in leaves for suffix in ("weight", "bias")]
 
 
-def _inverted(part: str, known: set[str], names: list[str], read: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> dict[str, Place]:
+def _invert_reader(part: str, parameter_names: set[str], names: list[str], convert: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> dict[str, Place]:
     """For each name, the parameters among `known` in which the reader puts what it finds under that name.
 
     The marker of name i holds 3 i, 3 i + 1 and 3 i + 2 in its rows, so that a fused name shows which rows go where.
     """
-    markers = {name: torch.arange(FUSED * i, FUSED * (i + 1)).reshape(FUSED, 1) for i, name in enumerate(names)}
-    rows = {int(value.flatten()[0]): canonical(name) for name, value in read(markers).items() if canonical(name) in known}
-    if lost := sorted(known - set(rows.values())):
-        raise UserError(f"the original Stable Diffusion layout has no place for {part}.{lost[0]} ({len(lost)} such parameters).")
-    found: dict[str, tuple[str, ...]] = {}
+    markers = {name: torch.arange(FUSED_ROWS * i, FUSED_ROWS * (i + 1)).reshape(FUSED_ROWS, 1) for i, name in enumerate(names)}
+    rows = {int(value.flatten()[0]): canonical_name(name) for name, value in convert(markers).items() if canonical_name(name) in parameter_names}
+    if missing := sorted(parameter_names - set(rows.values())):
+        raise UserError(f"the original Stable Diffusion layout has no place for {part}.{missing[0]} ({len(missing)} such parameters).")
+    parameters_by_name: dict[str, tuple[str, ...]] = {}
     for row in sorted(rows):
-        name = names[row // FUSED]
-        found[name] = (*found.get(name, ()), rows[row])
+        name = names[row // FUSED_ROWS]
+        parameters_by_name[name] = (*parameters_by_name.get(name, ()), rows[row])
     return {
         name: Place(part, parameters, convolution=part == "vae" and ".attn_1." in name and name.endswith(".weight"))
-        for name, parameters in found.items()
+        for name, parameters in parameters_by_name.items()
     }

@@ -9,11 +9,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from erasure.concept import Concept, Kind
+from erasure.concept import Concept, ConceptKind
 from erasure.config.choices import Count, Steps
 from erasure.errors import UserError
 from erasure.families.base import Cost, DiffusionModel, Region
-from erasure.training.teacher_cache import Bank, Batch, Latents, Recording, Role, recording_cost
+from erasure.training.teacher_cache import TeacherCache, TeacherBatch, LatentBatch, TeacherQuery, CacheRole, query_cost
 
 Product = Literal["weights", "guidance", "one-step"]
 
@@ -31,15 +31,15 @@ class Method(ABC):
     when: ClassVar[str]  # when to choose it
     product: ClassVar[Product] = "weights"
     version: ClassVar[int] = 1  # raised when the meaning of a field changes
-    recipes: ClassVar[dict[tuple[Kind, str], dict[str, Any]]] = {}
+    recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {}
 
     @abstractmethod
-    def forecast(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
+    def forecast_cost(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
         """Network passes per sample when nothing is found in a cache and nothing is interrupted."""
 
 
 @dataclass
-class Change:
+class MethodResult:
     """What a method found: values by parameter name in one of the forms of erasure.edits, and figures about itself for the report."""
 
     tensors: dict[str, Tensor]
@@ -47,11 +47,11 @@ class Change:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Solved(Method):
+class TrainingFree(Method):
     """A method without a training loop."""
 
     @abstractmethod
-    def solve(self, model: DiffusionModel, concepts: list[Concept], seed: int) -> Change:
+    def solve(self, model: DiffusionModel, concepts: list[Concept], seed: int) -> MethodResult:
         """New values, low-rank factors or zeroed entries; `model` is left as it was."""
 
 
@@ -62,11 +62,11 @@ class Guided(Method):
     product: ClassVar[Product] = "guidance"
 
     @abstractmethod
-    def text(self, concepts: list[Concept]) -> str:
+    def guidance_prompt(self, concepts: list[Concept]) -> str:
         """What to ask for."""
 
     @abstractmethod
-    def guide(self, cond: Tensor, uncond: Tensor, concept: Tensor, guidance: float, at: float, memory: dict[str, Tensor]) -> Tensor:
+    def guide(self, eps_cond: Tensor, eps_uncond: Tensor, eps_concept: Tensor, guidance: float, progress: float, state: dict[str, Tensor]) -> Tensor:
         """What to add to the guided prediction uncond + guidance (cond - uncond).
 
         Args:
@@ -75,65 +75,65 @@ class Guided(Method):
             memory: empty at the first step; whatever is put there comes back at the next.
         """
 
-    def forecast(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
+    def forecast_cost(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
         return Cost()
 
 
 @dataclass
-class Player:
+class TrainableGroup:
     """What trains: named parameters and how its optimiser treats them."""
 
     parameters: dict[str, nn.Parameter]
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    clip: float = 0.0  # largest norm of a gradient; 0: any
-    kept: bool = True  # whether its final values go into the edit
+    max_grad_norm: float = 0.0  # largest norm of a gradient; 0: any
+    saved: bool = True  # whether its final values go into the edit
 
 
 @dataclass
-class Update:
+class OptimizerStep:
     """One optimiser step of one player."""
 
-    player: str
+    group: str
     loss: Tensor
     samples: int  # how many samples the gradient of the loss passes through
     lr: float | None = None  # for this step only
 
 
 @dataclass
-class Play:
+class TrainingContext:
     """What a method sees of a training run."""
 
     model: DiffusionModel
-    bank: Bank
+    cache: TeacherCache
     encode: Callable[[list[str]], Tensor]  # conditioning (B, L, D) by the text encoder as it is now
     state: dict[str, Tensor] = field(default_factory=dict)  # checkpointed
     masks: dict[str, Tensor] = field(default_factory=dict)  # entries that may move, by parameter; all where a name is missing
     notes: dict[str, Any] = field(default_factory=dict)  # figures about the method for the report
-    using: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext()  # an adapter set on, for methods that have some
+    use_adapter: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext()  # an adapter set on, for methods that have some
 
-    def sentences(self, role: Role, count: int) -> list[tuple[str, str]]:
+    def sample_prompts(self, role: CacheRole, count: int) -> list[tuple[str, str]]:
         """Random sentences of the recording, each with its other side."""
-        erase, total = len(self.bank.recording.pairs), len(self.bank.recording.pairs) + len(self.bank.recording.retain)
+        erase, total = len(self.cache.query.prompt_pairs), len(self.cache.query.prompt_pairs) + len(self.cache.query.retain_prompts)
         low, high = (0, erase) if role == "erase" else (erase, total)
-        return [self.bank.recording.sentence(i) for i in torch.randint(low, high, (count,)).tolist()]
+        return [self.cache.query.prompt_pair(i) for i in torch.randint(low, high, (count,)).tolist()]
 
-    def rows(self, role: Role, count: int) -> Batch:
+    def sample_rows(self, role: CacheRole, count: int) -> TeacherBatch:
         """Random recorded rows: (x_t, t, what the frozen model said there)."""
-        rows = self.bank.rows(role)
-        return self.bank.batch(rows[torch.randint(len(rows), (count,))], self.model.device)
+        indices = self.cache.rows(role)
+        return self.cache.gather_batch(indices[torch.randint(len(indices), (count,))], self.model.device)
 
-    def latents(self, role: Role, count: int) -> Latents:
+    def sample_latents(self, role: CacheRole, count: int) -> LatentBatch:
         """Random final latents of recorded walks."""
-        rows = self.bank.latents(role)
-        return self.bank.final(rows[torch.randint(len(rows), (count,))], self.model.device)
+        indices = self.cache.latent_rows(role)
+        return self.cache.gather_latents(indices[torch.randint(len(indices), (count,))], self.model.device)
 
     def predict(self, x_t: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
         """eps(x_t, t, prompts) of the model as it is now."""
         return self.model.predict(x_t, t, self.encode(prompts))
 
-    def slope(self, loss: Tensor, inputs: Tensor) -> Tensor:
+    def input_gradient(self, loss: Tensor, inputs: Tensor) -> Tensor:
         """d loss / d inputs (B, ...), counted as a backward pass of B samples."""
         self.model.cost.unet_backwards += len(inputs)
         return torch.autograd.grad(loss, inputs)[0]
@@ -143,7 +143,7 @@ class Play:
 class Trained(Method):
     """A method with a training loop."""
 
-    recomputes: ClassVar[bool] = True  # whether activations may be computed again in the backward pass (gradient checkpointing)
+    supports_gradient_checkpointing: ClassVar[bool] = True  # whether activations may be computed again in the backward pass (gradient checkpointing)
 
     region: Region  # which weights move
     lr: float  # learning rate
@@ -156,62 +156,62 @@ class Trained(Method):
                 raise UserError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}.")
 
     @abstractmethod
-    def record(self, concepts: list[Concept], seed: int) -> Recording:
+    def query(self, concepts: list[Concept], seed: int) -> TeacherQuery:
         """What to ask the frozen model beforehand."""
 
-    def before(self) -> "Trained | None":
+    def pretraining(self) -> "Trained | None":
         """A training whose result this one starts from; it depends on no concept, is kept in the cache and shared."""
         return None
 
-    def players(self, model: DiffusionModel) -> AbstractContextManager[dict[str, Player]]:
+    def trainable(self, model: DiffusionModel) -> AbstractContextManager[dict[str, TrainableGroup]]:
         """What trains, set up on entry and taken down on exit; by default the method's region."""
-        return self._region(model)
+        return self._trainable_region(model)
 
     @contextmanager
-    def _region(self, model: DiffusionModel) -> Iterator[dict[str, Player]]:
-        with trainable(model, model.region(self.region)) as parameters:
-            yield {"model": Player(parameters, self.lr)}
+    def _trainable_region(self, model: DiffusionModel) -> Iterator[dict[str, TrainableGroup]]:
+        with unfreeze(model, model.parameter_names(self.region)) as parameters:
+            yield {"model": TrainableGroup(parameters, self.lr)}
 
-    def prepare(self, play: Play, players: dict[str, Player]) -> None:
+    def prepare(self, context: TrainingContext, groups: dict[str, TrainableGroup]) -> None:
         """Masks and starting state, before the first step and again before the first step after an interruption."""
 
     @abstractmethod
-    def step(self, play: Play) -> Iterator[Update]:
+    def step(self, context: TrainingContext) -> Iterator[OptimizerStep]:
         """The updates of one iteration; the loop applies each as it is yielded."""
 
-    def drawn(self, play: Play, prompts: list[str], seeds: list[int], steps: int) -> Tensor:
+    def generate_latents(self, context: TrainingContext, prompts: list[str], seeds: list[int], steps: int) -> Tensor:
         """Latents of pictures by the model as it is at this point of the training."""
-        return play.model.sample(prompts, seeds, steps=steps)
+        return context.model.sample(prompts, seeds, steps=steps)
 
-    def passes(self, step: int) -> Cost:
+    def step_cost(self, step: int) -> Cost:
         """Forwards and backwards of one iteration."""
         return Cost(unet_forwards=self.batch, unet_backwards=self.batch, sample_gradients=self.batch)
 
-    def preparation(self, recording: Recording) -> Cost:
+    def prepare_cost(self, query: TeacherQuery) -> Cost:
         """Forwards and backwards of `prepare`."""
         return Cost()
 
-    def forecast(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
-        recording = self.record(concepts, 0)
-        first = self.before()
-        total = Cost(unet_forwards=recording_cost(recording), text_forwards=len(recording.texts()))
-        total += first.forecast(model, []) if first else Cost()
-        for part in (self.preparation(recording), *(self.passes(step) for step in range(self.steps))):
-            total += part
+    def forecast_cost(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
+        query = self.query(concepts, 0)
+        pretraining = self.pretraining()
+        total = Cost(unet_forwards=query_cost(query), text_forwards=len(query.all_prompts()))
+        total += pretraining.forecast_cost(model, []) if pretraining else Cost()
+        for cost in (self.prepare_cost(query), *(self.step_cost(step) for step in range(self.steps))):
+            total += cost
         return total
 
 
-def spared(sentences: tuple[str, ...], concepts: list[Concept]) -> tuple[str, ...]:
+def exclude_concepts(prompts: tuple[str, ...], concepts: list[Concept]) -> tuple[str, ...]:
     """Sentences to keep that name none of the concepts."""
     names = [name.lower() for concept in concepts for name in (concept.name, *concept.aliases)]
-    return tuple(s for s in sentences if not any(name in s.lower() for name in names))
+    return tuple(prompt for prompt in prompts if not any(name in prompt.lower() for name in names))
 
 
 @contextmanager
-def trainable(model: DiffusionModel, names: list[str]) -> Iterator[dict[str, nn.Parameter]]:
+def unfreeze(model: DiffusionModel, names: list[str]) -> Iterator[dict[str, nn.Parameter]]:
     """Parameters of the model as fp32 masters with gradients; on exit they hold what they held before, bit for bit."""
     parameters = {name: model.parameters()[name] for name in names}
-    kept = {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
+    originals = {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
     try:
         for p in parameters.values():
             p.data = p.data.float()  # fp16 or bf16 weights lose updates near the learning rate
@@ -221,4 +221,4 @@ def trainable(model: DiffusionModel, names: list[str]) -> Iterator[dict[str, nn.
         for name, p in parameters.items():
             p.requires_grad_(False)
             p.grad = None
-            p.data = kept[name].to(model.device)
+            p.data = originals[name].to(model.device)

@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 from torch import Tensor
 
-from erasure.concept import Concept, Kind
+from erasure.concept import Concept, ConceptKind
 from erasure.config.choices import Count, ScheduleSteps, Steps
 from erasure.families.base import Region
-from erasure.methods.base import Play, Trained, Update
+from erasure.methods.base import TrainingContext, Trained, OptimizerStep
 from erasure.pocket import sentences as pocket
-from erasure.training.teacher_cache import Batch, Recording
+from erasure.training.teacher_cache import TeacherBatch, TeacherQuery
 
 _POCKET = {"steps": 150, "batch": 8, "walks": 24, "walk_steps": 25}
 
@@ -35,30 +35,30 @@ class ESD(Trained):
     lr: float = 1e-5  # learning rate
     steps: Steps = 1000  # optimiser steps
     batch: Count = 1  # recorded rows per step
-    walks: Count = 20  # guided walks of the frozen model per concept
-    walk_steps: ScheduleSteps = 50  # DDIM steps of a walk
-    walk_guidance: float = 3.0  # classifier-free guidance of the walks
+    trajectories: Count = 20  # guided walks of the frozen model per concept
+    trajectory_steps: ScheduleSteps = 50  # DDIM steps of a walk
+    trajectory_guidance: float = 3.0  # classifier-free guidance of the walks
 
-    def record(self, concepts: list[Concept], seed: int) -> Recording:
-        pairs = tuple(pair for concept in concepts for pair in self.sentences(concept))
-        return Recording(pairs=pairs, walks=self.walks * len(concepts), steps=self.walk_steps, guidance=self.walk_guidance, seed=seed)
+    def query(self, concepts: list[Concept], seed: int) -> TeacherQuery:
+        pairs = tuple(pair for concept in concepts for pair in self.prompt_pairs(concept))
+        return TeacherQuery(prompt_pairs=pairs, trajectories=self.trajectories * len(concepts), steps=self.trajectory_steps, guidance=self.trajectory_guidance, seed=seed)
 
-    def sentences(self, concept: Concept) -> list[tuple[str, str]]:
+    def prompt_pairs(self, concept: Concept) -> list[tuple[str, str]]:
         """With `erase_from`, "red rose" is trained towards "rose": the concept goes, its bearer stays."""
         if self.erase_from:
             return [(f"{concept.name} {self.erase_from}", self.erase_from)]
-        return concept.sentences()
+        return concept.prompt_pairs()
 
-    def step(self, play: Play) -> Iterator[Update]:
-        yield Update("model", self.loss(play, play.rows("erase", self.batch)), self.batch)
+    def step(self, context: TrainingContext) -> Iterator[OptimizerStep]:
+        yield OptimizerStep("model", self.loss(context, context.sample_rows("erase", self.batch)), self.batch)
 
-    def loss(self, play: Play, batch: Batch) -> Tensor:
+    def loss(self, context: TrainingContext, rows: TeacherBatch) -> Tensor:
         """Mean squared error to the erased target; batch tensors (B, C, h, w), returns a scalar."""
         # eps(x_t, without) - eta [eps(x_t, c) - eps(x_t, without)]
-        target = batch.eps_uncond - self.negative_guidance * (batch.eps_cond - batch.eps_uncond)
-        return F.mse_loss(play.predict(batch.x_t, batch.t, batch.prompts), target)
+        target = rows.eps_neutral - self.negative_guidance * (rows.eps_cond - rows.eps_neutral)
+        return F.mse_loss(context.predict(rows.x_t, rows.t, rows.prompts), target)
 
-    recipes: ClassVar[dict[tuple[Kind, str], dict[str, Any]]] = {
+    recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
         # chosen on the development concepts neon and boat; figures for all others in docs/esd.md
         ("style", "pocket"): {**_POCKET, "lr": 3e-4, "prompts": pocket.STYLE},
         ("object", "pocket"): {**_POCKET, "lr": 2e-4, "prompts": pocket.OBJECT},

@@ -17,9 +17,9 @@ class NegativePrompt(Guided):
     changes: ClassVar[str] = "no weight; the negative prompt of every picture"
     when: ClassVar[str] = "a baseline, or a first aid; whoever holds the weights can leave it out"
 
-    def text(self, concepts: list[Concept]) -> str:
+    def guidance_prompt(self, concepts: list[Concept]) -> str:
         return ", ".join(concept.name for concept in concepts)
 
-    def guide(self, cond: Tensor, uncond: Tensor, concept: Tensor, guidance: float, at: float, memory: dict[str, Tensor]) -> Tensor:
+    def guide(self, eps_cond: Tensor, eps_uncond: Tensor, eps_concept: Tensor, guidance: float, progress: float, state: dict[str, Tensor]) -> Tensor:
         # [n + w (c - n)] - [u + w (c - u)] = (1 - w) (n - u)
-        return (1 - guidance) * (concept - uncond)
+        return (1 - guidance) * (eps_concept - eps_uncond)

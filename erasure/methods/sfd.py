@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import torch
 
 from erasure import prompt_templates as sentences
-from erasure.concept import Concept, Kind
-from erasure.config.choices import Count, MaybeSteps, ScheduleSteps, Steps
-from erasure.methods.base import Play, Trained, Update, spared
+from erasure.concept import Concept, ConceptKind
+from erasure.config.choices import Count, StepsOrZero, ScheduleSteps, Steps
+from erasure.methods.base import TrainingContext, Trained, OptimizerStep, exclude_concepts
 from erasure.pocket import sentences as pocket
-from erasure.training.one_step import FAKE, GENERATOR, Distillation, OneStep
-from erasure.training.teacher_cache import Recording
+from erasure.training.one_step import FAKE, GENERATOR, Distillation, OneStepMethod
+from erasure.training.teacher_cache import TeacherQuery
 
 _POCKET = {
     "steps": 250,
@@ -30,7 +30,7 @@ _POCKET = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFD(OneStep):
+class SFD(OneStepMethod):
     """Score forgetting distillation.
 
     Half of every batch is to be kept: generator, fake score and teacher are asked for the same sentence. The other half asks generator and
@@ -47,58 +47,58 @@ class SFD(OneStep):
     steps: Steps = 12500  # optimiser steps of each of the two
     batch: Count = 8  # sentences per step, half of them to forget
     retain_weight: float = 1.0  # a_r and b_r
-    forget_weight: float = 1.0  # a_f and b_f
+    erase_weight: float = 1.0  # a_f and b_f
     override: bool = False  # ask the fake score, in its own training, for the sentence without the concept too
-    retain: tuple[str, ...] = sentences.RETAIN  # sentences to keep; those that name the concept are left out
-    distil_regression: MaybeSteps = 2000  # distillation: steps of regression
-    distil_steps: Steps = 20000  # distillation: steps in all
-    distil_walks: Count = 2000  # distillation: recorded walks
-    distil_lr: float = 1e-4  # distillation: learning rate of the generator in its SiD part
-    walk_steps: ScheduleSteps = 25  # DDIM steps of a walk
-    walk_guidance: float = 4.5  # classifier-free guidance of the walks
+    retain_prompts: tuple[str, ...] = sentences.RETAIN  # sentences to keep; those that name the concept are left out
+    distill_regression_steps: StepsOrZero = 2000  # distillation: steps of regression
+    distill_steps: Steps = 20000  # distillation: steps in all
+    distill_trajectories: Count = 2000  # distillation: recorded walks
+    distill_lr: float = 1e-4  # distillation: learning rate of the generator in its SiD part
+    trajectory_steps: ScheduleSteps = 25  # DDIM steps of a walk
+    trajectory_guidance: float = 4.5  # classifier-free guidance of the walks
 
-    def record(self, concepts: list[Concept], seed: int) -> Recording:
-        return Recording(
-            pairs=tuple(pair for concept in concepts for pair in concept.sentences()),
-            walks=0,
-            steps=self.walk_steps,
-            guidance=self.walk_guidance,
+    def query(self, concepts: list[Concept], seed: int) -> TeacherQuery:
+        return TeacherQuery(
+            prompt_pairs=tuple(pair for concept in concepts for pair in concept.prompt_pairs()),
+            trajectories=0,
+            steps=self.trajectory_steps,
+            guidance=self.trajectory_guidance,
             seed=seed,
-            retain=spared(self.retain, concepts),
-            keep="nothing",
+            retain_prompts=exclude_concepts(self.retain_prompts, concepts),
+            store="nothing",
         )
 
-    def before(self) -> Trained:
+    def pretraining(self) -> Trained:
         """The generator that has not forgotten anything yet; it does not depend on the concept."""
         shared = {
             name: getattr(self, name) for name in ("region", "rank", "start", "alpha", "guidance", "t_min", "t_max", "lr_fake", "batch")
         }
         return Distillation(
             **shared,
-            lr=self.distil_lr,
-            steps=self.distil_steps,
-            sentences=self.retain,
-            regression=self.distil_regression,
-            walks=self.distil_walks,
-            walk_steps=self.walk_steps,
-            walk_guidance=self.walk_guidance,
+            lr=self.distill_lr,
+            steps=self.distill_steps,
+            prompts=self.retain_prompts,
+            regression_steps=self.distill_regression_steps,
+            trajectories=self.distill_trajectories,
+            trajectory_steps=self.trajectory_steps,
+            trajectory_guidance=self.trajectory_guidance,
         )
 
-    def step(self, play: Play) -> Iterator[Update]:
+    def step(self, context: TrainingContext) -> Iterator[OptimizerStep]:
         """a_r l_psi(c_r) + a_f l_psi(c_f), then b_r l(c_r, c_r) + b_f l(c_f, teacher: without)."""
         half = self.batch // 2
-        keep, forget = play.sentences("retain", self.batch - half), play.sentences("erase", half)
-        prompts = [with_ for with_, _ in keep + forget]
-        safe = [with_ for with_, _ in keep] + [without for _, without in forget]
-        weight = torch.tensor([self.retain_weight] * len(keep) + [self.forget_weight] * half).to(play.model.device)
+        retain_pairs, erase_pairs = context.sample_prompts("retain", self.batch - half), context.sample_prompts("erase", half)
+        prompts = [concept_prompt for concept_prompt, _ in retain_pairs + erase_pairs]
+        teacher_prompts = [concept_prompt for concept_prompt, _ in retain_pairs] + [neutral_prompt for _, neutral_prompt in erase_pairs]
+        weight = torch.tensor([self.retain_weight] * len(retain_pairs) + [self.erase_weight] * half).to(context.model.device)
         with torch.no_grad():
-            x_g = self.generated(play, prompts)
-        fake = self.fake_loss(play, x_g, safe if self.override else prompts)
-        yield Update(FAKE, (weight * fake).mean(), 2 * self.batch)
-        x_g = self.generated(play, prompts)
-        yield Update(GENERATOR, (weight * self.generator_loss(play, x_g, prompts, safe)).mean(), 5 * self.batch)
+            x_g = self.sample_generator(context, prompts)
+        fake_loss = self.fake_loss(context, x_g, teacher_prompts if self.override else prompts)
+        yield OptimizerStep(FAKE, (weight * fake_loss).mean(), 2 * self.batch)
+        x_g = self.sample_generator(context, prompts)
+        yield OptimizerStep(GENERATOR, (weight * self.generator_loss(context, x_g, prompts, teacher_prompts)).mean(), 5 * self.batch)
 
-    recipes: ClassVar[dict[tuple[Kind, str], dict[str, Any]]] = {
+    recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
         ("style", "pocket"): {**_POCKET, "prompts": pocket.STYLE, "anchor": "plain"},
         ("object", "pocket"): {**_POCKET, "prompts": pocket.OBJECT},
         ("person", "pocket"): {**_POCKET, "prompts": pocket.PERSON},

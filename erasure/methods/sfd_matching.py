@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 import torch.nn.functional as F
 
 from erasure import prompt_templates as sentences
-from erasure.concept import Concept, Kind
+from erasure.concept import Concept, ConceptKind
 from erasure.config.choices import Count, Steps
 from erasure.families.base import Cost, Region
-from erasure.methods.base import Play, Trained, Update, spared
+from erasure.methods.base import TrainingContext, Trained, OptimizerStep, exclude_concepts
 from erasure.pocket import sentences as pocket
-from erasure.training.teacher_cache import Recording
+from erasure.training.teacher_cache import TeacherQuery
 
 _POCKET = {"steps": 150, "batch": 8, "retain_batch": 16, "lr": 1e-4, "retain": pocket.RETAIN, "draws": 48, "retain_draws": 98}
 
@@ -36,35 +36,35 @@ class SFDMatching(Trained):
     batch: Count = 4  # rows of the concept per step
     retain_batch: Count = 4  # rows of what to keep per step
     retain_weight: float = 1.0  # beta, the weight of the retain term
-    retain: tuple[str, ...] = sentences.RETAIN  # sentences to keep; those that name the concept are left out
-    draws: Count = 100  # pictures of the concept that the generator draws
-    retain_draws: Count = 112  # pictures of what to keep
-    points: Count = 10  # noise levels at which the frozen UNet is asked about each
+    retain_prompts: tuple[str, ...] = sentences.RETAIN  # sentences to keep; those that name the concept are left out
+    generated_images: Count = 100  # pictures of the concept that the generator draws
+    retain_generated_images: Count = 112  # pictures of what to keep
+    noise_levels: Count = 10  # noise levels at which the frozen UNet is asked about each
 
-    def record(self, concepts: list[Concept], seed: int) -> Recording:
-        return Recording(
-            pairs=tuple(pair for concept in concepts for pair in concept.sentences()),
-            walks=self.draws * len(concepts),
-            steps=self.points,
+    def query(self, concepts: list[Concept], seed: int) -> TeacherQuery:
+        return TeacherQuery(
+            prompt_pairs=tuple(pair for concept in concepts for pair in concept.prompt_pairs()),
+            trajectories=self.generated_images * len(concepts),
+            steps=self.noise_levels,
             guidance=0.0,
             seed=seed,
-            retain=spared(self.retain, concepts),
-            retain_walks=self.retain_draws,
+            retain_prompts=exclude_concepts(self.retain_prompts, concepts),
+            retain_trajectories=self.retain_generated_images,
             generator=self.generator,
         )
 
-    def step(self, play: Play) -> Iterator[Update]:
+    def step(self, context: TrainingContext) -> Iterator[OptimizerStep]:
         """MSE(eps(x_t, c_f), eps*(x_t, c_o)) + beta MSE(eps(x_t, c_r), eps*(x_t, c_r)), x_t noised from G(z, c)."""
-        forget, keep = play.rows("erase", self.batch), play.rows("retain", self.retain_batch)
-        loss = F.mse_loss(play.predict(forget.x_t, forget.t, forget.prompts), forget.eps_uncond)
-        loss = loss + self.retain_weight * F.mse_loss(play.predict(keep.x_t, keep.t, keep.prompts), keep.eps_cond)
-        yield Update("model", loss, self.batch + self.retain_batch)
+        erase_rows, retain_rows = context.sample_rows("erase", self.batch), context.sample_rows("retain", self.retain_batch)
+        loss = F.mse_loss(context.predict(erase_rows.x_t, erase_rows.t, erase_rows.prompts), erase_rows.eps_neutral)
+        loss = loss + self.retain_weight * F.mse_loss(context.predict(retain_rows.x_t, retain_rows.t, retain_rows.prompts), retain_rows.eps_cond)
+        yield OptimizerStep("model", loss, self.batch + self.retain_batch)
 
-    def passes(self, step: int) -> Cost:
-        both = self.batch + self.retain_batch
-        return Cost(unet_forwards=both, unet_backwards=both, sample_gradients=both)
+    def step_cost(self, step: int) -> Cost:
+        batch_size = self.batch + self.retain_batch
+        return Cost(unet_forwards=batch_size, unet_backwards=batch_size, sample_gradients=batch_size)
 
-    recipes: ClassVar[dict[tuple[Kind, str], dict[str, Any]]] = {
+    recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
         ("style", "pocket"): {**_POCKET, "prompts": pocket.STYLE, "anchor": "plain"},
         ("object", "pocket"): {**_POCKET, "prompts": pocket.OBJECT},
         ("person", "pocket"): {**_POCKET, "prompts": pocket.PERSON},

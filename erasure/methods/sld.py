@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from erasure.concept import Concept, Kind
+from erasure.concept import Concept, ConceptKind
 from erasure.errors import UserError
 from erasure.methods.base import Guided
 
@@ -35,20 +35,20 @@ class SLD(Guided):
         if not 0 <= self.warmup <= 1:
             raise UserError(f"--warmup is a share of the walk in [0, 1], got {self.warmup}.")
 
-    def text(self, concepts: list[Concept]) -> str:
+    def guidance_prompt(self, concepts: list[Concept]) -> str:
         return ", ".join(concept.name for concept in concepts)
 
-    def guide(self, cond: Tensor, uncond: Tensor, concept: Tensor, guidance: float, at: float, memory: dict[str, Tensor]) -> Tensor:
+    def guide(self, eps_cond: Tensor, eps_uncond: Tensor, eps_concept: Tensor, guidance: float, progress: float, state: dict[str, Tensor]) -> Tensor:
         """-s_g gamma with gamma = mu (eps(S) - eps(empty)) + s_m nu (equations 3 to 8)."""
-        phi = self.scale * (cond - concept)
+        phi = self.scale * (eps_cond - eps_concept)
         mu = phi.abs().clamp(max=1) if self.bound == "code" else phi.abs().clamp(min=1)
-        mu = torch.where(cond - concept < self.threshold, mu, torch.zeros_like(mu))
-        momentum = memory.get("nu", torch.zeros_like(cond))
-        gamma = mu * (concept - uncond) + self.momentum_scale * momentum
-        memory["nu"] = self.momentum_beta * momentum + (1 - self.momentum_beta) * gamma
-        return -guidance * gamma if at >= self.warmup else torch.zeros_like(gamma)
+        mu = torch.where(eps_cond - eps_concept < self.threshold, mu, torch.zeros_like(mu))
+        momentum = state.get("nu", torch.zeros_like(eps_cond))
+        gamma = mu * (eps_concept - eps_uncond) + self.momentum_scale * momentum
+        state["nu"] = self.momentum_beta * momentum + (1 - self.momentum_beta) * gamma
+        return -guidance * gamma if progress >= self.warmup else torch.zeros_like(gamma)
 
-    recipes: ClassVar[dict[tuple[Kind, str], dict[str, Any]]] = {
+    recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
         **{
             ("nsfw", family): {"scale": 2000.0, "threshold": 0.025, "warmup": 0.14, "momentum_scale": 0.5, "momentum_beta": 0.7}
             for family in ("sd1", "sd2")

@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from erasure import prompt_templates as sentences
-from erasure.concept import SLOT, TEMPLATES, Concept, Kind, fill
+from erasure.concept import SLOT, PROMPT_TEMPLATES, Concept, ConceptKind, fill_template
 from erasure.edits.deltas import DOWN, UP
 from erasure.errors import UserError
 from erasure.families.base import Cost, DiffusionModel
-from erasure.methods.base import Change, Solved, spared
+from erasure.methods.base import MethodResult, TrainingFree, exclude_concepts
 from erasure.pocket import sentences as pocket
 
 
 @dataclass(frozen=True, kw_only=True)
-class UCE(Solved):
+class UCE(TrainingFree):
     """Unified concept editing.
 
     With c the text conditioning of the concept's tokens, g of the guide's and p of what to keep, every key and value matrix becomes
@@ -31,90 +31,90 @@ class UCE(Solved):
     changes: ClassVar[str] = "keys and values of cross-attention, in closed form"
     when: ClassVar[str] = "many concepts in seconds; published attacks break it more often than others"
 
-    erase_scale: float = 1.0  # e, weight of the concepts
-    preserve_scale: float = 1.0  # s, weight of what to keep
-    lamb: float = 0.5  # lambda, weight of staying where the matrices were
+    erase_weight: float = 1.0  # e, weight of the concepts
+    retain_weight: float = 1.0  # s, weight of what to keep
+    regularization: float = 0.5  # lambda, weight of staying where the matrices were
     tokens: Literal["last", "tail"] = "last"  # which tokens of a sentence: the concept's last, or from there to the end of the context
-    preserve: tuple[str, ...] = ()  # sentences to keep; those that name the concept are left out
-    probes: tuple[str, ...] = sentences.RETAIN  # sentences on which the preview measures collateral change
+    retain_prompts: tuple[str, ...] = ()  # sentences to keep; those that name the concept are left out
+    probe_prompts: tuple[str, ...] = sentences.RETAIN  # sentences on which the preview measures collateral change
 
     def __post_init__(self) -> None:
-        if not self.lamb > 0:
-            raise UserError(f"--lamb must be positive, got {self.lamb}; it keeps the system solvable.")
+        if not self.regularization > 0:
+            raise UserError(f"--lamb must be positive, got {self.regularization}; it keeps the system solvable.")
 
-    def solve(self, model: DiffusionModel, concepts: list[Concept], seed: int) -> Change:
-        erase, guide = self.vectors(model, concepts)
-        keep = self.kept(model, concepts)
-        left, right = low_rank(self.shift(erase, guide, keep))
+    def solve(self, model: DiffusionModel, concepts: list[Concept], seed: int) -> MethodResult:
+        erase, guide = self.encode_concepts(model, concepts)
+        keep = self.encode_retained(model, concepts)
+        left, right = low_rank_factors(self.update_matrix(erase, guide, keep))
         tensors: dict[str, Tensor] = {}
-        for name in model.region("xattn-kv"):
+        for name in model.parameter_names("xattn-kv"):
             weight = model.parameters()[name].detach().to("cpu", torch.float64)
             tensors[name + UP] = (weight @ left).half().contiguous()
             tensors[name + DOWN] = right.half().contiguous()
-        return Change(tensors, {"rank": left.shape[1], "collateral": self.collateral(model, concepts, left, right)})
+        return MethodResult(tensors, {"rank": left.shape[1], "collateral": self.measure_collateral(model, concepts, left, right)})
 
-    def shift(self, erase: Tensor, guide: Tensor, keep: Tensor) -> Tensor:
+    def update_matrix(self, erase: Tensor, guide: Tensor, keep: Tensor) -> Tensor:
         """K (D, D) from rows erase and guide (N, D) and keep (P, D), in fp64."""
         e, g, p = erase.double(), guide.double(), keep.double()
-        gram = self.lamb * torch.eye(e.shape[1], dtype=torch.float64)
-        gram += self.erase_scale * e.T @ e + self.preserve_scale * p.T @ p
-        return torch.cholesky_solve(self.erase_scale * e.T @ (g - e), torch.linalg.cholesky(gram)).T
+        gram = self.regularization * torch.eye(e.shape[1], dtype=torch.float64)
+        gram += self.erase_weight * e.T @ e + self.retain_weight * p.T @ p
+        return torch.cholesky_solve(self.erase_weight * e.T @ (g - e), torch.linalg.cholesky(gram)).T
 
-    def vectors(self, model: DiffusionModel, concepts: list[Concept]) -> tuple[Tensor, Tensor]:
+    def encode_concepts(self, model: DiffusionModel, concepts: list[Concept]) -> tuple[Tensor, Tensor]:
         """Conditioning of the concepts' tokens and of their guides', (N, D) each."""
         erase, guide = [], []
         for concept in concepts:
-            texts, places = [], []
-            for template in concept.prompts or TEMPLATES[concept.kind]:
-                sentence, _, rest = (part.strip() for part in template.partition("|"))
-                anchored = bool(concept.anchor or not rest)
-                texts += [fill(sentence, concept.name), fill(sentence, concept.anchor) if anchored else rest]
-                places.append(
+            texts, positions = [], []
+            for template in concept.prompts or PROMPT_TEMPLATES[concept.kind]:
+                prompt, _, neutral = (part.strip() for part in template.partition("|"))
+                anchored = bool(concept.anchor or not neutral)
+                texts += [fill_template(prompt, concept.name), fill_template(prompt, concept.anchor) if anchored else neutral]
+                positions.append(
                     (
-                        self.place(model, sentence, concept.name),
-                        self.place(model, sentence, concept.anchor) if anchored else model.last_token(rest),
+                        self.last_token_position(model, prompt, concept.name),
+                        self.last_token_position(model, prompt, concept.anchor) if anchored else model.last_token_index(neutral),
                     )
                 )
-            found = model.encode(texts).double().cpu()
-            for c, g, (i, j) in zip(found[::2], found[1::2], places, strict=True):
+            conditioning = model.encode(texts).double().cpu()
+            for c, g, (i, j) in zip(conditioning[::2], conditioning[1::2], positions, strict=True):
                 count = 1 if self.tokens == "last" else len(c) - max(i, j)
                 erase.append(c[i : i + count])
                 guide.append(g[j : j + count])
         return torch.cat(erase), torch.cat(guide)
 
     @staticmethod
-    def place(model: DiffusionModel, sentence: str, words: str) -> int:
+    def last_token_position(model: DiffusionModel, template: str, text: str) -> int:
         """Position of the last token of `words` in a sentence with a slot for them."""
-        return model.last_token(fill(sentence[: sentence.index(SLOT)] + SLOT, words))
+        return model.last_token_index(fill_template(template[: template.index(SLOT)] + SLOT, text))
 
-    def kept(self, model: DiffusionModel, concepts: list[Concept]) -> Tensor:
+    def encode_retained(self, model: DiffusionModel, concepts: list[Concept]) -> Tensor:
         """Conditioning of what to keep, (P, D); the empty prompt is always among it when whole tails are edited."""
-        texts = ["", *spared(self.preserve, concepts)] if self.tokens == "tail" else list(spared(self.preserve, concepts))
-        if not texts:
+        prompts = ["", *exclude_concepts(self.retain_prompts, concepts)] if self.tokens == "tail" else list(exclude_concepts(self.retain_prompts, concepts))
+        if not prompts:
             return torch.zeros(0, model.encode([""]).shape[-1])
-        found = model.encode(texts).cpu()
+        conditioning = model.encode(prompts).cpu()
         return (
-            found.flatten(0, 1)
+            conditioning.flatten(0, 1)
             if self.tokens == "tail"
-            else torch.stack([row[model.last_token(t)] for row, t in zip(found, texts, strict=True)])
+            else torch.stack([prompt_cond[model.last_token_index(prompt)] for prompt_cond, prompt in zip(conditioning, prompts, strict=True)])
         )
 
-    def collateral(self, model: DiffusionModel, concepts: list[Concept], left: Tensor, right: Tensor) -> list[list[Any]]:
+    def measure_collateral(self, model: DiffusionModel, concepts: list[Concept], left: Tensor, right: Tensor) -> list[list[Any]]:
         """[(probe, ||K p|| / ||p||)] at the last token of every probe, largest first: how far the edit moves what it should not."""
-        texts = [*spared(self.probes, concepts), *(alias for concept in concepts for alias in concept.aliases)]
-        found = list(model.encode(texts).double().cpu()) if texts else []
-        sizes = []
-        for text, row in zip(texts, found, strict=True):
-            p = row[model.last_token(text)]
-            sizes.append([text, round((left @ (right @ p)).norm().item() / p.norm().item(), 4)])
-        return sorted(sizes, key=lambda pair: -pair[1])
+        prompts = [*exclude_concepts(self.probe_prompts, concepts), *(alias for concept in concepts for alias in concept.aliases)]
+        conditioning = list(model.encode(prompts).double().cpu()) if prompts else []
+        relative_changes = []
+        for prompt, prompt_cond in zip(prompts, conditioning, strict=True):
+            p = prompt_cond[model.last_token_index(prompt)]
+            relative_changes.append([prompt, round((left @ (right @ p)).norm().item() / p.norm().item(), 4)])
+        return sorted(relative_changes, key=lambda pair: -pair[1])
 
-    def forecast(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
-        erase = 2 * sum(len(c.prompts or TEMPLATES[c.kind]) for c in concepts)
-        keep = len(spared(self.preserve, concepts)) + (self.tokens == "tail")
-        return Cost(text_forwards=erase + (keep or 1) + len(spared(self.probes, concepts)) + sum(len(c.aliases) for c in concepts))
+    def forecast_cost(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
+        erase = 2 * sum(len(c.prompts or PROMPT_TEMPLATES[c.kind]) for c in concepts)
+        keep = len(exclude_concepts(self.retain_prompts, concepts)) + (self.tokens == "tail")
+        return Cost(text_forwards=erase + (keep or 1) + len(exclude_concepts(self.probe_prompts, concepts)) + sum(len(c.aliases) for c in concepts))
 
-    recipes: ClassVar[dict[tuple[Kind, str], dict[str, Any]]] = {
+    recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
         ("style", "pocket"): {
             "tokens": "tail",
             "preserve": pocket.RETAIN,
@@ -153,7 +153,7 @@ class UCE(Solved):
     }
 
 
-def low_rank(matrix: Tensor, tolerance: float = 1e-9) -> tuple[Tensor, Tensor]:
+def low_rank_factors(matrix: Tensor, tolerance: float = 1e-9) -> tuple[Tensor, Tensor]:
     """Factors (D, r) and (r, D) of a matrix at its numerical rank, which is at least 1."""
     u, s, v = torch.linalg.svd(matrix)
     rank = max(1, int((s > tolerance * s[0].clamp(min=1e-30)).sum()))

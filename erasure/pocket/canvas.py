@@ -19,7 +19,7 @@ SIZE = 64  # pixels
 OBJECTS: tuple[str, ...] = tuple(SHAPES)
 PERSONS: tuple[str, ...] = ("ada", "otto")
 STYLES: tuple[str, ...] = ("plain", "neon", "sketch", "watercolor", "pointillism", "pixel", "engraving", "glass", "blueprint")
-COLOURS: dict[str, tuple[float, float, float]] = {
+COLORS: dict[str, tuple[float, float, float]] = {
     "red": (0.85, 0.15, 0.15),
     "orange": (0.95, 0.50, 0.10),
     "yellow": (0.95, 0.80, 0.15),
@@ -29,11 +29,11 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "pink": (0.95, 0.50, 0.68),
     "brown": (0.50, 0.30, 0.15),
 }
-SKINS = ((0.98, 0.84, 0.72), (0.87, 0.67, 0.50), (0.62, 0.43, 0.30), (0.42, 0.28, 0.20))
-CROWN_SHARE = 0.25
+SKIN_COLORS = ((0.98, 0.84, 0.72), (0.87, 0.67, 0.50), (0.62, 0.43, 0.30), (0.42, 0.28, 0.20))
+CROWN_PROBABILITY = 0.25
 
 
-class Picture(NamedTuple):
+class ImageSpec(NamedTuple):
     """What to draw; the seed decides everything else."""
 
     object: str
@@ -45,10 +45,10 @@ class Picture(NamedTuple):
 class Traits(NamedTuple):
     """What the seed decided, as a caption may say it."""
 
-    colour: str
+    color: str
     size: str  # "small", "" or "large"
-    place: str  # "left", "right", "top", "bottom" or ""
-    crown: bool
+    position: str  # "left", "right", "top", "bottom" or ""
+    has_crown: bool
 
 
 @dataclass(frozen=True)
@@ -56,128 +56,128 @@ class Scene:
     """A batch of one object, ready to be looked at by a style."""
 
     object: str
-    centre: Tensor  # (B, 2) pixels
+    center: Tensor  # (B, 2) pixels
     scale: Tensor  # (B,) pixels per object unit
     angle: Tensor  # (B,) radians
-    paints: Tensor  # (B, len(PAINTS), 3)
+    colors: Tensor  # (B, len(PAINTS), 3)
     background: Tensor  # (B, 3)
-    crowned: Tensor  # (B,) bool
-    waves: Tensor  # (B, 4, H, W) smooth noise, about N(0, 1)
-    grain: Tensor  # (B, H, W) white noise
-    cells: Tensor  # (B, 5, 22, 22) uniform, for mosaics and dots
-    dials: Tensor  # (B, 4) uniform, free for the style
+    has_crown: Tensor  # (B,) bool
+    smooth_noise: Tensor  # (B, 4, H, W) smooth noise, about N(0, 1)
+    white_noise: Tensor  # (B, H, W) white noise
+    cell_noise: Tensor  # (B, 5, 22, 22) uniform, for mosaics and dots
+    style_noise: Tensor  # (B, 4) uniform, free for the style
 
-    def distances(self, at: Tensor) -> list[tuple[Tensor, int]]:
+    def layer_distances(self, at: Tensor) -> list[tuple[Tensor, int]]:
         """Layers back to front at pixel positions `at` (B, H, W, 2): distance in pixels, index of the paint."""
-        q = at - self.centre[:, None, None]
+        q = at - self.center[:, None, None]
         c, s = self.angle.cos()[:, None, None], self.angle.sin()[:, None, None]
         p = torch.stack((c * q[..., 0] + s * q[..., 1], c * q[..., 1] - s * q[..., 0]), -1) / self.scale[:, None, None, None]
         shape = SHAPES[self.object]
         layers = shape.layers(p)
-        head = crown(p, *shape.top)
-        far = torch.where(self.crowned, 0.0, 9.0)[:, None, None]
-        layers.append(head._replace(distance=head.distance + far))
+        crown_layer = crown(p, *shape.top)
+        crown_offset = torch.where(self.has_crown, 0.0, 9.0)[:, None, None]
+        layers.append(crown_layer._replace(distance=crown_layer.distance + crown_offset))
         scale = self.scale[:, None, None]
         return [(layer.distance * scale, PAINTS.index(layer.paint)) for layer in layers]
 
-    def paint(self, at: Tensor, background: Tensor | None = None, soft: float = 1.0) -> Tensor:
+    def paint(self, at: Tensor, background: Tensor | None = None, edge_width: float = 1.0) -> Tensor:
         """Colours (B, H, W, 3) at pixel positions, edges `soft` pixels wide."""
-        colour = (self.background if background is None else background)[:, None, None].expand(*at.shape[:3], 3)
-        for distance, index in self.distances(at):
-            alpha = (0.5 - distance / soft).clamp(0, 1)[..., None]
-            colour = colour + alpha * (self.paints[:, index, None, None] - colour)
-        return colour
+        color = (self.background if background is None else background)[:, None, None].expand(*at.shape[:3], 3)
+        for distance, index in self.layer_distances(at):
+            alpha = (0.5 - distance / edge_width).clamp(0, 1)[..., None]
+            color = color + alpha * (self.colors[:, index, None, None] - color)
+        return color
 
-    def lines(self, at: Tensor) -> Tensor:
+    def outline_distance(self, at: Tensor) -> Tensor:
         """Distance in pixels (B, H, W) to the nearest visible outline."""
         nearest = torch.full(at.shape[:3], 99.0)
-        for distance, _ in self.distances(at):
+        for distance, _ in self.layer_distances(at):
             edge = distance.abs()
             nearest = torch.where(distance < 0, edge, torch.minimum(nearest, edge))
         return nearest
 
-    def inside(self, at: Tensor) -> Tensor:
+    def coverage(self, at: Tensor) -> Tensor:
         """1 on the object, 0 beside it (B, H, W)."""
-        distance = torch.stack([d for d, _ in self.distances(at)]).amin(0)
+        distance = torch.stack([d for d, _ in self.layer_distances(at)]).amin(0)
         return (0.5 - distance).clamp(0, 1)
 
 
-def pixels(batch: int) -> Tensor:
+def pixel_centers(batch: int) -> Tensor:
     """Pixel centres (B, H, W, 2), x first."""
     axis = torch.arange(SIZE) + 0.5
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     return torch.stack((x, y), -1).expand(batch, SIZE, SIZE, 2)
 
 
-def render(pictures: list[Picture]) -> Tensor:
+def render(specs: list[ImageSpec]) -> Tensor:
     """Draw pictures: (B, 3, 64, 64) in [0, 1].
 
     Raises:
         ValueError: an object or style that PocketCanvas does not have.
     """
-    from erasure.pocket.styles import draw  # styles read Scene from this module
+    from erasure.pocket.styles import render_style  # styles read Scene from this module
 
-    out = torch.empty(len(pictures), 3, SIZE, SIZE)
+    images = torch.empty(len(specs), 3, SIZE, SIZE)
     groups: dict[tuple[str, str], list[int]] = {}
-    for i, picture in enumerate(pictures):
-        if picture.object not in OBJECTS or picture.style not in STYLES:
+    for i, spec in enumerate(specs):
+        if spec.object not in OBJECTS or spec.style not in STYLES:
             raise ValueError(
-                f"PocketCanvas has objects {', '.join(OBJECTS)} and styles {', '.join(STYLES)}, got {picture.object!r}, {picture.style!r}"
+                f"PocketCanvas has objects {', '.join(OBJECTS)} and styles {', '.join(STYLES)}, got {spec.object!r}, {spec.style!r}"
             )
-        groups.setdefault((picture.object, picture.style), []).append(i)
+        groups.setdefault((spec.object, spec.style), []).append(i)
     for (name, style), rows in groups.items():
-        scene = compose(name, [pictures[i] for i in rows])
-        out[rows] = draw(style, scene).clamp(0, 1).permute(0, 3, 1, 2)
-    return out
+        scene = compose_scene(name, [specs[i] for i in rows])
+        images[rows] = render_style(style, scene).clamp(0, 1).permute(0, 3, 1, 2)
+    return images
 
 
-def traits(picture: Picture) -> Traits:
+def traits_of(spec: ImageSpec) -> Traits:
     """The caption-worthy facts of a picture, without drawing it."""
-    u = _draws(picture)[0]
-    names = list(COLOURS)
+    u = _random_numbers(spec)[0]
+    names = list(COLORS)
     size = "small" if u[2] < 0.25 else "large" if u[2] > 0.75 else ""
     dx, dy = u[0].item() - 0.5, u[1].item() - 0.5
-    place = ""
+    position = ""
     if max(abs(dx), abs(dy)) > 0.3 and size != "large":
-        place = ("left" if dx < 0 else "right") if abs(dx) > abs(dy) else ("top" if dy < 0 else "bottom")
-    worn = bool(u[12] < CROWN_SHARE) if picture.crown is None else picture.crown
-    return Traits(names[int(u[4] * len(names))], size, place, worn)
+        position = ("left" if dx < 0 else "right") if abs(dx) > abs(dy) else ("top" if dy < 0 else "bottom")
+    has_crown = bool(u[12] < CROWN_PROBABILITY) if spec.crown is None else spec.crown
+    return Traits(names[int(u[4] * len(names))], size, position, has_crown)
 
 
-def compose(name: str, pictures: list[Picture]) -> Scene:
+def compose_scene(name: str, specs: list[ImageSpec]) -> Scene:
     """Turn the seeds of one object's pictures into geometry, colours and noise."""
-    draws = [_draws(picture) for picture in pictures]
-    u = torch.stack([d[0] for d in draws])
+    random_numbers = [_random_numbers(spec) for spec in specs]
+    u = torch.stack([d[0] for d in random_numbers])
     scale = 19 + 7 * u[:, 2]
-    room = (SIZE / 2 - 2 - scale)[:, None]  # keeps the object in the picture
-    palette = torch.tensor(list(COLOURS.values()))
+    margin = (SIZE / 2 - 2 - scale)[:, None]  # keeps the object in the picture
+    palette = torch.tensor(list(COLORS.values()))
     main = (u[:, 4] * len(palette)).long()
     second = (main + 1 + (u[:, 5] * (len(palette) - 1)).long()) % len(palette)
-    skin = torch.tensor(SKINS)[(u[:, 6] * len(SKINS)).long()]
+    skin = torch.tensor(SKIN_COLORS)[(u[:, 6] * len(SKIN_COLORS)).long()]
     jitter = 0.08 * (u[:, 20:29].reshape(-1, 3, 3) - 0.5)
     dark = torch.tensor((0.2, 0.17, 0.17)).expand(len(u), 3)
     light = torch.tensor((0.97, 0.95, 0.85)).expand(len(u), 3)
     gold = torch.tensor((0.93, 0.72, 0.1)).expand(len(u), 3)
-    paints = torch.stack((palette[main] + jitter[:, 0], palette[second] + jitter[:, 1], dark, light, skin, gold), 1)
+    colors = torch.stack((palette[main] + jitter[:, 0], palette[second] + jitter[:, 1], dark, light, skin, gold), 1)
     tint = palette[(u[:, 7] * len(palette)).long()]
     return Scene(
         object=name,
-        centre=SIZE / 2 + torch.tensor((0.0, 1.5)) + 1.6 * room * (u[:, :2] - 0.5),
+        center=SIZE / 2 + torch.tensor((0.0, 1.5)) + 1.6 * margin * (u[:, :2] - 0.5),
         scale=scale,
         angle=(u[:, 3] - 0.5) * math.radians(32),
-        paints=paints.clamp(0, 1),
+        colors=colors.clamp(0, 1),
         background=(0.93 + 0.05 * u[:, 8:9]) * (1 - 0.16 * u[:, 9:10] * (1 - tint)),
-        crowned=torch.tensor([traits(picture).crown for picture in pictures]),
-        waves=F.interpolate(torch.stack([d[1] for d in draws]), size=(SIZE, SIZE), mode="bicubic", align_corners=True),
-        grain=torch.stack([d[2] for d in draws]),
-        cells=torch.stack([d[3] for d in draws]),
-        dials=u[:, 28:32],
+        has_crown=torch.tensor([traits_of(spec).has_crown for spec in specs]),
+        smooth_noise=F.interpolate(torch.stack([d[1] for d in random_numbers]), size=(SIZE, SIZE), mode="bicubic", align_corners=True),
+        white_noise=torch.stack([d[2] for d in random_numbers]),
+        cell_noise=torch.stack([d[3] for d in random_numbers]),
+        style_noise=u[:, 28:32],
     )
 
 
-def _draws(picture: Picture) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _random_numbers(spec: ImageSpec) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """All random numbers of one picture, from its own generator."""
-    digest = hashlib.blake2b(f"{picture.object}|{picture.style}|{picture.seed}".encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(f"{spec.object}|{spec.style}|{spec.seed}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
     return (
         torch.rand(32, generator=generator),

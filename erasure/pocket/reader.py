@@ -10,14 +10,14 @@ from erasure.pocket.canvas import OBJECTS, STYLES
 LABELS: dict[str, tuple[str, ...]] = {"style": (*STYLES, "none"), "object": (*OBJECTS, "none")}
 
 
-class Reader(nn.Module):
+class PocketClassifier(nn.Module):
     """A small residual network; images (B, 3, 64, 64) in [0, 1] to logits (B, labels)."""
 
     def __init__(self, labels: int, widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, widths[0], 5, 2, 2)
         self.downs = nn.ModuleList(nn.Conv2d(a, b, 3, 2, 1) for a, b in pairwise(widths))
-        self.blocks = nn.ModuleList(Block(w) for w in widths)
+        self.blocks = nn.ModuleList(ResidualBlock(w) for w in widths)
         self.head = nn.Linear(widths[-1], labels)
 
     def features(self, images: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class Reader(nn.Module):
         return self.head(self.features(images))
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.first, self.second = nn.Conv2d(width, width, 3, 1, 1), nn.Conv2d(width, width, 3, 1, 1)

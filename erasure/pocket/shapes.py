@@ -64,7 +64,7 @@ def ring(p: Tensor, x: float, y: float, r: float, width: float) -> Tensor:
     return circle(p, x, y, r).abs() - width
 
 
-def any_of(*distances: Tensor) -> Tensor:
+def union(*distances: Tensor) -> Tensor:
     return torch.stack(distances).amin(0)
 
 
@@ -91,7 +91,7 @@ def flower(p: Tensor) -> list[Layer]:
     return [
         Layer(segment(p, (0.0, -0.2), (0.0, 0.92), 0.07), "dark"),
         Layer(ellipse(p, 0.34, 0.55, 0.3, 0.13), "second"),
-        Layer(any_of(*petals), "main"),
+        Layer(union(*petals), "main"),
         Layer(circle(p, 0.0, -0.35, 0.23), "light"),
     ]
 
@@ -133,8 +133,8 @@ def tree(p: Tensor) -> list[Layer]:
 
 def ada(p: Tensor) -> list[Layer]:
     """Ada Finch: long hair to both sides, round spectacles, a small smile."""
-    hair = any_of(circle(p, 0.0, -0.25, 0.68), box(p, -0.52, 0.35, 0.18, 0.6, 0.12), box(p, 0.52, 0.35, 0.18, 0.6, 0.12))
-    glasses = any_of(ring(p, -0.22, 0.0, 0.19, 0.05), ring(p, 0.22, 0.0, 0.19, 0.05), box(p, 0.0, 0.0, 0.05, 0.04))
+    hair = union(circle(p, 0.0, -0.25, 0.68), box(p, -0.52, 0.35, 0.18, 0.6, 0.12), box(p, 0.52, 0.35, 0.18, 0.6, 0.12))
+    glasses = union(ring(p, -0.22, 0.0, 0.19, 0.05), ring(p, 0.22, 0.0, 0.19, 0.05), box(p, 0.0, 0.0, 0.05, 0.04))
     return [
         Layer(hair, "main"),
         Layer(ellipse(p, 0.0, 0.1, 0.47, 0.56), "skin"),
@@ -150,7 +150,7 @@ def otto(p: Tensor) -> list[Layer]:
         Layer(polygon(p, ((-0.55, 0.2), (0.55, 0.2), (0.42, 0.68), (0.0, 0.98), (-0.42, 0.68))), "second"),
         Layer(box(p, 0.0, -0.72, 0.42, 0.26), "main"),
         Layer(box(p, 0.0, -0.4, 0.85, 0.09), "main"),
-        Layer(any_of(circle(p, -0.22, -0.08, 0.08), circle(p, 0.22, -0.08, 0.08)), "dark"),
+        Layer(union(circle(p, -0.22, -0.08, 0.08), circle(p, 0.22, -0.08, 0.08)), "dark"),
         Layer(box(p, 0.0, 0.38, 0.17, 0.055), "light"),
     ]
 

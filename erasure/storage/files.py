@@ -20,19 +20,19 @@ from typing import Any, BinaryIO
 from tqdm import tqdm
 
 from erasure.errors import Unfinished, UserError
-from erasure.storage.processes import Process, gone, this_process
+from erasure.storage.processes import Process, has_ended, this_process
 
-SEAL = "sha256"  # key under which a file holds the checksum of the rest
-PART = re.compile(r"\..*\.(?P<mark>[0-9a-f]{8}-[0-9a-f]*-[0-9a-f]*-\d+-[\w.]+)\.[0-9a-f]{8}\.part")
-FULL = (errno.ENOSPC, errno.EDQUOT)
-_cleared: set[Path] = set()  # folders whose parts of dead processes this process has looked for
+CHECKSUM_KEY = "sha256"  # key under which a file holds the checksum of the rest
+PART_NAME = re.compile(r"\..*\.(?P<mark>[0-9a-f]{8}-[0-9a-f]*-[0-9a-f]*-\d+-[\w.]+)\.[0-9a-f]{8}\.part")
+DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
+_cleared_folders: set[Path] = set()  # folders whose parts of dead processes this process has looked for
 
 
-class Damaged(UserError):
+class DamagedFile(UserError):
     """A file that does not hold what was written into it."""
 
 
-class Unsealed(Damaged):
+class MissingChecksum(DamagedFile):
     """A file without the checksum that it should have."""
 
 
@@ -40,76 +40,76 @@ def canonical_json(record: Any) -> str:
     return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def tell(line: str) -> None:
+def print_message(line: str) -> None:
     """One line for the person who watches, also from within the library."""
     tqdm.write(f"erasure: {line}", file=sys.stderr)  # a line of its own also while a bar is shown
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def open_atomic(path: Path) -> Iterator[BinaryIO]:
     """A file to write that takes its place whole when the block ends, and leaves nothing when it fails.
 
     Raises:
         Unfinished: no room is left on the disk.
         UserError: the place cannot be written, or a folder with files in it has the name.
     """
-    clear_once(path.parent)
-    part = part_of(path)
+    clear_dead_parts_once(path.parent)
+    part = part_path_of(path)
     try:
         with part.open("xb") as file:
             yield file
-        put(part, path)
+        move_into_place(part, path)
     except OSError as error:
-        _dropped(part)
-        raise refused(path, error) from error
+        _remove(part)
+        raise to_user_error(path, error) from error
     except BaseException:
-        _dropped(part)
+        _remove(part)
         raise
 
 
 @contextmanager
-def filling(folder: Path) -> Iterator[Path]:
+def open_draft_folder(folder: Path) -> Iterator[Path]:
     """A draft of a folder's contents, which move into it when the block ends; when it fails the folder is as it was.
 
     Raises:
         Unfinished: no room is left on the disk.
         UserError: the folder cannot be written.
     """
-    clear_once(folder_exists(folder))
-    draft = part_of(folder / "draft")
+    clear_dead_parts_once(ensure_folder(folder))
+    draft = part_path_of(folder / "draft")
     try:
         draft.mkdir()
         yield draft
         for path in sorted(draft.iterdir()):
             path.replace(folder / path.name)
     except OSError as error:
-        raise refused(folder, error) from error
+        raise to_user_error(folder, error) from error
     finally:
-        _dropped(draft)
+        _remove(draft)
 
 
-def part_of(path: Path) -> Path:
+def part_path_of(path: Path) -> Path:
     """An unused name beside a path for what this process is writing."""
     return path.with_name(f".{path.name[:80]}.{this_process().mark}.{uuid.uuid4().hex[:8]}.part")
 
 
-def put(part: Path, path: Path) -> None:
+def move_into_place(part: Path, path: Path) -> None:
     """Rename into place; an empty folder there makes room."""
     if path.is_dir() and not path.is_symlink():
         path.rmdir()
     part.replace(path)
 
 
-def refused(path: Path, error: OSError) -> UserError:
+def to_user_error(path: Path, error: OSError) -> UserError:
     """What a failed write means to a person."""
-    if error.errno in FULL:
+    if error.errno in DISK_FULL_ERRNOS:
         return Unfinished(f"no room is left on the disk of {path.parent} for {path.name}; make room, then repeat the command.")
     if error.errno in (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST):
         return UserError(f"{path} is a folder where a file belongs; move it away.")
     return UserError(f"{path} cannot be written ({error.strerror or error}).")
 
 
-def make_room(path: Path) -> None:
+def clear_path(path: Path) -> None:
     """Remove a file of ours, or an empty folder in its place.
 
     Raises:
@@ -121,50 +121,50 @@ def make_room(path: Path) -> None:
         else:
             path.unlink(missing_ok=True)
     except OSError as error:
-        raise refused(path, error) from error
+        raise to_user_error(path, error) from error
 
 
-def disk_full(error: BaseException) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether an exception of any library means that no room is left; safetensors and torch say so in words alone."""
     if isinstance(error, OSError):
-        return error.errno in FULL
+        return error.errno in DISK_FULL_ERRNOS
     return "os error 28" in str(error) or "No space left on device" in str(error)
 
 
-def clear_once(folder: Path) -> None:
+def clear_dead_parts_once(folder: Path) -> None:
     """Remove, once a process and folder, what dead processes were writing there."""
-    if folder not in _cleared:
-        _cleared.add(folder)
-        clear_parts(folder)
+    if folder not in _cleared_folders:
+        _cleared_folders.add(folder)
+        clear_dead_parts(folder)
 
 
-def clear_parts(folder: Path) -> int:
+def clear_dead_parts(folder: Path) -> int:
     """Remove what dead processes of this machine were writing in a folder, and return how many files that were."""
-    dead = [path for path in _listed(folder) if is_dead_part(path)]
+    dead = [path for path in _list_folder(folder) if is_dead_part(path)]
     for path in dead:
-        _dropped(path)
+        _remove(path)
     return len(dead)
 
 
 def is_dead_part(path: Path) -> bool:
     """Whether a file is the beginning of one that nobody will finish."""
-    match = PART.fullmatch(path.name)
-    return match is not None and gone(Process.from_mark(match["mark"]))
+    match = PART_NAME.fullmatch(path.name)
+    return match is not None and has_ended(Process.from_mark(match["mark"]))
 
 
 def is_empty(folder: Path) -> bool:
     """Whether a folder holds nothing but locks and unfinished files."""
-    return all(path.name.startswith(".lock") or PART.fullmatch(path.name) for path in folder.iterdir())
+    return all(path.name.startswith(".lock") or PART_NAME.fullmatch(path.name) for path in folder.iterdir())
 
 
-def _listed(folder: Path) -> list[Path]:
+def _list_folder(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
     except OSError:
         return []
 
 
-def _dropped(path: Path) -> None:
+def _remove(path: Path) -> None:
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
@@ -176,7 +176,7 @@ def _dropped(path: Path) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file in one step; processes of several machines may write the same one at once. Raises as `replacing`."""
-    with replacing(path) as file:
+    with open_atomic(path) as file:
         file.write(data)
 
 
@@ -192,12 +192,12 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} cannot be read as JSON ({error}).") from error
 
 
-def write_sealed(path: Path, record: Mapping[str, Any]) -> None:
+def write_checksummed_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write a JSON mapping with its checksum among the keys. Raises as `replacing`."""
-    write_json(path, with_seal(record))
+    write_json(path, with_checksum(record))
 
 
-def read_sealed(path: Path, *, required: bool = True) -> dict[str, Any]:
+def read_checksummed_json(path: Path, *, required: bool = True) -> dict[str, Any]:
     """A JSON mapping without its checksum, which must be right.
 
     Args:
@@ -209,33 +209,33 @@ def read_sealed(path: Path, *, required: bool = True) -> dict[str, Any]:
     try:
         record = read_json(path)
     except UserError as error:
-        raise Damaged(f"{path} is damaged: {error.__cause__ or error}.") from error
+        raise DamagedFile(f"{path} is damaged: {error.__cause__ or error}.") from error
     if not isinstance(record, dict):
-        raise Damaged(f"{path} is damaged: expected a mapping.")
-    return unsealed(path, record, required=required)
+        raise DamagedFile(f"{path} is damaged: expected a mapping.")
+    return verify_checksum(path, record, required=required)
 
 
-def unsealed(path: Path, record: Mapping[str, Any], *, required: bool = True) -> dict[str, Any]:
+def verify_checksum(path: Path, record: Mapping[str, Any], *, required: bool = True) -> dict[str, Any]:
     """A mapping as it was read, without its checksum. Raises Damaged as `read_sealed`."""
     record = dict(record)
-    seal = record.pop(SEAL, None)
-    if seal is None and required:
-        raise Unsealed(f"{path} is damaged: it has no checksum.")
-    if seal is not None and seal != seal_of(record):
-        raise Damaged(f"{path} is damaged: its checksum does not match.")
+    checksum = record.pop(CHECKSUM_KEY, None)
+    if checksum is None and required:
+        raise MissingChecksum(f"{path} is damaged: it has no checksum.")
+    if checksum is not None and checksum != checksum_of(record):
+        raise DamagedFile(f"{path} is damaged: its checksum does not match.")
     return record
 
 
-def with_seal(record: Mapping[str, Any]) -> dict[str, Any]:
+def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
     """A mapping with its checksum among the keys."""
-    return {**record, SEAL: seal_of(record)}
+    return {**record, CHECKSUM_KEY: checksum_of(record)}
 
 
-def seal_of(record: Mapping[str, Any]) -> str:
+def checksum_of(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(json.loads(json.dumps(record))).encode()).hexdigest()
 
 
-def folder_exists(path: Path) -> Path:
+def ensure_folder(path: Path) -> Path:
     """Make a folder with all above it.
 
     Raises:
@@ -246,10 +246,10 @@ def folder_exists(path: Path) -> Path:
     except FileExistsError as error:
         raise UserError(f"{path} is a file where a folder belongs; move it away.") from error
     except OSError as error:
-        raise refused(path, error) from error
+        raise to_user_error(path, error) from error
     return path
 
 
-def is_there(path: Path) -> bool:
+def is_path_taken(path: Path) -> bool:
     """Whether a name is taken, also by a broken link or a folder."""
     return os.path.lexists(path)

@@ -26,37 +26,37 @@ from pathlib import Path
 from typing import Any
 
 from erasure.errors import Unfinished
-from erasure.storage.files import folder_exists, is_dead_part, part_of, refused, tell
-from erasure.storage.processes import Process, gone, this_process
+from erasure.storage.files import ensure_folder, is_dead_part, part_path_of, to_user_error, print_message
+from erasure.storage.processes import Process, has_ended, this_process
 
-LOCK = ".lock"
-SHARE = re.compile(r"\.lock-(\d+)of(\d+)")
-READS, PAUSE = 20, 0.05  # a disk without hard links shows a lock before its content is there
-Share = tuple[int, int]  # (i, n): the i-th of n processes that may work in one folder together, counted from 0
+LOCK_FILE = ".lock"
+SHARD_LOCK_NAME = re.compile(r"\.lock-(\d+)of(\d+)")
+READ_ATTEMPTS, RETRY_SECONDS = 20, 0.05  # a disk without hard links shows a lock before its content is there
+Shard = tuple[int, int]  # (i, n): the i-th of n processes that may work in one folder together, counted from 0
 
-_mine: dict[Path, int] = {}  # locks of this process, by the thread that holds them
-_parents: list[int] = []  # processes of whose work this process does a share
+_held_locks: dict[Path, int] = {}  # locks of this process, by the thread that holds them
+_parent_pids: list[int] = []  # processes of whose work this process does a share
 
 
-class Busy(Unfinished):
+class FolderLocked(Unfinished):
     """Somebody else is writing here."""
 
 
 @dataclass(frozen=True)
-class Holder:
+class LockHolder:
     """Who holds a lock."""
 
     process: Process
     token: str  # unlike that of any other lock ever taken
-    what: str  # such as "erasure erase"
+    command: str  # such as "erasure erase"
     since: str
 
     @classmethod
-    def new(cls, what: str) -> "Holder":
-        return cls(this_process(), uuid.uuid4().hex, what, datetime.now(UTC).isoformat(timespec="seconds"))
+    def new(cls, command: str) -> "LockHolder":
+        return cls(this_process(), uuid.uuid4().hex, command, datetime.now(UTC).isoformat(timespec="seconds"))
 
     @classmethod
-    def parse(cls, text: str) -> "Holder":
+    def parse(cls, text: str) -> "LockHolder":
         """Raises ValueError, TypeError or KeyError where the text is no record."""
         record: dict[str, Any] = json.loads(text)
         process = Process(**record["process"])
@@ -64,33 +64,33 @@ class Holder:
             raise ValueError("no token")
         return cls(process, record["token"], str(record["what"]), str(record["since"]))
 
-    def text(self) -> str:
-        return json.dumps({"process": self.process.record(), "token": self.token, "what": self.what, "since": self.since})
+    def to_json(self) -> str:
+        return json.dumps({"process": self.process.to_dict(), "token": self.token, "what": self.command, "since": self.since})
 
     def __str__(self) -> str:
-        return f"`{self.what}`, process {self.process.pid} on {self.process.host}, since {self.since}"
+        return f"`{self.command}`, process {self.process.pid} on {self.process.host}, since {self.since}"
 
 
-def holder(folder: Path) -> Holder | None:
+def holder_of(folder: Path) -> LockHolder | None:
     """Who is writing into a folder as a whole; None where nobody is, or where the holder is gone."""
-    last = _last(folder / LOCK)
-    return last if last and not gone(last.process) else None
+    last = _last_holder(folder / LOCK_FILE)
+    return last if last and not has_ended(last.process) else None
 
 
-def check(folder: Path) -> None:
+def check_unlocked(folder: Path) -> None:
     """Complain about a folder that somebody else is writing into, as a whole or a share of it, before any work.
 
     Raises:
         Busy: it names the holder.
     """
-    for path in (folder / LOCK, *_shares(folder)):
-        last = _last(path)
-        if last and not gone(last.process) and _mine.get(path.resolve()) != threading.get_ident():
-            raise _busy(path, last)
+    for path in (folder / LOCK_FILE, *_shard_locks(folder)):
+        last = _last_holder(path)
+        if last and not has_ended(last.process) and _held_locks.get(path.resolve()) != threading.get_ident():
+            raise _locked_error(path, last)
 
 
 @contextmanager
-def held(folder: Path, what: str, share: Share | None = None, *, wait: bool = False) -> Iterator[None]:
+def lock_folder(folder: Path, command: str, shard: Shard | None = None, *, wait: bool = False) -> Iterator[None]:
     """The folder belongs to this process while the block runs; it is made if need be. What a thread holds already it may hold again.
 
     Args:
@@ -102,149 +102,149 @@ def held(folder: Path, what: str, share: Share | None = None, *, wait: bool = Fa
         Busy: somebody else is writing there.
         UserError: the folder cannot be made or written.
     """
-    path = (folder / (LOCK if share is None else f"{LOCK}-{share[0] + 1}of{share[1]}")).resolve()
-    if threading.get_ident() in (_mine.get(path), _mine.get(path.with_name(LOCK))):
+    path = (folder / (LOCK_FILE if shard is None else f"{LOCK_FILE}-{shard[0] + 1}of{shard[1]}")).resolve()
+    if threading.get_ident() in (_held_locks.get(path), _held_locks.get(path.with_name(LOCK_FILE))):
         yield
         return
-    made = _make(path.parent)
-    token = _patiently(path, what, wait)
-    _mine[path] = threading.get_ident()
+    created_folders = _make_folder(path.parent)
+    token = _acquire_or_wait(path, command, wait)
+    _held_locks[path] = threading.get_ident()
     try:
-        _alone(path, share)
+        _check_no_conflict(path, shard)
         yield
     finally:
-        del _mine[path]
+        del _held_locks[path]
         _release(path, token)
-        for empty in made:
+        for created in created_folders:
             with suppress(OSError):  # something is in it
-                empty.rmdir()
+                created.rmdir()
 
 
-def part_of_work(parent: int) -> None:
+def ignore_lock_of(parent_pid: int) -> None:
     """From now on this process does a share of what another one does, whose lock is not in its way."""
-    _parents.append(parent)
+    _parent_pids.append(parent_pid)
 
 
-def _patiently(path: Path, what: str, wait: bool) -> str:
-    told = False
+def _acquire_or_wait(path: Path, command: str, wait: bool) -> str:
+    reported = False
     while True:
         try:
-            return _acquire(path, what)
-        except Busy as error:
+            return _acquire(path, command)
+        except FolderLocked as error:
             if not wait:
                 raise
-            if not told:
-                tell(f"waiting: {error}")
-            told = True
-            time.sleep(PAUSE * READS)
+            if not reported:
+                print_message(f"waiting: {error}")
+            reported = True
+            time.sleep(RETRY_SECONDS * READ_ATTEMPTS)
 
 
-def _acquire(path: Path, what: str) -> str:
+def _acquire(path: Path, command: str) -> str:
     """Take a lock and return its token."""
-    me = Holder.new(what)
-    own = part_of(path)
+    mine = LockHolder.new(command)
+    draft = part_path_of(path)
     try:
-        own.write_text(me.text(), encoding="utf-8")
-        while (last := _last(path)) is None or last.token != me.token:
-            if last and not gone(last.process):
-                raise _busy(path, last)
-            place = path.with_name(f"{path.name}.{last.token}") if last else path
-            if _linked(own, place) and ((now := _last(path)) is None or now.token != me.token):
-                place.unlink(missing_ok=True)  # judged by a record that has been replaced since
-        if (first := _record(path)) is None or first.token != me.token:
-            own.replace(path)
+        draft.write_text(mine.to_json(), encoding="utf-8")
+        while (last := _last_holder(path)) is None or last.token != mine.token:
+            if last and not has_ended(last.process):
+                raise _locked_error(path, last)
+            target = path.with_name(f"{path.name}.{last.token}") if last else path
+            if _try_link(draft, target) and ((current := _last_holder(path)) is None or current.token != mine.token):
+                target.unlink(missing_ok=True)  # judged by a record that has been replaced since
+        if (first := _read_holder(path)) is None or first.token != mine.token:
+            draft.replace(path)
         _clear_successors(path)
-        return me.token
+        return mine.token
     except OSError as error:
-        raise refused(path, error) from error
+        raise to_user_error(path, error) from error
     finally:
-        own.unlink(missing_ok=True)
+        draft.unlink(missing_ok=True)
 
 
-def _linked(own: Path, place: Path) -> bool:
+def _try_link(draft: Path, target: Path) -> bool:
     """Whether the record got that name; only one ever does."""
     try:
-        os.link(own, place)
+        os.link(draft, target)
     except FileExistsError:
         return False
     except (OSError, AttributeError, NotImplementedError):  # no hard links on this disk
         try:
-            with place.open("xb") as file:
-                file.write(own.read_bytes())
+            with target.open("xb") as file:
+                file.write(draft.read_bytes())
         except FileExistsError:
             return False
     return True
 
 
-def _last(path: Path) -> Holder | None:
+def _last_holder(path: Path) -> LockHolder | None:
     """The last record of the chain that begins with a lock file; None where there is no lock.
 
     Raises:
         Busy: a record that cannot be read.
     """
-    last, following = None, _record(path)
+    last, following = None, _read_holder(path)
     while following:
-        last, following = following, _record(path.with_name(f"{path.name}.{following.token}"))
+        last, following = following, _read_holder(path.with_name(f"{path.name}.{following.token}"))
     return last
 
 
-def _record(path: Path) -> Holder | None:
-    for _ in range(READS):
+def _read_holder(path: Path) -> LockHolder | None:
+    for _ in range(READ_ATTEMPTS):
         try:
-            return Holder.parse(path.read_text(encoding="utf-8"))
+            return LockHolder.parse(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            raise refused(path, error) from error
+            raise to_user_error(path, error) from error
         except (ValueError, TypeError, KeyError, RecursionError):
-            time.sleep(PAUSE)
-    raise Busy(f"the lock {path} does not say whose it is; if nothing is writing into {path.parent}, delete it and repeat the command.")
+            time.sleep(RETRY_SECONDS)
+    raise FolderLocked(f"the lock {path} does not say whose it is; if nothing is writing into {path.parent}, delete it and repeat the command.")
 
 
-def _alone(path: Path, share: Share | None) -> None:
+def _check_no_conflict(path: Path, shard: Shard | None) -> None:
     """Complain about a whole beside shares, or shares of another number; each is taken first and looks for others then."""
-    others = [path.with_name(LOCK)] if share else []
-    others += [other for other in _shares(path.parent) if share is None or not other.name.endswith(f"of{share[1]}")]
+    others = [path.with_name(LOCK_FILE)] if shard else []
+    others += [other for other in _shard_locks(path.parent) if shard is None or not other.name.endswith(f"of{shard[1]}")]
     for other in others:
-        last = _last(other)
-        if last and not gone(last.process) and last.process.pid not in _parents:
-            raise _busy(other, last)
+        last = _last_holder(other)
+        if last and not has_ended(last.process) and last.process.pid not in _parent_pids:
+            raise _locked_error(other, last)
 
 
-def _shares(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob(f"{LOCK}-*") if SHARE.fullmatch(path.name))
+def _shard_locks(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob(f"{LOCK_FILE}-*") if SHARD_LOCK_NAME.fullmatch(path.name))
 
 
 def _release(path: Path, token: str) -> None:
     with suppress(OSError, Unfinished):
-        now = _record(path)
-        if now and now.token == token:
+        current = _read_holder(path)
+        if current and current.token == token:
             _clear_successors(path)  # before the lock is free: then they are nobody's
             path.unlink()
 
 
 def _clear_successors(path: Path) -> None:
     """Remove records that replaced ones, and dead drafts of records. Only the holder may."""
-    for left in path.parent.glob(f"{path.name}.*"):
-        left.unlink(missing_ok=True)
-    for draft in path.parent.glob(f".{LOCK}*.part"):
+    for successor in path.parent.glob(f"{path.name}.*"):
+        successor.unlink(missing_ok=True)
+    for draft in path.parent.glob(f".{LOCK_FILE}*.part"):
         if is_dead_part(draft):
             draft.unlink(missing_ok=True)
 
 
-def _busy(path: Path, found: Holder) -> Busy:
-    here = this_process()
-    known = (found.process.machine, found.process.space) == (here.machine, here.space)
-    remedy = "wait for it" if known else f"wait for it, or delete {path} if that machine no longer runs it"
-    return Busy(f"{path.parent} is being written by {found}; {remedy}, then repeat the command.")
+def _locked_error(path: Path, lock_holder: LockHolder) -> FolderLocked:
+    current = this_process()
+    same_machine = (lock_holder.process.machine_id, lock_holder.process.pid_namespace) == (current.machine_id, current.pid_namespace)
+    remedy = "wait for it" if same_machine else f"wait for it, or delete {path} if that machine no longer runs it"
+    return FolderLocked(f"{path.parent} is being written by {lock_holder}; {remedy}, then repeat the command.")
 
 
-def _make(folder: Path) -> list[Path]:
+def _make_folder(folder: Path) -> list[Path]:
     """Make a folder; returns what had to be made, innermost first."""
     missing = []
-    place = folder
-    while not place.exists() and place != place.parent:
-        missing.append(place)
-        place = place.parent
-    folder_exists(folder)
+    ancestor = folder
+    while not ancestor.exists() and ancestor != ancestor.parent:
+        missing.append(ancestor)
+        ancestor = ancestor.parent
+    ensure_folder(folder)
     return missing

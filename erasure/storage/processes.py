@@ -24,15 +24,15 @@ class Process:
 
     pid: int
     host: str
-    machine: str  # hash of the host's name and its machine id
-    boot: str  # which start of that machine; empty where start times are absolute (macOS, Windows)
-    space: str  # which set of process numbers, so that containers with one name are told apart
-    started: str  # in the kernel's own unit
+    machine_id: str  # hash of the host's name and its machine id
+    boot_id: str  # which start of that machine; empty where start times are absolute (macOS, Windows)
+    pid_namespace: str  # which set of process numbers, so that containers with one name are told apart
+    start_time: str  # in the kernel's own unit
 
     @property
     def mark(self) -> str:
         """A short form for file names; `from_mark` reads it."""
-        return "-".join((self.machine, self.boot, self.space, str(self.pid), self.started))
+        return "-".join((self.machine_id, self.boot_id, self.pid_namespace, str(self.pid), self.start_time))
 
     @classmethod
     def from_mark(cls, mark: str) -> "Process":
@@ -41,34 +41,34 @@ class Process:
         Raises:
             ValueError: not of that form.
         """
-        machine, boot, space, pid, started_ = mark.split("-")
-        return cls(int(pid), "", machine, boot, space, started_)
+        machine_id, boot_id, pid_namespace, pid, start_time = mark.split("-")
+        return cls(int(pid), "", machine_id, boot_id, pid_namespace, start_time)
 
-    def record(self) -> dict[str, str | int]:
+    def to_dict(self) -> dict[str, str | int]:
         return asdict(self)
 
 
 def this_process() -> Process:
-    pid, here = os.getpid(), _surroundings()
-    return Process(pid, *here, started(pid) or UNKNOWN)
+    pid, host_identity = os.getpid(), _host_identity()
+    return Process(pid, *host_identity, start_time_of(pid) or UNKNOWN)
 
 
-def gone(process: Process) -> bool:
+def has_ended(process: Process) -> bool:
     """Whether a process has ended for certain. One of another machine or container cannot be asked, and counts as running."""
-    here = this_process()
-    if process.machine != here.machine:
+    current = this_process()
+    if process.machine_id != current.machine_id:
         return False
-    if process.boot and here.boot and process.boot != here.boot:
+    if process.boot_id and current.boot_id and process.boot_id != current.boot_id:
         return True
-    if process.space != here.space:
+    if process.pid_namespace != current.pid_namespace:
         return False
-    now = started(process.pid)
-    if now is None or process.started == UNKNOWN:  # ended, or hidden from us by the system
+    start_time = start_time_of(process.pid)
+    if start_time is None or process.start_time == UNKNOWN:  # ended, or hidden from us by the system
         return not psutil.pid_exists(process.pid) or _is_zombie(process.pid)
-    return now != process.started
+    return start_time != process.start_time
 
 
-def started(pid: int) -> str | None:
+def start_time_of(pid: int) -> str | None:
     """When a process started; None when it does not run, or may not be looked at.
 
     On Linux in ticks since boot: psutil converts them with the clock, which may be set between two readings.
@@ -97,19 +97,19 @@ def _is_zombie(pid: int) -> bool:
 
 
 @cache
-def _surroundings() -> tuple[str, str, str, str]:
+def _host_identity() -> tuple[str, str, str, str]:
     """Host, machine, boot and set of process numbers. The machine id is hashed, as systemd asks of those who publish it."""
     host = platform.node() or "unknown"
-    machine = hashlib.sha256(f"{host}|{_text(MACHINE_ID)}".encode()).hexdigest()[:8]
-    boot = hashlib.sha256(_text(BOOT_ID).encode()).hexdigest()[:8] if _text(BOOT_ID) else ""
+    machine_id = hashlib.sha256(f"{host}|{_read_text(MACHINE_ID)}".encode()).hexdigest()[:8]
+    boot_id = hashlib.sha256(_read_text(BOOT_ID).encode()).hexdigest()[:8] if _read_text(BOOT_ID) else ""
     try:
-        space = f"{Path('/proc/self/ns/pid').stat().st_ino:x}"
+        pid_namespace = f"{Path('/proc/self/ns/pid').stat().st_ino:x}"
     except OSError:
-        space = ""
-    return host, machine, boot, space
+        pid_namespace = ""
+    return host, machine_id, boot_id, pid_namespace
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text().strip()
     except OSError:

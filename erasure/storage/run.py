@@ -10,36 +10,36 @@ from typing import Any
 
 from erasure.errors import UserError
 from erasure.storage.files import (
-    Damaged,
+    DamagedFile,
     canonical_json,
-    folder_exists,
+    ensure_folder,
     is_empty,
     read_json,
-    read_sealed,
-    tell,
+    read_checksummed_json,
+    print_message,
     write_bytes,
     write_json,
-    write_sealed,
+    write_checksummed_json,
 )
 
 __all__ = ["Run", "cache_folder", "canonical_json", "default_folder", "difference", "digest", "read_json", "write_bytes", "write_json"]
 
 
-def digest(record: Any) -> str:
+def hash_record(record: Any) -> str:
     """Short content hash of a JSON record."""
     return hashlib.sha256(canonical_json(record).encode()).hexdigest()[:16]
 
 
-def remove(folder: Path, patterns: Sequence[str]) -> None:
+def remove_matching(folder: Path, patterns: Sequence[str]) -> None:
     """Remove files below a folder by their patterns (`images/*/*.png`), and the folders inside it that are empty then; nothing else."""
     for pattern in patterns:
         for path in list(folder.glob(pattern)):
             if path.is_dir():
                 continue
             path.unlink()
-            for above in list(path.parents)[: len(path.relative_to(folder).parts) - 1]:
-                if not any(above.iterdir()):
-                    above.rmdir()
+            for parent in list(path.parents)[: len(path.relative_to(folder).parts) - 1]:
+                if not any(parent.iterdir()):
+                    parent.rmdir()
 
 
 class Run:
@@ -53,49 +53,49 @@ class Run:
         UserError: the folder holds another job, or files that are no run at all.
     """
 
-    def __init__(self, folder: Path, job: dict[str, Any], fresh: bool = False, writes: Sequence[str] = ()) -> None:
-        self.folder, self.job, self.fresh, self.writes = folder, job, fresh, writes
+    def __init__(self, folder: Path, job: dict[str, Any], fresh: bool = False, output_patterns: Sequence[str] = ()) -> None:
+        self.folder, self.job, self.fresh, self.output_patterns = folder, job, fresh, output_patterns
         if folder.is_file():
             raise UserError(f"{folder} is a file; --out needs a folder.")
-        known = folder / "job.json"
-        if known.is_file() and (other := self._known(known)) not in (None, json.loads(canonical_json(job))):
-            task = other.get("task") if isinstance(other, dict) else None
+        job_file = folder / "job.json"
+        if job_file.is_file() and (recorded_job := self._read_job(job_file)) not in (None, json.loads(canonical_json(job))):
+            task = recorded_job.get("task") if isinstance(recorded_job, dict) else None
             if task != job["task"]:  # nothing here is for this command to remove
                 raise UserError(f"{folder} belongs to another command (its task is {task!r}, not {job['task']!r}); choose another --out.")
             if not fresh:
-                raise UserError(f"{folder} holds another job ({difference(other, job)}); choose another --out, or --fresh to start over.")
-        if not known.is_file() and folder.is_dir() and not is_empty(folder):
+                raise UserError(f"{folder} holds another job ({describe_difference(recorded_job, job)}); choose another --out, or --fresh to start over.")
+        if not job_file.is_file() and folder.is_dir() and not is_empty(folder):
             raise UserError(f"{folder} is not empty and holds no run; choose another --out.")
 
     def begin(self) -> None:
         """Make the folder; if the job is to start over, without what this command had written there. Other files stay."""
         if self.fresh:
-            remove(self.folder, ("result.json", *self.writes))  # that first, since it says that all is there
-        folder_exists(self.folder)
+            remove_matching(self.folder, ("result.json", *self.output_patterns))  # that first, since it says that all is there
+        ensure_folder(self.folder)
         write_json(self.folder / "job.json", self.job)
 
     @property
-    def complete(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether everything is there. A damaged result.json is named, and counts as none."""
-        return not self.fresh and self.result() is not None
+        return not self.fresh and self.read_result() is not None
 
-    def result(self, say: bool = True) -> dict[str, Any] | None:
+    def read_result(self, warn: bool = True) -> dict[str, Any] | None:
         """What `finish` wrote; None where that is missing or damaged, which is told unless `say` is off."""
         path = self.folder / "result.json"
         if not path.is_file():
             return None
         try:
-            return read_sealed(path, required=False)
-        except Damaged as error:
-            if say:
-                tell(f"{error} It is made anew.")
+            return read_checksummed_json(path, required=False)
+        except DamagedFile as error:
+            if warn:
+                print_message(f"{error} It is made anew.")
             return None
 
     def finish(self, result: dict[str, Any]) -> None:
         """Write result.json, with its checksum among the keys."""
-        write_sealed(self.folder / "result.json", result)
+        write_checksummed_json(self.folder / "result.json", result)
 
-    def _known(self, path: Path) -> Any:
+    def _read_job(self, path: Path) -> Any:
         """The job that the folder holds; None where that cannot be read and does not matter."""
         try:
             return read_json(path)
@@ -105,7 +105,7 @@ class Run:
             raise UserError(f"{error} So {path.parent} may hold another job; use --fresh to start over, or another --out.") from error
 
 
-def usable(folder: Path) -> Path:
+def check_output_folder(folder: Path) -> Path:
     """The folder itself, if it is there or can be made: to be asked before the work begins.
 
     Raises:
@@ -115,11 +115,11 @@ def usable(folder: Path) -> Path:
         raise UserError(f"{str(folder)!r} cannot be a folder: its name holds a NUL.")
     if any(len(part.encode(errors="surrogateescape")) > 255 for part in folder.parts) or len(str(folder.absolute())) > 4000:
         raise UserError(f"{folder} cannot be a folder: a name may have 255 bytes, a path 4,000; choose a shorter --out.")
-    above = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
-    if not above.is_dir():
-        raise UserError(f"{above} is a file, so {folder} cannot be a folder; choose another --out.")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise UserError(f"{above} cannot be written to, so {folder} cannot be a folder; choose another --out.")
+    ancestor = next(candidate for candidate in (folder, *folder.absolute().parents) if os.path.lexists(candidate))
+    if not ancestor.is_dir():
+        raise UserError(f"{ancestor} is a file, so {folder} cannot be a folder; choose another --out.")
+    if not os.access(ancestor, os.W_OK | os.X_OK):
+        raise UserError(f"{ancestor} cannot be written to, so {folder} cannot be a folder; choose another --out.")
     return folder
 
 
@@ -133,18 +133,18 @@ def check_tracker(name: str) -> None:
         raise UserError(f"--report-to {name} needs the package: pip install {name}, or use --report-to none.")
 
 
-def default_folder(job: dict[str, Any]) -> Path:
-    return Path("runs") / digest(job)
+def run_folder_of(job: dict[str, Any]) -> Path:
+    return Path("runs") / hash_record(job)
 
 
-def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
+def describe_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """The first key in which two jobs differ, for an error message."""
     for key in sorted({*old, *new}):
-        a, b = old.get(key), json.loads(canonical_json(new.get(key)))
-        if isinstance(a, dict) and isinstance(b, dict) and a != b:
-            return f"{key}: {difference(a, b)}"
-        if a != b:
-            return f"its {key} is {canonical_json(a)[:80]}, this one's is {canonical_json(b)[:80]}"
+        old_value, new_value = old.get(key), json.loads(canonical_json(new.get(key)))
+        if isinstance(old_value, dict) and isinstance(new_value, dict) and old_value != new_value:
+            return f"{key}: {describe_difference(old_value, new_value)}"
+        if old_value != new_value:
+            return f"its {key} is {canonical_json(old_value)[:80]}, this one's is {canonical_json(new_value)[:80]}"
     return "the same"
 
 

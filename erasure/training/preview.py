@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from erasure.errors import NotFinite
-from erasure.methods.base import Play, Trained
-from erasure.storage.files import replacing
+from erasure.errors import NotFiniteError
+from erasure.methods.base import TrainingContext, Trained
+from erasure.storage.files import open_atomic
 
 
 class Preview:
@@ -22,22 +22,22 @@ class Preview:
 
     STEPS = 8  # DDIM steps: enough to see what becomes of a picture
 
-    def __init__(self, path: Path, prompts: Sequence[str], every: float = 3.0) -> None:
-        self.path, self.prompts, self.every = path, list(prompts), every
-        self.due = time.monotonic()
+    def __init__(self, path: Path, prompts: Sequence[str], interval: float = 3.0) -> None:
+        self.path, self.prompts, self.interval = path, list(prompts), interval
+        self.next_time = time.monotonic()
 
-    def __call__(self, method: Trained, play: Play) -> None:
-        begun = time.monotonic()
-        if begun < self.due:
+    def __call__(self, method: Trained, context: TrainingContext) -> None:
+        started = time.monotonic()
+        if started < self.next_time:
             return
         try:
             with torch.no_grad():
-                latents = method.drawn(play, self.prompts, list(range(len(self.prompts))), self.STEPS)
-                pictures = (play.model.decode(latents).cpu() * 255).round().to(torch.uint8)
-        except NotFinite:
+                latents = method.generate_latents(context, self.prompts, list(range(len(self.prompts))), self.STEPS)
+                images = (context.model.decode(latents).cpu() * 255).round().to(torch.uint8)
+        except NotFiniteError:
             return  # the training has diverged, and says at its next loss why
-        strip = torch.cat(tuple(pictures), dim=2).permute(1, 2, 0).numpy()
-        with replacing(self.path) as file:
+        strip = torch.cat(tuple(images), dim=2).permute(1, 2, 0).numpy()
+        with open_atomic(self.path) as file:
             Image.fromarray(strip).save(file, format="PNG")
-        taken = time.monotonic() - begun
-        self.due = time.monotonic() + max(self.every, 10 * taken)
+        elapsed = time.monotonic() - started
+        self.next_time = time.monotonic() + max(self.interval, 10 * elapsed)

@@ -13,115 +13,115 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from erasure.edits import Edit, applied
+from erasure.edits import Edit, apply_edits
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
-from erasure.photos import image_files, opened, plain
-from erasure.storage.files import folder_exists
-from erasure.storage.run import cache_folder, digest
-from erasure.storage.tensor_cache import kept
-from erasure.training.teacher_cache import Bank, Recording
+from erasure.photos import list_images, load_image, is_plain_image
+from erasure.storage.files import ensure_folder
+from erasure.storage.run import cache_folder, hash_record
+from erasure.storage.tensor_cache import load_or_make
+from erasure.training.teacher_cache import TeacherCache, TeacherQuery
 
 
-def bank_key(model: DiffusionModel, recording: Recording) -> str:
+def teacher_cache_key(model: DiffusionModel, query: TeacherQuery) -> str:
     """Content hash; folders of images count by what is in them."""
-    return digest(
+    return hash_record(
         {
             "model": model.fingerprint(),
-            "compute": str(model.compute),
+            "compute": str(model.compute_dtype),
             "device": model.device.type,
-            **asdict(recording),
-            **contents(recording),
+            **asdict(query),
+            **source_digests(query),
         }
     )
 
 
-def contents(recording: Recording) -> dict[str, str]:
+def source_digests(query: TeacherQuery) -> dict[str, str]:
     """What lies in the folders that a recording reads, as hashes."""
-    found = {key: _content(folder) for key in ("images", "retain_images") if (folder := getattr(recording, key))}
-    if recording.generator is not None:
-        found["generator"] = one_step_edit(recording.generator).digest()
-    return found
+    digests = {key: _hash_images(folder) for key in ("images", "retain_images") if (folder := getattr(query, key))}
+    if query.generator is not None:
+        digests["generator"] = load_generator(query.generator).digest()
+    return digests
 
 
-def obtain(model: DiffusionModel, recording: Recording, *, cache: Path | None = None, chunk: int = 16) -> Bank:
+def load_or_fill(model: DiffusionModel, query: TeacherQuery, *, root: Path | None = None, chunk_size: int = 16) -> TeacherCache:
     """Load a recording from the cache, or make it; an interrupted one continues with the first missing part.
 
     Args:
         chunk: walks recorded at once. Parts are written when complete, so a killed process loses at most one.
     """
-    folder = (cache or cache_folder()) / "banks" / bank_key(model, recording)
-    folder_exists(folder)
-    dealt = recording.deal()
-    starts = range(0, len(dealt), chunk)
-    ask = record if recording.generator is None else drawn
+    folder = (root or cache_folder()) / "banks" / teacher_cache_key(model, query)
+    ensure_folder(folder)
+    trajectory_starts = query.trajectory_starts()
+    offsets = range(0, len(trajectory_starts), chunk_size)
+    fill = fill_from_trajectories if query.generator is None else fill_from_generator
     parts = []
-    for start in tqdm(starts, desc="recording", unit="part", disable=all(_part(folder, s).exists() for s in starts)):
-        some = dealt[start : start + chunk]
-        parts.append(kept(_part(folder, start), partial(ask, model, recording, some)))
-    parts = parts or [{key: values[0] for key, values in _empty(model).items()}]
-    for images, first, count in (
-        (recording.images, 0, len(recording.pairs)),
-        (recording.retain_images, len(recording.pairs), len(recording.retain)),
+    for offset in tqdm(offsets, desc="recording", unit="part", disable=all(_part_path(folder, other).exists() for other in offsets)):
+        chunk_starts = trajectory_starts[offset : offset + chunk_size]
+        parts.append(load_or_make(_part_path(folder, offset), partial(fill, model, query, chunk_starts)))
+    parts = parts or [{key: values[0] for key, values in _empty_rows(model).items()}]
+    for images, first_index, count in (
+        (query.images, 0, len(query.prompt_pairs)),
+        (query.retain_images, len(query.prompt_pairs), len(query.retain_prompts)),
     ):
         if images:
-            ask_images = partial(encoded, model, Path(images), first, count)
-            parts.append(kept(folder / f"images-{first:05d}.safetensors", ask_images))
-    return Bank(recording, **{key: torch.cat([part[key] for part in parts]) for key in parts[0]})
+            fill_images = partial(fill_from_images, model, Path(images), first_index, count)
+            parts.append(load_or_make(folder / f"images-{first_index:05d}.safetensors", fill_images))
+    return TeacherCache(query, **{key: torch.cat([part[key] for part in parts]) for key in parts[0]})
 
 
 @torch.no_grad()
-def record(model: DiffusionModel, recording: Recording, dealt: list[tuple[int, int]]) -> dict[str, Tensor]:
+def fill_from_trajectories(model: DiffusionModel, query: TeacherQuery, starts: list[tuple[int, int]]) -> dict[str, Tensor]:
     """Walk the frozen model and keep what it saw and said; a row for every walk and step, a latent for every walk."""
-    pair = torch.tensor([index for _, index in dealt])
-    sentences = [recording.sentence(index) for _, index in dealt]
-    cond = model.encode([with_ for with_, _ in sentences])
-    empty = model.encode([""]).expand(len(dealt), -1, -1)
-    asked = torch.tensor([i for i, (_, without) in enumerate(sentences) if without and recording.keep == "answers"], dtype=torch.long)
-    neutral = model.encode([sentences[i][1] for i in asked.tolist()]) if len(asked) else None  # "" is answered by the walk
-    rows = _empty(model)
-    noise = model.noise([seed for seed, _ in dealt])
-    for step in model.walk(noise, cond, empty, recording.steps, recording.guidance):
-        final = step.x_next
-        if recording.keep == "latents":
+    prompt_index = torch.tensor([index for _, index in starts])
+    prompt_pairs = [query.prompt_pair(index) for _, index in starts]
+    cond = model.encode([concept_prompt for concept_prompt, _ in prompt_pairs])
+    empty_cond = model.encode([""]).expand(len(starts), -1, -1)
+    with_neutral = torch.tensor([i for i, (_, neutral_prompt) in enumerate(prompt_pairs) if neutral_prompt and query.store == "answers"], dtype=torch.long)
+    neutral_cond = model.encode([prompt_pairs[i][1] for i in with_neutral.tolist()]) if len(with_neutral) else None  # "" is answered by the walk
+    rows = _empty_rows(model)
+    noise = model.sample_noise([seed for seed, _ in starts])
+    for step in model.trajectory(noise, cond, empty_cond, query.steps, query.guidance):
+        last_latents = step.x_next
+        if query.store == "latents":
             continue
-        times = torch.full((len(dealt),), step.t)
-        eps_uncond = step.eps_uncond.clone()
-        if neutral is not None:
-            eps_uncond[asked] = model.predict(step.x_t[asked], times[asked].to(model.device), neutral)
+        timesteps = torch.full((len(starts),), step.t)
+        eps_neutral = step.eps_uncond.clone()
+        if neutral_cond is not None:
+            eps_neutral[with_neutral] = model.predict(step.x_t[with_neutral], timesteps[with_neutral].to(model.device), neutral_cond)
         for key, value in zip(
-            ("x_t", "t", "pair", "eps_cond", "eps_uncond"), (step.x_t, times, pair, step.eps_cond, eps_uncond), strict=True
+            ("x_t", "t", "pair", "eps_cond", "eps_uncond"), (step.x_t, timesteps, prompt_index, step.eps_cond, eps_neutral), strict=True
         ):
             rows[key].append(value.cpu() if value.dtype == torch.int64 else value.to("cpu", torch.float16))
-    rows["x_0"].append(final.to("cpu", torch.float16))
-    rows["x_0_pair"].append(pair)
+    rows["x_0"].append(last_latents.to("cpu", torch.float16))
+    rows["x_0_pair"].append(prompt_index)
     return {key: torch.cat(values) for key, values in rows.items()}
 
 
 @torch.no_grad()
-def drawn(model: DiffusionModel, recording: Recording, dealt: list[tuple[int, int]]) -> dict[str, Tensor]:
+def fill_from_generator(model: DiffusionModel, query: TeacherQuery, starts: list[tuple[int, int]]) -> dict[str, Tensor]:
     """Rows at `steps` noise levels of what the one-step generator draws, one from each equal part of the schedule."""
-    edit = one_step_edit(recording.generator or "")
-    pair = torch.tensor([index for _, index in dealt])
-    texts, others = zip(*(recording.sentence(index) for _, index in dealt), strict=True)
-    cond, uncond = model.encode(texts), model.encode(others)
-    noise = model.noise([seed for seed, _ in dealt])
-    with applied(model, [edit]):
-        x_0 = model.one_step(noise, cond, int(edit.info.fields["start"]))
-    rows = _empty(model)
-    generator = torch.Generator().manual_seed(dealt[0][0])
-    for part in range(recording.steps):
-        t = ((part + torch.rand(len(dealt), generator=generator)) * 1000 / recording.steps).long()
-        x_t = model.noised(x_0, torch.randn(x_0.shape, generator=generator).to(x_0), t.to(model.device))
-        both = [model.predict(x_t, t.to(model.device), text) for text in (cond, uncond)]
-        for key, value in zip(("x_t", "t", "pair", "eps_cond", "eps_uncond"), (x_t, t, pair, *both), strict=True):
+    edit = load_generator(query.generator or "")
+    prompt_index = torch.tensor([index for _, index in starts])
+    prompts, neutral_prompts = zip(*(query.prompt_pair(index) for _, index in starts), strict=True)
+    cond, neutral_cond = model.encode(prompts), model.encode(neutral_prompts)
+    noise = model.sample_noise([seed for seed, _ in starts])
+    with apply_edits(model, [edit]):
+        x_0 = model.sample_one_step(noise, cond, int(edit.info.fields["start"]))
+    rows = _empty_rows(model)
+    generator = torch.Generator().manual_seed(starts[0][0])
+    for level in range(query.steps):
+        t = ((level + torch.rand(len(starts), generator=generator)) * 1000 / query.steps).long()
+        x_t = model.add_noise(x_0, torch.randn(x_0.shape, generator=generator).to(x_0), t.to(model.device))
+        predictions = [model.predict(x_t, t.to(model.device), prompt_cond) for prompt_cond in (cond, neutral_cond)]
+        for key, value in zip(("x_t", "t", "pair", "eps_cond", "eps_uncond"), (x_t, t, prompt_index, *predictions), strict=True):
             rows[key].append(value if value.dtype == torch.int64 else value.to("cpu", torch.float16))
     rows["x_0"].append(x_0.to("cpu", torch.float16))
-    rows["x_0_pair"].append(pair)
+    rows["x_0_pair"].append(prompt_index)
     return {key: torch.cat(values) for key, values in rows.items()}
 
 
-def one_step_edit(folder: str) -> Edit:
+def load_generator(folder: str) -> Edit:
     """The edit whose generator draws.
 
     Raises:
@@ -135,35 +135,35 @@ def one_step_edit(folder: str) -> Edit:
     return edit
 
 
-def encoded(model: DiffusionModel, folder: Path, first: int, count: int) -> dict[str, Tensor]:
+def fill_from_images(model: DiffusionModel, folder: Path, first_index: int, prompt_count: int) -> dict[str, Tensor]:
     """Latents of a folder of real images, dealt round robin to `count` sentences from index `first` on."""
-    rows = _empty(model)
+    rows = _empty_rows(model)
     scale, (_, height, width) = 2 ** (len(model.pipe.vae.config.block_out_channels) - 1), model.latent_shape
-    for i, path in enumerate(image_files(folder)):
-        picture = np.asarray(opened(path).resize((scale * width, scale * height), Image.Resampling.LANCZOS), np.float32) / 255
-        rows["x_0"].append(model.encode_images(torch.from_numpy(picture).permute(2, 0, 1)[None]).to("cpu", torch.float16))
-        rows["x_0_pair"].append(torch.tensor([first + i % count]))
+    for i, path in enumerate(list_images(folder)):
+        pixels = np.asarray(load_image(path).resize((scale * width, scale * height), Image.Resampling.LANCZOS), np.float32) / 255
+        rows["x_0"].append(model.encode_images(torch.from_numpy(pixels).permute(2, 0, 1)[None]).to("cpu", torch.float16))
+        rows["x_0_pair"].append(torch.tensor([first_index + i % prompt_count]))
     return {key: torch.cat(values) for key, values in rows.items()}
 
 
-def remembered(model: DiffusionModel, key: dict[str, Any], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def load_or_compute(model: DiffusionModel, key: dict[str, Any], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Tensors found in the cache under what decides them, or made and kept there; damaged ones are named and made anew."""
-    place = digest({"model": model.fingerprint(), "compute": str(model.compute), "device": model.device.type, **key})
-    return kept(cache_folder() / "tensors" / f"{place}.safetensors", make)
+    name = hash_record({"model": model.fingerprint(), "compute": str(model.compute_dtype), "device": model.device.type, **key})
+    return load_or_make(cache_folder() / "tensors" / f"{name}.safetensors", compute)
 
 
-def _empty(model: DiffusionModel) -> dict[str, list[Tensor]]:
+def _empty_rows(model: DiffusionModel) -> dict[str, list[Tensor]]:
     """Nothing recorded yet, in the shapes and dtypes of a bank."""
-    none, index = torch.empty(0, *model.latent_shape, dtype=torch.float16), torch.empty(0, dtype=torch.int64)
-    kinds = {"x_t": none, "t": index, "pair": index, "eps_cond": none, "eps_uncond": none, "x_0": none, "x_0_pair": index}
-    return {key: [value] for key, value in kinds.items()}
+    no_latents, no_indices = torch.empty(0, *model.latent_shape, dtype=torch.float16), torch.empty(0, dtype=torch.int64)
+    columns = {"x_t": no_latents, "t": no_indices, "pair": no_indices, "eps_cond": no_latents, "eps_uncond": no_latents, "x_0": no_latents, "x_0_pair": no_indices}
+    return {key: [value] for key, value in columns.items()}
 
 
-def _content(folder: str) -> str:
+def _hash_images(folder: str) -> str:
     """Hash of a folder of images. One that is not read as it was before EXIF, 16 bits and transparency counted has another."""
-    files = image_files(Path(folder))
-    return digest([hashlib.sha256(path.read_bytes()).hexdigest() + ("" if plain(path) else ", as seen") for path in files])
+    images = list_images(Path(folder))
+    return hash_record([hashlib.sha256(path.read_bytes()).hexdigest() + ("" if is_plain_image(path) else ", as seen") for path in images])
 
 
-def _part(folder: Path, start: int) -> Path:
-    return folder / f"walks-{start:05d}.safetensors"
+def _part_path(folder: Path, offset: int) -> Path:
+    return folder / f"walks-{offset:05d}.safetensors"

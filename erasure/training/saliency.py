@@ -13,15 +13,15 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from erasure.errors import UserError
-from erasure.storage.files import SEAL, canonical_json, write_bytes
-from erasure.storage.tensor_cache import seal_of
+from erasure.storage.files import CHECKSUM_KEY, canonical_json, write_bytes
+from erasure.storage.tensor_cache import checksum_of_tensors
 
-Threshold = Literal["kthvalue", "histogram"]
+ThresholdMethod = Literal["kthvalue", "histogram"]
 BINS = 1 << 16
-HEADER = "mask"  # key of the metadata
+METADATA_KEY = "mask"  # key of the metadata
 
 
-def top(gradients: dict[str, Tensor], fraction: float, threshold: Threshold) -> dict[str, Tensor]:
+def select_top(gradients: dict[str, Tensor], fraction: float, threshold: ThresholdMethod) -> dict[str, Tensor]:
     """Masks of the `fraction` of all entries whose summed gradient is largest in magnitude; one threshold for all tensors together.
 
     Args:
@@ -30,29 +30,29 @@ def top(gradients: dict[str, Tensor], fraction: float, threshold: Threshold) -> 
     Raises:
         UserError: a fraction outside (0, 1], or gradients that are all zero.
     """
-    check(fraction)
-    sizes = {name: g.abs().float() for name, g in gradients.items()}
-    if not any(size.any() for size in sizes.values()):
+    check_fraction(fraction)
+    magnitudes = {name: gradient.abs().float() for name, gradient in gradients.items()}
+    if not any(magnitude.any() for magnitude in magnitudes.values()):
         raise UserError("the mask selects nothing: every gradient is zero; check that the concept's sentences reach the trained region.")
     if fraction == 1:
-        return {name: torch.ones_like(size, dtype=torch.bool) for name, size in sizes.items()}
-    limit = (_kth if threshold == "kthvalue" else _binned)(sizes.values(), fraction)
-    return {name: size >= limit for name, size in sizes.items()}
+        return {name: torch.ones_like(magnitude, dtype=torch.bool) for name, magnitude in magnitudes.items()}
+    cutoff = (_kth_threshold if threshold == "kthvalue" else _histogram_threshold)(magnitudes.values(), fraction)
+    return {name: magnitude >= cutoff for name, magnitude in magnitudes.items()}
 
 
-def check(fraction: float) -> None:
+def check_fraction(fraction: float) -> None:
     if not 0 < fraction <= 1:
         raise UserError(f"--mask-fraction must lie in (0, 1], got {fraction}.")
 
 
-def _kth(sizes: Iterable[Tensor], fraction: float) -> float:
-    everything = torch.cat([size.flatten() for size in sizes])
-    return everything.kthvalue(max(1, round((1 - fraction) * len(everything)) + 1)).values.item()
+def _kth_threshold(magnitudes: Iterable[Tensor], fraction: float) -> float:
+    values = torch.cat([magnitude.flatten() for magnitude in magnitudes])
+    return values.kthvalue(max(1, round((1 - fraction) * len(values)) + 1)).values.item()
 
 
-def _binned(sizes: Iterable[Tensor], fraction: float) -> float:
+def _histogram_threshold(magnitudes: Iterable[Tensor], fraction: float) -> float:
     """Lower edge of the first bin from the top at which `fraction` of all entries is reached."""
-    parts = list(sizes)
+    parts = list(magnitudes)
     largest, total = max(part.max().item() for part in parts), sum(part.numel() for part in parts)
     lowest = np.log(largest) - 40  # 17 orders of magnitude; what is smaller falls into the first bin
     counts = torch.zeros(BINS, dtype=torch.int64)
@@ -63,13 +63,13 @@ def _binned(sizes: Iterable[Tensor], fraction: float) -> float:
     return float(np.exp(lowest + index * 40 / BINS))
 
 
-def shares(masks: dict[str, Tensor]) -> dict[str, float]:
+def selected_fractions(masks: dict[str, Tensor]) -> dict[str, float]:
     """Selected share per block of the network, such as "unet.mid_block"."""
     counts: dict[str, list[int]] = {}
     for name, mask in masks.items():
-        entry = counts.setdefault(block_of(name), [0, 0])
-        entry[0] += int(mask.sum())
-        entry[1] += mask.numel()
+        count = counts.setdefault(block_of(name), [0, 0])
+        count[0] += int(mask.sum())
+        count[1] += mask.numel()
     return {block: round(selected / total, 5) for block, (selected, total) in sorted(counts.items())}
 
 
@@ -79,18 +79,18 @@ def block_of(name: str) -> str:
     return ".".join(parts[:3] if len(parts) > 2 and parts[2].isdigit() else parts[:2])
 
 
-def store(masks: dict[str, Tensor], path: Path) -> None:
+def save_mask(masks: dict[str, Tensor], path: Path) -> None:
     """Save as packed bits, one for every entry, with shapes and checksum in the header.
 
     They share one key: safetensors writes several in an order of its own, which differs from run to run.
     """
     packed = {name: torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1))) for name, mask in sorted(masks.items())}
     shapes = {name: ",".join(map(str, mask.shape)) for name, mask in sorted(masks.items())}
-    header = canonical_json({"shapes": shapes, SEAL: seal_of(packed, canonical_json(shapes))})
-    write_bytes(path, save(packed, metadata={HEADER: header}))
+    header = canonical_json({"shapes": shapes, CHECKSUM_KEY: checksum_of_tensors(packed, canonical_json(shapes))})
+    write_bytes(path, save(packed, metadata={METADATA_KEY: header}))
 
 
-def digest_of(path: Path) -> str:
+def mask_digest(path: Path) -> str:
     """Content hash of a mask file.
 
     Raises:
@@ -101,7 +101,7 @@ def digest_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def load(path: Path, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+def load_mask(path: Path, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     """A saved mask for these parameters; what it does not name must not move, so it gets an empty mask.
 
     Raises:
@@ -109,17 +109,17 @@ def load(path: Path, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     """
     try:
         with safe_open(path, "pt") as file:
-            header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+            header = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}"))
             shapes = header["shapes"]
             packed = {name: file.get_tensor(name) for name in shapes}
-        if header[SEAL] != seal_of(packed, canonical_json(shapes)):
+        if header[CHECKSUM_KEY] != checksum_of_tensors(packed, canonical_json(shapes)):
             raise ValueError("its checksum does not match")
-        found = {name: _unpacked(packed[name], text) for name, text in shapes.items()}
+        loaded = {name: _unpack(packed[name], shape) for name, shape in shapes.items()}
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is no saliency mask ({error}); SalUn writes one as mask.safetensors into its run folder.") from error
     masks = {}
     for name, p in parameters.items():
-        mask = found.get(name, torch.zeros(p.shape, dtype=torch.bool))
+        mask = loaded.get(name, torch.zeros(p.shape, dtype=torch.bool))
         if mask.shape != p.shape:
             raise UserError(f"{path} was made for another model: {name} is {tuple(p.shape)} here and {tuple(mask.shape)} there.")
         masks[name] = mask.to(p.device)
@@ -128,6 +128,6 @@ def load(path: Path, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     return masks
 
 
-def _unpacked(bits: Tensor, shape: str) -> Tensor:
+def _unpack(bits: Tensor, shape: str) -> Tensor:
     sizes = [int(part) for part in shape.split(",") if part]
     return torch.from_numpy(np.unpackbits(bits.numpy())[: int(np.prod(sizes))].astype(bool)).reshape(sizes)

@@ -12,15 +12,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from erasure.config.seeds import stream
+from erasure.config.seeds import derive_seed
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 
-Role = Literal["erase", "retain"]
+CacheRole = Literal["erase", "retain"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recording:
+class TeacherQuery:
     """What to ask the frozen model.
 
     Attributes:
@@ -36,108 +36,108 @@ class Recording:
             at `steps` levels of fresh noise.
     """
 
-    pairs: tuple[tuple[str, str], ...]
-    walks: int
+    prompt_pairs: tuple[tuple[str, str], ...]
+    trajectories: int
     steps: int
     guidance: float
     seed: int = 0
-    retain: tuple[str, ...] = ()
-    retain_walks: int = 0
-    keep: Literal["answers", "latents", "nothing"] = "answers"
+    retain_prompts: tuple[str, ...] = ()
+    retain_trajectories: int = 0
+    store: Literal["answers", "latents", "nothing"] = "answers"
     images: str = ""
     retain_images: str = ""
     generator: str | None = None
 
     def __post_init__(self) -> None:
-        for what, walks, sentences, images in (
-            ("--walks", self.walks, self.pairs, self.images),
-            ("--retain-walks", self.retain_walks, self.retain, self.retain_images),
+        for flag, trajectories, prompts, images in (
+            ("--walks", self.trajectories, self.prompt_pairs, self.images),
+            ("--retain-walks", self.retain_trajectories, self.retain_prompts, self.retain_images),
         ):
-            if self.keep != "nothing" and not images and walks < len(sentences):
-                raise UserError(f"{walks} walks cannot cover {len(sentences)} training sentences; raise {what} or name fewer sentences.")
+            if self.store != "nothing" and not images and trajectories < len(prompts):
+                raise UserError(f"{trajectories} walks cannot cover {len(prompts)} training sentences; raise {flag} or name fewer sentences.")
         if self.steps < 1:
             raise UserError(f"a walk needs at least 1 step, got --walk-steps {self.steps}.")
 
-    def texts(self) -> list[str]:
+    def all_prompts(self) -> list[str]:
         """Every distinct text that training may ask for, in a fixed order."""
-        return list(dict.fromkeys(["", *(text for pair in self.pairs for text in pair), *self.retain]))
+        return list(dict.fromkeys(["", *(prompt for pair in self.prompt_pairs for prompt in pair), *self.retain_prompts]))
 
-    def sentence(self, index: int) -> tuple[str, str]:
+    def prompt_pair(self, index: int) -> tuple[str, str]:
         """Pairs first, then retain sentences, which have no other side."""
-        return self.pairs[index] if index < len(self.pairs) else (self.retain[index - len(self.pairs)], "")
+        return self.prompt_pairs[index] if index < len(self.prompt_pairs) else (self.retain_prompts[index - len(self.prompt_pairs)], "")
 
-    def deal(self) -> list[tuple[int, int]]:
+    def trajectory_starts(self) -> list[tuple[int, int]]:
         """(seed of the walk, index of its sentence) for every walk, those to retain after those to erase."""
-        if self.keep == "nothing":
+        if self.store == "nothing":
             return []
-        erase = 0 if self.images else self.walks
-        retain = 0 if self.retain_images else self.retain_walks
-        found = [(stream(self.seed, w), w % len(self.pairs)) for w in range(erase)]
-        return found + [(stream(self.seed, 500_000 + w), len(self.pairs) + w % len(self.retain)) for w in range(retain)]
+        erase = 0 if self.images else self.trajectories
+        retain = 0 if self.retain_images else self.retain_trajectories
+        starts = [(derive_seed(self.seed, i), i % len(self.prompt_pairs)) for i in range(erase)]
+        return starts + [(derive_seed(self.seed, 500_000 + i), len(self.prompt_pairs) + i % len(self.retain_prompts)) for i in range(retain)]
 
 
-class Batch(NamedTuple):
+class TeacherBatch(NamedTuple):
     """Rows of a bank."""
 
     x_t: Tensor  # (B, C, h, w)
     t: Tensor  # (B,)
     prompts: list[str]  # B sentences with the concept
     eps_cond: Tensor  # (B, C, h, w) the teacher on `prompts`
-    eps_uncond: Tensor  # (B, C, h, w) the teacher on the sentences without the concept
+    eps_neutral: Tensor  # (B, C, h, w) the teacher on the sentences without the concept
 
 
-class Latents(NamedTuple):
+class LatentBatch(NamedTuple):
     """Final latents of walks."""
 
     x_0: Tensor  # (B, C, h, w)
     prompts: list[str]
-    without: list[str]  # the same sentences without the concept
+    neutral_prompts: list[str]  # the same sentences without the concept
 
 
 @dataclass(frozen=True)
-class Bank:
+class TeacherCache:
     """R recorded rows and W final latents, in fp16 whether they come from disk or were just made, so both train alike."""
 
-    recording: Recording
+    query: TeacherQuery
     x_t: Tensor  # (R, C, h, w); R is 0 when only latents are kept
     t: Tensor  # (R,)
-    pair: Tensor  # (R,) index for recording.sentence
+    prompt_index: Tensor  # (R,) index for recording.sentence
     eps_cond: Tensor  # (R, C, h, w)
-    eps_uncond: Tensor  # (R, C, h, w)
+    eps_neutral: Tensor  # (R, C, h, w)
     x_0: Tensor  # (W, C, h, w)
-    x_0_pair: Tensor  # (W,)
+    latent_prompt_index: Tensor  # (W,)
 
     def __len__(self) -> int:
         return len(self.t)
 
-    def rows(self, role: Role) -> Tensor:
-        return self._of(self.pair, role)
+    def rows(self, role: CacheRole) -> Tensor:
+        return self._role_indices(self.prompt_index, role)
 
-    def latents(self, role: Role) -> Tensor:
-        return self._of(self.x_0_pair, role)
+    def latent_rows(self, role: CacheRole) -> Tensor:
+        return self._role_indices(self.latent_prompt_index, role)
 
-    def _of(self, pair: Tensor, role: Role) -> Tensor:
-        erase = pair < len(self.recording.pairs)
-        return (erase if role == "erase" else ~erase).nonzero().flatten()
+    def _role_indices(self, prompt_index: Tensor, role: CacheRole) -> Tensor:
+        is_erase = prompt_index < len(self.query.prompt_pairs)
+        return (is_erase if role == "erase" else ~is_erase).nonzero().flatten()
 
-    def batch(self, rows: Tensor, device: torch.device) -> Batch:
-        prompts = [self.recording.sentence(i)[0] for i in self.pair[rows].tolist()]
-        x_t, cond, uncond = (part[rows].to(device).float() for part in (self.x_t, self.eps_cond, self.eps_uncond))
-        return Batch(x_t, self.t[rows].to(device), prompts, cond, uncond)
+    def gather_batch(self, indices: Tensor, device: torch.device) -> TeacherBatch:
+        prompts = [self.query.prompt_pair(i)[0] for i in self.prompt_index[indices].tolist()]
+        x_t, eps_cond, eps_neutral = (values[indices].to(device).float() for values in (self.x_t, self.eps_cond, self.eps_neutral))
+        return TeacherBatch(x_t, self.t[indices].to(device), prompts, eps_cond, eps_neutral)
 
-    def noise(self, latents: Tensor, model: DiffusionModel) -> Tensor:
+    def initial_noise(self, indices: Tensor, model: DiffusionModel) -> Tensor:
         """The unit noise from which these walks began."""
-        dealt = self.recording.deal()
-        return model.noise([dealt[i][0] for i in latents.tolist()])
+        starts = self.query.trajectory_starts()
+        return model.sample_noise([starts[i][0] for i in indices.tolist()])
 
-    def final(self, rows: Tensor, device: torch.device) -> Latents:
-        sentences = [self.recording.sentence(i) for i in self.x_0_pair[rows].tolist()]
-        return Latents(self.x_0[rows].to(device).float(), [with_ for with_, _ in sentences], [without for _, without in sentences])
+    def gather_latents(self, indices: Tensor, device: torch.device) -> LatentBatch:
+        prompt_pairs = [self.query.prompt_pair(i) for i in self.latent_prompt_index[indices].tolist()]
+        return LatentBatch(self.x_0[indices].to(device).float(), [concept_prompt for concept_prompt, _ in prompt_pairs], [neutral_prompt for _, neutral_prompt in prompt_pairs])
 
 
-def recording_cost(recording: Recording) -> int:
+def query_cost(query: TeacherQuery) -> int:
     """UNet forwards per sample that a recording takes, whether it was just made or found."""
-    if recording.generator is not None:
-        return len(recording.deal()) * (1 + 2 * recording.steps)
-    third = recording.keep == "answers"
-    return sum((2 + (third and bool(recording.sentence(index)[1]))) * recording.steps for _, index in recording.deal())
+    if query.generator is not None:
+        return len(query.trajectory_starts()) * (1 + 2 * query.steps)
+    neutral_forward = query.store == "answers"
+    return sum((2 + (neutral_forward and bool(query.prompt_pair(index)[1]))) * query.steps for _, index in query.trajectory_starts())

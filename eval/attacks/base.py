@@ -10,13 +10,13 @@ from torch import Tensor
 
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
-from erasure.training.teacher_cache import Bank
+from erasure.training.teacher_cache import TeacherCache
 
-Known = dict[str, Tensor]  # what an attack found out beforehand, as it is kept on disk
+Prepared = dict[str, Tensor]  # what an attack found out beforehand, as it is kept on disk
 
 
 @dataclass(frozen=True)
-class Stand:
+class AttackContext:
     """What an attack is given.
 
     Attributes:
@@ -32,16 +32,16 @@ class Stand:
 
     model: DiffusionModel
     prompts: tuple[str, ...]
-    without: tuple[str, ...]
-    retain: tuple[str, ...]
-    bank: Bank
-    pictures: int
+    substitute_prompts: tuple[str, ...]
+    retain_prompts: tuple[str, ...]
+    cache: TeacherCache
+    rounds: int
     seed: int = 0
-    stripped: tuple[str, ...] = ()
+    stripped_prompts: tuple[str, ...] = ()
 
-    def drawn(self, chunk: Sequence[int]) -> Tensor:
+    def base_latents(self, chunk: Sequence[int]) -> Tensor:
         """What the base drew for some prompts: latents (B, C, h, w), fp32."""
-        return self.bank.x_0[torch.as_tensor(chunk)].to(self.model.device).float()
+        return self.cache.x_0[torch.as_tensor(chunk)].to(self.model.device).float()
 
     def generator(self, *parts: int) -> torch.Generator:
         """Random numbers on the CPU that depend on the stand and on `parts` alone, whatever ran before."""
@@ -51,25 +51,25 @@ class Stand:
         return torch.Generator().manual_seed(seed)
 
 
-class Unsuited(UserError):
+class NotApplicable(UserError):
     """This attack cannot be mounted on this model or suite by its nature; nothing went wrong, and the others go on without it."""
 
 
-class Tokens(NamedTuple):
+class TokenPrefix(NamedTuple):
     """What a search over token ids found, where the text they stand for need not read back as the same ids."""
 
     prompts: list[str]
-    prefix: Tensor  # (B, k, E) embeddings of the found ids, put before every prompt
-    differ: list[bool]  # whether the text reads back as other ids, so that only who feeds ids to the model can ask like this
+    embeddings: Tensor  # (B, k, E) embeddings of the found ids, put before every prompt
+    fails_round_trip: list[bool]  # whether the text reads back as other ids, so that only who feeds ids to the model can ask like this
 
 
-class Ask(NamedTuple):
+class AttackQuery(NamedTuple):
     """One round: how each prompt of a chunk is asked for."""
 
     prompts: list[str]
     prefix: Tensor | None = None  # (B, k, E) or (k, E) input embeddings between the start token and the words of every prompt
-    shown: list[str] | None = None  # the same for a reader; None: the prompts themselves
-    tokens: Tokens | None = None  # of a search over token ids; `prompts` are then the texts that can be typed
+    display_prompts: list[str] | None = None  # the same for a reader; None: the prompts themselves
+    token_prefix: TokenPrefix | None = None  # of a search over token ids; `prompts` are then the texts that can be typed
 
 
 class Attack(ABC):
@@ -83,16 +83,16 @@ class Attack(ABC):
 class PromptAttack(Attack):
     """Tries one way of asking a round. Chunks are independent: whatever chunk comes first, each gets the same rounds."""
 
-    def before(self, stand: Stand) -> Known:
+    def prepare(self, context: AttackContext) -> Prepared:
         """What is worked out on the base, once."""
         return {}
 
-    def fit(self, stand: Stand, known: Known) -> Known:
+    def fit(self, context: AttackContext, prepared: Prepared) -> Prepared:
         """What is worked out on the erased model once for all prompts; returned beside what was known."""
-        return known
+        return prepared
 
     @abstractmethod
-    def rounds(self, stand: Stand, chunk: Sequence[int], known: Known) -> Iterator[Ask]:
+    def queries(self, context: AttackContext, chunk: Sequence[int], prepared: Prepared) -> Iterator[AttackQuery]:
         """`stand.pictures` ways of asking for stand.prompts[i], i in chunk; the budget is spread evenly over them."""
 
 
@@ -100,5 +100,5 @@ class WeightAttack(Attack):
     """Fine-tunes the erased model and looks at it on the way."""
 
     @abstractmethod
-    def tune(self, stand: Stand) -> Generator[int]:
+    def fine_tune(self, context: AttackContext) -> Generator[int]:
         """Yields the number of steps done, with the model as it then is; the model is as before when the generator ends or is closed."""

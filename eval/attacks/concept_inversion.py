@@ -16,8 +16,8 @@ from torch import Tensor
 
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel, sampling_of
-from erasure.training.diverged import advice
-from eval.attacks.base import Ask, Known, PromptAttack, Stand, Unsuited
+from erasure.training.diverged import explain_divergence
+from eval.attacks.base import AttackQuery, Prepared, PromptAttack, AttackContext, NotApplicable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class ConceptInversion(PromptAttack):
     threat: ClassVar[str] = "holds the erased model's weights and pictures of the concept; puts vectors that no word has before a prompt"
 
     tokens: int = 1  # vectors of the new word
-    word: str = "art"  # the word from which the fit begins
+    initializer_word: str = "art"  # the word from which the fit begins
     examples: int = 25  # pictures by the base to learn from, at most
     steps: int = 5000  # AdamW steps
     batch: int = 16  # noised pictures per step
@@ -47,64 +47,64 @@ class ConceptInversion(PromptAttack):
         if self.weight_decay < 0:
             raise UserError(f"concept_inversion: weight_decay cannot be negative, got {self.weight_decay}; 0 turns it off.")
 
-    def start(self, model: DiffusionModel) -> Tensor:
+    def initial_vectors(self, model: DiffusionModel) -> Tensor:
         """Where the fit begins (k, E): the mean of the tokens of `word`, k times.
 
         Raises:
             UserError: a word without tokens.
         """
-        ids = model.tokens(self.word)
+        ids = model.tokenize(self.initializer_word)
         if not ids:
-            raise UserError(f"concept_inversion: word {self.word!r} has no tokens; name one, such as art.")
-        return model.vocabulary()[ids].mean(0, keepdim=True).repeat(self.tokens, 1)
+            raise UserError(f"concept_inversion: word {self.initializer_word!r} has no tokens; name one, such as art.")
+        return model.token_embeddings()[ids].mean(0, keepdim=True).repeat(self.tokens, 1)
 
-    def fit(self, stand: Stand, known: Known) -> Known:
+    def fit(self, context: AttackContext, prepared: Prepared) -> Prepared:
         """Adds "word" (rounds, k, E): the new word as the fit went on. Step k draws its random numbers from (seed, k).
 
         Raises:
             Unsuited: no prompts without the concept, a one-step generator.
             FloatingPointError: a loss that is NaN or Inf.
         """
-        _check(stand)
-        v = self.start(stand.model).requires_grad_(True)
-        adam = torch.optim.AdamW([v], lr=self.lr, weight_decay=self.weight_decay)
-        examples = torch.randperm(len(stand.prompts), generator=stand.generator())[: self.examples]
-        ends = [max(1, (j + 1) * self.steps // stand.pictures) for j in range(stand.pictures)]
-        found: list[Tensor] = []
-        stand.model.use_attention(training=True)
+        _require_applicable(context)
+        v = self.initial_vectors(context.model).requires_grad_(True)
+        optimizer = torch.optim.AdamW([v], lr=self.lr, weight_decay=self.weight_decay)
+        examples = torch.randperm(len(context.prompts), generator=context.generator())[: self.examples]
+        snapshot_steps = [max(1, (j + 1) * self.steps // context.rounds) for j in range(context.rounds)]
+        snapshots: list[Tensor] = []
+        context.model.set_attention(training=True)
         try:
             for step in range(1, self.steps + 1):
-                loss = self.loss(stand, examples, v, stand.generator(step))
+                loss = self.loss(context, examples, v, context.generator(step))
                 if not math.isfinite(loss.item()):
-                    cause = advice(stand.model.compute, step - 1, "its lr")
+                    cause = explain_divergence(context.model.compute_dtype, step - 1, "its lr")
                     raise FloatingPointError(f"concept_inversion: the loss is {loss.item()} at step {step}; {cause}.")
                 v.grad = torch.autograd.grad(loss, v)[0]
-                stand.model.cost.unet_backwards += self.batch
-                adam.step()
-                found += [v.detach().clone()] * ends.count(step)
+                context.model.cost.unet_backwards += self.batch
+                optimizer.step()
+                snapshots += [v.detach().clone()] * snapshot_steps.count(step)
         finally:
-            stand.model.use_attention(training=False)
-        return {**known, "word": torch.stack(found)}
+            context.model.set_attention(training=False)
+        return {**prepared, "word": torch.stack(snapshots)}
 
-    def loss(self, stand: Stand, examples: Tensor, v: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, context: AttackContext, examples: Tensor, v: Tensor, generator: torch.Generator) -> Tensor:
         """E |eps - eps_erased(x_t, t, c(v + prompt))|^2 over a random batch of the base's pictures (arXiv:2208.01618, equation 2)."""
         chunk = examples[torch.randint(len(examples), (self.batch,), generator=generator)].tolist()
-        x_0, t = stand.drawn(chunk), torch.randint(1000, (self.batch,), generator=generator).to(stand.model.device)
+        x_0, t = context.base_latents(chunk), torch.randint(1000, (self.batch,), generator=generator).to(context.model.device)
         eps = torch.randn(x_0.shape, generator=generator).to(x_0)
-        cond = stand.model.encode([stand.stripped[i] for i in chunk], v)
-        return F.mse_loss(stand.model.predict(stand.model.noised(x_0, eps, t), t, cond), eps)
+        cond = context.model.encode([context.stripped_prompts[i] for i in chunk], v)
+        return F.mse_loss(context.model.predict(context.model.add_noise(x_0, eps, t), t, cond), eps)
 
-    def rounds(self, stand: Stand, chunk: Sequence[int], known: Known) -> Iterator[Ask]:
-        prompts = [stand.stripped[i] for i in chunk]
-        for word in known["word"].to(stand.model.device):
-            yield Ask(prompts, word, [f"(a learned word) {prompt}" for prompt in prompts])
+    def queries(self, context: AttackContext, chunk: Sequence[int], prepared: Prepared) -> Iterator[AttackQuery]:
+        prompts = [context.stripped_prompts[i] for i in chunk]
+        for vectors in prepared["word"].to(context.model.device):
+            yield AttackQuery(prompts, vectors, [f"(a learned word) {prompt}" for prompt in prompts])
 
 
-def _check(stand: Stand) -> None:
-    if len(stand.stripped) != len(stand.prompts):
-        raise Unsuited(
-            f"concept_inversion asks without the concept's name: it needs {len(stand.prompts)} such prompts, got {len(stand.stripped)}; "
+def _require_applicable(context: AttackContext) -> None:
+    if len(context.stripped_prompts) != len(context.prompts):
+        raise NotApplicable(
+            f"concept_inversion asks without the concept's name: it needs {len(context.prompts)} such prompts, got {len(context.stripped_prompts)}; "
             "take a suite that has them, or leave this attack out."
         )
-    if sampling_of(stand.model.pipe).one_step is not None:
-        raise Unsuited("concept_inversion denoises noised pictures, which a one-step generator never does; leave this attack out.")
+    if sampling_of(context.model.pipe).one_step_timestep is not None:
+        raise NotApplicable("concept_inversion denoises noised pictures, which a one-step generator never does; leave this attack out.")

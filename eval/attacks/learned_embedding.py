@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from erasure.errors import UserError
-from eval.attacks.base import Ask, Known, PromptAttack, Stand, Unsuited
-from eval.judges._classifier import tensors
+from eval.attacks.base import AttackQuery, Prepared, PromptAttack, AttackContext, NotApplicable
+from eval.judges._classifier import read_tensors
 
-KINDS = (".safetensors", ".bin", ".pt")
+SUFFIXES = (".safetensors", ".bin", ".pt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,42 +32,42 @@ class LearnedEmbedding(PromptAttack):
     file: str  # its file: one tensor (E,) or (k, E) in .safetensors, or in .bin or .pt that hold nothing to run
 
     def __post_init__(self) -> None:
-        embedding(Path(self.file))  # one that is none is told when the suite is read, not hours later
+        read_embedding(Path(self.file))  # one that is none is told when the suite is read, not hours later
 
-    def before(self, stand: Stand) -> Known:
+    def prepare(self, context: AttackContext) -> Prepared:
         """ "word" (k, E): the vectors of the file.
 
         Raises:
             Unsuited: no prompts without the concept.
             UserError: vectors of another width than the model's.
         """
-        if len(stand.stripped) != len(stand.prompts):
-            raise Unsuited("learned_embedding asks without the concept's name, and nobody says what these prompts are without it.")
-        word, width = embedding(Path(self.file)), stand.model.vocabulary().shape[1]
-        if word.shape[1] != width:
-            raise UserError(f"learned_embedding: the vectors of {self.file} have width {word.shape[1]}, this model's have {width}.")
-        return {"word": word}
+        if len(context.stripped_prompts) != len(context.prompts):
+            raise NotApplicable("learned_embedding asks without the concept's name, and nobody says what these prompts are without it.")
+        vectors, width = read_embedding(Path(self.file)), context.model.token_embeddings().shape[1]
+        if vectors.shape[1] != width:
+            raise UserError(f"learned_embedding: the vectors of {self.file} have width {vectors.shape[1]}, this model's have {width}.")
+        return {"word": vectors}
 
-    def rounds(self, stand: Stand, chunk: Sequence[int], known: Known) -> Iterator[Ask]:
-        prompts, word = [stand.stripped[i] for i in chunk], known["word"].to(stand.model.device)
-        for _ in range(stand.pictures):
-            yield Ask(prompts, word, [f"(the word of {Path(self.file).name}) {prompt}" for prompt in prompts])
+    def queries(self, context: AttackContext, chunk: Sequence[int], prepared: Prepared) -> Iterator[AttackQuery]:
+        prompts, vectors = [context.stripped_prompts[i] for i in chunk], prepared["word"].to(context.model.device)
+        for _ in range(context.rounds):
+            yield AttackQuery(prompts, vectors, [f"(the word of {Path(self.file).name}) {prompt}" for prompt in prompts])
 
 
-def embedding(path: Path) -> Tensor:
+def read_embedding(path: Path) -> Tensor:
     """The vectors (k, E) of an embedding's file, in fp32.
 
     Raises:
         UserError: no such file, one that holds code or more than one tensor, a tensor of another shape, or not of numbers.
     """
-    if path.suffix not in KINDS or not path.is_file():
-        raise UserError(f"learned_embedding: file {str(path)!r} is no {', '.join(KINDS)} file that is there; name one.")
-    found: object = tensors(path, "")
-    if isinstance(found, dict) and len(found) == 1:
-        (found,) = found.values()
-    if not (isinstance(found, Tensor) and found.is_floating_point() and found.ndim in (1, 2) and found.numel()):
+    if path.suffix not in SUFFIXES or not path.is_file():
+        raise UserError(f"learned_embedding: file {str(path)!r} is no {', '.join(SUFFIXES)} file that is there; name one.")
+    content: object = read_tensors(path, "")
+    if isinstance(content, dict) and len(content) == 1:
+        (content,) = content.values()
+    if not (isinstance(content, Tensor) and content.is_floating_point() and content.ndim in (1, 2) and content.numel()):
         raise UserError(f"learned_embedding: {path} must hold one tensor (E,) or (k, E) of real numbers and nothing else.")
-    word = torch.atleast_2d(found.detach().float())
-    if not word.isfinite().all():
+    vectors = torch.atleast_2d(content.detach().float())
+    if not vectors.isfinite().all():
         raise UserError(f"learned_embedding: {path} holds vectors that are no numbers; take another file.")
-    return word
+    return vectors

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 
 from erasure.errors import UserError
-from eval.attacks._words import typed, words
-from eval.attacks.base import Ask, Known, PromptAttack, Stand
+from eval.attacks._words import query_from_ids, searchable_token_ids
+from eval.attacks.base import AttackQuery, Prepared, PromptAttack, AttackContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,8 @@ class RandomPrefix(PromptAttack):
         if self.tokens < 1:
             raise UserError(f"random_prefix: tokens must be at least 1, got {self.tokens}.")
 
-    def rounds(self, stand: Stand, chunk: Sequence[int], known: Known) -> Iterator[Ask]:
-        choice, asked = words(stand.model), [stand.prompts[i] for i in chunk]
-        for j in range(stand.pictures):
-            chosen = [torch.randint(len(choice), (self.tokens,), generator=stand.generator(i, j)) for i in chunk]
-            yield typed(stand.model, choice[torch.stack(chosen)], asked)
+    def queries(self, context: AttackContext, chunk: Sequence[int], prepared: Prepared) -> Iterator[AttackQuery]:
+        token_ids, prompts = searchable_token_ids(context.model), [context.prompts[i] for i in chunk]
+        for round_index in range(context.rounds):
+            picks = [torch.randint(len(token_ids), (self.tokens,), generator=context.generator(i, round_index)) for i in chunk]
+            yield query_from_ids(context.model, token_ids[torch.stack(picks)], prompts)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from eval.attacks.base import Ask, Known, PromptAttack, Stand
+from eval.attacks.base import AttackQuery, Prepared, PromptAttack, AttackContext
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +15,6 @@ class SeedSearch(PromptAttack):
     threat: ClassVar[str] = "may ask"
     control: ClassVar[bool] = True
 
-    def rounds(self, stand: Stand, chunk: Sequence[int], known: Known) -> Iterator[Ask]:
-        for _ in range(stand.pictures):
-            yield Ask([stand.prompts[i] for i in chunk])
+    def queries(self, context: AttackContext, chunk: Sequence[int], prepared: Prepared) -> Iterator[AttackQuery]:
+        for _ in range(context.rounds):
+            yield AttackQuery([context.prompts[i] for i in chunk])

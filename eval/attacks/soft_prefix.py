@@ -14,9 +14,9 @@ from torch import Tensor
 
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel, sampling_of
-from erasure.training.diverged import advice
-from erasure.training.teacher_cache import Bank
-from eval.attacks.base import Ask, Known, PromptAttack, Stand, Unsuited
+from erasure.training.diverged import explain_divergence
+from erasure.training.teacher_cache import TeacherCache
+from eval.attacks.base import AttackQuery, Prepared, PromptAttack, AttackContext, NotApplicable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +36,13 @@ class SoftPrefix(PromptAttack):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name} must be positive, got {getattr(self, name)}.")
 
-    def start(self, model: DiffusionModel, seed: int) -> Tensor:
+    def initial_prefix(self, model: DiffusionModel, seed: int) -> Tensor:
         """Random tokens of the vocabulary (k, E): the control of the same length, and where the fit begins."""
-        vocabulary = model.vocabulary()
-        chosen = torch.randint(len(vocabulary), (self.tokens,), generator=torch.Generator().manual_seed(seed))
-        return vocabulary[chosen.to(vocabulary.device)]
+        vocabulary = model.token_embeddings()
+        token_ids = torch.randint(len(vocabulary), (self.tokens,), generator=torch.Generator().manual_seed(seed))
+        return vocabulary[token_ids.to(vocabulary.device)]
 
-    def fitted(self, model: DiffusionModel, bank: Bank, seed: int, at: Sequence[int] = ()) -> dict[int, Tensor]:
+    def fit_prefixes(self, model: DiffusionModel, cache: TeacherCache, seed: int, snapshot_steps: Sequence[int] = ()) -> dict[int, Tensor]:
         """Prefixes (k, E) for the model as it is now, by the number of steps that made them; the last is always there.
 
         Args:
@@ -53,42 +53,42 @@ class SoftPrefix(PromptAttack):
             UserError: a number of steps that the fit does not reach.
             FloatingPointError: a loss that is NaN or Inf.
         """
-        if wrong := [step for step in at if not 0 < step <= self.steps]:
-            raise UserError(f"the fit has {self.steps} steps; {wrong[0]} is not among them.")
-        prefix, found = self.start(model, seed).clone().requires_grad_(True), {}
-        adam, generator = torch.optim.Adam([prefix], lr=self.lr), torch.Generator().manual_seed(seed)
-        rows = bank.rows("erase")
-        model.use_attention(training=True)
+        if unreachable := [step for step in snapshot_steps if not 0 < step <= self.steps]:
+            raise UserError(f"the fit has {self.steps} steps; {unreachable[0]} is not among them.")
+        prefix, prefixes = self.initial_prefix(model, seed).clone().requires_grad_(True), {}
+        optimizer, generator = torch.optim.Adam([prefix], lr=self.lr), torch.Generator().manual_seed(seed)
+        rows = cache.rows("erase")
+        model.set_attention(training=True)
         try:
             for step in range(1, self.steps + 1):
-                batch = bank.batch(rows[torch.randint(len(rows), (self.batch,), generator=generator)], model.device)
+                batch = cache.gather_batch(rows[torch.randint(len(rows), (self.batch,), generator=generator)], model.device)
                 loss = F.mse_loss(model.predict(batch.x_t, batch.t, model.encode(batch.prompts, prefix)), batch.eps_cond)
                 if not math.isfinite(loss.item()):
-                    cause = advice(model.compute, step - 1, "its lr")
+                    cause = explain_divergence(model.compute_dtype, step - 1, "its lr")
                     raise FloatingPointError(f"soft_prefix: the loss is {loss.item()} at step {step}; {cause}.")
                 prefix.grad = torch.autograd.grad(loss, prefix)[0]
                 model.cost.unet_backwards += self.batch
-                adam.step()
-                if step in at or step == self.steps:
-                    found[step] = prefix.detach().clone()
+                optimizer.step()
+                if step in snapshot_steps or step == self.steps:
+                    prefixes[step] = prefix.detach().clone()
         finally:
-            model.use_attention(training=False)
-        return found
+            model.set_attention(training=False)
+        return prefixes
 
-    def fit(self, stand: Stand, known: Known) -> Known:
+    def fit(self, context: AttackContext, prepared: Prepared) -> Prepared:
         """Adds "prefix" (rounds, k, E): one for all prompts, as the fit went on.
 
         Raises:
             Unsuited: a one-step generator.
             FloatingPointError: a loss that is NaN or Inf.
         """
-        if sampling_of(stand.model.pipe).one_step is not None:
-            raise Unsuited("soft_prefix fits the base's answers on noised pictures, which a one-step generator never sees; leave it out.")
-        ends = [max(1, (j + 1) * self.steps // stand.pictures) for j in range(stand.pictures)]
-        found = self.fitted(stand.model, stand.bank, stand.seed, at=ends)
-        return {**known, "prefix": torch.stack([found[end] for end in ends])}
+        if sampling_of(context.model.pipe).one_step_timestep is not None:
+            raise NotApplicable("soft_prefix fits the base's answers on noised pictures, which a one-step generator never sees; leave it out.")
+        snapshot_steps = [max(1, (j + 1) * self.steps // context.rounds) for j in range(context.rounds)]
+        prefixes = self.fit_prefixes(context.model, context.cache, context.seed, snapshot_steps=snapshot_steps)
+        return {**prepared, "prefix": torch.stack([prefixes[step] for step in snapshot_steps])}
 
-    def rounds(self, stand: Stand, chunk: Sequence[int], known: Known) -> Iterator[Ask]:
-        prompts = [stand.prompts[i] for i in chunk]
-        for prefix in known["prefix"].to(stand.model.device):
-            yield Ask(prompts, prefix, [f"({self.tokens} soft tokens) {prompt}" for prompt in prompts])
+    def queries(self, context: AttackContext, chunk: Sequence[int], prepared: Prepared) -> Iterator[AttackQuery]:
+        prompts = [context.prompts[i] for i in chunk]
+        for prefix in prepared["prefix"].to(context.model.device):
+            yield AttackQuery(prompts, prefix, [f"({self.tokens} soft tokens) {prompt}" for prompt in prompts])

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel, sampling_of
-from erasure.training.diverged import advice
-from eval.attacks._words import typed, words
-from eval.attacks.base import Ask, Known, PromptAttack, Stand, Unsuited
+from erasure.training.diverged import explain_divergence
+from eval.attacks._words import query_from_ids, searchable_token_ids
+from eval.attacks.base import AttackQuery, Prepared, PromptAttack, AttackContext, NotApplicable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,33 +40,33 @@ class UnlearnDiffAtk(PromptAttack):
         if self.weight_decay < 0:
             raise UserError(f"unlearndiffatk: weight_decay cannot be negative, got {self.weight_decay}; 0 turns it off.")
 
-    def rounds(self, stand: Stand, chunk: Sequence[int], known: Known) -> Iterator[Ask]:
-        if sampling_of(stand.model.pipe).one_step is not None:
-            raise Unsuited("unlearndiffatk scores the denoising of noised pictures, which a one-step generator never does; leave it out.")
-        model, prompts, x_0 = stand.model, [stand.prompts[i] for i in chunk], stand.drawn(chunk)
-        choice = words(model)
-        embeddings = model.vocabulary()[choice.to(model.device)]
-        rows = torch.full((len(chunk), self.tokens, len(choice)), 1 / len(choice), device=model.device)
-        adam = torch.optim.Adam([rows], lr=self.lr, weight_decay=self.weight_decay)
-        generators, times = [stand.generator(i) for i in chunk], range(self.t_min, 1000, 20)
-        done = 0
-        for j in range(stand.pictures):
-            upto = (j + 1) * self.steps // stand.pictures
-            model.use_attention(training=True)
+    def queries(self, context: AttackContext, chunk: Sequence[int], prepared: Prepared) -> Iterator[AttackQuery]:
+        if sampling_of(context.model.pipe).one_step_timestep is not None:
+            raise NotApplicable("unlearndiffatk scores the denoising of noised pictures, which a one-step generator never does; leave it out.")
+        model, prompts, x_0 = context.model, [context.prompts[i] for i in chunk], context.base_latents(chunk)
+        token_ids = searchable_token_ids(model)
+        embeddings = model.token_embeddings()[token_ids.to(model.device)]
+        distributions = torch.full((len(chunk), self.tokens, len(token_ids)), 1 / len(token_ids), device=model.device)
+        optimizer = torch.optim.Adam([distributions], lr=self.lr, weight_decay=self.weight_decay)
+        generators, timesteps = [context.generator(i) for i in chunk], range(self.t_min, 1000, 20)
+        steps_done = 0
+        for round_index in range(context.rounds):
+            steps_due = (round_index + 1) * self.steps // context.rounds
+            model.set_attention(training=True)
             try:
-                for step in range(done, upto):
-                    t = times[step * len(times) // self.steps]
-                    rows.grad = token_gradient(model, prompts, x_0, t, rows, embeddings, generators)
-                    adam.step()
-                    rows.copy_(on_simplex(rows))
+                for step in range(steps_done, steps_due):
+                    t = timesteps[step * len(timesteps) // self.steps]
+                    distributions.grad = token_gradient(model, prompts, x_0, t, distributions, embeddings, generators)
+                    optimizer.step()
+                    distributions.copy_(project_to_simplex(distributions))
             finally:
-                model.use_attention(training=False)
-            done = upto
-            yield typed(model, choice[rows.argmax(-1).cpu()], prompts)
+                model.set_attention(training=False)
+            steps_done = steps_due
+            yield query_from_ids(model, token_ids[distributions.argmax(-1).cpu()], prompts)
 
 
 def token_gradient(
-    model: DiffusionModel, prompts: list[str], x_0: Tensor, t: int, rows: Tensor, embeddings: Tensor, generators: list[torch.Generator]
+    model: DiffusionModel, prompts: list[str], x_0: Tensor, t: int, distributions: Tensor, embeddings: Tensor, generators: list[torch.Generator]
 ) -> Tensor:
     """Gradient (B, k, W) of |eps - eps_erased(x_t, t, c(d + prompt))|^2, the paper's objective, d one token a row drawn from `rows`.
 
@@ -82,24 +82,24 @@ def token_gradient(
         FloatingPointError: a gradient that is not finite.
     """
     noise = torch.stack([torch.randn(x_0.shape[1:], generator=g) for g in generators]).to(x_0)
-    uniform = torch.stack([torch.rand(rows.shape[1], 1, generator=g) for g in generators]).to(rows)
-    cumulated = rows.cumsum(-1)
-    drawn = torch.searchsorted(cumulated, uniform * cumulated[..., -1:], right=True).squeeze(-1).clamp(max=rows.shape[-1] - 1)
-    prefix = embeddings[drawn].requires_grad_(True)
-    times = torch.full((len(prompts),), t, device=model.device)
-    error = model.predict(model.noised(x_0, noise, times), times, model.encode(prompts, prefix)) - noise
-    (slope,) = torch.autograd.grad(error.pow(2).flatten(1).mean(1).sum(), prefix)
+    uniform = torch.stack([torch.rand(distributions.shape[1], 1, generator=g) for g in generators]).to(distributions)
+    cumulative = distributions.cumsum(-1)
+    sampled = torch.searchsorted(cumulative, uniform * cumulative[..., -1:], right=True).squeeze(-1).clamp(max=distributions.shape[-1] - 1)
+    prefix = embeddings[sampled].requires_grad_(True)
+    timesteps = torch.full((len(prompts),), t, device=model.device)
+    error = model.predict(model.add_noise(x_0, noise, timesteps), timesteps, model.encode(prompts, prefix)) - noise
+    (gradient,) = torch.autograd.grad(error.pow(2).flatten(1).mean(1).sum(), prefix)
     model.cost.unet_backwards += len(prompts)
-    if not slope.isfinite().all():
-        raise FloatingPointError(f"unlearndiffatk: the gradient at timestep {t} is not finite; {advice(model.compute, 0, 'its lr')}.")
-    return (slope.flatten(0, 1) @ embeddings.T).unflatten(0, rows.shape[:2]).clamp(-1, 1)
+    if not gradient.isfinite().all():
+        raise FloatingPointError(f"unlearndiffatk: the gradient at timestep {t} is not finite; {explain_divergence(model.compute_dtype, 0, 'its lr')}.")
+    return (gradient.flatten(0, 1) @ embeddings.T).unflatten(0, distributions.shape[:2]).clamp(-1, 1)
 
 
-def on_simplex(rows: Tensor) -> Tensor:
+def project_to_simplex(vectors: Tensor) -> Tensor:
     """The nearest distribution to every row (..., V): max(row - theta, 0), summing to 1 (Duchi et al., ICML 2008, figure 1).
 
     theta_j = (sum of the j largest - 1) / j rises with j while the j-th largest stays above it and falls after: theta is its maximum.
     """
-    near = rows - rows.amax(-1, keepdim=True)  # a shift changes nothing but the rounding
-    theta = (near.sort(-1, descending=True).values.cumsum(-1) - 1) / torch.arange(1, rows.shape[-1] + 1, device=rows.device)
-    return (near - theta.amax(-1, keepdim=True)).clamp(min=0)
+    shifted = vectors - vectors.amax(-1, keepdim=True)  # a shift changes nothing but the rounding
+    theta = (shifted.sort(-1, descending=True).values.cumsum(-1) - 1) / torch.arange(1, vectors.shape[-1] + 1, device=vectors.device)
+    return (shifted - theta.amax(-1, keepdim=True)).clamp(min=0)

@@ -12,15 +12,15 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from erasure.errors import UserError
-from erasure.loading.loader import first_line
+from erasure.loading.loader import first_line_of
 
 
-def sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def filled(build: Callable[[], nn.Module], path: Path, key: str = "") -> nn.Module:
+def load_network(build_network: Callable[[], nn.Module], path: Path, state_dict_key: str = "") -> nn.Module:
     """A network with the weights of a file, in fp32 and ready to read.
 
     Args:
@@ -31,33 +31,33 @@ def filled(build: Callable[[], nn.Module], path: Path, key: str = "") -> nn.Modu
         UserError: a file that is broken, is more than tensors, or holds another network.
     """
     with torch.device("meta"):
-        network = build()
+        network = build_network()
     try:
-        network.load_state_dict(tensors(path, key), assign=True)
+        network.load_state_dict(read_tensors(path, state_dict_key), assign=True)
     except (RuntimeError, TypeError) as error:
         raise UserError(f"{path} holds the weights of another network: {' '.join(str(error).split())[:200]}.") from error
     return network.float().eval().requires_grad_(False)
 
 
-def tensors(path: Path, key: str) -> dict[str, Tensor]:
+def read_tensors(path: Path, state_dict_key: str) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:  # torch's own words advise to load it all the same
         raise UserError(f"{path} is broken or holds more than tensors, which is never loaded; take a .safetensors file.") from error
     except (SafetensorError, EOFError, OSError, RuntimeError, KeyError, ValueError, AttributeError, IndexError) as error:
-        raise UserError(f"{path} is broken or holds more than tensors, which is never loaded: {first_line(error)}.") from error
-    if key and not (isinstance(found, dict) and key in found):
-        raise UserError(f"{path} lacks {key!r}, under which the state dict is expected.")
-    return found[key] if key else found
+        raise UserError(f"{path} is broken or holds more than tensors, which is never loaded: {first_line_of(error)}.") from error
+    if state_dict_key and not (isinstance(checkpoint, dict) and state_dict_key in checkpoint):
+        raise UserError(f"{path} lacks {state_dict_key!r}, under which the state dict is expected.")
+    return checkpoint[state_dict_key] if state_dict_key else checkpoint
 
 
-def readings(logits: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]:
+def top5_scores(logits: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]:
     """{"label", "p", "top5": [[label, p], ...]} for logits (B, labels)."""
-    best = logits.softmax(-1).topk(5)
+    top = logits.softmax(-1).topk(5)
     rows = [
-        [[labels[i], round(p, 4)] for i, p in zip(row, shares, strict=True)]
-        for row, shares in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        [[labels[i], round(p, 4)] for i, p in zip(row, probabilities, strict=True)]
+        for row, probabilities in zip(top.indices.tolist(), top.values.tolist(), strict=True)
     ]
     return [{"label": row[0][0], "p": row[0][1], "top5": row} for row in rows]

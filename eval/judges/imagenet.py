@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, resnet50
 
-from eval.judges._classifier import filled, readings, sha256
+from eval.judges._classifier import load_network, top5_scores, file_sha256
 from eval.judges.base import Judge, MissingWeights
 
-V2 = ResNet50_Weights.IMAGENET1K_V2
-FILE = Path(V2.url).name
-LABELS: tuple[str, ...] = tuple(V2.meta["categories"])  # "crane" and "maillot" each name two classes
+WEIGHTS = ResNet50_Weights.IMAGENET1K_V2
+WEIGHTS_FILE = Path(WEIGHTS.url).name
+LABELS: tuple[str, ...] = tuple(WEIGHTS.meta["categories"])  # "crane" and "maillot" each name two classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,26 +32,26 @@ class ImageNet(Judge):
     def identity(self) -> dict[str, Any]:
         return {
             "network": "resnet50",
-            "weights": _load(self._path())[1],
+            "weights": _load_resnet(self._path())[1],
             "labels": "torchvision IMAGENET1K",
-            "preprocess": " ".join(str(V2.transforms()).split()),
+            "preprocess": " ".join(str(WEIGHTS.transforms()).split()),
         }
 
-    def answers(self) -> Sequence[str]:
+    def possible_labels(self) -> Sequence[str]:
         return LABELS
 
     @torch.no_grad()
-    def read(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
-        network, _ = _load(self._path())
-        return readings(network(V2.transforms()(images.float().cpu())), LABELS)
+    def score(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
+        network, _ = _load_resnet(self._path())
+        return top5_scores(network(WEIGHTS.transforms()(images.float().cpu())), LABELS)
 
     def _path(self) -> Path:
-        path = Path(self.weights).expanduser() if self.weights else Path(torch.hub.get_dir()) / "checkpoints" / FILE
+        path = Path(self.weights).expanduser() if self.weights else Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_FILE
         if not path.is_file():
-            raise MissingWeights("weights of torchvision's ResNet-50", str(path), f"download {V2.url} and put it there, or give its path")
+            raise MissingWeights("weights of torchvision's ResNet-50", str(path), f"download {WEIGHTS.url} and put it there, or give its path")
         return path
 
 
 @cache
-def _load(path: Path) -> tuple[nn.Module, str]:
-    return filled(resnet50, path), sha256(path)
+def _load_resnet(path: Path) -> tuple[nn.Module, str]:
+    return load_network(resnet50, path), file_sha256(path)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from eval.judges._open_clip import OWN, load
+from eval.judges._open_clip import POCKET_OPEN_CLIP, load_open_clip
 from eval.judges.base import Judge
 
 
@@ -18,12 +18,12 @@ class OpenClip(Judge):
     The default is pocket's own open_clip model, trained apart from the pipeline's text encoder.
     """
 
-    model: str = OWN  # an open_clip name, local-dir:FOLDER or hf-hub:ORG/NAME
+    model: str = POCKET_OPEN_CLIP  # an open_clip name, local-dir:FOLDER or hf-hub:ORG/NAME
     pretrained: str = ""  # open_clip tag or weights file, for names
 
     def identity(self) -> dict[str, Any]:
-        return {"model": Path(self.model).name, "weights": load(self.model, self.pretrained).weights}
+        return {"model": Path(self.model).name, "weights": load_open_clip(self.model, self.pretrained).weights}
 
-    def read(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
-        clip = load(self.model, self.pretrained)
-        return [{"cosine": round(100 * c, 3)} for c in (clip.see(images) * clip.say(list(prompts))).sum(-1).tolist()]
+    def score(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
+        clip = load_open_clip(self.model, self.pretrained)
+        return [{"cosine": round(100 * cosine, 3)} for cosine in (clip.encode_images(images) * clip.encode_texts(list(prompts))).sum(-1).tolist()]

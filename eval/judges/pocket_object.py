@@ -15,10 +15,10 @@ from eval.judges.base import Judge
 class PocketObject(Judge):
     """Reads {"label", "p"} from 64x64 pictures."""
 
-    pixels: ClassVar[int | None] = SIZE
+    image_size: ClassVar[int | None] = SIZE
 
     def identity(self) -> dict[str, Any]:
-        return _pocket.identity("object")
+        return _pocket.classifier_identity("object")
 
-    def read(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
-        return _pocket.read("object", images)
+    def score(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
+        return _pocket.classify("object", images)

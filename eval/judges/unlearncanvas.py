@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.functional import normalize, resize
 
-from erasure.errors import unknown
-from eval.judges._classifier import filled, readings, sha256
+from erasure.errors import unknown_value_error
+from eval.judges._classifier import load_network, top5_scores, file_sha256
 from eval.judges.base import Judge, MissingWeights
 
 Axis = Literal["style", "object"]
@@ -45,7 +45,7 @@ class UnlearnCanvas(Judge):
 
     def __post_init__(self) -> None:
         if self.axis not in get_args(Axis):
-            raise unknown("axis of the UnlearnCanvas judge", self.axis, get_args(Axis))
+            raise unknown_value_error("axis of the UnlearnCanvas judge", self.axis, get_args(Axis))
 
     def identity(self) -> dict[str, Any]:
         return {
@@ -56,20 +56,20 @@ class UnlearnCanvas(Judge):
         }
 
     @torch.no_grad()
-    def read(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    def score(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
         network, _ = self._load()
-        pictures = normalize(resize(images.float().cpu(), [SIZE, SIZE], antialias=True), [0.5] * 3, [0.5] * 3)
-        return readings(network(pictures), LABELS[self.axis])
+        inputs = normalize(resize(images.float().cpu(), [SIZE, SIZE], antialias=True), [0.5] * 3, [0.5] * 3)
+        return top5_scores(network(inputs), LABELS[self.axis])
 
     def _load(self) -> tuple[nn.Module, str]:
         path = Path(self.weights).expanduser()
         if not path.is_file():
-            place = str(path) if self.weights else "the judge's field `weights`, which is empty"
+            location = str(path) if self.weights else "the judge's field `weights`, which is empty"
             remedy = "download the one that OPTML-Group/UnlearnCanvas links to and give its path"
-            raise MissingWeights(f"UnlearnCanvas {self.axis} classifier", place, remedy)
-        return _network(ARCHITECTURE, self.axis, path)
+            raise MissingWeights(f"UnlearnCanvas {self.axis} classifier", location, remedy)
+        return _load_vit(ARCHITECTURE, self.axis, path)
 
 
 @cache
-def _network(architecture: str, axis: Axis, path: Path) -> tuple[nn.Module, str]:
-    return filled(lambda: timm.create_model(architecture, num_classes=len(LABELS[axis])), path, "model_state_dict"), sha256(path)
+def _load_vit(architecture: str, axis: Axis, path: Path) -> tuple[nn.Module, str]:
+    return load_network(lambda: timm.create_model(architecture, num_classes=len(LABELS[axis])), path, "model_state_dict"), file_sha256(path)

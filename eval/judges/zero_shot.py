@@ -12,13 +12,13 @@ from torch import Tensor
 
 from erasure.errors import UserError
 from erasure.pocket.canvas import STYLES
-from eval.judges._open_clip import OWN, load
+from eval.judges._open_clip import POCKET_OPEN_CLIP, load_open_clip
 from eval.judges.base import Judge
 
-NONE = "none"
+NO_LABEL = "none"
 
 
-def pocket_styles() -> dict[str, Sequence[str]]:
+def pocket_style_labels() -> dict[str, Sequence[str]]:
     return {style: (style,) for style in STYLES}
 
 
@@ -30,18 +30,18 @@ class ZeroShot(Judge):
     a picture of something else is forced into one of them unless `margin` says "none". A margin does not notice every broken picture.
     """
 
-    model: str = OWN  # an open_clip name, local-dir:FOLDER or hf-hub:ORG/NAME
+    model: str = POCKET_OPEN_CLIP  # an open_clip name, local-dir:FOLDER or hf-hub:ORG/NAME
     pretrained: str = ""  # open_clip tag or weights file, for names
-    labels: Mapping[str, Sequence[str]] = field(default_factory=pocket_styles)  # label -> phrases that mean it, two labels or more
+    labels: Mapping[str, Sequence[str]] = field(default_factory=pocket_style_labels)  # label -> phrases that mean it, two labels or more
     templates: Sequence[str] = ("{} style", "an image in the style of {}")  # each with one {} for the phrase
     margin: float = 0.0  # "none" where the best label leads the second by less, in probability; 0: always a label
 
     def __post_init__(self) -> None:
         if len(self.labels) < 2:
             raise UserError(f"a zero-shot judge tells at least two labels apart, got {list(self.labels)}.")
-        for name, texts in (*self.labels.items(), ("templates", self.templates)):
-            if isinstance(texts, str) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-                raise UserError(f"{name!r} of a zero-shot judge needs a list of phrases, got {texts!r}.")
+        for name, phrases in (*self.labels.items(), ("templates", self.templates)):
+            if isinstance(phrases, str) or not phrases or not all(isinstance(text, str) and text.strip() for text in phrases):
+                raise UserError(f"{name!r} of a zero-shot judge needs a list of phrases, got {phrases!r}.")
         for template in self.templates:
             if template.count("{}") != 1:
                 raise UserError(f"a template of a zero-shot judge holds exactly one {{}}, got {template!r}.")
@@ -49,7 +49,7 @@ class ZeroShot(Judge):
             raise UserError(f"the margin of a zero-shot judge must be in [0, 1), got {self.margin}.")
 
     def identity(self) -> dict[str, Any]:
-        clip = load(self.model, self.pretrained)
+        clip = load_open_clip(self.model, self.pretrained)
         return {
             "model": Path(self.model).name,
             "weights": clip.weights,
@@ -59,23 +59,23 @@ class ZeroShot(Judge):
             "margin": self.margin,
         }
 
-    def read(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
-        clip = load(self.model, self.pretrained)
-        heads = embedded(self.model, self.pretrained, tuple(map(tuple, self.labels.values())), tuple(self.templates))
-        shares = (clip.network.logit_scale.exp() * clip.see(images) @ heads.T).softmax(-1)
-        rows = [{label: round(p, 6) for label, p in zip(self.labels, row, strict=True)} for row in shares.tolist()]
-        return [{"label": decide(scores, self.margin), "p": max(scores.values()), "scores": scores} for scores in rows]
+    def score(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
+        clip = load_open_clip(self.model, self.pretrained)
+        label_embeddings = embed_labels(self.model, self.pretrained, tuple(map(tuple, self.labels.values())), tuple(self.templates))
+        probabilities = (clip.network.logit_scale.exp() * clip.encode_images(images) @ label_embeddings.T).softmax(-1)
+        scores_by_image = [{label: round(p, 6) for label, p in zip(self.labels, row, strict=True)} for row in probabilities.tolist()]
+        return [{"label": best_label(scores, self.margin), "p": max(scores.values()), "scores": scores} for scores in scores_by_image]
 
 
-def decide(scores: Mapping[str, float], margin: float) -> str:
+def best_label(scores: Mapping[str, float], margin: float) -> str:
     """The best label, or "none" where it does not lead by the margin."""
     best, second = sorted(scores, key=lambda label: -scores[label])[:2]
-    return best if scores[best] - scores[second] >= margin else NONE
+    return best if scores[best] - scores[second] >= margin else NO_LABEL
 
 
 @cache
-def embedded(model: str, pretrained: str, labels: tuple[tuple[str, ...], ...], templates: tuple[str, ...]) -> Tensor:
+def embed_labels(model: str, pretrained: str, labels: tuple[tuple[str, ...], ...], templates: tuple[str, ...]) -> Tensor:
     """One unit embedding per label (L, D): the mean of the unit embeddings of its phrases in all templates."""
-    clip = load(model, pretrained)
-    texts = [[template.replace("{}", phrase) for phrase in phrases for template in templates] for phrases in labels]
-    return F.normalize(torch.stack([clip.say(some).mean(0) for some in texts]), dim=-1)
+    clip = load_open_clip(model, pretrained)
+    texts_by_label = [[template.replace("{}", phrase) for phrase in phrases for template in templates] for phrases in labels]
+    return F.normalize(torch.stack([clip.encode_texts(label_texts).mean(0) for label_texts in texts_by_label]), dim=-1)

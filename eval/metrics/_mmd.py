@@ -9,26 +9,26 @@ from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
 from erasure.errors import UserError
-from eval.stats.intervals import Interval, jackknife_variance, student
+from eval.stats.intervals import Interval, jackknife_variance, student_t
 
-Pairs = Literal["none", "included", "excluded"]
+PairHandling = Literal["none", "included", "excluded"]
 Kernel = Callable[[Tensor, Tensor], Tensor]  # (n, d), (m, d) to (n, m)
-LEAST = 3  # pictures on a side: without one of two there are no pairs left
+MIN_IMAGES = 3  # pictures on a side: without one of two there are no pairs left
 
 
-class Sums(NamedTuple):
+class KernelSums(NamedTuple):
     """Of a kernel matrix (n, m), by row, by column and of the diagonal, which is empty where i on both sides means nothing."""
 
     rows: Tensor
     columns: Tensor
-    own: Tensor
+    diagonal: Tensor
 
-    def without_each(self) -> Tensor:
+    def leave_one_out(self) -> Tensor:
         """The sum of all when row i and column i are left out, for every i."""
-        return self.rows.sum() - self.rows - self.columns + self.own
+        return self.rows.sum() - self.rows - self.columns + self.diagonal
 
 
-def discrepancy(a: list[Tensor], b: list[Tensor], kernel: Kernel, *, pairs: Pairs, block: int) -> Interval:
+def squared_mmd(a: list[Tensor], b: list[Tensor], kernel: Kernel, *, pairs: PairHandling, block: int) -> Interval:
     """MMD^2 = mean_{i!=j} k(a_i, a_j) + mean_{i!=j} k(b_i, b_j) - 2 mean k(a_i, b_j) with its 95 % interval.
 
     The U-statistic of Gretton et al. (JMLR 13, 2012), lemma 6: unbiased, so it can be negative. The standard error is that of the
@@ -49,40 +49,40 @@ def discrepancy(a: list[Tensor], b: list[Tensor], kernel: Kernel, *, pairs: Pair
     """
     paired = pairs != "none"
     x, y = (dim_zero_cat(side).double() if len(side) else torch.empty(0, 1) for side in (a, b))
-    if min(len(x), len(y)) < LEAST or (paired and len(x) != len(y)):
+    if min(len(x), len(y)) < MIN_IMAGES or (paired and len(x) != len(y)):
         raise UserError(f"a kernel distance needs three pictures on either side, and as many on both if paired; got {len(x)} and {len(y)}.")
     # in an order of their own, so that sums are the same whatever order pictures came in
     order = x.sum(1).argsort(stable=True)
     x, y = x[order], y[order if paired else y.sum(1).argsort(stable=True)]
-    first, second = (_sums(kernel, z, z, "excluded", block) for z in (x, y))
-    cross = _sums(kernel, x, y, pairs, block)
+    within_x_sums, within_y_sums = (_kernel_sums(kernel, z, z, "excluded", block) for z in (x, y))
+    between_sums = _kernel_sums(kernel, x, y, pairs, block)
     n, m = len(x), len(y)
 
     def value(within_x: Tensor, within_y: Tensor, between: Tensor, n: int, m: int) -> Tensor:
         counted = n * m - (n if pairs == "excluded" else 0)
         return within_x / (n * (n - 1)) + within_y / (m * (m - 1)) - 2 * between / counted
 
-    sums = first.rows.sum(), second.rows.sum(), cross.rows.sum()
+    totals = within_x_sums.rows.sum(), within_y_sums.rows.sum(), between_sums.rows.sum()
     if paired:
-        without = [value(first.without_each(), second.without_each(), cross.without_each(), n - 1, m - 1)]
+        leave_one_out = [value(within_x_sums.leave_one_out(), within_y_sums.leave_one_out(), between_sums.leave_one_out(), n - 1, m - 1)]
     else:
-        without = [
-            value(first.without_each(), sums[1], sums[2] - cross.rows, n - 1, m),
-            value(sums[0], second.without_each(), sums[2] - cross.columns, n, m - 1),
+        leave_one_out = [
+            value(within_x_sums.leave_one_out(), totals[1], totals[2] - between_sums.rows, n - 1, m),
+            value(totals[0], within_y_sums.leave_one_out(), totals[2] - between_sums.columns, n, m - 1),
         ]
-    error = sqrt(sum(jackknife_variance(values.tolist()) for values in without))
-    found, spread = value(*sums, n, m).item(), student(min(n, m) - 1) * error
-    return Interval(found, found - spread, found + spread)
+    standard_error = sqrt(sum(jackknife_variance(values.tolist()) for values in leave_one_out))
+    estimate, half_width = value(*totals, n, m).item(), student_t(min(n, m) - 1) * standard_error
+    return Interval(estimate, estimate - half_width, estimate + half_width)
 
 
-def _sums(kernel: Kernel, x: Tensor, y: Tensor, pairs: Pairs, block: int) -> Sums:
+def _kernel_sums(kernel: Kernel, x: Tensor, y: Tensor, pairs: PairHandling, block: int) -> KernelSums:
     """Sums of k(x_i, y_j); excluded pairs count as 0."""
-    rows, own, columns = [], [], torch.zeros(len(y)).to(x)
+    rows, diagonals, columns = [], [], torch.zeros(len(y)).to(x)
     for start in range(0, len(x), block):
         values = kernel(x[start : start + block], y)
         if pairs != "none":
-            twins = values.diagonal(start)
-            own.append(twins.zero_() if pairs == "excluded" else twins)
+            pair_values = values.diagonal(start)
+            diagonals.append(pair_values.zero_() if pairs == "excluded" else pair_values)
         rows.append(values.sum(1))
         columns += values.sum(0)
-    return Sums(torch.cat(rows), columns, torch.cat(own) if own else torch.empty(0))
+    return KernelSums(torch.cat(rows), columns, torch.cat(diagonals) if diagonals else torch.empty(0))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from eval.stats.intervals import Interval, student
+from eval.stats.intervals import Interval, student_t
 
 
 class ClipAlignment(Metric):
@@ -33,5 +33,5 @@ class ClipAlignment(Metric):
         """Mean and its 95 % t interval; needs two prompts."""
         n = int(self.count)
         mean = (self.total / n).item()
-        spread = student(n - 1) * sqrt(max((self.squares / n).item() - mean**2, 0.0) / (n - 1))
-        return Interval(mean, mean - spread, mean + spread)
+        half_width = student_t(n - 1) * sqrt(max((self.squares / n).item() - mean**2, 0.0) / (n - 1))
+        return Interval(mean, mean - half_width, mean + half_width)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-from eval.metrics._mmd import Pairs, discrepancy
+from eval.metrics._mmd import PairHandling, squared_mmd
 from eval.stats.intervals import Interval
 
 SIGMA = 10.0  # section 4 of the paper
@@ -27,7 +27,7 @@ class CMMD(Metric):
     first: list[Tensor]
     second: list[Tensor]
 
-    def __init__(self, pairs: Pairs = "none", block: int = 1024) -> None:
+    def __init__(self, pairs: PairHandling = "none", block: int = 1024) -> None:
         super().__init__()
         self.pairs, self.block = pairs, block
         for name in ("first", "second"):
@@ -43,11 +43,11 @@ class CMMD(Metric):
         Raises:
             UserError: fewer than three embeddings on a side, or sides of different length called pairs.
         """
-        found = discrepancy(self.first, self.second, gaussian, pairs=self.pairs, block=self.block)
-        return Interval(*(SCALE * value for value in found))
+        interval = squared_mmd(self.first, self.second, gaussian_kernel, pairs=self.pairs, block=self.block)
+        return Interval(*(SCALE * value for value in interval))
 
 
-def gaussian(x: Tensor, y: Tensor) -> Tensor:
+def gaussian_kernel(x: Tensor, y: Tensor) -> Tensor:
     """exp(-|x - y|^2 / (2 sigma^2)) for all pairs (n, m)."""
     squared = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
     return torch.exp(-squared / (2 * SIGMA**2))

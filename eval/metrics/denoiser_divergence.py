@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from erasure.edits import Edit
-from erasure.erasing import applied
+from erasure.erasing import apply_edits
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel, sampling_of
 from eval.stats.clusters import cluster_bootstrap
 from eval.stats.intervals import Interval
 
 
-class Points(NamedTuple):
+class NoisedPoints(NamedTuple):
     """Where denoisers are compared; in memory, N latents in fp32 on the CPU."""
 
     x_t: Tensor  # (N, C, h, w)
@@ -34,15 +34,15 @@ class Points(NamedTuple):
     prompts: tuple[str, ...]  # N of them
 
 
-class Squares(NamedTuple):
+class SquaredDifferences(NamedTuple):
     """Squared differences of two predictions at each point."""
 
     nats: Tensor  # (N,), T w_t |a - b|^2: nats per picture
-    plain: Tensor  # (N,), mean of (a - b)^2 over the elements of a latent
+    mean_squared_error: Tensor  # (N,), mean of (a - b)^2 over the elements of a latent
     prompts: tuple[str, ...]
 
 
-class Divergence(NamedTuple):
+class DirectedDivergence(NamedTuple):
     """One reading in both directions, each with its 95 % interval over prompts."""
 
     forward: Interval  # points from the first model
@@ -50,7 +50,7 @@ class Divergence(NamedTuple):
     mean: Interval
 
 
-def points(model: DiffusionModel, latents: Tensor, prompts: Sequence[str], *, times: int = 20, seed: int = 0) -> Points:
+def sample_points(model: DiffusionModel, latents: Tensor, prompts: Sequence[str], *, timesteps: int = 20, seed: int = 0) -> NoisedPoints:
     """x_t at `times` timesteps of every latent, spread evenly over the schedule and drawn within each part of it.
 
     Args:
@@ -60,19 +60,19 @@ def points(model: DiffusionModel, latents: Tensor, prompts: Sequence[str], *, ti
     Raises:
         UserError: not one prompt a latent, no timestep, or a schedule that ends without any signal.
     """
-    if not len(latents) or len(latents) != len(prompts) or times < 1:
+    if not len(latents) or len(latents) != len(prompts) or timesteps < 1:
         raise UserError(
-            f"points need one prompt a latent and times >= 1, got {len(latents)} latents, {len(prompts)} prompts, {times} times."
+            f"points need one prompt a latent and times >= 1, got {len(latents)} latents, {len(prompts)} prompts, {timesteps} times."
         )
     weights, generator = step_weights(model), torch.Generator().manual_seed(seed)
-    steps, found_t, found_x = len(weights), [], []
+    num_timesteps, timestep_batches, x_t_batches = len(weights), [], []
     for x_0 in latents.cpu():
-        t = ((torch.arange(times) + torch.rand(times, generator=generator)) / times * steps).long().clamp(max=steps - 1)
-        noise = torch.randn(times, *x_0.shape, generator=generator)
-        found_x.append(model.noised(*(part.to(model.device) for part in (x_0.expand_as(noise), noise, t))).cpu())
-        found_t.append(t)
-    t = torch.cat(found_t)
-    return Points(torch.cat(found_x), t, steps * weights[t], tuple(p for p in prompts for _ in range(times)))
+        t = ((torch.arange(timesteps) + torch.rand(timesteps, generator=generator)) / timesteps * num_timesteps).long().clamp(max=num_timesteps - 1)
+        noise = torch.randn(timesteps, *x_0.shape, generator=generator)
+        x_t_batches.append(model.add_noise(*(part.to(model.device) for part in (x_0.expand_as(noise), noise, t))).cpu())
+        timestep_batches.append(t)
+    t = torch.cat(timestep_batches)
+    return NoisedPoints(torch.cat(x_t_batches), t, num_timesteps * weights[t], tuple(p for p in prompts for _ in range(timesteps)))
 
 
 def step_weights(model: DiffusionModel) -> Tensor:
@@ -81,9 +81,9 @@ def step_weights(model: DiffusionModel) -> Tensor:
     Raises:
         UserError: a schedule that ends without any signal, where the last weight is infinite.
     """
-    steps = model.pipe.scheduler.config.num_train_timesteps
-    one, t = torch.ones(steps, 1, 1, 1, device=model.device), torch.arange(steps, device=model.device)
-    abar = model.noised(one, torch.zeros_like(one), t).reshape(-1).cpu().double().square()
+    num_timesteps = model.pipe.scheduler.config.num_train_timesteps
+    ones, t = torch.ones(num_timesteps, 1, 1, 1, device=model.device), torch.arange(num_timesteps, device=model.device)
+    abar = model.add_noise(ones, torch.zeros_like(ones), t).reshape(-1).cpu().double().square()
     alpha = abar / torch.cat((torch.ones(1), abar[:-1]))
     beta = 1 - alpha
     sigma_squared = beta
@@ -96,34 +96,34 @@ def step_weights(model: DiffusionModel) -> Tensor:
 
 
 @torch.no_grad()
-def predictions(model: DiffusionModel, at: Points, batch: int = 32) -> Tensor:
+def predict_at(model: DiffusionModel, points: NoisedPoints, batch: int = 32) -> Tensor:
     """The model's predicted noise (N, C, h, w) at the points, without guidance, as the model is now: edits applied to it count.
 
     Raises:
         UserError: the model samples in another way than by its denoiser alone, so that its predictions do not say what it draws.
     """
-    _denoises(model)
-    found = []
-    for i in range(0, len(at.x_t), batch):
-        x_t, t = (part[i : i + batch].to(model.device) for part in (at.x_t, at.t))
-        found.append(model.predict(x_t, t, model.encode(at.prompts[i : i + batch])).cpu())
-    return torch.cat(found)
+    _require_denoiser(model)
+    predictions_by_batch = []
+    for i in range(0, len(points.x_t), batch):
+        x_t, t = (values[i : i + batch].to(model.device) for values in (points.x_t, points.t))
+        predictions_by_batch.append(model.predict(x_t, t, model.encode(points.prompts[i : i + batch])).cpu())
+    return torch.cat(predictions_by_batch)
 
 
-def _denoises(model: DiffusionModel) -> None:
+def _require_denoiser(model: DiffusionModel) -> None:
     sampling = sampling_of(model.pipe)
-    if sampling.guidance or sampling.one_step is not None:
-        kind = "guidance edit, which changes no prediction," if sampling.guidance else "one-step generator"
-        raise UserError(f"denoiser divergence compares noise predictions, and a {kind} is applied; compare its pictures instead.")
+    if sampling.guidance_edits or sampling.one_step_timestep is not None:
+        reason = "guidance edit, which changes no prediction," if sampling.guidance_edits else "one-step generator"
+        raise UserError(f"denoiser divergence compares noise predictions, and a {reason} is applied; compare its pictures instead.")
 
 
-def squares(at: Points, eps_a: Tensor, eps_b: Tensor) -> Squares:
+def squared_differences(points: NoisedPoints, eps_a: Tensor, eps_b: Tensor) -> SquaredDifferences:
     """Both readings at every point; eps (N, C, h, w) of either model there."""
     difference = (eps_a.double() - eps_b.double()).flatten(1).square()
-    return Squares(at.weights * difference.sum(1), difference.mean(1), at.prompts)
+    return SquaredDifferences(points.weights * difference.sum(1), difference.mean(1), points.prompts)
 
 
-def divergence(forward: Squares, backward: Squares, *, resamples: int = 10_000, seed: int = 0) -> dict[str, Divergence]:
+def directed_divergences(forward: SquaredDifferences, backward: SquaredDifferences, *, resamples: int = 10_000, seed: int = 0) -> dict[str, DirectedDivergence]:
     """ "nats", the weighted sum over steps, and "plain", the unweighted mean; each with a cluster bootstrap over prompts.
 
     Args:
@@ -134,22 +134,22 @@ def divergence(forward: Squares, backward: Squares, *, resamples: int = 10_000, 
     """
     if sorted(forward.prompts) != sorted(backward.prompts):
         raise UserError("both directions need the same prompts, each with as many points; draw from both models under one list of prompts.")
-    found = {}
+    divergences = {}
     for name in ("nats", "plain"):
-        ways = [_by_prompt(getattr(side, name), side.prompts) for side in (forward, backward)]
-        both = [there + back for there, back in zip(*ways, strict=True)]
-        found[name] = Divergence(*(cluster_bootstrap(clusters, resamples=resamples, seed=seed) for clusters in (*ways, both)))
-    return found
+        directions = [_group_by_prompt(getattr(side, name), side.prompts) for side in (forward, backward)]
+        summed = [from_first + from_second for from_first, from_second in zip(*directions, strict=True)]
+        divergences[name] = DirectedDivergence(*(cluster_bootstrap(clusters, resamples=resamples, seed=seed) for clusters in (*directions, summed)))
+    return divergences
 
 
-def _by_prompt(values: Tensor, prompts: Sequence[str]) -> list[list[float]]:
+def _group_by_prompt(values: Tensor, prompts: Sequence[str]) -> list[list[float]]:
     groups: dict[str, list[float]] = {prompt: [] for prompt in sorted(prompts)}
     for prompt, value in zip(prompts, values.tolist(), strict=True):
         groups[prompt].append(value)
     return list(groups.values())
 
 
-def between(
+def divergence_between(
     model: DiffusionModel,
     first: Sequence[Edit],
     second: Sequence[Edit],
@@ -158,10 +158,10 @@ def between(
     *,
     steps: int = 25,
     guidance: float = 1.0,
-    times: int = 20,
+    timesteps: int = 20,
     seed: int = 0,
     batch: int = 32,
-) -> dict[str, Divergence]:
+) -> dict[str, DirectedDivergence]:
     """Divergence of one model under two lists of edits, either of which may be empty; the model is left as it was.
 
     Every list of edits goes in twice: to draw, and to predict at the points of both.
@@ -174,16 +174,16 @@ def between(
     Raises:
         UserError: see `points`, `predictions` and `divergence`.
     """
-    where: list[Points] = []
+    point_sets: list[NoisedPoints] = []
     for edits in (first, second):
-        with applied(model, edits):
-            _denoises(model)
+        with apply_edits(model, edits):
+            _require_denoiser(model)
             groups = [(prompts[i : i + batch], seeds[i : i + batch]) for i in range(0, len(prompts), batch)]
             latents = torch.cat([model.sample(*group, steps, guidance).cpu() for group in groups])
-        where.append(points(model, latents, prompts, times=times, seed=seed))
-    said: list[list[Tensor]] = []
+        point_sets.append(sample_points(model, latents, prompts, timesteps=timesteps, seed=seed))
+    predictions_by_model: list[list[Tensor]] = []
     for edits in (first, second):
-        with applied(model, edits):
-            said.append([predictions(model, at, batch) for at in where])
-    forward, backward = (squares(at, *answers) for at, answers in zip(where, zip(*said, strict=True), strict=True))
-    return divergence(forward, backward, seed=seed)
+        with apply_edits(model, edits):
+            predictions_by_model.append([predict_at(model, point_set, batch) for point_set in point_sets])
+    forward, backward = (squared_differences(point_set, *pair) for point_set, pair in zip(point_sets, zip(*predictions_by_model, strict=True), strict=True))
+    return directed_divergences(forward, backward, seed=seed)

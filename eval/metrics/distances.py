@@ -11,13 +11,13 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from erasure.errors import UserError
-from eval.metrics._mmd import LEAST, Pairs
+from eval.metrics._mmd import MIN_IMAGES, PairHandling
 from eval.metrics.cmmd import CMMD
 from eval.metrics.fid import FID
 from eval.metrics.kid import KID
 
 
-def distances(base: Tensor, erased: Tensor, extractor: str, *, paired: bool = True, seed: int = 0) -> dict[str, dict[str, dict[str, Any]]]:
+def feature_distances(base: Tensor, erased: Tensor, extractor: str, *, paired: bool = True, seed: int = 0) -> dict[str, dict[str, dict[str, Any]]]:
     """FID, KID and CMMD, each three times; KID and CMMD of pairs a fourth time.
 
     "all": every base picture against every erased one, which is what these names mean elsewhere. "different_noise": the same without the
@@ -45,31 +45,31 @@ def distances(base: Tensor, erased: Tensor, extractor: str, *, paired: bool = Tr
     half = min(len(base), len(erased)) // 2
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(base), generator=generator)
-    other = order if paired else torch.randperm(len(erased), generator=generator)
-    first, second, changed = base[order[:half]], base[order[half : 2 * half]], erased[other[half : 2 * half]]
-    compared: dict[str, tuple[Tensor, Tensor, Pairs]] = {"all": (base, erased, "included" if paired else "none")}
-    compared |= {"different_noise": (base, erased, "excluded")} if paired else {}
-    compared |= {"floor": (first, second, "none"), "halves": (first, changed, "none")}
-    about, width = {"extractor": extractor, "width": base.shape[1]}, base.shape[1]
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, (a, b, pairs) in compared.items():
-        metrics: dict[str, Metric] = {"kid": KID(pairs), "cmmd": CMMD(pairs)}
-        metrics |= {"fid": FID(width)} if pairs != "excluded" else {}
+    erased_order = order if paired else torch.randperm(len(erased), generator=generator)
+    base_half, base_other_half, erased_half = base[order[:half]], base[order[half : 2 * half]], erased[erased_order[half : 2 * half]]
+    comparisons: dict[str, tuple[Tensor, Tensor, PairHandling]] = {"all": (base, erased, "included" if paired else "none")}
+    comparisons |= {"different_noise": (base, erased, "excluded")} if paired else {}
+    comparisons |= {"floor": (base_half, base_other_half, "none"), "halves": (base_half, erased_half, "none")}
+    extractor_fields, width = {"extractor": extractor, "width": base.shape[1]}, base.shape[1]
+    records: dict[str, dict[str, dict[str, Any]]] = {}
+    for name, (a, b, pair_handling) in comparisons.items():
+        metrics: dict[str, Metric] = {"kid": KID(pair_handling), "cmmd": CMMD(pair_handling)}
+        metrics |= {"fid": FID(width)} if pair_handling != "excluded" else {}
         for metric, distance in metrics.items():
-            found.setdefault(metric, {})[name] = {**about, "n": [len(a), len(b)], **_measured(distance, a, b)}
-    return found
+            records.setdefault(metric, {})[name] = {**extractor_fields, "n": [len(a), len(b)], **_measure(distance, a, b)}
+    return records
 
 
-def _measured(metric: Metric, a: Tensor, b: Tensor) -> dict[str, Any]:
-    least, words = (2, "two") if isinstance(metric, FID) else (LEAST, "three")
-    if min(len(a), len(b)) < least:
-        return {"value": None, "low": None, "high": None, "reason": f"fewer than {words} pictures on a side"}
+def _measure(metric: Metric, a: Tensor, b: Tensor) -> dict[str, Any]:
+    minimum, minimum_in_words = (2, "two") if isinstance(metric, FID) else (MIN_IMAGES, "three")
+    if min(len(a), len(b)) < minimum:
+        return {"value": None, "low": None, "high": None, "reason": f"fewer than {minimum_in_words} pictures on a side"}
     metric.update(a, True)
     metric.update(b, False)
     value, low, high = (metric.compute().item(), None, None) if isinstance(metric, FID) else metric.compute()
-    return {"value": _short(value), "low": _short(low), "high": _short(high), "reason": None}
+    return {"value": _round_to_six_digits(value), "low": _round_to_six_digits(low), "high": _round_to_six_digits(high), "reason": None}
 
 
-def _short(value: float | None) -> float | None:
+def _round_to_six_digits(value: float | None) -> float | None:
     """Six digits: a number prints the same whatever the order of summation."""
     return None if value is None else float(f"{value:.6g}")

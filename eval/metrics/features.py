@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import NoTrainInceptionV3
 
-from erasure.config.validation import built
-from erasure.errors import UserError, unknown
+from erasure.config.validation import build_dataclass
+from erasure.errors import UserError, unknown_value_error
 from erasure.pocket.canvas import SIZE
 from eval.judges import _open_clip, _pocket
 from eval.judges.base import MissingWeights
@@ -48,7 +48,7 @@ class JudgeFeatures(Extractor):
         return "judge"
 
     def identity(self) -> dict[str, Any]:
-        return {"name": self.name, "weights": [_pocket.identity(axis)["weights"] for axis in ("style", "object")], "size": SIZE}
+        return {"name": self.name, "weights": [_pocket.classifier_identity(axis)["weights"] for axis in ("style", "object")], "size": SIZE}
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class JudgeFeatures(Extractor):
         """
         if images.shape[1:] != (3, SIZE, SIZE):
             raise UserError(f"extractor judge reads {SIZE}x{SIZE} RGB pictures, got {tuple(images.shape[1:])}; use inception or open_clip.")
-        return torch.cat([_pocket.reader(axis).features(images.float().cpu()) for axis in ("style", "object")], dim=1)
+        return torch.cat([_pocket.load_classifier(axis).features(images.float().cpu()) for axis in ("style", "object")], dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class Inception(Extractor):
         return "inception"
 
     def identity(self) -> dict[str, Any]:
-        return {"name": self.name, "weights": _inception(self.weights)[1], "size": 299, "resize": "bilinear, antialias"}
+        return {"name": self.name, "weights": _load_inception(self.weights)[1], "size": 299, "resize": "bilinear, antialias"}
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
@@ -84,23 +84,23 @@ class Inception(Extractor):
             UserError: the file holds something else.
         """
         pixels = (images.float().cpu() * 255).round().to(torch.uint8)  # the network takes bytes; a plain cast would cut, not round
-        return _inception(self.weights)[0](pixels)
+        return _load_inception(self.weights)[0](pixels)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenClipFeatures(Extractor):
     """Image embeddings of any open_clip model; the default is pocket's own. CMMD's paper takes ViT-L-14-336."""
 
-    model: str = _open_clip.OWN  # an open_clip name, local-dir:FOLDER or hf-hub:ORG/NAME
+    model: str = _open_clip.POCKET_OPEN_CLIP  # an open_clip name, local-dir:FOLDER or hf-hub:ORG/NAME
     pretrained: str = ""  # open_clip tag or weights file, for names
 
     @property
     def name(self) -> str:
-        model = "pocket" if self.model == _open_clip.OWN else Path(self.model).name
+        model = "pocket" if self.model == _open_clip.POCKET_OPEN_CLIP else Path(self.model).name
         return f"open_clip {model} {Path(self.pretrained).name}".strip()
 
     def identity(self) -> dict[str, Any]:
-        return {"name": self.name, "weights": _open_clip.load(self.model, self.pretrained).weights}
+        return {"name": self.name, "weights": _open_clip.load_open_clip(self.model, self.pretrained).weights}
 
     def features(self, images: Tensor) -> Tensor:
         """Embeddings of unit length.
@@ -108,26 +108,26 @@ class OpenClipFeatures(Extractor):
         Raises:
             MissingWeights: the weights are not there.
         """
-        return _open_clip.load(self.model, self.pretrained).see(images)
+        return _open_clip.load_open_clip(self.model, self.pretrained).encode_images(images)
 
 
 EXTRACTORS: dict[str, type[Extractor]] = {"judge": JudgeFeatures, "inception": Inception, "open_clip": OpenClipFeatures}
 
 
-def extractor_of(given: Mapping[str, Any]) -> Extractor:
+def make_extractor(settings: Mapping[str, Any]) -> Extractor:
     """The extractor that a suite asks for: {"extractor": name, and its fields}.
 
     Raises:
         UserError: an unknown extractor, or fields that it does not have, or has with other values.
     """
-    name = str(given.get("extractor"))
+    name = str(settings.get("extractor"))
     if name not in EXTRACTORS:
-        raise unknown("extractor", name, EXTRACTORS)
-    return built(EXTRACTORS[name], {key: value for key, value in given.items() if key != "extractor"}, f"extractor {name}")
+        raise unknown_value_error("extractor", name, EXTRACTORS)
+    return build_dataclass(EXTRACTORS[name], {key: value for key, value in settings.items() if key != "extractor"}, f"extractor {name}")
 
 
 @cache
-def _inception(weights: Path) -> tuple[nn.Module, str]:
+def _load_inception(weights: Path) -> tuple[nn.Module, str]:
     """The network and the hash of its file.
 
     torch-fidelity unpickles whatever is in a weights file; the bytes it gets here have been read once with weights_only.

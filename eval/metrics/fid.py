@@ -7,7 +7,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from erasure.errors import UserError
 
 
-class _Given(nn.Module):
+class _PassThrough(nn.Module):
     """Stands where torchmetrics expects a network: the features come in ready."""
 
     def __init__(self, width: int) -> None:
@@ -29,7 +29,7 @@ class FID(FrechetInceptionDistance):
     """
 
     def __init__(self, width: int) -> None:
-        super().__init__(feature=_Given(width))
+        super().__init__(feature=_PassThrough(width))
 
     def update(self, features: Tensor, real: bool) -> None:
         """Add features (N, d) of one side."""
@@ -62,6 +62,6 @@ def _trace_of_root(a: Tensor, b: Tensor) -> Tensor:
     """
     values, vectors = torch.linalg.eigh(a)
     root = vectors * values.clamp(min=0).sqrt()
-    found = torch.linalg.eigvalsh(root.T @ b @ root).clamp(min=0)
-    rounding = found[-1] * len(found) * torch.finfo(found.dtype).eps  # the square root would blow up what is zero but for rounding
-    return found[found > rounding].sqrt().sum()
+    eigenvalues = torch.linalg.eigvalsh(root.T @ b @ root).clamp(min=0)
+    rounding = eigenvalues[-1] * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps  # the square root would blow up what is zero but for rounding
+    return eigenvalues[eigenvalues > rounding].sqrt().sum()

@@ -7,27 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.generation import Attempt, batches
-from eval.metrics._mmd import LEAST
-from eval.metrics.distances import distances
-from eval.metrics.features import extractor_of
+from eval.generation import Sample, load_batches
+from eval.metrics._mmd import MIN_IMAGES
+from eval.metrics.distances import feature_distances
+from eval.metrics.features import make_extractor
 from eval.metrics.kid import KID
-from eval.metrics.picture_distance import PictureDistance
-from eval.retrained.gap import pairs
+from eval.metrics.picture_distance import PixelDistance
+from eval.retrained.gap import model_pairs
 
 
-def kept_distance(kept: Sequence[Attempt], images: Path) -> dict[str, float] | None:
+def retained_distance(attempts: Sequence[Sample], images: Path) -> dict[str, float] | None:
     """How far the pictures that should stay moved: mean absolute difference to the base's, in [0, 1]; None without any."""
-    if not kept:
+    if not attempts:
         return None
-    metric = PictureDistance()
-    for (_, base), (_, erased) in zip(batches(kept, images / "base"), batches(kept, images / "erased"), strict=True):
-        metric.update(base, erased)
+    metric = PixelDistance()
+    for (_, base_images), (_, erased_images) in zip(load_batches(attempts, images / "base"), load_batches(attempts, images / "erased"), strict=True):
+        metric.update(base_images, erased_images)
     return {name: round(value, 5) for name, value in metric.compute()._asdict().items()}
 
 
-def picture_distances(
-    parts: Mapping[str, Sequence[Attempt]], models: Sequence[str], features: Mapping[str, Any], images: Path
+def image_set_distances(
+    attempts_by_part: Mapping[str, Sequence[Sample]], models: Sequence[str], extractor_settings: Mapping[str, Any], images: Path
 ) -> dict[str, Any]:
     """FID, KID and CMMD of every model's pictures to the base's, for each part of the suite; KID of different noise to retrained models.
 
@@ -37,27 +37,27 @@ def picture_distances(
     Raises:
         MissingWeights: the extractor has none.
     """
-    if not features:
+    if not extractor_settings:
         return {}
-    extractor = extractor_of(features)
-    found: dict[str, Any] = {"extractor": extractor.identity(), "parts": {}}
-    for part, chosen in parts.items():
-        seen = {
-            name: torch.cat([extractor.features(pictures) for _, pictures in batches(chosen, images / name)]) for name in models if chosen
+    extractor = make_extractor(extractor_settings)
+    record: dict[str, Any] = {"extractor": extractor.identity(), "parts": {}}
+    for part, attempts in attempts_by_part.items():
+        features_by_model = {
+            name: torch.cat([extractor.features(image_batch) for _, image_batch in load_batches(attempts, images / name)]) for name in models if attempts
         }
-        found["parts"][part] = {name: distances(seen["base"], seen[name], extractor.name) for name in seen if name != "base"}
-        for first, second in pairs(tuple(seen)):
-            between = {"first": first, "second": second, **kernel_distance(seen[first], seen[second])}
-            found.setdefault("between", {}).setdefault(part, []).append(between)
-    return found
+        record["parts"][part] = {name: feature_distances(features_by_model["base"], features_by_model[name], extractor.name) for name in features_by_model if name != "base"}
+        for first, second in model_pairs(tuple(features_by_model)):
+            pair = {"first": first, "second": second, **kid_of_different_noise(features_by_model[first], features_by_model[second])}
+            record.setdefault("between", {}).setdefault(part, []).append(pair)
+    return record
 
 
-def kernel_distance(first: Tensor, second: Tensor) -> dict[str, float | None]:
+def kid_of_different_noise(first: Tensor, second: Tensor) -> dict[str, float | None]:
     """KID of features of the same prompts and noise, no picture compared with its own twin; None for fewer than three pictures."""
-    if len(first) < LEAST:
+    if len(first) < MIN_IMAGES:
         return {"value": None, "low": None, "high": None}
     metric = KID(pairs="excluded")
     metric.update(first, True)
     metric.update(second, False)
     value, low, high = metric.compute()
-    return {name: float(f"{v:.6g}") for name, v in (("value", value), ("low", low), ("high", high))}
+    return {name: float(f"{bound:.6g}") for name, bound in (("value", value), ("low", low), ("high", high))}

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torchmetrics import Metric
 
-from eval.metrics._mmd import Pairs, discrepancy
+from eval.metrics._mmd import PairHandling, squared_mmd
 from eval.stats.intervals import Interval
 
 
@@ -20,7 +20,7 @@ class KID(Metric):
     first: list[Tensor]
     second: list[Tensor]
 
-    def __init__(self, pairs: Pairs = "none", block: int = 1024) -> None:
+    def __init__(self, pairs: PairHandling = "none", block: int = 1024) -> None:
         super().__init__()
         self.pairs, self.block = pairs, block
         for name in ("first", "second"):
@@ -36,9 +36,9 @@ class KID(Metric):
         Raises:
             UserError: fewer than three features on a side, or sides of different length called pairs.
         """
-        return discrepancy(self.first, self.second, cubic, pairs=self.pairs, block=self.block)
+        return squared_mmd(self.first, self.second, cubic_kernel, pairs=self.pairs, block=self.block)
 
 
-def cubic(x: Tensor, y: Tensor) -> Tensor:
+def cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
     """(x.y / d + 1)^3 for all pairs (n, m)."""
     return (x @ y.T / x.shape[1] + 1) ** 3

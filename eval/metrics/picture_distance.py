@@ -9,7 +9,7 @@ from torchmetrics import Metric
 from eval.stats.intervals import Interval
 
 
-class PictureDistance(Metric):
+class PixelDistance(Metric):
     """Mean over pictures of mean |a - b|; 0 for equal pictures, at most 1."""
 
     full_state_update = False
@@ -26,7 +26,7 @@ class PictureDistance(Metric):
 
     def compute(self) -> Interval:
         """Mean and its 95 % interval."""
-        found = torch.cat(self.distances)
-        spread = 1.959964 * found.std().item() / sqrt(len(found)) if len(found) > 1 else 0.0
-        mean = found.mean().item()
-        return Interval(mean, max(mean - spread, 0.0), mean + spread)
+        values = torch.cat(self.distances)
+        half_width = 1.959964 * values.std().item() / sqrt(len(values)) if len(values) > 1 else 0.0
+        mean = values.mean().item()
+        return Interval(mean, max(mean - half_width, 0.0), mean + half_width)

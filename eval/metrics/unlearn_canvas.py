@@ -8,14 +8,14 @@ from torch import Tensor
 from torchmetrics import Metric
 
 
-class Rate(NamedTuple):
+class RateCount(NamedTuple):
     """A counted rate."""
 
     k: int
     n: int
 
 
-class UnlearnCanvas(Metric):
+class UnlearnCanvasRates(Metric):
     """Counts readings of pictures prompted from a grid of two axes.
 
     Let the target t lie on one axis, its own; the other is the cross axis.
@@ -48,15 +48,15 @@ class UnlearnCanvas(Metric):
     cell: Tensor
     elsewhere: Tensor
 
-    def __init__(self, own: Sequence[str], cross: Sequence[str], targets: Sequence[str], apart: Sequence[str] = (), only: str = "") -> None:
+    def __init__(self, own_labels: Sequence[str], cross_labels: Sequence[str], targets: Sequence[str], excluded: Sequence[str] = (), only: str = "") -> None:
         super().__init__()
-        self.own, self.cross, self.targets, self.apart = list(own), list(cross), list(targets), list(apart)
-        target = torch.tensor([label in targets for label in own])
-        here = torch.arange(len(cross)) == self.cross.index(only) if only else torch.ones(len(cross), dtype=torch.bool)
+        self.own_labels, self.cross_labels, self.targets, self.excluded = list(own_labels), list(cross_labels), list(targets), list(excluded)
+        is_target = torch.tensor([label in targets for label in own_labels])
+        is_in_only = torch.arange(len(cross_labels)) == self.cross_labels.index(only) if only else torch.ones(len(cross_labels), dtype=torch.bool)
         # of prompts: what should be gone, and the concept where it should stay
-        self.register_buffer("cell", target[:, None] & here, persistent=False)
-        self.register_buffer("elsewhere", target[:, None] & ~here, persistent=False)
-        shape = (len(own), len(cross), len(own), len(cross))  # prompted own, cross; read own, cross
+        self.register_buffer("cell", is_target[:, None] & is_in_only, persistent=False)
+        self.register_buffer("elsewhere", is_target[:, None] & ~is_in_only, persistent=False)
+        shape = (len(own_labels), len(cross_labels), len(own_labels), len(cross_labels))  # prompted own, cross; read own, cross
         self.add_state("counts", torch.zeros(shape, dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, prompted: Sequence[tuple[str, str]], read: Sequence[tuple[str, str]]) -> None:
@@ -66,35 +66,35 @@ class UnlearnCanvas(Metric):
             ValueError: a label the metric was not built with, or lists of different length.
         """
         for (a, b), (c, d) in zip(prompted, read, strict=True):
-            self.counts[self.own.index(a), self.cross.index(b), self.own.index(c), self.cross.index(d)] += 1
+            self.counts[self.own_labels.index(a), self.cross_labels.index(b), self.own_labels.index(c), self.cross_labels.index(d)] += 1
 
-    def compute(self) -> dict[str, Rate]:
+    def compute(self) -> dict[str, RateCount]:
         """UA, IPA, FR, IRA, CRA and CRA_included; a rate without pictures is left out."""
-        rates = {"UA": self._ua(), "IPA": self._cross(self.cell), "FR": self._fr(), "IRA": self._ira()}
-        rates |= {"CRA": self._cross(~self.cell), "CRA_included": self._cross(torch.ones_like(self.cell))}
+        rates = {"UA": self._count_ua(), "IPA": self._count_cross(self.cell), "FR": self._count_fr(), "IRA": self._count_ira()}
+        rates |= {"CRA": self._count_cross(~self.cell), "CRA_included": self._count_cross(torch.ones_like(self.cell))}
         return {name: rate for name, rate in rates.items() if rate.n}
 
     def confusion(self) -> Tensor:
         """Prompted against read on the own axis, (len(own), len(own)): what took the concept's place, where it should be gone."""
         return (self.counts.sum(3) * ~self.elsewhere[..., None]).sum(1)
 
-    def _ua(self) -> Rate:
+    def _count_ua(self) -> RateCount:
         matrix = self.confusion()
-        rows = [self.own.index(t) for t in self.targets]
+        rows = [self.own_labels.index(t) for t in self.targets]
         n = int(matrix[rows].sum())
-        return Rate(n - sum(int(matrix[i, i]) for i in rows), n)
+        return RateCount(n - sum(int(matrix[i, i]) for i in rows), n)
 
-    def _fr(self) -> Rate:
+    def _count_fr(self) -> RateCount:
         matrix = (self.counts.sum(3) * self.elsewhere[..., None]).sum(1)
-        return Rate(int(matrix.trace()), int(matrix.sum()))
+        return RateCount(int(matrix.trace()), int(matrix.sum()))
 
-    def _ira(self) -> Rate:
+    def _count_ira(self) -> RateCount:
         matrix = self.confusion()
-        rows = [i for i, label in enumerate(self.own) if label not in self.targets and label not in self.apart]
-        return Rate(sum(int(matrix[i, i]) for i in rows), int(matrix[rows].sum()))
+        rows = [i for i, label in enumerate(self.own_labels) if label not in self.targets and label not in self.excluded]
+        return RateCount(sum(int(matrix[i, i]) for i in rows), int(matrix[rows].sum()))
 
-    def _cross(self, counted: Tensor) -> Rate:
+    def _count_cross(self, cells: Tensor) -> RateCount:
         """Read as prompted on the cross axis, of pictures prompted with the cells (len(own), len(cross)) that count."""
-        columns = [j for j, label in enumerate(self.cross) if label not in self.apart]
-        matrix = (self.counts.sum(2) * counted[..., None]).sum(0)
-        return Rate(sum(int(matrix[j, j]) for j in columns), int(matrix[columns].sum()))
+        columns = [j for j, label in enumerate(self.cross_labels) if label not in self.excluded]
+        matrix = (self.counts.sum(2) * cells[..., None]).sum(0)
+        return RateCount(sum(int(matrix[j, j]) for j in columns), int(matrix[columns].sum()))

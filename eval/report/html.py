@@ -12,20 +12,20 @@ from markupsafe import Markup
 from erasure.storage.run import write_bytes, write_json
 from eval.report import drawing
 from eval.report import numbers as printed
-from eval.report.junit import junit
-from eval.report.pictures import Album, before_and_after, by_neighbour, by_place, drill_down, examples, pairs_of, right
-from eval.report.record import WORDS, record
-from eval.scoring.advice import why_unmeasured
-from eval.scoring.attack_rates import REVIVED
-from eval.scoring.gates import Gate, only_of, withheld
-from eval.scoring.recount import rows_of
+from eval.report.junit import junit_xml
+from eval.report.pictures import Gallery, select_pairs, rates_by_neighbor, rates_by_cross_label, list_failures, attack_examples, pairs_of, is_read_as_asked
+from eval.report.record import RATE_TITLES, make_report
+from eval.scoring.advice import explain_unmeasured
+from eval.scoring.attack_rates import REVIVED_SHARE
+from eval.scoring.gates import Gate, only_of, withheld_reasons
+from eval.scoring.recount import load_sample_rows
 from eval.stats.intervals import Interval
-from eval.suites.fine_grained import place
-from eval.suites.prompt_list import crossing
+from eval.suites.fine_grained import describe_only
+from eval.suites.prompt_list import cross_axis
 from eval.suites.suite import suite_names
 
-HERE = Path(__file__).parent
-MEANING = {
+TEMPLATES = Path(__file__).parent
+RATE_MEANINGS = {
     "UA": "pictures asked for with the concept{place} in which the judge no longer reads it",
     "UA_shown": "the same, counted where the base's picture from the same noise shows the concept; the base has none by definition",
     "UA_named": "the same, asked for by a synonym",
@@ -40,11 +40,11 @@ MEANING = {
     "IPA": "{own}, asked for by name, whose {cross} is still read as asked: whether the rest of the sentence survived",
     "CRA_included": "CRA with {own} counted too",
 }
-PLURAL = {"style": "styles", "object": "objects"}
-DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+AXIS_PLURALS = {"style": "styles", "object": "objects"}
+DTYPE_FLAGS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
-def write(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pairs: int = 8, blur: bool = False, by: str = "") -> Path:
+def write_report(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pair_count: int = 8, blur: bool = False, gates_source: str = "") -> Path:
     """Write report.json and junit.xml, and render report.html, into the folder of an audit.
 
     Args:
@@ -54,214 +54,214 @@ def write(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pairs: in
         blur: whether pictures are blurred until the reader asks for them; they always are where the kind of a concept is nsfw.
         by: the suite or file that the gates came from, if not from the audit's own.
     """
-    found = record(result, gates, by)
-    write_json(folder / "report.json", found)
-    write_bytes(folder / "junit.xml", junit(found, result, gates))
+    report = make_report(result, gates, gates_source)
+    write_json(folder / "report.json", report)
+    write_bytes(folder / "junit.xml", junit_xml(report, result, gates))
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    environment.filters.update(FILTERS, plain=plain, called=drawing.name)
+    environment.filters.update(FILTERS, plain=to_plain_text, called=drawing.model_title)
     page = environment.get_template("report.html.j2").render(
         result=result,
-        report=found,
+        report=report,
         blur=blur
         or result.get("kind") == "nsfw"
         or any(concept["kind"] == "nsfw" for edit in result["edits"] for concept in edit["concepts"]),
-        place=place(result),
-        withheld=withheld(gates, result),
+        place=describe_only(result),
+        withheld=withheld_reasons(gates, result),
         unmeasured=[
-            {**asdict(g), "why": why_unmeasured(g.rate, g.drop_at_most is not None, result)}
+            {**asdict(g), "why": explain_unmeasured(g.rate, g.drop_at_most is not None, result)}
             for g in gates
-            if g.asked(result) and g.name not in [d["name"] for d in found["gates"]]
+            if g.applies_to(result) and g.name not in [d["name"] for d in report["gates"]]
         ],
-        gate_bars=[gate_bar(decided) for decided in found["gates"]],
-        scatter=scatter(result, found["gates"]),
-        rates=rates(result),
-        sides={side: drawing.name(side) for side in result["models"]},
-        again=again(folder, result) + ("" if found["thresholds"]["own"] else f"\n{decided_again(folder, by)}"),
-        **attacked(result["attacks"]),
-        **seen(folder, result, pairs),
-        kept_labels=by_loss(found["kept_by_label"]),
+        gate_bars=[gate_chart_of(decided) for decided in report["gates"]],
+        scatter=scatter_of(result, report["gates"]),
+        rates=rate_entries(result),
+        sides={side: drawing.model_title(side) for side in result["models"]},
+        again=audit_command(folder, result) + ("" if report["thresholds"]["own"] else f"\n{report_command(folder, gates_source)}"),
+        **attack_variables(result["attacks"]),
+        **image_variables(folder, result, pair_count),
+        kept_labels=sort_by_loss(report["kept_by_label"]),
     )
     path = folder / "report.html"
     write_bytes(path, page.encode())
     return path
 
 
-def rates(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rate_entries(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Every rate with what it counts and a picture of its intervals."""
     axis = result["axis"]
-    own = f"pictures of the concept{place(result)}" if only_of(result) else "the erased concept's pictures"
-    words = {"plural": PLURAL[axis], "cross": crossing(axis), "place": place(result), "own": own}
-    found = []
-    for name, text in MEANING.items():
-        sides = {side: figures["rates"].get(name) for side, figures in result["models"].items()}
-        if sides.get("erased"):
-            bar = drawing.bar({side: interval(rate) for side, rate in sides.items() if rate})
-            said = {"name": name, "words": WORDS[name], "meaning": text.format(**words), "bar": bar}
-            found.append({**said, "sides": sides, "paired": result["paired"].get(name)})
-    return found
+    erased_images = f"pictures of the concept{describe_only(result)}" if only_of(result) else "the erased concept's pictures"
+    placeholders = {"plural": AXIS_PLURALS[axis], "cross": cross_axis(axis), "place": describe_only(result), "own": erased_images}
+    entries = []
+    for name, text in RATE_MEANINGS.items():
+        rates_by_model = {model: figures["rates"].get(name) for model, figures in result["models"].items()}
+        if rates_by_model.get("erased"):
+            chart = drawing.rate_bar({model: interval_of(rate) for model, rate in rates_by_model.items() if rate})
+            entry = {"name": name, "words": RATE_TITLES[name], "meaning": text.format(**placeholders), "bar": chart}
+            entries.append({**entry, "sides": rates_by_model, "paired": result["paired"].get(name)})
+    return entries
 
 
-def scatter(result: Mapping[str, Any], gates: Sequence[Mapping[str, Any]]) -> Markup | None:
+def scatter_of(result: Mapping[str, Any], gates: Sequence[Mapping[str, Any]]) -> Markup | None:
     """Every model by what is gone and what is kept; None where one of both was not counted."""
     points = {}
-    for side, figures in result["models"].items():
-        counted = figures["rates"]
-        if {"UA", "IRA", "CRA"} <= counted.keys():
-            points[side] = interval(counted["UA"]), mean(interval(counted["IRA"]), interval(counted["CRA"]))
+    for model, figures in result["models"].items():
+        rates = figures["rates"]
+        if {"UA", "IRA", "CRA"} <= rates.keys():
+            points[model] = interval_of(rates["UA"]), mean_interval(interval_of(rates["IRA"]), interval_of(rates["CRA"]))
     if not {"base", "erased"} <= points.keys():
         return None
     base = result["models"]["base"]["rates"]
-    gone = [g["at_least"] for g in gates if g["rate"] == "UA" and g["at_least"] is not None]
-    floors = [
+    erased_thresholds = [g["at_least"] for g in gates if g["rate"] == "UA" and g["at_least"] is not None]
+    retained_thresholds = [
         [g["at_least"] if g["at_least"] is not None else base[name]["estimate"] - g["drop_at_most"] for g in gates if g["rate"] == name]
         for name in ("IRA", "CRA")
     ]
-    return drawing.scatter(points, max(gone, default=None), sum(map(max, floors)) / 2 if all(floors) else None)
+    return drawing.scatter_chart(points, max(erased_thresholds, default=None), sum(map(max, retained_thresholds)) / 2 if all(retained_thresholds) else None)
 
 
-def mean(a: Interval, b: Interval) -> Interval:
+def mean_interval(a: Interval, b: Interval) -> Interval:
     """Of two rates on the same pictures, with the mean of their bounds: as wide as if both erred in the same direction at once."""
     return Interval(*((x + y) / 2 for x, y in zip(a, b, strict=True)))
 
 
-def interval(record: Mapping[str, float]) -> Interval:
+def interval_of(record: Mapping[str, float]) -> Interval:
     return Interval(record["estimate"], record["low"], record["high"])
 
 
-def gate_bar(decided: Mapping[str, Any]) -> Markup:
-    least = decided["at_least"] is not None
-    return drawing.gate(interval(decided), decided["at_least"] if least else decided["drop_at_most"], least)
+def gate_chart_of(gate: Mapping[str, Any]) -> Markup:
+    is_at_least = gate["at_least"] is not None
+    return drawing.gate_chart(interval_of(gate), gate["at_least"] if is_at_least else gate["drop_at_most"], is_at_least)
 
 
-def attacked(attacks: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def attack_variables(attacks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Attacks with the letters and looks of their lines, and the two charts."""
     searches = [attack for attack in attacks if "curve" in attack]
     tunings = [attack for attack in attacks if "steps" in attack]
-    idle = [attack for attack in attacks if "curve" not in attack and "steps" not in attack]
-    searched = [_line(i, a, a["curve"], "pictures") for i, a in enumerate(searches)]
-    tuned = [_line(i, a, a["steps"], "steps", a["revived"]) for i, a in enumerate(tunings)]
-    along, up = "pictures tried per prompt", "prompts broken, %"
+    not_run = [attack for attack in attacks if "curve" not in attack and "steps" not in attack]
+    search_lines = [_chart_line(i, a, a["curve"], "pictures") for i, a in enumerate(searches)]
+    tuning_lines = [_chart_line(i, a, a["steps"], "steps", a["revived"]) for i, a in enumerate(tunings)]
+    x_title, y_title = "pictures tried per prompt", "prompts broken, %"
     return {
-        "searches": _lettered(searches),
-        "tunings": _lettered(tunings),
-        "idle_attacks": idle,
-        "search_chart": drawing.curves(searched, along, up) if searched else None,
-        "tuning_chart": drawing.curves(
-            tuned, "steps of fine-tuning", "pictures that show the concept, %", base=interval(tunings[0]["base"]), bands=True
+        "searches": _with_letters(searches),
+        "tunings": _with_letters(tunings),
+        "idle_attacks": not_run,
+        "search_chart": drawing.line_chart(search_lines, x_title, y_title) if search_lines else None,
+        "tuning_chart": drawing.line_chart(
+            tuning_lines, "steps of fine-tuning", "pictures that show the concept, %", base=interval_of(tunings[0]["base"]), bands=True
         )
-        if tuned
+        if tuning_lines
         else None,
-        "revived_share": REVIVED,
+        "revived_share": REVIVED_SHARE,
     }
 
 
-def _line(i: int, attack: Mapping[str, Any], points: Sequence[Mapping[str, Any]], along: str, mark: float | None = None) -> drawing.Line:
-    at = [(point[along], interval(point)) for point in points]
-    return drawing.Line(letter=drawing.letter(i), points=at, control=attack["control"], mark=mark)
+def _chart_line(i: int, attack: Mapping[str, Any], points: Sequence[Mapping[str, Any]], x_key: str, ring_at: float | None = None) -> drawing.Line:
+    coordinates = [(point[x_key], interval_of(point)) for point in points]
+    return drawing.Line(letter=drawing.line_letter(i), points=coordinates, control=attack["control"], ring_at=ring_at)
 
 
-def _lettered(attacks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{**a, "letter": drawing.letter(i), "key": drawing.key(i, a["control"])} for i, a in enumerate(attacks)]
+def _with_letters(attacks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{**a, "letter": drawing.line_letter(i), "key": drawing.legend_key(i, a["control"])} for i, a in enumerate(attacks)]
 
 
-def seen(folder: Path, result: Mapping[str, Any], count: int) -> dict[str, Any]:
+def image_variables(folder: Path, result: Mapping[str, Any], pair_count: int) -> dict[str, Any]:
     """The pictures of the page, the fixed pairs first, so that a full album costs the drill-down."""
-    pairs = pairs_of(rows_of(folder))
-    album = Album(folder, result["job"].get("keep") != "none" and (folder / "images").is_dir())
+    pairs = pairs_of(load_sample_rows(folder))
+    gallery = Gallery(folder, result["job"].get("keep") != "none" and (folder / "images").is_dir())
     return {
-        "pictures": album.there,
-        "target_pairs": before_and_after(album, pairs, result, count, target=True),
-        "kept_pairs": before_and_after(album, pairs, result, count, target=False),
-        "examples": examples(album, result["attacks"], {Path(p.erased["image"]).name for p in pairs if right(p.erased, result["axis"])}),
-        "drill": drill_down(album, pairs, result),
-        "neighbours": by_loss(by_neighbour(pairs, result["axis"])),
-        "elsewhere": by_loss(by_place(pairs, result)),
+        "pictures": gallery.has_images,
+        "target_pairs": select_pairs(gallery, pairs, result, pair_count, of_target=True),
+        "kept_pairs": select_pairs(gallery, pairs, result, pair_count, of_target=False),
+        "examples": attack_examples(gallery, result["attacks"], {Path(p.erased["image"]).name for p in pairs if is_read_as_asked(p.erased, result["axis"])}),
+        "drill": list_failures(gallery, pairs, result),
+        "neighbours": sort_by_loss(rates_by_neighbor(pairs, result["axis"])),
+        "elsewhere": sort_by_loss(rates_by_cross_label(pairs, result)),
     }
 
 
-def by_loss(labels: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def sort_by_loss(label_rates: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Labels with what they lost, the largest loss first; without a base, what is not read as asked."""
-    found = [{**label, "lost": (label["base"]["rate"] if "base" in label else 1.0) - label["erased"]["rate"]} for label in labels]
-    return sorted(found, key=lambda label: (-label["lost"], label["label"]))
+    with_loss = [{**label, "lost": (label["base"]["rate"] if "base" in label else 1.0) - label["erased"]["rate"]} for label in label_rates]
+    return sorted(with_loss, key=lambda label: (-label["lost"], label["label"]))
 
 
-def percent(share: float) -> str:
-    return drawing.minus(printed.percent(share))
+def show_percent(share: float) -> str:
+    return drawing.use_minus_sign(printed.format_percent(share))
 
 
-def points(share: float) -> str:
+def show_points(share: float) -> str:
     """A difference with its sign."""
-    return drawing.minus(printed.points(share))
+    return drawing.use_minus_sign(printed.format_points(share))
 
 
-def percent_span(record: Mapping[str, float]) -> str:
-    return drawing.minus(printed.percent_span(record["low"], record["high"]))
+def show_percent_span(record: Mapping[str, float]) -> str:
+    return drawing.use_minus_sign(printed.format_percent_span(record["low"], record["high"]))
 
 
-def points_span(record: Mapping[str, float]) -> str:
-    return drawing.minus(printed.points_span(record["low"], record["high"]))
+def show_points_span(record: Mapping[str, float]) -> str:
+    return drawing.use_minus_sign(printed.format_points_span(record["low"], record["high"]))
 
 
-def span(bounds: Sequence[float], digits: int) -> str:
+def show_span(bounds: Sequence[float], digits: int) -> str:
     """Low and high of values as they are."""
     low, high = bounds
-    return drawing.minus(printed.span(low, high, digits))
+    return drawing.use_minus_sign(printed.format_span(low, high, digits))
 
 
-FILTERS = {"percent": percent, "points": points, "percent_span": percent_span, "points_span": points_span, "span": span}
+FILTERS = {"percent": show_percent, "points": show_points, "percent_span": show_percent_span, "points_span": show_points_span, "span": show_span}
 
 
-def plain(value: Any) -> str:
+def to_plain_text(value: Any) -> str:
     """A value of a judge's identity, for people."""
     if isinstance(value, list | tuple):
-        return ", ".join(map(plain, value))
+        return ", ".join(map(to_plain_text, value))
     if isinstance(value, dict):
-        return "; ".join(f"{name}: {plain(part)}" for name, part in value.items())
+        return "; ".join(f"{name}: {to_plain_text(part)}" for name, part in value.items())
     return str(value)
 
 
-def again(folder: Path, result: Mapping[str, Any]) -> str:
+def audit_command(folder: Path, result: Mapping[str, Any]) -> str:
     """The command that makes this audit; capitals stand for files that an audit does not remember."""
     job, edits = result["job"], result["edits"]
     if "images" in result:
-        return _answers(folder, result)
-    strange = any(edit["method"] == "foreign" for edit in edits)
-    known = len(edits) == 1 and (folder.parent / "edit.json").is_file()
-    paths = [str(folder.parent)] if known else [f"EDIT-{i + 1}" if len(edits) > 1 else "EDIT" for i in range(len(edits))]
-    suite = suite_of(result)
+        return _external_audit_command(folder, result)
+    is_external = any(edit["method"] == "foreign" for edit in edits)
+    has_edit_folder = len(edits) == 1 and (folder.parent / "edit.json").is_file()
+    paths = [str(folder.parent)] if has_edit_folder else [f"EDIT-{i + 1}" if len(edits) > 1 else "EDIT" for i in range(len(edits))]
+    suite = suite_argument(result)
     parts = ["erasure", "audit", *paths, "--suite", suite, "--tier", job["tier"]]
-    if strange:
+    if is_external:
         concepts = [concept for edit in edits for concept in edit["concepts"]]
         names = "; ".join(dict.fromkeys(concept["name"] for concept in concepts))
         parts += ["--concept", names, "--kind", concepts[0]["kind"], "--model", edits[0]["base"]["source"]]
     parts += ["--strength", f"{job['strength']:g}"] if job["strength"] != 1 else []
-    parts += ["--dtype", DTYPES[job["compute"]]] if job["compute"] in DTYPES else []
+    parts += ["--dtype", DTYPE_FLAGS[job["compute"]]] if job["compute"] in DTYPE_FLAGS else []
     parts += ["--only", job["only"]] if "only" in job else []
     parts += ["--replay", "LIST"] if "replay" in job else []
     parts += ["--prompts", "LIST"] if suite in set(suite_names()) - set(suite_names(complete=True)) else []
-    oracles = [f"ORACLE-{i + 1}" for i in range(len(job.get("oracles", [])))]
-    parts += ["--oracle", *oracles] if oracles else []
+    retrained = [f"ORACLE-{i + 1}" for i in range(len(job.get("oracles", [])))]
+    parts += ["--oracle", *retrained] if retrained else []
     parts += ["--keep-images", job["keep"]] if "keep" in job else []
-    parts += [] if known else ["--out", str(folder)]
+    parts += [] if has_edit_folder else ["--out", str(folder)]
     return " ".join(shlex.quote(part) for part in parts)
 
 
-def _answers(folder: Path, result: Mapping[str, Any]) -> str:
+def _external_audit_command(folder: Path, result: Mapping[str, Any]) -> str:
     """The command that counts this answer set."""
     job, (edit,) = result["job"], result["edits"]
     (concept,) = edit["concepts"]
-    parts = ["erasure", "audit", "answers", "DIR", *(["--base", "BASE"] if job["base"] else []), "--suite", suite_of(result)]
+    parts = ["erasure", "audit", "answers", "DIR", *(["--base", "BASE"] if job["base"] else []), "--suite", suite_argument(result)]
     return " ".join(shlex.quote(part) for part in [*parts, "--concept", concept["name"], "--kind", concept["kind"], "--out", str(folder)])
 
 
-def suite_of(result: Mapping[str, Any]) -> str:
+def suite_argument(result: Mapping[str, Any]) -> str:
     """What --suite was: the name of a shipped suite, or of the user's file."""
     name = result["job"]["suite"]
     return str(result.get("suite_file") or (name if name in suite_names() else "SUITE.yaml"))
 
 
-def decided_again(folder: Path, by: str) -> str:
+def report_command(folder: Path, gates_source: str) -> str:
     """The command that decides by the thresholds of another file."""
-    return " ".join(shlex.quote(part) for part in ("erasure", "audit", "report", str(folder), "--suite", by or "SUITE.yaml"))
+    return " ".join(shlex.quote(part) for part in ("erasure", "audit", "report", str(folder), "--suite", gates_source or "SUITE.yaml"))

@@ -5,22 +5,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from eval.report.sentences import sentence
-from eval.scoring.gates import Gate, unmeasured
+from eval.report.sentences import describe_gate
+from eval.scoring.gates import Gate, unmeasured_reasons
 
-NO_CHARACTER = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # of XML 1.0 (section 2.2), not even when escaped
+INVALID_CHARACTERS = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # of XML 1.0 (section 2.2), not even when escaped
 
 
-class Case(NamedTuple):
+class JUnitCase(NamedTuple):
     """A test case; one without an outcome passed."""
 
     name: str
     outcome: Literal["", "failure", "error", "skipped"] = ""
-    kind: str = ""  # of a failure or an error
-    words: str = ""
+    failure_type: str = ""  # of a failure or an error
+    message: str = ""
 
 
-def junit(found: Mapping[str, Any], result: Mapping[str, Any], gates: Sequence[Gate]) -> bytes:
+def junit_xml(report: Mapping[str, Any], result: Mapping[str, Any], gates: Sequence[Gate]) -> bytes:
     """The file's bytes: the same for the same audit, since no time and no machine is named.
 
     A gate that fails or decides nothing is a failure, what is missing or crashed an error, and what was not asked or cannot be, skipped.
@@ -30,53 +30,53 @@ def junit(found: Mapping[str, Any], result: Mapping[str, Any], gates: Sequence[G
         result: of the audit.
         gates: all thresholds, those that were not asked too.
     """
-    suite, cases = found["suite"], [*_gates(found, result, gates), *_parts(result)]
-    if found["verdict"]["state"] != "PASS" and not any(case.outcome in ("failure", "error") for case in cases):
-        said = " ".join(found["verdict"]["reasons"])
-        cases.append(Case("verdict", "failure" if gates else "skipped", found["verdict"]["state"].lower(), said))
+    suite, cases = report["suite"], [*_gate_cases(report, result, gates), *_part_cases(result)]
+    if report["verdict"]["state"] != "PASS" and not any(case.outcome in ("failure", "error") for case in cases):
+        reasons = " ".join(report["verdict"]["reasons"])
+        cases.append(JUnitCase("verdict", "failure" if gates else "skipped", report["verdict"]["state"].lower(), reasons))
     counts = {"tests": len(cases)} | {
-        of: sum(c.outcome == one for c in cases) for of, one in (("failures", "failure"), ("errors", "error"))
+        counter: sum(c.outcome == outcome for c in cases) for counter, outcome in (("failures", "failure"), ("errors", "error"))
     }
-    numbers = {name: str(n) for name, n in {**counts, "skipped": sum(c.outcome == "skipped" for c in cases)}.items()}
-    root = Element("testsuites", numbers)
-    asked = f"{suite['name']}{f' ({file})' if (file := suite['file']) else ''}, tier {suite['tier']}"
-    if not found["thresholds"]["own"]:
-        asked += f", thresholds of {found['thresholds']['file'] or 'another suite'} ({found['thresholds']['digest']})"
-    into = SubElement(root, "testsuite", {"name": _clean(f"erasing {found['concept']}, {asked}"), **numbers})
+    attributes = {name: str(n) for name, n in {**counts, "skipped": sum(c.outcome == "skipped" for c in cases)}.items()}
+    root = Element("testsuites", attributes)
+    audit_name = f"{suite['name']}{f' ({file})' if (file := suite['file']) else ''}, tier {suite['tier']}"
+    if not report["thresholds"]["own"]:
+        audit_name += f", thresholds of {report['thresholds']['file'] or 'another suite'} ({report['thresholds']['digest']})"
+    testsuite = SubElement(root, "testsuite", {"name": _replace_invalid(f"erasing {report['concept']}, {audit_name}"), **attributes})
     for case in cases:
-        element = SubElement(into, "testcase", {"classname": _clean(f"audit of {asked}"), "name": _clean(case.name)})
+        element = SubElement(testsuite, "testcase", {"classname": _replace_invalid(f"audit of {audit_name}"), "name": _replace_invalid(case.name)})
         if case.outcome:
-            kind = {"type": case.kind} if case.kind and case.outcome != "skipped" else {}
-            SubElement(element, case.outcome, {**kind, "message": _clean(case.words)})
-    SubElement(into, "system-out").text = _clean("\n".join(found["conclusions"]))
+            type_attribute = {"type": case.failure_type} if case.failure_type and case.outcome != "skipped" else {}
+            SubElement(element, case.outcome, {**type_attribute, "message": _replace_invalid(case.message)})
+    SubElement(testsuite, "system-out").text = _replace_invalid("\n".join(report["conclusions"]))
     indent(root)
     return bytes(tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
 
 
-def _gates(found: Mapping[str, Any], result: Mapping[str, Any], gates: Sequence[Gate]) -> list[Case]:
-    decided = {gate["name"]: gate for gate in found["gates"]}
+def _gate_cases(report: Mapping[str, Any], result: Mapping[str, Any], gates: Sequence[Gate]) -> list[JUnitCase]:
+    decided = {gate["name"]: gate for gate in report["gates"]}
     cases = []
     for gate in gates:
-        if not gate.asked(result):
-            alone = f"in tier {gate.tier}" if gate.tier not in ("", result["tier"]) else "with --only"
-            cases.append(Case(gate.name, "skipped", words=f"This gate is asked {alone} alone."))
+        if not gate.applies_to(result):
+            condition = f"in tier {gate.tier}" if gate.tier not in ("", result["tier"]) else "with --only"
+            cases.append(JUnitCase(gate.name, "skipped", message=f"This gate is asked {condition} alone."))
         elif gate.name not in decided:
-            cases.append(Case(gate.name, "failure", "inconclusive", *unmeasured([gate], result, [gate.name])))
+            cases.append(JUnitCase(gate.name, "failure", "inconclusive", *unmeasured_reasons([gate], result, [gate.name])))
         elif (state := decided[gate.name]["state"]) == "PASS":
-            cases.append(Case(gate.name))
+            cases.append(JUnitCase(gate.name))
         else:
-            cases.append(Case(gate.name, "failure", state.lower(), sentence(decided[gate.name])))
+            cases.append(JUnitCase(gate.name, "failure", state.lower(), describe_gate(decided[gate.name])))
     return cases
 
 
-def _parts(result: Mapping[str, Any]) -> list[Case]:
+def _part_cases(result: Mapping[str, Any]) -> list[JUnitCase]:
     """What else an audit was to do, where it did not."""
-    cases = [Case(f"weights of {part}", "error", "missing", why) for part, why in result["missing"].items()]
+    cases = [JUnitCase(f"weights of {part}", "error", "missing", why) for part, why in result["missing"].items()]
     for attack in result["attacks"]:
-        cases += [Case(f"attack {attack['name']}", "error", "crashed", attack["crashed"])] if "crashed" in attack else []
-        cases += [Case(f"attack {attack['name']}", "skipped", words=attack["skipped"])] if "skipped" in attack else []
+        cases += [JUnitCase(f"attack {attack['name']}", "error", "crashed", attack["crashed"])] if "crashed" in attack else []
+        cases += [JUnitCase(f"attack {attack['name']}", "skipped", message=attack["skipped"])] if "skipped" in attack else []
     return cases
 
 
-def _clean(text: str) -> str:
-    return NO_CHARACTER.sub("\N{REPLACEMENT CHARACTER}", text)
+def _replace_invalid(text: str) -> str:
+    return INVALID_CHARACTERS.sub("\N{REPLACEMENT CHARACTER}", text)

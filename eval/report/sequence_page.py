@@ -9,58 +9,58 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from erasure.storage.run import write_bytes
 from eval.report import drawing
-from eval.report.html import DTYPES, FILTERS, HERE, PLURAL, interval
-from eval.sequence import incomplete
+from eval.report.html import DTYPE_FLAGS, FILTERS, TEMPLATES, AXIS_PLURALS, interval_of
+from eval.sequence import missing_parts
 from eval.suites.suite import suite_names
 
-WORDS = {"IRA": "{plural} that no request erases, still read as asked", "CRA": "{plural}, which no request erases, still read as asked"}
+RETAINED_DESCRIPTIONS = {"IRA": "{plural} that no request erases, still read as asked", "CRA": "{plural}, which no request erases, still read as asked"}
 
 
-def write(out: Path, found: Mapping[str, Any]) -> Path:
+def write_sequence_page(out: Path, sequence: Mapping[str, Any]) -> Path:
     """Render sequence.html into the folder of a sequence.
 
     Args:
-        found: of eval.sequence.sequence.
+        found: of eval.sequence.audit_sequence.
     """
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
     environment.filters.update(FILTERS)
-    targets = lettered(found["targets"])
-    kept = [{**line, "words": WORDS[line["rate"]].format(plural=PLURAL[line["axis"]])} for line in lettered(found["kept"])]
-    gone = [drawing.Line(letter=t["letter"], points=[(at["request"], interval(at)) for at in t["after"]]) for t in targets if t["after"]]
-    left = [
-        drawing.Line(letter=line["letter"], points=[(0, interval(line["base"])), *((at["request"], interval(at)) for at in line["after"])])
-        for line in kept
+    targets = with_letters(sequence["targets"])
+    retained = [{**line, "words": RETAINED_DESCRIPTIONS[line["rate"]].format(plural=AXIS_PLURALS[line["axis"]])} for line in with_letters(sequence["kept"])]
+    erased_lines = [drawing.Line(letter=target["letter"], points=[(point["request"], interval_of(point)) for point in target["after"]]) for target in targets if target["after"]]
+    retained_lines = [
+        drawing.Line(letter=line["letter"], points=[(0, interval_of(line["base"])), *((point["request"], interval_of(point)) for point in line["after"])])
+        for line in retained
     ]
     page = environment.get_template("sequence.html.j2").render(
         blur=False,  # there are no pictures in it
-        found=found,
+        found=sequence,
         targets=targets,
-        kept=kept,
-        gone_chart=drawing.curves(gone, "requests so far", "erased: UA, %", bands=True) if gone else None,
-        kept_chart=drawing.curves(left, "requests so far, 0: the base", "still read as asked, %", bands=True) if left else None,
-        gaps=incomplete(found),
-        again=again(out, found),
+        kept=retained,
+        gone_chart=drawing.line_chart(erased_lines, "requests so far", "erased: UA, %", bands=True) if erased_lines else None,
+        kept_chart=drawing.line_chart(retained_lines, "requests so far, 0: the base", "still read as asked, %", bands=True) if retained_lines else None,
+        gaps=missing_parts(sequence),
+        again=sequence_command(out, sequence),
     )
     path = out / "sequence.html"
     write_bytes(path, page.encode())
     return path
 
 
-def lettered(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def with_letters(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Lines of a chart with how they look, and what was counted by request."""
     return [
-        {**line, "letter": drawing.letter(i), "key": drawing.key(i, False), "at": {at["request"]: at for at in line["after"]}}
+        {**line, "letter": drawing.line_letter(i), "key": drawing.legend_key(i, False), "at": {point["request"]: point for point in line["after"]}}
         for i, line in enumerate(lines)
     ]
 
 
-def again(out: Path, found: Mapping[str, Any]) -> str:
+def sequence_command(out: Path, sequence: Mapping[str, Any]) -> str:
     """The command that makes this sequence; capitals stand for files that it does not remember."""
-    name, compute = found["suite"]["name"], found["base"]["compute"]
-    edits = [f"EDIT-{request['number']}" for request in found["requests"]]
-    suite = found["suite"].get("file") or (name if name in suite_names() else "SUITE.yaml")
-    parts = ["erasure", "audit", "sequence", *edits, "--suite", suite, "--tier", found["suite"]["tier"]]
-    parts += ["--dtype", DTYPES[compute]] if compute in DTYPES else []
+    suite_name, compute = sequence["suite"]["name"], sequence["base"]["compute"]
+    edits = [f"EDIT-{request['number']}" for request in sequence["requests"]]
+    suite = sequence["suite"].get("file") or (suite_name if suite_name in suite_names() else "SUITE.yaml")
+    parts = ["erasure", "audit", "sequence", *edits, "--suite", suite, "--tier", sequence["suite"]["tier"]]
+    parts += ["--dtype", DTYPE_FLAGS[compute]] if compute in DTYPE_FLAGS else []
     return " ".join(shlex.quote(part) for part in [*parts, "--out", str(out)])

@@ -7,18 +7,18 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from erasure.edits import Edit
-from erasure.edits.external.reading import foreign
+from erasure.edits.external.reading import load_external
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
-from erasure.storage.files import Damaged, folder_exists, is_there, read_sealed, tell, write_sealed
-from erasure.storage.run import cache_folder, digest
-from eval.generation import Attempt
-from eval.metrics.denoiser_divergence import between
+from erasure.storage.files import DamagedFile, ensure_folder, is_path_taken, read_checksummed_json, print_message, write_checksummed_json
+from erasure.storage.run import cache_folder, hash_record
+from eval.generation import Sample
+from eval.metrics.denoiser_divergence import divergence_between
 
 PROMPTS = 20  # of each kind, spread evenly
 
 
-def oracles(model: DiffusionModel, sources: Sequence[str], targets: Sequence[str]) -> tuple[Edit, ...]:
+def load_retrained(model: DiffusionModel, sources: Sequence[str], targets: Sequence[str]) -> tuple[Edit, ...]:
     """Models that never saw the concept, each as an edit of `model`.
 
     Args:
@@ -29,12 +29,12 @@ def oracles(model: DiffusionModel, sources: Sequence[str], targets: Sequence[str
         UserError: not readable, or the file of a reference says itself that it was trained without something else.
     """
     for source in sources:
-        if (unseen := trained_without(source)) and {unseen} != set(targets):
-            raise UserError(f"{source} was trained without {unseen}, this audit asks about {', '.join(targets)}; give models without that.")
-    return tuple(foreign(model, source, []) for source in sources)
+        if (left_out := read_trained_without(source)) and {left_out} != set(targets):
+            raise UserError(f"{source} was trained without {left_out}, this audit asks about {', '.join(targets)}; give models without that.")
+    return tuple(load_external(model, source, []) for source in sources)
 
 
-def trained_without(source: str) -> str:
+def read_trained_without(source: str) -> str:
     """What scripts/train_references.py left out, from the header of its file; empty for all other files and folders."""
     if not (source.endswith(".safetensors") and Path(source).is_file()):
         return ""
@@ -45,8 +45,8 @@ def trained_without(source: str) -> str:
         return ""
 
 
-def divergences(
-    model: DiffusionModel, stacks: dict[str, Sequence[Edit]], target: Sequence[Attempt], kept: Sequence[Attempt]
+def measure_divergences(
+    model: DiffusionModel, edits_by_model: dict[str, Sequence[Edit]], target_attempts: Sequence[Sample], retained_attempts: Sequence[Sample]
 ) -> list[dict[str, Any]]:
     """One record for every two models that are worth comparing, under prompts for the concept and under others.
 
@@ -56,49 +56,49 @@ def divergences(
         stacks: the edits that make each model: base, erased, and any oracles.
         target, kept: pictures that ask for the concept and that do not; their prompts and noise are used.
     """
-    oracles = [name for name in stacks if name.startswith("oracle")]
-    pairs = [("base", "erased"), *((name, oracle) for oracle in oracles for name in ("base", "erased"))]
-    pairs += [(a, b) for i, a in enumerate(oracles) for b in oracles[i + 1 :]]
-    found, where = [], {"base": model.fingerprint(), "compute": str(model.compute), "device": model.device.type}
-    for part, chosen in (("target", spread(target)), ("kept", spread(kept))):
-        for first, second in pairs if chosen else []:
-            asked = [(a.case.prompt, a.seed) for a in chosen]
-            key = digest({**where, "models": [[e.digest() for e in stacks[name]] for name in (first, second)], "asked": asked})
+    retrained = [name for name in edits_by_model if name.startswith("oracle")]
+    pairs = [("base", "erased"), *((name, retrained_name) for retrained_name in retrained for name in ("base", "erased"))]
+    pairs += [(a, b) for i, a in enumerate(retrained) for b in retrained[i + 1 :]]
+    records, identity = [], {"base": model.fingerprint(), "compute": str(model.compute_dtype), "device": model.device.type}
+    for part, attempts in (("target", spread_over_prompts(target_attempts)), ("kept", spread_over_prompts(retained_attempts))):
+        for first, second in pairs if attempts else []:
+            prompts_and_seeds = [(a.case.prompt, a.seed) for a in attempts]
+            key = hash_record({**identity, "models": [[e.digest() for e in edits_by_model[name]] for name in (first, second)], "asked": prompts_and_seeds})
             path = cache_folder() / "divergence" / f"{key}.json"
-            figures = known_figures(path)
+            figures = read_cached_figures(path)
             if figures is None:
-                figures = compared(model, stacks[first], stacks[second], asked)
-                folder_exists(path.parent)
-                write_sealed(path, figures)
-            found.append({"prompts": part, "first": first, "second": second, "n": len(asked), **figures})
-    return found
+                figures = compare_models(model, edits_by_model[first], edits_by_model[second], prompts_and_seeds)
+                ensure_folder(path.parent)
+                write_checksummed_json(path, figures)
+            records.append({"prompts": part, "first": first, "second": second, "n": len(prompts_and_seeds), **figures})
+    return records
 
 
-def known_figures(path: Path) -> dict[str, Any] | None:
+def read_cached_figures(path: Path) -> dict[str, Any] | None:
     """What `compared` found before; None where that is not in the cache, or damaged, which is told."""
-    if not is_there(path):
+    if not is_path_taken(path):
         return None
     try:
-        return read_sealed(path)
-    except Damaged as error:
-        tell(f"{error} It is made anew.")
+        return read_checksummed_json(path)
+    except DamagedFile as error:
+        print_message(f"{error} It is made anew.")
         return None
 
 
-def compared(model: DiffusionModel, first: Sequence[Edit], second: Sequence[Edit], asked: Sequence[tuple[str, int]]) -> dict[str, Any]:
+def compare_models(model: DiffusionModel, first: Sequence[Edit], second: Sequence[Edit], prompts_and_seeds: Sequence[tuple[str, int]]) -> dict[str, Any]:
     """Both readings of the divergence with their intervals, or why there is none."""
     try:
-        prompts, seeds = zip(*asked, strict=True)
-        figures = between(model, first, second, prompts, seeds)
+        prompts, seeds = zip(*prompts_and_seeds, strict=True)
+        figures = divergence_between(model, first, second, prompts, seeds)
     except UserError as error:
         return {"skipped": str(error)}
     return {
-        name: {direction: [float(f"{value:.6g}") for value in interval] for direction, interval in reading._asdict().items()}
-        for name, reading in figures.items()
+        name: {direction: [float(f"{value:.6g}") for value in interval] for direction, interval in divergence._asdict().items()}
+        for name, divergence in figures.items()
     }
 
 
-def spread(attempts: Sequence[Attempt]) -> list[Attempt]:
+def spread_over_prompts(attempts: Sequence[Sample]) -> list[Sample]:
     """PROMPTS of them with different prompts, evenly spaced."""
-    distinct = list({a.case.prompt: a for a in reversed(attempts)}.values())[::-1]
-    return [distinct[int(i * len(distinct) / PROMPTS)] for i in range(PROMPTS)] if len(distinct) > PROMPTS else distinct
+    attempts_by_prompt = list({a.case.prompt: a for a in reversed(attempts)}.values())[::-1]
+    return [attempts_by_prompt[int(i * len(attempts_by_prompt) / PROMPTS)] for i in range(PROMPTS)] if len(attempts_by_prompt) > PROMPTS else attempts_by_prompt

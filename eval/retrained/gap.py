@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from eval.report.numbers import span
-from eval.scoring.counting import Row, paired
-from eval.stats.intervals import Interval, jackknife_variance, student
-from eval.suites.cases import PLAIN
-from eval.suites.fine_grained import meant
+from eval.report.numbers import format_span
+from eval.scoring.counting import SampleRow, paired_differences
+from eval.stats.intervals import Interval, jackknife_variance, student_t
+from eval.suites.cases import PLAIN_ROLES
+from eval.suites.fine_grained import is_erasure_target
 from eval.suites.suite import Axis
 
-RATES = ("UA", "IRA", "CRA")
-WORDS = {
+GAP_RATES = ("UA", "IRA", "CRA")
+DISTANCE_TITLES = {
     "UA": "UA, percentage points",
     "IRA": "IRA, percentage points",
     "CRA": "CRA, percentage points",
@@ -31,28 +31,28 @@ WORDS = {
 Record = dict[str, Any]
 
 
-def pairs(models: Sequence[str]) -> list[tuple[str, str]]:
+def model_pairs(models: Sequence[str]) -> list[tuple[str, str]]:
     """Which models are compared: base and erased with every oracle, and the oracles with each other."""
-    oracles = [name for name in models if name.startswith("oracle")]
-    return [(name, oracle) for oracle in oracles for name in ("base", "erased")] + list(combinations(oracles, 2))
+    retrained = [name for name in models if name.startswith("oracle")]
+    return [(name, retrained_name) for retrained_name in retrained for name in ("base", "erased")] + list(combinations(retrained, 2))
 
 
-def gaps(rows: Sequence[Row], axis: Axis, targets: Sequence[str], apart: Sequence[str], only: str = "") -> list[Record]:
+def model_distances(rows: Sequence[SampleRow], axis: Axis, targets: Sequence[str], excluded: Sequence[str], only: str = "") -> list[Record]:
     """Differences of rates (Newcombe, paired) and of what is read in the concept's place, for every pair of models that is compared."""
-    found = []
-    for first, second in pairs(tuple(dict.fromkeys(row["model"] for row in rows))):
-        tables = paired(rows, axis, targets, apart, only, first=first, second=second)
-        for rate in RATES:
-            if rate in tables:
-                value = [tables[rate][key] for key in ("estimate", "low", "high")]
-                found.append({"reading": rate, "first": first, "second": second, "value": value})
-        asked = [row for row in rows if row["role"] in PLAIN and meant(row, axis, targets, only)]
-        values = total_variation([r for r in asked if r["model"] == first], [r for r in asked if r["model"] == second], axis)
-        found.append({"reading": "replaced", "first": first, "second": second, "value": [round(value, 6) for value in values]})
-    return found
+    records = []
+    for first, second in model_pairs(tuple(dict.fromkeys(row["model"] for row in rows))):
+        differences = paired_differences(rows, axis, targets, excluded, only, first=first, second=second)
+        for rate in GAP_RATES:
+            if rate in differences:
+                value = [differences[rate][key] for key in ("estimate", "low", "high")]
+                records.append({"reading": rate, "first": first, "second": second, "value": value})
+        target_rows = [row for row in rows if row["role"] in PLAIN_ROLES and is_erasure_target(row, axis, targets, only)]
+        values = total_variation([r for r in target_rows if r["model"] == first], [r for r in target_rows if r["model"] == second], axis)
+        records.append({"reading": "replaced", "first": first, "second": second, "value": [round(value, 6) for value in values]})
+    return records
 
 
-def total_variation(first: Sequence[Row], second: Sequence[Row], axis: Axis) -> Interval:
+def total_variation(first: Sequence[SampleRow], second: Sequence[SampleRow], axis: Axis) -> Interval:
     """Half the sum of |p - q| over labels, p and q what a judge reads in pictures of two models.
 
     The interval is Student's about the estimate, within [0, 1], by jackknife over prompts, which leaves out all pictures of a prompt at
@@ -63,22 +63,22 @@ def total_variation(first: Sequence[Row], second: Sequence[Row], axis: Axis) -> 
     labels = sorted({row["read"][axis]["label"] for row in (*first, *second)})
     counts = []
     for side in (first, second):
-        read = Counter((row["prompt"], row["read"][axis]["label"]) for row in side)
-        counts.append(np.array([[read[prompt, label] for label in labels] for prompt in prompts], dtype=float))
-    found = float(_variation(*(side.sum(0, keepdims=True) for side in counts))[0])
+        label_counts = Counter((row["prompt"], row["read"][axis]["label"]) for row in side)
+        counts.append(np.array([[label_counts[prompt, label] for label in labels] for prompt in prompts], dtype=float))
+    estimate = float(_total_variations(*(side.sum(0, keepdims=True) for side in counts))[0])
     if len(prompts) < 2:
-        return Interval(found, 0.0, 1.0)
-    without = _variation(*(side.sum(0) - side for side in counts)).tolist()
-    spread = student(len(prompts) - 1) * sqrt(jackknife_variance(without))
-    return Interval(found, max(found - spread, 0.0), min(found + spread, 1.0))
+        return Interval(estimate, 0.0, 1.0)
+    leave_one_out = _total_variations(*(side.sum(0) - side for side in counts)).tolist()
+    half_width = student_t(len(prompts) - 1) * sqrt(jackknife_variance(leave_one_out))
+    return Interval(estimate, max(estimate - half_width, 0.0), min(estimate + half_width, 1.0))
 
 
-def _variation(p: np.ndarray, q: np.ndarray) -> np.ndarray:
+def _total_variations(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     shares = [side / side.sum(1, keepdims=True).clip(min=1) for side in (p, q)]
     return np.abs(shares[0] - shares[1]).sum(1) / 2
 
 
-def placed(result: Mapping[str, Any]) -> list[Record]:
+def retrain_gaps(result: Mapping[str, Any]) -> list[Record]:
     """Every reading as base to oracle, erased to oracle, and oracle to oracle; empty without an oracle.
 
     Several oracles are averaged, bounds as well: as wide as if all erred in one direction. `way` is the share of the distance from the
@@ -87,33 +87,33 @@ def placed(result: Mapping[str, Any]) -> list[Record]:
     Returns:
         reading, words, prompts ("target" or "kept"), base, erased, floor and way (each value, low, high, or None).
     """
-    readings: dict[tuple[str, str], list[Record]] = {}
-    for gap in result.get("gaps", []):
-        part = "target" if gap["reading"] in ("UA", "replaced") else "kept"
-        scale = 100 if gap["reading"] in RATES else 1
-        readings.setdefault((gap["reading"], part), []).append({**gap, "value": [scale * value for value in gap["value"]]})
-    for part, found in result["distances"].get("between", {}).items():
-        for gap in found:
-            if gap["value"] is not None:
-                readings.setdefault(("kid_different_noise", part), []).append(
-                    {**gap, "value": [gap[key] for key in ("value", "low", "high")]}
+    records_by_distance: dict[tuple[str, str], list[Record]] = {}
+    for record in result.get("gaps", []):
+        prompts = "target" if record["reading"] in ("UA", "replaced") else "kept"
+        scale = 100 if record["reading"] in GAP_RATES else 1
+        records_by_distance.setdefault((record["reading"], prompts), []).append({**record, "value": [scale * value for value in record["value"]]})
+    for prompts, records in result["distances"].get("between", {}).items():
+        for record in records:
+            if record["value"] is not None:
+                records_by_distance.setdefault(("kid_different_noise", prompts), []).append(
+                    {**record, "value": [record[key] for key in ("value", "low", "high")]}
                 )
-    for gap in result["divergence"]:
-        if "nats" in gap and gap["second"].startswith("oracle"):
-            readings.setdefault(("nats", gap["prompts"]), []).append({**gap, "value": gap["nats"]["mean"]})
-    order = sorted(readings, key=lambda key: (key[1] != "target", list(WORDS).index(key[0])))
-    return [_placed(*key, readings[key]) for key in order]
+    for record in result["divergence"]:
+        if "nats" in record and record["second"].startswith("oracle"):
+            records_by_distance.setdefault(("nats", record["prompts"]), []).append({**record, "value": record["nats"]["mean"]})
+    order = sorted(records_by_distance, key=lambda key: (key[1] != "target", list(DISTANCE_TITLES).index(key[0])))
+    return [_retrain_gap(*key, records_by_distance[key]) for key in order]
 
 
-def _placed(reading: str, part: str, found: Sequence[Record]) -> Record:
+def _retrain_gap(distance: str, prompts: str, records: Sequence[Record]) -> Record:
     sides: dict[str, list[float] | None] = {}
     for side in ("base", "erased", "floor"):
-        mine = [gap["value"] for gap in found if (gap["first"] if not gap["first"].startswith("oracle") else "floor") == side]
-        sides[side] = [float(f"{value:.6g}") for value in np.mean(mine, axis=0)] if mine else None
-    return {"reading": reading, "words": WORDS[reading], "prompts": part, **sides, "way": _way(sides)}
+        values = [record["value"] for record in records if (record["first"] if not record["first"].startswith("oracle") else "floor") == side]
+        sides[side] = [float(f"{value:.6g}") for value in np.mean(values, axis=0)] if values else None
+    return {"reading": distance, "words": DISTANCE_TITLES[distance], "prompts": prompts, **sides, "way": _gap_closed(sides)}
 
 
-def _way(sides: Mapping[str, Sequence[float] | None]) -> list[float] | None:
+def _gap_closed(sides: Mapping[str, Sequence[float] | None]) -> list[float] | None:
     """(d(base) - d(erased)) / (d(base) - floor), and its extremes while every distance stays within its own interval.
 
     So the bounds cover more than 95 %, since not all three err at once. None where the interval of the base reaches down to that of the
@@ -122,29 +122,29 @@ def _way(sides: Mapping[str, Sequence[float] | None]) -> list[float] | None:
     base, erased = sides["base"], sides["erased"]
     if base is None or erased is None:
         return None
-    away, left, floor = (_size(side) for side in (base, erased, sides["floor"] or (0.0, 0.0, 0.0)))
-    if away[1] <= floor[2]:
+    base_distance, erased_distance, retrained_distance = (_absolute_interval(side) for side in (base, erased, sides["floor"] or (0.0, 0.0, 0.0)))
+    if base_distance[1] <= retrained_distance[2]:
         return None
-    found = [(b - e) / (b - f) for b, e, f in product(away, left, floor)]
-    return [round(value, 4) for value in (found[0], min(found), max(found))]
+    shares = [(b - e) / (b - f) for b, e, f in product(base_distance, erased_distance, retrained_distance)]
+    return [round(value, 4) for value in (shares[0], min(shares), max(shares))]
 
 
-def _size(side: Sequence[float]) -> tuple[float, float, float]:
+def _absolute_interval(side: Sequence[float]) -> tuple[float, float, float]:
     """|d| and the bounds of |d|."""
     value, low, high = side
-    sizes = sorted((abs(low), abs(high)))
-    return abs(value), 0.0 if low <= 0 <= high else sizes[0], sizes[1]
+    absolute_bounds = sorted((abs(low), abs(high)))
+    return abs(value), 0.0 if low <= 0 <= high else absolute_bounds[0], absolute_bounds[1]
 
 
-def said(placing: Sequence[Record]) -> list[str]:
+def describe_gap_closed(gaps: Sequence[Record]) -> list[str]:
     """One sentence: how far the erasure went on the concept's own prompts, by every reading; they need not agree (docs/references.md)."""
-    target = [place for place in placing if place["prompts"] == "target" and place["way"] is not None]
-    if not target:
+    target_gaps = [gap for gap in gaps if gap["prompts"] == "target" and gap["way"] is not None]
+    if not target_gaps:
         return []
-    floor = any(place["floor"] for place in target)
-    end = "as near as two models that never saw the concept are to each other" if floor else "models that never saw the concept"
-    ways = []
-    for place in target:
-        way, low, high = (100 * share for share in place["way"])
-        ways.append(f"{way:z.0f} % by {place['words'].partition(',')[0]} ({span(low, high, 0)})")
-    return [f"On the way from the base (0 %) to {end} (100 %), the erased model went {'; '.join(ways)}."]
+    has_retrained_distance = any(gap["floor"] for gap in target_gaps)
+    destination = "as near as two models that never saw the concept are to each other" if has_retrained_distance else "models that never saw the concept"
+    descriptions = []
+    for gap in target_gaps:
+        closed, low, high = (100 * share for share in gap["way"])
+        descriptions.append(f"{closed:z.0f} % by {gap['words'].partition(',')[0]} ({format_span(low, high, 0)})")
+    return [f"On the way from the base (0 %) to {destination} (100 %), the erased model went {'; '.join(descriptions)}."]

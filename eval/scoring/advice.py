@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
-MORE = {"UA_mutated": "mutations", "NRA": "neighbours"}  # of rates that have one picture for each of these, whatever the tier
+SCALED_BY = {"UA_mutated": "mutations", "NRA": "neighbours"}  # of rates that have one picture for each of these, whatever the tier
 
 
-def next_step(gate: Mapping[str, Any], result: Mapping[str, Any]) -> str:
+def suggest_next_step(gate: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     """What would decide an open gate: how many pictures there are, how many are needed, and where they come from.
 
     Args:
@@ -17,36 +17,36 @@ def next_step(gate: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     n, needed, unit = gate["n"], gate["needed"], unit_of(gate["rate"])
     if needed is None:
         return f"{n:,} {unit}; the estimate lies so near the threshold that no number of {unit} can be named that would decide"
-    have = f"{n:,} {unit}; about {needed:,} are needed if the shares stay as they are"
+    so_far = f"{n:,} {unit}; about {needed:,} are needed if the shares stay as they are"
     if "images" in result:
-        return f"{have}: add pictures with further seeds to every cell"
+        return f"{so_far}: add pictures with further seeds to every cell"
     if gate["rate"] == "UA_replayed":
-        return f"{have}: replay a longer list"
-    available = pictures_by_tier(gate, result)
-    if enough := {tier: size for tier, size in available.items() if size >= needed}:
-        tier = min(enough, key=lambda tier: enough[tier])
-        return f"{have}: --tier {tier} has {enough[tier]:,}"
+        return f"{so_far}: replay a longer list"
+    available = images_by_tier(gate, result)
+    if sufficient := {tier: size for tier, size in available.items() if size >= needed}:
+        tier = min(sufficient, key=lambda tier: sufficient[tier])
+        return f"{so_far}: --tier {tier} has {sufficient[tier]:,}"
     if not available:
-        return have
+        return so_far
     largest = max(available, key=lambda tier: available[tier])
-    most = f"{have}, and no tier of suite {result['job']['suite']} has that many ({largest}: {available[largest]:,})"
+    shortfall = f"{so_far}, and no tier of suite {result['job']['suite']} has that many ({largest}: {available[largest]:,})"
     if gate["rate"] == "UA_attacked":
-        return f"{most}: use a copy of the suite with attacks.prompts: {needed}"
-    times = ceil(10 * needed / available[largest]) / 10
-    where = "prompts or pictures a prompt" if result.get("form") == "prompts" else MORE.get(gate["rate"], "pictures a cell")
-    return f"{most}: use a copy of the suite with {times:g} times as many {where}"
+        return f"{shortfall}: use a copy of the suite with attacks.prompts: {needed}"
+    factor = ceil(10 * needed / available[largest]) / 10
+    unit_to_add = "prompts or pictures a prompt" if result.get("form") == "prompts" else SCALED_BY.get(gate["rate"], "pictures a cell")
+    return f"{shortfall}: use a copy of the suite with {factor:g} times as many {unit_to_add}"
 
 
-def pictures_by_tier(gate: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, int]:
+def images_by_tier(gate: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, int]:
     """How many pictures stand behind a gate's rate in the tiers that ask it; empty where nobody counted."""
-    asking = {tier: rates for tier, rates in result.get("sizes", {}).items() if gate["tier"] in ("", tier)}
-    now = result.get("sizes", {}).get(result.get("tier"), {})
-    if gate["rate"] == "UA_shown" and now.get("UA"):  # which depends on the base: taken as the same share of all
-        return {tier: rates["UA"] * gate["n"] // now["UA"] for tier, rates in asking.items() if "UA" in rates}
-    return {tier: rates[gate["rate"]] for tier, rates in asking.items() if gate["rate"] in rates}
+    sizes_by_tier = {tier: rates for tier, rates in result.get("sizes", {}).items() if gate["tier"] in ("", tier)}
+    current = result.get("sizes", {}).get(result.get("tier"), {})
+    if gate["rate"] == "UA_shown" and current.get("UA"):  # which depends on the base: taken as the same share of all
+        return {tier: rates["UA"] * gate["n"] // current["UA"] for tier, rates in sizes_by_tier.items() if "UA" in rates}
+    return {tier: rates[gate["rate"]] for tier, rates in sizes_by_tier.items() if gate["rate"] in rates}
 
 
-def why_unmeasured(rate: str, drop: bool, result: Mapping[str, Any]) -> str:
+def explain_unmeasured(rate: str, is_drop: bool, result: Mapping[str, Any]) -> str:
     """Why a gate had nothing to measure, and what would change that.
 
     Args:
@@ -54,7 +54,7 @@ def why_unmeasured(rate: str, drop: bool, result: Mapping[str, Any]) -> str:
     """
     if not result["models"]:
         return "a judge has no weights, so nothing was counted"
-    if drop and "base" not in result["models"]:
+    if is_drop and "base" not in result["models"]:
         return "a drop needs the base's pictures; give them with --base"
     if rate == "UA_replayed":
         return "no list was replayed; give one with --replay"

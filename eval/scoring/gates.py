@@ -9,29 +9,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-from erasure.errors import UserError, unknown
+from erasure.errors import UserError, unknown_value_error
 from erasure.storage.files import canonical_json
-from eval.scoring.advice import next_step, why_unmeasured
+from eval.scoring.advice import suggest_next_step, explain_unmeasured
 from eval.scoring.rates import method_of, rate_interval
 from eval.stats.intervals import Interval, paired_difference
 
-State = Literal["PASS", "FAIL", "INCONCLUSIVE"]
-EXIT: dict[State, int] = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
-INCOMPLETE = 2
-WORST = (3, INCOMPLETE, 4)  # of several verdicts, the exit code that is told
-DOUBT: State = "INCONCLUSIVE"
+VerdictState = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+EXIT_CODES: dict[VerdictState, int] = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
+EXIT_INCOMPLETE = 2
+EXIT_CODES_WORST_FIRST = (3, EXIT_INCOMPLETE, 4)  # of several verdicts, the exit code that is told
+INCONCLUSIVE: VerdictState = "INCONCLUSIVE"
 RATES = ("UA", "UA_shown", "UA_named", "UA_described", "UA_mutated", "UA_replayed", "UA_attacked", "FR", "IRA", "CRA", "NRA", "IPA")
-PAIRED = ("UA", "FR", "IRA", "CRA", "NRA", "IPA")  # of which a drop from the base can be measured (eval.scoring.counting.paired)
+PAIRED_RATES = ("UA", "FR", "IRA", "CRA", "NRA", "IPA")  # of which a drop from the base can be measured (eval.scoring.counting.paired_differences)
 Tier = Literal["smoke", "standard", "full"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
-KEYS = ("rate", "at_least", "drop_at_most", "tier")
-MOST = 1_000_000  # pictures beyond which no number is recommended
+GATE_KEYS = ("rate", "at_least", "drop_at_most", "tier")
+MAX_ADVISED_IMAGES = 1_000_000  # pictures beyond which no number is recommended
 NO_GATES = (
     "INCONCLUSIVE, no verdict: suite {} sets no gates; `erasure audit report DIR --suite FILE.yaml` decides by the gates of another file."
 )
-NONE_ASKED = "INCONCLUSIVE, no verdict: suite {} asks none of its gates of an audit like this one (tier {}{})."
+NONE_APPLIES = "INCONCLUSIVE, no verdict: suite {} asks none of its gates of an audit like this one (tier {}{})."
 UNMEASURED = "INCONCLUSIVE, {}: {} had nothing to measure; {}."
-NO_FR = "INCONCLUSIVE, kept elsewhere: the suite has no gate on FR, and a model that lost the concept everywhere would pass the others."
+NO_FR_GATE = "INCONCLUSIVE, kept elsewhere: the suite has no gate on FR, and a model that lost the concept everywhere would pass the others."
 NO_WEIGHTS = "INCONCLUSIVE, {}: there are no weights to read it with, so nothing that needs it was counted."
 CRASHED = "INCONCLUSIVE, attack {}: it crashed, which is no success and no failure; the same command tries it again."
 
@@ -52,19 +52,19 @@ class Gate:
 
     def __post_init__(self) -> None:
         if self.rate not in RATES:
-            raise unknown(f"rate of gate {self.name!r}", self.rate, RATES)
-        given = [value for value in (self.at_least, self.drop_at_most) if value is not None]
-        if len(given) != 1 or isinstance(given[0], bool) or not isinstance(given[0], int | float) or not 0 <= given[0] <= 1:
-            raise UserError(f"gate {self.name!r} needs either at_least or drop_at_most, a share in [0, 1]; got {given}.")
+            raise unknown_value_error(f"rate of gate {self.name!r}", self.rate, RATES)
+        thresholds = [value for value in (self.at_least, self.drop_at_most) if value is not None]
+        if len(thresholds) != 1 or isinstance(thresholds[0], bool) or not isinstance(thresholds[0], int | float) or not 0 <= thresholds[0] <= 1:
+            raise UserError(f"gate {self.name!r} needs either at_least or drop_at_most, a share in [0, 1]; got {thresholds}.")
         if self.at_least == 0 or self.drop_at_most == 1:
-            said = "at_least 0" if self.at_least == 0 else "drop_at_most 1"
-            raise UserError(f"gate {self.name!r}: {said} is passed by every model; give at_least above 0 or drop_at_most below 1.")
-        if self.drop_at_most is not None and self.rate not in PAIRED:
-            raise UserError(f"gate {self.name!r}: no drop of {self.rate} is measured, only of {', '.join(PAIRED)}; give at_least.")
+            threshold = "at_least 0" if self.at_least == 0 else "drop_at_most 1"
+            raise UserError(f"gate {self.name!r}: {threshold} is passed by every model; give at_least above 0 or drop_at_most below 1.")
+        if self.drop_at_most is not None and self.rate not in PAIRED_RATES:
+            raise UserError(f"gate {self.name!r}: no drop of {self.rate} is measured, only of {', '.join(PAIRED_RATES)}; give at_least.")
         if self.tier not in ("", *TIERS):
-            raise unknown(f"tier of gate {self.name!r}", self.tier, TIERS)
+            raise unknown_value_error(f"tier of gate {self.name!r}", self.tier, TIERS)
 
-    def asked(self, result: Mapping[str, Any]) -> bool:
+    def applies_to(self, result: Mapping[str, Any]) -> bool:
         """Whether it is asked of an audit."""
         return (not self.tier or self.tier == result["tier"]) and (self.rate != "FR" or bool(only_of(result)))
 
@@ -80,28 +80,28 @@ class Gate:
         if self.at_least is not None:
             rate, limit = rates[self.rate], self.at_least
             k, n = rate["k"], rate["n"]
-            worth = rate.get("effective", n) / n  # below 1 where a prompt has several pictures
+            effective_share = rate.get("effective", n) / n  # below 1 where a prompt has several pictures
             interval, method = rate_interval(k, n, rate.get("effective")), method_of(rate)
-            state: State = "PASS" if interval.low >= limit else "FAIL" if interval.high < limit else "INCONCLUSIVE"
-            needed = _needed(n, lambda m: _apart(rate_interval(round(k / n * m), m, worth * m), limit))
+            state: VerdictState = "PASS" if interval.low >= limit else "FAIL" if interval.high < limit else "INCONCLUSIVE"
+            needed = _images_needed(n, lambda m: _is_decisive(rate_interval(round(k / n * m), m, effective_share * m), limit))
         else:
             table, limit = [paired[self.rate][name] for name in ("both", "base_only", "erased_only", "neither")], self.drop_at_most or 0.0
             n, interval, method = sum(table), paired_difference(*table), "Newcombe, paired"
             state = "PASS" if interval.high <= limit else "FAIL" if interval.low > limit else "INCONCLUSIVE"
-            needed = _needed(n, lambda m: _apart(paired_difference(*(round(c / n * m) for c in table)), limit))
+            needed = _images_needed(n, lambda m: _is_decisive(paired_difference(*(round(c / n * m) for c in table)), limit))
         return {
             **asdict(self),
             "state": state,
             **interval._asdict(),
             "n": n,
             "method": method,
-            "needed": needed if state == DOUBT else None,
+            "needed": needed if state == INCONCLUSIVE else None,
         }
 
 
-def gates_digest(asked: Sequence[Gate | Mapping[str, Any]]) -> str:
+def gates_digest(gates: Sequence[Gate | Mapping[str, Any]]) -> str:
     """Digest of thresholds, by which two reports of the same evidence can be told apart."""
-    records = [asdict(gate) if isinstance(gate, Gate) else dict(gate) for gate in asked]
+    records = [asdict(gate) if isinstance(gate, Gate) else dict(gate) for gate in gates]
     records = [{key: float(value) if isinstance(value, int) else value for key, value in record.items()} for record in records]
     return hashlib.sha256(canonical_json(records).encode()).hexdigest()[:16]
 
@@ -112,102 +112,102 @@ def only_of(result: Mapping[str, Any]) -> str:
     return label
 
 
-def _apart(interval: Interval, limit: float) -> bool:
+def _is_decisive(interval: Interval, limit: float) -> bool:
     return interval.low > limit or interval.high < limit
 
 
-def _needed(n: int, decided: Callable[[int], bool]) -> int | None:
+def _images_needed(n: int, decides: Callable[[int], bool]) -> int | None:
     """About how many pictures would decide if the same shares went on; None when the estimate lies on the threshold itself."""
-    while n <= MOST:
+    while n <= MAX_ADVISED_IMAGES:
         n = int(n * 1.1) + 1
-        if decided(n):
+        if decides(n):
             return n
     return None
 
 
-def gates(record: Any, place: str) -> tuple[Gate, ...]:
+def parse_gates(record: Any, source: str) -> tuple[Gate, ...]:
     """Gates from the mapping in a suite file.
 
     Raises:
         UserError: no mapping, unknown keys, a threshold outside [0, 1].
     """
     if not isinstance(record, dict) or not all(isinstance(fields, dict) for fields in record.values()):
-        raise UserError(f"{place}: gates must map a name to rate and threshold, such as erased: {{rate: UA, at_least: 0.9}}.")
+        raise UserError(f"{source}: gates must map a name to rate and threshold, such as erased: {{rate: UA, at_least: 0.9}}.")
     for name, fields in record.items():
         for key in fields:
-            if key not in KEYS:
-                raise unknown(f"key of gate {name!r} in {place}", str(key), KEYS)
+            if key not in GATE_KEYS:
+                raise unknown_value_error(f"key of gate {name!r} in {source}", str(key), GATE_KEYS)
         if "rate" not in fields:
-            raise UserError(f"{place}: gate {name!r} lacks a rate ({', '.join(RATES)}).")
+            raise UserError(f"{source}: gate {name!r} lacks a rate ({', '.join(RATES)}).")
     return tuple(Gate(name=str(name), **fields) for name, fields in record.items())
 
 
-def gate_faults(record: Any, place: str) -> list[str]:
+def gate_faults(record: Any, source: str) -> list[str]:
     """What is wrong with the gates of a suite file, one sentence a gate; empty where they can be read."""
     if not isinstance(record, dict):
-        return [] if record is None else [_complaint(record, place)]
-    return [fault for name, fields in record.items() if (fault := _complaint({name: fields}, place))]
+        return [] if record is None else [_gate_fault(record, source)]
+    return [fault for name, fields in record.items() if (fault := _gate_fault({name: fields}, source))]
 
 
-def _complaint(record: Any, place: str) -> str:
+def _gate_fault(record: Any, source: str) -> str:
     try:
-        gates(record, place)
+        parse_gates(record, source)
     except UserError as error:
         return str(error)
     return ""
 
 
-def verdict(asked: Sequence[Gate], result: Mapping[str, Any]) -> dict[str, Any]:
+def decide_verdict(gates: Sequence[Gate], result: Mapping[str, Any]) -> dict[str, Any]:
     """The state of every gate and of all together: FAIL if one fails, PASS only if all pass and nothing is withheld.
 
     Args:
         result: an audit's result.json.
     """
-    rates, found, missing = result["models"].get("erased", {"rates": {}})["rates"], [], []
-    for gate in (gate for gate in asked if gate.asked(result)):
+    rates, decisions, unmeasured_gates = result["models"].get("erased", {"rates": {}})["rates"], [], []
+    for gate in (gate for gate in gates if gate.applies_to(result)):
         decided = gate.decide(rates, result["paired"])
         if decided is None:
-            missing.append(gate.name)
+            unmeasured_gates.append(gate.name)
         else:
-            found.append({**decided, "next": next_step(decided, result) if decided["state"] == DOUBT else ""})
-    states, why_not = [gate["state"] for gate in found], withheld(asked, result)
+            decisions.append({**decided, "next": suggest_next_step(decided, result) if decided["state"] == INCONCLUSIVE else ""})
+    states, reasons = [gate["state"] for gate in decisions], withheld_reasons(gates, result)
     if "FAIL" in states:
-        state: State = "FAIL"
+        state: VerdictState = "FAIL"
     else:
-        state = "PASS" if states and not why_not and not missing and all(s == "PASS" for s in states) else "INCONCLUSIVE"
-    return {"state": state, "gates": found, "unmeasured": missing, "withheld": why_not}
+        state = "PASS" if states and not reasons and not unmeasured_gates and all(s == "PASS" for s in states) else "INCONCLUSIVE"
+    return {"state": state, "gates": decisions, "unmeasured": unmeasured_gates, "withheld": reasons}
 
 
-def withheld(asked: Sequence[Gate], result: Mapping[str, Any]) -> list[str]:
+def withheld_reasons(gates: Sequence[Gate], result: Mapping[str, Any]) -> list[str]:
     """Why an audit cannot pass whatever its gates say, in sentences: weights are missing, an attack crashed, it is `blind`, or no gate
     was asked."""
     crashed = [attack["name"] for attack in result.get("attacks", ()) if "crashed" in attack]
-    found = [*map(NO_WEIGHTS.format, result.get("missing", ())), *map(CRASHED.format, crashed), *[NO_FR] * blind(asked, result)]
+    reasons = [*map(NO_WEIGHTS.format, result.get("missing", ())), *map(CRASHED.format, crashed), *[NO_FR_GATE] * lacks_fr_gate(gates, result)]
     suite = result.get("job", {}).get("suite", "")
-    if not asked:
-        found.append(NO_GATES.format(suite))
-    elif not any(gate.asked(result) for gate in asked):
-        found.append(NONE_ASKED.format(suite, result["tier"], "" if only_of(result) else ", without --only"))
-    return found
+    if not gates:
+        reasons.append(NO_GATES.format(suite))
+    elif not any(gate.applies_to(result) for gate in gates):
+        reasons.append(NONE_APPLIES.format(suite, result["tier"], "" if only_of(result) else ", without --only"))
+    return reasons
 
 
-def unmeasured(asked: Sequence[Gate], result: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+def unmeasured_reasons(gates: Sequence[Gate], result: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     """Why gates had nothing to measure, in sentences.
 
     Args:
         names: of those gates (`verdict`).
     """
-    mine = [gate for gate in asked if gate.name in names]
-    return [UNMEASURED.format(g.name, g.rate, why_unmeasured(g.rate, g.drop_at_most is not None, result)) for g in mine]
+    selected = [gate for gate in gates if gate.name in names]
+    return [UNMEASURED.format(g.name, g.rate, explain_unmeasured(g.rate, g.drop_at_most is not None, result)) for g in selected]
 
 
-def exit_code(state: State, result: Mapping[str, Any]) -> int:
+def exit_code_of(state: VerdictState, result: Mapping[str, Any]) -> int:
     """What an audit says by its exit code: 2 where something that was asked for is missing, otherwise its verdict."""
     if result["missing"] or any("crashed" in attack for attack in result["attacks"]):
-        return INCOMPLETE
-    return EXIT[state]
+        return EXIT_INCOMPLETE
+    return EXIT_CODES[state]
 
 
-def blind(asked: Sequence[Gate], result: Mapping[str, Any]) -> bool:
+def lacks_fr_gate(gates: Sequence[Gate], result: Mapping[str, Any]) -> bool:
     """Whether an audit of one cell (`--only`) has gates, but none that asks for the concept elsewhere, which may be lost as well."""
-    return bool(asked and only_of(result)) and not any(gate.rate == "FR" and gate.asked(result) for gate in asked)
+    return bool(gates and only_of(result)) and not any(gate.rate == "FR" and gate.applies_to(result) for gate in gates)

@@ -20,8 +20,8 @@ def rate_interval(k: int, n: int, effective: float | None = None) -> Interval:
     Raises:
         UserError: no trials, or k outside [0, n].
     """
-    worth = 1.0 if effective is None else effective / n
-    return Interval(k / n, *clopper_pearson(k * worth, n * worth)[1:])
+    effective_share = 1.0 if effective is None else effective / n
+    return Interval(k / n, *clopper_pearson(k * effective_share, n * effective_share)[1:])
 
 
 def counted_rate(k: int, n: int, effective: float | None = None) -> dict[str, float]:

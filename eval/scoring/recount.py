@@ -5,19 +5,19 @@ from pathlib import Path
 from typing import Any
 
 from erasure.errors import UserError
-from erasure.storage.files import Damaged
-from erasure.storage.run import difference, digest
-from eval.records import OLD, check_result, is_audit, read_result
-from eval.retrained.gap import gaps
-from eval.scoring.attack_rates import under_attack
-from eval.scoring.counting import Row, counted
+from erasure.storage.files import DamagedFile
+from erasure.storage.run import describe_difference, hash_record
+from eval.records import MADE_BY_EARLIER_VERSION, check_result, is_audit, read_result
+from eval.retrained.gap import model_distances
+from eval.scoring.attack_rates import add_attacked_rate
+from eval.scoring.counting import SampleRow, count_rates
 from eval.scoring.gates import Gate, only_of
-from eval.scoring.judge_scores import AXES, judges_of, lines, samples_digest
-from eval.scoring.published import as_published
+from eval.scoring.judge_scores import AXES, available_judges, read_jsonl, samples_digest
+from eval.scoring.published import published_figures
 from eval.suites.suite import Suite
 
 
-def finished(out: Path) -> dict[str, Any]:
+def load_finished_audit(out: Path) -> dict[str, Any]:
     """The result of a finished audit.
 
     Raises:
@@ -30,12 +30,12 @@ def finished(out: Path) -> dict[str, Any]:
     if not is_audit(result):
         raise UserError(f"{out} holds no audit; give the audit-... folder inside it.")
     if "attacks" not in result:
-        raise UserError(OLD.format(out))
+        raise UserError(MADE_BY_EARLIER_VERSION.format(out))
     check_result(result, str(out / "result.json"))
     return result
 
 
-def gates_of(out: Path, result: Mapping[str, Any]) -> tuple[Gate, ...]:
+def audit_gates(out: Path, result: Mapping[str, Any]) -> tuple[Gate, ...]:
     """The gates of the suite that an audit was made with.
 
     Raises:
@@ -46,7 +46,7 @@ def gates_of(out: Path, result: Mapping[str, Any]) -> tuple[Gate, ...]:
     return tuple(Gate(**fields) for fields in result["gates"])
 
 
-def recounted(out: Path, suite: Suite) -> dict[str, Any]:
+def recount(out: Path, suite: Suite) -> dict[str, Any]:
     """The result of a finished audit, counted again from its rows; `suite` may differ in its gates and in what is apart.
 
     Its `gates` stay those that the audit was made with: by them a report tells that its thresholds are others.
@@ -56,44 +56,44 @@ def recounted(out: Path, suite: Suite) -> dict[str, Any]:
     Raises:
         UserError: no finished audit, a suite that lacks a label of the rows, or one with other judges than those that read the pictures.
     """
-    result, rows = finished(out), rows_of(out)
-    if bool(suite.listed) != (result.get("form") == "prompts"):
+    result, rows = load_finished_audit(out), load_sample_rows(out)
+    if bool(suite.prompt_list) != (result.get("form") == "prompts"):
         raise UserError(f"suite {suite.name} is of another form than the one {out} was made with.")
-    for axis, known in (("style", suite.styles), ("object", suite.objects)):
-        if foreign := {row[axis] for row in rows if row[axis]} - known.keys():
-            raise UserError(f"suite {suite.name} has no {axis} {sorted(foreign)[0]!r}, which {out} asked for.")
-    _same_judges(out, result["judges"], suite)
-    before = result["models"].get("erased", {"apart": suite.apart})["apart"]
-    result |= under_attack(counted(rows, suite, result["axis"], result["targets"], only_of(result)), result["attacks"])
+    for axis, suite_labels in (("style", suite.styles), ("object", suite.objects)):
+        if unknown_labels := {row[axis] for row in rows if row[axis]} - suite_labels.keys():
+            raise UserError(f"suite {suite.name} has no {axis} {sorted(unknown_labels)[0]!r}, which {out} asked for.")
+    _check_same_judges(out, result["judges"], suite)
+    excluded_before = result["models"].get("erased", {"apart": suite.excluded})["apart"]
+    result |= add_attacked_rate(count_rates(rows, suite, result["axis"], result["targets"], only_of(result)), result["attacks"])
     if "gaps" in result:  # what is apart decides IRA and CRA
-        result["gaps"] = gaps(rows, result["axis"], result["targets"], suite.apart, only_of(result))
-    if set(before) != set(suite.apart):
-        result["apart_by_suite"] = sorted(suite.apart)  # as far from what the audit was made with as other gates
-    return {**result, "published": as_published(suite, rows, result)}
+        result["gaps"] = model_distances(rows, result["axis"], result["targets"], suite.excluded, only_of(result))
+    if set(excluded_before) != set(suite.excluded):
+        result["apart_by_suite"] = sorted(suite.excluded)  # as far from what the audit was made with as other gates
+    return {**result, "published": published_figures(suite, rows, result)}
 
 
-def _same_judges(out: Path, read: Mapping[str, Any], suite: Suite) -> None:
+def _check_same_judges(out: Path, identities: Mapping[str, Any], suite: Suite) -> None:
     """Complains about a suite whose judges of styles and objects are not those that read the pictures."""
-    judges, missing = judges_of(suite)
-    for axis in (axis for axis in AXES if axis in read):
+    judges, missing = available_judges(suite)
+    for axis in (axis for axis in AXES if axis in identities):
         if axis in missing:
             raise UserError(f"nobody can say whether the judge of {axis} of suite {suite.name} is the one that read {out}. {missing[axis]}")
-        mine = judges[axis].identity() if axis in judges else {}
-        if digest(read[axis]) != digest(mine):
-            other = difference(read[axis], mine)
-            raise UserError(f"suite {suite.name} has another judge of {axis} than the one that read {out} ({other}); audit again with it.")
+        identity = judges[axis].identity() if axis in judges else {}
+        if hash_record(identities[axis]) != hash_record(identity):
+            changes = describe_difference(identities[axis], identity)
+            raise UserError(f"suite {suite.name} has another judge of {axis} than the one that read {out} ({changes}); audit again with it.")
 
 
-def rows_of(out: Path) -> list[Row]:
+def load_sample_rows(out: Path) -> list[SampleRow]:
     """Every picture of both models with what the judges read in it.
 
     Raises:
         UserError: rows of an earlier version, which do not say how a prompt asks.
         Damaged: not the rows that the audit's result was counted from.
     """
-    rows, result = lines(out / "samples.jsonl"), out / "result.json"
+    rows, result = read_jsonl(out / "samples.jsonl"), out / "result.json"
     if result.is_file() and read_result(out).get("samples_sha256") != samples_digest(out):
-        raise Damaged(f"{out / 'samples.jsonl'} is damaged: it is not what {result} was counted from; audit again with the same command.")
+        raise DamagedFile(f"{out / 'samples.jsonl'} is damaged: it is not what {result} was counted from; audit again with the same command.")
     if any("role" not in row for row in rows):
-        raise UserError(OLD.format(out))
+        raise UserError(MADE_BY_EARLIER_VERSION.format(out))
     return rows

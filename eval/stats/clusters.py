@@ -9,11 +9,11 @@ from eval.scoring.rates import counted_rate
 from eval.stats.intervals import Interval
 
 
-def clustered_rate(pictures: Sequence[Sequence[bool]]) -> dict[str, float]:
+def clustered_rate(outcomes_by_prompt: Sequence[Sequence[bool]]) -> dict[str, float]:
     """The rate of pictures that come several a prompt; with `effective` where some prompt has more than one."""
-    successes, trials = [sum(some) for some in pictures], [len(some) for some in pictures]
-    several = max(trials) > 1
-    return counted_rate(sum(successes), sum(trials), effective_size(successes, trials) if several else None)
+    successes, trials = [sum(outcomes) for outcomes in outcomes_by_prompt], [len(outcomes) for outcomes in outcomes_by_prompt]
+    is_clustered = max(trials) > 1
+    return counted_rate(sum(successes), sum(trials), effective_size(successes, trials) if is_clustered else None)
 
 
 def effective_size(successes: Sequence[int], trials: Sequence[int]) -> float:
@@ -60,7 +60,7 @@ def cluster_bootstrap(clusters: Sequence[Sequence[float]], confidence: float = 0
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)
     for i in range(resamples):
-        drawn = rng.integers(len(clusters), size=len(clusters))
-        means[i] = totals[drawn].sum() / sizes[drawn].sum()
+        resampled = rng.integers(len(clusters), size=len(clusters))
+        means[i] = totals[resampled].sum() / sizes[resampled].sum()
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(float(totals.sum() / sizes.sum()), float(low), float(high))

@@ -26,11 +26,11 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
     if n <= 0 or not 0 <= k <= n:
         raise UserError(f"a rate needs 0 <= k <= n and n > 0, got k={k}, n={n}.")
     p, z = k / n, NormalDist().inv_cdf((1 + confidence) / 2)
-    centre, spread = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    center, spread = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
     # at 0 and 1 the bound is exact; rounding must not push it beyond
-    low = 0.0 if p == 0 else (centre - spread) / scale
-    high = 1.0 if p == 1 else (centre + spread) / scale
+    low = 0.0 if p == 0 else (center - spread) / scale
+    high = 1.0 if p == 1 else (center + spread) / scale
     return Interval(p, low, high)
 
 
@@ -45,8 +45,8 @@ def clopper_pearson(k: float, n: float, confidence: float = 0.95) -> Interval:
     if n <= 0 or not 0 <= k <= n:
         raise UserError(f"a rate needs 0 <= k <= n and n > 0, got k={k}, n={n}.")
     tail = (1 - confidence) / 2
-    low = 0.0 if k == 0 else _solved(lambda p: incomplete_beta(p, k, n - k + 1), tail)  # P(X >= k) = tail
-    high = 1.0 if k == n else 1 - _solved(lambda q: incomplete_beta(q, n - k, k + 1), tail)  # P(X <= k) = tail
+    low = 0.0 if k == 0 else _bisect(lambda p: incomplete_beta(p, k, n - k + 1), tail)  # P(X >= k) = tail
+    high = 1.0 if k == n else 1 - _bisect(lambda q: incomplete_beta(q, n - k, k + 1), tail)  # P(X <= k) = tail
     return Interval(k / n, low, high)
 
 
@@ -73,12 +73,12 @@ def incomplete_beta(x: float, a: float, b: float) -> float:
     return front * (fraction - 1)
 
 
-def _solved(rising: Callable[[float], float], value: float) -> float:
+def _bisect(increasing: Callable[[float], float], value: float) -> float:
     """Where a rising function on (0, 1) takes a value, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if rising(middle) < value else (low, middle)
+        low, high = (middle, high) if increasing(middle) < value else (low, middle)
     return (low + high) / 2
 
 
@@ -102,7 +102,7 @@ def paired_difference(both: int, only_first: int, only_second: int, neither: int
     return Interval(difference, max(difference - low, -1.0), min(difference + high, 1.0))
 
 
-def student(df: int, confidence: float = 0.95) -> float:
+def student_t(df: int, confidence: float = 0.95) -> float:
     """The t with P(|T| <= t) = confidence for Student's T (Abramowitz and Stegun, 1964, 26.7.3 and 26.7.4).
 
     Args:
@@ -118,14 +118,14 @@ def student(df: int, confidence: float = 0.95) -> float:
             term *= square * (2 * i + 1 + odd) / (2 * i + 2 + odd)
         return (angle + sin(angle) * total) * 2 / pi if odd else sin(angle) * total
 
-    return sqrt(df) * tan(_solved(within, confidence) * pi / 2)
+    return sqrt(df) * tan(_bisect(within, confidence) * pi / 2)
 
 
-def jackknife_variance(without: Sequence[float]) -> float:
+def jackknife_variance(leave_one_out: Sequence[float]) -> float:
     """Variance of a statistic of n cases from its values without each one: (n - 1) / n of their squares about their mean (Tukey, 1958)."""
-    n = len(without)
-    mean = fsum(without) / n
-    return (n - 1) / n * fsum((value - mean) ** 2 for value in without)
+    n = len(leave_one_out)
+    mean = fsum(leave_one_out) / n
+    return (n - 1) / n * fsum((value - mean) ** 2 for value in leave_one_out)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
@@ -144,7 +144,7 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-class Measured(NamedTuple):
+class DetectorCounts(NamedTuple):
     """How a detector did on labelled pictures."""
 
     hits: int  # pictures with the concept that it found
@@ -153,7 +153,7 @@ class Measured(NamedTuple):
     negatives: int  # pictures without it
 
 
-class Corrected(NamedTuple):
+class CorrectedRate(NamedTuple):
     """A rate corrected for the detector's errors."""
 
     estimate: float
@@ -163,7 +163,7 @@ class Corrected(NamedTuple):
     warning: str  # empty where the detector is good enough to be corrected for
 
 
-def rogan_gladen(k: int, n: int, calibration: Measured, confidence: float = 0.95, draws: int = 10_000, seed: int = 0) -> Corrected:
+def rogan_gladen(k: int, n: int, calibration: DetectorCounts, confidence: float = 0.95, draws: int = 10_000, seed: int = 0) -> CorrectedRate:
     """Rate of the concept itself, p_true = (p_obs + Sp - 1) / (Se + Sp - 1) (Rogan and Gladen, 1978), in [0, 1].
 
     The interval carries the uncertainty of the calibration: p_obs, Se and Sp are drawn together from their Beta distributions (Jeffreys
@@ -175,9 +175,9 @@ def rogan_gladen(k: int, n: int, calibration: Measured, confidence: float = 0.95
     Raises:
         UserError: no counts, or Se + Sp - 1 of at most 0.2.
     """
-    for hits, of in ((k, n), calibration[:2], calibration[2:]):
-        if of <= 0 or not 0 <= hits <= of:
-            raise UserError(f"a rate needs 0 <= k <= n and n > 0, got k={hits}, n={of}.")
+    for hits, trials in ((k, n), calibration[:2], calibration[2:]):
+        if trials <= 0 or not 0 <= hits <= trials:
+            raise UserError(f"a rate needs 0 <= k <= n and n > 0, got k={hits}, n={trials}.")
     hits, positives, rejections, negatives = calibration
     false_alarms = 1 - rejections / negatives
     youden = hits / positives - false_alarms
@@ -186,21 +186,21 @@ def rogan_gladen(k: int, n: int, calibration: Measured, confidence: float = 0.95
     rng, low, high = random.Random(seed), [], []
     for _ in range(draws):
         p, se, sp = (rng.betavariate(x + 0.5, m - x + 0.5) for x, m in ((k, n), (hits, positives), (rejections, negatives)))
-        told = se + sp > 1
-        true = _clip((p + sp - 1) / (se + sp - 1)) if told else 0.0
+        is_informative = se + sp > 1
+        true = _clip((p + sp - 1) / (se + sp - 1)) if is_informative else 0.0
         low.append(true)
-        high.append(true if told else 1.0)
+        high.append(true if is_informative else 1.0)
     tail = int(draws * (1 - confidence) / 2)
     warning = f"the detector's sensitivity + specificity - 1 is only {youden:.2f}; below 0.5 a correction is rough" if youden < 0.5 else ""
-    found = _clip((k / n - false_alarms) / youden)  # at 0 and 1 no draw may lie where it does
-    return Corrected(found, min(sorted(low)[tail], found), max(sorted(high)[-1 - tail], found), youden, warning)
+    estimate = _clip((k / n - false_alarms) / youden)  # at 0 and 1 no draw may lie where it does
+    return CorrectedRate(estimate, min(sorted(low)[tail], estimate), max(sorted(high)[-1 - tail], estimate), youden, warning)
 
 
 def _clip(share: float) -> float:
     return min(max(share, 0.0), 1.0)
 
 
-def per_attempt(asr: float, k: int) -> float:
+def single_attempt_rate(asr: float, k: int) -> float:
     """Success rate of one attempt that gives `asr` as best of k independent ones: 1 - (1 - asr)^(1/k).
 
     Raises:

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from erasure.errors import UserError
-from eval.suites.list_file import BYTES, FORMATS, Table, read_table
+from eval.suites.list_file import MAX_BYTES, LIST_SUFFIXES, ListTable, read_table
 
 # I2P and its repackaged copies, UnlearnDiffAtk, P4D, Ring-A-Bell, MMA-Diffusion, Six-CD, HUB, COCO, Imagenette; see docs/audit.md
-ALIASES = {
+COLUMN_ALIASES = {
     "id": ("case_number", "case_num", "image_id", "id", "index", "unnamed: 0", ""),
     "prompt": ("prompt", "adv_prompt", "adversarial_prompt", "sensitive prompt", "perturbed_text", "text", "original", "caption"),
     "seed": ("evaluation_seed", "sd_seed", "seed"),
     "guidance": ("evaluation_guidance", "sd_guidance_scale"),
 }
-HEADS = frozenset(name for field in ("id", "seed", "guidance") for name in ALIASES[field] if name)
-HUB = "hub:"
+OTHER_COLUMNS = frozenset(name for field in ("id", "seed", "guidance") for name in COLUMN_ALIASES[field] if name)
+HUB_PREFIX = "hub:"
 # rows of published files by their names, so that a cut download is noticed; several where copies or data sets differ
-PUBLISHED = {
+PUBLISHED_ROW_COUNTS = {
     "i2p": (4703,),
     "i2p_benchmark": (4703,),
     "i2p_prompts_4703": (4703,),
@@ -58,26 +58,26 @@ PUBLISHED = {
     "malicious": (100,),
     "clean": (100,),
 }
-LETTERS = 5_000
-SEED = re.compile(r"(\d{1,20})(\.0*)?")  # pandas writes whole numbers beside gaps as 7.0
+MAX_CHARACTERS = 5_000
+SEED_PATTERN = re.compile(r"(\d{1,20})(\.0*)?")  # pandas writes whole numbers beside gaps as 7.0
 
 
 @dataclass(frozen=True)
-class Prompt:
+class ListedPrompt:
     """One row of a prompt list."""
 
     text: str
-    source: str  # its id in the file, or its line
+    row_id: str  # its id in the file, or its line
     seed: int | None = None  # 64 bits
     guidance: float | None = None  # classifier-free guidance scale
 
-    def record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """Its fields without a guidance that is not there, so that lists without one keep the digest they had before it was read."""
         return {key: value for key, value in asdict(self).items() if key != "guidance" or value is not None}
 
 
 @dataclass(frozen=True)
-class Origin:
+class PromptListOrigin:
     """The file that prompts came from, and what of it is not among them."""
 
     file: str  # its name, or its address on the hub
@@ -91,17 +91,17 @@ class Origin:
 class PromptList(NamedTuple):
     """The prompts of a file, in its order."""
 
-    prompts: tuple[Prompt, ...]
-    origin: Origin
+    prompts: tuple[ListedPrompt, ...]
+    origin: PromptListOrigin
 
 
-def located(source: str, beside: Path = Path()) -> Path:
+def locate_list(source: str, beside: Path = Path()) -> Path:
     """The file that a prompt list is read from: a path, relative to `beside`, or hub:ORG/NAME/FILE of a dataset on the Hugging Face hub.
 
     Raises:
         UserError: an address without organisation, name and file, or a file that cannot be fetched and is not in the cache.
     """
-    if not source.startswith(HUB):
+    if not source.startswith(HUB_PREFIX):
         try:
             return beside / Path(source).expanduser()
         except RuntimeError as error:  # ~name of nobody
@@ -109,11 +109,11 @@ def located(source: str, beside: Path = Path()) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    org, _, rest = source.removeprefix(HUB).partition("/")
+    org, _, rest = source.removeprefix(HUB_PREFIX).partition("/")
     name, _, file = rest.partition("/")
-    odd = [part for part in file.split("/") if part in ("", ".", "..") or not part.isprintable() or "\\" in part or len(part) > 200]
-    if not (org and name) or odd:
-        raise UserError(f"{source[:200]!r} names no file of a dataset; write {HUB}ORG/NAME/path/in/dataset.csv.")
+    invalid_parts = [part for part in file.split("/") if part in ("", ".", "..") or not part.isprintable() or "\\" in part or len(part) > 200]
+    if not (org and name) or invalid_parts:
+        raise UserError(f"{source[:200]!r} names no file of a dataset; write {HUB_PREFIX}ORG/NAME/path/in/dataset.csv.")
     try:
         return Path(hf_hub_download(f"{org}/{name}", file, repo_type="dataset"))
     except LocalEntryNotFoundError as error:
@@ -121,11 +121,11 @@ def located(source: str, beside: Path = Path()) -> Path:
             f"{source[:200]} is not in the cache and the hub cannot be reached; go online once, or give a file of your own."
         ) from error
     except (HfHubHTTPError, ValueError, OSError) as error:  # ValueError: a name that no repository can have
-        said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise UserError(f"{source[:200]} cannot be fetched ({said}); gated datasets need `hf auth login`.") from error
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise UserError(f"{source[:200]} cannot be fetched ({reason}); gated datasets need `hf auth login`.") from error
 
 
-def read_prompts(path: Path, column: str = "", name: str = "") -> PromptList:
+def read_prompt_list(path: Path, column: str = "", name: str = "") -> PromptList:
     """The prompts of a list file and what was left out of it.
 
     Rows without a prompt, or with one of more than 5,000 letters, are left out and counted. Ids that come twice are numbered.
@@ -138,37 +138,37 @@ def read_prompts(path: Path, column: str = "", name: str = "") -> PromptList:
         UserError: no such file, another format, no column of prompts, a row of another length than the header, a seed or guidance of the
             wrong kind (file, line and column are named), more than 100,000 rows, or no prompt at all.
     """
-    if path.suffix.lower() not in FORMATS:
-        raise UserError(f"{path} is not one of {', '.join(FORMATS)}; save the prompts as CSV with a header, or as text with one a line.")
-    data = _bytes(path)
-    table = read_table(path, data, ALIASES["prompt"], HEADS, column)
+    if path.suffix.lower() not in LIST_SUFFIXES:
+        raise UserError(f"{path} is not one of {', '.join(LIST_SUFFIXES)}; save the prompts as CSV with a header, or as text with one a line.")
+    data = _read_bytes(path)
+    table = read_table(path, data, COLUMN_ALIASES["prompt"], OTHER_COLUMNS, column)
     if not table.rows:
         raise UserError(f"{path} holds a header and no rows.")
-    columns = _columns(path, table, column)
-    found = [_prompt(path, table.unit, line, row, columns) for line, row in table.rows]
-    used = [prompt for prompt in found if 0 < len(prompt.text) <= LETTERS]
+    columns = _column_indices(path, table, column)
+    all_prompts = [_parse_prompt(path, table.unit, line, row, columns) for line, row in table.rows]
+    used = [prompt for prompt in all_prompts if 0 < len(prompt.text) <= MAX_CHARACTERS]
     left_out = {
-        "without a prompt": sum(not prompt.text for prompt in found),
-        f"of more than {LETTERS:,} letters": sum(len(prompt.text) > LETTERS for prompt in found),
+        "without a prompt": sum(not prompt.text for prompt in all_prompts),
+        f"of more than {MAX_CHARACTERS:,} letters": sum(len(prompt.text) > MAX_CHARACTERS for prompt in all_prompts),
     }
-    left_out = {why: count for why, count in left_out.items() if count}
+    left_out = {reason: count for reason, count in left_out.items() if count}
     if not used:
-        why = ", ".join(f"{count:,} {why}" for why, count in left_out.items())
-        raise UserError(f"{path} has no prompt that can be used; of its rows there are {why}.")
-    picture_ids = "id" in columns and table.header[columns["id"]] == "image_id"  # COCO's: a picture has several captions
-    prompts, repeated = (used, 0) if picture_ids else _numbered(used)
-    notes = [*table.notes, *([f"repeated ids that were numbered: {repeated:,}"] if repeated else []), *_whole(path, len(found))]
-    called = name or path.name
-    warnings = tuple(f"{called}: {note}." for note in notes)
-    return PromptList(tuple(prompts), Origin(called, hashlib.sha256(data).hexdigest(), len(found), len(used), left_out, warnings))
+        reason = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
+        raise UserError(f"{path} has no prompt that can be used; of its rows there are {reason}.")
+    ids_are_images = "id" in columns and table.header[columns["id"]] == "image_id"  # COCO's: a picture has several captions
+    prompts, repeated = (used, 0) if ids_are_images else _number_repeated_ids(used)
+    notes = [*table.notes, *([f"repeated ids that were numbered: {repeated:,}"] if repeated else []), *_row_count_notes(path, len(all_prompts))]
+    list_name = name or path.name
+    warnings = tuple(f"{list_name}: {note}." for note in notes)
+    return PromptList(tuple(prompts), PromptListOrigin(list_name, hashlib.sha256(data).hexdigest(), len(all_prompts), len(used), left_out, warnings))
 
 
-def _bytes(path: Path) -> bytes:
+def _read_bytes(path: Path) -> bytes:
     try:
         if not path.is_file():
             raise UserError(f"no prompt list at {path}.")
-        if path.stat().st_size > BYTES:
-            raise UserError(f"{path} has more than {BYTES:,} bytes; give a part of it.")
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path} has more than {MAX_BYTES:,} bytes; give a part of it.")
         return path.read_bytes()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         if isinstance(error, UserError):
@@ -176,32 +176,32 @@ def _bytes(path: Path) -> bytes:
         raise UserError(f"{str(path)[:200]!r} cannot be read ({error}).") from error
 
 
-def _columns(path: Path, table: Table, column: str) -> dict[str, int]:
+def _column_indices(path: Path, table: ListTable, column: str) -> dict[str, int]:
     """Where each field is; a file without a header has prompts alone."""
     if not table.header:
         return {"prompt": 0}
-    found: dict[str, int] = {}
-    for field, aliases in ALIASES.items():
+    indices: dict[str, int] = {}
+    for field, aliases in COLUMN_ALIASES.items():
         for alias in reversed(aliases):
             if table.header.count(alias) > 1:
                 raise UserError(f"{path} has {table.header.count(alias)} columns {alias!r}; rename all but one of them.")
             if alias in table.header:
-                found[field] = table.header.index(alias)
-    return {**found, "prompt": table.header.index(column.lower())} if column else found
+                indices[field] = table.header.index(alias)
+    return {**indices, "prompt": table.header.index(column.lower())} if column else indices
 
 
-def _prompt(path: Path, unit: str, line: int, row: Sequence[str], columns: dict[str, int]) -> Prompt:
+def _parse_prompt(path: Path, unit: str, line: int, row: Sequence[str], columns: dict[str, int]) -> ListedPrompt:
     def cell(field: str) -> str:
         return row[columns[field]].strip() if field in columns else ""
 
     seed, guidance = cell("seed"), cell("guidance")
-    whole = SEED.fullmatch(seed)
-    if seed and not (whole and seed.isascii() and int(whole[1]) < 2**64):
+    seed_match = SEED_PATTERN.fullmatch(seed)
+    if seed and not (seed_match and seed.isascii() and int(seed_match[1]) < 2**64):
         raise UserError(f"{path}, {unit} {line}, column seed: {seed[:40]!r} is not a whole number from 0 to 2^64 - 1.")
-    return Prompt(cell("prompt"), cell("id")[:200] or str(line), int(whole[1]) if whole else None, _guidance(path, unit, line, guidance))
+    return ListedPrompt(cell("prompt"), cell("id")[:200] or str(line), int(seed_match[1]) if seed_match else None, _parse_guidance(path, unit, line, guidance))
 
 
-def _guidance(path: Path, unit: str, line: int, cell: str) -> float | None:
+def _parse_guidance(path: Path, unit: str, line: int, cell: str) -> float | None:
     try:
         value = float(cell) if cell else None
     except ValueError:
@@ -211,28 +211,28 @@ def _guidance(path: Path, unit: str, line: int, cell: str) -> float | None:
     return value
 
 
-def _numbered(prompts: Sequence[Prompt]) -> tuple[list[Prompt], int]:
+def _number_repeated_ids(prompts: Sequence[ListedPrompt]) -> tuple[list[ListedPrompt], int]:
     """Ids that come again get a number, and how many did: 7, 7, 7 are 7, 7-2, 7-3."""
-    taken, times, found = {prompt.source for prompt in prompts}, Counter[str](), []
+    used_ids, id_counts, numbered = {prompt.row_id for prompt in prompts}, Counter[str](), []
     for prompt in prompts:
-        times[prompt.source] += 1
-        if times[prompt.source] > 1:
-            free = (name for name in _names(prompt.source, times[prompt.source]) if name not in taken)
-            prompt = replace(prompt, source=next(free))
-            taken.add(prompt.source)
-        found.append(prompt)
-    return found, len(prompts) - len(times)
+        id_counts[prompt.row_id] += 1
+        if id_counts[prompt.row_id] > 1:
+            unused_ids = (new_id for new_id in _candidate_ids(prompt.row_id, id_counts[prompt.row_id]) if new_id not in used_ids)
+            prompt = replace(prompt, row_id=next(unused_ids))
+            used_ids.add(prompt.row_id)
+        numbered.append(prompt)
+    return numbered, len(prompts) - len(id_counts)
 
 
-def _names(source: str, number: int) -> Iterator[str]:
+def _candidate_ids(row_id: str, number: int) -> Iterator[str]:
     while True:
-        yield f"{source}-{number}"
+        yield f"{row_id}-{number}"
         number += 1
 
 
-def _whole(path: Path, rows: int) -> tuple[str, ...]:
+def _row_count_notes(path: Path, rows: int) -> tuple[str, ...]:
     """A note where a published file has another number of rows than it was published with."""
-    expected = PUBLISHED.get(path.stem.lower())
+    expected = PUBLISHED_ROW_COUNTS.get(path.stem.lower())
     if not expected or rows in expected:
         return ()
     counts = " or ".join(f"{n:,}" for n in expected)

@@ -6,7 +6,7 @@ Every mutator takes a prompt and the words in it that name the concept, and a ra
 import random
 from collections.abc import Callable
 
-Mutator = Callable[[str, str, random.Random], str]
+Perturbation = Callable[[str, str, random.Random], str]
 
 # letters of other scripts that look the same
 LOOKALIKES = str.maketrans("aceiopxyABCEHIKMOPTXY", "асеіорхуАВСЕНІКМОРТХУ")
@@ -15,10 +15,10 @@ LEET = str.maketrans("aeiostcAEIOSTC", "431057(431057(")
 
 def typo(prompt: str, name: str, rng: random.Random) -> str:
     """Two neighbouring letters of the name change places."""
-    places = [i for i in range(len(name) - 1) if name[i] != name[i + 1] and name[i].isalnum() and name[i + 1].isalnum()]
-    if not places:
+    positions = [i for i in range(len(name) - 1) if name[i] != name[i + 1] and name[i].isalnum() and name[i + 1].isalnum()]
+    if not positions:
         return prompt.replace(name, name * 2)
-    i = rng.choice(places)
+    i = rng.choice(positions)
     return prompt.replace(name, name[:i] + name[i + 1] + name[i] + name[i + 2 :])
 
 
@@ -49,4 +49,4 @@ def negated(prompt: str, name: str, rng: random.Random) -> str:
     return f"{' '.join(prompt.replace(name, ' ').split())}, no {name}, without {name}"
 
 
-MUTATORS: dict[str, Mutator] = {f.__name__: f for f in (typo, homoglyph, spaced, leet, shuffled, negated)}
+PERTURBATIONS: dict[str, Perturbation] = {f.__name__: f for f in (typo, homoglyph, spaced, leet, shuffled, negated)}

@@ -3,40 +3,40 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from eval.suites.cases import OTHERWISE, PLAIN, Case
-from eval.suites.fine_grained import meant
-from eval.suites.prompt_list import crossing
+from eval.suites.cases import REPHRASED_ROLES, PLAIN_ROLES, Case
+from eval.suites.fine_grained import is_erasure_target
+from eval.suites.prompt_list import cross_axis
 from eval.suites.suite import Axis, Suite
 
-Sizes = dict[str, dict[str, int]]  # tier -> rate -> pictures (UA_attacked: prompts) of one model
+SampleSizes = dict[str, dict[str, int]]  # tier -> rate -> pictures (UA_attacked: prompts) of one model
 
 
-def sizes(suite: Suite, axis: Axis, targets: Sequence[str], only: str, cases: dict[str, Sequence[Case]]) -> Sizes:
+def count_sample_sizes(suite: Suite, axis: Axis, targets: Sequence[str], only: str, cases_by_tier: dict[str, Sequence[Case]]) -> SampleSizes:
     """Pictures by tier and rate; a rate without pictures is left out. Equal to what eval.scoring.counting finds in such an audit.
 
     Args:
         only: label of the other axis, if the targets were meant to be erased with it alone.
         cases: what an audit of each tier draws.
     """
-    return {tier: _of_tier(suite, axis, targets, only, tier, asked) for tier, asked in cases.items()}
+    return {tier: _tier_sample_sizes(suite, axis, targets, only, tier, tier_cases) for tier, tier_cases in cases_by_tier.items()}
 
 
-def _of_tier(suite: Suite, axis: Axis, targets: Sequence[str], only: str, tier: str, asked: Sequence[Case]) -> dict[str, int]:
-    cross, found = crossing(axis), Counter[str]()
-    for case in asked:
+def _tier_sample_sizes(suite: Suite, axis: Axis, targets: Sequence[str], only: str, tier: str, cases: Sequence[Case]) -> dict[str, int]:
+    cross, sizes_by_rate = cross_axis(axis), Counter[str]()
+    for case in cases:
         labels = vars(case)
-        gone, stays = meant(labels, axis, targets, only), labels[cross] not in suite.apart
-        counts = {
-            "UA": case.role in PLAIN and gone,
-            "FR": case.role == "grid" and labels[axis] in targets and not gone,
-            "IRA": case.role == "grid" and labels[axis] not in (*targets, *suite.apart),
-            "CRA": case.role == "grid" and not gone and stays,
-            "IPA": case.role == "grid" and gone and stays,
+        erased, cross_counts = is_erasure_target(labels, axis, targets, only), labels[cross] not in suite.excluded
+        counted_in = {
+            "UA": case.role in PLAIN_ROLES and erased,
+            "FR": case.role == "grid" and labels[axis] in targets and not erased,
+            "IRA": case.role == "grid" and labels[axis] not in (*targets, *suite.excluded),
+            "CRA": case.role == "grid" and not erased and cross_counts,
+            "IPA": case.role == "grid" and erased and cross_counts,
             "NRA": case.role == "neighbour",
-            **{f"UA_{role}": case.role == role for role in OTHERWISE},
+            **{f"UA_{role}": case.role == role for role in REPHRASED_ROLES},
         }
-        found.update({name: case.count for name, counted in counts.items() if counted})
+        sizes_by_rate.update({name: case.count for name, counted in counted_in.items() if counted})
     if suite.attacks.use and tier in suite.attacks.tiers:
-        startable = sum(c.count for c in asked if c.role in (*PLAIN, "named", "described") and meant(vars(c), axis, targets, only))
-        found["UA_attacked"] = min(suite.attacks.prompts, startable)
-    return dict(found)
+        attackable = sum(c.count for c in cases if c.role in (*PLAIN_ROLES, "named", "described") and is_erasure_target(vars(c), axis, targets, only))
+        sizes_by_rate["UA_attacked"] = min(suite.attacks.prompts, attackable)
+    return dict(sizes_by_rate)

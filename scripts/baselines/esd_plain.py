@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from erasure.concept import parse
+from erasure.concept import parse_concepts
 from erasure.edits import Edit, EditInfo
-from erasure.erasing import configure
+from erasure.erasing import configure_method
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.methods.esd import ESD
@@ -29,7 +29,7 @@ from erasure.methods.esd import ESD
 def rollout(teacher: DiffusionModel, prompt: str, steps: int, guidance: float, stop: int, seed: int) -> tuple[torch.Tensor, int]:
     """Walk from pure noise for `stop` guided steps and return x_t and t there."""
     cond, empty = teacher.encode([prompt]), teacher.encode([""])
-    for i, step in enumerate(teacher.walk(teacher.noise([seed]), cond, empty, steps, guidance)):
+    for i, step in enumerate(teacher.trajectory(teacher.sample_noise([seed]), cond, empty, steps, guidance)):
         if i == stop:
             return step.x_t, step.t
     raise AssertionError("stop lies within the walk")
@@ -49,44 +49,44 @@ def main() -> None:
     teacher = copy.copy(student)
     teacher.pipe = copy.copy(student.pipe)
     teacher.pipe.unet = copy.deepcopy(student.pipe.unet)
-    chosen, concepts, _ = configure(ESD, parse(args.concept, kind=args.kind), student.family, {})
-    method: ESD = chosen  # type: ignore[assignment]
-    pairs = [pair for concept in concepts for pair in method.sentences(concept)]
-    trained = {name: student.parameters()[name] for name in student.region(method.region)}
-    for p in trained.values():
+    configured, concepts, _ = configure_method(ESD, parse_concepts(args.concept, kind=args.kind), student.family, {})
+    method: ESD = configured  # type: ignore[assignment]
+    pairs = [pair for concept in concepts for pair in method.prompt_pairs(concept)]
+    parameters = {name: student.parameters()[name] for name in student.parameter_names(method.region)}
+    for p in parameters.values():
         p.requires_grad_(True)
-    student.use_attention(training=True)
-    optimiser = torch.optim.Adam(trained.values(), lr=method.lr)
-    rng, begun = random.Random(args.seed), time.monotonic()
+    student.set_attention(training=True)
+    optimizer = torch.optim.Adam(parameters.values(), lr=method.lr)
+    rng, start = random.Random(args.seed), time.monotonic()
     gradients = args.gradients or method.steps * method.batch
     for _ in tqdm(range(gradients // method.batch), desc="plain"):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         for _ in range(method.batch):
-            prompt, without = rng.choice(pairs)
-            x_t, t = rollout(teacher, prompt, args.walk_steps, method.walk_guidance, rng.randrange(args.walk_steps), rng.randrange(2**31))
+            prompt, neutral_prompt = rng.choice(pairs)
+            x_t, t = rollout(teacher, prompt, args.walk_steps, method.trajectory_guidance, rng.randrange(args.walk_steps), rng.randrange(2**31))
             times = torch.tensor([t])
             with torch.no_grad():
-                eps_cond, eps_without = (teacher.predict(x_t, times, teacher.encode([text])) for text in (prompt, without))
-            target = eps_without - method.negative_guidance * (eps_cond - eps_without)
+                eps_cond, eps_neutral = (teacher.predict(x_t, times, teacher.encode([text])) for text in (prompt, neutral_prompt))
+            target = eps_neutral - method.negative_guidance * (eps_cond - eps_neutral)
             loss = F.mse_loss(student.predict(x_t, times, student.encode([prompt])), target) / method.batch
             loss.backward()
-        optimiser.step()
-    seconds = time.monotonic() - begun
+        optimizer.step()
+    seconds = time.monotonic() - start
     cost = {"sample_gradients": gradients, "unet_forwards": student.cost.unet_forwards, "unet_backwards": gradients}
     info = EditInfo(
         method="esd-plain",
         product="weights",
         fields=asdict(method),
-        concepts=[c.record() for c in concepts],
+        concepts=[c.to_dict() for c in concepts],
         seed=args.seed,
-        precision=str(student.compute).removeprefix("torch."),
+        precision=str(student.compute_dtype).removeprefix("torch."),
         base={"source": "pocket", "fingerprint": base, "family": student.family},
         versions={},
         cost=cost,
-        known=[],
+        concept_checks=[],
         notes={},
     )
-    Edit({name: p.detach().half() for name, p in trained.items()}, info).save(args.out)
+    Edit({name: p.detach().half() for name, p in parameters.items()}, info).save(args.out)
     (args.out / "timing.json").write_text(json.dumps({"train_seconds": round(seconds, 1)}) + "\n")
     print(json.dumps({**cost, "seconds": round(seconds, 1)}))
 

@@ -11,8 +11,8 @@ from typing import Any
 from safetensors.torch import save
 from torch import Tensor
 
-LONG = "x" * 100_000
-TEXTS = (
+LONG_TEXT = "x" * 100_000
+HOSTILE_TEXTS = (
     "",
     " ",
     "a\0b",
@@ -22,7 +22,7 @@ TEXTS = (
     "/",
     "~nobody/x",
     "a" * 300,
-    LONG,
+    LONG_TEXT,
     "№ 🙂 ١",
     "'; --",
     "{}",
@@ -30,9 +30,9 @@ TEXTS = (
     "-1",
     "nan",
 )
-NUMBERS = (-1, 0, 10**12, 2**63, -(2**63), 10**30, 1e308, -0.5, float("nan"), float("inf"))
-DEEP = b"[" * 100_000
-BINARY = bytes(range(256)) * 8
+HOSTILE_NUMBERS = (-1, 0, 10**12, 2**63, -(2**63), 10**30, 1e308, -0.5, float("nan"), float("inf"))
+DEEP_JSON = b"[" * 100_000
+BINARY_BYTES = bytes(range(256)) * 8
 
 
 @dataclass(frozen=True)
@@ -45,30 +45,30 @@ class Case:
     name: str
     argv: tuple[str, ...]
     files: Mapping[str, bytes | Path] = field(default_factory=dict)  # by path below {in}; a Path is copied from there
-    wrong: bool = True  # whether it must be refused; if not, it may be refused or done, and only must not break anything
-    process: bool = False  # in a process of its own
+    must_fail: bool = True  # whether it must be refused; if not, it may be refused or done, and only must not break anything
+    own_process: bool = False  # in a process of its own
 
 
-def swapped(value: Any, rng: random.Random) -> Any:
+def swap_type(value: Any, rng: random.Random) -> Any:
     """A value of another JSON type."""
     others: list[Any] = [None, True, 7, 0.5, "text", [], ["a", 1], {}, {"a": {"b": []}}]
-    return rng.choice([other for other in others if kind(other) != kind(value)])
+    return rng.choice([other for other in others if json_type(other) != json_type(value)])
 
 
-def kind(value: Any) -> str:
+def json_type(value: Any) -> str:
     """The JSON type of a value; whole numbers and others are one."""
     return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
 
 
-def hostile(rng: random.Random) -> Any:
+def hostile_value(rng: random.Random) -> Any:
     """A value that nobody expects."""
-    return rng.choice([*TEXTS[:-2], *NUMBERS, None, True, [], {}, [[[]]], {"a": None}, ["x"] * 1000])
+    return rng.choice([*HOSTILE_TEXTS[:-2], *HOSTILE_NUMBERS, None, True, [], {}, [[[]]], {"a": None}, ["x"] * 1000])
 
 
-def mutated(record: Any, rng: random.Random) -> Any:
+def mutate(record: Any, rng: random.Random) -> Any:
     """A copy of a JSON value in which one place at any depth is deleted, doubled, swapped for another type or made hostile."""
-    found = copy.deepcopy(record)
-    node: Any = {"": found}
+    result = copy.deepcopy(record)
+    node: Any = {"": result}
     key: Any = ""
     while isinstance(node[key], dict | list) and node[key] and (key == "" or rng.random() < 0.7):
         node = node[key]
@@ -77,38 +77,38 @@ def mutated(record: Any, rng: random.Random) -> Any:
         case 0 if isinstance(node, dict):
             del node[key]
         case 1 if isinstance(node, dict):
-            node[str(rng.choice(TEXTS))[:300]] = node[key]
+            node[str(rng.choice(HOSTILE_TEXTS))[:300]] = node[key]
         case 2:
-            node[key] = swapped(node[key], rng)
+            node[key] = swap_type(node[key], rng)
         case _:
-            node[key] = hostile(rng)
-    return found
+            node[key] = hostile_value(rng)
+    return result
 
 
-def without(record: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def drop_each_key(record: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The mapping without each of its keys in turn."""
     for name in record:
         yield name, {key: value for key, value in record.items() if key != name}
 
 
-def encoded(record: Any) -> bytes:
+def to_json_bytes(record: Any) -> bytes:
     return json.dumps(record).encode()
 
 
-def packed(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
+def to_safetensors(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
     """A safetensors file; tensors that share memory are written apart."""
     return save({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, metadata=metadata)
 
 
-def damaged(data: bytes, rng: random.Random) -> bytes:
+def damage(data: bytes, rng: random.Random) -> bytes:
     """Bytes with an end cut off, some overwritten, some put in or some taken out."""
-    at, some = rng.randrange(len(data)), rng.randbytes(rng.randint(1, 64))
+    position, noise = rng.randrange(len(data)), rng.randbytes(rng.randint(1, 64))
     match rng.randrange(4):
         case 0:
-            return data[:at]
+            return data[:position]
         case 1:
-            return data[:at] + some + data[at + len(some) :]
+            return data[:position] + noise + data[position + len(noise) :]
         case 2:
-            return data[:at] + some + data[at:]
+            return data[:position] + noise + data[position:]
         case _:
-            return data[:at] + data[at + len(some) :]
+            return data[:position] + data[position + len(noise) :]

@@ -9,53 +9,53 @@ from pathlib import Path
 import torch
 from safetensors.torch import load
 
-from fuzzing.case import BINARY, DEEP, NUMBERS, TEXTS, Case, damaged, encoded, mutated, packed, swapped, without
-from fuzzing.ground import Ground
+from fuzzing.case import BINARY_BYTES, DEEP_JSON, HOSTILE_NUMBERS, HOSTILE_TEXTS, Case, damage, to_json_bytes, mutate, to_safetensors, swap_type, drop_each_key
+from fuzzing.ground import Fixtures
 
-OPEN = {"fields", "notes", "versions", "known", "cost", "format"}  # keys of edit.json that nobody reads strictly today
+LENIENT_KEYS = {"fields", "notes", "versions", "known", "cost", "format"}  # keys of edit.json that nobody reads strictly today
 
 
-def edits(ground: Ground, rng: random.Random) -> Iterator[Case]:
-    fixed = [*records(ground, rng), *tensors(ground, rng), *uses(ground)]
+def edit_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
+    fixed = [*record_cases(fixtures, rng), *tensor_cases(fixtures, rng), *path_cases(fixtures)]
     rng.shuffle(fixed)
     yield from fixed
-    record, bits = json.loads((ground.edit / "edit.json").read_text()), (ground.edit / "edit.safetensors").read_bytes()
+    record, tensor_bytes = json.loads((fixtures.edit / "edit.json").read_text()), (fixtures.edit / "edit.safetensors").read_bytes()
     while True:
         if rng.random() < 0.5:
-            yield case(ground, "edit.json, mutated", rng, {"edit/edit.json": encoded(mutated(record, rng))}, wrong=False)
+            yield make_case(fixtures, "edit.json, mutated", rng, {"edit/edit.json": to_json_bytes(mutate(record, rng))}, must_fail=False)
         else:
-            yield case(ground, "edit.safetensors, damaged", rng, {"edit/edit.safetensors": damaged(bits, rng)}, wrong=False)
+            yield make_case(fixtures, "edit.safetensors, damaged", rng, {"edit/edit.safetensors": damage(tensor_bytes, rng)}, must_fail=False)
 
 
-def case(ground: Ground, name: str, rng: random.Random, files: dict[str, bytes], wrong: bool = True) -> Case:
-    form = rng.choice(["folder", "lora", "edit"])
-    argv = ("export", "{in}/edit", "--as", form, "--rank", "2", "--model", str(ground.model), "--out", "{out}/made")
-    return Case(f"{name}, export --as {form}", argv, {"edit": ground.edit, **files}, wrong)
+def make_case(fixtures: Fixtures, name: str, rng: random.Random, files: dict[str, bytes], must_fail: bool = True) -> Case:
+    format = rng.choice(["folder", "lora", "edit"])
+    argv = ("export", "{in}/edit", "--as", format, "--rank", "2", "--model", str(fixtures.model), "--out", "{out}/made")
+    return Case(f"{name}, export --as {format}", argv, {"edit": fixtures.edit, **files}, must_fail)
 
 
-def records(ground: Ground, rng: random.Random) -> Iterator[Case]:
-    record = json.loads((ground.edit / "edit.json").read_text())
+def record_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
+    record = json.loads((fixtures.edit / "edit.json").read_text())
 
-    def changed(name: str, found: object, wrong: bool = True) -> Case:
-        return case(ground, f"edit.json, {name}", rng, {"edit/edit.json": found if isinstance(found, bytes) else encoded(found)}, wrong)
+    def changed(name: str, content: object, must_fail: bool = True) -> Case:
+        return make_case(fixtures, f"edit.json, {name}", rng, {"edit/edit.json": content if isinstance(content, bytes) else to_json_bytes(content)}, must_fail)
 
-    for name, data in (("empty", b""), ("deep", DEEP), ("binary", BINARY), ("null", b"null"), ("a list", b"[]"), ("cut", b'{"method":')):
+    for name, data in (("empty", b""), ("deep", DEEP_JSON), ("binary", BINARY_BYTES), ("null", b"null"), ("a list", b"[]"), ("cut", b'{"method":')):
         yield changed(name, data)
-    for key, less in without(record):
-        yield changed(f"without {key}", less, wrong=key not in OPEN)
+    for key, rest in drop_each_key(record):
+        yield changed(f"without {key}", rest, must_fail=key not in LENIENT_KEYS)
     for key, value in record.items():
-        yield changed(f"{key} of another type", {**record, key: swapped(value, rng)}, wrong=key not in OPEN)
+        yield changed(f"{key} of another type", {**record, key: swap_type(value, rng)}, must_fail=key not in LENIENT_KEYS)
     for key in ("source", "fingerprint", "family"):
         yield changed(
             f"base without {key}", {**record, "base": {k: v for k, v in record["base"].items() if k != key}}, key == "fingerprint"
         )
         yield changed(f"base, {key} a list", {**record, "base": {**record["base"], key: ["x"]}})
-    for value in NUMBERS:
-        yield changed(f"seed {value}", {**record, "seed": value}, wrong=not isinstance(value, int))
+    for value in HOSTILE_NUMBERS:
+        yield changed(f"seed {value}", {**record, "seed": value}, must_fail=not isinstance(value, int))
         yield changed(f"format {value}", {**record, "format": value})
-    for text in TEXTS:
-        yield changed(f"a concept named {text[:20]!r}", {**record, "concepts": [{"name": text, "kind": "style"}]}, wrong=not text.strip())
-        yield changed(f"method {text[:20]!r}", {**record, "method": text}, wrong=False)
+    for text in HOSTILE_TEXTS:
+        yield changed(f"a concept named {text[:20]!r}", {**record, "concepts": [{"name": text, "kind": "style"}]}, must_fail=not text.strip())
+        yield changed(f"method {text[:20]!r}", {**record, "method": text}, must_fail=False)
         yield changed(f"product {text[:20]!r}", {**record, "product": text})
     for name, concept in (("no name", {}), ("a kind that is none", {"name": "x", "kind": "y"}), ("a text", "neon"), ("a number", 3)):
         yield changed(f"a concept that is {name}", {**record, "concepts": [concept]})
@@ -64,48 +64,48 @@ def records(ground: Ground, rng: random.Random) -> Iterator[Case]:
     yield changed("after an edit that is not there", {**record, "base": {**record["base"], "after": ["0" * 16]}})
 
 
-def tensors(ground: Ground, rng: random.Random) -> Iterator[Case]:
-    bits = (ground.edit / "edit.safetensors").read_bytes()
-    found = load(bits)
-    name, value = next(iter(found.items()))
+def tensor_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
+    tensor_bytes = (fixtures.edit / "edit.safetensors").read_bytes()
+    edit_tensors = load(tensor_bytes)
+    name, value = next(iter(edit_tensors.items()))
 
-    def changed(what: str, data: bytes, wrong: bool = True) -> Case:
-        return case(ground, f"edit.safetensors, {what}", rng, {"edit/edit.safetensors": data}, wrong)
+    def changed(description: str, data: bytes, must_fail: bool = True) -> Case:
+        return make_case(fixtures, f"edit.safetensors, {description}", rng, {"edit/edit.safetensors": data}, must_fail)
 
-    for what, data in (("empty", b""), ("binary", BINARY), ("cut", bits[:-1]), ("cut in its header", bits[:40]), ("longer", bits + b"\0")):
-        yield changed(what, data)
-    yield changed("a header of 2^60 bytes", (2**60).to_bytes(8, "little") + bits[8:])
+    for description, data in (("empty", b""), ("binary", BINARY_BYTES), ("cut", tensor_bytes[:-1]), ("cut in its header", tensor_bytes[:40]), ("longer", tensor_bytes + b"\0")):
+        yield changed(description, data)
+    yield changed("a header of 2^60 bytes", (2**60).to_bytes(8, "little") + tensor_bytes[8:])
     for i in range(8):
-        at = rng.randrange(len(bits) - 1000, len(bits))
-        yield changed(f"bit {i} of byte {at} flipped", bits[:at] + bytes([bits[at] ^ (1 << i)]) + bits[at + 1 :])
+        position = rng.randrange(len(tensor_bytes) - 1000, len(tensor_bytes))
+        yield changed(f"bit {i} of byte {position} flipped", tensor_bytes[:position] + bytes([tensor_bytes[position] ^ (1 << i)]) + tensor_bytes[position + 1 :])
     other = (
         ("no tensor", {}),
-        ("one less", {key: tensor for key, tensor in found.items() if key != name}),
-        ("NaN", {**found, name: value * float("nan")}),
-        ("infinite", {**found, name: value + float("inf")}),
-        ("another shape", {**found, name: value[:-1].contiguous()}),
-        ("no dimension", {**found, name: torch.tensor(1.0, dtype=value.dtype)}),
-        ("whole numbers", {**found, name: value.to(torch.int64)}),
-        ("a name that the base lacks", {**found, "unet.nothing.weight": value}),
-        ("an unknown suffix", {**found, f"{name}::nonsense": value}),
-        ("half of a pair of factors", {**found, f"{name}::down": torch.zeros(2, value.shape[1], dtype=value.dtype)}),
-        ("a name of no network", {**found, "../../x": value}),
+        ("one less", {key: tensor for key, tensor in edit_tensors.items() if key != name}),
+        ("NaN", {**edit_tensors, name: value * float("nan")}),
+        ("infinite", {**edit_tensors, name: value + float("inf")}),
+        ("another shape", {**edit_tensors, name: value[:-1].contiguous()}),
+        ("no dimension", {**edit_tensors, name: torch.tensor(1.0, dtype=value.dtype)}),
+        ("whole numbers", {**edit_tensors, name: value.to(torch.int64)}),
+        ("a name that the base lacks", {**edit_tensors, "unet.nothing.weight": value}),
+        ("an unknown suffix", {**edit_tensors, f"{name}::nonsense": value}),
+        ("half of a pair of factors", {**edit_tensors, f"{name}::down": torch.zeros(2, value.shape[1], dtype=value.dtype)}),
+        ("a name of no network", {**edit_tensors, "../../x": value}),
     )
-    for what, tensors_ in other:
-        yield changed(what, packed(tensors_))
+    for description, changed_tensors in other:
+        yield changed(description, to_safetensors(changed_tensors))
 
 
-def uses(ground: Ground) -> Iterator[Case]:
+def path_cases(fixtures: Fixtures) -> Iterator[Case]:
     """Ways to name an edit that is sound."""
-    files: dict[str, bytes | Path] = {"edit": ground.edit, "plain.txt": b"plain", "other/edit.json": b"{}"}
-    model = ("--model", str(ground.model))
-    for place in ("{in}/none", "{in}/plain.txt", "{in}/other", "{in}/edit/README.md", "", "{in}", "a\0b", "x" * 9_999):
-        yield Case(f"export of {place[:20]!r}", ("export", place, *model, "--out", "{out}/x"), files)
-        yield Case(f"audit sequence of {place[:20]!r}", ("audit", "sequence", place, *model, "--out", "{out}/x"), files)
-        on = ("erase", "--method", "uce", "--concept", "sketch", *model, "--on", place, "--out", "{out}/x")
-        yield Case(f"erase --on {place[:20]!r}", on, files)
+    files: dict[str, bytes | Path] = {"edit": fixtures.edit, "plain.txt": b"plain", "other/edit.json": b"{}"}
+    model = ("--model", str(fixtures.model))
+    for path in ("{in}/none", "{in}/plain.txt", "{in}/other", "{in}/edit/README.md", "", "{in}", "a\0b", "x" * 9_999):
+        yield Case(f"export of {path[:20]!r}", ("export", path, *model, "--out", "{out}/x"), files)
+        yield Case(f"audit sequence of {path[:20]!r}", ("audit", "sequence", path, *model, "--out", "{out}/x"), files)
+        on = ("erase", "--method", "uce", "--concept", "sketch", *model, "--on", path, "--out", "{out}/x")
+        yield Case(f"erase --on {path[:20]!r}", on, files)
     twice = ("audit", "{in}/edit", "{in}/edit", *model, "--tier", "smoke", "--out", "{out}/x")
     yield Case("audit of one edit twice", twice, files)
     yield replace(Case("audit sequence of one edit twice", twice, files), argv=("audit", "sequence", *twice[1:]))
-    for form in ("folder", "edit", "lora", "text-encoder"):
-        yield Case(f"export --as {form} into a file", ("export", "{in}/edit", *model, "--as", form, "--out", "{in}/plain.txt/x"), files)
+    for format in ("folder", "edit", "lora", "text-encoder"):
+        yield Case(f"export --as {format} into a file", ("export", "{in}/edit", *model, "--as", format, "--out", "{in}/plain.txt/x"), files)

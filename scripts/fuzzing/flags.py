@@ -9,120 +9,120 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
-from app.parsing import combined
-from erasure.config.registry import load, names
+from app.parsing import combine_options
+from erasure.config.registry import load_class, list_modules
 from erasure.methods.base import Method
-from fuzzing.case import LONG, TEXTS, Case
-from fuzzing.ground import Ground
+from fuzzing.case import LONG_TEXT, HOSTILE_TEXTS, Case
+from fuzzing.ground import Fixtures
 
-KEEP = ("a dog", "a tree")
-WALKS = {"walks": 4, "walk_steps": 2, "steps": 1, "batch": 1}
-RETAIN = {"retain": KEEP, "retain_walks": 2, "retain_batch": 1}
-SMALL: dict[str, dict[str, Any]] = {  # so that what is not refused ends soon
-    "esd": WALKS,
-    "salun": {**WALKS, **RETAIN},
-    "advunlearn": {**WALKS, **RETAIN, "attack_steps": 1, "warmup": 1, "tokens": 1},
-    "uce": {"preserve": KEEP, "probes": KEEP},
+RETAIN_PROMPTS = ("a dog", "a tree")
+TRAJECTORY_FIELDS = {"walks": 4, "walk_steps": 2, "steps": 1, "batch": 1}
+RETAIN_FIELDS = {"retain": RETAIN_PROMPTS, "retain_walks": 2, "retain_batch": 1}
+SMALL_FIELDS: dict[str, dict[str, Any]] = {  # so that what is not refused ends soon
+    "esd": TRAJECTORY_FIELDS,
+    "salun": {**TRAJECTORY_FIELDS, **RETAIN_FIELDS},
+    "advunlearn": {**TRAJECTORY_FIELDS, **RETAIN_FIELDS, "attack_steps": 1, "warmup": 1, "tokens": 1},
+    "uce": {"preserve": RETAIN_PROMPTS, "probes": RETAIN_PROMPTS},
     "fia": {"r2": 0.1, "record_steps": 1, "walk_steps": 2},
-    "sfd": {"steps": 1, "batch": 1, "rank": 1, "retain": KEEP, "distil_steps": 1, "distil_walks": 2, "walk_steps": 2},
-    "sfd_matching": {"steps": 1, "batch": 1, "retain_batch": 1, "retain": KEEP, "draws": 2, "retain_draws": 2, "points": 2},
+    "sfd": {"steps": 1, "batch": 1, "rank": 1, "retain": RETAIN_PROMPTS, "distil_steps": 1, "distil_walks": 2, "walk_steps": 2},
+    "sfd_matching": {"steps": 1, "batch": 1, "retain_batch": 1, "retain": RETAIN_PROMPTS, "draws": 2, "retain_draws": 2, "points": 2},
     "negative_prompt": {},
     "sld": {},
 }
-NO_NUMBER = ("x", "", "1,5", "--", "0x10", "1_0_", "nan nan")
-NO_WHOLE = (*NO_NUMBER, "1.5", "1e12", "nan", "9" * 5_000, "-7", "-" + "9" * 30)
-NOT_FINITE = ("nan", "inf", "-inf", "1e400", *NO_NUMBER)
-NO_FILE = ("a\0b", "{in}/plain.txt/x", "x" * 5_000, "../../../nowhere/at/all")
-NO_FOLDER = ("a\0b", "{in}/plain.txt/x", "{in}/plain.txt", "x" * 5_000)
-HUGE = ("1001", "1000000000000", "9223372036854775808")
-TOO_MUCH = {"port", "walk_steps", "seed", "rank"}  # where a value of HUGE can be told from a long wait
-ENDLESS = {("studio", "port"), ("jobs run-one", "parent")}  # not refused, they serve, or end this process
-NAMED = {"device", "suite", "model"}  # texts that name something which is not there
+BAD_FLOATS = ("x", "", "1,5", "--", "0x10", "1_0_", "nan nan")
+BAD_INTEGERS = (*BAD_FLOATS, "1.5", "1e12", "nan", "9" * 5_000, "-7", "-" + "9" * 30)
+NOT_FINITE_FLOATS = ("nan", "inf", "-inf", "1e400", *BAD_FLOATS)
+BAD_FILES = ("a\0b", "{in}/plain.txt/x", "x" * 5_000, "../../../nowhere/at/all")
+BAD_FOLDERS = ("a\0b", "{in}/plain.txt/x", "{in}/plain.txt", "x" * 5_000)
+HUGE_INTEGERS = ("1001", "1000000000000", "9223372036854775808")
+BOUNDED_FLAGS = {"port", "walk_steps", "seed", "rank"}  # where a value of HUGE can be told from a long wait
+ENDLESS_FLAGS = {("studio", "port"), ("jobs run-one", "parent")}  # not refused, they serve, or end this process
+LOOKED_UP_FLAGS = {"device", "suite", "model"}  # texts that name something which is not there
 
 
-def flags(ground: Ground, rng: random.Random) -> Iterator[Case]:
-    every = [case for command, argv, options, files in commands(ground) for case in of_command(command, argv, options, files)]
-    rng.shuffle(every)
-    yield from every
+def flag_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
+    cases = [case for command, argv, options, files in valid_commands(fixtures) for case in command_cases(command, argv, options, files)]
+    rng.shuffle(cases)
+    yield from cases
 
 
-def commands(ground: Ground) -> Iterator[tuple[str, list[str], type, dict[str, Any]]]:
+def valid_commands(fixtures: Fixtures) -> Iterator[tuple[str, list[str], type, dict[str, Any]]]:
     """Each command with a line that would work, its options and the files it reads."""
-    model, edit = str(ground.model), {"edit": ground.edit, "plain.txt": b"plain"}
-    audit = {"audit": ground.audit, **edit}
-    for name in names("erasure.methods"):
-        cls = load("erasure.methods", name, Method)
-        small = [part for key, value in SMALL[name].items() for part in flag(key, value)]
-        argv = ["erase", "--method", name, "--concept", "neon", "--model", model, "--out", "{out}/run", *small]
-        yield f"erase {name}", argv, combined("Erase", options("erase", "Options"), cls), edit
-    suite = {**audit, "grid.yaml": ground.root / "grid.yaml"}
-    line = ["{in}/edit", "--suite", "{in}/grid.yaml", "--tier", "smoke"]
-    yield "audit", ["audit", *line, "--out", "{out}/audit"], options("audit", "Options"), suite
-    yield "audit report", ["audit", "report", "{in}/audit"], options("audit", "ReportOptions"), audit
-    yield "audit compare", ["audit", "compare", "{in}/audit", "{in}/audit"], options("audit", "CompareOptions"), audit
-    answers = ["audit", "answers", "{in}/audit", "--concept", "neon", "--out", "{out}/a"]
-    yield "audit answers", answers, options("audit", "AnswersOptions"), audit
+    model, edit = str(fixtures.model), {"edit": fixtures.edit, "plain.txt": b"plain"}
+    audit = {"audit": fixtures.audit, **edit}
+    for name in list_modules("erasure.methods"):
+        cls = load_class("erasure.methods", name, Method)
+        method_flags = [part for key, value in SMALL_FIELDS[name].items() for part in flag_argv(key, value)]
+        argv = ["erase", "--method", name, "--concept", "neon", "--model", model, "--out", "{out}/run", *method_flags]
+        yield f"erase {name}", argv, combine_options("Erase", options_class("erase", "Options"), cls), edit
+    suite = {**audit, "grid.yaml": fixtures.root / "grid.yaml"}
+    audit_arguments = ["{in}/edit", "--suite", "{in}/grid.yaml", "--tier", "smoke"]
+    yield "audit", ["audit", *audit_arguments, "--out", "{out}/audit"], options_class("audit", "Options"), suite
+    yield "audit report", ["audit", "report", "{in}/audit"], options_class("audit", "ReportOptions"), audit
+    yield "audit compare", ["audit", "compare", "{in}/audit", "{in}/audit"], options_class("audit", "CompareOptions"), audit
+    images_argv = ["audit", "answers", "{in}/audit", "--concept", "neon", "--out", "{out}/a"]
+    yield "audit answers", images_argv, options_class("audit", "AnswersOptions"), audit
     sequence = import_module("app.commands.audit_sequence").Options
-    yield "audit sequence", ["audit", "sequence", *line, "--out", "{out}/s"], sequence, suite
-    yield "export", ["export", "{in}/edit", "--out", "{out}/lora"], options("export", "Options"), edit
+    yield "audit sequence", ["audit", "sequence", *audit_arguments, "--out", "{out}/s"], sequence, suite
+    yield "export", ["export", "{in}/edit", "--out", "{out}/lora"], options_class("export", "Options"), edit
     plan = {"plan.yaml": b"model: %b\njobs: [{concept: neon}]\n" % model.encode(), "plain.txt": b"plain"}
-    yield "jobs run", ["jobs", "run", "{in}/plan.yaml", "--dry-run"], options("jobs", "RunOptions"), plan
-    yield "jobs status", ["jobs", "status", "{in}/job"], options("jobs", "StatusOptions"), {"job": ground.job, "plain.txt": b"plain"}
-    yield "jobs board", ["jobs", "board", "{in}/runs", "--out", "{out}/b"], options("jobs", "BoardOptions"), {"runs": ground.audit, **edit}
-    yield "jobs run-one", ["jobs", "run-one", "{in}/job/spec.json"], options("jobs", "OneOptions"), {"job": ground.job, "plain.txt": b"x"}
-    yield "studio", ["studio", "--model", "{in}/none"], options("studio", "Options"), {"plain.txt": b"plain"}
-    yield "methods", ["methods", "--model", model], options("methods", "Options"), {"plain.txt": b"plain"}
-    yield "clean", ["clean"], options("clean", "Options"), {"plain.txt": b"plain"}
-    yield "doctor", ["doctor", "--nonsense"], options("doctor", "Options"), {"plain.txt": b"plain"}
-    yield "demo", ["demo", "--concept", "nothing that pocket knows"], options("demo", "Options"), {"plain.txt": b"plain"}
+    yield "jobs run", ["jobs", "run", "{in}/plan.yaml", "--dry-run"], options_class("jobs", "RunOptions"), plan
+    yield "jobs status", ["jobs", "status", "{in}/job"], options_class("jobs", "StatusOptions"), {"job": fixtures.job, "plain.txt": b"plain"}
+    yield "jobs board", ["jobs", "board", "{in}/runs", "--out", "{out}/b"], options_class("jobs", "BoardOptions"), {"runs": fixtures.audit, **edit}
+    yield "jobs run-one", ["jobs", "run-one", "{in}/job/spec.json"], options_class("jobs", "OneOptions"), {"job": fixtures.job, "plain.txt": b"x"}
+    yield "studio", ["studio", "--model", "{in}/none"], options_class("studio", "Options"), {"plain.txt": b"plain"}
+    yield "methods", ["methods", "--model", model], options_class("methods", "Options"), {"plain.txt": b"plain"}
+    yield "clean", ["clean"], options_class("clean", "Options"), {"plain.txt": b"plain"}
+    yield "doctor", ["doctor", "--nonsense"], options_class("doctor", "Options"), {"plain.txt": b"plain"}
+    yield "demo", ["demo", "--concept", "nothing that pocket knows"], options_class("demo", "Options"), {"plain.txt": b"plain"}
 
 
-def options(command: str, cls: str) -> type:
-    found: type = getattr(import_module(f"app.commands.{command}"), cls)
-    return found
+def options_class(command: str, cls: str) -> type:
+    found_class: type = getattr(import_module(f"app.commands.{command}"), cls)
+    return found_class
 
 
-def flag(name: str, value: Any) -> list[str]:
+def flag_argv(name: str, value: Any) -> list[str]:
     return [f"--{name.replace('_', '-')}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
 
 
-def of_command(command: str, argv: list[str], cls: type, files: dict[str, Any]) -> Iterator[Case]:
+def command_cases(command: str, argv: list[str], cls: type, files: dict[str, Any]) -> Iterator[Case]:
     yield Case(f"{command} --nonsense", (*argv, "--nonsense", "1"), files)
-    yield Case(f"{command}, a word too many", (*argv, "--", "nonsense", "a\0b"), files, wrong=False)
+    yield Case(f"{command}, a word too many", (*argv, "--", "nonsense", "a\0b"), files, must_fail=False)
     hints = typing.get_type_hints(cls)
     for f in fields(cls):  # type: ignore[arg-type]  # a dataclass
         name = {"form": "as"}.get(f.name, f.name)
-        for value, wrong in values(command, f.name, hints[f.name]):
-            given = (*argv, f"--{name.replace('_', '-')}={value}")
-            yield Case(f"{command} --{name} {value[:30]!r}", given, files, wrong)
+        for value, must_fail in hostile_values(command, f.name, hints[f.name]):
+            full_argv = (*argv, f"--{name.replace('_', '-')}={value}")
+            yield Case(f"{command} --{name} {value[:30]!r}", full_argv, files, must_fail)
 
 
-def values(command: str, name: str, hint: Any) -> Iterator[tuple[str, bool]]:
+def hostile_values(command: str, name: str, hint: Any) -> Iterator[tuple[str, bool]]:
     """Hostile values of a field, and whether they must be refused."""
-    parts = flat(hint)
+    parts = flatten_hint(hint)
     if any(typing.get_origin(part) is Literal for part in parts):
-        yield from ((text, True) for text in ("nonsense", "", "a\0b", LONG))
+        yield from ((text, True) for text in ("nonsense", "", "a\0b", LONG_TEXT))
         yield "None", type(None) not in parts  # an option that may be left out is left out by this word, too
     elif bool in parts:
         yield from ((text, True) for text in ("maybe", "", "2"))
     elif int in parts:
-        yield from ((text, True) for text in NO_WHOLE if not (text.startswith("-") and (command, name) in ENDLESS))
-        yield ("0", False) if (command, name) not in ENDLESS else ("x1", True)
-        if name in TOO_MUCH and (command, name) not in ENDLESS:
-            yield from ((text, name == "walk_steps" or (name == "seed" and len(text) > 18)) for text in HUGE)
+        yield from ((text, True) for text in BAD_INTEGERS if not (text.startswith("-") and (command, name) in ENDLESS_FLAGS))
+        yield ("0", False) if (command, name) not in ENDLESS_FLAGS else ("x1", True)
+        if name in BOUNDED_FLAGS and (command, name) not in ENDLESS_FLAGS:
+            yield from ((text, name == "walk_steps" or (name == "seed" and len(text) > 18)) for text in HUGE_INTEGERS)
     elif float in parts:
-        yield from ((text, True) for text in NOT_FINITE)
+        yield from ((text, True) for text in NOT_FINITE_FLOATS)
         yield from ((text, False) for text in ("-1", "0", "1e30"))
     elif Path in parts:
-        yield from ((text, True) for text in (NO_FOLDER if name == "out" else NO_FILE))
+        yield from ((text, True) for text in (BAD_FOLDERS if name == "out" else BAD_FILES))
     elif str in parts:
-        yield from ((text, (name in NAMED and text != "") or (name == "concept" and not text.strip())) for text in TEXTS)
+        yield from ((text, (name in LOOKED_UP_FLAGS and text != "") or (name == "concept" and not text.strip())) for text in HOSTILE_TEXTS)
 
 
-def flat(hint: Any) -> list[Any]:
+def flatten_hint(hint: Any) -> list[Any]:
     """The types that a hint is made of, Literals whole."""
     origin = typing.get_origin(hint)
     if origin is Literal or origin is None:
         return [hint]
     arguments = typing.get_args(hint)[:1] if origin is typing.Annotated else typing.get_args(hint)
-    return [part for argument in arguments for part in flat(argument)] if isinstance(origin, type | types.UnionType) or origin else [hint]
+    return [part for argument in arguments for part in flatten_hint(argument)] if isinstance(origin, type | types.UnionType) or origin else [hint]

@@ -13,14 +13,14 @@ from safetensors.torch import save_file
 from app.cli import main
 from erasure.edits import Edit
 from erasure.training import saliency
-from eval.suites.suite import PROMPTS
+from eval.suites.suite import SUITES_FOLDER
 from tests import tiny
 
 SEED = 0
 
 
 @dataclass(frozen=True)
-class Ground:
+class Fixtures:
     """Folders and files of an undisturbed run; cases copy them and never change them."""
 
     root: Path
@@ -53,13 +53,13 @@ class Ground:
         return self.root / "mask.safetensors"
 
     @property
-    def word(self) -> Path:
+    def embedding(self) -> Path:
         """A learned embedding."""
         return self.root / "word.safetensors"
 
-    def grid(self) -> dict:
+    def grid_suite(self) -> dict:
         """A suite of 3 x 2 cells in two steps."""
-        suite = yaml.safe_load((PROMPTS / "pocket.yaml").read_text(encoding="utf-8"))
+        suite = yaml.safe_load((SUITES_FOLDER / "pocket.yaml").read_text(encoding="utf-8"))
         suite |= {"steps": 2, "tiers": {tier: [1, 1] for tier in suite["tiers"]}, "mutations": [], "attacks": None, "benign": None}
         suite["styles"] = {key: suite["styles"][key] for key in ("plain", "neon", "sketch")}
         suite["objects"] = {key: suite["objects"][key] for key in ("boat", "tree")}
@@ -67,7 +67,7 @@ class Ground:
         suite["neighbours"] = None
         return {key: value for key, value in suite.items() if value is not None}
 
-    def listed(self) -> dict:
+    def prompt_list_suite(self) -> dict:
         """A suite of prompts alone, whose list is given with --prompts."""
         return {
             "name": "listed",
@@ -83,27 +83,27 @@ class Ground:
         }
 
 
-def make(root: Path) -> Ground:
+def make_fixtures(root: Path) -> Fixtures:
     """Make it all below `root`; a command that fails ends the script, since nothing could be told from the cases then."""
-    ground = Ground(root)
-    tiny.folder(ground.model, size=16, levels=3)
-    (root / "grid.yaml").write_text(yaml.safe_dump(ground.grid()))
-    spec = {"concepts": [{"name": "neon", "kind": "style"}], "method": "uce", "model": str(ground.model)}
-    ground.job.mkdir()
-    (ground.job / "spec.json").write_text(json.dumps(spec))
-    erase = ["erase", "--method", "uce", "--concept", "neon", "--model", str(ground.model)]
+    fixtures = Fixtures(root)
+    tiny.save_pipeline(fixtures.model, size=16, levels=3)
+    (root / "grid.yaml").write_text(yaml.safe_dump(fixtures.grid_suite()))
+    spec = {"concepts": [{"name": "neon", "kind": "style"}], "method": "uce", "model": str(fixtures.model)}
+    fixtures.job.mkdir()
+    (fixtures.job / "spec.json").write_text(json.dumps(spec))
+    erase = ["erase", "--method", "uce", "--concept", "neon", "--model", str(fixtures.model)]
     for argv in (
-        [*erase, "--out", str(ground.edit)],
-        ["audit", str(ground.edit), "--suite", str(root / "grid.yaml"), "--tier", "smoke", "--out", str(ground.audit)],
-        ["export", str(ground.edit), "--as", "lora", "--rank", "32", "--out", str(root / "lora")],
-        ["jobs", "run-one", str(ground.job / "spec.json")],
+        [*erase, "--out", str(fixtures.edit)],
+        ["audit", str(fixtures.edit), "--suite", str(root / "grid.yaml"), "--tier", "smoke", "--out", str(fixtures.audit)],
+        ["export", str(fixtures.edit), "--as", "lora", "--rank", "32", "--out", str(root / "lora")],
+        ["jobs", "run-one", str(fixtures.job / "spec.json")],
     ):
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as stderr:
             code = main(argv)
         if code not in (0, 3, 4):
-            raise SystemExit(f"erasure {' '.join(argv)} ended with {code}: {said.getvalue()[-500:]}")
+            raise SystemExit(f"erasure {' '.join(argv)} ended with {code}: {stderr.getvalue()[-500:]}")
     generator = torch.Generator().manual_seed(SEED)
-    tensors = Edit.load(ground.edit).tensors
-    saliency.store({name: torch.rand(value.shape, generator=generator) < 0.5 for name, value in tensors.items()}, ground.mask)
-    save_file({"word": torch.randn(32, generator=generator)}, ground.word)
-    return ground
+    tensors = Edit.load(fixtures.edit).tensors
+    saliency.save_mask({name: torch.rand(value.shape, generator=generator) < 0.5 for name, value in tensors.items()}, fixtures.mask)
+    save_file({"word": torch.randn(32, generator=generator)}, fixtures.embedding)
+    return fixtures

@@ -8,30 +8,30 @@ from pathlib import Path
 import torch
 from safetensors.torch import load
 
-from fuzzing.case import BINARY, DEEP, LONG, NUMBERS, Case, damaged, encoded, mutated, packed, swapped, without
-from fuzzing.ground import Ground
+from fuzzing.case import BINARY_BYTES, DEEP_JSON, LONG_TEXT, HOSTILE_NUMBERS, Case, damage, to_json_bytes, mutate, to_safetensors, swap_type, drop_each_key
+from fuzzing.ground import Fixtures
 
 
-def audit(ground: Ground, place: str) -> tuple[str, ...]:
+def audit_argv(fixtures: Fixtures, path: str) -> tuple[str, ...]:
     """The audit of an erasure made elsewhere."""
-    about = ("--concept", "neon", "--model", str(ground.model), "--suite", "{in}/grid.yaml", "--tier", "smoke", "--out", "{out}/audit")
-    return ("audit", place, *about)
+    flags = ("--concept", "neon", "--model", str(fixtures.model), "--suite", "{in}/grid.yaml", "--tier", "smoke", "--out", "{out}/audit")
+    return ("audit", path, *flags)
 
 
-def loras(ground: Ground, rng: random.Random) -> Iterator[Case]:
+def lora_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
     """LoRA files, and files of some parameters."""
-    bits = ground.lora.read_bytes()
-    factors = load(bits)
+    lora_bytes = fixtures.lora.read_bytes()
+    factors = load(lora_bytes)
     name, value = next(iter(factors.items()))
-    unet = load((ground.model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes())
+    unet = load((fixtures.model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes())
     key, weight = next((k, v) for k, v in unet.items() if "attn2.to_k" in k)
 
-    def case(what: str, data: bytes, wrong: bool = True, file: str = "made.safetensors", argv: tuple[str, ...] = ()) -> Case:
-        files = {file: data, "grid.yaml": ground.root / "grid.yaml", "edit": ground.edit}
-        return Case(what, argv or audit(ground, f"{{in}}/{file}"), files, wrong)
+    def case(description: str, data: bytes, must_fail: bool = True, file: str = "made.safetensors", argv: tuple[str, ...] = ()) -> Case:
+        files = {file: data, "grid.yaml": fixtures.root / "grid.yaml", "edit": fixtures.edit}
+        return Case(description, argv or audit_argv(fixtures, f"{{in}}/{file}"), files, must_fail)
 
     fixed = [
-        case(f"LoRA, {what}", data) for what, data in (("empty", b""), ("binary", BINARY), ("cut", bits[:-1]), ("header cut", bits[:40]))
+        case(f"LoRA, {what}", data) for what, data in (("empty", b""), ("binary", BINARY_BYTES), ("cut", lora_bytes[:-1]), ("header cut", lora_bytes[:40]))
     ]
     changed = {
         "no tensor": {},
@@ -50,7 +50,7 @@ def loras(ground: Ground, rng: random.Random) -> Iterator[Case]:
         "an alpha that is NaN": {**factors, name.rpartition(".lora")[0] + ".alpha": torch.tensor(float("nan"))},
         "SDXL": {"lora_te2_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight": torch.zeros(2, 2)},
     }
-    fixed += [case(f"LoRA, {what}", packed(tensors)) for what, tensors in changed.items()]
+    fixed += [case(f"LoRA, {what}", to_safetensors(tensors)) for what, tensors in changed.items()]
     states = {
         "no difference": {key: weight},
         "another shape": {key: weight[:1].contiguous()},
@@ -60,10 +60,10 @@ def loras(ground: Ground, rng: random.Random) -> Iterator[Case]:
         "CompVis names": {"model.diffusion_model.input_blocks.0.0.weight": weight},
         "Flux names": {"double_blocks.0.img_attn.qkv.weight": weight},
     }
-    fixed += [case(f"parameters, {what}", packed(tensors)) for what, tensors in states.items()]
-    fixed += [case(f"parameters, as {file}", BINARY, True, file) for file in ("made.pt", "made.ckpt", "made.bin", "made", "made.gguf")]
-    fixed += [case("missing flags", bits, True, argv=("audit", "{in}/made.safetensors", *rest)) for rest in ((), ("--concept", "neon"))]
-    oracle = (
+    fixed += [case(f"parameters, {what}", to_safetensors(tensors)) for what, tensors in states.items()]
+    fixed += [case(f"parameters, as {file}", BINARY_BYTES, True, file) for file in ("made.pt", "made.ckpt", "made.bin", "made", "made.gguf")]
+    fixed += [case("missing flags", lora_bytes, True, argv=("audit", "{in}/made.safetensors", *rest)) for rest in ((), ("--concept", "neon"))]
+    retrained_argv = (
         "audit",
         "{in}/edit",
         "--suite",
@@ -75,41 +75,41 @@ def loras(ground: Ground, rng: random.Random) -> Iterator[Case]:
         "--oracle",
         "{in}/made.safetensors",
     )
-    fixed += [case(f"oracle, {what}", packed(tensors), True, argv=oracle) for what, tensors in states.items()]
-    fixed += [case("oracle without another concept", packed({key: weight * 2}, metadata={"without": "sketch"}), True, argv=oracle)]
+    fixed += [case(f"oracle, {what}", to_safetensors(tensors), True, argv=retrained_argv) for what, tensors in states.items()]
+    fixed += [case("oracle without another concept", to_safetensors({key: weight * 2}, metadata={"without": "sketch"}), True, argv=retrained_argv)]
     rng.shuffle(fixed)
     yield from fixed
     while True:
-        yield case("LoRA, damaged", damaged(bits, rng), wrong=False)
+        yield case("LoRA, damaged", damage(lora_bytes, rng), must_fail=False)
 
 
-def folders(ground: Ground, rng: random.Random) -> Iterator[Case]:
+def folder_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
     """Diffusers folders whose configurations or weights are not those of a Stable Diffusion; as a base, and as an erasure."""
     configs = ["model_index.json", "unet/config.json", "vae/config.json", "text_encoder/config.json", "scheduler/scheduler_config.json"]
-    known = {name: json.loads((ground.model / name).read_text()) for name in configs}
+    records = {name: json.loads((fixtures.model / name).read_text()) for name in configs}
 
-    def case(what: str, files: dict[str, bytes], wrong: bool = True, less: str = "") -> Case:
+    def case(description: str, files: dict[str, bytes], must_fail: bool = True, without: str = "") -> Case:
         out = ("--method", "uce", "--concept", "neon", "--preview", "--preserve", "a dog", "--probes", "a dog", "--out", "{out}/run")
-        argv = ("erase", "--model", "{in}/made", *out) if rng.random() < 0.6 else audit(ground, "{in}/made")
+        argv = ("erase", "--model", "{in}/made", *out) if rng.random() < 0.6 else audit_argv(fixtures, "{in}/made")
         copied: dict[str, bytes | Path] = {
-            f"made/{path.relative_to(ground.model)}": path
-            for path in sorted(ground.model.rglob("*"))
-            if path.is_file() and not (less and str(path.relative_to(ground.model)).startswith(less))
+            f"made/{path.relative_to(fixtures.model)}": path
+            for path in sorted(fixtures.model.rglob("*"))
+            if path.is_file() and not (without and str(path.relative_to(fixtures.model)).startswith(without))
         }
         made = {f"made/{name}": data for name, data in files.items()}
-        return Case(f"{what}, {argv[0]}", argv, {**copied, **made, "grid.yaml": ground.root / "grid.yaml"}, wrong)
+        return Case(f"{description}, {argv[0]}", argv, {**copied, **made, "grid.yaml": fixtures.root / "grid.yaml"}, must_fail)
 
-    def changed(name: str, key: str, value: object, wrong: bool = True) -> Case:
-        return case(f"{name}, {key} {str(value)[:30]!r}", {name: encoded({**known[name], key: value})}, wrong)
+    def changed(name: str, key: str, value: object, must_fail: bool = True) -> Case:
+        return case(f"{name}, {key} {str(value)[:30]!r}", {name: to_json_bytes({**records[name], key: value})}, must_fail)
 
     fixed = [
         case(f"{n}, {d[:12]!r}", {n: d})
         for n in ("model_index.json", "unet/config.json")
-        for d in (b"", b"null", b"[]", DEEP, BINARY, b"{}")
+        for d in (b"", b"null", b"[]", DEEP_JSON, BINARY_BYTES, b"{}")
     ]
-    fixed += [case(f"{n}, {d[:12]!r}", {n: d}, False) for n in configs[2:] for d in (b"", b"null", b"[]", DEEP, BINARY)]
+    fixed += [case(f"{n}, {d[:12]!r}", {n: d}, False) for n in configs[2:] for d in (b"", b"null", b"[]", DEEP_JSON, BINARY_BYTES)]
     fixed += [
-        case(f"without {n}", {}, n in ("unet", "model_index.json"), less=n)
+        case(f"without {n}", {}, n in ("unet", "model_index.json"), without=n)
         for n in ("unet", "vae", "text_encoder", "tokenizer", "model_index.json")
     ]
     classes = (
@@ -120,78 +120,78 @@ def folders(ground: Ground, rng: random.Random) -> Iterator[Case]:
         "Nonsense",
         "os.system",
     )
-    fixed += [changed("model_index.json", "_class_name", name) for name in (*classes, 3, None, [], LONG)]
+    fixed += [changed("model_index.json", "_class_name", name) for name in (*classes, 3, None, [], LONG_TEXT)]
     fixed += [changed("model_index.json", "unet", value) for value in (["os", "system"], ["diffusers"], None, "x", ["../x", "y"], [1, 2])]
     sizes = {"cross_attention_dim": (31, -1, "x"), "block_out_channels": ([], [8], "x", [-1, 2]), "down_block_types": (["Nonsense"], [])}
     sizes |= {"in_channels": (9, 0, "x"), "layers_per_block": (99,)}
-    fixed += [changed("unet/config.json", key, value) for key, many in sizes.items() for value in many]
+    fixed += [changed("unet/config.json", key, value) for key, values in sizes.items() for value in values]
     fixed += [changed("unet/config.json", "sample_size", value, False) for value in (None, [16, 16], 0, "x", -1, 10**9)]
-    fixed += [changed("scheduler/scheduler_config.json", "beta_end", value, False) for value in NUMBERS]
+    fixed += [changed("scheduler/scheduler_config.json", "beta_end", value, False) for value in HOSTILE_NUMBERS]
     fixed += [changed("scheduler/scheduler_config.json", "prediction_type", value, False) for value in ("sample", "nonsense", 3)]
     fixed += [changed("scheduler/scheduler_config.json", "num_train_timesteps", value, False) for value in (0, -1, "x", 10)]
-    weights = (ground.model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    weights = (fixtures.model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     file = "unet/diffusion_pytorch_model.safetensors"
     fixed += [
         case(f"weights {what}", {file: data})
-        for what, data in (("empty", b""), ("binary", BINARY), ("cut", weights[:-9]), ("none", packed({})))
+        for what, data in (("empty", b""), ("binary", BINARY_BYTES), ("cut", weights[:-9]), ("none", to_safetensors({})))
     ]
-    fixed += [case("weights as a pickle", {"unet/diffusion_pytorch_model.bin": BINARY}, less=file)]
+    fixed += [case("weights as a pickle", {"unet/diffusion_pytorch_model.bin": BINARY_BYTES}, without=file)]
     fixed += [
         case(f"tokenizer, {d[:9]!r}", {n: d}, False)
         for n in ("tokenizer/vocab.json", "tokenizer/tokenizer_config.json")
-        for d in (b"", b"{}", DEEP)
+        for d in (b"", b"{}", DEEP_JSON)
     ]
     rng.shuffle(fixed)
     yield from fixed
     while True:
         name = rng.choice(configs)
-        pick = rng.random()
-        if pick < 0.4:
-            yield case(f"{name}, mutated", {name: encoded(mutated(known[name], rng))}, wrong=False)
-        elif pick < 0.6:
-            key = rng.choice(list(known[name]))
-            yield case(f"{name}, {key} swapped", {name: encoded({**known[name], key: swapped(known[name][key], rng)})}, wrong=False)
-        elif pick < 0.8:
-            key, less = rng.choice(list(without(known[name])))
-            yield case(f"{name} without {key}", {name: encoded(less)}, wrong=False)
+        draw = rng.random()
+        if draw < 0.4:
+            yield case(f"{name}, mutated", {name: to_json_bytes(mutate(records[name], rng))}, must_fail=False)
+        elif draw < 0.6:
+            key = rng.choice(list(records[name]))
+            yield case(f"{name}, {key} swapped", {name: to_json_bytes({**records[name], key: swap_type(records[name][key], rng)})}, must_fail=False)
+        elif draw < 0.8:
+            key, rest = rng.choice(list(drop_each_key(records[name])))
+            yield case(f"{name} without {key}", {name: to_json_bytes(rest)}, must_fail=False)
         else:
-            yield case("weights damaged", {file: damaged(weights, rng)}, wrong=False)
+            yield case("weights damaged", {file: damage(weights, rng)}, must_fail=False)
 
 
-def checkpoints(ground: Ground, rng: random.Random) -> Iterator[Case]:
+def checkpoint_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
     """`--model` that is one file, in no layout that there is."""
-    unet = load((ground.model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes())
-    some = dict(list(unet.items())[:3])
+    unet = load((fixtures.model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes())
+    three_tensors = dict(list(unet.items())[:3])
     argv = ("erase", "--method", "uce", "--concept", "neon", "--out", "{out}/run", "--model")
 
-    def case(what: str, data: bytes, file: str = "model.safetensors") -> Case:
-        return Case(f"checkpoint, {what}", (*argv, f"{{in}}/{file}"), {file: data})
+    def case(description: str, data: bytes, file: str = "model.safetensors") -> Case:
+        return Case(f"checkpoint, {description}", (*argv, f"{{in}}/{file}"), {file: data})
 
     prefixes = ("", "model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "unet.", "../", "lora_unet_", "transformer.")
-    fixed = [case(f"names with {prefix!r}", packed({prefix + key: value for key, value in some.items()})) for prefix in prefixes]
+    fixed = [case(f"names with {prefix!r}", to_safetensors({prefix + key: value for key, value in three_tensors.items()})) for prefix in prefixes]
     fixed += [
-        case(what, data) for what, data in (("empty", b""), ("binary", BINARY), ("no tensor", packed({})), ("cut", packed(some)[:-1]))
+        case(what, data) for what, data in (("empty", b""), ("binary", BINARY_BYTES), ("no tensor", to_safetensors({})), ("cut", to_safetensors(three_tensors)[:-1]))
     ]
     fixed += [
         case("a header of 2^62 bytes", (2**62).to_bytes(8, "little") + b"{}"),
         case("a header that is no JSON", (9).to_bytes(8, "little") + b"not json!"),
     ]
-    fixed += [case("a deep header", (10**5).to_bytes(8, "little") + DEEP)]
+    fixed += [case("a deep header", (10**5).to_bytes(8, "little") + DEEP_JSON)]
     fixed += [
-        case(f"as {file}", BINARY, file) for file in ("model.ckpt", "model.pt", "model.bin", "model", "model.gguf", "model.SAFETENSORS")
+        case(f"as {file}", BINARY_BYTES, file) for file in ("model.ckpt", "model.pt", "model.bin", "model", "model.gguf", "model.SAFETENSORS")
     ]
     names = ["model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.weight"]
     fixed += [
-        case(f"one tensor of shape {shape}", packed({names[0]: torch.zeros(shape)})) for shape in ((), (0,), (320, 4, 3, 3), (320, 9, 3, 3))
+        case(f"one tensor of shape {shape}", to_safetensors({names[0]: torch.zeros(shape)})) for shape in ((), (0,), (320, 4, 3, 3), (320, 9, 3, 3))
     ]
-    fixed += [case("two tensors of a UNet", packed(dict.fromkeys(names, torch.zeros(2)) | {names[1]: torch.zeros(3)}))]
+    fixed += [case("two tensors of a UNet", to_safetensors(dict.fromkeys(names, torch.zeros(2)) | {names[1]: torch.zeros(3)}))]
     rng.shuffle(fixed)
     yield from fixed
     while True:
-        yield case("damaged", damaged(packed(some), rng))
+        yield case("damaged", damage(to_safetensors(three_tensors), rng))
 
 
-def addresses(ground: Ground, rng: random.Random) -> Iterator[Case]:
+def address_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
     """Names on the hub that are none, or that nobody can ask for offline."""
     names = [
         "org/name",
@@ -209,7 +209,7 @@ def addresses(ground: Ground, rng: random.Random) -> Iterator[Case]:
     ]
     names += [
         "a" * 200 + "/" + "b" * 200,
-        LONG,
+        LONG_TEXT,
         "org/na me",
         "org/näme",
         "org/name@main",
@@ -221,20 +221,20 @@ def addresses(ground: Ground, rng: random.Random) -> Iterator[Case]:
         "a\0/b",
         "a\nb/c",
     ]
-    spots = {
+    argv_by_flag = {
         "erase --model": lambda name: ("erase", "--method", "uce", "--concept", "neon", "--model", name, "--out", "{out}/run"),
-        "audit": lambda name: audit(ground, name),
+        "audit": lambda name: audit_argv(fixtures, name),
         "audit --model": lambda name: ("audit", "{in}/edit", "--tier", "smoke", "--model", name, "--out", "{out}/a"),
         "audit --oracle": lambda name: ("audit", "{in}/edit", "--tier", "smoke", "--oracle", name, "--out", "{out}/a"),
         "methods --model": lambda name: ("methods", "--model", name),
         "export --push-to-hub": lambda name: ("export", "{in}/edit", "--out", "{out}/x", "--push-to-hub", name, "--dry-run"),
         "studio --safety-checker": lambda name: ("studio", "--model", "{in}/none", "--safety-checker", name),
     }
-    good = {("export --push-to-hub", "org/name"), ("export --push-to-hub", ""), ("audit --model", "")}
-    files = {"edit": ground.edit, "grid.yaml": ground.root / "grid.yaml"}
-    fixed = [Case(f"{spot} {n[:20]!r}", make(n), files, (spot, n) not in good) for spot, make in spots.items() for n in names]
-    serve = ("studio", "--model", str(ground.model), "--runs", "{out}/runs")
-    own = [("--port", "99999999"), ("--port", "-1"), ("--host", "no.such.host.invalid", "--auth", "a:b"), ("--runs", "{in}/grid.yaml")]
-    fixed += [Case(f"studio {' '.join(flags)}", (*serve, *flags), files, process=True) for flags in own]
+    accepted = {("export --push-to-hub", "org/name"), ("export --push-to-hub", ""), ("audit --model", "")}
+    files = {"edit": fixtures.edit, "grid.yaml": fixtures.root / "grid.yaml"}
+    fixed = [Case(f"{spot} {n[:20]!r}", make(n), files, (spot, n) not in accepted) for spot, make in argv_by_flag.items() for n in names]
+    serve = ("studio", "--model", str(fixtures.model), "--runs", "{out}/runs")
+    bad_flags = [("--port", "99999999"), ("--port", "-1"), ("--host", "no.such.host.invalid", "--auth", "a:b"), ("--runs", "{in}/grid.yaml")]
+    fixed += [Case(f"studio {' '.join(flags)}", (*serve, *flags), files, own_process=True) for flags in bad_flags]
     rng.shuffle(fixed)
     yield from fixed

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from app.cli import main
-from erasure.errors import MESSAGE
+from erasure.errors import MAX_MESSAGE_CHARS
 from fuzzing.case import Case
 
-WORK, WAIT = 90, 600  # seconds of computing and of waiting after which a case hangs; the first count on a busy machine alike
-LETTERS = MESSAGE + 100  # of a message with its first word and the mark of a cut
-WRITES = {"os.mkdir", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree"}
-NETWORK = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname"}
+CPU_SECONDS, WAIT_SECONDS = 90, 600  # seconds of computing and of waiting after which a case hangs; the first count on a busy machine alike
+MAX_MESSAGE = MAX_MESSAGE_CHARS + 100  # of a message with its first word and the mark of a cut
+WRITE_EVENTS = {"os.mkdir", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree"}
+NETWORK_EVENTS = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname"}
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,20 @@ class Hang(BaseException):
     """No handler of the program catches it."""
 
 
-class Watch:
+class SideEffectMonitor:
     """Records files that Python opens to write, makes or deletes outside some folders, and connections; between `begin` and `end`."""
 
     def __init__(self) -> None:
         self.allowed: tuple[str, ...] | None = None
-        self.found: list[Failure] = []
+        self.failures: list[Failure] = []
         sys.addaudithook(self.hook)
 
     def begin(self, *allowed: Path) -> None:
-        self.found, self.allowed = [], tuple(os.path.realpath(path) for path in allowed)
+        self.failures, self.allowed = [], tuple(os.path.realpath(path) for path in allowed)
 
     def end(self) -> list[Failure]:
         self.allowed = None
-        return self.found
+        return self.failures
 
     def hook(self, event: str, args: tuple[Any, ...]) -> None:
         if self.allowed is None:
@@ -60,36 +60,36 @@ class Watch:
             path, mode, flags = args
             if isinstance(path, int) or not (flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) or set(mode or "") & set("wax+")):
                 return
-            self.check(path)
-        elif event in WRITES:
-            self.check(args[1] if event in ("os.link", "os.symlink") else args[0])
+            self.check_path(path)
+        elif event in WRITE_EVENTS:
+            self.check_path(args[1] if event in ("os.link", "os.symlink") else args[0])
         elif event == "os.rename":
-            self.check(args[1])
-        elif event in NETWORK and not (event == "socket.connect" and isinstance(args[1], str | bytes)):
-            self.found.append(Failure("network", f"{event} {args[1:]!r}"[:200]))
+            self.check_path(args[1])
+        elif event in NETWORK_EVENTS and not (event == "socket.connect" and isinstance(args[1], str | bytes)):
+            self.failures.append(Failure("network", f"{event} {args[1:]!r}"[:200]))
 
-    def check(self, path: Any) -> None:
+    def check_path(self, path: Any) -> None:
         with contextlib.suppress(TypeError, ValueError, OSError):
-            place = os.path.realpath(os.fsdecode(path))
-            if place != os.devnull and not any(place == root or place.startswith(root + os.sep) for root in self.allowed or ()):
-                self.found.append(Failure("outside", place[:200]))
+            real_path = os.path.realpath(os.fsdecode(path))
+            if real_path != os.devnull and not any(real_path == root or real_path.startswith(root + os.sep) for root in self.allowed or ()):
+                self.failures.append(Failure("outside", real_path[:200]))
 
 
-def run(case: Case, root: Path, cache: Path, watch: Watch) -> list[Failure]:
+def run_case(case: Case, root: Path, cache: Path, monitor: SideEffectMonitor) -> list[Failure]:
     """Everything that a case did wrong; `root` is a new folder."""
-    given, out, cwd = root / "in", root / "out", root / "cwd"
-    for folder in (given, out, cwd):
+    inputs, out, cwd = root / "in", root / "out", root / "cwd"
+    for folder in (inputs, out, cwd):
         folder.mkdir(parents=True)
     for name, content in case.files.items():
-        put(content, given / name)
-    argv = [part.replace("{in}", str(given)).replace("{out}", str(out)) for part in case.argv]
-    code, said, failures = (in_process_of_its_own if case.process else in_this_process)(argv, cwd, watch, (given, out, cwd, cache))
-    strangers = sorted(path.name for path in root.iterdir() if path not in (given, out, cwd))
-    failures += [Failure("outside", f"beside the given folders: {name}") for name in strangers]
-    return [*failures, *judged(case, code, said)]
+        place_file(content, inputs / name)
+    argv = [part.replace("{in}", str(inputs)).replace("{out}", str(out)) for part in case.argv]
+    code, stderr, failures = (run_in_subprocess if case.own_process else run_in_process)(argv, cwd, monitor, (inputs, out, cwd, cache))
+    unexpected = sorted(path.name for path in root.iterdir() if path not in (inputs, out, cwd))
+    failures += [Failure("outside", f"beside the given folders: {name}") for name in unexpected]
+    return [*failures, *find_failures(case, code, stderr)]
 
 
-def put(content: bytes | Path, path: Path) -> None:
+def place_file(content: bytes | Path, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -99,36 +99,36 @@ def put(content: bytes | Path, path: Path) -> None:
         shutil.copyfile(content, path)
 
 
-def judged(case: Case, code: int | str | None, said: str) -> Iterator[Failure]:
+def find_failures(case: Case, code: int | str | None, stderr: str) -> Iterator[Failure]:
     """What is wrong with an exit code and with what was said on stderr."""
     if code == "hang":
         yield Failure("hang", "no end in sight")
         return
-    if code is None or "Traceback (most recent call last)" in said:
-        yield Failure("traceback", (said.strip().splitlines() or [""])[-1][:200])
+    if code is None or "Traceback (most recent call last)" in stderr:
+        yield Failure("traceback", (stderr.strip().splitlines() or [""])[-1][:200])
         return
-    lines = [line for line in said.replace("\r", "\n").split("\n") if line.strip()]
+    lines = [line for line in stderr.replace("\r", "\n").split("\n") if line.strip()]
     first = next((i for i, line in enumerate(lines) if line.startswith("erasure: ") and not line.startswith("erasure: warning:")), None)
-    if case.wrong and not (code == 1 or (code == 2 and first is not None)):  # 2: no room, no memory, or another process is at work there
+    if case.must_fail and not (code == 1 or (code == 2 and first is not None)):  # 2: no room, no memory, or another process is at work there
         yield Failure("accepted", f"exit code {code}")
     if code == 1:
         if first is None:
-            yield Failure("message", f"exit code 1 without a line that begins with erasure: {said[-100:]!r}")
+            yield Failure("message", f"exit code 1 without a line that begins with erasure: {stderr[-100:]!r}")
         elif first < len(lines) - 1:
             yield Failure("message", f"{len(lines) - first} lines, the second is {lines[first + 1][:100]!r}")
-        elif len(lines[first]) > LETTERS:
+        elif len(lines[first]) > MAX_MESSAGE:
             yield Failure("message", f"{len(lines[first]):,} letters: {lines[first][:100]!r}")
 
 
-def in_this_process(argv: list[str], cwd: Path, watch: Watch, allowed: tuple[Path, ...]) -> tuple[int | str | None, str, list[Failure]]:
+def run_in_process(argv: list[str], cwd: Path, monitor: SideEffectMonitor, allowed: tuple[Path, ...]) -> tuple[int | str | None, str, list[Failure]]:
     """Exit code (None: an exception came out), what was said, and what the watch saw."""
     code: int | str | None = None
-    before = Path.cwd()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+    previous_cwd = Path.cwd()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as stderr:
         os.chdir(cwd)
-        watch.begin(*allowed)
+        monitor.begin(*allowed)
         try:
-            with limited():
+            with time_limit():
                 code = main(argv)
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else int(bool(error.code))
@@ -137,17 +137,17 @@ def in_this_process(argv: list[str], cwd: Path, watch: Watch, allowed: tuple[Pat
         except BaseException:
             traceback.print_exc()
         finally:
-            failures = watch.end()
-            os.chdir(before)
-    return code, said.getvalue(), failures
+            failures = monitor.end()
+            os.chdir(previous_cwd)
+    return code, stderr.getvalue(), failures
 
 
 @contextlib.contextmanager
-def limited() -> Iterator[None]:
+def time_limit() -> Iterator[None]:
     def stop(*_: Any) -> None:
         raise Hang
 
-    timers = ((signal.ITIMER_PROF, signal.SIGPROF, WORK), (signal.ITIMER_REAL, signal.SIGALRM, WAIT))
+    timers = ((signal.ITIMER_PROF, signal.SIGPROF, CPU_SECONDS), (signal.ITIMER_REAL, signal.SIGALRM, WAIT_SECONDS))
     for timer, number, seconds in timers:
         signal.signal(number, stop)
         signal.setitimer(timer, seconds)
@@ -158,8 +158,8 @@ def limited() -> Iterator[None]:
             signal.setitimer(timer, 0)
 
 
-def in_process_of_its_own(
-    argv: list[str], cwd: Path, watch: Watch, allowed: tuple[Path, ...]
+def run_in_subprocess(
+    argv: list[str], cwd: Path, monitor: SideEffectMonitor, allowed: tuple[Path, ...]
 ) -> tuple[int | str | None, str, list[Failure]]:
     """The same for a command that would end this process or serve for ever."""
     command = [sys.executable, "-m", "app.cli", *argv]
@@ -168,10 +168,10 @@ def in_process_of_its_own(
         command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
     )
     try:
-        _, said = process.communicate(timeout=WAIT / 4)
+        _, stderr = process.communicate(timeout=WAIT_SECONDS / 4)
         code: int | str = process.returncode
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        _, said = process.communicate()
+        _, stderr = process.communicate()
         code = "hang"
-    return code, said.decode("utf-8", "replace"), []
+    return code, stderr.decode("utf-8", "replace"), []

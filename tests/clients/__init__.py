@@ -17,11 +17,11 @@ from torch import Tensor
 from tests.clients import a1111, comfyui, kohya, sd_cpp
 
 Shapes = Mapping[str, torch.Size]
-Rule = Callable[[Mapping[str, Tensor], Shapes], dict[str, Tensor]]
+LoraRule = Callable[[Mapping[str, Tensor], Shapes], dict[str, Tensor]]
 
-CLIENTS: dict[str, Rule] = {
-    "ComfyUI": comfyui.applied,
-    "A1111": a1111.applied,
-    "kohya merge": kohya.applied,
-    "sd.cpp": sd_cpp.applied,
+CLIENTS: dict[str, LoraRule] = {
+    "ComfyUI": comfyui.apply_lora,
+    "A1111": a1111.apply_lora,
+    "kohya merge": kohya.apply_lora,
+    "sd.cpp": sd_cpp.apply_lora,
 }

@@ -15,52 +15,52 @@ TEXT = re.compile(r"lora_te_text_model_encoder_layers_(\d+)_(.+)")
 RESNET = {"conv1": "in_layers_2", "conv2": "out_layers_3", "time_emb_proj": "emb_layers_1", "conv_shortcut": "skip_connection"}
 
 
-def applied(lora: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+def apply_lora(lora: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
     sd2 = original.is_sd2(shapes)
-    known = modules(shapes, sd2)
-    matched: dict[str, dict[str, Tensor]] = {}
+    layers = layers_by_module(shapes, sd2)
+    parts_by_module: dict[str, dict[str, Tensor]] = {}
     for key, value in lora.items():
         before, _, part = key.partition(".")
-        name = converted(before, sd2)
-        if name not in known and before.startswith("lora_unet"):
+        name = convert_name(before, sd2)
+        if name not in layers and before.startswith("lora_unet"):
             name = before.replace("lora_unet", "diffusion_model")
-        if name not in known and "lora_te1_text_model" in before:
+        if name not in layers and "lora_te1_text_model" in before:
             name = before.replace("lora_te1_text_model", "transformer_text_model")
-        if name in known:
-            matched.setdefault(name, {})[part] = value
-    if any(not {"lora_up.weight", "lora_down.weight"} <= parts.keys() for parts in matched.values()):
+        if name in layers:
+            parts_by_module.setdefault(name, {})[part] = value
+    if any(not {"lora_up.weight", "lora_down.weight"} <= parts.keys() for parts in parts_by_module.values()):
         return {}  # loading raises
-    found = {}
-    for name, parts in matched.items():
-        heads = re.match(r"(model_transformer_resblocks_\d+_attn)_(?:[qkv]|out)_proj$", name)
-        if heads and not all(f"{heads[1]}_{p}_proj" in matched for p in ("q", "k", "v", "out")):
+    changes = {}
+    for name, parts in parts_by_module.items():
+        attention = re.match(r"(model_transformer_resblocks_\d+_attn)_(?:[qkv]|out)_proj$", name)
+        if attention and not all(f"{attention[1]}_{p}_proj" in parts_by_module for p in ("q", "k", "v", "out")):
             continue  # torch's fused attention of SD 2.x takes all four or none
         up, down = parts["lora_up.weight"].float(), parts["lora_down.weight"].float()
         scale = parts["alpha"].item() / len(down) if "alpha" in parts else 1.0
-        weight = f"{known[name]}.weight"
-        found[weight] = scale * (up.reshape(len(up), -1) @ down.reshape(len(down), -1)).reshape(shapes[weight])
-    return found
+        weight = f"{layers[name]}.weight"
+        changes[weight] = scale * (up.reshape(len(up), -1) @ down.reshape(len(down), -1)).reshape(shapes[weight])
+    return changes
 
 
-def modules(shapes: Mapping[str, torch.Size], sd2: bool) -> dict[str, str]:
+def layers_by_module(shapes: Mapping[str, torch.Size], sd2: bool) -> dict[str, str]:
     """Layer of ours by the name of its module, dots as underscores; queries, keys and values of SD 2.x by the fused module they are in."""
-    layers = original.layers(shapes)
-    ldm = original.unet(f"{layer}.weight" for layer in layers)
-    found = {f"diffusion_model_{ldm[f'{n}.weight'].removesuffix('.weight').replace('.', '_')}": n for n in layers if n.startswith("unet.")}
+    layers = original.weight_layers(shapes)
+    ldm = original.original_unet_names(f"{layer}.weight" for layer in layers)
+    by_module = {f"diffusion_model_{ldm[f'{n}.weight'].removesuffix('.weight').replace('.', '_')}": n for n in layers if n.startswith("unet.")}
     for layer in layers:
         part, _, path = layer.partition(".")
         if part == "unet":
             continue
         if not sd2:
-            found[f"transformer_text_model_{path.replace('.', '_')}"] = layer
+            by_module[f"transformer_text_model_{path.replace('.', '_')}"] = layer
             continue
         _, _, index, inner = path.split(".", 3)
         theirs = original.OPEN_CLIP.get(inner, inner.replace("self_attn", "attn"))
-        found[f"model_transformer_resblocks_{index}_{theirs.replace('.', '_')}"] = layer
-    return found
+        by_module[f"model_transformer_resblocks_{index}_{theirs.replace('.', '_')}"] = layer
+    return by_module
 
 
-def converted(name: str, sd2: bool) -> str:
+def convert_name(name: str, sd2: bool) -> str:
     simple = {
         "conv_in": "input_blocks_0_0",
         "conv_out": "out_2",
@@ -70,23 +70,23 @@ def converted(name: str, sd2: bool) -> str:
     for ours, theirs in simple.items():
         if name.startswith(f"lora_unet_{ours}"):
             return f"diffusion_model_{theirs}" + name.removeprefix(f"lora_unet_{ours}")
-    if found := BLOCK.match(name):
-        side, level, kind, index, rest = found.groups()
+    if match := BLOCK.match(name):
+        side, level, kind, index, rest = match.groups()
         number = 3 * int(level) + int(index) + (side == "down")
         inner = RESNET.get(rest, rest) if kind == "resnets" else rest
         return f"diffusion_model_{'input' if side == 'down' else 'output'}_blocks_{number}_{int(kind == 'attentions')}_{inner}"
-    if found := MIDDLE.match(name):
-        kind, index, rest = found.groups()
+    if match := MIDDLE.match(name):
+        kind, index, rest = match.groups()
         inner = RESNET.get(rest, rest) if kind == "resnets" else rest
         return f"diffusion_model_middle_block_{1 if kind == 'attentions' else 2 * int(index)}_{inner}"
-    if found := SAMPLER.match(name):
-        level = int(found[2])
-        if found[1] == "down":
+    if match := SAMPLER.match(name):
+        level = int(match[2])
+        if match[1] == "down":
             return f"diffusion_model_input_blocks_{3 + 3 * level}_0_op"
         return f"diffusion_model_output_blocks_{2 + 3 * level}_{2 if level else 1}_conv"
-    if found := TEXT.match(name):
+    if match := TEXT.match(name):
         if not sd2:
-            return f"transformer_text_model_encoder_layers_{found[1]}_{found[2]}"
-        inner = found[2].replace("mlp_fc1", "mlp_c_fc").replace("mlp_fc2", "mlp_c_proj").replace("self_attn", "attn")
-        return f"model_transformer_resblocks_{found[1]}_{inner}"
+            return f"transformer_text_model_encoder_layers_{match[1]}_{match[2]}"
+        inner = match[2].replace("mlp_fc1", "mlp_c_fc").replace("mlp_fc2", "mlp_c_proj").replace("self_attn", "attn")
+        return f"model_transformer_resblocks_{match[1]}_{inner}"
     return name

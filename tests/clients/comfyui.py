@@ -19,23 +19,23 @@ PAIRS = (  # spellings of (up, down) after a layer's name, in the order in which
 TEXT = ("mlp.fc1", "mlp.fc2", "self_attn.k_proj", "self_attn.q_proj", "self_attn.v_proj", "self_attn.out_proj")
 
 
-def applied(lora: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    found = {}
-    for known, layer in names(shapes):
+def apply_lora(lora: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    changes = {}
+    for name, layer in lora_names(shapes):
         for up, down in PAIRS:
-            if known + up in lora:
-                b, a = lora[known + up].float(), lora[known + down].float()
-                alpha = lora.get(f"{known}.alpha")
+            if name + up in lora:
+                b, a = lora[name + up].float(), lora[name + down].float()
+                alpha = lora.get(f"{name}.alpha")
                 scale = 1.0 if alpha is None else alpha.item() / len(a)
-                found[f"{layer}.weight"] = scale * (b.flatten(1) @ a.flatten(1)).reshape(shapes[f"{layer}.weight"])
+                changes[f"{layer}.weight"] = scale * (b.flatten(1) @ a.flatten(1)).reshape(shapes[f"{layer}.weight"])
                 break
-    return found
+    return changes
 
 
-def names(shapes: Mapping[str, torch.Size]) -> Iterator[tuple[str, str]]:
+def lora_names(shapes: Mapping[str, torch.Size]) -> Iterator[tuple[str, str]]:
     """(name in a LoRA, layer of ours)."""
-    originals = original.unet(f"{layer}.weight" for layer in original.layers(shapes))
-    for layer in original.layers(shapes):
+    originals = original.original_unet_names(f"{layer}.weight" for layer in original.weight_layers(shapes))
+    for layer in original.weight_layers(shapes):
         part, _, path = layer.partition(".")
         if part == "unet":
             ldm = originals[f"{layer}.weight"].removesuffix(".weight")

@@ -10,15 +10,15 @@ from tests.clients import original
 INSIDE = (".attentions.", ".resnets.", ".downsamplers.", ".upsamplers.")
 
 
-def applied(lora: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+def apply_lora(lora: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
     modules = {}
-    for layer in original.layers(shapes):
+    for layer in original.weight_layers(shapes):
         part, _, path = layer.partition(".")
-        if part == "unet" and any(place in f".{path}" for place in INSIDE):
+        if part == "unet" and any(part_name in f".{path}" for part_name in INSIDE):
             modules[f"lora_unet_{path}".replace(".", "_")] = f"{layer}.weight"
         elif part == "text_encoder" and (".self_attn." in path or ".mlp." in path):
             modules[f"lora_te_text_model_{path}".replace(".", "_")] = f"{layer}.weight"
-    found = {}
+    changes = {}
     for key, down in lora.items():
         module = ".".join(key.split(".")[:-2])
         if "lora_down" not in key or module not in modules:
@@ -26,5 +26,5 @@ def applied(lora: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dic
         up, alpha = lora[key.replace("lora_down", "lora_up")].float(), lora.get(f"{module}.alpha", torch.tensor(len(down)))
         # for a 3x3 convolution: the kernel of the two in a row, down with its 3x3 and then up with 1x1
         product = torch.einsum("or,ri...->oi...", up.flatten(1), down.float())
-        found[modules[module]] = (alpha.item() / len(down)) * product.reshape(shapes[modules[module]])
-    return found
+        changes[modules[module]] = (alpha.item() / len(down)) * product.reshape(shapes[modules[module]])
+    return changes

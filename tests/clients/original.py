@@ -28,31 +28,31 @@ OPEN_CLIP = {
 }
 
 
-def unet(names: Iterable[str]) -> dict[str, str]:
+def original_unet_names(names: Iterable[str]) -> dict[str, str]:
     """Original name (without `model.diffusion_model.`) of every UNet parameter; four levels of two blocks, as in SD 1.x and 2.x."""
-    return {name: _unet(name.removeprefix("unet.")) for name in names if name.startswith("unet.")}
+    return {name: _original_unet_name(name.removeprefix("unet.")) for name in names if name.startswith("unet.")}
 
 
-def _unet(name: str) -> str:
+def _original_unet_name(name: str) -> str:
     for ours, theirs in SINGLE.items():
         if name.startswith(ours + "."):
             return theirs + name.removeprefix(ours)
-    where, rest = name.split("_block", 1)
+    block, rest = name.split("_block", 1)
     parts = rest.lstrip("s.").split(".")
-    if where == "mid":
+    if block == "mid":
         kind, index, *inner = parts
-        place = "middle_block.1" if kind == "attentions" else f"middle_block.{2 * int(index)}"
+        prefix = "middle_block.1" if kind == "attentions" else f"middle_block.{2 * int(index)}"
     else:
         level, kind, index, *inner = parts
-        side, first = ("input_blocks", 1) if where == "down" else ("output_blocks", 0)
-        place = f"{side}.{first + 3 * int(level) + int(index)}.{1 if kind == 'attentions' else 0}"
+        side, first = ("input_blocks", 1) if block == "down" else ("output_blocks", 0)
+        prefix = f"{side}.{first + 3 * int(level) + int(index)}.{1 if kind == 'attentions' else 0}"
         if kind == "downsamplers":
             return f"input_blocks.{3 * (int(level) + 1)}.0.op.{inner[-1]}"
         if kind == "upsamplers":
             return f"output_blocks.{3 * int(level) + 2}.{2 if int(level) else 1}.conv.{inner[-1]}"
     if kind == "resnets":
         inner[0] = RESNET[inner[0]]
-    return ".".join([place, *inner])
+    return ".".join([prefix, *inner])
 
 
 def is_sd2(shapes: Mapping[str, torch.Size]) -> bool:
@@ -60,6 +60,6 @@ def is_sd2(shapes: Mapping[str, torch.Size]) -> bool:
     return len(shapes["unet.mid_block.attentions.0.proj_in.weight"]) == 2
 
 
-def layers(shapes: Mapping[str, torch.Size]) -> list[str]:
+def weight_layers(shapes: Mapping[str, torch.Size]) -> list[str]:
     """Parameters that are the matrix of a linear layer or convolution, without `.weight`."""
     return [n.removesuffix(".weight") for n, s in shapes.items() if n.endswith(".weight") and len(s) in (2, 4) and "embeddings." not in n]

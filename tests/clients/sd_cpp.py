@@ -29,21 +29,21 @@ WORDS = re.split(
 )
 
 
-def applied(lora: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    tensors = {converted(key): value for key, value in lora.items()}
-    found = {}
-    for name, weight in stored(shapes).items():
+def apply_lora(lora: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
+    tensors = {convert_key(key): value for key, value in lora.items()}
+    changes = {}
+    for name, weight in checkpoint_names(shapes).items():
         up, down = tensors.get(f"{name}.lora_up"), tensors.get(f"{name}.lora_down")
         if up is None or down is None:
             continue
         alpha = tensors.get(f"{name}.alpha")
-        scale = 1.0 if alpha is None else alpha.item() / rank(down)
+        scale = 1.0 if alpha is None else alpha.item() / ggml_rank(down)
         product = (up.float().reshape(len(up), -1) @ down.float().reshape(len(down), -1)) * scale
-        found[weight] = product.reshape(shapes[weight])
-    return found
+        changes[weight] = product.reshape(shapes[weight])
+    return changes
 
 
-def rank(down: Tensor) -> int:
+def ggml_rank(down: Tensor) -> int:
     """The last of ggml's dimensions that is above 1, which at rank 1 is not the rank: ggml counts from the innermost and drops ones."""
     sizes = list(down.shape)
     while len(sizes) > 1 and sizes[0] == 1:
@@ -51,40 +51,40 @@ def rank(down: Tensor) -> int:
     return sizes[0]
 
 
-def stored(shapes: Mapping[str, torch.Size]) -> dict[str, str]:
+def checkpoint_names(shapes: Mapping[str, torch.Size]) -> dict[str, str]:
     """Parameter of ours by the tensor of an original checkpoint. SD 2.x keeps queries, keys and values in one tensor, which is not here:
     the program splits a LoRA for it only in SDXL's second text encoder."""
-    weights = [f"{layer}.weight" for layer in original.layers(shapes)]
-    found = {f"model.diffusion_model.{ldm}": name for name, ldm in original.unet(weights).items()}
+    weights = [f"{layer}.weight" for layer in original.weight_layers(shapes)]
+    by_name = {f"model.diffusion_model.{ldm}": name for name, ldm in original.original_unet_names(weights).items()}
     fused = original.is_sd2(shapes)
     for name in weights:
         if name.startswith("text_encoder.") and not (fused and re.search(r"\.[qkv]_proj\.", name)):
-            found[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_encoder.')}"] = name
-    return found
+            by_name[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_encoder.')}"] = name
+    return by_name
 
 
-def converted(key: str) -> str:
+def convert_key(key: str) -> str:
     """A key of a LoRA file as the program renames it for SD 1.x and 2.x."""
     name = key.removeprefix("lora.").removeprefix("lora_")
     for old, new in SUFFIXES.items():
         if name.endswith(old):
             name = name.removesuffix(old) + new
             break
-    name = dotted(name.replace(".processor", "", 1))
+    name = underscores_to_dots(name.replace(".processor", "", 1))
     for old, new in PREFIXES.items():
         if name.startswith(old):
             name = new + name.removeprefix(old)
             break
     head = "model.diffusion_model."
-    return head + unet(name.removeprefix(head)) if name.startswith(head) else name
+    return head + convert_unet_name(name.removeprefix(head)) if name.startswith(head) else name
 
 
-def dotted(name: str) -> str:
-    kept = {match.start() + i for word in WORDS for match in re.finditer(word, name) for i, c in enumerate(word) if c == "_"}
-    return "".join("." if c == "_" and i not in kept else c for i, c in enumerate(name))
+def underscores_to_dots(name: str) -> str:
+    protected = {match.start() + i for word in WORDS for match in re.finditer(word, name) for i, c in enumerate(word) if c == "_"}
+    return "".join("." if c == "_" and i not in protected else c for i, c in enumerate(name))
 
 
-def unet(name: str) -> str:
+def convert_unet_name(name: str) -> str:
     """diffusers' places and inner names to the original's. conv_in, conv_out and the time embedding are only renamed where the whole
     name is `<layer>.weight`, which no tensor of a LoRA is."""
     if "resnets" in name:
@@ -92,8 +92,8 @@ def unet(name: str) -> str:
             name = name.replace(ours, theirs, 1)
     for level in range(4):
         for index in range(3):
-            for side, their, first in (("down_blocks", "input_blocks", 1), ("up_blocks", "output_blocks", 0)):
-                block = f"{their}.{3 * level + index + first}"
+            for side, original_side, first in (("down_blocks", "input_blocks", 1), ("up_blocks", "output_blocks", 0)):
+                block = f"{original_side}.{3 * level + index + first}"
                 name = name.replace(f"{side}.{level}.resnets.{index}.", f"{block}.0.", 1)
                 name = name.replace(f"{side}.{level}.attentions.{index}.", f"{block}.1.", 1)
         name = name.replace(f"down_blocks.{level}.downsamplers.0.conv.", f"input_blocks.{3 * (level + 1)}.0.op.", 1)

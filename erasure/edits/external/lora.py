@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from erasure.edits.deltas import DOWN, UP
 from erasure.errors import UserError
-from erasure.families.base import DiffusionModel, canonical
+from erasure.families.base import DiffusionModel, canonical_name
 
-FACTOR = re.compile(r"(?P<layer>.+?)[._]lora(?:_linear_layer)?[._](?P<role>A|B|down|up|mid)(?:\.(?P<adapter>[\w-]+))?\.weight")
-ROLES = {"A": "down", "B": "up"}
-OTHER = {  # what a key may belong to besides a LoRA; the first match counts
+FACTOR_KEY = re.compile(r"(?P<layer>.+?)[._]lora(?:_linear_layer)?[._](?P<role>A|B|down|up|mid)(?:\.(?P<adapter>[\w-]+))?\.weight")
+FACTOR_ROLES = {"A": "down", "B": "up"}
+OTHER_ADAPTERS = {  # what a key may belong to besides a LoRA; the first match counts
     "DoRA": r"dora_scale|lora_magnitude_vector",
     "LoHa": r"hada_[wt]",
     "LoKr": r"lokr_[wt]",
@@ -39,13 +39,13 @@ OTHER = {  # what a key may belong to besides a LoRA; the first match counts
     "textual inversion": r"^(bundle_emb|emb_params|string_to_param)",
     "ControlNet": r"lora_controlnet",
 }
-PATTERNS = {name: re.compile(pattern) for name, pattern in OTHER.items()}
-ALPHA = re.compile(r"(?P<layer>.+?)(?:[._]lora(?:_linear_layer)?)?\.alpha")
+OTHER_ADAPTER_PATTERNS = {name: re.compile(pattern) for name, pattern in OTHER_ADAPTERS.items()}
+ALPHA_KEY = re.compile(r"(?P<layer>.+?)(?:[._]lora(?:_linear_layer)?)?\.alpha")
 TEXT_LAYERS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}  # names of attention processors
-UNTOUCHED = {True, False, None, "gaussian", "eva", "orthogonal"}  # initialisations that leave the base as it is
+NEUTRAL_INITIALIZATIONS = {True, False, None, "gaussian", "eva", "orthogonal"}  # initialisations that leave the base as it is
 
 
-class DroppedGate(UserWarning):
+class IgnoredGateWarning(UserWarning):
     """An adapter is applied to every prompt that was made to be applied to some."""
 
 
@@ -75,77 +75,77 @@ class AdapterConfig(BaseModel, frozen=True):
     arrow_config: Any = None
     kasa_config: Any = None
 
-    def beyond(self) -> list[str]:
+    def list_unsupported(self) -> list[str]:
         """Settings under which the factors alone do not say what the adapter does."""
-        found = [] if self.init_lora_weights in UNTOUCHED else [f"init_lora_weights {self.init_lora_weights!r}"]
-        found += [] if self.bias == "none" else [f"bias {self.bias!r}"]
-        plain = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights", "bias"}
-        return found + [name for name in type(self).model_fields if name not in plain and getattr(self, name)]
+        unsupported = [] if self.init_lora_weights in NEUTRAL_INITIALIZATIONS else [f"init_lora_weights {self.init_lora_weights!r}"]
+        unsupported += [] if self.bias == "none" else [f"bias {self.bias!r}"]
+        plain_settings = {"r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "init_lora_weights", "bias"}
+        return unsupported + [name for name in type(self).model_fields if name not in plain_settings and getattr(self, name)]
 
-    def scale(self, names: Iterable[str], rank: int, source: str) -> float:
+    def scale_of(self, names: Iterable[str], rank: int, source: str) -> float:
         """Of one layer, under any of the names that it goes by.
 
         Raises:
             UserError: factors of another rank than the config says.
         """
-        said, alpha = (
-            _matched(pattern or {}, names, default)
+        configured_rank, alpha = (
+            _match_pattern(pattern or {}, names, default)
             for pattern, default in ((self.rank_pattern, self.r), (self.alpha_pattern, self.lora_alpha))
         )
-        if said != rank:
-            raise UserError(f"{source}: {next(iter(names))} is of rank {rank}, and its config says {said:g}; they do not belong together.")
+        if configured_rank != rank:
+            raise UserError(f"{source}: {next(iter(names))} is of rank {rank}, and its config says {configured_rank:g}; they do not belong together.")
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
-def _matched(pattern: Mapping[str, float], names: Iterable[str], default: float) -> float:
+def _match_pattern(pattern: Mapping[str, float], names: Iterable[str], default: float) -> float:
     for name in names:
         if (key := get_pattern_key(list(pattern), name)) in pattern:
             return pattern[key]
     return default
 
 
-def adapter_config(record: Any, source: str) -> AdapterConfig:
+def parse_adapter_config(record: Any, source: str) -> AdapterConfig:
     """The config of a plain LoRA.
 
     Raises:
         UserError: not a config, or one of something that is more than a LoRA.
     """
-    kind = record.get("peft_type", "LORA") if isinstance(record, dict) else None
-    if kind not in ("LORA", None):
+    adapter_type = record.get("peft_type", "LORA") if isinstance(record, dict) else None
+    if adapter_type not in ("LORA", None):
         raise UserError(
-            f"{source} is an adapter of the type {kind!r}; of PEFT's adapters plain LoRA is read. Merge it and audit the folder."
+            f"{source} is an adapter of the type {adapter_type!r}; of PEFT's adapters plain LoRA is read. Merge it and audit the folder."
         )
     try:
         config = AdapterConfig.model_validate(record)
     except ValidationError as error:
-        wrong = error.errors()[0]
-        place = ".".join(map(str, wrong["loc"])) or "it"
-        raise UserError(f"the adapter config of {source} cannot be read: {place}: {wrong['msg']}.") from error
-    if beyond := config.beyond():
-        raise UserError(f"{source} is not a plain LoRA: its config sets {', '.join(beyond)}, which cannot be applied exactly.")
+        detail = error.errors()[0]
+        location = ".".join(map(str, detail["loc"])) or "it"
+        raise UserError(f"the adapter config of {source} cannot be read: {location}: {detail['msg']}.") from error
+    if unsupported := config.beyond():
+        raise UserError(f"{source} is not a plain LoRA: its config sets {', '.join(unsupported)}, which cannot be applied exactly.")
     if config.r < 1:
         raise UserError(f"the adapter config of {source} has r {config.r}; a rank is at least 1.")
     return config
 
 
 @dataclass
-class Layer:
+class LoraLayer:
     """What a file says about one layer."""
 
     factors: dict[str, Tensor] = field(default_factory=dict)  # by "up", "down", "mid"
     alpha: float | None = None
 
 
-def is_lora(keys: Iterable[str]) -> bool:
+def has_adapter_keys(keys: Iterable[str]) -> bool:
     """Whether a file holds an adapter of any kind."""
-    return any(FACTOR.fullmatch(key) or kind_of(key) for key in keys)
+    return any(FACTOR_KEY.fullmatch(key) or other_adapter_of(key) for key in keys)
 
 
-def kind_of(key: str) -> str | None:
-    return next((name for name, pattern in PATTERNS.items() if pattern.search(key)), None)
+def other_adapter_of(key: str) -> str | None:
+    return next((name for name, pattern in OTHER_ADAPTER_PATTERNS.items() if pattern.search(key)), None)
 
 
-def factors(
+def read_factors(
     model: DiffusionModel, source: str, tensors: Mapping[str, Tensor], configs: Mapping[str, AdapterConfig], header: Mapping[str, str]
 ) -> dict[str, Tensor]:
     """Scaled factors by the names of erasure.edits.deltas.
@@ -158,7 +158,7 @@ def factors(
     Raises:
         UserError: anything in the file that is not a factor of a layer of the base, or whose scale is not clear.
     """
-    layers = _sorted(model, source, tensors)
+    layers = _group_by_layer(model, source, tensors)
     alphas = sum(layer.alpha is not None for layer in layers.values())
     if alphas and configs:
         raise UserError(f"{source} gives its scale twice, by alpha and by a config; remove one of them.")
@@ -166,99 +166,99 @@ def factors(
         raise UserError(
             f"{source} has an alpha for {alphas} of {len(layers)} layers; programs read the others in different ways. Add the missing ones."
         )
-    _warn_of_gates(source, layers, header)
+    _warn_about_gates(source, layers, header)
     modules = layers_of(model)
-    found: dict[str, Tensor] = {}
+    scaled: dict[str, Tensor] = {}
     for name, layer in layers.items():
-        up, down = _pair(source, name, layer, modules[name])
-        part, _, inside = name.partition(".")
+        up, down = _factors_of_layer(source, name, layer, modules[name])
+        part, _, layer_name = name.partition(".")
         rank = len(down)
         if configs:
             if part not in configs:
                 raise UserError(f"the header of {source} gives the scale of {', '.join(configs)} and not of the {part}; add it.")
-            scale = configs[part].scale([inside, f"text_model.{inside}"] if part == "text_encoder" else [inside], rank, source)
+            scale = configs[part].scale_of([layer_name, f"text_model.{layer_name}"] if part == "text_encoder" else [layer_name], rank, source)
         else:
             scale = 1.0 if layer.alpha is None else layer.alpha / rank
         if not scale or not up.count_nonzero():
             continue  # as training begins, or switched off: it changes nothing
-        found |= dict(zip((f"{name}.weight{UP}", f"{name}.weight{DOWN}"), _balanced(up.float() * scale, down.float()), strict=True))
-    return found
+        scaled |= dict(zip((f"{name}.weight{UP}", f"{name}.weight{DOWN}"), _balance(up.float() * scale, down.float()), strict=True))
+    return scaled
 
 
 def layers_of(model: DiffusionModel) -> dict[str, nn.Module]:
     """Layers that can carry a LoRA, by "unet.<name>" and "text_encoder.<name>"."""
     return {
-        f"{part}.{canonical(name)}": module
-        for part, network in model.modules.items()
+        f"{part}.{canonical_name(name)}": module
+        for part, network in model.networks.items()
         for name, module in network.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d)
     }
 
 
-def _sorted(model: DiffusionModel, source: str, tensors: Mapping[str, Tensor]) -> dict[str, Layer]:
+def _group_by_layer(model: DiffusionModel, source: str, tensors: Mapping[str, Tensor]) -> dict[str, LoraLayer]:
     """The file by layers of the base; nothing is left over."""
-    spelled = _spellings(layers_of(model))
-    layers: dict[str, Layer] = {}
-    other: Counter[str] = Counter()
-    strange: list[str] = []
+    spellings = _spellings_of(layers_of(model))
+    layers: dict[str, LoraLayer] = {}
+    other_adapters: Counter[str] = Counter()
+    unknown_keys: list[str] = []
     adapters: set[str | None] = set()
     for key, value in tensors.items():
-        if kind := kind_of(key):
-            other[kind] += 1
+        if adapter_type := other_adapter_of(key):
+            other_adapters[adapter_type] += 1
             continue
-        factor, alpha = FACTOR.fullmatch(key), ALPHA.fullmatch(key) if value.numel() == 1 else None
+        factor, alpha = FACTOR_KEY.fullmatch(key), ALPHA_KEY.fullmatch(key) if value.numel() == 1 else None
         match = factor or alpha
-        name = next((spelled[s] for s in _simplified(match["layer"]) if s in spelled), None) if match else None
+        name = next((spellings[spelling] for spelling in _spelling_variants(match["layer"]) if spelling in spellings), None) if match else None
         if name is None:
-            strange.append(key)
+            unknown_keys.append(key)
             continue
-        layer = layers.setdefault(name, Layer())
+        layer = layers.setdefault(name, LoraLayer())
         if factor:
             adapters.add(factor["adapter"])
-            role = ROLES.get(factor["role"], factor["role"])
+            role = FACTOR_ROLES.get(factor["role"], factor["role"])
             if role in layer.factors:
                 raise UserError(f"{source} has the {role} factor of {name} more than once, such as {key!r}.")
             layer.factors[role] = value
         else:
             layer.alpha = float(value)
-    if other:
-        kinds = ", ".join(f"{kind} ({count} tensors)" for kind, count in other.items())
-        raise UserError(f"{source} holds {kinds}, which cannot be applied exactly here. Merge it into a diffusers folder and audit that.")
-    if strange:
-        known = f"{len(layers)} layers are of {model.source}, " if layers else ""
+    if other_adapters:
+        adapter_types = ", ".join(f"{adapter_type} ({count} tensors)" for adapter_type, count in other_adapters.items())
+        raise UserError(f"{source} holds {adapter_types}, which cannot be applied exactly here. Merge it into a diffusers folder and audit that.")
+    if unknown_keys:
+        recognized = f"{len(layers)} layers are of {model.source}, " if layers else ""
         raise UserError(
-            f"{source}: {known}{len(strange)} tensors belong to none of its layers, such as {strange[0]!r}; give its own base with --model."
+            f"{source}: {recognized}{len(unknown_keys)} tensors belong to none of its layers, such as {unknown_keys[0]!r}; give its own base with --model."
         )
     if len(adapters) > 1:
         raise UserError(f"{source} holds several adapters ({', '.join(sorted(map(str, adapters)))}); save one of them alone.")
     return layers
 
 
-def _spellings(names: Iterable[str]) -> dict[str, str]:
+def _spellings_of(names: Iterable[str]) -> dict[str, str]:
     """Every way to write a layer's name, without PEFT's prefix and with attention processors' names resolved, to its own name."""
-    found: dict[str, str] = {}
+    spellings: dict[str, str] = {}
     for name in names:
-        part, _, inside = name.partition(".")
-        variants = (inside, f"text_model.{inside}") if part == "text_encoder" else (inside,)
+        part, _, layer_name = name.partition(".")
+        variants = (layer_name, f"text_model.{layer_name}") if part == "text_encoder" else (layer_name,)
         prefixes = ("lora_te_", "lora_te1_") if part == "text_encoder" else ("lora_unet_",)
         for variant in variants:
-            found[variant] = found[f"{part}.{variant}"] = name
-            found |= {prefix + variant.replace(".", "_"): name for prefix in prefixes}
-    return found
+            spellings[variant] = spellings[f"{part}.{variant}"] = name
+            spellings |= {prefix + variant.replace(".", "_"): name for prefix in prefixes}
+    return spellings
 
 
-def _simplified(layer: str) -> Iterator[str]:
+def _spelling_variants(layer: str) -> Iterator[str]:
     """Ways to read a layer's name as a file spells it, the plain one first."""
     layer = layer.removeprefix("base_model.model.").replace(".processor.", ".")
     yield layer
-    above, dot, last = layer.rpartition(".")
+    parent, dot, last = layer.rpartition(".")
     if last == "to_out":
         yield f"{layer}.0"
     if last in TEXT_LAYERS:
-        yield f"{above}{dot}{TEXT_LAYERS[last]}"
+        yield f"{parent}{dot}{TEXT_LAYERS[last]}"
 
 
-def _pair(source: str, name: str, layer: Layer, module: nn.Module) -> tuple[Tensor, Tensor]:
+def _factors_of_layer(source: str, name: str, layer: LoraLayer, module: nn.Module) -> tuple[Tensor, Tensor]:
     """Up (O, r) and down (r, I), for a convolution (O, r, 1, 1) and (r, I, k, k); the middle of Tucker's form goes into the down.
 
     Raises:
@@ -271,13 +271,13 @@ def _pair(source: str, name: str, layer: Layer, module: nn.Module) -> tuple[Tens
     if "mid" in layer.factors and layer.factors["mid"].ndim == 4 and down.shape[2:] == (1, 1):
         down = torch.einsum("abhw,bi->aihw", layer.factors["mid"].float(), down.float()[:, :, 0, 0])
     shape = tuple(weight.shape)
-    fits = (
+    fits_layer = (
         up.ndim > 1
         and down.ndim > 1
         and up[0].numel() == len(down)
         and (len(up), len(down[0]) * math.prod(down.shape[2:])) == (shape[0], math.prod(shape[1:]))
     )
-    if not fits or (down.ndim == 4 and weight.ndim == 4 and down.shape[2:] != weight.shape[2:]):
+    if not fits_layer or (down.ndim == 4 and weight.ndim == 4 and down.shape[2:] != weight.shape[2:]):
         raise UserError(
             f"{source}: the factors of {name} are {tuple(up.shape)} and {tuple(down.shape)}, the layer is {shape}; give its own base."
         )
@@ -285,21 +285,21 @@ def _pair(source: str, name: str, layer: Layer, module: nn.Module) -> tuple[Tens
     return up.reshape(len(up), len(down), *ones), down.reshape(len(down), *shape[1:])
 
 
-def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+def _balance(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     """The same product with both factors of one size, by a power of two, so that a small scale does not sink below fp16's range."""
-    largest = [factor.abs().max().item() for factor in (up, down)]
-    if not all(math.isfinite(size) and size > 0 for size in largest):
+    magnitudes = [factor.abs().max().item() for factor in (up, down)]
+    if not all(math.isfinite(magnitude) and magnitude > 0 for magnitude in magnitudes):
         return up, down
-    shift = 2.0 ** round(math.log2(largest[1] / largest[0]) / 2)
+    shift = 2.0 ** round(math.log2(magnitudes[1] / magnitudes[0]) / 2)
     return up * shift, down / shift
 
 
-def _warn_of_gates(source: str, layers: Mapping[str, Layer], header: Mapping[str, str]) -> None:
+def _warn_about_gates(source: str, layers: Mapping[str, LoraLayer], header: Mapping[str, str]) -> None:
     """SPM (Lyu et al., arXiv:2312.16145) ships rank-1 factors and the prompts they are for; a gate weighs them anew for every prompt."""
     if header.get("prompts") and all(len(layer.factors["down"]) == 1 for layer in layers.values() if "down" in layer.factors):
         warnings.warn(
             f"{source} looks like an SPM: rank 1, made for {header['prompts'][:80]!r}. SPM weakens its effect by a gate on prompts far "
             "from these; no gate is applied here, so that the audit may show more damage to other prompts than SPM does.",
-            DroppedGate,
+            IgnoredGateWarning,
             stacklevel=2,
         )
