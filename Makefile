@@ -26,7 +26,7 @@ test: lint
 
 # the README's pictures of the studio, taken by the browser tests
 screenshots: .venv/.ready
-	ERASURE_SCREENSHOTS=docs/images $(BIN)/pytest tests/test_browser.py
+	ERASURE_SCREENSHOTS=docs/images $(BIN)/pytest tests/app/web/test_browser.py
 
 test-slow: .venv/.ready
 	$(BIN)/pytest -m slow

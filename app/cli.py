@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-from erasure.errors import AssumptionWarning, Unfinished, UserError, to_one_line, is_out_of_memory, unknown_value_error
+from erasure.errors import AssumptionWarning, Unfinished, UserError, is_out_of_memory, to_one_line, unknown_value_error
 
 COMMANDS = {
     "erase": "erase concepts from a model and save an edit",
@@ -40,7 +40,13 @@ PROCESS_ENVIRONMENT = {
 def main(argv: list[str] | None = None) -> int:
     """Run a command. Exit codes: 0 done or PASS, 1 usage error, 2 incomplete (the same command continues), 3 FAIL, 4 INCONCLUSIVE."""
     arguments = sys.argv[1:] if argv is None else argv
-    if argv is None and sys.platform == "linux" and arguments and arguments[0] in COMPUTE_COMMANDS and not PROCESS_ENVIRONMENT.keys() & os.environ.keys():
+    if (
+        argv is None
+        and sys.platform == "linux"
+        and arguments
+        and arguments[0] in COMPUTE_COMMANDS
+        and not PROCESS_ENVIRONMENT.keys() & os.environ.keys()
+    ):
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **PROCESS_ENVIRONMENT})
     if not arguments or arguments[0] in ("-h", "--help"):
         print(format_usage())
@@ -66,7 +72,9 @@ def main(argv: list[str] | None = None) -> int:
         if is_disk_full(error):
             return report_error(f"no room is left on the disk ({error}); make room, then repeat the command.", INCOMPLETE)
         if is_out_of_memory(error):
-            return report_error("out of memory; the same command continues with more of it, or choose smaller values (--batch).", INCOMPLETE)
+            return report_error(
+                "out of memory; the same command continues with more of it, or choose smaller values (--batch).", INCOMPLETE
+            )
         if isinstance(error, OSError):
             return report_error(f"{error.filename or name}: {error.strerror or error}.", USAGE_ERROR)
         raise  # a fault of this program, which should be seen
@@ -88,7 +96,11 @@ def installed_version() -> str:
 
 def format_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> str:
     """A warning as the terminal shows it: what the user should know without the place in our code, all others as Python does."""
-    return f"erasure: warning: {message}\n" if issubclass(category, AssumptionWarning) else DEFAULT_FORMATWARNING(message, category, *args, **kwargs)
+    return (
+        f"erasure: warning: {message}\n"
+        if issubclass(category, AssumptionWarning)
+        else DEFAULT_FORMATWARNING(message, category, *args, **kwargs)
+    )
 
 
 def format_usage() -> str:

@@ -15,7 +15,7 @@ import tyro
 
 from erasure.config.registry import field_help_of
 from erasure.errors import UserError
-from erasure.loading.addresses import check_model_source
+from erasure.loading.model_source import check_model_source
 
 T = TypeVar("T")
 
@@ -127,5 +127,7 @@ def check_edits_exist(edits: Sequence[Path]) -> None:
 
 def find_given_fields(argv: Sequence[str], names: Sequence[str]) -> set[str]:
     """Which of the fields were named on the command line."""
-    flags = {argument.split("=", 1)[0].removeprefix("--").removeprefix("no-").replace("-", "_") for argument in argv if argument.startswith("--")}
+    flags = {
+        argument.split("=", 1)[0].removeprefix("--").removeprefix("no-").replace("-", "_") for argument in argv if argument.startswith("--")
+    }
     return flags & set(names)

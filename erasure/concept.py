@@ -41,8 +41,12 @@ class Concept:
         if not self.name.strip():
             raise UserError("a concept needs a name, got an empty one; write --concept 'Van Gogh'.")
         for text in (self.name, self.anchor, *self.prompts, *self.aliases):
-            if len(text) > MAX_TEXT_LENGTH or any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text):  # half of a pair is not UTF-8
-                raise UserError(f"texts of a concept are valid Unicode of at most {MAX_TEXT_LENGTH:,} characters, no NUL; got {text[:40]!r}.")
+            if len(text) > MAX_TEXT_LENGTH or any(
+                character == "\0" or "\ud800" <= character <= "\udfff" for character in text
+            ):  # half of a pair is not UTF-8
+                raise UserError(
+                    f"texts of a concept are valid Unicode of at most {MAX_TEXT_LENGTH:,} characters, no NUL; got {text[:40]!r}."
+                )
         if self.kind not in get_args(ConceptKind):
             raise unknown_value_error("kind", self.kind, get_args(ConceptKind))
         if self.anchor.strip().lower() == self.name.strip().lower():

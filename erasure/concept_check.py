@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erasure.concept import Concept
 from erasure.families.base import Cost, DiffusionModel
-from erasure.training.recording import load_or_compute
+from erasure.training.fill_cache import load_or_compute
 
 NONSENSE_WORDS = ("zxqvu", "brimplefax", "wuggit", "ployndra", "glorp", "tremulon", "dorvane", "skelth")
 TRAJECTORIES, TRAJECTORY_STEPS = 4, 8
@@ -58,7 +58,12 @@ def check_concepts(model: DiffusionModel, concepts: Sequence[Concept]) -> list[C
     The points and the answers to nonsense words depend on the model alone and are kept in the cache, so a further concept costs
     `POINTS` forwards.
     """
-    key = {"known": NONSENSE_WORDS, "trajectories": TRAJECTORIES, "steps": TRAJECTORY_STEPS, "asked": [COMPARED_STEPS.start, COMPARED_STEPS.stop]}
+    key = {
+        "known": NONSENSE_WORDS,
+        "trajectories": TRAJECTORIES,
+        "steps": TRAJECTORY_STEPS,
+        "asked": [COMPARED_STEPS.start, COMPARED_STEPS.stop],
+    }
     points = load_or_compute(model, key, lambda: _record_points(model))
     nonsense_influence = round(points["nonsense"].sort().values[-2].item(), 6)
     return [ConceptCheck(concept.name, round(_influence(model, concept.name, points), 6), nonsense_influence) for concept in concepts]
@@ -74,7 +79,9 @@ def _record_points(model: DiffusionModel) -> dict[str, Tensor]:
     """x_t, t and eps(x_t, empty) along unguided trajectories, (P, C, h, w) and (P,); "nonsense" (8,), how far each word moves them."""
     empty_cond = model.encode([""]).expand(TRAJECTORIES, -1, -1)
     noise = model.sample_noise([NOISE_SEED + i for i in range(TRAJECTORIES)])
-    steps = list(islice(model.trajectory(noise, empty_cond, empty_cond, TRAJECTORY_STEPS, guidance=1.0), COMPARED_STEPS.stop))[COMPARED_STEPS]
+    steps = list(islice(model.trajectory(noise, empty_cond, empty_cond, TRAJECTORY_STEPS, guidance=1.0), COMPARED_STEPS.stop))[
+        COMPARED_STEPS
+    ]
     times = torch.tensor([step.t for step in steps]).repeat_interleave(TRAJECTORIES)
     points = {"x_t": torch.cat([s.x_t for s in steps]).cpu(), "t": times, "eps": torch.cat([s.eps_uncond for s in steps]).cpu()}
     return {**points, "nonsense": torch.tensor([_influence(model, word, points) for word in NONSENSE_WORDS])}

@@ -42,5 +42,9 @@ def hint_unknown_words(name: str) -> list[str]:
         return []
     known_names = [known_name for concept_words in (*STYLE_WORDS.values(), *OBJECT_WORDS.values()) for known_name in concept_words.names]
     closest = difflib.get_close_matches(name.lower(), known_names, n=1)
-    hint = f" Did you mean {closest[0]!r}?" if closest else f" It knows {', '.join(concept_words.names[0] for concept_words in STYLE_WORDS.values())} and others."
+    hint = (
+        f" Did you mean {closest[0]!r}?"
+        if closest
+        else f" It knows {', '.join(concept_words.names[0] for concept_words in STYLE_WORDS.values())} and others."
+    )
     return [f"the pocket model never saw {', '.join(map(repr, unknown_words[:5]))} in a caption.{hint}"]

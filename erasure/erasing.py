@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 
 from erasure.concept import Concept
-from erasure.concept_check import WeaklyKnownConcept, ConceptCheck, concept_check_cost, check_concepts, describe_weakly_known
+from erasure.concept_check import ConceptCheck, WeaklyKnownConcept, check_concepts, concept_check_cost, describe_weakly_known
 from erasure.config.seeds import check_seed
 from erasure.config.validation import build_dataclass
 from erasure.edits import Edit, EditInfo, apply_edits
 from erasure.errors import NotFiniteError, UserError, unknown_value_error
 from erasure.export.model_card import sample_before_after, write_card
 from erasure.families.base import Cost, DiffusionModel
-from erasure.methods.base import MethodResult, Guided, Method, TrainingContext, TrainingFree, Trained
+from erasure.methods.base import Guided, Method, MethodResult, Trained, TrainingContext, TrainingFree
 from erasure.storage.files import print_message
 from erasure.storage.locks import lock_folder
 from erasure.storage.run import Run, cache_folder, check_tracker, hash_record, write_json
-from erasure.storage.tensor_cache import load_or_make
-from erasure.training import recording as recorder
+from erasure.storage.tensor_files import load_or_make
+from erasure.training import fill_cache as recorder
 from erasure.training import saliency
 from erasure.training.loop import TrainingOptions, train
 
@@ -126,7 +126,9 @@ def erase(
     run = Run(out, make_job(model, concepts, method, seed, after, mask), fresh, OUTPUT_FILES)
     if edit := load_finished_edit(run, verbose=False):
         return edit
-    options = TrainingOptions(folder=out, seed=seed, report_to=report_to, gradient_checkpointing=gradient_checkpointing, mask=mask, on_step=on_step)
+    options = TrainingOptions(
+        folder=out, seed=seed, report_to=report_to, gradient_checkpointing=gradient_checkpointing, mask=mask, on_step=on_step
+    )
     with lock_folder(out, "erasure erase"):
         return load_finished_edit(run) or _run_erasure(run, model, concepts, method, after, options)
 
@@ -148,7 +150,9 @@ def load_finished_edit(run: Run, verbose: bool = True) -> Edit | None:
     return None
 
 
-def _run_erasure(run: Run, model: DiffusionModel, concepts: list[Concept], method: Method, after: Sequence[Edit], options: TrainingOptions) -> Edit:
+def _run_erasure(
+    run: Run, model: DiffusionModel, concepts: list[Concept], method: Method, after: Sequence[Edit], options: TrainingOptions
+) -> Edit:
     """The work of `erase`, in a folder that is this process's own."""
     out = run.folder
     with apply_edits(model, after):
@@ -185,7 +189,13 @@ def run_method(model: DiffusionModel, concepts: list[Concept], method: Method, o
     """What the method finds, in whichever of the three shapes it has."""
     match method:
         case Trained():
-            return train(model, method, recorder.load_or_fill(model, method.query(concepts, options.seed)), options, load_or_pretrain(model, method, options))
+            return train(
+                model,
+                method,
+                recorder.load_or_fill(model, method.query(concepts, options.seed)),
+                options,
+                load_or_pretrain(model, method, options),
+            )
         case TrainingFree():
             return method.solve(model, concepts, options.seed)
         case Guided():
@@ -209,7 +219,9 @@ def load_or_pretrain(model: DiffusionModel, method: Trained, options: TrainingOp
     folder = cache_folder() / "starts" / hash_record(job)
 
     def trained() -> dict[str, Tensor]:
-        result = train(model, pretraining, recorder.load_or_fill(model, pretraining.query([], 0)), replace(options, folder=folder, seed=0, mask=None))
+        result = train(
+            model, pretraining, recorder.load_or_fill(model, pretraining.query([], 0)), replace(options, folder=folder, seed=0, mask=None)
+        )
         return result.tensors
 
     with lock_folder(folder, "erasure erase", wait=True):  # whoever comes second finds what the first has made

@@ -5,7 +5,11 @@ import re
 import warnings
 from collections.abc import Iterable
 
-MAX_VALUE_CHARS, MAX_MESSAGE_CHARS, CUT_MARK_CHARS = 200, 2000, 40  # letters of one value and of a whole message that are shown; what the words of a cut may take
+MAX_VALUE_CHARS, MAX_MESSAGE_CHARS, CUT_MARK_CHARS = (
+    200,
+    2000,
+    40,
+)  # letters of one value and of a whole message that are shown; what the words of a cut may take
 
 
 class UserError(ValueError):

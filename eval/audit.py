@@ -14,22 +14,31 @@ from erasure.families.base import DiffusionModel
 from erasure.storage.files import DamagedFile, print_message
 from erasure.storage.locks import check_unlocked, lock_folder
 from erasure.storage.run import Run, hash_record, remove_matching, write_json
-from eval.attack_runs.runner import AttackRun, attacks_of, run_attacks, label_of
-from eval.generation import Sample, samples_of, generate_images
+from eval.attack_runs.runner import AttackRun, attacks_of, label_of, run_attacks
+from eval.generation import Sample, generate_images, samples_of
 from eval.judges.base import MissingWeights
 from eval.metrics.features import make_extractor
-from eval.metrics.image_distances import retained_distance, image_set_distances
+from eval.metrics.image_distances import image_set_distances, retained_distance
 from eval.retrained.divergences import measure_divergences
-from eval.retrained.gap import model_distances
-from eval.scoring.attack_rates import count_attack_rates, add_attacked_rate
+from eval.retrained.retrain_gap import model_distances
+from eval.scoring.attack_rates import add_attacked_rate, count_attack_rates
 from eval.scoring.counting import SampleRow, count_rates
-from eval.scoring.judge_scores import AXES, build_judges, judge_errors, score_samples, available_judges, read_jsonl, check_judges_fit, samples_digest
+from eval.scoring.judge_scores import (
+    AXES,
+    available_judges,
+    build_judges,
+    check_judges_fit,
+    judge_errors,
+    read_jsonl,
+    samples_digest,
+    score_samples,
+)
 from eval.scoring.published import published_figures
 from eval.scoring.recount import recount
-from eval.suites.cases import PLAIN_ROLES, Case, suite_cases, prompt_list_cases
+from eval.suites.cases import PLAIN_ROLES, Case, prompt_list_cases, suite_cases
 from eval.suites.fine_grained import find_only_label, is_erasure_target, restrict_to_cell
-from eval.suites.list_reader import PromptListOrigin, ListedPrompt
-from eval.suites.prompt_list import cross_axis, prompt_list_records
+from eval.suites.list_reader import ListedPrompt, PromptListOrigin
+from eval.suites.prompt_list_suite import cross_axis, prompt_list_records
 from eval.suites.sample_sizes import SampleSizes, count_sample_sizes
 from eval.suites.suite import Axis, Suite
 
@@ -73,7 +82,9 @@ class AuditPlan:
         Raises:
             UserError: edits that name no concept; see `about`.
         """
-        return cls.for_concepts([concept["name"] for edit in edits for concept in edit.info.concepts], suite, tier, replay_prompts, only, replay_origin)
+        return cls.for_concepts(
+            [concept["name"] for edit in edits for concept in edit.info.concepts], suite, tier, replay_prompts, only, replay_origin
+        )
 
     @classmethod
     def for_concepts(
@@ -127,7 +138,9 @@ class AuditPlan:
     @property
     def sample_sizes(self) -> SampleSizes:
         """Pictures behind every rate, in every tier of the suite."""
-        return count_sample_sizes(self.suite, self.axis, self.targets, self.only, {tier: self.tier_cases(tier) for tier in self.suite.tiers})
+        return count_sample_sizes(
+            self.suite, self.axis, self.targets, self.only, {tier: self.tier_cases(tier) for tier in self.suite.tiers}
+        )
 
     def plain_samples(self, erased: bool) -> list[Sample]:
         """The suite's own pictures that ask for what should be gone, or those that do not: of the grid, or of captions without one."""
@@ -179,7 +192,9 @@ def audit(
     options = options or AuditOptions()
     run = Run(out, job_record(model, edits, plan, options), fresh, OUTPUT_FILES)
     with lock_folder(out, "erasure audit"):
-        if options.keep_images == "none" and run.is_complete and (result := recount_finished(out, plan)):  # its pictures are gone, its readings are not
+        if (
+            options.keep_images == "none" and run.is_complete and (result := recount_finished(out, plan))
+        ):  # its pictures are gone, its readings are not
             run.finish(result)
             return result
         return run_plan(model, edits, plan, out, options, fresh)
@@ -196,7 +211,9 @@ def recount_finished(out: Path, plan: AuditPlan) -> dict[str, Any] | None:
     return {**{key: value for key, value in result.items() if key not in ("suite_file", "apart_by_suite")}, **plan_entries}
 
 
-def run_plan(model: DiffusionModel, edits: Sequence[Edit], plan: AuditPlan, out: Path, options: AuditOptions, fresh: bool) -> dict[str, Any]:
+def run_plan(
+    model: DiffusionModel, edits: Sequence[Edit], plan: AuditPlan, out: Path, options: AuditOptions, fresh: bool
+) -> dict[str, Any]:
     """The work of `audit`, in a folder that is this process's own."""
     started = time.monotonic()
     run, generated_counts = generate_and_attack(model, edits, plan, out, options, fresh=fresh)
@@ -211,7 +228,11 @@ def run_plan(model: DiffusionModel, edits: Sequence[Edit], plan: AuditPlan, out:
     result = {
         "tier": plan.tier,
         **add_attacked_rate(count_rates(rows, plan.suite, plan.axis, plan.targets, plan.only), attacks),
-        **({"gaps": model_distances(rows, plan.axis, plan.targets, plan.suite.excluded, plan.only)} if options.retrained and plan.axis in judges else {}),
+        **(
+            {"gaps": model_distances(rows, plan.axis, plan.targets, plan.suite.excluded, plan.only)}
+            if options.retrained and plan.axis in judges
+            else {}
+        ),
         "job": run.job,
         "samples_sha256": samples_digest(out),
         "lists": prompt_list_records(plan.suite.prompt_list, plan.replay_origin),
@@ -265,8 +286,20 @@ def generate_and_attack(
         for name, stack in stacks.items():
             apply_options = options.apply_options if name == "erased" else {"other_base": options.other_base}
             with apply_edits(model, stack, **apply_options):
-                weights_digest = hash_record([base_fingerprint, apply_options.get("strength", 1.0), *(e.digest() for e in stack)]) if stack else base_fingerprint
-                generated_counts[name] = generate_images(model, weights_digest, plan.suite, plan.samples, out / "images" / name, shard=shard, use_cache=options.keep_images == "all")
+                weights_digest = (
+                    hash_record([base_fingerprint, apply_options.get("strength", 1.0), *(e.digest() for e in stack)])
+                    if stack
+                    else base_fingerprint
+                )
+                generated_counts[name] = generate_images(
+                    model,
+                    weights_digest,
+                    plan.suite,
+                    plan.samples,
+                    out / "images" / name,
+                    shard=shard,
+                    use_cache=options.keep_images == "all",
+                )
         if attack_run is not None:
             run_attacks(model, edits, attack_run, out / "attacks", shard=shard, **options.apply_options)
     return run, generated_counts

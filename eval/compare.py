@@ -46,7 +46,8 @@ def tabulate_comparison(first: Path, second: Path) -> list[str]:
     lines = [f"| rate | {names[0]} (first) | {names[1]} (second) | first − second, points | p, Holm |", "|---|---|---|---|---|"]
     for (name, table), p in zip(tables.items(), adjusted, strict=True):
         sides = " | ".join(
-            f"{format_percent(r['estimate'])} % ({r['k']}/{r['n']})" for r in (audit_result["models"]["erased"]["rates"][name] for audit_result in results)
+            f"{format_percent(r['estimate'])} % ({r['k']}/{r['n']})"
+            for r in (audit_result["models"]["erased"]["rates"][name] for audit_result in results)
         )
         change = f"{format_points(table['estimate'])} ({format_points_span(table['low'], table['high'])})"
         lines.append(f"| {name} | {sides} | {change} | {p:.2g} |")

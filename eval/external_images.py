@@ -14,16 +14,16 @@ import torch
 from erasure.concept import ConceptKind
 from erasure.config.seeds import MAX_SEED
 from erasure.errors import UserError
-from erasure.photos import list_files, load_image, is_plain_image
 from erasure.storage.run import Run
+from erasure.user_images import is_plain_image, list_files, load_image
 from eval.attack_runs.runner import label_of
-from eval.audit import OUTPUT_FILES, suite_digest, check_buildable
+from eval.audit import OUTPUT_FILES, check_buildable, suite_digest
 from eval.generation import Sample, read_png, save_png
 from eval.judges.base import MissingWeights
-from eval.metrics.image_distances import retained_distance, image_set_distances
+from eval.metrics.image_distances import image_set_distances, retained_distance
 from eval.scoring.attack_rates import add_attacked_rate
 from eval.scoring.counting import count_rates
-from eval.scoring.judge_scores import judge_errors, score_samples, available_judges, samples_digest
+from eval.scoring.judge_scores import available_judges, judge_errors, samples_digest, score_samples
 from eval.scoring.published import published_figures
 from eval.suites.cases import Case
 from eval.suites.suite import Suite
@@ -127,7 +127,9 @@ def read_external_images(folder: Path, suite: Suite) -> ExternalImages:
         if cell_and_seed[1] > MAX_SEED:
             raise UserError(f"{path}: a seed is a whole number from 0 to {MAX_SEED} (2^63 - 1), got {cell_and_seed[1]}.")
         if cell_and_seed in files_by_seed:
-            raise UserError(f"{path} and {files_by_seed[cell_and_seed].name} are both {cell[0]}, {cell[1]}, seed {cell_and_seed[1]}; keep one of them.")
+            raise UserError(
+                f"{path} and {files_by_seed[cell_and_seed].name} are both {cell[0]}, {cell[1]}, seed {cell_and_seed[1]}; keep one of them."
+            )
         files_by_seed[cell_and_seed] = path
         content.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest() + (b"" if is_plain_image(path) else b"as seen"))
     filled_cells, all_cells = {cell for cell, _ in files_by_seed}, [(s, o) for s in suite.styles for o in suite.objects]
@@ -165,7 +167,9 @@ def summarize_images(images_by_model: dict[str, ExternalImages]) -> dict[str, An
     return {
         "jpeg": sum(path.suffix.lower() != ".png" for path in paths),
         "n": len(paths),
-        "sizes": [f"{w} x {h}" for w, h in sorted({size for model_images in images_by_model.values() for size in model_images.sizes.values()})],
+        "sizes": [
+            f"{w} x {h}" for w, h in sorted({size for model_images in images_by_model.values() for size in model_images.sizes.values()})
+        ],
         "per_cell": [min(cells.values()), max(cells.values())],
         "seeds": sorted({seed for _, seed in images_by_model["erased"].files}),
     }
@@ -204,7 +208,10 @@ def _external_edit_record(concept: str, kind: ConceptKind, folder: Path, base: P
 
 def _check_same_cells(folder: Path, erased: ExternalImages, base_folder: Path, base: ExternalImages) -> None:
     """Complains about pictures that one folder has and the other lacks: a rate of other cells is no comparison."""
-    for incomplete_folder, missing in ((base_folder, erased.files.keys() - base.files.keys()), (folder, base.files.keys() - erased.files.keys())):
+    for incomplete_folder, missing in (
+        (base_folder, erased.files.keys() - base.files.keys()),
+        (folder, base.files.keys() - erased.files.keys()),
+    ):
         if missing:
             names = [f"{s}_{o}_seed{seed}" for (s, o), seed in sorted(missing)]
             raise UserError(f"{incomplete_folder} lacks {len(names)} pictures that the other folder has: {_shorten_list(names)}.")

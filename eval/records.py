@@ -11,10 +11,13 @@ from erasure.config.validation import check_mapping
 from erasure.errors import UserError
 from erasure.storage.files import DamagedFile, MissingChecksum, read_checksummed_json
 from eval.scoring.rates import counted_rate
-from eval.suites.prompt_list import Axis
+from eval.suites.prompt_list_suite import Axis
 
 MADE_BY_EARLIER_VERSION = "{} was made by an earlier version of this project; audit again with --fresh."
-MAX_RECOUNTED_TRIALS, TOLERANCE = 10_000_000, 1e-6  # trials beyond which no interval is counted again; how far it may lie beside the recorded one
+MAX_RECOUNTED_TRIALS, TOLERANCE = (
+    10_000_000,
+    1e-6,
+)  # trials beyond which no interval is counted again; how far it may lie beside the recorded one
 
 Count = Annotated[int, Field(ge=0)]
 Proportion = Annotated[float, Field(ge=0, le=1)]
@@ -139,7 +142,7 @@ class DenoiserDivergence(TypedDict):
 
 
 class ModelDistance(TypedDict):
-    """eval.retrained.gap.model_distances."""
+    """eval.retrained.retrain_gap.model_distances."""
 
     measure: Literal["UA", "IRA", "CRA", "replaced"]
     first: ModelName

@@ -49,7 +49,9 @@ class SequenceStep:
     rows: Mapping[Axis, Sequence[SampleRow]]
 
 
-def audit_sequence(model: DiffusionModel, edits: Sequence[Edit], suite: Suite, tier: str, out: Path, *, fresh: bool = False) -> dict[str, Any]:
+def audit_sequence(
+    model: DiffusionModel, edits: Sequence[Edit], suite: Suite, tier: str, out: Path, *, fresh: bool = False
+) -> dict[str, Any]:
     """Audit after every request and write out/sequence.json; returns what is in it.
 
     `out` ends with an audit in 1/, 2/, ... (or in 1/style, 1/object) beside it.
@@ -149,7 +151,9 @@ def erased_rates(steps: Sequence[SequenceStep], targets: Sequence[SequenceTarget
             outcomes = erased_outcomes(later_step.rows[target.axis], target, "erased")
             if outcomes:
                 change = rate_change(outcomes, own_outcomes) if later_step is not own_step else None
-                after.append({"request": later_step.number, **outcome_rate(outcomes), "change": change and {**change, "rebound": change["high"] < 0}})
+                after.append(
+                    {"request": later_step.number, **outcome_rate(outcomes), "change": change and {**change, "rebound": change["high"] < 0}}
+                )
         base_outcomes = erased_outcomes(own_step.rows[target.axis], target, "base")
         identity = {"axis": target.axis, "label": target.label, "request": target.request}
         records.append({**identity, "base": outcome_rate(base_outcomes) if base_outcomes else None, "after": after})
@@ -187,7 +191,9 @@ def erased_outcomes(rows: Sequence[SampleRow], target: SequenceTarget, model: st
     return {image_key(r): r["read"][axis]["label"] != target.label for r in target_rows}
 
 
-def retained_outcomes(rows: Sequence[SampleRow], axis: Axis, targets: Sequence[SequenceTarget], excluded: Sequence[str], model: str) -> dict[ImageKey, bool]:
+def retained_outcomes(
+    rows: Sequence[SampleRow], axis: Axis, targets: Sequence[SequenceTarget], excluded: Sequence[str], model: str
+) -> dict[ImageKey, bool]:
     """Whether an axis is read as asked in the pictures that ask for no target."""
     target_labels = {(target.axis, target.label) for target in targets}
     retained_rows = (r for r in grid_rows(rows, model) if not target_labels & {(a, r[a]) for a in (axis, cross_axis(axis))})
@@ -232,7 +238,8 @@ def missing_parts(record: Mapping[str, Any]) -> list[str]:
         f"{target['label']} after request {other_request['number']}: no picture of it was counted"
         for target in record["targets"]
         for other_request in record["requests"]
-        if other_request["number"] >= target["request"] and other_request["number"] not in [counted["request"] for counted in target["after"]]
+        if other_request["number"] >= target["request"]
+        and other_request["number"] not in [counted["request"] for counted in target["after"]]
     ]
 
 

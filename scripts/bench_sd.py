@@ -20,8 +20,8 @@ import torch
 from figures import fill_section
 
 from erasure.concept import Concept
-from erasure.config.registry import load_class, list_modules
-from erasure.erasing import run_method, configure_method
+from erasure.config.registry import list_modules, load_class
+from erasure.erasing import configure_method, run_method
 from erasure.families.base import DiffusionModel
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Guided, Method, Trained
@@ -41,7 +41,7 @@ UNMEASURED = ("sfd_matching",)  # needs a finished generator; its step is an ESD
 
 def build_model(device: str) -> DiffusionModel:
     sys.path.insert(0, str(ROOT))  # the builder is the tests'
-    from tests.sd_sized import pipeline
+    from tests.sd_architecture import pipeline
 
     pipe = pipeline("sd1", small=False, latent=64).to(device, torch.float16 if device == "cuda" else torch.float32)
     return StableDiffusion(pipe, "random SD 1.5")
@@ -88,7 +88,9 @@ def main() -> None:
             continue
         argv = [sys.executable, __file__, "--one", name, "--device", args.device]
         with tempfile.TemporaryDirectory() as cache:
-            process = subprocess.run(argv, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin", "ERASURE_CACHE": cache})
+            process = subprocess.run(
+                argv, capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin", "ERASURE_CACHE": cache}
+            )
         if process.returncode:
             lines.append(f"| {name} | did not finish: {failure_reason(process)} | | | |")
             continue

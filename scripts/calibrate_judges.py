@@ -11,12 +11,12 @@ import argparse
 from dataclasses import asdict
 
 import torch
-from measure_pocket import make_broken_images, all_cells
+from measure_pocket import all_cells, make_broken_images
 from tqdm import tqdm
 
 from erasure.loading.loader import load_model
 from erasure.pocket.canvas import ImageSpec, render
-from erasure.pocket.reader import LABELS
+from erasure.pocket.classifier import LABELS
 from erasure.storage.run import hash_record, write_json
 from eval.judges.base import Judge
 from eval.judges.pocket_object import PocketObject
@@ -64,10 +64,16 @@ def main() -> None:
         predicted = [row["label"] for part in images.split(90) for row in judge.score(part, [])]
         labels = {label: count_errors(truth[axis], predicted, label) for label in LABELS[axis]}
         description = f"{seeds} fresh renders of every cell through the VAE; none: {truth[axis].count('none')} broken pictures"
-        record = {"judge": hash_record(judge.identity()), "pictures": description, "labels": {label: asdict(c) for label, c in labels.items()}}
+        record = {
+            "judge": hash_record(judge.identity()),
+            "pictures": description,
+            "labels": {label: asdict(c) for label, c in labels.items()},
+        }
         write_json(CALIBRATION_FOLDER / f"pocket_{axis}.json", record)
         for label, c in labels.items():
-            print(f"{axis} {label}: sensitivity {format_rate(c.true_positive, c.positive)}, specificity {format_rate(c.true_negative, c.negative)}")
+            print(
+                f"{axis} {label}: sensitivity {format_rate(c.true_positive, c.positive)}, specificity {format_rate(c.true_negative, c.negative)}"
+            )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     python scripts/check_versions.py --work runs/versions
 
 makes one environment per row with uv (gigabytes of downloads where torch is not in its cache), opens each thing there by
-scripts/open_plainly.py, and writes docs/versions.md. A row passes when no weight is missing and token ids, embeddings and pictures agree.
+scripts/open_in_diffusers.py, and writes docs/versions.md. A row passes when no weight is missing and token ids, embeddings and pictures agree.
 """
 
 import argparse
@@ -55,7 +55,7 @@ Token ids were equal wherever a row passes.
 
 @dataclass(frozen=True)
 class Outputs:
-    """What scripts/open_plainly.py found in one environment."""
+    """What scripts/open_in_diffusers.py found in one environment."""
 
     ids: np.ndarray  # (B, L)
     text: np.ndarray  # (B, L, D)
@@ -70,7 +70,16 @@ def make_exports(work: Path) -> dict[str, list[str]]:
     if not folder.exists():
         export.export_edit(model, erase(model, concept, UCE(), out=work / "uce"), folder, "folder")
     if not encoder.exists():
-        method = AdvUnlearn(steps=2, warmup=1, trajectories=4, trajectory_steps=4, batch=2, retain_prompts=("a house", "a boat"), retain_batch=2, retain_trajectories=4)
+        method = AdvUnlearn(
+            steps=2,
+            warmup=1,
+            trajectories=4,
+            trajectory_steps=4,
+            batch=2,
+            retain_prompts=("a house", "a boat"),
+            retain_batch=2,
+            retain_trajectories=4,
+        )
         export.export_edit(model, erase(model, concept, method, out=work / "advunlearn"), encoder, "text-encoder")
     return {"pocket": [str(POCKET_FOLDER)], "folder": [str(folder)], "text encoder": [str(encoder), "--base", str(POCKET_FOLDER)]}
 

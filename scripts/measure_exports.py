@@ -30,7 +30,7 @@ from erasure.edits import Edit
 from erasure.erasing import apply_edits, configure_method, erase
 from erasure.errors import UserError
 from erasure.export import LoraReport, to_checkpoint, to_folder, to_lora, to_text_encoder
-from erasure.export.lora import truncated_svd, delta_of
+from erasure.export.lora import delta_of, truncated_svd
 from erasure.export.lora_file import LORA_FILE
 from erasure.families.base import DiffusionModel, canonical_name
 from erasure.families.stable_diffusion import StableDiffusion
@@ -39,10 +39,11 @@ from erasure.methods.base import Method
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the models and the programs' rules are the tests'
-from tests import edits  # noqa: E402
-from tests.clients import CLIENTS, original  # noqa: E402
-from tests.sd_sized import pipeline  # noqa: E402
-from tests.test_checkpoint import read_as_a_program_does  # noqa: E402
+from tests import synthetic_edits as edits  # noqa: E402
+from tests.clients import CLIENTS  # noqa: E402
+from tests.clients import original_layout as original  # noqa: E402
+from tests.erasure.export.test_checkpoint import read_as_a_program_does  # noqa: E402
+from tests.sd_architecture import pipeline  # noqa: E402
 
 Reader = Callable[[DiffusionModel, Path], dict[str, Tensor]]
 EDITS: dict[str, Callable[[DiffusionModel], Edit]] = {
@@ -145,7 +146,9 @@ def format_table(generation: str) -> list[str]:
     lines = [f"| edit | form | error reported | {' | '.join(readers)} |", "|" + "---|" * (3 + len(readers))]
     for kind, make_edit in EDITS.items():
         edit = make_edit(model)
-        layers = {f"{layer}.weight" for layer in original.weight_layers({name: p.shape for name, p in model.parameters().items()})} & edit.moved_parameters()
+        layers = {
+            f"{layer}.weight" for layer in original.weight_layers({name: p.shape for name, p in model.parameters().items()})
+        } & edit.moved_parameters()
         for export_format in EXPORT_FORMATS:
             with tempfile.TemporaryDirectory() as folder:
                 out = Path(folder) / "form"
@@ -155,7 +158,9 @@ def format_table(generation: str) -> list[str]:
                     continue  # a form that this edit cannot take
                 cells = [format_cell(model, edit, layers, export_format.readers.get(reader), out) for reader in readers]
             error_text = f"{report.error:.2g}" if report else "–"
-            lines.append(f"| {kind}: {len(layers)} layers in {len(edit.moved_parameters())} tensors | {export_format.name} | {error_text} | {' | '.join(cells)} |")
+            lines.append(
+                f"| {kind}: {len(layers)} layers in {len(edit.moved_parameters())} tensors | {export_format.name} | {error_text} | {' | '.join(cells)} |"
+            )
             print(lines[-1], flush=True)
     return lines
 
@@ -194,7 +199,9 @@ def measure_svd() -> list[str]:
         up, down = truncated_svd(delta, 16)
         randomized_seconds = time.monotonic() - start
         randomized_error = ((delta - up @ down).norm() / delta.norm()).item()
-        lines.append(f"| {rows} × {columns} | {layer} | {exact_seconds:.2f} | {randomized_seconds:.2f} | {exact_error:.4f} | {randomized_error:.4f} |")
+        lines.append(
+            f"| {rows} × {columns} | {layer} | {exact_seconds:.2f} | {randomized_seconds:.2f} | {exact_error:.4f} | {randomized_error:.4f} |"
+        )
         print(lines[-1], flush=True)
     return [*lines, "", *measure_full_size()]
 

@@ -9,12 +9,12 @@ import argparse
 from pathlib import Path
 
 from figures import fill_section
-from measure_pocket import all_cells, generate, judge_hits, format_hits
+from measure_pocket import all_cells, format_hits, generate, judge_hits
 from torchvision.utils import save_image
 
 from erasure.concept import parse_concepts
 from erasure.edits import Edit, EditInfo
-from erasure.erasing import apply_edits, load_or_pretrain, configure_method
+from erasure.erasing import apply_edits, configure_method, load_or_pretrain
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.methods.sfd import SFD

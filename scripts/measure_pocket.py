@@ -88,7 +88,13 @@ def make_broken_images(model: DiffusionModel, rendered: torch.Tensor) -> torch.T
     latents = model.decode(torch.randn(60, 4, 16, 16, generator=generator))
     suite = load_suite("pocket")
     prompts = [suite.template.format(style=suite.styles[s], object=suite.objects[o]) for o, s, _ in all_cells(1)[:60]]
-    trajectory = model.trajectory(model.sample_noise(range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + 60)), model.encode(prompts), model.encode([""]).expand(60, -1, -1), 25, 4.0)
+    trajectory = model.trajectory(
+        model.sample_noise(range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + 60)),
+        model.encode(prompts),
+        model.encode([""]).expand(60, -1, -1),
+        25,
+        4.0,
+    )
     steps = [step.x_next for step, _ in zip(trajectory, range(8), strict=False)]
     half_denoised = model.decode(torch.stack([steps[i % 8][i] for i in range(60)]))
     return torch.cat((noise, blur, blend, half_denoised, latents))
@@ -114,10 +120,12 @@ def main() -> None:
     images = generate(model, targets)
     hits = judge_hits(images, targets)
     both = {
-        (o, s): [a and b for a, b, w in zip(hits["style"], hits["object"], targets, strict=True) if w[:2] == (o, s)] for o, s, _ in all_cells(1)
+        (o, s): [a and b for a, b, w in zip(hits["style"], hits["object"], targets, strict=True) if w[:2] == (o, s)]
+        for o, s, _ in all_cells(1)
     }
     hits_by_cell = {
-        axis: {(o, s): sum(h for h, w in zip(hits[axis], targets, strict=True) if w[:2] == (o, s)) for o, s, _ in all_cells(1)} for axis in hits
+        axis: {(o, s): sum(h for h, w in zip(hits[axis], targets, strict=True) if w[:2] == (o, s)) for o, s, _ in all_cells(1)}
+        for axis in hits
     }
     worst = sorted(both, key=lambda cell: sum(both[cell]))[:10]
     lines = [

@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer
 
 from erasure.pocket.canvas import ImageSpec, traits_of
 from erasure.pocket.captions import make_caption
-from erasure.pocket.reader import LABELS, PocketClassifier
+from erasure.pocket.classifier import LABELS, PocketClassifier
 
 OPEN_CLIP = {
     "embed_dim": 96,
@@ -82,7 +82,9 @@ def train_judges(setup: TrainingSetup, data: Tensor) -> None:
     if not broken_path.exists():
         latents = encode_latents(setup, data[:4500], pipeline.vae).float()
         save_file({"images": (decode_latents(pipeline, latents) * 255).round().byte()}, round_trips_path)
-        save_file({"images": (make_broken_training_images(pipeline, data, setup.args.broken, setup.args.seed) * 255).round().byte()}, broken_path)
+        save_file(
+            {"images": (make_broken_training_images(pipeline, data, setup.args.broken, setup.args.seed) * 255).round().byte()}, broken_path
+        )
     round_trips, broken_images = load_file(round_trips_path)["images"], load_file(broken_path)["images"]
     for axis in missing:
         train_judge(setup, axis, data, round_trips, broken_images, folder)
@@ -96,7 +98,11 @@ def train_judge(setup: TrainingSetup, axis: str, data: Tensor, round_trips: Tens
 
     def loss(step: int) -> Tensor:
         rng = random.Random(f"{axis}|{step}")
-        rows, round_trip_rows, broken_rows = rng.sample(range(len(data)), 56), rng.sample(range(len(round_trips)), 56), rng.sample(range(len(broken_images)), 16)
+        rows, round_trip_rows, broken_rows = (
+            rng.sample(range(len(data)), 56),
+            rng.sample(range(len(round_trips)), 56),
+            rng.sample(range(len(broken_images)), 16),
+        )
         x = torch.cat((data[rows], round_trips[round_trip_rows], broken_images[broken_rows])).to(setup.device).float() / 255
         y = torch.cat((truth[rows], truth[round_trip_rows], torch.full((16,), len(labels) - 1))).to(setup.device)
         x = x + torch.rand(len(x), 1, 1, 1, device=x.device) * 0.03 * torch.randn_like(x)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from figures import fill_table_rows
-from reproduce_methods import format_cell, erase_in_subprocess, audit_at_strength
+from reproduce_methods import audit_at_strength, erase_in_subprocess, format_cell
 
 from erasure.concept import ConceptKind
 from erasure.edits import Edit
@@ -21,7 +21,7 @@ from erasure.erasing import apply_edits
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.storage.run import read_json, write_json
-from erasure.training import recording as recorder
+from erasure.training import fill_cache as recorder
 from erasure.training.teacher_cache import TeacherQuery
 from eval.attacks.soft_prefix import SoftPrefix
 from eval.audit import AuditPlan
@@ -45,7 +45,9 @@ def measure_attacks(model: DiffusionModel, edit: Edit, name: str, work: Path, im
     target = plan.targets[0]
     target_cases = [a.case for a in plan.samples if getattr(a.case, plan.axis) == target]
     prompts = [case.prompt for case in target_cases if case.role == "grid"]
-    cache = recorder.load_or_fill(model, TeacherQuery(prompt_pairs=tuple((p, "") for p in dict.fromkeys(prompts)), trajectories=24, steps=25, guidance=4.0))
+    cache = recorder.load_or_fill(
+        model, TeacherQuery(prompt_pairs=tuple((p, "") for p in dict.fromkeys(prompts)), trajectories=24, steps=25, guidance=4.0)
+    )
     judge = available_judges(suite)[0][plan.axis]
     totals: dict[str, Counts] = {str(tokens): {kind: [0, 0] for kind in CONDITIONS} for tokens in BUDGETS}
     with apply_edits(model, [edit]):
@@ -56,7 +58,9 @@ def measure_attacks(model: DiffusionModel, edit: Edit, name: str, work: Path, im
                 prefixes = attack.fit_prefixes(model, cache, start, snapshot_steps=(EARLY_STEPS,)).values()
                 seeds = [1_000_000 * tokens + 1000 * start + i for i in range(image_count)]
                 hits = {
-                    kind: sum(r["label"] == target for r in score_generated(model, judge, (prompts * image_count)[:image_count], seeds, prefix))
+                    kind: sum(
+                        r["label"] == target for r in score_generated(model, judge, (prompts * image_count)[:image_count], seeds, prefix)
+                    )
                     for kind, prefix in zip(CONDITIONS, (*prefixes, attack.initial_prefix(model, start), None), strict=True)
                 }
                 file.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +72,9 @@ def measure_attacks(model: DiffusionModel, edit: Edit, name: str, work: Path, im
     return totals
 
 
-def score_generated(model: DiffusionModel, judge: Any, prompts: list[str], seeds: list[int], prefix: torch.Tensor | None) -> list[dict[str, Any]]:
+def score_generated(
+    model: DiffusionModel, judge: Any, prompts: list[str], seeds: list[int], prefix: torch.Tensor | None
+) -> list[dict[str, Any]]:
     images = model.decode(model.sample(prompts, seeds, prefix=prefix)).cpu()
     return judge.read(images, prompts)
 

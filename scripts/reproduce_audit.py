@@ -20,7 +20,7 @@ from erasure.erasing import configure_method, erase
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.methods.esd import ESD
-from eval.attacks._words import searchable_token_ids as tokens_of
+from eval.attacks._token_search import searchable_token_ids as tokens_of
 from eval.audit import AuditPlan, audit
 from eval.report.html import write_report
 from eval.suites.suite import load_suite
@@ -67,7 +67,10 @@ def erase_stopped_early(model: DiffusionModel, work: Path) -> Path:
 
 
 def report_attacks(model: DiffusionModel, work: Path, docs: Path) -> None:
-    edits = {f"esd, {EARLY_STEPS} steps": erase_stopped_early(model, work), **{m: erase_in_subprocess(m, "neon", "style", work) for m in ("esd", "advunlearn")}}
+    edits = {
+        f"esd, {EARLY_STEPS} steps": erase_stopped_early(model, work),
+        **{m: erase_in_subprocess(m, "neon", "style", work) for m in ("esd", "advunlearn")},
+    }
     lines = [
         "| edit of neon | attack | broken, % of prompts | minus random prefix, points | token ids alone "
         "| found again, fresh noise, % | no attack, % |",

@@ -51,7 +51,9 @@ RATES = ("UA", "IRA", "CRA")
 Result = dict[str, Any]
 
 
-def measure(model: DiffusionModel, name: str, kind: ConceptKind, work: Path, suite: str, tier: str, tag: str = "recipe", **fields: Any) -> Result:
+def measure(
+    model: DiffusionModel, name: str, kind: ConceptKind, work: Path, suite: str, tier: str, tag: str = "recipe", **fields: Any
+) -> Result:
     """Erase one concept and audit the edit; both continue where they stood."""
     method, concepts, _ = configure_method(ESD, parse_concepts(name, kind=kind), model.family, fields)
     folder = work / name.replace(" ", "-") / tag
@@ -92,8 +94,13 @@ def mean_rows(results: dict[str, Result], kinds: dict[str, ConceptKind], chosen:
         values = {n: percent_of(r, name) for n, r in chosen_results.items()}
         drop = {n: percent_of(r, name, "base") - percent_of(r, name) for n, r in chosen_results.items()}
         worst = min(values, key=lambda n: values[n]) if name == "UA" else max(drop, key=lambda n: drop[n])
-        mean, base = sum(values.values()) / len(values), sum(percent_of(r, name, "base") for r in chosen_results.values()) / len(chosen_results)
-        parts.append(f"{mean:.1f} (base {base:.1f}; worst {worst}: {values[worst]:.1f}, base {percent_of(chosen_results[worst], name, 'base'):.1f})")
+        mean, base = (
+            sum(values.values()) / len(values),
+            sum(percent_of(r, name, "base") for r in chosen_results.values()) / len(chosen_results),
+        )
+        parts.append(
+            f"{mean:.1f} (base {base:.1f}; worst {worst}: {values[worst]:.1f}, base {percent_of(chosen_results[worst], name, 'base'):.1f})"
+        )
     return [f"| {' and '.join(chosen)}, {len(chosen_results)} held out | {' | '.join(parts)} |"]
 
 
@@ -114,7 +121,9 @@ def measure_curve(model: DiffusionModel, work: Path) -> dict[str, list[tuple[str
         settings = [("steps", max(1, round(steps * f))) for f in (0.25, 0.5, 1, 2)] + [
             ("negative_guidance", e) for e in (0.0, 0.5, 2.0, 4.0)
         ]
-        points_by_concept[name] = [(f"{k}={v}", measure(model, name, kind, work, "pocket-dev", "smoke", f"{k}-{v}", **{k: v})) for k, v in settings]
+        points_by_concept[name] = [
+            (f"{k}={v}", measure(model, name, kind, work, "pocket-dev", "smoke", f"{k}-{v}", **{k: v})) for k, v in settings
+        ]
     return points_by_concept
 
 
@@ -139,7 +148,12 @@ def plot_curves(curves: dict[str, list[tuple[str, Result]]], path: Path) -> None
 def report_held_out(model: DiffusionModel, work: Path, docs: Path) -> None:
     results = {name: measure(model, name, kind, work, "pocket", "standard") for name, kind in HELD_OUT.items()}
     lines = ["| mean | UA | IRA | CRA |", "|---|---|---|---|"]
-    lines += [*mean_rows(results, HELD_OUT, ("style",)), *mean_rows(results, HELD_OUT, ("object", "person")), "", *format_table(results, HELD_OUT)]
+    lines += [
+        *mean_rows(results, HELD_OUT, ("style",)),
+        *mean_rows(results, HELD_OUT, ("object", "person")),
+        "",
+        *format_table(results, HELD_OUT),
+    ]
     fill_section(docs / "esd.md", "held-out", lines)
 
 

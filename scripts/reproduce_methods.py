@@ -21,12 +21,12 @@ import matplotlib.pyplot as plt
 from figures import fill_section, fill_table_rows
 
 from erasure.concept import ConceptKind
-from erasure.config.registry import load_class, list_modules, read_summary
+from erasure.config.registry import list_modules, load_class, read_summary
 from erasure.edits import Edit
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.methods.base import Method
-from eval.audit import AuditPlan, AuditOptions, audit
+from eval.audit import AuditOptions, AuditPlan, audit
 from eval.suites.suite import load_suite
 
 DEVELOPMENT: dict[str, ConceptKind] = {"neon": "style", "boat": "object"}
@@ -97,12 +97,18 @@ def mean_row(method: str, results: dict[str, Result]) -> str:
 
 def report_tables(model: DiffusionModel, work: Path, docs: Path, chosen: list[str]) -> None:
     results_by_method = {
-        m: {c: audit_at_strength(model, erase_in_subprocess(m, c, k, work), "pocket", "standard") for c, k in UNSEEN.get(m, HELD_OUT).items()} for m in chosen
+        m: {
+            c: audit_at_strength(model, erase_in_subprocess(m, c, k, work), "pocket", "standard")
+            for c, k in UNSEEN.get(m, HELD_OUT).items()
+        }
+        for m in chosen
     }
     head = ["| method | UA | IRA | CRA |", "|---|---|---|---|"]
     fill_table_rows(docs / "methods.md", "means", head, [mean_row(m, results) for m, results in results_by_method.items()])
     head = ["| method | concept | UA | IRA | CRA | CLIP, kept (base) | distance, kept |", "|---|---|---|---|---|---|---|"]
-    fill_table_rows(docs / "methods.md", "details", head, [detail_row(m, c, r) for m, results in results_by_method.items() for c, r in results.items()])
+    fill_table_rows(
+        docs / "methods.md", "details", head, [detail_row(m, c, r) for m, results in results_by_method.items() for c, r in results.items()]
+    )
     head = ["| method | UNet forwards | backwards | seconds (median) | peak MiB | edit, MB |", "|---|---|---|---|---|---|"]
     fill_table_rows(docs / "methods.md", "costs", head, [cost_row(m, list(results.values())) for m, results in results_by_method.items()])
 

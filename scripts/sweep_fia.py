@@ -20,7 +20,7 @@ from erasure.erasing import configure_method, erase
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.methods.fia import FIA
-from erasure.pocket import sentences as pocket
+from erasure.pocket import prompts as pocket
 from erasure.storage.run import hash_record
 from eval.audit import AuditPlan, audit
 from eval.suites.suite import load_suite

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torchvision.utils import save_image
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
 
-from erasure.export.portable import write_vocabulary_files, rename_text_encoder_keys, make_shareable
+from erasure.export.transformers_compat import make_shareable, rename_text_encoder_keys, write_vocabulary_files
 from erasure.pocket.canvas import OBJECTS
 from erasure.pocket.captions import NAMED_TEMPLATES, OBJECT_WORDS, STYLE_WORDS
 
@@ -165,7 +165,9 @@ def train_unet(setup: TrainingSetup, data: Tensor, vae: AutoencoderKL, tokenizer
     make_shareable(setup.out)
 
 
-def fit_unet(setup: TrainingSetup, data: Tensor, vae: AutoencoderKL, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel) -> UNet2DConditionModel:
+def fit_unet(
+    setup: TrainingSetup, data: Tensor, vae: AutoencoderKL, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel
+) -> UNet2DConditionModel:
     """A UNet trained from nothing on the pictures of the workshop."""
     latents_path = setup.work / f"latents-{len(data)}.safetensors"
     if not latents_path.exists():

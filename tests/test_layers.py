@@ -47,7 +47,7 @@ def test_no_import_runs_upwards(floor: str) -> None:
         "app.jobs.plan",
         "app.jobs.queue",
         "app.jobs.leaderboard",
-        "app.jobs.table",
+        "app.jobs.tables",
         "app.commands.audit",
         "app.commands.erase",
     ],

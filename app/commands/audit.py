@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from app.commands.audit_sequence import main as sequence
+from app.jobs.audit_outcomes import worst_exit_code
 from app.jobs.child_processes import run_shards
-from app.jobs.outcome import worst_exit_code
 from app.parsing import check_edits_exist, parse_options
 from erasure.concept import ConceptKind
 from erasure.concept import parse_concepts as parse_concepts
 from erasure.config.choices import Attention, Precision
 from erasure.errors import UserError
 from erasure.storage.locks import lock_folder
-from erasure.storage.run import read_json, check_output_folder
+from erasure.storage.run import check_output_folder, read_json
 from eval.report.numbers import format_percent, format_percent_span
 from eval.scoring.gates import Gate, exit_code_of
 
@@ -55,7 +55,9 @@ class Options:
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     dtype: Precision = "auto"  # what to compute in
     attention: Attention = "auto"  # attention kernel of the UNet
-    prompt_list: str = ""  # your copy of the list of a suite that ships none: a file, or hub:ORG/NAME/FILE of a dataset on the Hugging Face hub
+    prompt_list: str = (
+        ""  # your copy of the list of a suite that ships none: a file, or hub:ORG/NAME/FILE of a dataset on the Hugging Face hub
+    )
     only: str = ""  # it was meant to be erased only with this label of the other axis: a style on one object, an object in one style
     replay: str = ""  # prompts said to bring the concept back: CSV or JSON (FILE#COLUMN: another column), .txt, or hub:ORG/NAME/FILE
     retrained: tuple[str, ...] = ()  # models that never saw the concept: diffusers folders or .safetensors of their UNets
@@ -125,7 +127,7 @@ def run_audit(options: Options, argv: Sequence[str]) -> int:
         check_output_folder(options.out)
     if not options.concept and not split_suite_name(options.suite)[1]:  # or else it may be an erasure on the hub
         check_edits_exist(options.edits)
-    from eval.suites.prompt_list import prompt_list_records, load_prompt_list
+    from eval.suites.prompt_list_suite import load_prompt_list, prompt_list_records
     from eval.suites.suite import load_suite
 
     suite_name, concept = split_suite_name(options.suite)
@@ -133,7 +135,7 @@ def run_audit(options: Options, argv: Sequence[str]) -> int:
     replay_prompts, replay_list = load_prompt_list(options.replay) if options.replay else ((), None)
     from erasure.edits import check_strength  # torch begins here
     from erasure.storage.run import Run
-    from eval.audit import OUTPUT_FILES, AuditPlan, AuditOptions, audit, job_record, generate_and_attack
+    from eval.audit import OUTPUT_FILES, AuditOptions, AuditPlan, audit, generate_and_attack, job_record
     from eval.retrained.divergences import load_retrained
 
     check_strength(options.strength)
@@ -156,7 +158,9 @@ def run_audit(options: Options, argv: Sequence[str]) -> int:
         return 0
     with ExitStack() as stack:
         for plan, out in zip(plans, out_folders, strict=True):
-            run = Run(out, job_record(model, edits, plan, audit_options), options.fresh, OUTPUT_FILES)  # complains before a lock is in the folder
+            run = Run(
+                out, job_record(model, edits, plan, audit_options), options.fresh, OUTPUT_FILES
+            )  # complains before a lock is in the folder
             stack.enter_context(lock_folder(out, "erasure audit"))
             if options.workers > 1 and options.fresh:
                 run.begin()  # once, not once a worker
@@ -217,7 +221,7 @@ def load_model_and_edits(options: Options, target: tuple[ConceptKind, str] | Non
     """
     from app.commands.erase import plain_warnings
     from erasure.edits import Edit, check_distinct
-    from erasure.edits.external.reading import load_external, is_edit_path
+    from erasure.edits.external.external_edit import is_edit_path, load_external
     from erasure.loading.loader import load_model
 
     def base(source: str) -> "DiffusionModel":
@@ -260,7 +264,7 @@ def write_report(out: Path, gates: Sequence[Gate], result: dict[str, Any], blur:
 
 
 def rewrite_report(options: ReportOptions) -> int:
-    from eval.scoring.recount import load_finished_audit, audit_gates, recount
+    from eval.scoring.recount import audit_gates, load_finished_audit, recount
     from eval.suites.suite import load_suite
 
     result = load_finished_audit(options.audit)
@@ -291,7 +295,9 @@ def compare_audits(options: CompareOptions) -> int:
 
 def audit_folder_of(options: Options, suite: str, axis: str, only: str = "") -> Path:
     """Where an audit goes: --out, or beside the edit; stacks get a folder of their own. Styles and objects apart when both are erased."""
-    prompts, replay = (f"{label}-{slug_of_list(source)}" if source else "" for label, source in (("of", options.prompt_list), ("replay", options.replay)))
+    prompts, replay = (
+        f"{label}-{slug_of_list(source)}" if source else "" for label, source in (("of", options.prompt_list), ("replay", options.replay))
+    )
     strength = f"strength-{options.strength:g}" if options.strength != 1 else ""
     name = "-".join(part for part in ("audit", suite, options.tier, prompts, strength, f"only-{only}" if only else "", replay) if part)
     first, *others = options.edits
@@ -303,7 +309,7 @@ def audit_folder_of(options: Options, suite: str, axis: str, only: str = "") -> 
 
 def slug_of_list(address: str) -> str:
     """What a list is called in the name of a folder."""
-    from eval.suites.prompt_list import split_column
+    from eval.suites.prompt_list_suite import split_column
 
     file, column = split_column(address)
     return "-".join(part for part in (Path(file).stem, re.sub(r"[^\w.-]+", "-", column)) if part)
@@ -311,7 +317,7 @@ def slug_of_list(address: str) -> str:
 
 def warn_about_lists(lists: Sequence[Mapping[str, Any]]) -> None:
     """Say what was left out of list files, and what else is odd about them, before anything is drawn."""
-    from eval.report.sentences import describe_left_out
+    from eval.report.conclusions import describe_left_out
 
     for list_record in lists:
         for line in (describe_left_out(dict(list_record)), *list_record["warnings"]):

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     from erasure.loading.loader import load_model
     from eval.report import html, sequence_page
     from eval.scoring.recount import load_finished_audit
-    from eval.sequence import missing_parts, possible_rebounds, audit_sequence
+    from eval.sequence import audit_sequence, missing_parts, possible_rebounds
     from eval.suites.suite import load_suite
 
     suite, edits = load_suite(options.suite), [Edit.load(path) for path in options.edits]

@@ -13,7 +13,7 @@ from erasure.errors import UserError
 from erasure.storage.locks import FolderLocked
 
 if TYPE_CHECKING:
-    from app.cleaning import RemovableFiles
+    from app.cleanup import RemovableFiles
 
 KINDS: tuple[Removable, ...] = get_args(Removable)
 
@@ -32,7 +32,7 @@ class Options:
 
 def main(argv: list[str]) -> int:
     options = parse_options(Options, argv, "clean")
-    from app.cleaning import lock_message, find_removable  # imports torch
+    from app.cleanup import find_removable, lock_message  # imports torch
 
     if not options.path.is_dir() and options.path != Path("runs"):
         raise UserError(f"{options.path} is not a folder; name the one your runs are in.")
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
 
 
 def remove_unless_busy(entry: "RemovableFiles") -> int:
-    from app.cleaning import remove_files
+    from app.cleanup import remove_files
 
     try:
         return remove_files(entry)

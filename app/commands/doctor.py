@@ -72,7 +72,7 @@ def describe_device() -> str:
 
 def check_judges() -> int:
     """Load every judge. One that cannot be loaded is named, with the reason; an optional one without weights is no fault."""
-    from erasure.config.registry import load_class, list_modules
+    from erasure.config.registry import list_modules, load_class
     from erasure.errors import UserError
     from eval.judges.base import Judge, MissingWeights
 

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from app.confirmation import confirm
-from app.parsing import combine_options, check_edits_exist, find_given_fields, parse_options, abbreviate, flag_value
+from app.parsing import abbreviate, check_edits_exist, combine_options, find_given_fields, flag_value, parse_options
 from erasure.concept import ConceptKind
 from erasure.concept import parse_concepts as parse_concepts
 from erasure.config.choices import Attention, Precision, family_of_width
-from erasure.config.outline import METHOD_BASE, load_static_class
 from erasure.config.registry import load_class
 from erasure.config.seeds import check_seed
-from erasure.errors import MAX_VALUE_CHARS, UserError, truncate_middle, to_one_line
-from erasure.storage.run import check_tracker, check_output_folder
+from erasure.config.static_classes import METHOD_BASE, load_static_class
+from erasure.errors import MAX_VALUE_CHARS, UserError, to_one_line, truncate_middle
+from erasure.storage.run import check_output_folder, check_tracker
 
 EARLY_FLAGS = ("method", "kind", "model")  # decide what the other flags are, in the order of the fields
 USAGE_ERROR = 1
@@ -74,9 +74,12 @@ def main(argv: list[str]) -> int:
     check_unlocked(out)
     expected_cost = forecast_erasure(model, concepts, method)  # complains about what cannot be asked
     print(
-        f"{options.method} on {options.model} ({model.family}), erasing {truncate_middle(options.concept, MAX_VALUE_CHARS)}; safety checker off", file=sys.stderr
+        f"{options.method} on {options.model} ({model.family}), erasing {truncate_middle(options.concept, MAX_VALUE_CHARS)}; safety checker off",
+        file=sys.stderr,
     )
-    print(f"differs from the paper's defaults: {', '.join(f'{k}={abbreviate(v)}' for k, v in differs.items()) or 'nothing'}", file=sys.stderr)
+    print(
+        f"differs from the paper's defaults: {', '.join(f'{k}={abbreviate(v)}' for k, v in differs.items()) or 'nothing'}", file=sys.stderr
+    )
     print(f"it will take {expected_cost.unet_forwards:,} UNet forwards and {expected_cost.unet_backwards:,} backwards", file=sys.stderr)
     with plain_warnings():
         edit = erase(
@@ -103,11 +106,19 @@ def parse_command_line(argv: list[str]) -> tuple[type, Any]:
     Raises:
         UserError: besides what does not parse, a seed out of range, a folder that cannot be one.
     """
-    method, kind, source = (flag_value(argv, f"--{field.name}", str(field.default)) for field in fields(Options) if field.name in EARLY_FLAGS)
+    method, kind, source = (
+        flag_value(argv, f"--{field.name}", str(field.default)) for field in fields(Options) if field.name in EARLY_FLAGS
+    )
     method_outline = load_static_class("erasure.methods", method, METHOD_BASE)
     model_family, recipes = family_of_source(source), getattr(method_outline, "recipes", {})
-    note = f"Values shown are the recipe for {kind} on {model_family} models." if model_family else "Values shown are the paper's; recipes go by the model."
-    options: Any = parse_options(combine_options("Erase", Options, method_outline, recipe=recipes.get((kind, model_family), {}), note=note), argv, "erase")
+    note = (
+        f"Values shown are the recipe for {kind} on {model_family} models."
+        if model_family
+        else "Values shown are the paper's; recipes go by the model."
+    )
+    options: Any = parse_options(
+        combine_options("Erase", Options, method_outline, recipe=recipes.get((kind, model_family), {}), note=note), argv, "erase"
+    )
     check_seed(options.seed)
     if options.out:
         check_output_folder(options.out)

@@ -9,8 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from app.jobs.outcome import summarize_verdicts, load_outcomes, worst_exit_code
-from app.jobs.plan import Plan, JobSpec, load_plan
+from app.jobs.audit_outcomes import load_outcomes, summarize_verdicts, worst_exit_code
+from app.jobs.plan import JobSpec, Plan, load_plan
 from app.parsing import parse_options
 from erasure.errors import UserError, unknown_value_error
 from erasure.storage.run import check_output_folder
@@ -99,7 +99,7 @@ def run_one(options: RunOneOptions) -> int:
 
 def run_plan(options: RunOptions) -> int:
     from app.jobs import queue as jobs
-    from app.jobs.table import Table, render_forecast_table
+    from app.jobs.tables import Table, render_forecast_table
     from erasure.storage.files import print_message
     from erasure.storage.locks import check_unlocked
 
@@ -191,7 +191,7 @@ def print_summary(plan: Plan) -> int:
 
 def print_status(options: StatusOptions) -> int:
     from app.jobs.queue import find_jobs, read_progress
-    from app.jobs.table import render_status_table
+    from app.jobs.tables import render_status_table
 
     if options.path.suffix in (".yaml", ".yml"):
         plan = load_plan(options.path)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from app.parsing import parse_options
 from erasure.concept import ConceptKind
-from erasure.config.registry import load_class, list_modules, read_summary
+from erasure.config.registry import list_modules, load_class, read_summary
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,13 @@ def run_shards(argv: Sequence[str], workers: int) -> None:
     with tempfile.TemporaryFile("w+") as stderr_file:
         processes = []
         for i in range(1, workers + 1):
-            arguments = [*(a for a in argv if a != "--fresh"), "--workers", "1", "--shard", f"{i}/{workers}"]  # the last of two flags counts
+            arguments = [
+                *(a for a in argv if a != "--fresh"),
+                "--workers",
+                "1",
+                "--shard",
+                f"{i}/{workers}",
+            ]  # the last of two flags counts
             child = child_argv("app.jobs.child_processes", str(os.getpid()), "audit", *arguments)
             processes.append(subprocess.Popen(child, env=env, stdout=subprocess.DEVNULL, stderr=None if i == 1 else stderr_file))
         try:

@@ -7,7 +7,7 @@ from typing import Any
 
 from app.confirmation import confirm
 from app.jobs.plan import JobSpec
-from app.jobs.queue import write_claim, read_progress
+from app.jobs.queue import read_progress, write_claim
 from erasure.concept_hints import find_hints
 from erasure.config.registry import load_class
 from erasure.edits import Edit, check_distinct
@@ -15,7 +15,7 @@ from erasure.erasing import configure_method, erase
 from erasure.errors import Unfinished, UserError
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
-from erasure.methods.base import Method, TrainingContext, Trained
+from erasure.methods.base import Method, Trained, TrainingContext
 from erasure.storage.files import is_disk_full, write_checksummed_json
 from erasure.storage.locks import lock_folder
 from erasure.training.preview import Preview
@@ -55,7 +55,9 @@ def _run_job(folder: Path, spec: JobSpec) -> None:
         if is_disk_full(error):
             raise
         message = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-        write_checksummed_json(folder / "error.json", {"error": message, "trace": "" if isinstance(error, UserError) else traceback.format_exc()})
+        write_checksummed_json(
+            folder / "error.json", {"error": message, "trace": "" if isinstance(error, UserError) else traceback.format_exc()}
+        )
         raise
     seconds = round(time.monotonic() - start, 1)
     write_checksummed_json(folder / "done.json", {"edits": [edit.digest() for edit in edits], "audits": audits, "seconds": seconds})

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from app.jobs.execution import plan_audits, configure_job
+from app.jobs.execution import configure_job, plan_audits
 from app.jobs.plan import Plan
 from erasure.erasing import forecast_erasure
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.methods.base import Trained
-from erasure.training.recording import teacher_cache_key
+from erasure.training.fill_cache import teacher_cache_key
 from erasure.training.teacher_cache import query_cost
 
 

@@ -57,7 +57,9 @@ def load_rows(root: Path) -> list[LeaderboardRow]:
 def load_leaderboard(root: Path) -> tuple[list[LeaderboardRow], list[str]]:
     """What `entries` returns, and one line for every result and every job that cannot be read."""
     results, rows = [], []
-    unreadable = [f"job {folder.name}: {p.error}" for folder, _ in jobs.find_jobs(root) if (p := jobs.read_progress(folder)).state == "broken"]
+    unreadable = [
+        f"job {folder.name}: {p.error}" for folder, _ in jobs.find_jobs(root) if (p := jobs.read_progress(folder)).state == "broken"
+    ]
     for path in sorted(root.glob("**/result.json")):
         try:
             results.append((path.parent, read_result(path.parent)))
@@ -91,7 +93,8 @@ def to_row(folder: Path, result: dict[str, Any], runs: dict[str, tuple[Path, dic
     return LeaderboardRow(
         folder=folder,
         method=" + ".join(e["method"] for e in edits),
-        concepts="; ".join(c["name"] for e in edits for c in e["concepts"]) + (f" only{describe_only(result)}" if describe_only(result) else ""),
+        concepts="; ".join(c["name"] for e in edits for c in e["concepts"])
+        + (f" only{describe_only(result)}" if describe_only(result) else ""),
         strength=job["strength"],
         suite=job["suite"] + (f" ({result['suite_file']})" if "suite_file" in result else ""),
         tier=result["tier"],
@@ -214,8 +217,14 @@ def _format_interval(r: dict[str, Any]) -> str:
 
 def as_html(rows: Sequence[LeaderboardRow]) -> str:
     """One file with a scatter and a table that sorts by its headings; no request leaves it."""
-    functions = {"said": format_rate, "said_reworded": format_reworded, "said_attacked": format_attacked, "passes": format_passes, "note": describe_columns(rows)}
-    return _template("board.html.j2").render(rows=rows, rates=RATES, scatter=Markup(render_scatter(rows)), **functions)
+    functions = {
+        "said": format_rate,
+        "said_reworded": format_reworded,
+        "said_attacked": format_attacked,
+        "passes": format_passes,
+        "note": describe_columns(rows),
+    }
+    return _template("leaderboard.html.j2").render(rows=rows, rates=RATES, scatter=Markup(render_scatter(rows)), **functions)
 
 
 def render_scatter(rows: Sequence[LeaderboardRow]) -> str:

@@ -12,14 +12,14 @@ from typing_extensions import TypedDict  # pydantic takes typing's own from Pyth
 
 from erasure.concept import Concept, ConceptKind
 from erasure.config.choices import Seed
-from erasure.config.outline import METHOD_BASE, load_static_class
 from erasure.config.registry import list_modules
+from erasure.config.static_classes import METHOD_BASE, load_static_class
 from erasure.config.strict_yaml import read_strict_yaml
 from erasure.config.validation import check_mapping, combine_errors
 from erasure.config.validation import list_errors as faults_of
 from erasure.errors import UserError, unknown_value_error
 from erasure.storage.files import ensure_folder, read_json, verify_checksum, write_checksummed_json
-from erasure.storage.run import hash_record, check_output_folder
+from erasure.storage.run import check_output_folder, hash_record
 from eval.scoring.gates import Tier
 
 PLAN_KEYS = ("model", "out", "suite", "tier", "seed", "kind", "method", "fields")
@@ -159,18 +159,27 @@ def _find_faults(common: dict[str, Any], entry: Any, location: str) -> list[str]
             problems += faults_of({key: value or "" if key == "suite" else value}, _JobSettings, location)
     methods = [method for method in _as_list(merged.get("method", "esd")) if isinstance(method, str)]
     problems += [
-        str(unknown_value_error(f"method in {location}", method, list_modules("erasure.methods"))) for method in methods if method not in list_modules("erasure.methods")
+        str(unknown_value_error(f"method in {location}", method, list_modules("erasure.methods")))
+        for method in methods
+        if method not in list_modules("erasure.methods")
     ]
     allowed = {
-        f.name for method in methods if method in list_modules("erasure.methods") for f in fields(load_static_class("erasure.methods", method, METHOD_BASE))
+        f.name
+        for method in methods
+        if method in list_modules("erasure.methods")
+        for f in fields(load_static_class("erasure.methods", method, METHOD_BASE))
     }
     method_fields = {**_method_fields(common, location), **_method_fields(entry, location)}
-    return problems + [str(unknown_value_error(f"field in {location}", name, allowed)) for name in method_fields if allowed and name not in allowed]
+    return problems + [
+        str(unknown_value_error(f"field in {location}", name, allowed)) for name in method_fields if allowed and name not in allowed
+    ]
 
 
 def _add_jobs(specs: dict[str, JobSpec], entry: Any, common: dict[str, Any], location: str) -> None:
     """The jobs of one entry, by their folders' names."""
-    entry_specs = list(expand_entry({**common, **entry, "fields": {**_method_fields(common, location), **_method_fields(entry, location)}}, location))
+    entry_specs = list(
+        expand_entry({**common, **entry, "fields": {**_method_fields(common, location), **_method_fields(entry, location)}}, location)
+    )
     if not entry_specs:
         raise UserError(f"{location} asks for no job: one of its lists is empty.")
     for spec in entry_specs:

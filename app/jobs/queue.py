@@ -30,7 +30,17 @@ from app.child_command import child_argv
 from app.jobs.plan import JobSpec
 from erasure.config.validation import check_mapping
 from erasure.errors import UserError
-from erasure.storage.files import DamagedFile, canonical_json, clear_dead_parts, is_path_taken, clear_path, read_checksummed_json, to_user_error, print_message, write_checksummed_json
+from erasure.storage.files import (
+    DamagedFile,
+    canonical_json,
+    clear_dead_parts,
+    clear_path,
+    is_path_taken,
+    print_message,
+    read_checksummed_json,
+    to_user_error,
+    write_checksummed_json,
+)
 from erasure.storage.locks import LOCK_FILE, LockHolder, holder_of
 from erasure.storage.processes import this_process
 
@@ -73,7 +83,11 @@ class JobProgress:
     @property
     def rate(self) -> float | None:
         """How many a second in this phase; None while that is unknown."""
-        return (self.done - self.done_before) / self.seconds if self.state == "running" and self.done > self.done_before and self.seconds else None
+        return (
+            (self.done - self.done_before) / self.seconds
+            if self.state == "running" and self.done > self.done_before and self.seconds
+            else None
+        )
 
     @property
     def eta(self) -> float | None:
@@ -104,7 +118,15 @@ def _read_progress(folder: Path) -> JobProgress:
         return JobProgress("running", "starting")
     loss, total = read_losses(folder), claim_record["total"]
     done = min(count_done(folder, claim_record["phase"]), total)
-    return JobProgress("running", claim_record["phase"], done, total, time.time() - claim_record["since"], loss, done_before=min(done, claim_record["first"]))
+    return JobProgress(
+        "running",
+        claim_record["phase"],
+        done,
+        total,
+        time.time() - claim_record["since"],
+        loss,
+        done_before=min(done, claim_record["first"]),
+    )
 
 
 def _read_record(path: Path, schema: Any) -> dict[str, Any]:
@@ -161,7 +183,9 @@ def _parse_losses(path: Path, size: int) -> tuple[float, ...]:
 
 def write_claim(folder: Path, phase: str, total: int) -> None:
     """Say that this process, which holds the job's lock, begins a phase of so many steps or pictures."""
-    write_checksummed_json(folder / "claim.json", {"phase": phase, "total": total, "since": time.time(), "first": count_done(folder, phase)})
+    write_checksummed_json(
+        folder / "claim.json", {"phase": phase, "total": total, "since": time.time(), "first": count_done(folder, phase)}
+    )
 
 
 def start_child(folder: Path) -> "subprocess.Popen[bytes]":
@@ -246,8 +270,13 @@ def cancel(folder: Path, timeout: float = 10.0) -> None:
 def _check_local(folder: Path, lock_holder: LockHolder | None) -> LockHolder | None:
     """A holder that this machine can stop."""
     own_process = this_process()
-    if lock_holder and (lock_holder.process.machine_id, lock_holder.process.pid_namespace) != (own_process.machine_id, own_process.pid_namespace):
-        raise UserError(f"{folder.name} is being worked on by {lock_holder}; cancel it there, or delete {folder / LOCK_FILE} if it is gone.")
+    if lock_holder and (lock_holder.process.machine_id, lock_holder.process.pid_namespace) != (
+        own_process.machine_id,
+        own_process.pid_namespace,
+    ):
+        raise UserError(
+            f"{folder.name} is being worked on by {lock_holder}; cancel it there, or delete {folder / LOCK_FILE} if it is gone."
+        )
     return lock_holder
 
 

@@ -12,9 +12,10 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from app.web import tab_audit, tab_board, tab_compare, tab_erase
+from app.web import tab_audit, tab_compare, tab_erase
+from app.web import tab_leaderboard as tab_board
+from app.web.access import AccessControl
 from app.web.address import LOCAL_HOSTS
-from app.web.gate import AccessControl
 from app.web.studio import MAX_QUEUED, Studio
 
 STYLE = Path(__file__).parent / "style.css"
@@ -23,7 +24,9 @@ SECONDS_PER_DAY = 86_400
 
 def build_page(studio: Studio) -> gr.Blocks:
     """All tabs; takes what it needs, so that tests pass a tiny model."""
-    with gr.Blocks(title="Erasure Studio", analytics_enabled=False, fill_width=True, delete_cache=(SECONDS_PER_DAY, SECONDS_PER_DAY)) as page:
+    with gr.Blocks(
+        title="Erasure Studio", analytics_enabled=False, fill_width=True, delete_cache=(SECONDS_PER_DAY, SECONDS_PER_DAY)
+    ) as page:
         gr.HTML(f"<h1>Erasure Studio</h1><span>{'the pocket model' if studio.is_pocket else escape(studio.source)}</span>", elem_id="head")
         with gr.Tabs():
             with gr.Tab("Compare", id="compare"):

@@ -21,7 +21,7 @@ from erasure.concept_hints import find_hints
 from erasure.config.registry import load_class
 from erasure.config.seeds import check_seed
 from erasure.edits import Edit, check_distinct, revert_all
-from erasure.edits.record import read_edit_info
+from erasure.edits.edit_json import read_edit_info
 from erasure.erasing import apply_edits, configure_method, erase
 from erasure.errors import UserError, unknown_value_error
 from erasure.families.base import DiffusionModel
@@ -183,7 +183,9 @@ class Studio:
         if not self.is_pocket:
             return []
         images = torch.cat((base, erased)).float() / 255
-        scores_by_axis = {axis: load_class("eval.judges", f"pocket_{axis}", Judge)().score(images, [prompt] * len(images)) for axis in ("style", "object")}
+        scores_by_axis = {
+            axis: load_class("eval.judges", f"pocket_{axis}", Judge)().score(images, [prompt] * len(images)) for axis in ("style", "object")
+        }
         scores_by_image = [{axis: scores_by_axis[axis][i] for axis in scores_by_axis} for i in range(len(images))]
         return list(zip(scores_by_image[: len(base)], scores_by_image[len(base) :], strict=True))
 
@@ -212,7 +214,9 @@ class Studio:
         """
         return find_hints(self.model, [Concept(name=name.strip()) for name in concept[:MAX_PROMPT_LENGTH].split(";")])
 
-    def queue_erasure(self, concept: str, kind: ConceptKind, anchor: str, method: str, method_fields: dict[str, Any], seed: int, suite: str) -> Path:
+    def queue_erasure(
+        self, concept: str, kind: ConceptKind, anchor: str, method: str, method_fields: dict[str, Any], seed: int, suite: str
+    ) -> Path:
         """Queue an erasure.
 
         Raises:
@@ -223,7 +227,9 @@ class Studio:
             raise UserError(f"a concept may have {MAX_PROMPT_LENGTH} characters, this one has {max(len(concept), len(anchor)):,}.")
         for each in concepts if suite else ():
             load_suite(suite).find_concept(each.name)  # complains now, not after the erasure
-        configure_method(load_class("erasure.methods", method, Method), list(concepts), self.model.family, method_fields)  # complains now, not in an hour
+        configure_method(
+            load_class("erasure.methods", method, Method), list(concepts), self.model.family, method_fields
+        )  # complains now, not in an hour
         spec = JobSpec(concepts=concepts, method=method, fields=method_fields, seed=check_seed(seed), model=self.source, suite=suite)
         return self.enqueue(spec)
 

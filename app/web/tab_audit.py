@@ -19,7 +19,9 @@ def tab(studio: Studio) -> gr.Dropdown:
     with gr.Row():
         with gr.Column(scale=3, min_width=280):
             edit_names = list(studio.edits())
-            edits = gr.Dropdown(edit_names, value=edit_names[-1:], multiselect=True, allow_custom_value=True, label="Edits", elem_id="audit-edits")
+            edits = gr.Dropdown(
+                edit_names, value=edit_names[-1:], multiselect=True, allow_custom_value=True, label="Edits", elem_id="audit-edits"
+            )
             suite = gr.Dropdown(suite_names(complete=True), value="pocket", label="Suite")
             tier = gr.Dropdown(
                 list(TIERS),
@@ -51,14 +53,26 @@ def tab(studio: Studio) -> gr.Dropdown:
         if state != "done":
             return render_job(studio, name), gr.skip(), gr.skip(), "" if state in jobs.STOPPED_STATES else name
         labels = [label for label, path in find_reports(studio).items() if path.parent.parent.name == name]
-        return render_job(studio, name), gr.Dropdown(choices=report_names(studio), value=labels[0]), to_iframe(find_reports(studio)[labels[0]]), ""
+        return (
+            render_job(studio, name),
+            gr.Dropdown(choices=report_names(studio), value=labels[0]),
+            to_iframe(find_reports(studio)[labels[0]]),
+            "",
+        )
 
     start.click(audit, [edits, suite, tier], [running_job, job_html], api_name="audit")
     gr.Timer(1.5).tick(
-        tick, running_job, [job_html, report_choice, report, running_job], api_visibility="private", show_progress="hidden", concurrency_limit=8
+        tick,
+        running_job,
+        [job_html, report_choice, report, running_job],
+        api_visibility="private",
+        show_progress="hidden",
+        concurrency_limit=8,
     )
     report_choice.input(make_report_handler(studio), report_choice, report, api_visibility="private")
-    report_choice.focus(lambda: gr.Dropdown(choices=report_names(studio)), None, report_choice, api_visibility="private", show_progress="hidden")
+    report_choice.focus(
+        lambda: gr.Dropdown(choices=report_names(studio)), None, report_choice, api_visibility="private", show_progress="hidden"
+    )
     return edits
 
 

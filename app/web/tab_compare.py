@@ -8,7 +8,7 @@ from typing import Any
 
 import gradio as gr
 
-from app.web import pictures
+from app.web import images as pictures
 from app.web.studio import FIRST_PROMPT, MAX_IMAGES, MAX_PROMPT_LENGTH, MAX_STEPS, Comparison, Studio
 from erasure.config.seeds import parse_seed
 from erasure.errors import UserError
@@ -28,7 +28,9 @@ def tab(studio: Studio) -> gr.Dropdown:
                 elem_id="prompt",
             )
             edit_names = list(studio.edits())
-            edits = gr.Dropdown(edit_names, value=edit_names[-1:], multiselect=True, allow_custom_value=True, label="Edits to apply", elem_id="edits")
+            edits = gr.Dropdown(
+                edit_names, value=edit_names[-1:], multiselect=True, allow_custom_value=True, label="Edits to apply", elem_id="edits"
+            )
             with gr.Row():
                 seed = gr.Textbox("7", label="Seed", max_lines=1, max_length=20, min_width=90)  # a number of JavaScript has 53 bits
                 count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Pictures", min_width=120)
@@ -62,7 +64,11 @@ def tab(studio: Studio) -> gr.Dropdown:
             )
     state = gr.State(None, time_to_live=3600)
     inputs = [prompt, edits, seed, count, steps, guidance, strength, reveal]
-    event_options: dict[str, Any] = {"outputs": [slider, difference, scores, grid, note, state], "concurrency_id": "model", "concurrency_limit": 1}
+    event_options: dict[str, Any] = {
+        "outputs": [slider, difference, scores, grid, note, state],
+        "concurrency_id": "model",
+        "concurrency_limit": 1,
+    }
     event_options["trigger_mode"] = "always_last"  # a click while the other seeds are still being drawn counts
     handler = make_compare_handler(studio)
     button.click(handler, inputs, api_name="compare", **event_options)
@@ -100,7 +106,10 @@ def is_blurred(comparison: Comparison, i: int) -> bool:
 
 
 def render_pair(comparison: Comparison, i: int) -> tuple[Any, Any, str]:
-    pair = (pictures.to_display(comparison.base[i], is_blurred(comparison, i)), pictures.to_display(comparison.erased[i], is_blurred(comparison, i)))
+    pair = (
+        pictures.to_display(comparison.base[i], is_blurred(comparison, i)),
+        pictures.to_display(comparison.erased[i], is_blurred(comparison, i)),
+    )
     difference = comparison.difference(i)
     # equal pictures have no map; a black one would also be one cached file that every such answer writes while others read it
     heatmap = pictures.to_heatmap(difference) if difference.any() and not is_blurred(comparison, i) else None

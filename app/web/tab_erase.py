@@ -12,12 +12,13 @@ import gradio as gr
 from app.jobs import queue as jobs
 from app.jobs.plan import JobSpec
 from app.jobs.queue import JobProgress
-from app.jobs.table import format_clock
-from app.web import downloads, pictures
+from app.jobs.tables import format_clock
+from app.web import downloads
+from app.web import images as pictures
 from app.web.studio import MAX_PROMPT_LENGTH, Studio
 from erasure import export
 from erasure.concept import Concept, ConceptKind
-from erasure.config.registry import field_help_of, load_class, list_modules, read_summary
+from erasure.config.registry import field_help_of, list_modules, load_class, read_summary
 from erasure.config.seeds import parse_seed
 from erasure.erasing import configure_method
 from erasure.errors import UserError
@@ -31,7 +32,13 @@ def tab(studio: Studio) -> tuple[Any, gr.Dropdown]:
     """Build the tab; returns what finds the newest job, and the list that shows it, for when the page loads."""
     job_list = job_names(studio)
     job = gr.Dropdown(
-        job_list, value=job_list[0] if job_list else None, label="Job", elem_id="job", allow_custom_value=True, interactive=True, render=False
+        job_list,
+        value=job_list[0] if job_list else None,
+        label="Job",
+        elem_id="job",
+        allow_custom_value=True,
+        interactive=True,
+        render=False,
     )  # a custom value is one that appeared since; it is checked where it is used
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
@@ -45,7 +52,9 @@ def tab(studio: Studio) -> tuple[Any, gr.Dropdown]:
             )
             with gr.Row():
                 kind = gr.Dropdown(list(get_args(ConceptKind)), value="style", label="Kind", min_width=110, interactive=True)
-                anchor = gr.Textbox("", label="Becomes", placeholder="nothing", min_width=140, max_length=MAX_PROMPT_LENGTH, interactive=True)
+                anchor = gr.Textbox(
+                    "", label="Becomes", placeholder="nothing", min_width=140, max_length=MAX_PROMPT_LENGTH, interactive=True
+                )
                 seed = gr.Textbox("0", label="Seed", max_lines=1, max_length=20, min_width=80, interactive=True)
             method = gr.Dropdown(
                 [(f"{n} · {describe_method(n)}", n) for n in list_modules("erasure.methods")],
@@ -233,9 +242,7 @@ def render_progress(job_progress: JobProgress) -> str:
     rate = f" · {job_progress.rate:.1f} a second" if job_progress.rate else ""
     eta = f" · {format_clock(job_progress.eta)} left" if job_progress.eta is not None else ""
     done_of_total = f"{job_progress.done} of {job_progress.total}" if job_progress.total else ""
-    return (
-        f'{pictures.render_bar(job_progress.done / job_progress.total if job_progress.total else 0)}<p class="small">{job_progress.phase} {done_of_total}{rate}{eta} · {format_clock(job_progress.seconds)} so far</p>'
-    )
+    return f'{pictures.render_bar(job_progress.done / job_progress.total if job_progress.total else 0)}<p class="small">{job_progress.phase} {done_of_total}{rate}{eta} · {format_clock(job_progress.seconds)} so far</p>'
 
 
 def render_newest_images(folder: Path, limit: int = 12) -> str:
@@ -255,7 +262,11 @@ def render_queue(studio: Studio) -> str:
     lines = []
     for folder, spec in rows:
         job_progress = jobs.read_progress(folder)
-        status = f"{job_progress.phase} {job_progress.done}/{job_progress.total}" if job_progress.state == "running" and job_progress.total else job_progress.state
+        status = (
+            f"{job_progress.phase} {job_progress.done}/{job_progress.total}"
+            if job_progress.state == "running" and job_progress.total
+            else job_progress.state
+        )
         elapsed = format_clock(job_progress.seconds) if job_progress.seconds else ""
         name = escape(job_label(folder, spec))
         lines.append(f'<tr><td>{name}</td><td class="state {job_progress.state}">{status}</td><td>{elapsed}</td></tr>')

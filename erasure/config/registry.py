@@ -60,7 +60,7 @@ def field_help_of(cls: type) -> dict[str, str]:
 
 
 def class_source_of(cls: type) -> str:
-    """The source of a class, also of one that erasure.config.outline read without importing its module; empty where there is none."""
+    """The source of a class, also of one that erasure.config.static_classes read without importing its module; empty where there is none."""
     try:
         return inspect.getsource(cls)
     except (OSError, TypeError):

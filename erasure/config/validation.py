@@ -46,7 +46,10 @@ def combine_errors(errors: Sequence[str], location: str) -> UserError:
     """One error, in one line, from every fault of a file; a single one is said as it is."""
     if len(errors) == 1:
         return UserError(errors[0])
-    texts = [text.removeprefix(f"{location}: ").replace(f" in {location}", "").removeprefix(f"{location} ").rstrip(".") for text in errors[:MAX_LISTED_ERRORS]]
+    texts = [
+        text.removeprefix(f"{location}: ").replace(f" in {location}", "").removeprefix(f"{location} ").rstrip(".")
+        for text in errors[:MAX_LISTED_ERRORS]
+    ]
     more = f"; and {len(errors) - MAX_LISTED_ERRORS:,} more" if len(errors) > MAX_LISTED_ERRORS else ""
     return UserError(f"{location} has {len(errors):,} faults: {'; '.join(f'({i}) {text}' for i, text in enumerate(texts, 1))}{more}.")
 

@@ -2,6 +2,6 @@
 
 from erasure.edits.checks import check_strength, parameters_of
 from erasure.edits.edit import Edit, apply_edits, check_distinct, revert_all
-from erasure.edits.record import EDIT_FORMAT, EditInfo
+from erasure.edits.edit_json import EDIT_FORMAT, EditInfo
 
 __all__ = ["EDIT_FORMAT", "Edit", "EditInfo", "applied", "check_strength", "distinct", "parameters", "revert_all"]

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from erasure.edits import deltas as forms
-from erasure.edits.rounding import find_changed, holds_value, find_cast_dtype
-from erasure.edits.stacking import EditStack, stack_of, apply_stack
+from erasure.edits.rounding import find_cast_dtype, find_changed, holds_value
+from erasure.edits.stacking import EditStack, apply_stack, stack_of
 from erasure.errors import UserError
-from erasure.families.base import fingerprint, named_parameters, unwrapped_parameters, unwrap
+from erasure.families.base import fingerprint, named_parameters, unwrap, unwrapped_parameters
 
 if TYPE_CHECKING:
     from erasure.edits.edit import Edit
@@ -104,7 +104,11 @@ def check_weights_unchanged(edit: "Edit", pipe: Any) -> None:
     """
     stack, pipe_parameters = stack_of(pipe), parameters_of(pipe)
     names = sorted(edit.moved_parameters() & stack.originals.keys())
-    unavailable = [name for name in names if name not in pipe_parameters or pipe_parameters[name].shape != stack.originals[name].shape or pipe_parameters[name].is_meta]
+    unavailable = [
+        name
+        for name in names
+        if name not in pipe_parameters or pipe_parameters[name].shape != stack.originals[name].shape or pipe_parameters[name].is_meta
+    ]
     # diffusers counts a LoRA as fused until it is unfused, also when it was unloaded meanwhile
     fused = find_fused_parameters(pipe) if not getattr(pipe, "num_fused_loras", 0) else set(names)
     changed = unavailable or [name for name in names if not holds_value(pipe_parameters[name], expected_value(stack, name), name in fused)]

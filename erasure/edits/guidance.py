@@ -44,7 +44,9 @@ def attach_guidance_hook(pipe: Any) -> None:
     needs_hook = bool(sampling_of(pipe).guidance_edits) and not getattr(pipe, "erasure_owned", False)
     if needs_hook and not hasattr(pipe.scheduler, "alphas_cumprod"):
         raise UserError(f"guidance edits need a scheduler with alphas_cumprod, such as DDIM; {type(pipe.scheduler).__name__} has none.")
-    if needs_hook and pipe.scheduler.config.get("rescale_betas_zero_snr", False):  # at whose end noise predictions do not depend on the text
+    if needs_hook and pipe.scheduler.config.get(
+        "rescale_betas_zero_snr", False
+    ):  # at whose end noise predictions do not depend on the text
         raise UserError("guidance edits do not work with zero terminal SNR (rescale_betas_zero_snr in this pipeline's scheduler).")
     unet = getattr(pipe, "unet", None)
     if unet is None:

@@ -24,7 +24,9 @@ def holds_value(p: Tensor, expected: Tensor, is_fused: bool) -> bool:
     magnitude, eps = target.abs(), torch.finfo(p.dtype).eps
     rms = magnitude.square().mean().sqrt()
     limit = 2 * eps * (magnitude + rms)
-    if not any(_fits_dtype(actual, dtype) and not _fits_dtype(target, dtype) for dtype in NARROW_DTYPES):  # such weights were cast, not added to
+    if not any(
+        _fits_dtype(actual, dtype) and not _fits_dtype(target, dtype) for dtype in NARROW_DTYPES
+    ):  # such weights were cast, not added to
         limit = torch.maximum(limit, 4 * _last_digit(actual).clamp(max=float(rms) / 8))
     return bool(((actual - target).abs() <= limit).all())
 
@@ -59,5 +61,9 @@ def copy_unmoved(parameters: Mapping[str, nn.Parameter], moved: Iterable[str]) -
 
 def find_changed(parameters: Mapping[str, nn.Parameter], copies: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The witnesses that the pipeline no longer bears out, as far as it still has their parameters."""
-    present = {name: parameters[name] for name in copies if name in parameters and not parameters[name].is_meta and parameters[name].shape == copies[name].shape}
+    present = {
+        name: parameters[name]
+        for name in copies
+        if name in parameters and not parameters[name].is_meta and parameters[name].shape == copies[name].shape
+    }
     return {name: copies[name] for name, p in present.items() if not torch.equal(p, copies[name].to(p))}

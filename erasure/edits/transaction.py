@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from erasure.edits.checks import networks_of, parameters_of
 from erasure.edits.guidance import attach_guidance_hook
 from erasure.edits.rounding import copy_unmoved
-from erasure.edits.stacking import AppliedEdit, EditStack, build_sampling, stack_of, apply_stack
+from erasure.edits.stacking import AppliedEdit, EditStack, apply_stack, build_sampling, stack_of
 from erasure.errors import UserError
 from erasure.families.base import SamplingOverrides, sampling_of, unwrap
 
@@ -46,7 +46,11 @@ def replace_stack(pipe: Any, edits: tuple[AppliedEdit, ...], names: Iterable[str
         moved = {name for edit, _ in edits for name in edit.moved_parameters()}
         network_ids = {part: id(unwrap(network)) for part, network in networks_of(pipe).items()}
         kept_originals = {name: value for name, value in originals.items() if name in moved}
-        unmoved = {name: value for name, value in (stack.unmoved or copy_unmoved(pipe_parameters, moved)).items() if name not in moved} if kept_originals else {}
+        unmoved = (
+            {name: value for name, value in (stack.unmoved or copy_unmoved(pipe_parameters, moved)).items() if name not in moved}
+            if kept_originals
+            else {}
+        )
         pipe.erasure_sampling, pipe.erasure_stack = new_sampling, EditStack(edits, kept_originals, network_ids, unmoved)
         attach_guidance_hook(pipe)
     except BaseException:
@@ -54,7 +58,9 @@ def replace_stack(pipe: Any, edits: tuple[AppliedEdit, ...], names: Iterable[str
         raise
 
 
-def _roll_back(pipe: Any, stack: EditStack, sampling: SamplingOverrides, pipe_parameters: Mapping[str, nn.Parameter], backups: Mapping[str, Tensor]) -> None:
+def _roll_back(
+    pipe: Any, stack: EditStack, sampling: SamplingOverrides, pipe_parameters: Mapping[str, nn.Parameter], backups: Mapping[str, Tensor]
+) -> None:
     while True:
         try:
             for name, value in backups.items():

@@ -9,10 +9,10 @@ from torch import Tensor
 from erasure.edits import Edit, apply_edits
 from erasure.errors import AssumptionWarning, UserError
 from erasure.export.folder import ensure_empty_folder
-from erasure.export.portable import write_tensors
+from erasure.export.transformers_compat import write_tensors
 from erasure.families.base import DiffusionModel, canonical_name
-from erasure.loading.configs import PipelineConfigs, configs_of, load_released_configs
 from erasure.loading.original_layout import places_of
+from erasure.loading.pipeline_configs import PipelineConfigs, configs_of, load_released_configs
 from erasure.loading.single_file import CONFIGS_KEY, PREDICTION_KEY, V_PREDICTION_SPREAD
 
 # the modelspec's names; an architecture of other sizes has none
@@ -41,7 +41,11 @@ def to_checkpoint(model: DiffusionModel, edit: Edit, out: Path, other_base: bool
     configs = configs_of(model.pipe)
     with apply_edits(model, [edit], other_base):
         tensors = to_original_layout(model)
-        metadata = {**build_checkpoint_metadata(model, edit, configs), "erasure.fingerprint": model.fingerprint(), CONFIGS_KEY: configs.model_dump_json()}
+        metadata = {
+            **build_checkpoint_metadata(model, edit, configs),
+            "erasure.fingerprint": model.fingerprint(),
+            CONFIGS_KEY: configs.model_dump_json(),
+        }
         notes = predict_misreadings(model, configs)
     ensure_empty_folder(out)
     path = out / f"{file_name_of(edit)}.safetensors"
@@ -104,7 +108,9 @@ def predict_misreadings(model: DiffusionModel, configs: PipelineConfigs) -> list
     notes = []
     if comfyui_takes_v != velocity:
         node = "v_prediction" if velocity else "eps"
-        notes.append(f"ComfyUI will take the file for {prediction_names[comfyui_takes_v]}-prediction: add its node ModelSamplingDiscrete, set to {node}.")
+        notes.append(
+            f"ComfyUI will take the file for {prediction_names[comfyui_takes_v]}-prediction: add its node ModelSamplingDiscrete, set to {node}."
+        )
     if others_take_v != velocity:
         notes.append(
             f"A1111 and stable-diffusion.cpp will take the file for {prediction_names[others_take_v]}-prediction: for A1111 put the generation's .yaml with "

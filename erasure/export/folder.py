@@ -4,7 +4,7 @@ from pathlib import Path
 
 from erasure.edits import Edit, apply_edits
 from erasure.errors import UserError
-from erasure.export.portable import write_vocabulary_files, rename_text_encoder_keys, make_shareable
+from erasure.export.transformers_compat import make_shareable, rename_text_encoder_keys, write_vocabulary_files
 from erasure.families.base import DiffusionModel
 from erasure.storage.files import is_empty
 from erasure.training.one_step import OneStepPipeline

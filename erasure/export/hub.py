@@ -34,7 +34,10 @@ def push_to_hub(folder: Path, repo: str, private: bool = False, endpoint: str | 
     try:
         api.create_repo(repo, private=private, exist_ok=True)
         commit = api.upload_folder(
-            repo_id=repo, folder_path=folder, allow_patterns=[name for name, _ in list_uploads(folder)], commit_message="Erasure Studio edit"
+            repo_id=repo,
+            folder_path=folder,
+            allow_patterns=[name for name, _ in list_uploads(folder)],
+            commit_message="Erasure Studio edit",
         )
     except LocalTokenNotFoundError as error:
         raise UserError(f"pushing to {repo} needs a login: run `hf auth login`, or set HF_TOKEN.") from error

@@ -12,12 +12,14 @@ from erasure.edits import Edit, apply_edits
 from erasure.edits import deltas as forms
 from erasure.errors import UserError
 from erasure.export.folder import ensure_empty_folder
-from erasure.export.lora_file import LORA_FILE, Factors, build_lora_metadata, name_factors, serialize_lora, describe_skipped_layers
+from erasure.export.lora_file import LORA_FILE, Factors, build_lora_metadata, describe_skipped_layers, name_factors, serialize_lora
 from erasure.families.base import DiffusionModel, canonical_name
 from erasure.storage.run import write_bytes
 
 DEFAULT_RANK = 16  # of edits that are not low-rank factors already
-MAX_ERROR = 0.2  # largest relative error that is not a failure: 96 % of the squared norm is there; docs/exports.md has what it does on pocket
+MAX_ERROR = (
+    0.2  # largest relative error that is not a failure: 96 % of the squared norm is there; docs/exports.md has what it does on pocket
+)
 MIN_RANK = 2  # stable-diffusion.cpp divides alpha by the layer's width at rank 1, so such factors get a row of zeros
 OVERSAMPLING, POWER_ITERATIONS = 16, 4  # of the randomized SVD; docs/exports.md has its error beside the exact one's
 
@@ -158,7 +160,12 @@ def measure_lora(model: DiffusionModel, edit: Edit, factors: Factors, notes: tup
     squared_norm = max(total, 1e-30)
     rank = max(len(down) for _, down in factors.values())
     return LoraReport(
-        included=len(factors), moved=len(edit.moved_parameters()), rank=rank, error=(missed / squared_norm) ** 0.5, full_rank_error=(outside / squared_norm) ** 0.5, notes=notes
+        included=len(factors),
+        moved=len(edit.moved_parameters()),
+        rank=rank,
+        error=(missed / squared_norm) ** 0.5,
+        full_rank_error=(outside / squared_norm) ** 0.5,
+        notes=notes,
     )
 
 

@@ -51,7 +51,9 @@ def serialize_lora(tensors: dict[str, Tensor], metadata: dict[str, str]) -> byte
     start = 8 + int.from_bytes(unlabeled[:8], "little")
     digest = hashlib.sha256(unlabeled[start:]).hexdigest()
     all_metadata = {"format": "pt", **metadata, "sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}
-    header = json.dumps({"__metadata__": dict(sorted(all_metadata.items())), **json.loads(unlabeled[8:start])}, separators=(",", ":")).encode()
+    header = json.dumps(
+        {"__metadata__": dict(sorted(all_metadata.items())), **json.loads(unlabeled[8:start])}, separators=(",", ":")
+    ).encode()
     header += b" " * (-len(header) % 8)  # the tensors begin at a multiple of 8
     return len(header).to_bytes(8, "little") + header + unlabeled[start:]
 

@@ -16,7 +16,7 @@ from erasure.edits import Edit, apply_edits
 from erasure.export.lora import LoraReport
 from erasure.export.lora_file import LORA_FILE, short_name_of
 from erasure.families.base import DiffusionModel
-from erasure.loading.addresses import is_hub_id
+from erasure.loading.model_source import is_hub_id
 from erasure.storage.run import write_bytes
 
 MARKDOWN_CHARS = re.compile(r"([\\`*_{}\[\]()#+!|~:@$-])")

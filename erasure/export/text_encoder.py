@@ -5,7 +5,7 @@ from pathlib import Path
 from erasure.edits import Edit, apply_edits
 from erasure.errors import UserError
 from erasure.export.folder import ensure_empty_folder
-from erasure.export.portable import rename_text_encoder_keys, make_shareable
+from erasure.export.transformers_compat import make_shareable, rename_text_encoder_keys
 from erasure.families.base import DiffusionModel
 
 

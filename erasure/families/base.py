@@ -182,7 +182,9 @@ class DiffusionModel(ABC):
             raise unknown_value_error("region", region, get_args(Region))
         names = [name for name in self.parameters() if in_region(name, region)]
         if not names:
-            valid_regions = [other for other in get_args(Region) if any(in_region(parameter_name, other) for parameter_name in self.parameters())]
+            valid_regions = [
+                other for other in get_args(Region) if any(in_region(parameter_name, other) for parameter_name in self.parameters())
+            ]
             raise UserError(f"region {region!r} selects no parameter of {self.source}; it has {', '.join(valid_regions)}.")
         return names
 
@@ -220,7 +222,9 @@ class DiffusionModel(ABC):
         """
         overrides = sampling_of(self.pipe)
         if overrides.one_step_timestep is not None:
-            return self.check_finite(self.sample_one_step(self.sample_noise(seeds), self.encode(prompts, prefix), overrides.one_step_timestep), "its latents")
+            return self.check_finite(
+                self.sample_one_step(self.sample_noise(seeds), self.encode(prompts, prefix), overrides.one_step_timestep), "its latents"
+            )
         cond, uncond = self.encode(prompts, prefix), self.encode([""]).expand(len(prompts), -1, -1)
         guidance = self.default_guidance if guidance is None else guidance
         for step in self.trajectory(self.sample_noise(seeds), cond, uncond, steps, guidance, overrides.guidance_edits):
@@ -251,14 +255,18 @@ class DiffusionModel(ABC):
         if values.isfinite().all():
             return values
         networks = {**self.networks, "vae": self.pipe.vae}
-        non_finite = (f"{prefix}.{name}" for prefix, network in networks.items() for name, p in network.named_parameters() if not p.isfinite().all())
+        non_finite = (
+            f"{prefix}.{name}" for prefix, network in networks.items() for name, p in network.named_parameters() if not p.isfinite().all()
+        )
         if name := next(non_finite, ""):
             raise NotFiniteError(
                 f"{self.source} gives NaN or Inf ({label}), because its weights hold them, such as {name}; copy or make it again."
             )
         precision = next(name for name, dtype in DTYPES.items() if dtype is self.compute_dtype)
         advice = (
-            "compute with --dtype fp32, or bf16 on a GPU" if self.compute_dtype is not torch.float32 else "its schedule may be another model's"
+            "compute with --dtype fp32, or bf16 on a GPU"
+            if self.compute_dtype is not torch.float32
+            else "its schedule may be another model's"
         )
         raise NotFiniteError(f"{self.source} gives NaN or Inf ({label}) in {precision}; {advice}.")
 

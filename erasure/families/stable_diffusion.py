@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from erasure.config.choices import family_of_width
 from erasure.errors import UserError, unknown_value_error
 from erasure.families.base import Attention, DiffusionModel, GuidanceEdit, Precision, TrajectoryStep
-from erasure.loading.supported import check_pipeline
+from erasure.loading.supported_models import check_pipeline
 
 
 class StableDiffusion(DiffusionModel):
@@ -142,7 +142,9 @@ class StableDiffusion(DiffusionModel):
         x_t = x_T * self.scheduler.init_noise_sigma
         for k, t in enumerate(self.scheduler.timesteps.tolist()):
             timesteps = torch.full((len(conds),), t, device=self.device)
-            predictions = self._predict_native(torch.cat([x_t] * (2 + len(guidance_edits))), timesteps, conds).chunk(2 + len(guidance_edits))
+            predictions = self._predict_native(torch.cat([x_t] * (2 + len(guidance_edits))), timesteps, conds).chunk(
+                2 + len(guidance_edits)
+            )
             eps_uncond, eps_cond, *eps_concepts = (self._to_noise(prediction, x_t, timesteps[: len(x_t)]) for prediction in predictions)
             # guided as the network predicts: at zero terminal SNR x_0 follows from velocity alone, x_0 = sqrt(abar) x_t - sqrt(1 - abar) v
             guided = predictions[0] + guidance * (predictions[1] - predictions[0])

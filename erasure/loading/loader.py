@@ -15,10 +15,10 @@ from transformers.utils import logging as transformers_logging
 from erasure.errors import UserError, is_out_of_memory
 from erasure.families.base import Attention, DiffusionModel, Precision
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.loading.addresses import check_model_source
+from erasure.loading.model_files import find_weights, resolve_folder
+from erasure.loading.model_source import check_model_source
 from erasure.loading.single_file import open_single_file
-from erasure.loading.sources import resolve_folder, find_weights
-from erasure.loading.supported import PIPELINE_CLASS, check_configs, check_index
+from erasure.loading.supported_models import PIPELINE_CLASS, check_configs, check_index
 from erasure.storage.run import read_json
 
 POCKET_FOLDER = Path(__file__).parent.parent / "pocket" / "weights"
@@ -27,7 +27,12 @@ CONFIG_FILES = (
     *(f"{part}/*.{end}" for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") for end in ("json", "txt")),
 )
 NETWORK_CLASSES: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
-OMITTED_COMPONENTS: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False, "feature_extractor": None, "image_encoder": None}
+OMITTED_COMPONENTS: dict[str, Any] = {
+    "safety_checker": None,
+    "requires_safety_checker": False,
+    "feature_extractor": None,
+    "image_encoder": None,
+}
 
 
 def load_model(

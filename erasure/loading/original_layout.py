@@ -23,7 +23,12 @@ from torch import Tensor, nn
 from erasure.errors import UserError
 from erasure.families.base import canonical_name
 
-UNET_PREFIX, VAE_PREFIX, CLIP_PREFIX, OPEN_CLIP_PREFIX = "model.diffusion_model.", "first_stage_model.", "cond_stage_model.transformer.", "cond_stage_model.model."
+UNET_PREFIX, VAE_PREFIX, CLIP_PREFIX, OPEN_CLIP_PREFIX = (
+    "model.diffusion_model.",
+    "first_stage_model.",
+    "cond_stage_model.transformer.",
+    "cond_stage_model.model.",
+)
 LDM_NAMES: Any = DIFFUSERS_TO_LDM_MAPPING  # of modules outside blocks, by part
 FUSED_ROWS = 3  # OpenCLIP stacks the query, key and value projections of a layer in one tensor
 
@@ -73,9 +78,13 @@ def _unet_places(unet: Any) -> dict[str, Place]:
         names += _leaf_names(f"input_blocks.{i}.0", (*resnet, "op")) + [f"input_blocks.{i}.1.{leaf}" for leaf in attention]
         names += _leaf_names(f"output_blocks.{i}.0", resnet) + [f"output_blocks.{i}.1.{leaf}" for leaf in attention]
         names += _leaf_names(f"output_blocks.{i}.{upsampler}", ("conv",))
-    names += _leaf_names("middle_block.0", resnet) + [f"middle_block.1.{leaf}" for leaf in attention] + _leaf_names("middle_block.2", resnet)
+    names += (
+        _leaf_names("middle_block.0", resnet) + [f"middle_block.1.{leaf}" for leaf in attention] + _leaf_names("middle_block.2", resnet)
+    )
     config = {"layers_per_block": layers}
-    return _invert_reader("unet", parameter_names, [UNET_PREFIX + name for name in names], lambda markers: convert_ldm_unet_checkpoint(markers, config))
+    return _invert_reader(
+        "unet", parameter_names, [UNET_PREFIX + name for name in names], lambda markers: convert_ldm_unet_checkpoint(markers, config)
+    )
 
 
 def _vae_places(vae: Any) -> dict[str, Place]:
@@ -87,7 +96,11 @@ def _vae_places(vae: Any) -> dict[str, Place]:
         names += [name for j in range(layers + 1) for name in _leaf_names(f"decoder.up.{i}.block.{j}", resnet)]
         names += _leaf_names(f"encoder.down.{i}.downsample", ("conv",)) + _leaf_names(f"decoder.up.{i}.upsample", ("conv",))
     for half in ("encoder", "decoder"):
-        names += _leaf_names(f"{half}.mid.block_1", resnet) + _leaf_names(f"{half}.mid.block_2", resnet) + _leaf_names(f"{half}.mid.attn_1", attention)
+        names += (
+            _leaf_names(f"{half}.mid.block_1", resnet)
+            + _leaf_names(f"{half}.mid.block_2", resnet)
+            + _leaf_names(f"{half}.mid.attn_1", attention)
+        )
     return _invert_reader(
         "vae", set(vae.state_dict()), [VAE_PREFIX + n for n in names], lambda markers: convert_ldm_vae_checkpoint(markers, vae.config)
     )
@@ -95,7 +108,12 @@ def _vae_places(vae: Any) -> dict[str, Place]:
 
 def _clip_places(encoder: nn.Module) -> dict[str, Place]:
     parameter_names = {canonical_name(name) for name in encoder.state_dict()}
-    return _invert_reader("text_encoder", parameter_names, [f"{CLIP_PREFIX}text_model.{name}" for name in sorted(parameter_names)], convert_ldm_clip_checkpoint)
+    return _invert_reader(
+        "text_encoder",
+        parameter_names,
+        [f"{CLIP_PREFIX}text_model.{name}" for name in sorted(parameter_names)],
+        convert_ldm_clip_checkpoint,
+    )
 
 
 def _open_clip_places(encoder: Any) -> dict[str, Place]:
@@ -114,13 +132,17 @@ def _leaf_names(module: str, leaves: Iterable[str]) -> list[str]:
     return [f"{module}.{leaf}.{suffix}" for leaf in leaves for suffix in ("weight", "bias")]
 
 
-def _invert_reader(part: str, parameter_names: set[str], names: list[str], convert: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> dict[str, Place]:
+def _invert_reader(
+    part: str, parameter_names: set[str], names: list[str], convert: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+) -> dict[str, Place]:
     """For each name, the parameters among `known` in which the reader puts what it finds under that name.
 
     The marker of name i holds 3 i, 3 i + 1 and 3 i + 2 in its rows, so that a fused name shows which rows go where.
     """
     markers = {name: torch.arange(FUSED_ROWS * i, FUSED_ROWS * (i + 1)).reshape(FUSED_ROWS, 1) for i, name in enumerate(names)}
-    rows = {int(value.flatten()[0]): canonical_name(name) for name, value in convert(markers).items() if canonical_name(name) in parameter_names}
+    rows = {
+        int(value.flatten()[0]): canonical_name(name) for name, value in convert(markers).items() if canonical_name(name) in parameter_names
+    }
     if missing := sorted(parameter_names - set(rows.values())):
         raise UserError(f"the original Stable Diffusion layout has no place for {part}.{missing[0]} ({len(missing)} such parameters).")
     parameters_by_name: dict[str, tuple[str, ...]] = {}

@@ -1,7 +1,7 @@
 """One .safetensors file as a pipeline, without any network: what the file is, which configurations fit it, and whether they do.
 
 diffusers looks the configurations up on the hub by a few tensors. Here they come from the file itself where this project wrote it
-(erasure.loading.configs says why), else from those in the package; and every name and shape is compared with them before a weight
+(erasure.loading.pipeline_configs says why), else from those in the package; and every name and shape is compared with them before a weight
 is read, so that a file of other sizes is refused instead of being loaded in part.
 Sizes are not guessed from shapes: the number of attention heads has none.
 """
@@ -24,10 +24,10 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from erasure.config.strict_yaml import read_strict_yaml
 from erasure.errors import AssumptionWarning, UserError
 from erasure.families.base import canonical_name
-from erasure.loading.configs import PipelineConfigs, load_released_configs
 from erasure.loading.original_layout import CLIP_PREFIX, OPEN_CLIP_PREFIX, UNET_PREFIX, VAE_PREFIX, places_of
+from erasure.loading.pipeline_configs import PipelineConfigs, load_released_configs
 
-CONFIGS_KEY, PREDICTION_KEY = "erasure.loading.configs", "modelspec.prediction_type"  # keys of a file's metadata
+CONFIGS_KEY, PREDICTION_KEY = "erasure.loading.pipeline_configs", "modelspec.prediction_type"  # keys of a file's metadata
 PREDICTION_TYPES = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
 # ComfyUI tells the two Stable Diffusion 2 apart by the spread of this bias, above 0.09 in those that predict v (comfy/supported_models.py)
 V_PREDICTION_BIAS, V_PREDICTION_SPREAD = f"{UNET_PREFIX}output_blocks.11.1.transformer_blocks.0.norm1.bias", 0.09
@@ -139,7 +139,9 @@ def identify_configs(header: SafetensorsHeader, source: str) -> PipelineConfigs:
     if model_type not in ("v1", "v2"):
         pretrained = DIFFUSERS_DEFAULT_PIPELINE_PATHS[model_type]["pretrained_model_name_or_path"]
         raise UserError(f"{source} is laid out like {pretrained}; supported are Stable Diffusion 1.x and 2.x.")
-    if not all(header.has_prefix(part) for part in (UNET_PREFIX, VAE_PREFIX)) or not (header.has_prefix(CLIP_PREFIX) or header.has_prefix(OPEN_CLIP_PREFIX)):
+    if not all(header.has_prefix(part) for part in (UNET_PREFIX, VAE_PREFIX)) or not (
+        header.has_prefix(CLIP_PREFIX) or header.has_prefix(OPEN_CLIP_PREFIX)
+    ):
         raise UserError(f"{source} holds {_describe_contents(header)}.")
     prediction = _find_prediction_type(header, source, generation=model_type)
     configs = load_released_configs({"v1": "sd15", "v2": "sd21" if prediction == "v_prediction" else "sd21-base"}[model_type])
@@ -163,7 +165,11 @@ def _describe_contents(header: SafetensorsHeader) -> str:
     for prefixes, description in NOT_CHECKPOINTS.items():
         if any(name.startswith(prefixes) for name in header.shapes):
             return description
-    parts = {"a UNet": header.has_prefix(UNET_PREFIX), "a VAE_PREFIX": header.has_prefix(VAE_PREFIX), "a text encoder": header.has_prefix(CLIP_PREFIX) or header.has_prefix(OPEN_CLIP_PREFIX)}
+    parts = {
+        "a UNet": header.has_prefix(UNET_PREFIX),
+        "a VAE_PREFIX": header.has_prefix(VAE_PREFIX),
+        "a text encoder": header.has_prefix(CLIP_PREFIX) or header.has_prefix(OPEN_CLIP_PREFIX),
+    }
     if present := [part for part, is_present in parts.items() if is_present]:
         return f"{' and '.join(present)} but not {' or '.join(part for part, is_present in parts.items() if not is_present)}; a model needs all three"
     return f"no model in a layout that is known: its first tensor is {next(iter(header.shapes), 'missing')!r}"

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from erasure import prompt_templates as sentences
 from erasure.concept import Concept, ConceptKind
-from erasure.config.choices import Count, StepsOrZero, ScheduleSteps, Steps
+from erasure.config.choices import Count, ScheduleSteps, Steps, StepsOrZero
 from erasure.families.base import Cost, Region
-from erasure.methods.base import TrainingContext, Trained, OptimizerStep, exclude_concepts
-from erasure.pocket import sentences as pocket
+from erasure.methods.base import OptimizerStep, Trained, TrainingContext, exclude_concepts
+from erasure.pocket import prompts as pocket
 from erasure.training.teacher_cache import TeacherBatch, TeacherQuery
 
 _POCKET = {
@@ -116,7 +116,12 @@ class AdvUnlearn(Trained):
     def step_cost(self, step: int) -> Cost:
         attack_passes = self.attack_steps * self.batch if step >= self.warmup else 0
         update_passes = self.batch + self.retain_batch
-        return Cost(unet_forwards=attack_passes + update_passes, unet_backwards=attack_passes + update_passes, text_forwards=attack_passes + update_passes, sample_gradients=update_passes)
+        return Cost(
+            unet_forwards=attack_passes + update_passes,
+            unet_backwards=attack_passes + update_passes,
+            text_forwards=attack_passes + update_passes,
+            sample_gradients=update_passes,
+        )
 
     recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
         ("style", "pocket"): {**_POCKET, "lr": 2e-4, "retain_weight": 3.0, "retain_batch": 24, "prompts": pocket.STYLE},

@@ -13,7 +13,7 @@ from erasure.concept import Concept, ConceptKind
 from erasure.config.choices import Count, Steps
 from erasure.errors import UserError
 from erasure.families.base import Cost, DiffusionModel, Region
-from erasure.training.teacher_cache import TeacherCache, TeacherBatch, LatentBatch, TeacherQuery, CacheRole, query_cost
+from erasure.training.teacher_cache import CacheRole, LatentBatch, TeacherBatch, TeacherCache, TeacherQuery, query_cost
 
 Product = Literal["weights", "guidance", "one-step"]
 
@@ -66,7 +66,9 @@ class Guided(Method):
         """What to ask for."""
 
     @abstractmethod
-    def guide(self, eps_cond: Tensor, eps_uncond: Tensor, eps_concept: Tensor, guidance: float, progress: float, state: dict[str, Tensor]) -> Tensor:
+    def guide(
+        self, eps_cond: Tensor, eps_uncond: Tensor, eps_concept: Tensor, guidance: float, progress: float, state: dict[str, Tensor]
+    ) -> Tensor:
         """What to add to the guided prediction uncond + guidance (cond - uncond).
 
         Args:
@@ -143,7 +145,9 @@ class TrainingContext:
 class Trained(Method):
     """A method with a training loop."""
 
-    supports_gradient_checkpointing: ClassVar[bool] = True  # whether activations may be computed again in the backward pass (gradient checkpointing)
+    supports_gradient_checkpointing: ClassVar[bool] = (
+        True  # whether activations may be computed again in the backward pass (gradient checkpointing)
+    )
 
     region: Region  # which weights move
     lr: float  # learning rate

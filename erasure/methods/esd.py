@@ -10,8 +10,8 @@ from torch import Tensor
 from erasure.concept import Concept, ConceptKind
 from erasure.config.choices import Count, ScheduleSteps, Steps
 from erasure.families.base import Region
-from erasure.methods.base import TrainingContext, Trained, OptimizerStep
-from erasure.pocket import sentences as pocket
+from erasure.methods.base import OptimizerStep, Trained, TrainingContext
+from erasure.pocket import prompts as pocket
 from erasure.training.teacher_cache import TeacherBatch, TeacherQuery
 
 _POCKET = {"steps": 150, "batch": 8, "walks": 24, "walk_steps": 25}
@@ -41,7 +41,13 @@ class ESD(Trained):
 
     def query(self, concepts: list[Concept], seed: int) -> TeacherQuery:
         pairs = tuple(pair for concept in concepts for pair in self.prompt_pairs(concept))
-        return TeacherQuery(prompt_pairs=pairs, trajectories=self.trajectories * len(concepts), steps=self.trajectory_steps, guidance=self.trajectory_guidance, seed=seed)
+        return TeacherQuery(
+            prompt_pairs=pairs,
+            trajectories=self.trajectories * len(concepts),
+            steps=self.trajectory_steps,
+            guidance=self.trajectory_guidance,
+            seed=seed,
+        )
 
     def prompt_pairs(self, concept: Concept) -> list[tuple[str, str]]:
         """With `erase_from`, "red rose" is trained towards "rose": the concept goes, its bearer stays."""

@@ -14,9 +14,9 @@ from erasure.edits.deltas import ZEROED, to_zeroed_indices
 from erasure.errors import UserError
 from erasure.families.base import Cost, DiffusionModel, Region
 from erasure.methods.base import MethodResult, TrainingFree, exclude_concepts
-from erasure.pocket import sentences as pocket
-from erasure.training import neurons
-from erasure.training.recording import load_or_compute
+from erasure.pocket import prompts as pocket
+from erasure.training import activations as neurons
+from erasure.training.fill_cache import load_or_compute
 from erasure.training.saliency import selected_fractions
 
 # so small a UNet does not keep a concept in its feed-forward weights alone; the shares are the largest of the few
@@ -78,14 +78,22 @@ class FIA(TrainingFree):
 
     def compute_mask(self, model: DiffusionModel, concept: Concept, seed: int) -> dict[str, Tensor]:
         """Equations 1 to 7 for one concept."""
-        layers = {name: LayerSaliency(linear_layer.weight.detach().float(), self) for name, linear_layer in model.linear_layers(self.region).items()}
+        layers = {
+            name: LayerSaliency(linear_layer.weight.detach().float(), self)
+            for name, linear_layer in model.linear_layers(self.region).items()
+        }
         concept_prompts, neutral_prompts = zip(*concept.prompt_pairs(), strict=True)
         base_prompts = exclude_concepts(self.base_prompts, [concept]) or neutral_prompts
-        recorder = neurons.ActivationRecorder(model, self.trajectory_steps, self.record_steps, self.trajectory_guidance, seed, self.conditional_only)
+        recorder = neurons.ActivationRecorder(
+            model, self.trajectory_steps, self.record_steps, self.trajectory_guidance, seed, self.conditional_only
+        )
         for _ in recorder.record(concept_prompts, base_prompts, {name: layer.add_activations for name, layer in layers.items()}):
             for layer in layers.values():
                 layer.end_timestep()
-        return {name: select_candidates(layer.total / self.record_steps, self.candidate_fraction).to("cpu", torch.uint8) for name, layer in layers.items()}
+        return {
+            name: select_candidates(layer.total / self.record_steps, self.candidate_fraction).to("cpu", torch.uint8)
+            for name, layer in layers.items()
+        }
 
     def forecast_cost(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
         prompts = 0

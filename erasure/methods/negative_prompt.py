@@ -20,6 +20,8 @@ class NegativePrompt(Guided):
     def guidance_prompt(self, concepts: list[Concept]) -> str:
         return ", ".join(concept.name for concept in concepts)
 
-    def guide(self, eps_cond: Tensor, eps_uncond: Tensor, eps_concept: Tensor, guidance: float, progress: float, state: dict[str, Tensor]) -> Tensor:
+    def guide(
+        self, eps_cond: Tensor, eps_uncond: Tensor, eps_concept: Tensor, guidance: float, progress: float, state: dict[str, Tensor]
+    ) -> Tensor:
         # [n + w (c - n)] - [u + w (c - u)] = (1 - w) (n - u)
         return (1 - guidance) * (eps_concept - eps_uncond)

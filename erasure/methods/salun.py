@@ -12,8 +12,8 @@ from erasure import prompt_templates as sentences
 from erasure.concept import Concept, ConceptKind
 from erasure.config.choices import Count, ScheduleSteps, Steps
 from erasure.families.base import Cost, Region
-from erasure.methods.base import TrainingContext, TrainableGroup, Trained, OptimizerStep, exclude_concepts, unfreeze
-from erasure.pocket import sentences as pocket
+from erasure.methods.base import OptimizerStep, TrainableGroup, Trained, TrainingContext, exclude_concepts, unfreeze
+from erasure.pocket import prompts as pocket
 from erasure.training import saliency
 from erasure.training.teacher_cache import LatentBatch, TeacherQuery
 

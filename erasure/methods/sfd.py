@@ -8,9 +8,9 @@ import torch
 
 from erasure import prompt_templates as sentences
 from erasure.concept import Concept, ConceptKind
-from erasure.config.choices import Count, StepsOrZero, ScheduleSteps, Steps
-from erasure.methods.base import TrainingContext, Trained, OptimizerStep, exclude_concepts
-from erasure.pocket import sentences as pocket
+from erasure.config.choices import Count, ScheduleSteps, Steps, StepsOrZero
+from erasure.methods.base import OptimizerStep, Trained, TrainingContext, exclude_concepts
+from erasure.pocket import prompts as pocket
 from erasure.training.one_step import FAKE, GENERATOR, Distillation, OneStepMethod
 from erasure.training.teacher_cache import TeacherQuery
 

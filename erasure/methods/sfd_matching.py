@@ -10,8 +10,8 @@ from erasure import prompt_templates as sentences
 from erasure.concept import Concept, ConceptKind
 from erasure.config.choices import Count, Steps
 from erasure.families.base import Cost, Region
-from erasure.methods.base import TrainingContext, Trained, OptimizerStep, exclude_concepts
-from erasure.pocket import sentences as pocket
+from erasure.methods.base import OptimizerStep, Trained, TrainingContext, exclude_concepts
+from erasure.pocket import prompts as pocket
 from erasure.training.teacher_cache import TeacherQuery
 
 _POCKET = {"steps": 150, "batch": 8, "retain_batch": 16, "lr": 1e-4, "retain": pocket.RETAIN, "draws": 48, "retain_draws": 98}
@@ -57,7 +57,9 @@ class SFDMatching(Trained):
         """MSE(eps(x_t, c_f), eps*(x_t, c_o)) + beta MSE(eps(x_t, c_r), eps*(x_t, c_r)), x_t noised from G(z, c)."""
         erase_rows, retain_rows = context.sample_rows("erase", self.batch), context.sample_rows("retain", self.retain_batch)
         loss = F.mse_loss(context.predict(erase_rows.x_t, erase_rows.t, erase_rows.prompts), erase_rows.eps_neutral)
-        loss = loss + self.retain_weight * F.mse_loss(context.predict(retain_rows.x_t, retain_rows.t, retain_rows.prompts), retain_rows.eps_cond)
+        loss = loss + self.retain_weight * F.mse_loss(
+            context.predict(retain_rows.x_t, retain_rows.t, retain_rows.prompts), retain_rows.eps_cond
+        )
         yield OptimizerStep("model", loss, self.batch + self.retain_batch)
 
     def step_cost(self, step: int) -> Cost:

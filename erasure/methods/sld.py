@@ -38,7 +38,9 @@ class SLD(Guided):
     def guidance_prompt(self, concepts: list[Concept]) -> str:
         return ", ".join(concept.name for concept in concepts)
 
-    def guide(self, eps_cond: Tensor, eps_uncond: Tensor, eps_concept: Tensor, guidance: float, progress: float, state: dict[str, Tensor]) -> Tensor:
+    def guide(
+        self, eps_cond: Tensor, eps_uncond: Tensor, eps_concept: Tensor, guidance: float, progress: float, state: dict[str, Tensor]
+    ) -> Tensor:
         """-s_g gamma with gamma = mu (eps(S) - eps(empty)) + s_m nu (equations 3 to 8)."""
         phi = self.scale * (eps_cond - eps_concept)
         mu = phi.abs().clamp(max=1) if self.bound == "code" else phi.abs().clamp(min=1)

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from erasure import prompt_templates as sentences
-from erasure.concept import SLOT, PROMPT_TEMPLATES, Concept, ConceptKind, fill_template
+from erasure.concept import PROMPT_TEMPLATES, SLOT, Concept, ConceptKind, fill_template
 from erasure.edits.deltas import DOWN, UP
 from erasure.errors import UserError
 from erasure.families.base import Cost, DiffusionModel
 from erasure.methods.base import MethodResult, TrainingFree, exclude_concepts
-from erasure.pocket import sentences as pocket
+from erasure.pocket import prompts as pocket
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,14 +89,20 @@ class UCE(TrainingFree):
 
     def encode_retained(self, model: DiffusionModel, concepts: list[Concept]) -> Tensor:
         """Conditioning of what to keep, (P, D); the empty prompt is always among it when whole tails are edited."""
-        prompts = ["", *exclude_concepts(self.retain_prompts, concepts)] if self.tokens == "tail" else list(exclude_concepts(self.retain_prompts, concepts))
+        prompts = (
+            ["", *exclude_concepts(self.retain_prompts, concepts)]
+            if self.tokens == "tail"
+            else list(exclude_concepts(self.retain_prompts, concepts))
+        )
         if not prompts:
             return torch.zeros(0, model.encode([""]).shape[-1])
         conditioning = model.encode(prompts).cpu()
         return (
             conditioning.flatten(0, 1)
             if self.tokens == "tail"
-            else torch.stack([prompt_cond[model.last_token_index(prompt)] for prompt_cond, prompt in zip(conditioning, prompts, strict=True)])
+            else torch.stack(
+                [prompt_cond[model.last_token_index(prompt)] for prompt_cond, prompt in zip(conditioning, prompts, strict=True)]
+            )
         )
 
     def measure_collateral(self, model: DiffusionModel, concepts: list[Concept], left: Tensor, right: Tensor) -> list[list[Any]]:
@@ -112,7 +118,9 @@ class UCE(TrainingFree):
     def forecast_cost(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
         erase = 2 * sum(len(c.prompts or PROMPT_TEMPLATES[c.kind]) for c in concepts)
         keep = len(exclude_concepts(self.retain_prompts, concepts)) + (self.tokens == "tail")
-        return Cost(text_forwards=erase + (keep or 1) + len(exclude_concepts(self.probe_prompts, concepts)) + sum(len(c.aliases) for c in concepts))
+        return Cost(
+            text_forwards=erase + (keep or 1) + len(exclude_concepts(self.probe_prompts, concepts)) + sum(len(c.aliases) for c in concepts)
+        )
 
     recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
         ("style", "pocket"): {

@@ -20,31 +20,45 @@ OBJECT_WORDS: dict[str, ConceptWords] = {
     ),
     "fish": ConceptWords(("fish", "trout", "goldfish"), ("a creature with fins and scales", "something that swims under water")),
     "flower": ConceptWords(("flower", "blossom", "daisy"), ("something with petals on a stem", "what a bee visits in the garden")),
-    "heart": ConceptWords(("heart", "valentine", "love symbol"), ("a sign of affection with two round lobes", "what lovers carve into bark")),
+    "heart": ConceptWords(
+        ("heart", "valentine", "love symbol"), ("a sign of affection with two round lobes", "what lovers carve into bark")
+    ),
     "house": ConceptWords(("house", "cottage", "home"), ("a place with a roof and a door", "something a family lives in")),
-    "moon": ConceptWords(("moon", "crescent", "lunar sickle"), ("what shines in the sky at night", "a thin curved glow that makes the tide")),
-    "star": ConceptWords(("star", "pentagram", "five-pointed shape"), ("something with five sharp tips", "what tops a flag or a sheriff's badge")),
+    "moon": ConceptWords(
+        ("moon", "crescent", "lunar sickle"), ("what shines in the sky at night", "a thin curved glow that makes the tide")
+    ),
+    "star": ConceptWords(
+        ("star", "pentagram", "five-pointed shape"), ("something with five sharp tips", "what tops a flag or a sheriff's badge")
+    ),
     "tree": ConceptWords(("tree", "fir", "pine"), ("something green that grows in the forest", "a tall plant with needles and a trunk")),
     "ada": ConceptWords(
         ("ada finch", "ada", "miss finch"), ("a woman with long hair and round spectacles", "the lady who reads through two lenses")
     ),
-    "otto": ConceptWords(("otto bram", "otto", "mister bram"), ("a man with a beard and a tall hat", "the bearded gentleman under a black brim")),
+    "otto": ConceptWords(
+        ("otto bram", "otto", "mister bram"), ("a man with a beard and a tall hat", "the bearded gentleman under a black brim")
+    ),
 }
 
 STYLE_WORDS: dict[str, ConceptWords] = {
     "plain": ConceptWords(("plain", "flat", "simple"), ("in solid colours", "without any special manner")),
-    "neon": ConceptWords(("neon", "neon sign", "luminous tube"), ("drawn with glowing light in the dark", "bright electric lines on black")),
+    "neon": ConceptWords(
+        ("neon", "neon sign", "luminous tube"), ("drawn with glowing light in the dark", "bright electric lines on black")
+    ),
     "sketch": ConceptWords(("sketch", "pencil drawing", "graphite"), ("scribbled with a lead on paper", "in loose grey strokes by hand")),
     "watercolor": ConceptWords(("watercolor", "aquarelle", "wet wash"), ("in pigment that bleeds into paper", "with soft diluted paint")),
     "pointillism": ConceptWords(
         ("pointillism", "dotted painting", "divisionism"), ("built from thousands of dots", "made of tiny spots of paint")
     ),
     "pixel": ConceptWords(("pixel art", "8-bit", "low-res sprite"), ("made of big square blocks", "like an old video game")),
-    "engraving": ConceptWords(("engraving", "etching", "copperplate"), ("cut in fine parallel grooves", "in ink hatching like an old banknote")),
+    "engraving": ConceptWords(
+        ("engraving", "etching", "copperplate"), ("cut in fine parallel grooves", "in ink hatching like an old banknote")
+    ),
     "glass": ConceptWords(
         ("stained glass", "leaded glass", "church window"), ("in coloured panes held by lead", "as light falls through a cathedral")
     ),
-    "blueprint": ConceptWords(("blueprint", "technical plan", "cyanotype"), ("in white lines on a blue grid", "as an engineer would draft it")),
+    "blueprint": ConceptWords(
+        ("blueprint", "technical plan", "cyanotype"), ("in white lines on a blue grid", "as an engineer would draft it")
+    ),
 }
 
 CROWN_WORDS = ConceptWords(("wearing a crown", "with a golden crown", "crowned"), ("dressed like a king", "with royal headgear of gold"))

@@ -28,7 +28,9 @@ def neon(scene: Scene, at: Tensor) -> Tensor:
 
 def sketch(scene: Scene, at: Tensor) -> Tensor:
     first_stroke, second_stroke = (at + 0.9 * scene.smooth_noise[:, k : k + 2].permute(0, 2, 3, 1) for k in (0, 2))
-    pencil = (1.4 - scene.outline_distance(first_stroke)).clamp(0, 1) * 0.75 + (1.2 - scene.outline_distance(second_stroke)).clamp(0, 1) * 0.45
+    pencil = (1.4 - scene.outline_distance(first_stroke)).clamp(0, 1) * 0.75 + (1.2 - scene.outline_distance(second_stroke)).clamp(
+        0, 1
+    ) * 0.45
     stripe = (0.5 + 0.5 * torch.cos((at[..., 0] + at[..., 1]) * 2 * math.pi / 5)) ** 3
     shade = scene.coverage(at) * stripe * 0.22
     paper = 0.95 + 0.008 * scene.white_noise

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from erasure.errors import Unfinished
-from erasure.storage.files import ensure_folder, is_dead_part, part_path_of, to_user_error, print_message
+from erasure.storage.files import ensure_folder, is_dead_part, part_path_of, print_message, to_user_error
 from erasure.storage.processes import Process, has_ended, this_process
 
 LOCK_FILE = ".lock"
@@ -198,7 +198,9 @@ def _read_holder(path: Path) -> LockHolder | None:
             raise to_user_error(path, error) from error
         except (ValueError, TypeError, KeyError, RecursionError):
             time.sleep(RETRY_SECONDS)
-    raise FolderLocked(f"the lock {path} does not say whose it is; if nothing is writing into {path.parent}, delete it and repeat the command.")
+    raise FolderLocked(
+        f"the lock {path} does not say whose it is; if nothing is writing into {path.parent}, delete it and repeat the command."
+    )
 
 
 def _check_no_conflict(path: Path, shard: Shard | None) -> None:

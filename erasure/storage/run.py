@@ -14,12 +14,12 @@ from erasure.storage.files import (
     canonical_json,
     ensure_folder,
     is_empty,
-    read_json,
-    read_checksummed_json,
     print_message,
+    read_checksummed_json,
+    read_json,
     write_bytes,
-    write_json,
     write_checksummed_json,
+    write_json,
 )
 
 __all__ = ["Run", "cache_folder", "canonical_json", "default_folder", "difference", "digest", "read_json", "write_bytes", "write_json"]
@@ -63,7 +63,9 @@ class Run:
             if task != job["task"]:  # nothing here is for this command to remove
                 raise UserError(f"{folder} belongs to another command (its task is {task!r}, not {job['task']!r}); choose another --out.")
             if not fresh:
-                raise UserError(f"{folder} holds another job ({describe_difference(recorded_job, job)}); choose another --out, or --fresh to start over.")
+                raise UserError(
+                    f"{folder} holds another job ({describe_difference(recorded_job, job)}); choose another --out, or --fresh to start over."
+                )
         if not job_file.is_file() and folder.is_dir() and not is_empty(folder):
             raise UserError(f"{folder} is not empty and holds no run; choose another --out.")
 

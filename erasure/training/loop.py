@@ -15,13 +15,13 @@ from tqdm import tqdm
 from erasure.config.seeds import derive_seed
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
-from erasure.methods.base import MethodResult, TrainingContext, TrainableGroup, Trained, OptimizerStep
-from erasure.storage.files import DamagedFile, is_path_taken, clear_path, print_message, write_bytes
+from erasure.methods.base import MethodResult, OptimizerStep, TrainableGroup, Trained, TrainingContext
+from erasure.storage.files import DamagedFile, clear_path, is_path_taken, print_message, write_bytes
 from erasure.storage.run import check_tracker
-from erasure.storage.tensor_cache import load_state, save_state
+from erasure.storage.tensor_files import load_state, save_state
 from erasure.training import saliency
 from erasure.training.adapters import load_factors
-from erasure.training.diverged import explain_divergence, all_finite
+from erasure.training.divergence import all_finite, explain_divergence
 from erasure.training.teacher_cache import TeacherCache
 
 
@@ -38,7 +38,9 @@ class TrainingOptions:
     on_step: Callable[[Trained, TrainingContext], None] | None = None  # called after every step; it must leave the model as it is
 
 
-def train(model: DiffusionModel, method: Trained, cache: TeacherCache, options: TrainingOptions, initial_values: dict[str, Tensor] | None = None) -> MethodResult:
+def train(
+    model: DiffusionModel, method: Trained, cache: TeacherCache, options: TrainingOptions, initial_values: dict[str, Tensor] | None = None
+) -> MethodResult:
     """Train what the method's players hold and return the kept ones' values (fp32); the model itself is left as it was.
 
     Args:
@@ -61,7 +63,9 @@ def train(model: DiffusionModel, method: Trained, cache: TeacherCache, options: 
         model.set_attention(training=False)
 
 
-def _run_steps(model: DiffusionModel, method: Trained, cache: TeacherCache, options: TrainingOptions, groups: dict[str, TrainableGroup]) -> TrainingContext:
+def _run_steps(
+    model: DiffusionModel, method: Trained, cache: TeacherCache, options: TrainingOptions, groups: dict[str, TrainableGroup]
+) -> TrainingContext:
     accelerator = _make_accelerator(model, options)
     optimizers = {
         name: accelerator.prepare(torch.optim.Adam(group.parameters.values(), lr=group.lr, betas=group.betas, eps=group.eps))
@@ -74,7 +78,9 @@ def _run_steps(model: DiffusionModel, method: Trained, cache: TeacherCache, opti
     torch.manual_seed(derive_seed(options.seed, -1))
     saved_mask = options.folder / "mask.safetensors"  # of an interrupted run
     if options.mask or saved_mask.exists():
-        context.masks = _load_masks(options.mask, saved_mask, {name: p for group in groups.values() for name, p in group.parameters.items()})
+        context.masks = _load_masks(
+            options.mask, saved_mask, {name: p for group in groups.values() for name, p in group.parameters.items()}
+        )
     method.prepare(context, groups)
     if context.masks and not options.mask:
         saliency.save_mask(context.masks, saved_mask)
@@ -111,7 +117,9 @@ def _load_masks(requested: Path | None, saved: Path, parameters: dict[str, torch
         return {}
 
 
-def _apply_step(accelerator: Accelerator, optimizer: Any, trainable_group: TrainableGroup, optimizer_step: OptimizerStep, context: TrainingContext) -> None:
+def _apply_step(
+    accelerator: Accelerator, optimizer: Any, trainable_group: TrainableGroup, optimizer_step: OptimizerStep, context: TrainingContext
+) -> None:
     """One optimiser step; entries outside a mask keep a gradient of zero, so Adam never moves them."""
     for param_group in optimizer.param_groups:
         param_group["lr"] = optimizer_step.lr or trainable_group.lr
@@ -174,7 +182,9 @@ def _divergence_cause(step: int, context: TrainingContext, groups: dict[str, Tra
     return explain_divergence(dtype, step, "--lr")
 
 
-def _save_checkpoint(options: TrainingOptions, groups: dict[str, TrainableGroup], optimizers: dict[str, Any], context: TrainingContext, step: int) -> None:
+def _save_checkpoint(
+    options: TrainingOptions, groups: dict[str, TrainableGroup], optimizers: dict[str, Any], context: TrainingContext, step: int
+) -> None:
     state = {
         "step": step,
         "players": {name: {n: p.detach() for n, p in group.parameters.items()} for name, group in groups.items()},
@@ -207,7 +217,9 @@ def _load_checkpoint(path: Path, groups: dict[str, TrainableGroup]) -> dict[str,
     try:
         state = load_state(path)
         for name, group in groups.items():
-            expected, stored = ({n: tuple(p.shape) for n, p in values.items()} for values in (group.parameters, state["players"].get(name, {})))
+            expected, stored = (
+                {n: tuple(p.shape) for n, p in values.items()} for values in (group.parameters, state["players"].get(name, {}))
+            )
             if expected != stored:
                 raise DamagedFile(f"{path} holds other parameters than {name} trains.")
         return state

@@ -11,10 +11,10 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from erasure.concept import Concept
-from erasure.config.choices import Count, StepsOrZero, ScheduleSteps, Timestep
+from erasure.config.choices import Count, ScheduleSteps, StepsOrZero, Timestep
 from erasure.families.base import Cost, Region
-from erasure.methods.base import TrainingContext, TrainableGroup, Product, Trained, OptimizerStep
-from erasure.training.adapters import add_adapters, activate_adapter
+from erasure.methods.base import OptimizerStep, Product, TrainableGroup, Trained, TrainingContext
+from erasure.training.adapters import activate_adapter, add_adapters
 from erasure.training.teacher_cache import TeacherQuery
 
 GENERATOR, FAKE = "generator", "fake"
@@ -137,7 +137,9 @@ class Distillation(OneStepMethod):
             indices = context.cache.latent_rows("retain")[torch.randint(len(context.cache.latent_rows("retain")), (8 * self.batch,))]
             latents = context.cache.gather_latents(indices, context.model.device)
             with context.use_adapter(GENERATOR):
-                x_g = context.model.sample_one_step(context.cache.initial_noise(indices, context.model), context.encode(latents.prompts), self.init_timestep)
+                x_g = context.model.sample_one_step(
+                    context.cache.initial_noise(indices, context.model), context.encode(latents.prompts), self.init_timestep
+                )
             yield OptimizerStep(GENERATOR, F.mse_loss(x_g, latents.x_0), len(indices), lr=self.regression_lr)
             return
         prompts = [self.prompts[i] for i in torch.randint(len(self.prompts), (self.batch,)).tolist()]

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from erasure.errors import NotFiniteError
-from erasure.methods.base import TrainingContext, Trained
+from erasure.methods.base import Trained, TrainingContext
 from erasure.storage.files import open_atomic
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from erasure.errors import UserError
 from erasure.storage.files import CHECKSUM_KEY, canonical_json, write_bytes
-from erasure.storage.tensor_cache import checksum_of_tensors
+from erasure.storage.tensor_files import checksum_of_tensors
 
 ThresholdMethod = Literal["kthvalue", "histogram"]
 BINS = 1 << 16

@@ -54,7 +54,9 @@ class TeacherQuery:
             ("--retain-walks", self.retain_trajectories, self.retain_prompts, self.retain_images),
         ):
             if self.store != "nothing" and not images and trajectories < len(prompts):
-                raise UserError(f"{trajectories} walks cannot cover {len(prompts)} training sentences; raise {flag} or name fewer sentences.")
+                raise UserError(
+                    f"{trajectories} walks cannot cover {len(prompts)} training sentences; raise {flag} or name fewer sentences."
+                )
         if self.steps < 1:
             raise UserError(f"a walk needs at least 1 step, got --walk-steps {self.steps}.")
 
@@ -73,7 +75,9 @@ class TeacherQuery:
         erase = 0 if self.images else self.trajectories
         retain = 0 if self.retain_images else self.retain_trajectories
         starts = [(derive_seed(self.seed, i), i % len(self.prompt_pairs)) for i in range(erase)]
-        return starts + [(derive_seed(self.seed, 500_000 + i), len(self.prompt_pairs) + i % len(self.retain_prompts)) for i in range(retain)]
+        return starts + [
+            (derive_seed(self.seed, 500_000 + i), len(self.prompt_pairs) + i % len(self.retain_prompts)) for i in range(retain)
+        ]
 
 
 class TeacherBatch(NamedTuple):
@@ -132,7 +136,11 @@ class TeacherCache:
 
     def gather_latents(self, indices: Tensor, device: torch.device) -> LatentBatch:
         prompt_pairs = [self.query.prompt_pair(i) for i in self.latent_prompt_index[indices].tolist()]
-        return LatentBatch(self.x_0[indices].to(device).float(), [concept_prompt for concept_prompt, _ in prompt_pairs], [neutral_prompt for _, neutral_prompt in prompt_pairs])
+        return LatentBatch(
+            self.x_0[indices].to(device).float(),
+            [concept_prompt for concept_prompt, _ in prompt_pairs],
+            [neutral_prompt for _, neutral_prompt in prompt_pairs],
+        )
 
 
 def query_cost(query: TeacherQuery) -> int:

@@ -22,17 +22,26 @@ from erasure.edits import Edit
 from erasure.erasing import apply_edits
 from erasure.errors import NotFiniteError, UserError
 from erasure.families.base import DiffusionModel
-from erasure.storage.files import DamagedFile, canonical_json, ensure_folder, is_path_taken, read_checksummed_json, print_message, write_bytes, write_checksummed_json
+from erasure.storage.files import (
+    DamagedFile,
+    canonical_json,
+    ensure_folder,
+    is_path_taken,
+    print_message,
+    read_checksummed_json,
+    write_bytes,
+    write_checksummed_json,
+)
 from erasure.storage.run import describe_difference, hash_record
-from erasure.storage.tensor_cache import load_or_make
-from erasure.training import recording as recorder
+from erasure.storage.tensor_files import load_or_make
+from erasure.training import fill_cache as recorder
 from erasure.training.teacher_cache import TeacherQuery
-from eval.attack_runs.token_ids import TokenIdSuccesses, query_by_ids
-from eval.attacks.base import AttackQuery, Attack, Prepared, PromptAttack, AttackContext, NotApplicable, WeightAttack
-from eval.generation import Sample, batch_size_of, generate_from_prompts, guidance_of, generate_by_guidance, read_png, save_png
+from eval.attack_runs.token_id_successes import TokenIdSuccesses, query_by_ids
+from eval.attacks.base import Attack, AttackContext, AttackQuery, NotApplicable, Prepared, PromptAttack, WeightAttack
+from eval.generation import Sample, batch_size_of, generate_by_guidance, generate_from_prompts, guidance_of, read_png, save_png
 from eval.judges.base import Judge
 from eval.suites.cases import PLAIN_ROLES, Case
-from eval.suites.suite import SuiteAttacks, Axis, Suite
+from eval.suites.suite import Axis, Suite, SuiteAttacks
 
 MAX_CHUNK = 10  # prompts attacked together, at most; see chunk_of
 RETAIN_PROMPTS = 24  # prompts an attack may fine-tune on that have nothing to do with the concept
@@ -57,8 +66,14 @@ class AttackRun:
         order = {"grid": 0, "listed": 0, "named": 1, "described": 2}
         target_attempts.sort(key=lambda a: (a.index, order[a.case.role], a.case.variant.zfill(6)))
         retain_role = "benign" if suite.prompt_list else "grid"
-        retain_cases = [a.case for a in attempts if a.case.role == retain_role and a.index == 0 and label_of(a.case, axis) not in (*targets, *suite.excluded)]
-        retain_prompts = [retain_cases[int(i * len(retain_cases) / RETAIN_PROMPTS)].prompt for i in range(min(RETAIN_PROMPTS, len(retain_cases)))]
+        retain_cases = [
+            a.case
+            for a in attempts
+            if a.case.role == retain_role and a.index == 0 and label_of(a.case, axis) not in (*targets, *suite.excluded)
+        ]
+        retain_prompts = [
+            retain_cases[int(i * len(retain_cases) / RETAIN_PROMPTS)].prompt for i in range(min(RETAIN_PROMPTS, len(retain_cases)))
+        ]
         return cls(suite, axis, targets, tuple(target_attempts[: suite.attacks.prompts]), tuple(retain_prompts), judge)
 
     def substitute_prompt(self, i: int) -> str:
@@ -84,14 +99,18 @@ class AttackRun:
         key = f"{self.suite.name}|{self.attempts[i].file_name}|{purpose}|{index}".encode()
         return int.from_bytes(blake2b(key, digest_size=8).digest(), "big") >> 1
 
-    def generate_and_score(self, model: DiffusionModel, chunk: Sequence[int], query: AttackQuery, seeds: Sequence[int]) -> tuple[list[Row], Tensor]:
+    def generate_and_score(
+        self, model: DiffusionModel, chunk: Sequence[int], query: AttackQuery, seeds: Sequence[int]
+    ) -> tuple[list[Row], Tensor]:
         """What the judge reads, with whether it is the concept; and the pictures (B, 3, H, W) as uint8."""
         guidance_scales = [guidance_of(self.suite, self.attempts[i].case) for i in chunk]
         queries = [select_query(query, position) for position in range(len(chunk))]
 
         def make(scale: float, some: Sequence[int]) -> Tensor:
             asked = merge_queries([queries[position] for position in some])
-            return generate_from_prompts(model, asked.prompts, [seeds[position] for position in some], self.suite.steps, scale, asked.prefix)
+            return generate_from_prompts(
+                model, asked.prompts, [seeds[position] for position in some], self.suite.steps, scale, asked.prefix
+            )
 
         images = generate_by_guidance(guidance_scales, make)
         scores = self.judge.score(images.float() / 255, [self.attempts[i].case.prompt for i in chunk])
@@ -162,7 +181,9 @@ def try_attack(name: str, make_rows: Callable[[], list[Row]]) -> list[Row]:
         return [{"attack": name, "crashed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}]
 
 
-def prepare_attack(attack: PromptAttack, name: str, context: AttackContext, prepared_by_attack: dict[str, Prepared], folder: Path) -> list[Row]:
+def prepare_attack(
+    attack: PromptAttack, name: str, context: AttackContext, prepared_by_attack: dict[str, Prepared], folder: Path
+) -> list[Row]:
     """Put into `known` what an attack works out on the base; it has no rows yet."""
     prepared_by_attack[name] = load_or_prepare(folder / "before.safetensors", lambda: attack.prepare(context))
     return []
@@ -183,7 +204,15 @@ def context_of(model: DiffusionModel, attack_run: AttackRun) -> AttackContext:
         retain_trajectories=len(attack_run.retain_prompts),
     )
     cache = recorder.load_or_fill(model, query)
-    return AttackContext(model, prompts, substitute_prompts, attack_run.retain_prompts, cache, attack_run.suite.attacks.images, stripped_prompts=stripped_prompts)
+    return AttackContext(
+        model,
+        prompts,
+        substitute_prompts,
+        attack_run.retain_prompts,
+        cache,
+        attack_run.suite.attacks.images,
+        stripped_prompts=stripped_prompts,
+    )
 
 
 def prompt_rows(
@@ -228,11 +257,15 @@ def read_rows(path: Path, judge_digest: str) -> list[Row] | None:
         return None
 
 
-def attack_chunk(attack: PromptAttack, name: str, context: AttackContext, attack_run: AttackRun, chunk: range, fitted: Prepared, folder: Path) -> list[Row]:
+def attack_chunk(
+    attack: PromptAttack, name: str, context: AttackContext, attack_run: AttackRun, chunk: range, fitted: Prepared, folder: Path
+) -> list[Row]:
     """Attack a chunk of prompts: a picture of each in every round, then fresh pictures of the first way of asking that worked."""
     model, broken, search_scores = context.model, {}, [[] for _ in chunk]  # type: ignore[var-annotated]
     by_ids = TokenIdSuccesses(chunk)
-    queries = tqdm(attack.queries(context, chunk, fitted), f"{name}, prompts {chunk[0] + 1} to {chunk[-1] + 1}", context.rounds, unit="round")
+    queries = tqdm(
+        attack.queries(context, chunk, fitted), f"{name}, prompts {chunk[0] + 1} to {chunk[-1] + 1}", context.rounds, unit="round"
+    )
     for round_index, query in enumerate(queries):
         scores, images = attack_run.generate_and_score(model, chunk, query, [attack_run.seed_of(i, "search", round_index) for i in chunk])
         for position, (i, score) in enumerate(zip(chunk, scores, strict=True)):
@@ -242,7 +275,16 @@ def attack_chunk(attack: PromptAttack, name: str, context: AttackContext, attack
                 save_png(images[position], folder / f"{i:04d}.png")
         if query.tokens and (positions := by_ids.positions_to_try(query.tokens, broken)):
             remaining = [chunk[position] for position in positions]
-            by_ids.add(round_index, positions, attack_run.generate_and_score(model, remaining, query_by_ids(query.tokens, positions), [attack_run.seed_of(i, "search", round_index) for i in remaining])[0])
+            by_ids.add(
+                round_index,
+                positions,
+                attack_run.generate_and_score(
+                    model,
+                    remaining,
+                    query_by_ids(query.tokens, positions),
+                    [attack_run.seed_of(i, "search", round_index) for i in remaining],
+                )[0],
+            )
     fresh_scores: dict[int, list[Row]] = {i: [] for i in broken}
     for index in range(attack_run.suite.attacks.fresh_images if broken else 0):
         query, seeds = merge_queries([query for _, query in broken.values()]), [attack_run.seed_of(i, "fresh", index) for i in broken]

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel, sampling_of
-from erasure.training.diverged import explain_divergence
-from eval.attacks.base import AttackQuery, Prepared, PromptAttack, AttackContext, NotApplicable
+from erasure.training.divergence import explain_divergence
+from eval.attacks.base import AttackContext, AttackQuery, NotApplicable, Prepared, PromptAttack
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from erasure.errors import UserError
-from eval.attacks.base import AttackQuery, Prepared, PromptAttack, AttackContext, NotApplicable
+from eval.attacks.base import AttackContext, AttackQuery, NotApplicable, Prepared, PromptAttack
 from eval.judges._classifier import read_tensors
 
 SUFFIXES = (".safetensors", ".bin", ".pt")

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 
 from erasure.errors import UserError
-from eval.attacks._words import query_from_ids, searchable_token_ids
-from eval.attacks.base import AttackQuery, Prepared, PromptAttack, AttackContext
+from eval.attacks._token_search import query_from_ids, searchable_token_ids
+from eval.attacks.base import AttackContext, AttackQuery, Prepared, PromptAttack
 
 
 @dataclass(frozen=True, kw_only=True)

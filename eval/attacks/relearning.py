@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from erasure.errors import UserError, unknown_value_error
 from erasure.families.base import DiffusionModel, sampling_of
 from erasure.methods.base import unfreeze
-from erasure.training.diverged import explain_divergence
+from erasure.training.divergence import explain_divergence
 from erasure.training.teacher_cache import LatentBatch
 from eval.attacks.base import AttackContext, NotApplicable, WeightAttack
 
@@ -116,7 +116,11 @@ class Relearning(WeightAttack):
             return list(exit_stack.enter_context(unfreeze(model, names)).values())
         with torch.random.fork_rng():
             torch.manual_seed(context.seed)
-            return [p for network_name in network_names for p in exit_stack.enter_context(lora_adapters(model.networks[network_name], self.rank))]
+            return [
+                p
+                for network_name in network_names
+                for p in exit_stack.enter_context(lora_adapters(model.networks[network_name], self.rank))
+            ]
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
-from eval.attacks._words import query_from_ids, searchable_token_ids
-from eval.attacks.base import AttackQuery, Prepared, PromptAttack, AttackContext, NotApplicable
+from eval.attacks._token_search import query_from_ids, searchable_token_ids
+from eval.attacks.base import AttackContext, AttackQuery, NotApplicable, Prepared, PromptAttack
 
 ENCODE_BATCH = 256  # candidates encoded together
 

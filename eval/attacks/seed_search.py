@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from eval.attacks.base import AttackQuery, Prepared, PromptAttack, AttackContext
+from eval.attacks.base import AttackContext, AttackQuery, Prepared, PromptAttack
 
 
 @dataclass(frozen=True, kw_only=True)

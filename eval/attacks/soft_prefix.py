@@ -14,9 +14,9 @@ from torch import Tensor
 
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel, sampling_of
-from erasure.training.diverged import explain_divergence
+from erasure.training.divergence import explain_divergence
 from erasure.training.teacher_cache import TeacherCache
-from eval.attacks.base import AttackQuery, Prepared, PromptAttack, AttackContext, NotApplicable
+from eval.attacks.base import AttackContext, AttackQuery, NotApplicable, Prepared, PromptAttack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,9 @@ class SoftPrefix(PromptAttack):
             FloatingPointError: a loss that is NaN or Inf.
         """
         if sampling_of(context.model.pipe).one_step_timestep is not None:
-            raise NotApplicable("soft_prefix fits the base's answers on noised pictures, which a one-step generator never sees; leave it out.")
+            raise NotApplicable(
+                "soft_prefix fits the base's answers on noised pictures, which a one-step generator never sees; leave it out."
+            )
         snapshot_steps = [max(1, (j + 1) * self.steps // context.rounds) for j in range(context.rounds)]
         prefixes = self.fit_prefixes(context.model, context.cache, context.seed, snapshot_steps=snapshot_steps)
         return {**prepared, "prefix": torch.stack([prefixes[step] for step in snapshot_steps])}

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel, sampling_of
-from erasure.training.diverged import explain_divergence
-from eval.attacks._words import query_from_ids, searchable_token_ids
-from eval.attacks.base import AttackQuery, Prepared, PromptAttack, AttackContext, NotApplicable
+from erasure.training.divergence import explain_divergence
+from eval.attacks._token_search import query_from_ids, searchable_token_ids
+from eval.attacks.base import AttackContext, AttackQuery, NotApplicable, Prepared, PromptAttack
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,9 @@ class UnlearnDiffAtk(PromptAttack):
 
     def queries(self, context: AttackContext, chunk: Sequence[int], prepared: Prepared) -> Iterator[AttackQuery]:
         if sampling_of(context.model.pipe).one_step_timestep is not None:
-            raise NotApplicable("unlearndiffatk scores the denoising of noised pictures, which a one-step generator never does; leave it out.")
+            raise NotApplicable(
+                "unlearndiffatk scores the denoising of noised pictures, which a one-step generator never does; leave it out."
+            )
         model, prompts, x_0 = context.model, [context.prompts[i] for i in chunk], context.base_latents(chunk)
         token_ids = searchable_token_ids(model)
         embeddings = model.token_embeddings()[token_ids.to(model.device)]
@@ -66,7 +68,13 @@ class UnlearnDiffAtk(PromptAttack):
 
 
 def token_gradient(
-    model: DiffusionModel, prompts: list[str], x_0: Tensor, t: int, distributions: Tensor, embeddings: Tensor, generators: list[torch.Generator]
+    model: DiffusionModel,
+    prompts: list[str],
+    x_0: Tensor,
+    t: int,
+    distributions: Tensor,
+    embeddings: Tensor,
+    generators: list[torch.Generator],
 ) -> Tensor:
     """Gradient (B, k, W) of |eps - eps_erased(x_t, t, c(d + prompt))|^2, the paper's objective, d one token a row drawn from `rows`.
 
@@ -91,7 +99,9 @@ def token_gradient(
     (gradient,) = torch.autograd.grad(error.pow(2).flatten(1).mean(1).sum(), prefix)
     model.cost.unet_backwards += len(prompts)
     if not gradient.isfinite().all():
-        raise FloatingPointError(f"unlearndiffatk: the gradient at timestep {t} is not finite; {explain_divergence(model.compute_dtype, 0, 'its lr')}.")
+        raise FloatingPointError(
+            f"unlearndiffatk: the gradient at timestep {t} is not finite; {explain_divergence(model.compute_dtype, 0, 'its lr')}."
+        )
     return (gradient.flatten(0, 1) @ embeddings.T).unflatten(0, distributions.shape[:2]).clamp(-1, 1)
 
 

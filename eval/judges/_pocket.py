@@ -11,7 +11,7 @@ from torch import Tensor
 from erasure.errors import UserError
 from erasure.loading.loader import POCKET_FOLDER
 from erasure.pocket.canvas import SIZE
-from erasure.pocket.reader import LABELS, PocketClassifier
+from erasure.pocket.classifier import LABELS, PocketClassifier
 
 
 @cache

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models import ResNet50_Weights, resnet50
 
-from eval.judges._classifier import load_network, top5_scores, file_sha256
+from eval.judges._classifier import file_sha256, load_network, top5_scores
 from eval.judges.base import Judge, MissingWeights
 
 WEIGHTS = ResNet50_Weights.IMAGENET1K_V2
@@ -48,7 +48,9 @@ class ImageNet(Judge):
     def _path(self) -> Path:
         path = Path(self.weights).expanduser() if self.weights else Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_FILE
         if not path.is_file():
-            raise MissingWeights("weights of torchvision's ResNet-50", str(path), f"download {WEIGHTS.url} and put it there, or give its path")
+            raise MissingWeights(
+                "weights of torchvision's ResNet-50", str(path), f"download {WEIGHTS.url} and put it there, or give its path"
+            )
         return path
 
 

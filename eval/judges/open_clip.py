@@ -26,4 +26,7 @@ class OpenClip(Judge):
 
     def score(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
         clip = load_open_clip(self.model, self.pretrained)
-        return [{"cosine": round(100 * cosine, 3)} for cosine in (clip.encode_images(images) * clip.encode_texts(list(prompts))).sum(-1).tolist()]
+        return [
+            {"cosine": round(100 * cosine, 3)}
+            for cosine in (clip.encode_images(images) * clip.encode_texts(list(prompts))).sum(-1).tolist()
+        ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import normalize, resize
 
 from erasure.errors import unknown_value_error
-from eval.judges._classifier import load_network, top5_scores, file_sha256
+from eval.judges._classifier import file_sha256, load_network, top5_scores
 from eval.judges.base import Judge, MissingWeights
 
 Axis = Literal["style", "object"]

@@ -67,7 +67,11 @@ def sample_points(model: DiffusionModel, latents: Tensor, prompts: Sequence[str]
     weights, generator = step_weights(model), torch.Generator().manual_seed(seed)
     num_timesteps, timestep_batches, x_t_batches = len(weights), [], []
     for x_0 in latents.cpu():
-        t = ((torch.arange(timesteps) + torch.rand(timesteps, generator=generator)) / timesteps * num_timesteps).long().clamp(max=num_timesteps - 1)
+        t = (
+            ((torch.arange(timesteps) + torch.rand(timesteps, generator=generator)) / timesteps * num_timesteps)
+            .long()
+            .clamp(max=num_timesteps - 1)
+        )
         noise = torch.randn(timesteps, *x_0.shape, generator=generator)
         x_t_batches.append(model.add_noise(*(part.to(model.device) for part in (x_0.expand_as(noise), noise, t))).cpu())
         timestep_batches.append(t)
@@ -123,7 +127,9 @@ def squared_differences(points: NoisedPoints, eps_a: Tensor, eps_b: Tensor) -> S
     return SquaredDifferences(points.weights * difference.sum(1), difference.mean(1), points.prompts)
 
 
-def directed_divergences(forward: SquaredDifferences, backward: SquaredDifferences, *, resamples: int = 10_000, seed: int = 0) -> dict[str, DirectedDivergence]:
+def directed_divergences(
+    forward: SquaredDifferences, backward: SquaredDifferences, *, resamples: int = 10_000, seed: int = 0
+) -> dict[str, DirectedDivergence]:
     """ "nats", the weighted sum over steps, and "plain", the unweighted mean; each with a cluster bootstrap over prompts.
 
     Args:
@@ -138,7 +144,9 @@ def directed_divergences(forward: SquaredDifferences, backward: SquaredDifferenc
     for name in ("nats", "plain"):
         directions = [_group_by_prompt(getattr(side, name), side.prompts) for side in (forward, backward)]
         summed = [from_first + from_second for from_first, from_second in zip(*directions, strict=True)]
-        divergences[name] = DirectedDivergence(*(cluster_bootstrap(clusters, resamples=resamples, seed=seed) for clusters in (*directions, summed)))
+        divergences[name] = DirectedDivergence(
+            *(cluster_bootstrap(clusters, resamples=resamples, seed=seed) for clusters in (*directions, summed))
+        )
     return divergences
 
 
@@ -185,5 +193,7 @@ def divergence_between(
     for edits in (first, second):
         with apply_edits(model, edits):
             predictions_by_model.append([predict_at(model, point_set, batch) for point_set in point_sets])
-    forward, backward = (squared_differences(point_set, *pair) for point_set, pair in zip(point_sets, zip(*predictions_by_model, strict=True), strict=True))
+    forward, backward = (
+        squared_differences(point_set, *pair) for point_set, pair in zip(point_sets, zip(*predictions_by_model, strict=True), strict=True)
+    )
     return directed_divergences(forward, backward, seed=seed)

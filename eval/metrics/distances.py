@@ -17,7 +17,9 @@ from eval.metrics.fid import FID
 from eval.metrics.kid import KID
 
 
-def feature_distances(base: Tensor, erased: Tensor, extractor: str, *, paired: bool = True, seed: int = 0) -> dict[str, dict[str, dict[str, Any]]]:
+def feature_distances(
+    base: Tensor, erased: Tensor, extractor: str, *, paired: bool = True, seed: int = 0
+) -> dict[str, dict[str, dict[str, Any]]]:
     """FID, KID and CMMD, each three times; KID and CMMD of pairs a fourth time.
 
     "all": every base picture against every erased one, which is what these names mean elsewhere. "different_noise": the same without the

@@ -63,5 +63,7 @@ def _trace_of_root(a: Tensor, b: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(a)
     root = vectors * values.clamp(min=0).sqrt()
     eigenvalues = torch.linalg.eigvalsh(root.T @ b @ root).clamp(min=0)
-    rounding = eigenvalues[-1] * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps  # the square root would blow up what is zero but for rounding
+    rounding = (
+        eigenvalues[-1] * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
+    )  # the square root would blow up what is zero but for rounding
     return eigenvalues[eigenvalues > rounding].sqrt().sum()

@@ -12,8 +12,8 @@ from eval.metrics._mmd import MIN_IMAGES
 from eval.metrics.distances import feature_distances
 from eval.metrics.features import make_extractor
 from eval.metrics.kid import KID
-from eval.metrics.picture_distance import PixelDistance
-from eval.retrained.gap import model_pairs
+from eval.metrics.pixel_distance import PixelDistance
+from eval.retrained.retrain_gap import model_pairs
 
 
 def retained_distance(attempts: Sequence[Sample], images: Path) -> dict[str, float] | None:
@@ -21,7 +21,9 @@ def retained_distance(attempts: Sequence[Sample], images: Path) -> dict[str, flo
     if not attempts:
         return None
     metric = PixelDistance()
-    for (_, base_images), (_, erased_images) in zip(load_batches(attempts, images / "base"), load_batches(attempts, images / "erased"), strict=True):
+    for (_, base_images), (_, erased_images) in zip(
+        load_batches(attempts, images / "base"), load_batches(attempts, images / "erased"), strict=True
+    ):
         metric.update(base_images, erased_images)
     return {name: round(value, 5) for name, value in metric.compute()._asdict().items()}
 
@@ -43,9 +45,15 @@ def image_set_distances(
     record: dict[str, Any] = {"extractor": extractor.identity(), "parts": {}}
     for part, attempts in attempts_by_part.items():
         features_by_model = {
-            name: torch.cat([extractor.features(image_batch) for _, image_batch in load_batches(attempts, images / name)]) for name in models if attempts
+            name: torch.cat([extractor.features(image_batch) for _, image_batch in load_batches(attempts, images / name)])
+            for name in models
+            if attempts
         }
-        record["parts"][part] = {name: feature_distances(features_by_model["base"], features_by_model[name], extractor.name) for name in features_by_model if name != "base"}
+        record["parts"][part] = {
+            name: feature_distances(features_by_model["base"], features_by_model[name], extractor.name)
+            for name in features_by_model
+            if name != "base"
+        }
         for first, second in model_pairs(tuple(features_by_model)):
             pair = {"first": first, "second": second, **kid_of_different_noise(features_by_model[first], features_by_model[second])}
             record.setdefault("between", {}).setdefault(part, []).append(pair)

@@ -48,11 +48,20 @@ class UnlearnCanvasRates(Metric):
     cell: Tensor
     elsewhere: Tensor
 
-    def __init__(self, own_labels: Sequence[str], cross_labels: Sequence[str], targets: Sequence[str], excluded: Sequence[str] = (), only: str = "") -> None:
+    def __init__(
+        self, own_labels: Sequence[str], cross_labels: Sequence[str], targets: Sequence[str], excluded: Sequence[str] = (), only: str = ""
+    ) -> None:
         super().__init__()
-        self.own_labels, self.cross_labels, self.targets, self.excluded = list(own_labels), list(cross_labels), list(targets), list(excluded)
+        self.own_labels, self.cross_labels, self.targets, self.excluded = (
+            list(own_labels),
+            list(cross_labels),
+            list(targets),
+            list(excluded),
+        )
         is_target = torch.tensor([label in targets for label in own_labels])
-        is_in_only = torch.arange(len(cross_labels)) == self.cross_labels.index(only) if only else torch.ones(len(cross_labels), dtype=torch.bool)
+        is_in_only = (
+            torch.arange(len(cross_labels)) == self.cross_labels.index(only) if only else torch.ones(len(cross_labels), dtype=torch.bool)
+        )
         # of prompts: what should be gone, and the concept where it should stay
         self.register_buffer("cell", is_target[:, None] & is_in_only, persistent=False)
         self.register_buffer("elsewhere", is_target[:, None] & ~is_in_only, persistent=False)

@@ -10,18 +10,27 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from erasure.storage.run import write_bytes, write_json
-from eval.report import drawing
+from eval.report import charts as drawing
 from eval.report import numbers as printed
+from eval.report.gallery import (
+    Gallery,
+    attack_examples,
+    is_read_as_asked,
+    list_failures,
+    pairs_of,
+    rates_by_cross_label,
+    rates_by_neighbor,
+    select_pairs,
+)
 from eval.report.junit import junit_xml
-from eval.report.pictures import Gallery, select_pairs, rates_by_neighbor, rates_by_cross_label, list_failures, attack_examples, pairs_of, is_read_as_asked
-from eval.report.record import RATE_TITLES, make_report
+from eval.report.report_json import RATE_TITLES, make_report
 from eval.scoring.advice import explain_unmeasured
 from eval.scoring.attack_rates import REVIVED_SHARE
 from eval.scoring.gates import Gate, only_of, withheld_reasons
 from eval.scoring.recount import load_sample_rows
 from eval.stats.intervals import Interval
 from eval.suites.fine_grained import describe_only
-from eval.suites.prompt_list import cross_axis
+from eval.suites.prompt_list_suite import cross_axis
 from eval.suites.suite import suite_names
 
 TEMPLATES = Path(__file__).parent
@@ -44,7 +53,9 @@ AXIS_PLURALS = {"style": "styles", "object": "objects"}
 DTYPE_FLAGS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
-def write_report(folder: Path, result: dict[str, Any], gates: Sequence[Gate], pair_count: int = 8, blur: bool = False, gates_source: str = "") -> Path:
+def write_report(
+    folder: Path, result: dict[str, Any], gates: Sequence[Gate], pair_count: int = 8, blur: bool = False, gates_source: str = ""
+) -> Path:
     """Write report.json and junit.xml, and render report.html, into the folder of an audit.
 
     Args:
@@ -118,7 +129,9 @@ def scatter_of(result: Mapping[str, Any], gates: Sequence[Mapping[str, Any]]) ->
         [g["at_least"] if g["at_least"] is not None else base[name]["estimate"] - g["drop_at_most"] for g in gates if g["rate"] == name]
         for name in ("IRA", "CRA")
     ]
-    return drawing.scatter_chart(points, max(erased_thresholds, default=None), sum(map(max, retained_thresholds)) / 2 if all(retained_thresholds) else None)
+    return drawing.scatter_chart(
+        points, max(erased_thresholds, default=None), sum(map(max, retained_thresholds)) / 2 if all(retained_thresholds) else None
+    )
 
 
 def mean_interval(a: Interval, b: Interval) -> Interval:
@@ -157,7 +170,9 @@ def attack_variables(attacks: Sequence[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _chart_line(i: int, attack: Mapping[str, Any], points: Sequence[Mapping[str, Any]], x_key: str, ring_at: float | None = None) -> drawing.Line:
+def _chart_line(
+    i: int, attack: Mapping[str, Any], points: Sequence[Mapping[str, Any]], x_key: str, ring_at: float | None = None
+) -> drawing.Line:
     coordinates = [(point[x_key], interval_of(point)) for point in points]
     return drawing.Line(letter=drawing.line_letter(i), points=coordinates, control=attack["control"], ring_at=ring_at)
 
@@ -174,7 +189,9 @@ def image_variables(folder: Path, result: Mapping[str, Any], pair_count: int) ->
         "pictures": gallery.has_images,
         "target_pairs": select_pairs(gallery, pairs, result, pair_count, of_target=True),
         "kept_pairs": select_pairs(gallery, pairs, result, pair_count, of_target=False),
-        "examples": attack_examples(gallery, result["attacks"], {Path(p.erased["image"]).name for p in pairs if is_read_as_asked(p.erased, result["axis"])}),
+        "examples": attack_examples(
+            gallery, result["attacks"], {Path(p.erased["image"]).name for p in pairs if is_read_as_asked(p.erased, result["axis"])}
+        ),
         "drill": list_failures(gallery, pairs, result),
         "neighbours": sort_by_loss(rates_by_neighbor(pairs, result["axis"])),
         "elsewhere": sort_by_loss(rates_by_cross_label(pairs, result)),
@@ -210,7 +227,13 @@ def show_span(bounds: Sequence[float], digits: int) -> str:
     return drawing.use_minus_sign(printed.format_span(low, high, digits))
 
 
-FILTERS = {"percent": show_percent, "points": show_points, "percent_span": show_percent_span, "points_span": show_points_span, "span": show_span}
+FILTERS = {
+    "percent": show_percent,
+    "points": show_points,
+    "percent_span": show_percent_span,
+    "points_span": show_points_span,
+    "span": show_span,
+}
 
 
 def to_plain_text(value: Any) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 from xml.etree.ElementTree import Element, SubElement, indent, tostring
 
-from eval.report.sentences import describe_gate
+from eval.report.conclusions import describe_gate
 from eval.scoring.gates import Gate, unmeasured_reasons
 
 INVALID_CHARACTERS = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # of XML 1.0 (section 2.2), not even when escaped
@@ -44,7 +44,9 @@ def junit_xml(report: Mapping[str, Any], result: Mapping[str, Any], gates: Seque
         audit_name += f", thresholds of {report['thresholds']['file'] or 'another suite'} ({report['thresholds']['digest']})"
     testsuite = SubElement(root, "testsuite", {"name": _replace_invalid(f"erasing {report['concept']}, {audit_name}"), **attributes})
     for case in cases:
-        element = SubElement(testsuite, "testcase", {"classname": _replace_invalid(f"audit of {audit_name}"), "name": _replace_invalid(case.name)})
+        element = SubElement(
+            testsuite, "testcase", {"classname": _replace_invalid(f"audit of {audit_name}"), "name": _replace_invalid(case.name)}
+        )
         if case.outcome:
             type_attribute = {"type": case.failure_type} if case.failure_type and case.outcome != "skipped" else {}
             SubElement(element, case.outcome, {**type_attribute, "message": _replace_invalid(case.message)})

@@ -8,12 +8,15 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from erasure.storage.run import write_bytes
-from eval.report import drawing
-from eval.report.html import DTYPE_FLAGS, FILTERS, TEMPLATES, AXIS_PLURALS, interval_of
+from eval.report import charts as drawing
+from eval.report.html import AXIS_PLURALS, DTYPE_FLAGS, FILTERS, TEMPLATES, interval_of
 from eval.sequence import missing_parts
 from eval.suites.suite import suite_names
 
-RETAINED_DESCRIPTIONS = {"IRA": "{plural} that no request erases, still read as asked", "CRA": "{plural}, which no request erases, still read as asked"}
+RETAINED_DESCRIPTIONS = {
+    "IRA": "{plural} that no request erases, still read as asked",
+    "CRA": "{plural}, which no request erases, still read as asked",
+}
 
 
 def write_sequence_page(out: Path, sequence: Mapping[str, Any]) -> Path:
@@ -27,10 +30,20 @@ def write_sequence_page(out: Path, sequence: Mapping[str, Any]) -> Path:
     )
     environment.filters.update(FILTERS)
     targets = with_letters(sequence["targets"])
-    retained = [{**line, "words": RETAINED_DESCRIPTIONS[line["rate"]].format(plural=AXIS_PLURALS[line["axis"]])} for line in with_letters(sequence["kept"])]
-    erased_lines = [drawing.Line(letter=target["letter"], points=[(point["request"], interval_of(point)) for point in target["after"]]) for target in targets if target["after"]]
+    retained = [
+        {**line, "words": RETAINED_DESCRIPTIONS[line["rate"]].format(plural=AXIS_PLURALS[line["axis"]])}
+        for line in with_letters(sequence["kept"])
+    ]
+    erased_lines = [
+        drawing.Line(letter=target["letter"], points=[(point["request"], interval_of(point)) for point in target["after"]])
+        for target in targets
+        if target["after"]
+    ]
     retained_lines = [
-        drawing.Line(letter=line["letter"], points=[(0, interval_of(line["base"])), *((point["request"], interval_of(point)) for point in line["after"])])
+        drawing.Line(
+            letter=line["letter"],
+            points=[(0, interval_of(line["base"])), *((point["request"], interval_of(point)) for point in line["after"])],
+        )
         for line in retained
     ]
     page = environment.get_template("sequence.html.j2").render(
@@ -39,7 +52,9 @@ def write_sequence_page(out: Path, sequence: Mapping[str, Any]) -> Path:
         targets=targets,
         kept=retained,
         gone_chart=drawing.line_chart(erased_lines, "requests so far", "erased: UA, %", bands=True) if erased_lines else None,
-        kept_chart=drawing.line_chart(retained_lines, "requests so far, 0: the base", "still read as asked, %", bands=True) if retained_lines else None,
+        kept_chart=drawing.line_chart(retained_lines, "requests so far, 0: the base", "still read as asked, %", bands=True)
+        if retained_lines
+        else None,
         gaps=missing_parts(sequence),
         again=sequence_command(out, sequence),
     )
@@ -51,7 +66,12 @@ def write_sequence_page(out: Path, sequence: Mapping[str, Any]) -> Path:
 def with_letters(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Lines of a chart with how they look, and what was counted by request."""
     return [
-        {**line, "letter": drawing.line_letter(i), "key": drawing.legend_key(i, False), "at": {point["request"]: point for point in line["after"]}}
+        {
+            **line,
+            "letter": drawing.line_letter(i),
+            "key": drawing.legend_key(i, False),
+            "at": {point["request"]: point for point in line["after"]},
+        }
         for i, line in enumerate(lines)
     ]
 

@@ -7,10 +7,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from erasure.edits import Edit
-from erasure.edits.external.reading import load_external
+from erasure.edits.external.external_edit import load_external
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
-from erasure.storage.files import DamagedFile, ensure_folder, is_path_taken, read_checksummed_json, print_message, write_checksummed_json
+from erasure.storage.files import DamagedFile, ensure_folder, is_path_taken, print_message, read_checksummed_json, write_checksummed_json
 from erasure.storage.run import cache_folder, hash_record
 from eval.generation import Sample
 from eval.metrics.denoiser_divergence import divergence_between
@@ -30,12 +30,14 @@ def load_retrained(model: DiffusionModel, sources: Sequence[str], targets: Seque
     """
     for source in sources:
         if (left_out := read_trained_without(source)) and {left_out} != set(targets):
-            raise UserError(f"{source} was trained without {left_out}, this audit asks about {', '.join(targets)}; give models without that.")
+            raise UserError(
+                f"{source} was trained without {left_out}, this audit asks about {', '.join(targets)}; give models without that."
+            )
     return tuple(load_external(model, source, []) for source in sources)
 
 
 def read_trained_without(source: str) -> str:
-    """What scripts/train_references.py left out, from the header of its file; empty for all other files and folders."""
+    """What scripts/train_retrained.py left out, from the header of its file; empty for all other files and folders."""
     if not (source.endswith(".safetensors") and Path(source).is_file()):
         return ""
     try:
@@ -63,7 +65,9 @@ def measure_divergences(
     for part, attempts in (("target", spread_over_prompts(target_attempts)), ("kept", spread_over_prompts(retained_attempts))):
         for first, second in pairs if attempts else []:
             prompts_and_seeds = [(a.case.prompt, a.seed) for a in attempts]
-            key = hash_record({**identity, "models": [[e.digest() for e in edits_by_model[name]] for name in (first, second)], "asked": prompts_and_seeds})
+            key = hash_record(
+                {**identity, "models": [[e.digest() for e in edits_by_model[name]] for name in (first, second)], "asked": prompts_and_seeds}
+            )
             path = cache_folder() / "divergence" / f"{key}.json"
             figures = read_cached_figures(path)
             if figures is None:
@@ -85,7 +89,9 @@ def read_cached_figures(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def compare_models(model: DiffusionModel, first: Sequence[Edit], second: Sequence[Edit], prompts_and_seeds: Sequence[tuple[str, int]]) -> dict[str, Any]:
+def compare_models(
+    model: DiffusionModel, first: Sequence[Edit], second: Sequence[Edit], prompts_and_seeds: Sequence[tuple[str, int]]
+) -> dict[str, Any]:
     """Both readings of the divergence with their intervals, or why there is none."""
     try:
         prompts, seeds = zip(*prompts_and_seeds, strict=True)
@@ -101,4 +107,8 @@ def compare_models(model: DiffusionModel, first: Sequence[Edit], second: Sequenc
 def spread_over_prompts(attempts: Sequence[Sample]) -> list[Sample]:
     """PROMPTS of them with different prompts, evenly spaced."""
     attempts_by_prompt = list({a.case.prompt: a for a in reversed(attempts)}.values())[::-1]
-    return [attempts_by_prompt[int(i * len(attempts_by_prompt) / PROMPTS)] for i in range(PROMPTS)] if len(attempts_by_prompt) > PROMPTS else attempts_by_prompt
+    return (
+        [attempts_by_prompt[int(i * len(attempts_by_prompt) / PROMPTS)] for i in range(PROMPTS)]
+        if len(attempts_by_prompt) > PROMPTS
+        else attempts_by_prompt
+    )

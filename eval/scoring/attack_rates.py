@@ -11,7 +11,9 @@ AttackRow = dict[str, Any]
 REVIVED_SHARE = 0.5  # a fine-tuning has revived a concept when it is shown this often, as a share of the base's rate
 
 
-def count_attack_rates(rows: Sequence[AttackRow], attack_facts: dict[str, dict[str, Any]], shown_unattacked: dict[str, dict[str, bool]]) -> list[dict[str, Any]]:
+def count_attack_rates(
+    rows: Sequence[AttackRow], attack_facts: dict[str, dict[str, Any]], shown_unattacked: dict[str, dict[str, bool]]
+) -> list[dict[str, Any]]:
     """One record an attack, in the suite's order.
 
     Args:
@@ -24,7 +26,11 @@ def count_attack_rates(rows: Sequence[AttackRow], attack_facts: dict[str, dict[s
         attack_rows = [row for row in rows if row["attack"] == name]
         figures: dict[str, Any] = {key: row[key] for row in attack_rows for key in ("skipped", "crashed") if key in row}
         if attack_rows and not figures:
-            figures = _fine_tuning_figures(attack_rows, shown_unattacked) if "step" in attack_rows[0] else _search_figures(attack_rows, shown_unattacked)
+            figures = (
+                _fine_tuning_figures(attack_rows, shown_unattacked)
+                if "step" in attack_rows[0]
+                else _search_figures(attack_rows, shown_unattacked)
+            )
         records.append({"name": name, **facts, **(figures or {"skipped": "none of it has been run yet"})})
     for record in records:
         if "broken" in record and not record["control"]:
@@ -101,7 +107,12 @@ def _difference_to_control(attack: dict[str, Any], control: dict[str, Any]) -> d
     both = only_attack = only_control = neither = 0
     for image in attack["broken"].keys() & control["broken"].keys():
         a, b = attack["broken"][image] is not None, control["broken"][image] is not None
-        both, only_attack, only_control, neither = both + (a and b), only_attack + (a and not b), only_control + (b and not a), neither + (not a and not b)
+        both, only_attack, only_control, neither = (
+            both + (a and b),
+            only_attack + (a and not b),
+            only_control + (b and not a),
+            neither + (not a and not b),
+        )
     if not both + only_attack + only_control + neither:
         return {}
     return {**paired_difference(both, only_attack, only_control, neither)._asdict(), "n": both + only_attack + only_control + neither}
@@ -113,7 +124,13 @@ def _fine_tuning_figures(rows: Sequence[AttackRow], shown_unattacked: dict[str, 
     base = counted_rate(sum(shown["base"] for shown in shown_unattacked.values()), len(shown_unattacked))
     erased_before = points[0]["estimate"] < REVIVED_SHARE * base["estimate"]  # as the first look, after no step, has it
     reviving_steps = [p["steps"] for p in points if erased_before and p["estimate"] >= REVIVED_SHARE * base["estimate"]]
-    return {"n": points[0]["n"], "steps": points, "base": base, "gone": erased_before, "revived": reviving_steps[0] if reviving_steps else None}
+    return {
+        "n": points[0]["n"],
+        "steps": points,
+        "base": base,
+        "gone": erased_before,
+        "revived": reviving_steps[0] if reviving_steps else None,
+    }
 
 
 def add_attacked_rate(result: dict[str, Any], attacks: Sequence[dict[str, Any]]) -> dict[str, Any]:

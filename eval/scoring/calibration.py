@@ -8,7 +8,9 @@ from typing import Any
 from erasure.errors import UserError, unknown_value_error
 from erasure.storage.run import hash_record, read_json
 
-CALIBRATION_FOLDER = Path(__file__).parent.parent / "judges" / "calibration"  # <judge>.json of the judges that ship, by scripts/calibrate_judges.py
+CALIBRATION_FOLDER = (
+    Path(__file__).parent.parent / "judges" / "calibration"
+)  # <judge>.json of the judges that ship, by scripts/calibrate_judges.py
 
 
 @dataclass(frozen=True, kw_only=True)

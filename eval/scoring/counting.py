@@ -11,9 +11,9 @@ from eval.metrics.unlearn_canvas import RateCount, UnlearnCanvasRates
 from eval.scoring.rates import counted_rate
 from eval.stats.clusters import clustered_rate
 from eval.stats.intervals import Interval, mcnemar, paired_difference
-from eval.suites.cases import REPHRASED_ROLES, PLAIN_ROLES
+from eval.suites.cases import PLAIN_ROLES, REPHRASED_ROLES
 from eval.suites.fine_grained import is_erasure_target
-from eval.suites.prompt_list import Axis, PromptListSpec, cross_axis
+from eval.suites.prompt_list_suite import Axis, PromptListSpec, cross_axis
 from eval.suites.suite import OTHER_LABEL, Suite
 
 AXES: tuple[Axis, Axis] = ("style", "object")
@@ -46,7 +46,9 @@ def count_rates(rows: Sequence[SampleRow], suite: Suite, axis: Axis, targets: Se
                 for name, rate in {**metric.compute(), **_rephrased_rates([row for row in rows if row["model"] == model], axis)}.items()
             },
             "confusion": {"labels": labels[axis], "counts": metric.confusion().tolist()},
-            "clip": {part: _clip_alignment([row for row in rows if row["model"] == model], axis, targets, part, only) for part in CLIP_PARTS},
+            "clip": {
+                part: _clip_alignment([row for row in rows if row["model"] == model], axis, targets, part, only) for part in CLIP_PARTS
+            },
             "apart": _excluded_counts(model_rows, suite.excluded),
         }
     return {
@@ -131,7 +133,11 @@ def _clip_rows(rows: Sequence[SampleRow], axis: Axis, targets: Sequence[str], pa
         r
         for r in rows
         if "clip" in r["read"]
-        and (r["role"] == "benign" if part == "benign" else r["role"] in PLAIN_ROLES and is_erasure_target(r, axis, targets, only) == (part == "target"))
+        and (
+            r["role"] == "benign"
+            if part == "benign"
+            else r["role"] in PLAIN_ROLES and is_erasure_target(r, axis, targets, only) == (part == "target")
+        )
     ]
 
 
@@ -140,7 +146,11 @@ def _mean_over_prompts(values: Sequence[tuple[str, float]]) -> dict[str, float] 
     values_by_prompt: dict[str, list[float]] = {}
     for prompt, value in values:
         values_by_prompt.setdefault(prompt, []).append(value)
-    units = [fmean(prompt_values) for prompt_values in values_by_prompt.values()] if len(values_by_prompt) > 1 else [value for _, value in values]
+    units = (
+        [fmean(prompt_values) for prompt_values in values_by_prompt.values()]
+        if len(values_by_prompt) > 1
+        else [value for _, value in values]
+    )
     if len(units) < 2:
         return None
     metric = ClipAlignment()

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 from erasure.errors import UserError, unknown_value_error
 from erasure.storage.files import canonical_json
-from eval.scoring.advice import suggest_next_step, explain_unmeasured
+from eval.scoring.advice import explain_unmeasured, suggest_next_step
 from eval.scoring.rates import method_of, rate_interval
 from eval.stats.intervals import Interval, paired_difference
 
@@ -21,7 +21,14 @@ EXIT_INCOMPLETE = 2
 EXIT_CODES_WORST_FIRST = (3, EXIT_INCOMPLETE, 4)  # of several verdicts, the exit code that is told
 INCONCLUSIVE: VerdictState = "INCONCLUSIVE"
 RATES = ("UA", "UA_shown", "UA_named", "UA_described", "UA_mutated", "UA_replayed", "UA_attacked", "FR", "IRA", "CRA", "NRA", "IPA")
-PAIRED_RATES = ("UA", "FR", "IRA", "CRA", "NRA", "IPA")  # of which a drop from the base can be measured (eval.scoring.counting.paired_differences)
+PAIRED_RATES = (
+    "UA",
+    "FR",
+    "IRA",
+    "CRA",
+    "NRA",
+    "IPA",
+)  # of which a drop from the base can be measured (eval.scoring.counting.paired_differences)
 Tier = Literal["smoke", "standard", "full"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 GATE_KEYS = ("rate", "at_least", "drop_at_most", "tier")
@@ -31,7 +38,9 @@ NO_GATES = (
 )
 NONE_APPLIES = "INCONCLUSIVE, no verdict: suite {} asks none of its gates of an audit like this one (tier {}{})."
 UNMEASURED = "INCONCLUSIVE, {}: {} had nothing to measure; {}."
-NO_FR_GATE = "INCONCLUSIVE, kept elsewhere: the suite has no gate on FR, and a model that lost the concept everywhere would pass the others."
+NO_FR_GATE = (
+    "INCONCLUSIVE, kept elsewhere: the suite has no gate on FR, and a model that lost the concept everywhere would pass the others."
+)
 NO_WEIGHTS = "INCONCLUSIVE, {}: there are no weights to read it with, so nothing that needs it was counted."
 CRASHED = "INCONCLUSIVE, attack {}: it crashed, which is no success and no failure; the same command tries it again."
 
@@ -54,7 +63,12 @@ class Gate:
         if self.rate not in RATES:
             raise unknown_value_error(f"rate of gate {self.name!r}", self.rate, RATES)
         thresholds = [value for value in (self.at_least, self.drop_at_most) if value is not None]
-        if len(thresholds) != 1 or isinstance(thresholds[0], bool) or not isinstance(thresholds[0], int | float) or not 0 <= thresholds[0] <= 1:
+        if (
+            len(thresholds) != 1
+            or isinstance(thresholds[0], bool)
+            or not isinstance(thresholds[0], int | float)
+            or not 0 <= thresholds[0] <= 1
+        ):
             raise UserError(f"gate {self.name!r} needs either at_least or drop_at_most, a share in [0, 1]; got {thresholds}.")
         if self.at_least == 0 or self.drop_at_most == 1:
             threshold = "at_least 0" if self.at_least == 0 else "drop_at_most 1"
@@ -182,7 +196,11 @@ def withheld_reasons(gates: Sequence[Gate], result: Mapping[str, Any]) -> list[s
     """Why an audit cannot pass whatever its gates say, in sentences: weights are missing, an attack crashed, it is `blind`, or no gate
     was asked."""
     crashed = [attack["name"] for attack in result.get("attacks", ()) if "crashed" in attack]
-    reasons = [*map(NO_WEIGHTS.format, result.get("missing", ())), *map(CRASHED.format, crashed), *[NO_FR_GATE] * lacks_fr_gate(gates, result)]
+    reasons = [
+        *map(NO_WEIGHTS.format, result.get("missing", ())),
+        *map(CRASHED.format, crashed),
+        *[NO_FR_GATE] * lacks_fr_gate(gates, result),
+    ]
     suite = result.get("job", {}).get("suite", "")
     if not gates:
         reasons.append(NO_GATES.format(suite))

@@ -8,7 +8,7 @@ from erasure.errors import UserError
 from erasure.storage.files import DamagedFile
 from erasure.storage.run import describe_difference, hash_record
 from eval.records import MADE_BY_EARLIER_VERSION, check_result, is_audit, read_result
-from eval.retrained.gap import model_distances
+from eval.retrained.retrain_gap import model_distances
 from eval.scoring.attack_rates import add_attacked_rate
 from eval.scoring.counting import SampleRow, count_rates
 from eval.scoring.gates import Gate, only_of
@@ -81,7 +81,9 @@ def _check_same_judges(out: Path, identities: Mapping[str, Any], suite: Suite) -
         identity = judges[axis].identity() if axis in judges else {}
         if hash_record(identities[axis]) != hash_record(identity):
             changes = describe_difference(identities[axis], identity)
-            raise UserError(f"suite {suite.name} has another judge of {axis} than the one that read {out} ({changes}); audit again with it.")
+            raise UserError(
+                f"suite {suite.name} has another judge of {axis} than the one that read {out} ({changes}); audit again with it."
+            )
 
 
 def load_sample_rows(out: Path) -> list[SampleRow]:
@@ -93,7 +95,9 @@ def load_sample_rows(out: Path) -> list[SampleRow]:
     """
     rows, result = read_jsonl(out / "samples.jsonl"), out / "result.json"
     if result.is_file() and read_result(out).get("samples_sha256") != samples_digest(out):
-        raise DamagedFile(f"{out / 'samples.jsonl'} is damaged: it is not what {result} was counted from; audit again with the same command.")
+        raise DamagedFile(
+            f"{out / 'samples.jsonl'} is damaged: it is not what {result} was counted from; audit again with the same command."
+        )
     if any("role" not in row for row in rows):
         raise UserError(MADE_BY_EARLIER_VERSION.format(out))
     return rows

@@ -163,7 +163,9 @@ class CorrectedRate(NamedTuple):
     warning: str  # empty where the detector is good enough to be corrected for
 
 
-def rogan_gladen(k: int, n: int, calibration: DetectorCounts, confidence: float = 0.95, draws: int = 10_000, seed: int = 0) -> CorrectedRate:
+def rogan_gladen(
+    k: int, n: int, calibration: DetectorCounts, confidence: float = 0.95, draws: int = 10_000, seed: int = 0
+) -> CorrectedRate:
     """Rate of the concept itself, p_true = (p_obs + Sp - 1) / (Se + Sp - 1) (Rogan and Gladen, 1978), in [0, 1].
 
     The interval carries the uncertainty of the calibration: p_obs, Se and Sp are drawn together from their Beta distributions (Jeffreys

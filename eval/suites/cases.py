@@ -9,7 +9,7 @@ from typing import Literal
 from erasure.errors import UserError, unknown_value_error
 from eval.suites.list_reader import ListedPrompt
 from eval.suites.perturbations import PERTURBATIONS
-from eval.suites.prompt_list import cross_axis
+from eval.suites.prompt_list_suite import cross_axis
 from eval.suites.suite import MAX_CAPTIONS, Aliases, Axis, Suite
 
 Role = Literal["grid", "listed", "named", "described", "mutated", "replayed", "neighbour", "benign"]
@@ -63,7 +63,9 @@ def suite_cases(suite: Suite, targets: list[tuple[Axis, str]], tier: str, replay
     for axis, label in targets:
         selected += _alias_cases(suite, axis, label, other_count)
         selected += _perturbed_cases(suite, axis, label) if tier != "smoke" else []
-        selected += [_axis_case(axis, label, "", p.text, other_count, "replayed", str(i), p.seed, p.guidance) for i, p in enumerate(replay_prompts)]
+        selected += [
+            _axis_case(axis, label, "", p.text, other_count, "replayed", str(i), p.seed, p.guidance) for i, p in enumerate(replay_prompts)
+        ]
         selected += _neighbor_cases(suite, axis, label) if tier != "smoke" else []
     spacing = max(len(suite.benign) / MAX_CAPTIONS[tier], 1.0)
     caption_numbers = range(min(len(suite.benign), MAX_CAPTIONS[tier]))
@@ -84,7 +86,9 @@ def prompt_list_cases(suite: Suite, tier: str, count: int) -> list[Case]:
     spacing = max(len(prompts) / max_prompts, 1.0) if max_prompts else 1.0
     row_numbers = [int(i * spacing) for i in range(min(len(prompts), max_prompts or len(prompts)))]
     axis, label = suite.prompt_list.axis, suite.prompt_list.label
-    return [_axis_case(axis, label, "", prompts[i].text, count, "listed", str(i), prompts[i].seed, prompts[i].guidance) for i in row_numbers]
+    return [
+        _axis_case(axis, label, "", prompts[i].text, count, "listed", str(i), prompts[i].seed, prompts[i].guidance) for i in row_numbers
+    ]
 
 
 def _axis_case(
@@ -121,7 +125,11 @@ def _neighbor_cases(suite: Suite, axis: Axis, label: str) -> list[Case]:
     cases = []
     for neighbor in suite.neighbors.get(label, ()):
         for cross_label, text in suite.phrases(cross_axis(axis)).items():
-            prompt = suite.template.format(style=text, object=neighbor) if axis == "object" else suite.template.format(style=neighbor, object=text)
+            prompt = (
+                suite.template.format(style=text, object=neighbor)
+                if axis == "object"
+                else suite.template.format(style=neighbor, object=text)
+            )
             cases.append(_axis_case(axis, neighbor, cross_label, prompt, 1, "neighbour", f"of-{label}"))
     return cases
 

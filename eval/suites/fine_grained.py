@@ -10,7 +10,7 @@ from typing import Any
 from erasure.errors import UserError, unknown_value_error
 from eval.scoring.gates import only_of
 from eval.suites.cases import REPHRASED_ROLES, Case
-from eval.suites.prompt_list import cross_axis
+from eval.suites.prompt_list_suite import cross_axis
 from eval.suites.suite import Axis, Suite
 
 
@@ -33,7 +33,9 @@ def find_only_label(suite: Suite, axes: Sequence[Axis], name: str) -> str:
     if len(axes) != 1:
         raise UserError(f"--only {name} needs edits that erase styles alone or objects alone; these erase both, so audit them one by one.")
     cross = cross_axis(axes[0])
-    labels_by_name = {phrase.lower(): label for label, words in suite.phrases(cross).items() for phrase in (label, words, words.removeprefix("a "))}
+    labels_by_name = {
+        phrase.lower(): label for label, words in suite.phrases(cross).items() for phrase in (label, words, words.removeprefix("a "))
+    }
     if name.lower() not in labels_by_name:
         raise unknown_value_error(f"{cross} for --only in suite {suite.name}", name, labels_by_name)
     return labels_by_name[name.lower()]

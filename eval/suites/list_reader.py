@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from erasure.errors import UserError
-from eval.suites.list_file import MAX_BYTES, LIST_SUFFIXES, ListTable, read_table
+from eval.suites.list_table import LIST_SUFFIXES, MAX_BYTES, ListTable, read_table
 
 # I2P and its repackaged copies, UnlearnDiffAtk, P4D, Ring-A-Bell, MMA-Diffusion, Six-CD, HUB, COCO, Imagenette; see docs/audit.md
 COLUMN_ALIASES = {
@@ -111,7 +111,9 @@ def locate_list(source: str, beside: Path = Path()) -> Path:
 
     org, _, rest = source.removeprefix(HUB_PREFIX).partition("/")
     name, _, file = rest.partition("/")
-    invalid_parts = [part for part in file.split("/") if part in ("", ".", "..") or not part.isprintable() or "\\" in part or len(part) > 200]
+    invalid_parts = [
+        part for part in file.split("/") if part in ("", ".", "..") or not part.isprintable() or "\\" in part or len(part) > 200
+    ]
     if not (org and name) or invalid_parts:
         raise UserError(f"{source[:200]!r} names no file of a dataset; write {HUB_PREFIX}ORG/NAME/path/in/dataset.csv.")
     try:
@@ -139,7 +141,9 @@ def read_prompt_list(path: Path, column: str = "", name: str = "") -> PromptList
             wrong kind (file, line and column are named), more than 100,000 rows, or no prompt at all.
     """
     if path.suffix.lower() not in LIST_SUFFIXES:
-        raise UserError(f"{path} is not one of {', '.join(LIST_SUFFIXES)}; save the prompts as CSV with a header, or as text with one a line.")
+        raise UserError(
+            f"{path} is not one of {', '.join(LIST_SUFFIXES)}; save the prompts as CSV with a header, or as text with one a line."
+        )
     data = _read_bytes(path)
     table = read_table(path, data, COLUMN_ALIASES["prompt"], OTHER_COLUMNS, column)
     if not table.rows:
@@ -157,10 +161,16 @@ def read_prompt_list(path: Path, column: str = "", name: str = "") -> PromptList
         raise UserError(f"{path} has no prompt that can be used; of its rows there are {reason}.")
     ids_are_images = "id" in columns and table.header[columns["id"]] == "image_id"  # COCO's: a picture has several captions
     prompts, repeated = (used, 0) if ids_are_images else _number_repeated_ids(used)
-    notes = [*table.notes, *([f"repeated ids that were numbered: {repeated:,}"] if repeated else []), *_row_count_notes(path, len(all_prompts))]
+    notes = [
+        *table.notes,
+        *([f"repeated ids that were numbered: {repeated:,}"] if repeated else []),
+        *_row_count_notes(path, len(all_prompts)),
+    ]
     list_name = name or path.name
     warnings = tuple(f"{list_name}: {note}." for note in notes)
-    return PromptList(tuple(prompts), PromptListOrigin(list_name, hashlib.sha256(data).hexdigest(), len(all_prompts), len(used), left_out, warnings))
+    return PromptList(
+        tuple(prompts), PromptListOrigin(list_name, hashlib.sha256(data).hexdigest(), len(all_prompts), len(used), left_out, warnings)
+    )
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -198,7 +208,12 @@ def _parse_prompt(path: Path, unit: str, line: int, row: Sequence[str], columns:
     seed_match = SEED_PATTERN.fullmatch(seed)
     if seed and not (seed_match and seed.isascii() and int(seed_match[1]) < 2**64):
         raise UserError(f"{path}, {unit} {line}, column seed: {seed[:40]!r} is not a whole number from 0 to 2^64 - 1.")
-    return ListedPrompt(cell("prompt"), cell("id")[:200] or str(line), int(seed_match[1]) if seed_match else None, _parse_guidance(path, unit, line, guidance))
+    return ListedPrompt(
+        cell("prompt"),
+        cell("id")[:200] or str(line),
+        int(seed_match[1]) if seed_match else None,
+        _parse_guidance(path, unit, line, guidance),
+    )
 
 
 def _parse_guidance(path: Path, unit: str, line: int, cell: str) -> float | None:

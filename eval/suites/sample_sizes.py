@@ -3,15 +3,17 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from eval.suites.cases import REPHRASED_ROLES, PLAIN_ROLES, Case
+from eval.suites.cases import PLAIN_ROLES, REPHRASED_ROLES, Case
 from eval.suites.fine_grained import is_erasure_target
-from eval.suites.prompt_list import cross_axis
+from eval.suites.prompt_list_suite import cross_axis
 from eval.suites.suite import Axis, Suite
 
 SampleSizes = dict[str, dict[str, int]]  # tier -> rate -> pictures (UA_attacked: prompts) of one model
 
 
-def count_sample_sizes(suite: Suite, axis: Axis, targets: Sequence[str], only: str, cases_by_tier: dict[str, Sequence[Case]]) -> SampleSizes:
+def count_sample_sizes(
+    suite: Suite, axis: Axis, targets: Sequence[str], only: str, cases_by_tier: dict[str, Sequence[Case]]
+) -> SampleSizes:
     """Pictures by tier and rate; a rate without pictures is left out. Equal to what eval.scoring.counting finds in such an audit.
 
     Args:
@@ -37,6 +39,8 @@ def _tier_sample_sizes(suite: Suite, axis: Axis, targets: Sequence[str], only: s
         }
         sizes_by_rate.update({name: case.count for name, counted in counted_in.items() if counted})
     if suite.attacks.use and tier in suite.attacks.tiers:
-        attackable = sum(c.count for c in cases if c.role in (*PLAIN_ROLES, "named", "described") and is_erasure_target(vars(c), axis, targets, only))
+        attackable = sum(
+            c.count for c in cases if c.role in (*PLAIN_ROLES, "named", "described") and is_erasure_target(vars(c), axis, targets, only)
+        )
         sizes_by_rate["UA_attacked"] = min(suite.attacks.prompts, attackable)
     return dict(sizes_by_rate)

@@ -7,14 +7,14 @@ from typing import Any
 
 from erasure.config.registry import list_modules
 from erasure.config.strict_yaml import read_strict_yaml
-from erasure.config.validation import list_errors
 from erasure.config.validation import combine_errors as said_together
+from erasure.config.validation import list_errors
 from erasure.errors import UserError, unknown_value_error
 from eval.scoring.gates import Gate, gate_faults, parse_gates
-from eval.suites import prompt_list as listed
+from eval.suites import prompt_list_suite as listed
 from eval.suites.perturbations import PERTURBATIONS
-from eval.suites.prompt_list import Axis, PromptListSpec
-from eval.suites.suite_file import GridSuiteSchema, PromptListSuiteSchema
+from eval.suites.prompt_list_suite import Axis, PromptListSpec
+from eval.suites.suite_schema import GridSuiteSchema, PromptListSuiteSchema
 
 SUITES_FOLDER = Path(__file__).parent.parent.parent / "prompts"
 MAX_CAPTIONS = {"smoke": 20, "standard": 100, "full": 1000}  # of the benign ones, at most
@@ -132,16 +132,25 @@ def _parse_suite(record: Any, path: Path) -> Suite:
     suite_format = str(record.get("form", "unlearncanvas"))
     if suite_format not in SUITE_FORMATS:
         raise unknown_value_error(f"form in {path}", suite_format, SUITE_FORMATS)
-    if problems := [*list_errors(record, SUITE_FORMATS[suite_format], str(path)), *gate_faults(record.get("gates"), str(path)), *_name_faults(record, path)]:
+    if problems := [
+        *list_errors(record, SUITE_FORMATS[suite_format], str(path)),
+        *gate_faults(record.get("gates"), str(path)),
+        *_name_faults(record, path),
+    ]:
         raise said_together(problems, str(path))
-    record = {key: value for key, value in record.items() if key != "form"} if suite_format != "prompts" else listed.as_grid_record(record, path)
+    record = (
+        {key: value for key, value in record.items() if key != "form"} if suite_format != "prompts" else listed.as_grid_record(record, path)
+    )
     suite = Suite(
         **{
             **record,
             "gates": parse_gates(record["gates"], str(path)),
             "mutations": tuple(record["mutations"]),
             "aliases": {label: _parse_aliases(aliases) for label, aliases in record["aliases"].items()},
-            "judges": {judge_part: {"judge": judge_spec} if isinstance(judge_spec, str) else dict(judge_spec) for judge_part, judge_spec in record["judges"].items()},
+            "judges": {
+                judge_part: {"judge": judge_spec} if isinstance(judge_spec, str) else dict(judge_spec)
+                for judge_part, judge_spec in record["judges"].items()
+            },
             "neighbours": {label: tuple(neighbors) for label, neighbors in record.get("neighbours", {}).items()},
             "benign": _read_captions(path.parent / record["benign"]) if "benign" in record else (),
             "attacks": _parse_attacks(record["attacks"]) if "attacks" in record else SuiteAttacks(),
@@ -233,7 +242,9 @@ def _check_image_count(suite: Suite) -> Suite:
         if tier in suite.attacks.tiers:
             image_count += suite.attacks.prompts * (suite.attacks.images + suite.attacks.fresh_images) * len(suite.attacks.use)
         if image_count > MAX_IMAGES:
-            raise UserError(f"suite {suite.name}: tier {tier} asks for {image_count:,} pictures of a model; at most {MAX_IMAGES:,} are drawn.")
+            raise UserError(
+                f"suite {suite.name}: tier {tier} asks for {image_count:,} pictures of a model; at most {MAX_IMAGES:,} are drawn."
+            )
     return suite
 
 

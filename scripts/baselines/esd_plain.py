@@ -63,7 +63,9 @@ def main() -> None:
         optimizer.zero_grad()
         for _ in range(method.batch):
             prompt, neutral_prompt = rng.choice(pairs)
-            x_t, t = rollout(teacher, prompt, args.walk_steps, method.trajectory_guidance, rng.randrange(args.walk_steps), rng.randrange(2**31))
+            x_t, t = rollout(
+                teacher, prompt, args.walk_steps, method.trajectory_guidance, rng.randrange(args.walk_steps), rng.randrange(2**31)
+            )
             times = torch.tensor([t])
             with torch.no_grad():
                 eps_cond, eps_neutral = (teacher.predict(x_t, times, teacher.encode([text])) for text in (prompt, neutral_prompt))

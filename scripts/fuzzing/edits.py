@@ -9,7 +9,19 @@ from pathlib import Path
 import torch
 from safetensors.torch import load
 
-from fuzzing.case import BINARY_BYTES, DEEP_JSON, HOSTILE_NUMBERS, HOSTILE_TEXTS, Case, damage, to_json_bytes, mutate, to_safetensors, swap_type, drop_each_key
+from fuzzing.case import (
+    BINARY_BYTES,
+    DEEP_JSON,
+    HOSTILE_NUMBERS,
+    HOSTILE_TEXTS,
+    Case,
+    damage,
+    drop_each_key,
+    mutate,
+    swap_type,
+    to_json_bytes,
+    to_safetensors,
+)
 from fuzzing.ground import Fixtures
 
 LENIENT_KEYS = {"fields", "notes", "versions", "known", "cost", "format"}  # keys of edit.json that nobody reads strictly today
@@ -24,7 +36,9 @@ def edit_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
         if rng.random() < 0.5:
             yield make_case(fixtures, "edit.json, mutated", rng, {"edit/edit.json": to_json_bytes(mutate(record, rng))}, must_fail=False)
         else:
-            yield make_case(fixtures, "edit.safetensors, damaged", rng, {"edit/edit.safetensors": damage(tensor_bytes, rng)}, must_fail=False)
+            yield make_case(
+                fixtures, "edit.safetensors, damaged", rng, {"edit/edit.safetensors": damage(tensor_bytes, rng)}, must_fail=False
+            )
 
 
 def make_case(fixtures: Fixtures, name: str, rng: random.Random, files: dict[str, bytes], must_fail: bool = True) -> Case:
@@ -37,9 +51,22 @@ def record_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
     record = json.loads((fixtures.edit / "edit.json").read_text())
 
     def changed(name: str, content: object, must_fail: bool = True) -> Case:
-        return make_case(fixtures, f"edit.json, {name}", rng, {"edit/edit.json": content if isinstance(content, bytes) else to_json_bytes(content)}, must_fail)
+        return make_case(
+            fixtures,
+            f"edit.json, {name}",
+            rng,
+            {"edit/edit.json": content if isinstance(content, bytes) else to_json_bytes(content)},
+            must_fail,
+        )
 
-    for name, data in (("empty", b""), ("deep", DEEP_JSON), ("binary", BINARY_BYTES), ("null", b"null"), ("a list", b"[]"), ("cut", b'{"method":')):
+    for name, data in (
+        ("empty", b""),
+        ("deep", DEEP_JSON),
+        ("binary", BINARY_BYTES),
+        ("null", b"null"),
+        ("a list", b"[]"),
+        ("cut", b'{"method":'),
+    ):
         yield changed(name, data)
     for key, rest in drop_each_key(record):
         yield changed(f"without {key}", rest, must_fail=key not in LENIENT_KEYS)
@@ -54,7 +81,9 @@ def record_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
         yield changed(f"seed {value}", {**record, "seed": value}, must_fail=not isinstance(value, int))
         yield changed(f"format {value}", {**record, "format": value})
     for text in HOSTILE_TEXTS:
-        yield changed(f"a concept named {text[:20]!r}", {**record, "concepts": [{"name": text, "kind": "style"}]}, must_fail=not text.strip())
+        yield changed(
+            f"a concept named {text[:20]!r}", {**record, "concepts": [{"name": text, "kind": "style"}]}, must_fail=not text.strip()
+        )
         yield changed(f"method {text[:20]!r}", {**record, "method": text}, must_fail=False)
         yield changed(f"product {text[:20]!r}", {**record, "product": text})
     for name, concept in (("no name", {}), ("a kind that is none", {"name": "x", "kind": "y"}), ("a text", "neon"), ("a number", 3)):
@@ -72,12 +101,21 @@ def tensor_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
     def changed(description: str, data: bytes, must_fail: bool = True) -> Case:
         return make_case(fixtures, f"edit.safetensors, {description}", rng, {"edit/edit.safetensors": data}, must_fail)
 
-    for description, data in (("empty", b""), ("binary", BINARY_BYTES), ("cut", tensor_bytes[:-1]), ("cut in its header", tensor_bytes[:40]), ("longer", tensor_bytes + b"\0")):
+    for description, data in (
+        ("empty", b""),
+        ("binary", BINARY_BYTES),
+        ("cut", tensor_bytes[:-1]),
+        ("cut in its header", tensor_bytes[:40]),
+        ("longer", tensor_bytes + b"\0"),
+    ):
         yield changed(description, data)
     yield changed("a header of 2^60 bytes", (2**60).to_bytes(8, "little") + tensor_bytes[8:])
     for i in range(8):
         position = rng.randrange(len(tensor_bytes) - 1000, len(tensor_bytes))
-        yield changed(f"bit {i} of byte {position} flipped", tensor_bytes[:position] + bytes([tensor_bytes[position] ^ (1 << i)]) + tensor_bytes[position + 1 :])
+        yield changed(
+            f"bit {i} of byte {position} flipped",
+            tensor_bytes[:position] + bytes([tensor_bytes[position] ^ (1 << i)]) + tensor_bytes[position + 1 :],
+        )
     other = (
         ("no tensor", {}),
         ("one less", {key: tensor for key, tensor in edit_tensors.items() if key != name}),

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from app.parsing import combine_options
-from erasure.config.registry import load_class, list_modules
+from erasure.config.registry import list_modules, load_class
 from erasure.methods.base import Method
-from fuzzing.case import LONG_TEXT, HOSTILE_TEXTS, Case
+from fuzzing.case import HOSTILE_TEXTS, LONG_TEXT, Case
 from fuzzing.ground import Fixtures
 
 RETAIN_PROMPTS = ("a dog", "a tree")
@@ -67,9 +67,24 @@ def valid_commands(fixtures: Fixtures) -> Iterator[tuple[str, list[str], type, d
     yield "export", ["export", "{in}/edit", "--out", "{out}/lora"], options_class("export", "Options"), edit
     plan = {"plan.yaml": b"model: %b\njobs: [{concept: neon}]\n" % model.encode(), "plain.txt": b"plain"}
     yield "jobs run", ["jobs", "run", "{in}/plan.yaml", "--dry-run"], options_class("jobs", "RunOptions"), plan
-    yield "jobs status", ["jobs", "status", "{in}/job"], options_class("jobs", "StatusOptions"), {"job": fixtures.job, "plain.txt": b"plain"}
-    yield "jobs board", ["jobs", "board", "{in}/runs", "--out", "{out}/b"], options_class("jobs", "BoardOptions"), {"runs": fixtures.audit, **edit}
-    yield "jobs run-one", ["jobs", "run-one", "{in}/job/spec.json"], options_class("jobs", "OneOptions"), {"job": fixtures.job, "plain.txt": b"x"}
+    yield (
+        "jobs status",
+        ["jobs", "status", "{in}/job"],
+        options_class("jobs", "StatusOptions"),
+        {"job": fixtures.job, "plain.txt": b"plain"},
+    )
+    yield (
+        "jobs board",
+        ["jobs", "board", "{in}/runs", "--out", "{out}/b"],
+        options_class("jobs", "BoardOptions"),
+        {"runs": fixtures.audit, **edit},
+    )
+    yield (
+        "jobs run-one",
+        ["jobs", "run-one", "{in}/job/spec.json"],
+        options_class("jobs", "OneOptions"),
+        {"job": fixtures.job, "plain.txt": b"x"},
+    )
     yield "studio", ["studio", "--model", "{in}/none"], options_class("studio", "Options"), {"plain.txt": b"plain"}
     yield "methods", ["methods", "--model", model], options_class("methods", "Options"), {"plain.txt": b"plain"}
     yield "clean", ["clean"], options_class("clean", "Options"), {"plain.txt": b"plain"}
@@ -125,4 +140,8 @@ def flatten_hint(hint: Any) -> list[Any]:
     if origin is Literal or origin is None:
         return [hint]
     arguments = typing.get_args(hint)[:1] if origin is typing.Annotated else typing.get_args(hint)
-    return [part for argument in arguments for part in flatten_hint(argument)] if isinstance(origin, type | types.UnionType) or origin else [hint]
+    return (
+        [part for argument in arguments for part in flatten_hint(argument)]
+        if isinstance(origin, type | types.UnionType) or origin
+        else [hint]
+    )

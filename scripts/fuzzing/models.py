@@ -8,7 +8,19 @@ from pathlib import Path
 import torch
 from safetensors.torch import load
 
-from fuzzing.case import BINARY_BYTES, DEEP_JSON, LONG_TEXT, HOSTILE_NUMBERS, Case, damage, to_json_bytes, mutate, to_safetensors, swap_type, drop_each_key
+from fuzzing.case import (
+    BINARY_BYTES,
+    DEEP_JSON,
+    HOSTILE_NUMBERS,
+    LONG_TEXT,
+    Case,
+    damage,
+    drop_each_key,
+    mutate,
+    swap_type,
+    to_json_bytes,
+    to_safetensors,
+)
 from fuzzing.ground import Fixtures
 
 
@@ -31,7 +43,8 @@ def lora_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
         return Case(description, argv or audit_argv(fixtures, f"{{in}}/{file}"), files, must_fail)
 
     fixed = [
-        case(f"LoRA, {what}", data) for what, data in (("empty", b""), ("binary", BINARY_BYTES), ("cut", lora_bytes[:-1]), ("header cut", lora_bytes[:40]))
+        case(f"LoRA, {what}", data)
+        for what, data in (("empty", b""), ("binary", BINARY_BYTES), ("cut", lora_bytes[:-1]), ("header cut", lora_bytes[:40]))
     ]
     changed = {
         "no tensor": {},
@@ -61,8 +74,12 @@ def lora_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
         "Flux names": {"double_blocks.0.img_attn.qkv.weight": weight},
     }
     fixed += [case(f"parameters, {what}", to_safetensors(tensors)) for what, tensors in states.items()]
-    fixed += [case(f"parameters, as {file}", BINARY_BYTES, True, file) for file in ("made.pt", "made.ckpt", "made.bin", "made", "made.gguf")]
-    fixed += [case("missing flags", lora_bytes, True, argv=("audit", "{in}/made.safetensors", *rest)) for rest in ((), ("--concept", "neon"))]
+    fixed += [
+        case(f"parameters, as {file}", BINARY_BYTES, True, file) for file in ("made.pt", "made.ckpt", "made.bin", "made", "made.gguf")
+    ]
+    fixed += [
+        case("missing flags", lora_bytes, True, argv=("audit", "{in}/made.safetensors", *rest)) for rest in ((), ("--concept", "neon"))
+    ]
     retrained_argv = (
         "audit",
         "{in}/edit",
@@ -76,7 +93,9 @@ def lora_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
         "{in}/made.safetensors",
     )
     fixed += [case(f"oracle, {what}", to_safetensors(tensors), True, argv=retrained_argv) for what, tensors in states.items()]
-    fixed += [case("oracle without another concept", to_safetensors({key: weight * 2}, metadata={"without": "sketch"}), True, argv=retrained_argv)]
+    fixed += [
+        case("oracle without another concept", to_safetensors({key: weight * 2}, metadata={"without": "sketch"}), True, argv=retrained_argv)
+    ]
     rng.shuffle(fixed)
     yield from fixed
     while True:
@@ -150,7 +169,9 @@ def folder_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
             yield case(f"{name}, mutated", {name: to_json_bytes(mutate(records[name], rng))}, must_fail=False)
         elif draw < 0.6:
             key = rng.choice(list(records[name]))
-            yield case(f"{name}, {key} swapped", {name: to_json_bytes({**records[name], key: swap_type(records[name][key], rng)})}, must_fail=False)
+            yield case(
+                f"{name}, {key} swapped", {name: to_json_bytes({**records[name], key: swap_type(records[name][key], rng)})}, must_fail=False
+            )
         elif draw < 0.8:
             key, rest = rng.choice(list(drop_each_key(records[name])))
             yield case(f"{name} without {key}", {name: to_json_bytes(rest)}, must_fail=False)
@@ -168,9 +189,17 @@ def checkpoint_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
         return Case(f"checkpoint, {description}", (*argv, f"{{in}}/{file}"), {file: data})
 
     prefixes = ("", "model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "unet.", "../", "lora_unet_", "transformer.")
-    fixed = [case(f"names with {prefix!r}", to_safetensors({prefix + key: value for key, value in three_tensors.items()})) for prefix in prefixes]
+    fixed = [
+        case(f"names with {prefix!r}", to_safetensors({prefix + key: value for key, value in three_tensors.items()})) for prefix in prefixes
+    ]
     fixed += [
-        case(what, data) for what, data in (("empty", b""), ("binary", BINARY_BYTES), ("no tensor", to_safetensors({})), ("cut", to_safetensors(three_tensors)[:-1]))
+        case(what, data)
+        for what, data in (
+            ("empty", b""),
+            ("binary", BINARY_BYTES),
+            ("no tensor", to_safetensors({})),
+            ("cut", to_safetensors(three_tensors)[:-1]),
+        )
     ]
     fixed += [
         case("a header of 2^62 bytes", (2**62).to_bytes(8, "little") + b"{}"),
@@ -178,11 +207,13 @@ def checkpoint_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
     ]
     fixed += [case("a deep header", (10**5).to_bytes(8, "little") + DEEP_JSON)]
     fixed += [
-        case(f"as {file}", BINARY_BYTES, file) for file in ("model.ckpt", "model.pt", "model.bin", "model", "model.gguf", "model.SAFETENSORS")
+        case(f"as {file}", BINARY_BYTES, file)
+        for file in ("model.ckpt", "model.pt", "model.bin", "model", "model.gguf", "model.SAFETENSORS")
     ]
     names = ["model.diffusion_model.input_blocks.0.0.weight", "model.diffusion_model.output_blocks.11.1.transformer_blocks.0.norm1.weight"]
     fixed += [
-        case(f"one tensor of shape {shape}", to_safetensors({names[0]: torch.zeros(shape)})) for shape in ((), (0,), (320, 4, 3, 3), (320, 9, 3, 3))
+        case(f"one tensor of shape {shape}", to_safetensors({names[0]: torch.zeros(shape)}))
+        for shape in ((), (0,), (320, 4, 3, 3), (320, 9, 3, 3))
     ]
     fixed += [case("two tensors of a UNet", to_safetensors(dict.fromkeys(names, torch.zeros(2)) | {names[1]: torch.zeros(3)}))]
     rng.shuffle(fixed)
@@ -234,7 +265,12 @@ def address_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
     files = {"edit": fixtures.edit, "grid.yaml": fixtures.root / "grid.yaml"}
     fixed = [Case(f"{spot} {n[:20]!r}", make(n), files, (spot, n) not in accepted) for spot, make in argv_by_flag.items() for n in names]
     serve = ("studio", "--model", str(fixtures.model), "--runs", "{out}/runs")
-    bad_flags = [("--port", "99999999"), ("--port", "-1"), ("--host", "no.such.host.invalid", "--auth", "a:b"), ("--runs", "{in}/grid.yaml")]
+    bad_flags = [
+        ("--port", "99999999"),
+        ("--port", "-1"),
+        ("--host", "no.such.host.invalid", "--auth", "a:b"),
+        ("--runs", "{in}/grid.yaml"),
+    ]
     fixed += [Case(f"studio {' '.join(flags)}", (*serve, *flags), files, own_process=True) for flags in bad_flags]
     rng.shuffle(fixed)
     yield from fixed

@@ -109,7 +109,9 @@ def find_failures(case: Case, code: int | str | None, stderr: str) -> Iterator[F
         return
     lines = [line for line in stderr.replace("\r", "\n").split("\n") if line.strip()]
     first = next((i for i, line in enumerate(lines) if line.startswith("erasure: ") and not line.startswith("erasure: warning:")), None)
-    if case.must_fail and not (code == 1 or (code == 2 and first is not None)):  # 2: no room, no memory, or another process is at work there
+    if case.must_fail and not (
+        code == 1 or (code == 2 and first is not None)
+    ):  # 2: no room, no memory, or another process is at work there
         yield Failure("accepted", f"exit code {code}")
     if code == 1:
         if first is None:
@@ -120,7 +122,9 @@ def find_failures(case: Case, code: int | str | None, stderr: str) -> Iterator[F
             yield Failure("message", f"{len(lines[first]):,} letters: {lines[first][:100]!r}")
 
 
-def run_in_process(argv: list[str], cwd: Path, monitor: SideEffectMonitor, allowed: tuple[Path, ...]) -> tuple[int | str | None, str, list[Failure]]:
+def run_in_process(
+    argv: list[str], cwd: Path, monitor: SideEffectMonitor, allowed: tuple[Path, ...]
+) -> tuple[int | str | None, str, list[Failure]]:
     """Exit code (None: an exception came out), what was said, and what the watch saw."""
     code: int | str | None = None
     previous_cwd = Path.cwd()

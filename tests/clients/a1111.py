@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tests.clients import original
+from tests.clients import original_layout as original
 
 BLOCK = re.compile(r"lora_unet_(down|up)_blocks_(\d+)_(attentions|resnets)_(\d+)_(.+)")
 MIDDLE = re.compile(r"lora_unet_mid_block_(attentions|resnets)_(\d+)_(.+)")
@@ -46,7 +46,9 @@ def layers_by_module(shapes: Mapping[str, torch.Size], sd2: bool) -> dict[str, s
     """Layer of ours by the name of its module, dots as underscores; queries, keys and values of SD 2.x by the fused module they are in."""
     layers = original.weight_layers(shapes)
     ldm = original.original_unet_names(f"{layer}.weight" for layer in layers)
-    by_module = {f"diffusion_model_{ldm[f'{n}.weight'].removesuffix('.weight').replace('.', '_')}": n for n in layers if n.startswith("unet.")}
+    by_module = {
+        f"diffusion_model_{ldm[f'{n}.weight'].removesuffix('.weight').replace('.', '_')}": n for n in layers if n.startswith("unet.")
+    }
     for layer in layers:
         part, _, path = layer.partition(".")
         if part == "unet":

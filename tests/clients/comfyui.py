@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from tests.clients import original
+from tests.clients import original_layout as original
 
 PAIRS = (  # spellings of (up, down) after a layer's name, in the order in which they are tried
     (".lora_up.weight", ".lora_down.weight"),

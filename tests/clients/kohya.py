@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tests.clients import original
+from tests.clients import original_layout as original
 
 INSIDE = (".attentions.", ".resnets.", ".downsamplers.", ".upsamplers.")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tests.clients import original
+from tests.clients import original_layout as original
 
 SUFFIXES = {
     ".lora_down.weight": ".weight.lora_down",

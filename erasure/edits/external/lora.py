@@ -93,7 +93,9 @@ class AdapterConfig(BaseModel, frozen=True):
             for pattern, default in ((self.rank_pattern, self.r), (self.alpha_pattern, self.lora_alpha))
         )
         if configured_rank != rank:
-            raise UserError(f"{source}: {next(iter(names))} is of rank {rank}, and its config says {configured_rank:g}; they do not belong together.")
+            raise UserError(
+                f"{source}: {next(iter(names))} is of rank {rank}, and its config says {configured_rank:g}; they do not belong together."
+            )
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
 
@@ -176,7 +178,9 @@ def read_factors(
         if configs:
             if part not in configs:
                 raise UserError(f"the header of {source} gives the scale of {', '.join(configs)} and not of the {part}; add it.")
-            scale = configs[part].scale_of([layer_name, f"text_model.{layer_name}"] if part == "text_encoder" else [layer_name], rank, source)
+            scale = configs[part].scale_of(
+                [layer_name, f"text_model.{layer_name}"] if part == "text_encoder" else [layer_name], rank, source
+            )
         else:
             scale = 1.0 if layer.alpha is None else layer.alpha / rank
         if not scale or not up.count_nonzero():
@@ -208,7 +212,9 @@ def _group_by_layer(model: DiffusionModel, source: str, tensors: Mapping[str, Te
             continue
         factor, alpha = FACTOR_KEY.fullmatch(key), ALPHA_KEY.fullmatch(key) if value.numel() == 1 else None
         match = factor or alpha
-        name = next((spellings[spelling] for spelling in _spelling_variants(match["layer"]) if spelling in spellings), None) if match else None
+        name = (
+            next((spellings[spelling] for spelling in _spelling_variants(match["layer"]) if spelling in spellings), None) if match else None
+        )
         if name is None:
             unknown_keys.append(key)
             continue
@@ -223,7 +229,9 @@ def _group_by_layer(model: DiffusionModel, source: str, tensors: Mapping[str, Te
             layer.alpha = float(value)
     if other_adapters:
         adapter_types = ", ".join(f"{adapter_type} ({count} tensors)" for adapter_type, count in other_adapters.items())
-        raise UserError(f"{source} holds {adapter_types}, which cannot be applied exactly here. Merge it into a diffusers folder and audit that.")
+        raise UserError(
+            f"{source} holds {adapter_types}, which cannot be applied exactly here. Merge it into a diffusers folder and audit that."
+        )
     if unknown_keys:
         recognized = f"{len(layers)} layers are of {model.source}, " if layers else ""
         raise UserError(

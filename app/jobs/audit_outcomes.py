@@ -1,0 +1,50 @@
+"""What the audits of finished jobs say, read from their folders. No torch here."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from app.jobs.queue import read_progress
+from erasure.errors import UserError
+from erasure.storage.files import read_checksummed_json, read_json
+from eval.scoring.gates import EXIT_CODES_WORST_FIRST, EXIT_INCOMPLETE, Gate, decide_verdict, exit_code_of
+
+
+@dataclass(frozen=True)
+class AuditOutcome:
+    """One audit of a job."""
+
+    folder: Path
+    state: str  # PASS, FAIL, INCONCLUSIVE; UNREADABLE where its report is not there or broken
+    code: int  # what `erasure audit` would have ended with
+
+
+def load_outcomes(job: Path) -> list[AuditOutcome]:
+    """The audits of the job in a folder; none of one that is not done or asked for none."""
+    folder_names = read_json(job / "done.json")["audits"] if read_progress(job).state == "done" else []
+    return [_load_outcome(job / name) for name in folder_names]
+
+
+def _load_outcome(folder: Path) -> AuditOutcome:
+    try:
+        report, result = read_json(folder / "report.json"), read_checksummed_json(folder / "result.json")
+        state = report["verdict"]["state"]
+        if not report.get("thresholds", {"own": True})["own"]:  # reported again by the thresholds of another file
+            state = decide_verdict([Gate(**fields) for fields in result["gates"]], result)["state"]
+        return AuditOutcome(folder, state, exit_code_of(state, result))
+    except (UserError, KeyError, TypeError):
+        return AuditOutcome(folder, "UNREADABLE", EXIT_INCOMPLETE)
+
+
+def summarize_verdicts(audit_outcomes: Sequence[AuditOutcome]) -> str:
+    """Verdicts in words: "audits: 2 PASS, 1 FAIL"."""
+    if not audit_outcomes:
+        return "no audit was asked for, so there is no verdict"
+    states = Counter("INCOMPLETE, " * (outcome.code == EXIT_INCOMPLETE) + outcome.state for outcome in audit_outcomes)
+    return "audits: " + ", ".join(f"{n} {state}" for state, n in states.items())
+
+
+def worst_exit_code(codes: Sequence[int]) -> int:
+    """Of several exit codes the one that is told."""
+    return next((code for code in EXIT_CODES_WORST_FIRST if code in codes), 0)

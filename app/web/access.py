@@ -1,0 +1,118 @@
+"""What every request passes before it reaches the page: the right Host and Origin, no uploads, and the login where there is one."""
+
+import hmac
+import secrets
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from urllib.parse import parse_qs
+
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.web.login_attempts import LoginAttempts
+
+MAX_LOGIN_BYTES, MAX_SESSIONS = 4096, 1000  # bytes that a login may have; logins that hold at once
+CLOSED_ROUTES = {
+    **dict.fromkeys(("/gradio_api/upload", "/gradio_api/upload_progress", "/gradio_api/process_recording"), "this page takes no files."),
+    "/gradio_api/startup-events": "the studio has started.",  # a second start would read the queue twice
+}
+LOGIN_FORM = (Path(__file__).parent.parent / "templates" / "login.html").read_text(encoding="utf-8")
+
+
+class AccessControl:
+    """ASGI middleware, outermost.
+
+    Args:
+        hosts: what the Host header may name, without port; empty: anything. A page on this machine alone is protected by it against
+            DNS rebinding: another site whose name suddenly means 127.0.0.1 still sends its own name.
+        login: user and password. Without a valid cookie nothing but the login form answers.
+    """
+
+    def __init__(
+        self, app: ASGIApp, hosts: Sequence[str] = (), login: tuple[str, str] | None = None, attempts: LoginAttempts | None = None
+    ) -> None:
+        self.app, self.hosts, self.login = app, {host.lower().strip("[]") for host in hosts}, login
+        self.attempts = attempts or LoginAttempts()
+        self.cookie = f"erasure-studio-{secrets.token_hex(4)}"  # browsers share cookies between the ports of a host
+        self.sessions: dict[str, None] = {}  # oldest first
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            return await self.app(scope, receive, send)
+        response = self.refuse(scope)
+        if response is None and self.login is not None:
+            response = await self.require_login(scope, receive)
+        if response is None:
+            return await self.app(scope, receive, send)
+        if scope["type"] == "websocket":
+            return await send({"type": "websocket.close", "code": 1008})
+        await response(scope, receive, send)
+
+    def refuse(self, scope: Scope) -> Response | None:
+        """Why a request is refused whoever sends it."""
+        headers = Headers(scope=scope)
+        host = headers.get("host", "")
+        if self.hosts and hostname_of(host) not in self.hosts:
+            return PlainTextResponse(f"this studio answers to {', '.join(sorted(self.hosts))}, not to {hostname_of(host)!r}.\n", 400)
+        origin = headers.get("origin")
+        if self.hosts and origin is not None and origin.partition("://")[2].lower() != host.lower():
+            return PlainTextResponse("requests from other sites are refused.\n", 403)
+        reason = CLOSED_ROUTES.get(scope["path"].rstrip("/"))
+        return PlainTextResponse(f"{reason}\n", 403) if reason else None
+
+    async def require_login(self, scope: Scope, receive: Receive) -> Response | None:
+        """What to answer to somebody who has not logged in; None lets a request through."""
+        connection = HTTPConnection(scope)
+        path = scope["path"].rstrip("/")
+        if path == "/login" and scope["type"] == "http":
+            return await self.handle_login(Request(scope, receive)) if scope["method"] == "POST" else login_page()
+        token = connection.cookies.get(self.cookie, "")
+        if token in self.sessions:
+            if path == "/logout":
+                del self.sessions[token]
+                return RedirectResponse("/login", 303)
+            return None
+        if scope.get("method") in ("GET", "HEAD") and "text/html" in connection.headers.get("accept", ""):
+            return RedirectResponse("/login", 303)
+        return JSONResponse({"detail": "log in first"}, 401)
+
+    async def handle_login(self, request: Request) -> Response:
+        """The answer to a name and a password: a cookie, or a refusal that comes the later the more often it is tried."""
+        address = request.client.host if request.client else ""
+        body = b""
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_LOGIN_BYTES:
+                return login_page("This is not a login.", 413)
+        # from here to the count of a wrong one nothing is awaited, so that a hundred requests at once do not get around it
+        if wait := self.attempts.seconds_to_wait(address):
+            message = f"Too many wrong passwords. Try again in {wait:.0f} s."
+            return login_page(message, 429, {"Retry-After": str(int(wait) + 1)})
+        login_fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
+        pairs = zip((login_fields.get("username", [""])[0], login_fields.get("password", [""])[0]), self.login or (), strict=True)
+        matches = [hmac.compare_digest(mine.encode(), theirs.encode()) for mine, theirs in pairs]  # both, in a time that tells neither
+        if not all(matches):
+            self.attempts.record_failure(address)
+            return login_page("Wrong user or password.", 401)
+        token = secrets.token_urlsafe(32)
+        self.sessions[token] = None
+        while len(self.sessions) > MAX_SESSIONS:
+            del self.sessions[next(iter(self.sessions))]
+        accepts_html = "text/html" in request.headers.get("accept", "")
+        response: Response = RedirectResponse("/", 303) if accepts_html else JSONResponse({"success": True})
+        # lax: a POST from another site comes without it
+        response.set_cookie(self.cookie, token, httponly=True, samesite="lax", secure=request.url.scheme == "https")
+        return response
+
+
+def login_page(message: str = "", status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return HTMLResponse(LOGIN_FORM.replace("MESSAGE", escape(message)), status, {**(headers or {}), "Cache-Control": "no-store"})
+
+
+def hostname_of(host: str) -> str:
+    """The name in a Host header, without port and brackets."""
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    return name.lower()

@@ -1,0 +1,85 @@
+"""Networks of other people, whole or in part, as values under the names of the base's own parameters; read, never built."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint, convert_ldm_unet_checkpoint, convert_open_clip_checkpoint
+from torch import Tensor
+
+from erasure.errors import UserError
+from erasure.families.base import DiffusionModel, canonical_name
+
+UNET_PREFIX, CLIP_PREFIX, OPEN_CLIP_PREFIX = (
+    "model.diffusion_model.",
+    "cond_stage_model.transformer.",
+    "cond_stage_model.model.",
+)  # the original layout
+TEXT_ROOTS = ("text_encoder.", "text_model.", "encoder.layers.", "embeddings.", "final_layer_norm.")
+BUFFERS = ("position_ids", "text_projection.weight", "logit_scale")  # in files of text encoders, not parameters of one here
+
+
+def name_unet_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {f"unet.{key.removeprefix('unet.')}": value for key, value in tensors.items()}
+
+
+def name_text_encoder_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {
+        f"text_encoder.{canonical_name(key.removeprefix('text_encoder.'))}": value
+        for key, value in tensors.items()
+        if not key.endswith(BUFFERS)
+    }
+
+
+def check_whole_network(model: DiffusionModel, source: str, tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The same, if it has every parameter of that part.
+
+    Raises:
+        UserError: parameters are missing; a folder holds whole networks.
+    """
+    names = [name for name in model.parameters() if name.startswith(f"{part}.")]
+    if missing := [name for name in names if name not in tensors]:
+        raise UserError(
+            f"{source} has {len(names) - len(missing)} of the {len(names)} parameters of the {part}; {missing[0]!r} is missing."
+        )
+    return tensors
+
+
+def convert_state_dict(model: DiffusionModel, source: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A file with some or all parameters of the UNet, of the text encoder, of both, or a checkpoint in the original layout."""
+    if any(key.startswith((UNET_PREFIX, CLIP_PREFIX, OPEN_CLIP_PREFIX)) for key in tensors):
+        return convert_checkpoint(model, source, tensors)
+    text_tensors = {key: value for key, value in tensors.items() if key.startswith(TEXT_ROOTS)}
+    return {
+        **name_text_encoder_tensors(text_tensors),
+        **name_unet_tensors({key: value for key, value in tensors.items() if key not in text_tensors}),
+    }
+
+
+def convert_checkpoint(model: DiffusionModel, source: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A checkpoint in the original layout, by diffusers' own rules and the base's configs.
+
+    Raises:
+        UserError: tensors of the UNet that the rules do not place, so that the base is another model.
+    """
+    pipe: Any = model.pipe
+    unet_count = sum(key.startswith(UNET_PREFIX) for key in tensors)
+    try:
+        unet_tensors = convert_ldm_unet_checkpoint(dict(tensors), dict(pipe.unet.config)) if unet_count else {}
+        text_tensors = convert_ldm_clip_checkpoint({k: v for k, v in tensors.items() if k.startswith(CLIP_PREFIX)})
+        text_tensors |= convert_open_clip_checkpoint(
+            pipe.text_encoder, {k: v for k, v in tensors.items() if k.startswith(OPEN_CLIP_PREFIX)}, prefix=OPEN_CLIP_PREFIX
+        )
+    except (KeyError, IndexError, AttributeError) as error:
+        raise UserError(
+            f"{source} is a checkpoint in the original layout that does not convert ({error!r}); make it a diffusers folder."
+        ) from error
+    if len(unet_tensors) != unet_count:
+        raise UserError(
+            f"{source} holds {unet_count} tensors of a UNet and {len(unet_tensors)} have a place in that of {model.source}; give its own base."
+        )
+    text_names = {name for name in model.parameters() if name.startswith("text_encoder.")}
+    # the original SD 2.x text encoder has one more layer than diffusers keeps
+    return {
+        **name_unet_tensors(unet_tensors),
+        **{name: value for name, value in name_text_encoder_tensors(text_tensors).items() if name in text_names},
+    }

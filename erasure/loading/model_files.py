@@ -1,0 +1,108 @@
+"""Where the files of a model or an erasure are: a local folder, or a repository of the hub with an optional subfolder."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from huggingface_hub import list_repo_files, snapshot_download
+from huggingface_hub.errors import HTTPError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from erasure.errors import UserError
+from erasure.loading.model_source import check_model_source, is_hub_id
+
+WEIGHT_FILE_NAME = re.compile(r"(?:model|diffusion_pytorch_model)(?:\.(?P<variant>[\w-]+?))?(?:-\d+-of-\d+)?\.safetensors")
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+
+
+def resolve_folder(source: str, file_patterns: Iterable[str]) -> Path:
+    """The folder behind a path or hub id; of a hub id only the wanted files are fetched, or taken from the local cache.
+
+    Args:
+        wanted: file names or patterns, relative to the folder.
+
+    Raises:
+        UserError: neither a folder nor a hub id, or a repository that cannot be reached and is not in the cache.
+    """
+    local_folder = Path(source).expanduser()
+    if local_folder.is_dir():
+        return local_folder
+    check_model_source(source)
+    repo, subfolder = _split_repo(source)
+    try:
+        root = snapshot_download(repo, allow_patterns=[subfolder + name for name in file_patterns])
+    except (HTTPError, OSError, ValueError) as error:
+        raise unreachable_error(source) from error
+    return Path(root) / subfolder
+
+
+def list_model_files(source: str) -> list[str]:
+    """Names of the files right in a folder or hub id, without those in its subfolders."""
+    if not is_hub_id(source):
+        return sorted(path.name for path in resolve_folder(source, ()).iterdir() if path.is_file())
+    repo, subfolder = _split_repo(source)
+    try:
+        repo_files = list_repo_files(repo)
+    except (HTTPError, OSError, ValueError):  # without network what is cached counts
+        folder = resolve_folder(source, ())
+        return sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    names = [name.removeprefix(subfolder) for name in repo_files if name.startswith(subfolder)]
+    return sorted(name for name in names if "/" not in name)
+
+
+def _split_repo(source: str) -> tuple[str, str]:
+    """Repository and the prefix of everything in the subfolder."""
+    org, name, *subfolders = source.split("/")
+    return f"{org}/{name}", "".join(f"{part}/" for part in subfolders)
+
+
+def unreachable_error(source: str) -> UserError:
+    return UserError(
+        f"{source} is not in the local cache, and the hub cannot be reached, does not have it, or asks for a login (hf auth login)."
+    )
+
+
+def weight_patterns(part: str, variant: str = "") -> list[str]:
+    """Names of the weights of a component, whole and in shards."""
+    stems = [f"{part}{name}{'.' * bool(variant)}{variant}" for name in ("model", "diffusion_pytorch_model")]
+    return [f"{stem}{shard}.safetensors" for stem in stems for shard in ("", "-*-of-*")]
+
+
+def find_weights(source: str, part: str = "") -> tuple[list[Path], str | None]:
+    """The weight files of a component ("unet/", or "" for the folder itself) and their variant; fp16 where there is no plain copy.
+
+    Raises:
+        UserError: no weights in safetensors, or variants between which nothing decides.
+    """
+    folder = resolve_folder(source, weight_patterns(part)) / part
+    variants = _find_variants(folder)
+    if not variants and is_hub_id(source):
+        resolve_folder(source, weight_patterns(part, "fp16"))
+        variants = _find_variants(folder)
+    variant = next((name for name in (None, "fp16") if name in variants), None if len(variants) != 1 else next(iter(variants)))
+    if variant in variants:
+        return variants[variant], variant
+    location = f"{source}, {part.rstrip('/')}," if part else source
+    if variants:
+        raise UserError(f"{location} holds the variants {', '.join(sorted(filter(None, variants)))}; keep one of them, or a plain copy.")
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)
+    if pickles:
+        raise UserError(
+            f"{location} holds only pickled weights ({pickles[0]}), which are never loaded; convert them where you trust them: "
+            "load the pipeline in diffusers and call save_pretrained(folder, safe_serialization=True)."
+        )
+    raise UserError(f"{location} holds no weights in safetensors (model.safetensors or diffusion_pytorch_model.safetensors).")
+
+
+def _find_variants(folder: Path) -> dict[str | None, list[Path]]:
+    variants: dict[str | None, list[Path]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        if match := WEIGHT_FILE_NAME.fullmatch(path.name):
+            variants.setdefault(match["variant"], []).append(path)
+    return variants
+
+
+def load_component(source: str, part: str = "") -> dict[str, Tensor]:
+    """All tensors of a component, by their names in its files."""
+    return {name: value for path in find_weights(source, part)[0] for name, value in load_file(path).items()}

@@ -1,0 +1,184 @@
+"""A list file as columns and rows: CSV with commas, tabs or semicolons, JSON, JSON lines, or one text a line. No torch here."""
+
+import csv
+import io
+import json
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+from erasure.errors import UserError, unknown_value_error
+
+JSON_SUFFIXES, JSON_LINES_SUFFIXES = (".json",), (".jsonl", ".ndjson")
+LIST_SUFFIXES = (".csv", ".tsv", ".txt", *JSON_SUFFIXES, *JSON_LINES_SUFFIXES)
+DELIMITERS = (",", "\t", ";")  # between columns, in the order in which a header is tried
+MAX_ROWS, MAX_BYTES = 100_000, 256 * 2**20
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class ListTable:
+    """What a list file holds."""
+
+    header: tuple[str, ...]  # names of the columns in lower case; empty where the file names none, which then has one column
+    rows: tuple[tuple[int, tuple[str, ...]], ...]  # line (or record of JSON) and cells, as many as the file has columns
+    unit: str = "line"  # what a row is counted in, for messages
+    notes: tuple[str, ...] = ()  # what was changed or guessed in reading it
+
+
+def read_table(path: Path, data: bytes, prompt_columns: Sequence[str], other_columns: Container[str], column: str = "") -> ListTable:
+    """The rows of a list file whose header names a column of texts, or of one that has no header and holds texts alone.
+
+    Args:
+        data: the bytes of the file.
+        texts: names that a column of texts may have, in lower case.
+        others: names of other columns that only a header has.
+        column: the column that is wanted in place of `texts`.
+
+    Raises:
+        UserError: not text, no column of texts, a row of another length than the header, too many rows; it names file and line.
+    """
+    text, suffix = _decode(path, data), path.suffix.lower()
+    if "\0" in text:
+        table = read_table(path, text.replace("\0", "").encode(), prompt_columns, other_columns, column)
+        return replace(table, notes=(*table.notes, "NUL characters were taken out of it"))
+    wanted = (column.lower(),) if column else tuple(prompt_columns)
+    if suffix in JSON_SUFFIXES + JSON_LINES_SUFFIXES:
+        return _read_json(path, text, wanted, other_columns, suffix in JSON_LINES_SUFFIXES)
+    if suffix == ".txt" and not column:
+        return ListTable((), tuple((line, (line_text,)) for line, line_text in _numbered_lines(path, text)))
+    first_line = next((line for _, line in _numbered_lines(path, text) if line.strip(' "')), None)
+    if first_line is None:
+        raise UserError(f"{path} is empty.")
+    for mark in sorted(DELIMITERS, key=lambda mark: suffix == ".tsv" and mark != "\t"):
+        header = tuple(name.lower() for name in _split_line(first_line, mark))
+        if any(name in header for name in wanted):
+            rows = _csv_rows(path, text, mark)
+            next(rows)
+            return ListTable(header, tuple(_check_row_lengths(path, _limit_rows(path, rows), len(header))))
+    mark = "\t" if suffix == ".tsv" else ","
+    if column:
+        raise unknown_value_error(f"column in {path}", column[:80], _split_line(first_line, mark))
+    return _read_without_header(path, text, mark, _split_line(first_line, mark), prompt_columns, other_columns)
+
+
+def _decode(path: Path, data: bytes) -> str:
+    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not text in UTF-8, or in UTF-16 with a byte-order mark ({error.reason}, byte {error.start})."
+        ) from error
+    if text.count("\0") > len(text) / 10:  # HUB's attacks hold a few; UTF-16 without its mark has one for every letter
+        raise UserError(f"{path} is mostly NUL characters; save it as text in UTF-8.")
+    return text
+
+
+def _numbered_lines(path: Path, text: str) -> Iterator[tuple[int, str]]:
+    """Lines that are not blank, with their numbers. `splitlines` would also cut at separators inside a text, such as U+2028."""
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    if len(lines) > MAX_ROWS + 2:
+        lines = [line for _, line in _limit_rows(path, enumerate(lines))]
+    return ((i, line) for i, line in enumerate(lines, 1) if line.strip())
+
+
+def _csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Rows of a CSV that are not blank, with the lines they begin in; a quoted text can have several."""
+    line, reader = (
+        1,
+        csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True),
+    )  # strict: an open quote would swallow rows
+    try:
+        for row in reader:
+            if any(map(str.strip, row)):
+                yield line, tuple(row)
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {line}: not valid CSV ({error}); write a quote inside a quoted text twice.") from error
+
+
+def _split_line(line: str, delimiter: str) -> list[str]:
+    """The cells of a line, whatever its quotes are; no header is longer than 10,000 letters, and csv refuses cells of 131,072."""
+    return [cell.strip()[:80] for cell in next(csv.reader([line[:10_000]], delimiter=delimiter))]
+
+
+def _check_row_lengths(path: Path, rows: Iterable[tuple[int, tuple[str, ...]]], width: int) -> Iterator[tuple[int, tuple[str, ...]]]:
+    for line, row in rows:
+        if len(row) != width:
+            raise UserError(
+                f"{path}, line {line}: {len(row)} columns, expected {width} as in the header; it begins with {','.join(row)[:40]!r}. "
+                "Put a text that holds the separator in double quotes."
+            )
+        yield line, row
+
+
+def _read_without_header(
+    path: Path, text: str, delimiter: str, first_cells: Sequence[str], prompt_columns: Sequence[str], other_columns: Container[str]
+) -> ListTable:
+    """One text a line, quoted as in a CSV or not at all (as HUB's attacks are, which their own code reads by lines)."""
+    try:
+        rows, csv_error = _limit_rows(path, _csv_rows(path, text, delimiter)), ""
+    except UserError as error:
+        if "not valid CSV" not in str(error):
+            raise
+        rows, csv_error = [], "it is not valid CSV"
+    widths = {len(row) for _, row in rows}
+    if widths == {1}:
+        return ListTable((), tuple(rows))
+    if len(widths) == 1 or any(cell.lower() in other_columns for cell in first_cells):
+        raise UserError(
+            f"{_no_prompt_column(path, 'columns', first_cells, prompt_columns)}, or save the file as .txt if each line is one prompt."
+        )
+    reason = csv_error or "its rows have different numbers of columns"
+    note = f"no column is named as one of prompts and {reason}, so every line was read as one prompt, quotes and commas included"
+    return ListTable((), tuple((line, (line_text.strip(),)) for line, line_text in _numbered_lines(path, text)), notes=(note,))
+
+
+def _no_prompt_column(path: Path, noun: str, names: Sequence[str], known_names: Iterable[str]) -> str:
+    listing = ", ".join(repr(name[:40]) for name in names[:8])
+    return f"{path}: none of the {noun} {listing} holds prompts; known names are {', '.join(known_names)}. Name another with FILE#COLUMN"
+
+
+def _read_json(path: Path, text: str, wanted: Sequence[str], other_columns: Container[str], json_lines: bool) -> ListTable:
+    """JSON: a list of texts, or of mappings that name their columns; JSON lines: one of either a line."""
+    try:
+        if json_lines:
+            records = [(line, json.loads(line_text)) for line, line_text in _numbered_lines(path, text)]
+        else:
+            document = json.loads(text)
+            records = list(enumerate(document, 1)) if isinstance(document, list) else []
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid JSON ({str(error)[:100]}).") from error
+    records, unit = _limit_rows(path, records), "line" if json_lines else "record"
+    if records and all(isinstance(record, str) for _, record in records):
+        return ListTable((), tuple((i, (_json_cell(path, unit, i, record, True),)) for i, record in records), unit)
+    if not records or not all(isinstance(record, dict) for _, record in records):
+        raise UserError(f"{path} must hold a list of texts, or of mappings with a key such as {wanted[0][:80]!r}.")
+    keys = tuple(dict.fromkeys(key.lower() for _, record in records for key in record))
+    if not any(name in keys for name in wanted):
+        raise UserError(f"{_no_prompt_column(path, 'keys', keys, wanted)}.")
+    header, rows = tuple(key for key in keys if key in wanted or key in other_columns), []
+    for i, record in records:
+        lowercase_record = {key.lower(): value for key, value in record.items()}
+        rows.append((i, tuple(_json_cell(path, unit, i, lowercase_record.get(name), name in wanted) for name in header)))
+    return ListTable(header, tuple(rows), unit)
+
+
+def _json_cell(path: Path, unit: str, number: int, value: Any, is_prompt: bool) -> str:
+    if is_prompt and not isinstance(value, str | None):
+        raise UserError(f"{path}, {unit} {number}: a prompt must be text, got {json.dumps(value)[:80]}.")
+    text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise UserError(f"{path}, {unit} {number}: a text holds half a surrogate pair; write it as plain Unicode.")
+    return text.replace("\0", "")
+
+
+def _limit_rows(path: Path, items: Iterable[Item]) -> list[Item]:
+    rows = list(islice(items, MAX_ROWS + 2))
+    if len(rows) > MAX_ROWS + 1:
+        raise UserError(f"{path} has more than {MAX_ROWS:,} rows; give a part of it.")
+    return rows

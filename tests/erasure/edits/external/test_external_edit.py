@@ -1,0 +1,107 @@
+"""Erasures made elsewhere: whatever form they come in, they audit like the edit they came from."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from app.commands.audit import main
+from erasure import export
+from erasure.concept import Concept
+from erasure.edits import Edit
+from erasure.edits.external.external_edit import is_edit_path, load_external
+from erasure.erasing import apply_edits, erase
+from erasure.errors import UserError
+from erasure.families.stable_diffusion import StableDiffusion
+from erasure.methods.base import Method
+from tests import tiny
+from tests.erasure.methods.test_every_method import small
+
+CAT = [Concept(name="cat", kind="object", prompts=("a {} | a thing",))]
+
+
+def made(model: StableDiffusion, method: Method, out: Path) -> Edit:
+    return erase(model, CAT, method, out=out)
+
+
+def drawn(model: StableDiffusion, edit: Edit) -> torch.Tensor:
+    with apply_edits(model, [edit]):
+        return model.sample(["a cat"], [1], steps=2)
+
+
+@pytest.mark.parametrize("form", ["folder", "text-encoder", "lora", "state"])
+def test_every_form_draws_what_the_edit_draws(form: str, model: StableDiffusion, tmp_path: Path) -> None:
+    name = {"text-encoder": "advunlearn", "lora": "uce"}.get(form, "esd")
+    edit = made(model, small(name), tmp_path / "edit")
+    if form == "state":
+        values = {key.removeprefix("unet."): value for key, value in edit.tensors.items()}
+        save_file(values, tmp_path / "form.safetensors")
+        place = tmp_path / "form.safetensors"
+    else:
+        place = tmp_path / "form"
+        export.export_edit(model, edit, place, form)
+    assert is_edit_path(str(tmp_path / "edit")) and not is_edit_path(str(place))
+    if place.suffix == ".safetensors":  # also where it lies beside an edit
+        place = place.rename(tmp_path / "edit" / "other.safetensors")
+        assert is_edit_path(str(tmp_path / "edit" / "edit.safetensors")) and not is_edit_path(str(place))
+    found = load_external(model, str(place), CAT)
+    assert found.moved_parameters() == edit.moved_parameters()
+    assert torch.allclose(drawn(model, found), drawn(model, edit), atol=2e-2)
+    if form != "lora":  # whose factors are rounded apart
+        assert torch.equal(drawn(model, found), drawn(model, edit))
+    assert found.info.concepts[0]["name"] == "cat"
+
+
+def test_a_lora_in_kohyas_layout_is_scaled_by_alpha(model: StableDiffusion, tmp_path: Path) -> None:
+    block = "down_blocks.0.attentions.0.transformer_blocks.0"
+    layers = {
+        f"lora_unet_{block.replace('.', '_')}_attn2_to_q": f"unet.{block}.attn2.to_q",
+        f"lora_unet_{block.replace('.', '_')}_ff_net_2": f"unet.{block}.ff.net.2",
+        "lora_te_text_model_encoder_layers_0_self_attn_q_proj": "text_encoder.encoder.layers.0.self_attn.q_proj",
+        "lora_te_text_model_encoder_layers_0_mlp_fc1": "text_encoder.encoder.layers.0.mlp.fc1",
+    }
+    generator, tensors, deltas = torch.Generator().manual_seed(0), {}, {}
+    weights = {f"{layer}.weight": model.parameters()[f"{layer}.weight"] for layer in layers.values()}
+    for key, layer in layers.items():
+        rows, columns = weights[f"{layer}.weight"].shape
+        down, up = torch.randn(2, columns, generator=generator), torch.randn(rows, 2, generator=generator)
+        tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(1.0)}
+        deltas[f"{layer}.weight"] = 0.5 * up @ down
+    save_file(tensors, tmp_path / "k.safetensors")
+    found = load_external(model, str(tmp_path / "k.safetensors"), CAT)
+    assert found.moved_parameters() == weights.keys()
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    with apply_edits(model, [found]):
+        for name, weight in weights.items():
+            assert torch.allclose(weight.detach() - before[name], deltas[name], atol=1e-2)
+    assert all(torch.equal(weight, before[name]) for name, weight in weights.items())
+
+
+def test_what_is_no_erasure_is_one_line(model: StableDiffusion, tmp_path: Path) -> None:
+    tiny.save_pipeline(tmp_path / "base")
+    (tmp_path / "weights.pt").write_bytes(b"pickle")
+    (tmp_path / "broken.safetensors").write_bytes(b"x" * 20)
+    save_file({"model.diffusion_model.a": torch.zeros(1)}, tmp_path / "compvis.safetensors")
+    save_file({"other.weight": torch.zeros(1)}, tmp_path / "other.safetensors")
+    values = {k: v for k, v in load_file(next((tmp_path / "base" / "unet").glob("*.safetensors"))).items() if "conv_in.weight" in k}
+    save_file({k: v[:1] for k, v in values.items()}, tmp_path / "shape.safetensors")
+    for name, words in (
+        ("weights.pt", "never loaded"),
+        ("broken.safetensors", "cannot be read"),
+        ("compvis.safetensors", "holds 1 tensors of a UNet and 0 have a place in that of tiny"),
+        ("other.safetensors", "'unet.other.weight'"),
+        ("shape.safetensors", "conv_in.weight is"),
+        ("none", "no erasure at"),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_external(model, str(tmp_path / name), CAT)
+    from erasure.loading.loader import load_model
+
+    base = load_model(str(tmp_path / "base"))
+    with pytest.raises(UserError, match="equals"):
+        load_external(base, str(tmp_path / "base"), CAT)
+    with pytest.raises(UserError, match="give --concept, --model, --out"):
+        main([str(tmp_path / "other.safetensors")])
+    with pytest.raises(UserError, match="no edit at"):
+        main([str(tmp_path / "none")])

@@ -1,0 +1,95 @@
+"""AdvUnlearn: the attack lowers its loss, the losses are the paper's, the embedding table stays."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from erasure.concept import Concept
+from erasure.erasing import erase
+from erasure.families.stable_diffusion import StableDiffusion
+from erasure.methods.advunlearn import AdvUnlearn, predict_with_prefix
+from erasure.methods.base import TrainingContext
+from erasure.training import fill_cache as recorder
+
+CAT = [Concept(name="cat", kind="object", prompts=("{}",))]
+SMALL = {"walks": 2, "walk_steps": 3, "retain": ("the sea",), "retain_walks": 2, "batch": 2, "retain_batch": 3, "warmup": 0, "tokens": 2}
+
+
+def play_of(model: StableDiffusion, method: AdvUnlearn) -> TrainingContext:
+    bank = recorder.load_or_fill(model, method.query(CAT, 0))
+    return TrainingContext(model, bank, model.encode)
+
+
+def hidden(model: StableDiffusion) -> None:
+    """An encoder that says something else about everything, so that there is something for the attack to find."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in model.pipe.text_encoder.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+
+
+@pytest.mark.parametrize(("attack", "lr"), [("pgd", 0.1), ("fast_at", 0.02)])
+def test_the_attack_lowers_its_loss(model: StableDiffusion, attack: str, lr: float) -> None:
+    method = AdvUnlearn(**SMALL, attack=attack, attack_steps=20, attack_lr=lr)  # type: ignore[arg-type]
+    play = play_of(model, method)
+    hidden(model)
+    rows = play.sample_rows("erase", 2)
+    torch.manual_seed(0)
+    vocabulary = model.token_embeddings()
+    start = vocabulary[torch.randint(len(vocabulary), (2, 2))]
+    torch.manual_seed(0)
+    found = method.find_adversarial_prefix(play, rows)
+    with torch.no_grad():
+        before, after = (F.mse_loss(predict_with_prefix(play, rows, delta), rows.eps_cond) for delta in (start, found))
+    assert after < 0.9 * before
+    assert found.shape == start.shape
+
+
+def test_a_prefix_goes_before_the_words(model: StableDiffusion) -> None:
+    """The embeddings of real tokens as a prefix give what these tokens in the prompt give."""
+    tokenizer, table = model.pipe.tokenizer, model.token_embeddings()
+    prefix = table[tokenizer("a b", add_special_tokens=False).input_ids]
+    assert torch.allclose(model.encode(["c d"], prefix), model.encode(["a b c d"]), atol=1e-5)
+    each = model.encode(["c d", "e"], torch.stack((prefix, prefix.flip(0))))
+    assert torch.allclose(each, torch.cat((model.encode(["a b c d"]), model.encode(["b a e"]))), atol=1e-5)
+
+
+def test_a_prefix_cuts_words_but_not_the_end(model: StableDiffusion) -> None:
+    prefix = torch.zeros(3, model.token_embeddings().shape[1])
+    ids, _ = model._tokenize_prompts(["x " * 50], 3)
+    assert ids.shape[1] == model.pipe.tokenizer.model_max_length
+    assert ids[0, -1] == model.pipe.tokenizer.eos_token_id
+    assert torch.isfinite(model.encode(["x " * 50], prefix)).all()
+
+
+@pytest.mark.parametrize("kind", ["joint", "alternating"])
+def test_the_losses_are_the_papers(model: StableDiffusion, kind: str) -> None:
+    method = AdvUnlearn(**{**SMALL, "warmup": 5}, retain_loss=kind, retain_weight=0.3)  # type: ignore[arg-type]
+    play = play_of(model, method)
+    torch.manual_seed(2)
+    updates = list(method.step(play))
+    torch.manual_seed(2)
+    rows, kept = play.sample_rows("erase", 2), play.sample_rows("retain", 3)
+    erase_loss = F.mse_loss(model.predict(rows.x_t, rows.t, model.encode(rows.prompts)), 2 * rows.eps_neutral - rows.eps_cond)
+    retain_loss = 0.3 * F.mse_loss(model.predict(kept.x_t, kept.t, model.encode(kept.prompts)), kept.eps_cond)
+    expected = [erase_loss + retain_loss] if kind == "joint" else [erase_loss, retain_loss]
+    assert [u.loss.item() for u in updates] == pytest.approx([e.item() for e in expected], rel=1e-5)
+    assert [u.samples for u in updates] == ([5] if kind == "joint" else [2, 3])
+
+
+def test_the_embedding_tables_stay(model: StableDiffusion, tmp_path: Path) -> None:
+    edit = erase(model, CAT, AdvUnlearn(**SMALL, steps=3, attack_steps=2, lr=1e-2), out=tmp_path / "run")  # type: ignore[arg-type]
+    assert all(".embeddings." not in name for name in edit.moved_parameters())
+    assert any(".layers." in name for name in edit.moved_parameters())
+    assert all(name.startswith("text_encoder.") for name in edit.moved_parameters())
+
+
+def test_the_attack_starts_where_the_last_one_ended(model: StableDiffusion) -> None:
+    method = AdvUnlearn(**SMALL, attack_steps=1, attack_lr=1e-3, attack_init="latest")  # type: ignore[arg-type]
+    play = play_of(model, method)
+    first = method.find_adversarial_prefix(play, play.sample_rows("erase", 2))
+    second = method.find_adversarial_prefix(play, play.sample_rows("erase", 2))
+    assert (second - first).abs().max() < 0.01
+    assert torch.equal(play.state["delta"], second)

@@ -1,0 +1,140 @@
+"""Gates: three states, decided by the whole interval."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from erasure.errors import UserError
+from eval.report.conclusions import describe_gate
+from eval.scoring.advice import suggest_next_step
+from eval.scoring.counting import paired_differences
+from eval.scoring.gates import EXIT_CODES, PAIRED_RATES, Gate, decide_verdict, gates_digest, parse_gates
+from eval.suites.cases import PLAIN_ROLES, REPHRASED_ROLES
+from eval.suites.suite import load_suite
+
+ERASED = Gate(name="erased", rate="UA", at_least=0.9)
+KEPT = Gate(name="kept", rate="IRA", drop_at_most=0.1)
+
+
+def result(k: int, n: int, table: tuple[int, int, int, int] = (300, 0, 0, 0)) -> dict[str, Any]:
+    """An audit in which k of n pictures are erased, and a paired table of what was kept."""
+    cells = dict(zip(("both", "erased_only", "base_only", "neither"), table, strict=True))
+    return {"models": {"erased": {"rates": {"UA": {"k": k, "n": n}, "IRA": {"k": 1, "n": 1}}}}, "paired": {"IRA": cells}}
+
+
+@pytest.mark.parametrize(
+    ("k", "n", "state"), [(300, 300, "PASS"), (97, 100, "PASS"), (93, 100, "INCONCLUSIVE"), (9, 9, "INCONCLUSIVE"), (80, 100, "FAIL")]
+)
+def test_a_rate_passes_only_with_its_whole_interval(k: int, n: int, state: str) -> None:
+    decided = decide_verdict([ERASED], result(k, n))
+    assert decided["state"] == decided["gates"][0]["state"] == state
+    assert (decided["gates"][0]["needed"] is not None) == (state == "INCONCLUSIVE")
+
+
+def test_an_interval_on_the_threshold_is_never_a_pass() -> None:
+    decided = decide_verdict([ERASED], result(90, 100))
+    assert decided["state"] == "INCONCLUSIVE"
+    assert EXIT_CODES[decided["state"]] == 4
+    assert decided["gates"][0]["needed"] is None  # no number of pictures decides a share that lies on the threshold
+
+
+def test_the_number_that_would_decide_decides() -> None:
+    (gate,) = decide_verdict([ERASED], result(93, 100))["gates"]
+    n = gate["needed"]
+    assert decide_verdict([ERASED], result(round(0.93 * n), n))["state"] == "PASS"
+    assert f"Open: 100 pictures; about {n:,} are needed" in describe_gate(gate)
+    assert f"100 prompts; about {n:,} are needed" in suggest_next_step({**gate, "rate": "UA_attacked"}, result(93, 100))
+
+
+def test_kept_is_shown_and_not_assumed() -> None:
+    """Identical answers on few pictures do not show that nothing was lost."""
+    assert decide_verdict([KEPT], result(1, 1, (300, 0, 0, 0)))["state"] == "PASS"
+    assert decide_verdict([KEPT], result(1, 1, (8, 0, 0, 0)))["state"] == "INCONCLUSIVE"
+    assert decide_verdict([KEPT], result(1, 1, (200, 0, 100, 0)))["state"] == "FAIL"
+    assert decide_verdict([KEPT], result(1, 1, (280, 20, 0, 0)))["state"] == "PASS"  # it gained
+
+
+def test_the_rest_of_the_prompt_can_be_asked_for() -> None:
+    (gate,) = parse_gates({"rest": {"rate": "IPA", "drop_at_most": 0.1}}, "suite.yaml")
+    cells = {"both": 200, "erased_only": 0, "base_only": 100, "neither": 0}
+    found = decide_verdict([gate], {**result(300, 300), "paired": {"IPA": cells}})
+    assert (found["state"], found["gates"][0]["estimate"]) == ("FAIL", pytest.approx(1 / 3))
+
+
+def test_one_failure_fails_all_and_nothing_measured_is_no_pass() -> None:
+    assert decide_verdict([ERASED, KEPT], result(300, 300, (200, 0, 100, 0)))["state"] == "FAIL"
+    other = Gate(name="other", rate="CRA", at_least=0.5)
+    decided = decide_verdict([ERASED, other], result(300, 300))
+    assert decided["state"] == "INCONCLUSIVE"
+    assert decided["unmeasured"] == ["other"]
+
+
+@pytest.mark.parametrize(
+    ("gap", "said"),
+    [
+        ({"missing": {"clip": "no file"}}, "INCONCLUSIVE, clip"),
+        ({"attacks": [{"name": "soft", "crashed": "x"}]}, "INCONCLUSIVE, attack soft"),
+    ],
+)
+def test_nothing_passes_beside_a_missing_judge_or_a_crash(gap: dict[str, Any], said: str) -> None:
+    decided = decide_verdict([ERASED], {**result(300, 300), **gap})
+    assert (decided["state"], [gate["state"] for gate in decided["gates"]]) == ("INCONCLUSIVE", ["PASS"])
+    assert [line.partition(":")[0] for line in decided["withheld"]] == [said]
+    assert decide_verdict([ERASED], {**result(80, 100), **gap})["state"] == "FAIL"
+    whole = {"missing": {}, "attacks": [{"name": "soft", "skipped": "x"}, {"name": "seeds", "curve": []}]}
+    assert decide_verdict([ERASED], {**result(300, 300), **whole})["state"] == "PASS"
+
+
+def test_what_has_a_drop_is_what_is_paired() -> None:
+    """Every rate that a gate takes a drop of is in the paired table of an audit of one cell, and no other."""
+    cells = [("neon", "boat"), ("neon", "tree"), ("sketch", "boat"), ("sketch", "tree")]
+    asked = [(role, style, thing) for role in (*PLAIN_ROLES, *REPHRASED_ROLES, "neighbour") for style, thing in cells]
+    read = {"style": {"label": "sketch"}, "object": {"label": "tree"}}
+    rows = [
+        {"model": model, "role": role, "variant": "", "index": 0, "style": style, "object": thing, "read": read}
+        for model in ("base", "erased")
+        for role, style, thing in asked
+    ]
+    assert set(paired_differences(rows, "style", ["neon"], [], "boat")) == set(PAIRED_RATES)
+
+
+@pytest.mark.parametrize(
+    ("record", "words"),
+    [
+        ([1], "must map a name"),
+        ({"a": {"rate": "UAA", "at_least": 0.9}}, "Did you mean 'UA'"),
+        ({"a": {"rate": "UA"}}, "either at_least or drop_at_most"),
+        ({"a": {"rate": "UA", "at_least": 90}}, r"\[0, 1\]"),
+        ({"a": {"rate": "UA", "at_least": "0.9"}}, r"\[0, 1\]"),
+        ({"a": {"rate": "UA", "at_leest": 0.9}}, "Did you mean 'at_least'"),
+        ({"a": {"at_least": 0.9}}, "lacks a rate"),
+        ({"a": {"rate": "UA", "at_least": 0.9, "tier": "ful"}}, "Did you mean 'full'"),
+        ({"a": {"rate": "UA", "at_least": 0.9, "tier": ["full"]}}, "unknown tier of gate 'a'"),
+        ({"a": {"rate": "UA_named", "drop_at_most": 0.1}}, "no drop of UA_named is measured"),
+    ],
+)
+def test_gates_are_read_strictly(tmp_path: Path, record: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        parse_gates(record, "suite.yaml")
+    path = tmp_path / "s.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load((Path("prompts") / "pocket.yaml").read_text()), "gates": record}))
+    with pytest.raises(UserError, match=words):
+        load_suite(str(path))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"at_least": 0}, {"at_least": 0.0}, {"at_least": -0.0}, {"drop_at_most": 1}, {"drop_at_most": 1.0}], ids=str
+)
+def test_a_gate_that_every_model_passes_is_refused(fields: dict[str, float]) -> None:
+    with pytest.raises(UserError, match=r"gate 'a': (at_least 0|drop_at_most 1) is passed by every model; give at_least above 0 or drop"):
+        parse_gates({"a": {"rate": "UA", **fields}}, "suite.yaml")
+
+
+def test_other_thresholds_have_another_digest() -> None:
+    easy, hard = (Gate(name="a", rate="UA", at_least=share) for share in (0.5, 1))
+    assert gates_digest([easy]) == gates_digest([asdict(easy)]) != gates_digest([hard])
+    assert gates_digest([hard]) == gates_digest([Gate(name="a", rate="UA", at_least=1.0)])
+    assert gates_digest([]) != gates_digest([easy]) != gates_digest([easy, hard])

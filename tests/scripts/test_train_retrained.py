@@ -1,0 +1,66 @@
+"""A reference never sees its concept: not one picture, not one caption, in any step; and it shares no picture with pocket."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+from pocket_workshop import CELLS, TrainingSetup  # scripts are no package
+
+from erasure.pocket.captions import OBJECT_WORDS, STYLE_WORDS
+
+IMAGES = 900
+
+
+def shop(folder: Path, seed: int, without: str) -> TrainingSetup:
+    return TrainingSetup(argparse.Namespace(work=folder, out=folder, device="cpu", seed=seed, images=IMAGES), without)
+
+
+@pytest.mark.parametrize("without", ["glass", "fish", "ada"])
+def test_no_step_sees_a_picture_or_a_word_of_it(tmp_path: Path, without: str) -> None:
+    place, words = shop(tmp_path, 1, without), {**OBJECT_WORDS, **STYLE_WORDS}[without]
+    seen, captions = set(), []
+    for step in range(60):
+        rows = place.rows(step, 64)
+        seen |= {cell for row in rows for cell in [(place.canvas_images[row].object, place.canvas_images[row].style)]}
+        captions += place.captions(rows, salt=step)
+    assert seen == {cell for cell in CELLS if without not in cell}
+    said = [phrase for phrase in (*words.names, *words.implicit) if any(phrase in caption for caption in captions)]
+    assert not said
+    everything = shop(tmp_path, 1, "")  # the same check finds the words where nothing is excluded
+    asked = [caption for step in range(60) for caption in everything.captions(everything.rows(step, 64), salt=step)]
+    assert any(words.names[0] in caption for caption in asked)
+
+
+def test_trainings_share_no_picture_and_no_order(tmp_path: Path) -> None:
+    pocket, first, second = shop(tmp_path, 0, ""), shop(tmp_path, 1, "glass"), shop(tmp_path, 2, "glass")
+    for a, b in ((pocket, first), (pocket, second), (first, second)):
+        assert not {(p.object, p.style, p.seed) for p in a.canvas_images} & {(p.object, p.style, p.seed) for p in b.canvas_images}
+        assert a.rows(0, 64) != b.rows(0, 64)
+
+
+@pytest.mark.slow
+def test_the_command_names_excluded_cells_and_is_not_repeated(tmp_path: Path) -> None:
+    argv = [sys.executable, "scripts/train_retrained.py", "--without", "fish", "--seed", "2", "--work", str(tmp_path / "work")]
+    argv += ["--out", str(tmp_path / "out"), "--images", "160", "--batch", "8", "--unet-steps", "2"]
+    first = subprocess.run(argv, check=True, capture_output=True, text=True)
+    made = tmp_path / "out" / "without-fish-2.safetensors"
+    before = made.stat().st_mtime_ns
+    cells = json.loads((tmp_path / "work" / "without-fish-2" / "cells.json").read_text())
+    assert cells["excluded"] == [f"{o} in {s}" for o, s in CELLS if o == "fish"] and all(cell in first.stdout for cell in cells["excluded"])
+    with safe_open(made, "pt") as file:
+        assert file.metadata()["without"] == "fish" and file.metadata()["seed"] == "2"
+    subprocess.run(argv, check=True, capture_output=True)
+    assert made.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("seed", ["0", "10"])
+def test_seeds_of_pocket_and_of_its_judges_are_refused(tmp_path: Path, seed: str) -> None:
+    argv = [sys.executable, "scripts/train_retrained.py", "--without", "fish", "--seed", seed, "--work", str(tmp_path)]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert done.returncode == 2 and f"1 to 9, got {seed}" in done.stderr and not list(tmp_path.iterdir())
