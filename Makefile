@@ -24,7 +24,7 @@ browser:
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-# the README's pictures of the studio, taken by the browser tests
+# the README's images of the studio, taken by the browser tests
 screenshots: .venv/.ready
 	ERASURE_SCREENSHOTS=docs/images $(BIN)/pytest tests/app/web/test_browser.py
 

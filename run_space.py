@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from app.commands.studio import serve
+from app.commands.studio import serve_studio
 from app.web.address import listen
 from app.web.studio import Studio
 from erasure.loading.loader import load_model
 
 if __name__ == "__main__":
-    # a Space's own proxy stands before this port
-    serve(Studio(load_model("pocket"), Path("runs"), local=False), listen("0.0.0.0", 7860), None)
+    # the proxy of a Space is in front of this port
+    serve_studio(Studio(load_model("pocket"), Path("runs"), is_local=False), listen("0.0.0.0", 7860), None)

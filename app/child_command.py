@@ -1,17 +1,17 @@
-"""How this program starts another process of its own: with the same code, whatever the current folder holds."""
+"""Start another process of this program with the same code, whatever the current folder holds."""
 
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# the folder of the packages comes last on the path, for a checkout that is not installed; what is installed is found before it
+# For a checkout that is not installed. The folder comes last on the path, so that an installed package wins.
 START_CODE = "import sys; sys.path.append({root!r}); from {module} import main; sys.exit(main())"
 
 
 def child_argv(module: str, *arguments: str) -> list[str]:
-    """The argv that runs `main` of a module in a new process.
+    """Return the argv that runs `main` of a module in a new process.
 
-    `python -m` would import from the current folder first, and a user's own app.py or eval.py would run in place of ours. -P
-    leaves that folder out (https://docs.python.org/3/using/cmdline.html#cmdoption-P).
+    `python -m` imports from the current folder first, so a user's own app.py or eval.py would run in place of ours. -P leaves that
+    folder out (https://docs.python.org/3/using/cmdline.html#cmdoption-P).
     """
     return [sys.executable, "-P", "-c", START_CODE.format(root=str(ROOT), module=module), *arguments]

@@ -1,4 +1,4 @@
-"""What may be removed without losing a result: caches, downloads, runs that never ended. Files that nobody here writes are left alone."""
+"""Find and remove caches, downloads and incomplete runs. Files that this program does not write are left alone."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -16,29 +16,29 @@ from erasure.storage.locks import LOCK_FILE, FolderLocked, check_unlocked, lock_
 from erasure.storage.run import cache_folder
 from eval.audit import OUTPUT_FILES as AUDIT
 
-RUN_FILES = {"erase": ("job.json", *ERASURE), "audit": ("job.json", *AUDIT)}  # files of a run by its task, below its folder
+RUN_FILES = {"erase": ("job.json", *ERASURE), "audit": ("job.json", *AUDIT)}  # files in a run folder, by task
 JOB_FILES = ("spec.json", "claim.json", "error.json", "cancelled", "log.txt", "preview.png")
 KEY_PATTERN = "[0-9a-f]" * 16
 CACHE_FILES = {
-    "banks": (f"{KEY_PATTERN}/walks-[0-9]*.safetensors", f"{KEY_PATTERN}/images-[0-9]*.safetensors"),
+    "teacher-caches": (f"{KEY_PATTERN}/trajectories-[0-9]*.safetensors", f"{KEY_PATTERN}/images-[0-9]*.safetensors"),
     "tensors": (f"{KEY_PATTERN}.safetensors",),
     "samples": (f"[0-9a-f][0-9a-f]/{KEY_PATTERN}.png",),
     "divergence": (f"{KEY_PATTERN}.json",),
 }
-PRETRAINING_FILES = ("job.json", "result.json", "train.jsonl", "checkpoint.pt", "start.safetensors", "mask.safetensors")
+PRETRAINING_FILES = ("job.json", "result.json", "train.jsonl", "checkpoint.pt", "pretrained.safetensors", "mask.safetensors")
 ALL_FILES = ("*",)
 
 
 @dataclass(frozen=True)
 class RemovableFiles:
-    """A folder of which something may be removed."""
+    """Files in a folder that may be removed."""
 
     kind: Removable
     label: str
     folder: Path
     files: tuple[Path, ...]
-    other_count: int  # files there that nobody here writes, so that they stay
-    needs_lock: bool  # its lock has to be free
+    other_count: int  # files in the folder that this program does not write; they stay
+    needs_lock: bool  # whether the folder's lock must be free
 
     @property
     def size(self) -> int:
@@ -46,7 +46,7 @@ class RemovableFiles:
 
 
 def find_removable(root: Path, kinds: tuple[Removable, ...]) -> list[RemovableFiles]:
-    """Everything that may be removed of these kinds: in the cache, and below a folder with runs."""
+    """Return everything of these kinds that may be removed from the cache and from a folder with runs below it."""
     removable: list[RemovableFiles] = []
     if "caches" in kinds:
         removable += find_caches(cache_folder())
@@ -59,7 +59,7 @@ def find_removable(root: Path, kinds: tuple[Removable, ...]) -> list[RemovableFi
 
 
 def without_duplicates(entries: list[RemovableFiles]) -> Iterator[RemovableFiles]:
-    """Every file in one item alone, the first that names it."""
+    """Yield the entries with every file in one entry only, the first that lists it."""
     seen: set[Path] = set()
     for entry in entries:
         yield replace(entry, files=tuple(path for path in entry.files if path not in seen))
@@ -67,18 +67,17 @@ def without_duplicates(entries: list[RemovableFiles]) -> Iterator[RemovableFiles
 
 
 def find_caches(root: Path) -> Iterator[RemovableFiles]:
-    """What can be made again from a model: recordings, pictures, comparisons, and what some trainings begin with."""
+    """Yield what a model can make again: teacher caches, tensors, samples, divergences and pretrained weights."""
     for name, patterns in CACHE_FILES.items():
-        yield match_files(
-            "caches", name, root / name, patterns, needs_lock=False
-        )  # entries appear whole, and are made again where they are missing
-    for folder in sorted((root / "starts").glob("*")):
+        # no lock: entries are written atomically, and missing ones are made again
+        yield match_files("caches", name, root / name, patterns, needs_lock=False)
+    for folder in sorted((root / "pretraining").glob("*")):
         if fnmatchcase(folder.name, KEY_PATTERN) and not folder.is_symlink():
-            yield match_files("caches", "starts", folder, PRETRAINING_FILES)
+            yield match_files("caches", "pretraining", folder, PRETRAINING_FILES)
 
 
 def find_incomplete(folder: Path) -> Iterator[RemovableFiles]:
-    """A run without result.json, a job that stopped with nothing complete in it, and what killed processes left behind."""
+    """Yield a run without result.json, a stopped job without a complete run, or files that killed processes left behind."""
     if (task := task_of(folder)) and not is_path_taken(folder / "result.json"):
         yield match_files("incomplete", {"erase": "erasure", "audit": "audit"}[task], folder, RUN_FILES[task])
     elif is_path_taken(folder / "spec.json") and not any(folder.glob("*/result.json")):
@@ -94,7 +93,7 @@ def find_incomplete(folder: Path) -> Iterator[RemovableFiles]:
 def match_files(
     kind: Removable, label: str, folder: Path, patterns: Sequence[str], *, needs_lock: bool = True, recursive: bool = True
 ) -> RemovableFiles:
-    """The files of a folder whose names below it fit one of the patterns, and unfinished ones of dead processes."""
+    """Return the files of a folder that match one of the patterns, and unfinished files of dead processes."""
     matching, other_count = [], 0
     for path in iterate_files(folder) if recursive else (path for path in sorted(folder.iterdir()) if not path.is_dir()):
         if path.name.startswith(LOCK_FILE):
@@ -107,7 +106,7 @@ def match_files(
 
 
 def fits(path: Path, patterns: Sequence[str]) -> bool:
-    """Whether a relative path is as deep as one of the patterns and fits it; `*` alone takes everything."""
+    """Return whether a relative path matches a pattern of the same depth; `*` alone matches every path."""
     return any(
         pattern == "*" or (pattern.count("/") == len(path.parts) - 1 and all(map(fnmatchcase, path.parts, pattern.split("/"))))
         for pattern in patterns
@@ -115,7 +114,7 @@ def fits(path: Path, patterns: Sequence[str]) -> bool:
 
 
 def task_of(folder: Path) -> str:
-    """erase or audit, by the job.json of a run; empty for anything else."""
+    """Return "erase" or "audit" from the job.json of a run; empty for any other folder."""
     with suppress(UserError):
         record = read_json(folder / "job.json") if (folder / "job.json").is_file() else None
         if isinstance(record, dict) and record.get("task") in RUN_FILES and "base" in record:
@@ -124,22 +123,22 @@ def task_of(folder: Path) -> str:
 
 
 def remove_files(entry: RemovableFiles) -> int:
-    """Remove an item's files, then folders that are empty; returns the bytes freed.
+    """Remove the files of an entry, then empty folders. Return the bytes freed.
 
     Raises:
-        Busy: a living process works there; nothing was removed.
+        FolderLocked: A running process holds the folder's lock. Nothing was removed.
     """
     with lock_folder(entry.folder, "erasure clean") if entry.needs_lock else nullcontext():
         if entry.needs_lock and entry.kind == "incomplete" and is_path_taken(entry.folder / "result.json"):
-            return 0  # it has ended since it was looked at
+            return 0  # the run has finished since the entry was made
         freed = _delete_files(entry)
-    with suppress(OSError):  # something is in it
+    with suppress(OSError):  # not empty
         entry.folder.rmdir()
     return freed
 
 
 def lock_message(entry: RemovableFiles) -> str:
-    """Who works in an item's folder; empty where nobody does."""
+    """Return who holds the lock of an entry's folder; empty where it is free or not needed."""
     try:
         if entry.needs_lock:
             check_unlocked(entry.folder)
@@ -156,13 +155,13 @@ def _delete_files(entry: RemovableFiles) -> int:
             path.unlink()
             freed += size
     for subfolder in sorted({parent for path in entry.files for parent in path.parents if entry.folder in parent.parents}, reverse=True):
-        with suppress(OSError):  # something is in it
+        with suppress(OSError):  # not empty
             subfolder.rmdir()
     return freed
 
 
 def iterate_folders(root: Path) -> Iterator[Path]:
-    """A folder and all below it; links are not followed."""
+    """Yield a folder and all folders below it. Links are not followed."""
     for path, subfolders, _ in os.walk(root):
         subfolders.sort()
         yield Path(path)

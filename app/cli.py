@@ -1,4 +1,4 @@
-"""The `erasure` command. Parsing only: every command calls library functions that the rest of the house can call too."""
+"""The `erasure` command. It only parses: every command calls library functions that are public."""
 
 import importlib.metadata
 import os
@@ -12,21 +12,21 @@ from erasure.errors import AssumptionWarning, Unfinished, UserError, is_out_of_m
 
 COMMANDS = {
     "erase": "erase concepts from a model and save an edit",
-    "audit": "measure an edit: what is gone, what else went with it; writes report.html",
+    "audit": "measure an edit: what it erased and what else it changed; writes report.html",
     "export": "turn an edit into a LoRA file, a diffusers folder or a text encoder, for other programs",
     "jobs": "run plans of many erasures and audits; status and leaderboard",
-    "studio": "serve the web page: compare, erase, audit, board",
+    "studio": "serve the web page: compare, erase, audit, leaderboard",
     "demo": "erase a style from the shipped pocket model, audit it and write a report",
     "methods": "list the erasure methods",
-    "clean": "show, and with --yes remove, caches, downloads and incomplete runs",
-    "doctor": "say what is installed, which device is used, what is missing",
+    "clean": "show caches, downloads and incomplete runs; --yes removes them",
+    "doctor": "show what is installed, which device is used and what is missing",
 }
 USAGE_ERROR, INCOMPLETE = 1, 2
 DEFAULT_FORMATWARNING = warnings.formatwarning
 COMPUTE_COMMANDS = ("erase", "audit", "demo", "export", "jobs", "studio")
-# glibc keeps large tensors in the heap instead of fetching fresh pages for each; about a third of a training step on a CPU
-# (docs/performance.md). OpenMP threads that wait for each other spin for long; two processes on the same cores then slow each other down
-# several times over. Both are read at start only.
+# With these values glibc keeps large tensors in the heap instead of mapping new pages for each. This saves about a third of a training
+# step on a CPU (docs/performance.md). Waiting OpenMP threads spin for long by default, so that two processes on the same cores slow each
+# other down several times over. Both settings are read at process start only.
 PROCESS_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
@@ -38,7 +38,10 @@ PROCESS_ENVIRONMENT = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command. Exit codes: 0 done or PASS, 1 usage error, 2 incomplete (the same command continues), 3 FAIL, 4 INCONCLUSIVE."""
+    """Run a command and return its exit code.
+
+    0 is done or PASS, 1 a usage error, 2 incomplete (the same command continues), 3 FAIL, 4 INCONCLUSIVE.
+    """
     arguments = sys.argv[1:] if argv is None else argv
     if (
         argv is None
@@ -63,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
         return run(rest)
     except UserError as error:
         return report_error(str(error), INCOMPLETE if isinstance(error, Unfinished) else USAGE_ERROR)
-    except BrokenPipeError:  # the reader of our output has gone, as in `erasure methods | head`
+    except BrokenPipeError:  # the reader of the output has closed, as in `erasure methods | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return USAGE_ERROR
     except Exception as error:
@@ -77,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
             )
         if isinstance(error, OSError):
             return report_error(f"{error.filename or name}: {error.strerror or error}.", USAGE_ERROR)
-        raise  # a fault of this program, which should be seen
+        raise  # a bug in this program; show the traceback
     except KeyboardInterrupt:
         return report_error("interrupted; the same command continues where it stood.", INCOMPLETE)
 
@@ -95,7 +98,7 @@ def installed_version() -> str:
 
 
 def format_warning(message: Warning | str, category: type[Warning], *args: Any, **kwargs: Any) -> str:
-    """A warning as the terminal shows it: what the user should know without the place in our code, all others as Python does."""
+    """Format a warning for the terminal: an AssumptionWarning without the line of code, all others as Python does."""
     return (
         f"erasure: warning: {message}\n"
         if issubclass(category, AssumptionWarning)
@@ -105,7 +108,7 @@ def format_warning(message: Warning | str, category: type[Warning], *args: Any, 
 
 def format_usage() -> str:
     lines = [f"  {name:<9} {text}" for name, text in COMMANDS.items()]
-    hint = "`erasure COMMAND --help` lists the options of a command; `erasure --version` says which this is."
+    hint = "`erasure COMMAND --help` lists the options of a command; `erasure --version` prints the version."
     return "\n".join(["usage: erasure COMMAND [options]", "", *lines, "", hint])
 
 

@@ -1,4 +1,4 @@
-"""Oddities are said before the work begins, and asked about where a person can answer."""
+"""Print hints before the work begins, and ask for confirmation where a person can answer."""
 
 import sys
 from collections.abc import Sequence
@@ -7,14 +7,13 @@ from erasure.errors import to_one_line
 
 
 def confirm(hints: Sequence[str], yes: bool = False) -> bool:
-    """Print what is odd; whether to go on all the same.
+    """Print the hints and return whether to continue.
 
-    A person at a terminal is asked, unless `yes` answered beforehand. A script is never kept waiting: it gets the warnings, and the
-    work is done.
+    A person at a terminal is asked, unless `yes` is set. A script never waits: it gets the warnings and the work continues.
     """
     for hint in hints:
         print(f"erasure: warning: {to_one_line(hint)}", file=sys.stderr)
     if yes or not hints or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return True
-    print("erasure: go on all the same? [y/N] ", end="", file=sys.stderr, flush=True)
+    print("erasure: continue? [y/N] ", end="", file=sys.stderr, flush=True)
     return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -1,4 +1,4 @@
-"""Command lines from dataclasses through tyro; every mistake becomes one line."""
+"""Parse command lines into dataclasses with tyro; every mistake becomes a one-line message."""
 
 import contextlib
 import dataclasses
@@ -21,14 +21,14 @@ T = TypeVar("T")
 
 
 def parse_options(cls: type[T], argv: Sequence[str], command: str) -> T:
-    """An instance of a dataclass from flags.
+    """Parse flags into an instance of a dataclass.
 
     Raises:
-        UserError: a flag that does not exist, a value of the wrong type, a missing required flag.
+        UserError: A flag does not exist, a value has the wrong type, a required flag is missing, or an argument is not text.
     """
     for argument in argv:
         if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in argument):
-            raise UserError(f"{argument!r} is not text: it holds a NUL, or bytes that are not UTF-8.")
+            raise UserError(f"{argument!r} is not text: it contains a NUL, or bytes that are not UTF-8.")
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
@@ -40,10 +40,10 @@ def parse_options(cls: type[T], argv: Sequence[str], command: str) -> T:
 
 
 def check_values(options: T) -> T:
-    """The options, if every number is one and the model can be: both are told before torch is imported.
+    """Return the options after checking numbers and model, before torch is imported.
 
     Raises:
-        UserError: NaN or an infinite number; a model that is neither here nor could be on the hub.
+        UserError: A number is NaN or infinite, or the model is neither a local file nor a possible hub id.
     """
     for f in dataclasses.fields(options):  # type: ignore[arg-type]  # a dataclass
         value = getattr(options, f.name)
@@ -55,10 +55,10 @@ def check_values(options: T) -> T:
 
 
 def summarize_error(message: str) -> str:
-    """tyro's framed complaint as one sentence: its first paragraph, and the flag it thinks was meant."""
+    """Reduce tyro's framed error message to one line: its first paragraph and the flag that it suggests."""
     lines = [line.strip(" │") for line in message.splitlines() if not line.startswith(("╭", "╰"))]
     text = " ".join(line for line in lines if not set(line) <= {"─"})
-    text = re.sub(r"Exceeds the limit \(\d+ digits\).*?increase the limit", "the number has too many digits", text)  # Python's own words
+    text = re.sub(r"Exceeds the limit \(\d+ digits\).*?increase the limit", "the number has too many digits", text)  # Python's own message
     first_paragraph = re.split(r"Got errors:|Argument helptext|For full helptext|Perhaps you meant", text)[0]
     suggested = re.search(r"Perhaps you meant:?\s+(--[\w-]+)", text)
     failed_conversion = re.search(r"could not convert string to (\w+): (\S+)", text)
@@ -68,19 +68,19 @@ def summarize_error(message: str) -> str:
 
 
 def suggest_choice(message: str) -> str:
-    """The allowed choice that is closest to a wrong one, as a half sentence; nothing where none is close."""
+    """Return "; did you mean ..." with the allowed choice closest to a wrong one; empty where none is close."""
     match = re.search(r"invalid choice '([^']*)'.*?Expected one of \((.*?)\)", " ".join(message.split()))
     closest = difflib.get_close_matches(match[1], re.findall(r"'([^']*)'", match[2]), n=1) if match else []
     return f"; did you mean {closest[0]!r}" if closest else ""
 
 
 def combine_options(name: str, *classes: type, recipe: Mapping[str, Any] | None = None, note: str = "") -> type:
-    """One dataclass with the fields of several, their trailing comments as help; later classes do not override earlier ones.
+    """Merge the fields of several dataclasses into one, with their trailing comments as help. Earlier classes win.
 
     Args:
-        recipe: values that stand where nothing is given; the help names the class's own default beside them. What it says about the
-            first class is only told: those fields are filled in later.
-        note: what the help says besides the first class's own words.
+        recipe: Defaults that replace those of the classes; the help shows the class's own default beside them. For fields of the
+            first class the help only mentions the recipe's value: these fields are filled in later.
+        note: Text that the help adds to the first class's docstring.
     """
     merged: dict[str, tuple[str, Any, Any]] = {}
     for cls in classes:
@@ -88,7 +88,7 @@ def combine_options(name: str, *classes: type, recipe: Mapping[str, Any] | None 
         for f in dataclasses.fields(cls):
             value, help_text = f.default, comments.get(f.name, "")
             if recipe and f.name in recipe and cls is classes[0]:
-                help_text = f"{help_text} (the recipe's, where none is given: {abbreviate(recipe[f.name])})"
+                help_text = f"{help_text} (from the recipe if not given: {abbreviate(recipe[f.name])})"
             elif recipe and f.name in recipe and recipe[f.name] != f.default:
                 value, help_text = recipe[f.name], f"{help_text} (the paper's: {abbreviate(f.default)})"
             annotation: Any = Annotated[f.type, tyro.conf.arg(help=help_text)]  # type: ignore[name-defined]  # a type at run time
@@ -99,12 +99,12 @@ def combine_options(name: str, *classes: type, recipe: Mapping[str, Any] | None 
 
 
 def abbreviate(value: object) -> str:
-    """A value for one line; long lists by their length."""
-    return f"({len(value)} sentences)" if isinstance(value, tuple) and len(value) > 2 else str(value) or "nothing"
+    """Format a value for one line; a long list by its length."""
+    return f"({len(value)} prompts)" if isinstance(value, tuple) and len(value) > 2 else str(value) or "nothing"
 
 
 def flag_value(argv: Sequence[str], flag: str, default: str) -> str:
-    """The value of a flag before the whole line is parsed; of several the last, which counts."""
+    """Return the value of a flag before the whole line is parsed; the last one if it is repeated."""
     value = default
     for i, argument in enumerate(argv):
         if argument.startswith(f"{flag}="):
@@ -115,10 +115,10 @@ def flag_value(argv: Sequence[str], flag: str, default: str) -> str:
 
 
 def check_edits_exist(edits: Sequence[Path]) -> None:
-    """Complain about a mistyped edit before torch is imported to read it.
+    """Check that the paths of edits exist, before torch is imported to read them.
 
     Raises:
-        UserError: nothing is there.
+        UserError: A path does not exist.
     """
     for edit in edits:
         if not os.path.lexists(edit):  # not Path.exists, which raises for a name that is too long
@@ -126,7 +126,7 @@ def check_edits_exist(edits: Sequence[Path]) -> None:
 
 
 def find_given_fields(argv: Sequence[str], names: Sequence[str]) -> set[str]:
-    """Which of the fields were named on the command line."""
+    """Return which of the fields appear on the command line."""
     flags = {
         argument.split("=", 1)[0].removeprefix("--").removeprefix("no-").replace("-", "_") for argument in argv if argument.startswith("--")
     }

@@ -1,4 +1,4 @@
-"""What is to be erased: a name, its kind, the prompts that train the erasure, and what should stand in its place."""
+"""What to erase: a name, its kind, the prompts that train the erasure, and what should take its place."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -9,7 +9,7 @@ ConceptKind = Literal["style", "object", "person", "nsfw"]
 SLOT = "{}"
 MAX_TEXT_LENGTH = 10_000  # characters of a name, a prompt, an anchor or an alias
 
-# Prompt templates per kind; the slot takes the concept.
+# Prompt templates by kind; the concept fills the slot.
 PROMPT_TEMPLATES: dict[ConceptKind, tuple[str, ...]] = {
     "style": ("{}", "{} style", "a picture in {} style", "a painting in the style of {}"),
     "object": ("{}", "a {}", "a photo of a {}", "a picture of a {}"),
@@ -24,11 +24,15 @@ class Concept:
 
     Attributes:
         name: what people call it, such as "Van Gogh".
-        kind: decides templates and recipe.
-        prompts: sentences with one `{}` where the concept goes, optionally followed by `|` and what they say without it;
-            empty means the templates of the kind.
+        kind: decides the prompt templates and the recipe.
+        prompts: prompt templates with one `{}` where the concept goes, optionally followed by `|` and the same prompt without the
+            concept; empty means the templates of the kind.
         anchor: what the concept should become; "" means nothing in particular.
-        aliases: synonyms and implicit descriptions. They are for evaluation and never trained on.
+        aliases: synonyms and implicit descriptions, for evaluation only; they are never trained on.
+
+    Raises:
+        UserError: An empty name, an unknown kind, a text that is too long or not valid Unicode, an anchor that equals the name, or a
+            prompt template without exactly one slot.
     """
 
     name: str
@@ -43,9 +47,9 @@ class Concept:
         for text in (self.name, self.anchor, *self.prompts, *self.aliases):
             if len(text) > MAX_TEXT_LENGTH or any(
                 character == "\0" or "\ud800" <= character <= "\udfff" for character in text
-            ):  # half of a pair is not UTF-8
+            ):  # half of a surrogate pair is not valid Unicode
                 raise UserError(
-                    f"texts of a concept are valid Unicode of at most {MAX_TEXT_LENGTH:,} characters, no NUL; got {text[:40]!r}."
+                    f"texts of a concept must be valid Unicode of at most {MAX_TEXT_LENGTH:,} characters without NUL; got {text[:40]!r}."
                 )
         if self.kind not in get_args(ConceptKind):
             raise unknown_value_error("kind", self.kind, get_args(ConceptKind))
@@ -56,10 +60,10 @@ class Concept:
                 raise UserError(f"a training prompt needs exactly one {SLOT} where the concept goes, got {prompt!r}.")
 
     def prompt_pairs(self) -> list[tuple[str, str]]:
-        """Pairs (with the concept, without it).
+        """Return pairs (prompt with the concept, prompt without it).
 
-        "a {} in neon style | neon style" gives both sides; with an anchor the slot is filled with it instead; otherwise
-        a sentence without its concept says nothing, which is the empty prompt of the papers.
+        "a {} in neon style | neon style" gives both prompts. With an anchor, the second one is the first with the anchor in the slot.
+        Without either, the second one is empty, as in the papers.
         """
         pairs = []
         for template in self.prompts or PROMPT_TEMPLATES[self.kind]:
@@ -73,24 +77,25 @@ class Concept:
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> "Concept":
-        """Back from JSON, which has lists for tuples."""
+        """Return the concept that `to_dict` wrote; JSON has lists instead of tuples."""
         values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
         return cls(**values)
 
 
 def fill_template(template: str, text: str) -> str:
+    """Return the template with `text` in its slot and single spaces between words."""
     return " ".join(template.replace(SLOT, text).split())
 
 
 def parse_concepts(text: str, *, kind: ConceptKind, prompts: tuple[str, ...] = (), anchor: str = "") -> list[Concept]:
-    """Concepts from "a; b; c".
+    """Return the concepts of "a; b; c".
 
     Raises:
-        UserError: an empty name, or the same name twice.
+        UserError: A name is empty or appears twice.
     """
     names = [part.strip() for part in text.split(";")]
     if not all(names):
         raise UserError(f"every concept needs a name, and one is missing in {text!r}; write them like 'neon; sketch'.")
     if len({name.lower() for name in names}) < len(names):
-        raise UserError(f"a concept is named twice in {text!r}; every concept is erased once.")
+        raise UserError(f"a concept is named twice in {text!r}; name every concept once.")
     return [Concept(name=name, kind=kind, prompts=prompts, anchor=anchor) for name in names]

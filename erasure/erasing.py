@@ -1,8 +1,7 @@
-"""erase(model, concepts, method) -> Edit: the whole way from a concept to a file, resumable in its run folder."""
+"""erase(model, concepts, method) -> Edit: from a concept to a file, resumable in its run folder."""
 
 import importlib.metadata
 import json
-import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,17 +19,18 @@ from erasure.config.validation import build_dataclass
 from erasure.edits import Edit, EditInfo, apply_edits
 from erasure.errors import NotFiniteError, UserError, unknown_value_error
 from erasure.export.model_card import sample_before_after, write_card
-from erasure.families.base import Cost, DiffusionModel
+from erasure.families.base import DiffusionModel
+from erasure.families.cost import Cost
 from erasure.methods.base import Guided, Method, MethodResult, Trained, TrainingContext, TrainingFree
+from erasure.peak_memory import measure_peak_memory, reset_peak_memory
 from erasure.storage.files import print_message
 from erasure.storage.locks import lock_folder
 from erasure.storage.run import Run, cache_folder, check_tracker, hash_record, write_json
 from erasure.storage.tensor_files import load_or_make
-from erasure.training import fill_cache as recorder
-from erasure.training import saliency
+from erasure.training import fill_cache, saliency
 from erasure.training.loop import TrainingOptions, train
 
-# all that an erasure leaves in its folder, and all that --fresh removes there
+# everything that an erasure writes into its folder, and that --fresh removes there
 OUTPUT_FILES = (
     *("edit.safetensors", "edit.json", "README.md", "before-after-[0-9]*.png", "timing.json"),
     *("train.jsonl", "mask.safetensors", "checkpoint.pt", ".checkpoint.part"),
@@ -39,17 +39,20 @@ RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 
 
 def find_recipe(cls: type[Method], concepts: list[Concept], family: str) -> dict[str, Any]:
-    """Field values recommended for the first concept's kind on this model family; empty where the defaults stand."""
+    """Return the recommended field values for the first concept's kind on this model family; empty if the defaults apply."""
     return dict(cls.recipes.get((concepts[0].kind, family), {}))
 
 
 def configure_method(
     cls: type[Method], concepts: list[Concept], family: str, overrides: dict[str, Any]
 ) -> tuple[Method, list[Concept], dict[str, Any]]:
-    """Method and concepts with the recipe filled in where nothing was given, and what differs from the paper's defaults.
+    """Return the method, the concepts, and the fields that differ from the paper's defaults; the recipe fills in what is not given.
+
+    Args:
+        overrides: field values that take precedence over the recipe.
 
     Raises:
-        UserError: a field the method does not have, or a value of another type.
+        UserError: The method has no such field, or a value has the wrong type.
     """
     values = find_recipe(cls, concepts, family)
     prompts, anchor = values.pop("prompts", ()), values.pop("anchor", "")
@@ -61,7 +64,8 @@ def configure_method(
     for name in overrides:
         if name not in allowed:
             raise unknown_value_error("field", name, allowed)
-    values.update({name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()})  # files have lists alone
+    # JSON and YAML have only lists
+    values.update({name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()})
     method = build_dataclass(cls, values, f"method {cls.__module__.rsplit('.', 1)[-1]}")
     non_defaults = {f.name: getattr(method, f.name) for f in fields(cls) if getattr(method, f.name) != f.default}
     return method, concepts, non_defaults
@@ -70,7 +74,7 @@ def configure_method(
 def make_job(
     model: DiffusionModel, concepts: list[Concept], method: Method, seed: int, after: Sequence[Edit] = (), mask: Path | None = None
 ) -> dict[str, Any]:
-    """What identifies an erasure: a hash of it names its run folder."""
+    """Return what identifies an erasure; its hash names the run folder."""
     return {
         "task": "erase",
         "base": model.fingerprint(),
@@ -80,7 +84,7 @@ def make_job(
         "version": method.version,
         "fields": asdict(method),
         "mask": saliency.mask_digest(mask) if mask else "",
-        "read": recorder.source_digests(method.query(concepts, seed)) if isinstance(method, Trained) else {},
+        "sources": fill_cache.source_digests(method.query(concepts, seed)) if isinstance(method, Trained) else {},
         "seed": seed,
         "compute": str(model.compute_dtype).removeprefix("torch."),
     }
@@ -100,26 +104,30 @@ def erase(
     gradient_checkpointing: bool = False,
     on_step: Callable[[Trained, TrainingContext], None] | None = None,
 ) -> Edit:
-    """Make an edit that erases the concepts; `model` is left as it was.
+    """Make an edit that erases the concepts; `model` stays unchanged.
 
-    The folder `out` is continued if it holds the same job. It ends with edit.safetensors, edit.json, README.md (a card with pictures),
-    timing.json, for trained methods train.jsonl and mask.safetensors where there is one, and, last, result.json.
+    If `out` holds the same job, it is continued. In the end it holds edit.safetensors, edit.json, README.md (a model card with images),
+    timing.json, for trained methods train.jsonl and (if there is a mask) mask.safetensors, and finally result.json.
 
     Args:
-        after: edits that are in place while this one is made; it counts from them and asks for them when it is applied.
-        mask: a saved saliency mask; only its entries move.
-        watch: called after every training step, such as erasure.training.preview.Preview.
+        out: the run folder.
+        after: edits that are applied while this one is made; it builds on them and requires them when it is applied.
+        mask: a saved saliency mask; only its entries are trained.
+        fresh: start over instead of continuing.
+        report_to: an experiment tracker, or "none".
+        on_step: called after every training step, such as erasure.training.preview.Preview.
 
     Raises:
-        UserError: another job in `out`, an unknown region, a loss that is NaN or Inf, a mask for a method that trains nothing, a seed
-            out of its range.
-        Busy: another process is writing into `out`.
+        UserError: `out` holds another job, the region is unknown, the loss is NaN or Inf, a mask or gradient checkpointing does not
+            work with the method, or the seed is out of range.
+        NotFiniteError: The edit holds NaN or Inf.
+        FolderLocked: Another process is writing into `out`.
     """
     check_seed(seed)
     check_tracker(report_to)
     if mask and not isinstance(method, Trained):
         raise UserError(f"--mask is for trained methods; {type(method).__name__} trains nothing.")
-    if gradient_checkpointing and not getattr(method, "recomputes", True):
+    if gradient_checkpointing and not getattr(method, "supports_gradient_checkpointing", True):
         raise UserError(f"--gradient-checkpointing does not work with {type(method).__name__}, which switches adapters between passes.")
     if isinstance(method, Guided):
         model.check_supports_guidance()
@@ -134,7 +142,7 @@ def erase(
 
 
 def load_finished_edit(run: Run, verbose: bool = True) -> Edit | None:
-    """The edit of a complete run; None where it is not complete, or damaged, which is told unless `say` is off."""
+    """Return the edit of a complete run; None if the run is incomplete or damaged (a message tells so if `verbose`)."""
     result = None if run.fresh else run.read_result(verbose)
     if result is None:
         return None
@@ -142,7 +150,7 @@ def load_finished_edit(run: Run, verbose: bool = True) -> Edit | None:
         edit = Edit.load(run.folder)
         if edit.digest() == result.get("edit"):
             return edit
-        problem = f"{run.folder} holds another edit than its result.json says."
+        problem = f"{run.folder} holds a different edit than its result.json says."
     except UserError as error:
         problem = str(error)
     if verbose:
@@ -153,17 +161,16 @@ def load_finished_edit(run: Run, verbose: bool = True) -> Edit | None:
 def _run_erasure(
     run: Run, model: DiffusionModel, concepts: list[Concept], method: Method, after: Sequence[Edit], options: TrainingOptions
 ) -> Edit:
-    """The work of `erase`, in a folder that is this process's own."""
+    """Do the work of `erase`, in a folder that this process has locked."""
     out = run.folder
     with apply_edits(model, after):
         if isinstance(method, Trained):
-            model.parameter_names(method.region)  # complains before anything is written
+            model.parameter_names(method.region)  # raises for an unknown region before anything is written
         run.begin()
-        if model.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(model.device)
+        reset_peak_memory(model.device)
         started = time.monotonic()
         concept_checks = check_concepts(model, concepts)
-        if weakly_known := [check for check in concept_checks if check.doubtful]:
+        if weakly_known := [check for check in concept_checks if check.weakly_known]:
             warnings.warn(describe_weakly_known(weakly_known), WeaklyKnownConcept, stacklevel=2)
         result = run_method(model, concepts, method, options)
         ended = time.monotonic()
@@ -174,60 +181,58 @@ def _run_erasure(
     edit.save(out)
     with apply_edits(model, after):
         write_card(out, edit, sample_before_after(model, edit), "edit")
-    write_json(out / "timing.json", {"seconds": round(ended - started, 2), **_peak_memory(model)})
+    write_json(out / "timing.json", {"seconds": round(ended - started, 2), **measure_peak_memory(model.device)})
     (out / "checkpoint.pt").unlink(missing_ok=True)
     run.finish({"edit": edit.digest(), "cost": cost, "bytes": (out / "edit.safetensors").stat().st_size})
     return edit
 
 
 def forecast_erasure(model: DiffusionModel, concepts: list[Concept], method: Method) -> Cost:
-    """Passes of a whole erasure: the method's own and the check whether the model knows the concepts."""
+    """Return the cost of a whole erasure: the method's own and that of the concept check."""
     return method.forecast_cost(model, concepts) + concept_check_cost(concepts)
 
 
 def run_method(model: DiffusionModel, concepts: list[Concept], method: Method, options: TrainingOptions) -> MethodResult:
-    """What the method finds, in whichever of the three shapes it has."""
+    """Run the method, which has one of the three shapes of erasure.methods.base."""
     match method:
         case Trained():
             return train(
                 model,
                 method,
-                recorder.load_or_fill(model, method.query(concepts, options.seed)),
+                fill_cache.load_or_fill(model, method.query(concepts, options.seed)),
                 options,
                 load_or_pretrain(model, method, options),
             )
         case TrainingFree():
             return method.solve(model, concepts, options.seed)
         case Guided():
-            return MethodResult({}, {"text": method.guidance_prompt(concepts)})
+            return MethodResult({}, {"prompt": method.guidance_prompt(concepts)})
         case _:
             raise TypeError(f"{type(method).__name__} has none of the shapes of erasure.methods.base")
 
 
 def load_or_pretrain(model: DiffusionModel, method: Trained, options: TrainingOptions) -> dict[str, Tensor]:
-    """What the training before this one ended with, from the cache or made now; it is resumed like any other."""
+    """Return the tensors of the method's pretraining, from the cache or trained now; an interrupted pretraining is resumed."""
     pretraining = method.pretraining()
     if pretraining is None:
         return {}
     job = {
-        "task": "start",
+        "task": "pretrain",
         "base": model.fingerprint(),
         "method": type(pretraining).__name__,
         "fields": asdict(pretraining),
         "compute": str(model.compute_dtype),
     }
-    folder = cache_folder() / "starts" / hash_record(job)
+    folder = cache_folder() / "pretraining" / hash_record(job)
 
-    def trained() -> dict[str, Tensor]:
-        result = train(
-            model, pretraining, recorder.load_or_fill(model, pretraining.query([], 0)), replace(options, folder=folder, seed=0, mask=None)
-        )
-        return result.tensors
+    def pretrain() -> dict[str, Tensor]:
+        cache = fill_cache.load_or_fill(model, pretraining.query([], 0))
+        return train(model, pretraining, cache, replace(options, folder=folder, seed=0, mask=None)).tensors
 
-    with lock_folder(folder, "erasure erase", wait=True):  # whoever comes second finds what the first has made
+    with lock_folder(folder, "erasure erase", wait=True):  # a second process waits and loads what the first one made
         run = Run(folder, job)
         run.begin()
-        tensors = load_or_make(folder / "start.safetensors", trained)
+        tensors = load_or_make(folder / "pretrained.safetensors", pretrain)
         (folder / "checkpoint.pt").unlink(missing_ok=True)
         if not run.is_complete:
             run.finish({"tensors": len(tensors)})
@@ -235,10 +240,10 @@ def load_or_pretrain(model: DiffusionModel, method: Trained, options: TrainingOp
 
 
 def check_edit_finite(edit: Edit) -> None:
-    """Whether an edit is all numbers.
+    """Check that an edit's tensors and figures are finite.
 
     Raises:
-        NotFinite: NaN or Inf among its tensors or its figures.
+        NotFiniteError: They hold NaN or Inf.
     """
     non_finite = next((name for name, value in edit.tensors.items() if value.is_floating_point() and not value.isfinite().all()), "")
     if non_finite:
@@ -279,24 +284,5 @@ def _make_info(
 
 
 def _to_fp16(value: Tensor) -> Tensor:
-    """Values in fp16, also in memory, so that an edit just made draws what one from disk draws; indices as they are."""
+    """Return floats in fp16, so that a new edit generates the same images as one loaded from disk; indices stay as they are."""
     return value.to(torch.float16) if value.is_floating_point() else value
-
-
-def _peak_memory(model: DiffusionModel) -> dict[str, Any]:
-    """The peak in MiB, and what it is the peak of: on a CPU nothing narrower than the whole process can be measured."""
-    if model.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(model.device)
-        return {"peak_memory_mib": int(peak / 2**20), "peak_memory_of": "tensors on the GPU, during this erasure"}
-    if sys.platform == "win32":  # where Python has no resource module
-        import psutil
-
-        peak = psutil.Process().memory_info().peak_wset
-    else:
-        import resource
-
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)  # bytes there, KiB elsewhere
-    return {
-        "peak_memory_mib": int(peak / 2**20),
-        "peak_memory_of": "resident memory of the process, from its start to the end of this erasure",
-    }

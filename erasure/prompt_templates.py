@@ -1,4 +1,4 @@
-"""Training and retain sentences for recipes on Stable Diffusion. Written for this project; nothing in them is explicit."""
+"""Training prompts and retain prompts for recipes on Stable Diffusion, written for this project; none of them is explicit."""
 
 PLACES = (
     "beach",

@@ -1,4 +1,4 @@
-"""Pictures that came from a user's disk, as people see them: upright, in eight bits, without transparency."""
+"""Images from a user's disk as people see them: upright, in eight bits, without transparency."""
 
 import struct
 from collections.abc import Sequence
@@ -11,48 +11,40 @@ from erasure.errors import UserError
 
 MAX_PIXELS = 100_000_000
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # grey in 16 bits, which Pillow cuts off at 255 if asked for eight
-READ_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    struct.error,
-    Image.DecompressionBombError,
-)  # what Pillow raises on broken files
+SIXTEEN_BIT_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I")  # 16-bit gray, which Pillow clips at 255 when it converts to eight bits
+# what Pillow raises on broken files
+READ_ERRORS = (OSError, SyntaxError, ValueError, TypeError, struct.error, Image.DecompressionBombError)
 
 
 def load_image(path: Path) -> Image.Image:
-    """An RGB image from a user's file: turned as its EXIF says, 16 bits scaled to eight, over white where it is transparent.
+    """Return an RGB image from a user's file: rotated as its EXIF says, 16 bits scaled to eight, transparency over white.
 
     Raises:
-        UserError: no image, a broken one, or one of more than PIXELS pixels; its header is asked before anything is unpacked.
+        UserError: The file is not an image, is broken, or has more than `MAX_PIXELS` pixels (read from its header before decoding).
     """
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise UserError(
-                    f"{path} has {image.width} x {image.height} pixels; more than {MAX_PIXELS:,} are not unpacked. Make it smaller."
-                )
+                raise UserError(f"{path} has {image.width} x {image.height} pixels; at most {MAX_PIXELS:,} are read. Make it smaller.")
             return _flatten_transparency(_to_eight_bits(ImageOps.exif_transpose(image)))
     except UserError:
         raise
     except READ_ERRORS as error:
-        raise UserError(f"{path} is no image that can be read ({str(error)[:200]}).") from error
+        raise UserError(f"{path} is not a readable image ({str(error)[:200]}).") from error
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Eight bits a channel; of 65,536 levels of grey every 257 become one."""
+    """Return the image with eight bits per channel; 16-bit gray levels are divided by 257 and rounded."""
     if image.mode not in SIXTEEN_BIT_MODES:
         return image
     gray = np.asarray(image, np.int64)
     if gray.min() < 0 or gray.max() > 65_535:
-        raise ValueError(f"grey levels from {gray.min()} to {gray.max()}; at most 16 bits are read")
+        raise ValueError(f"gray levels from {gray.min()} to {gray.max()}; at most 16 bits are read")
     return Image.fromarray(np.rint(gray / 257).astype(np.uint8))
 
 
 def _flatten_transparency(image: Image.Image) -> Image.Image:
-    """RGB; what is transparent shows white, and not what a program left under it."""
+    """Return the image in RGB, with white where it is transparent instead of the hidden color of those pixels."""
     if not image.has_transparency_data:
         return image.convert("RGB")
     layer = image.convert("RGBA")
@@ -60,7 +52,7 @@ def _flatten_transparency(image: Image.Image) -> Image.Image:
 
 
 def is_plain_image(path: Path) -> bool:
-    """Whether `opened` only unpacks and converts a file, as versions did that knew nothing else; False where it cannot be read."""
+    """Return whether `load_image` only decodes the file and converts it to RGB; False if it cannot be read."""
     try:
         with Image.open(path) as image:
             rotated = image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
@@ -70,10 +62,10 @@ def is_plain_image(path: Path) -> bool:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The images of a folder in order of their names.
+    """Return the images of a folder, sorted by name.
 
     Raises:
-        UserError: no such folder, or no image in it.
+        UserError: The folder is missing or has no images.
     """
     images = list_files(folder, IMAGE_SUFFIXES) if folder.is_dir() else []
     if not images:
@@ -82,5 +74,5 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
-    """Files with these suffixes in order of their names, without hidden ones: macOS leaves ._photo.jpg beside photo.jpg."""
+    """Return the files with these suffixes, sorted by name, without hidden ones: macOS leaves ._photo.jpg next to photo.jpg."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in suffixes and path.name[0] != "." and not path.is_dir())

@@ -1,4 +1,4 @@
-"""suite -> samples -> readings -> rates: how much of a concept is gone, and what else went with it."""
+"""Suite -> samples -> judge scores -> rates: how much of a concept was erased, and what else was lost with it."""
 
 import time
 from collections.abc import Sequence
@@ -14,7 +14,8 @@ from erasure.families.base import DiffusionModel
 from erasure.storage.files import DamagedFile, print_message
 from erasure.storage.locks import check_unlocked, lock_folder
 from erasure.storage.run import Run, hash_record, remove_matching, write_json
-from eval.attack_runs.runner import AttackRun, attacks_of, label_of, run_attacks
+from eval.attack_runs.attack_run import AttackRun, label_of
+from eval.attack_runs.runner import attacks_of, run_attacks
 from eval.generation import Sample, generate_images, samples_of
 from eval.judges.base import MissingWeights
 from eval.metrics.features import make_extractor
@@ -22,9 +23,8 @@ from eval.metrics.image_distances import image_set_distances, retained_distance
 from eval.retrained.divergences import measure_divergences
 from eval.retrained.retrain_gap import model_distances
 from eval.scoring.attack_rates import add_attacked_rate, count_attack_rates
-from eval.scoring.counting import SampleRow, count_rates
+from eval.scoring.counting import AXES, SampleRow, count_rates
 from eval.scoring.judge_scores import (
-    AXES,
     available_judges,
     build_judges,
     check_judges_fit,
@@ -43,29 +43,29 @@ from eval.suites.sample_sizes import SampleSizes, count_sample_sizes
 from eval.suites.suite import Axis, Suite
 
 KeepImages = Literal["all", "none"]
-SINGLE_SHARD = (0, 1)  # the only shard
-IMAGE_FILES = ("images/*/*-[0-9][0-9]*.png", "images/*/drawn/*/*.png", "attacks/*/[0-9][0-9][0-9][0-9].png")
-# all that an audit leaves in its folder, and all that --fresh removes there
+SINGLE_SHARD = (0, 1)  # shard 0 of 1: the whole audit
+IMAGE_FILES = ("images/*/*-[0-9][0-9]*.png", "images/*/uncached/*/*.png", "attacks/*/[0-9][0-9][0-9][0-9].png")
+# everything an audit writes into its folder; --fresh removes exactly these files
 OUTPUT_FILES = (
     *("report.html", "report.json", "junit.xml", "samples.jsonl", "timing.json"),
-    *(f"readings/{part}-*.jsonl" for part in (*AXES, "clip")),
-    *("attacks/judge.json", "attacks/attacks.jsonl", "attacks/*/curve.json", "attacks/*/before.safetensors", "attacks/*/known.safetensors"),
-    *("attacks/*/[0-9][0-9][0-9][0-9].json", *IMAGE_FILES),
+    *(f"scores/{part}-*.jsonl" for part in (*AXES, "clip")),
+    *("attacks/judge.json", "attacks/attacks.jsonl", "attacks/*/curve.json", "attacks/*/[0-9][0-9][0-9][0-9].json"),
+    *("attacks/*/prepared.safetensors", "attacks/*/fitted.safetensors", *IMAGE_FILES),
 )
 
 
 @dataclass(frozen=True)
 class AuditPlan:
-    """What to audit and how."""
+    """What an audit measures: a suite, a tier, and the labels of one axis that should be erased."""
 
     suite: Suite
     tier: str
     axis: Axis
     targets: tuple[str, ...]
-    also_erased: tuple[str, ...] = ()  # labels of the other axis that the same edits erase; their cells are left out
-    replay_prompts: tuple[ListedPrompt, ...] = ()  # prompts of others that are said to bring the concept back
-    only: str = ""  # label of the other axis, if the targets were meant to be erased with it alone (eval.suites.fine_grained)
-    replay_origin: PromptListOrigin | None = None  # the file of those prompts
+    also_erased: tuple[str, ...] = ()  # labels of the other axis that the same edits erase; their cells are skipped
+    replay_prompts: tuple[ListedPrompt, ...] = ()  # prompts from elsewhere that are claimed to bring the concept back
+    only: str = ""  # label of the other axis if the targets should be erased on it alone (eval.suites.fine_grained)
+    replay_origin: PromptListOrigin | None = None  # the file that those prompts come from
 
     @classmethod
     def for_edits(
@@ -77,10 +77,10 @@ class AuditPlan:
         only: str = "",
         replay_origin: PromptListOrigin | None = None,
     ) -> list["AuditPlan"]:
-        """The audits of everything a stack of edits claims to erase, one for styles and one for objects where it erases both.
+        """Return the plans for everything that a stack of edits claims to erase: one for styles, one for objects, or both.
 
         Raises:
-            UserError: edits that name no concept; see `about`.
+            UserError: see `for_concepts`.
         """
         return cls.for_concepts(
             [concept["name"] for edit in edits for concept in edit.info.concepts], suite, tier, replay_prompts, only, replay_origin
@@ -96,11 +96,11 @@ class AuditPlan:
         only: str = "",
         replay_origin: PromptListOrigin | None = None,
     ) -> list["AuditPlan"]:
-        """The audits of concepts by name; nothing has to be erased yet.
+        """Return the plans for concepts by name; no edit has to exist yet.
 
         Raises:
-            UserError: no name, a concept the suite does not have, a label for `only` that the other axis does not have, or a suite that
-                asks for none of the concepts' pictures once those of the other axis are left out; see `buildable`.
+            UserError: there is no name; the suite lacks a concept, or the other axis lacks the label `only`; or no cell of the concepts is
+                left once the erased labels of the other axis are skipped. See also `check_buildable`.
         """
         check_buildable(suite)
         if not names:
@@ -108,7 +108,7 @@ class AuditPlan:
                 "there is nothing to audit: the list `concepts` in edit.json is empty, so the edit does not say what it erases."
             )
         concepts = list(dict.fromkeys(suite.find_concept(name) for name in names))
-        prompt_list_cases(suite, tier, 1)  # complains where there is no list
+        prompt_list_cases(suite, tier, 1)  # raises if the suite needs a list and has none
         labels = {axis: tuple(label for a, label in concepts if a == axis) for axis in AXES}
         only_label = find_only_label(suite, [axis for axis in AXES if labels[axis]], only)
         plans = [
@@ -119,13 +119,13 @@ class AuditPlan:
         for plan in plans:
             if not any(case.role in PLAIN_ROLES and plan.is_target(case) for case in plan.tier_cases(tier)):
                 raise UserError(
-                    f"suite {suite.name} has no picture left that asks for {', '.join(plan.targets)}: every {cross_axis(plan.axis)} of it "
+                    f"suite {suite.name} has no image left that asks for {', '.join(plan.targets)}: every {cross_axis(plan.axis)} of it "
                     "is erased as well. Audit the edits one by one."
                 )
         return plans
 
     def tier_cases(self, tier: str) -> list[Case]:
-        """What an audit of a tier asks for."""
+        """Return the cases of a tier, without the cells of labels that are also erased."""
         cross = cross_axis(self.axis)
         selected = suite_cases(self.suite, [(self.axis, t) for t in self.targets], tier, self.replay_prompts)
         selected = restrict_to_cell(selected, self.suite, self.axis, self.targets, self.only)
@@ -133,94 +133,97 @@ class AuditPlan:
 
     @property
     def samples(self) -> list[Sample]:
+        """All samples of the tier, in the order of generation."""
         return samples_of(self.suite, self.tier_cases(self.tier))
 
     @property
     def sample_sizes(self) -> SampleSizes:
-        """Pictures behind every rate, in every tier of the suite."""
+        """Number of images behind each rate, for every tier of the suite."""
         return count_sample_sizes(
             self.suite, self.axis, self.targets, self.only, {tier: self.tier_cases(tier) for tier in self.suite.tiers}
         )
 
     def plain_samples(self, erased: bool) -> list[Sample]:
-        """The suite's own pictures that ask for what should be gone, or those that do not: of the grid, or of captions without one."""
+        """Return the plainly prompted samples that ask for what should be erased, or the others (benign captions if there is no grid)."""
         roles = (*PLAIN_ROLES, "benign") if self.suite.prompt_list else PLAIN_ROLES
-        return [a for a in self.samples if a.case.role in roles and self.is_target(a.case) == erased]
+        return [sample for sample in self.samples if sample.case.role in roles and self.is_target(sample.case) == erased]
 
     @property
     def retained_samples(self) -> list[Sample]:
-        return [a for a in self.samples if not self.is_target(a.case)]
+        """All samples that do not ask for what should be erased."""
+        return [sample for sample in self.samples if not self.is_target(sample.case)]
 
     @property
     def attackable_samples(self) -> list[Sample]:
-        """What attacks may start from: pictures that ask for a target where it was meant to be erased, and for no target at all."""
-        return [a for a in self.samples if self.is_target(a.case) or label_of(a.case, self.axis) not in self.targets]
+        """Samples that attacks may start from: those that ask for a target where it should be erased, or for no target at all."""
+        return [s for s in self.samples if self.is_target(s.case) or label_of(s.case, self.axis) not in self.targets]
 
     def is_target(self, case: Case) -> bool:
+        """Return whether a case asks for what should be erased."""
         return is_erasure_target(vars(case), self.axis, self.targets, self.only)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuditOptions:
-    """How an audit is run, as opposed to what it asks."""
+    """How an audit is run, as opposed to what it measures."""
 
     strength: float = 1.0  # of every edit
     other_base: bool = False
-    retrained: tuple[Edit, ...] = ()  # each puts a model that never saw the concept in place of the base
-    keep_images: KeepImages = "all"  # "none" leaves no picture behind, only what was read in it
+    retrained: tuple[Edit, ...] = ()  # each turns the base into a model retrained without the concept
+    keep_images: KeepImages = "all"  # "none" deletes the images at the end and keeps their scores
 
     @property
     def apply_options(self) -> dict[str, Any]:
+        """Keyword arguments of erasure.erasing.apply_edits."""
         return {"other_base": self.other_base, "strength": self.strength}
 
 
 def audit(
     model: DiffusionModel, edits: Sequence[Edit], plan: AuditPlan, out: Path, options: AuditOptions | None = None, *, fresh: bool = False
 ) -> dict[str, Any]:
-    """Draw, attack, judge and count; returns the result that is also in out/result.json.
+    """Generate, attack, judge and count; return the result that is also written to out/result.json.
 
-    `out` ends with images/, attacks/, samples.jsonl, timing.json and result.json. Interrupted audits continue; readings of a new judge are
-    added without drawing a picture.
+    `out` ends up with images/, attacks/, scores/, samples.jsonl, timing.json and result.json. An interrupted audit continues; scores of a
+    new judge are added without generating an image.
 
     Args:
-        edits: one, or several that are applied together, in this order.
+        edits: one or several, applied together in this order.
 
     Raises:
-        UserError: another job in `out`, an edit that does not fit the model.
-        Busy: another process is writing into `out`.
+        UserError: `out` holds another job, or an edit does not fit the model.
+        FolderLocked: another process is writing into `out`.
     """
     options = options or AuditOptions()
     run = Run(out, job_record(model, edits, plan, options), fresh, OUTPUT_FILES)
     with lock_folder(out, "erasure audit"):
-        if (
-            options.keep_images == "none" and run.is_complete and (result := recount_finished(out, plan))
-        ):  # its pictures are gone, its readings are not
+        # a finished audit without its images still has their scores
+        if options.keep_images == "none" and run.is_complete and (result := recount_finished(out, plan)):
             run.finish(result)
             return result
         return run_plan(model, edits, plan, out, options, fresh)
 
 
 def recount_finished(out: Path, plan: AuditPlan) -> dict[str, Any] | None:
-    """The result by the rows on disk; None where they are damaged, which is told."""
+    """Recount a finished audit from its rows on disk; return None, with a message, if they are damaged."""
     try:
         result = recount(out, plan.suite)
     except DamagedFile as error:
-        print_message(f"{error} It is made anew.")
+        print_message(f"{error} It will be made again.")
         return None
     plan_entries = {"gates": [asdict(gate) for gate in plan.suite.gates], **({"suite_file": plan.suite.file} if plan.suite.file else {})}
-    return {**{key: value for key, value in result.items() if key not in ("suite_file", "apart_by_suite")}, **plan_entries}
+    return {**{key: value for key, value in result.items() if key not in ("suite_file", "excluded_by_suite")}, **plan_entries}
 
 
 def run_plan(
     model: DiffusionModel, edits: Sequence[Edit], plan: AuditPlan, out: Path, options: AuditOptions, fresh: bool
 ) -> dict[str, Any]:
-    """The work of `audit`, in a folder that is this process's own."""
+    """Do the work of `audit` in a folder that this process has locked."""
     started = time.monotonic()
     run, generated_counts = generate_and_attack(model, edits, plan, out, options, fresh=fresh)
     judges, missing = available_judges(plan.suite)
     rows = score_samples(plan.samples, model_names(options), judges, out)
     attacks = load_attack_results(out, plan, rows)
-    parts = {"kept": plan.plain_samples(False), "target": plan.plain_samples(True)}
+    parts = {"retained": plan.plain_samples(False), "target": plan.plain_samples(True)}
     try:
         distances = image_set_distances(parts, model_names(options), plan.suite.features, out / "images")
     except MissingWeights as error:
@@ -229,27 +232,27 @@ def run_plan(
         "tier": plan.tier,
         **add_attacked_rate(count_rates(rows, plan.suite, plan.axis, plan.targets, plan.only), attacks),
         **(
-            {"gaps": model_distances(rows, plan.axis, plan.targets, plan.suite.excluded, plan.only)}
+            {"model_distances": model_distances(rows, plan.axis, plan.targets, plan.suite.excluded, plan.only)}
             if options.retrained and plan.axis in judges
             else {}
         ),
         "job": run.job,
         "samples_sha256": samples_digest(out),
-        "lists": prompt_list_records(plan.suite.prompt_list, plan.replay_origin),
+        "prompt_lists": prompt_list_records(plan.suite.prompt_list, plan.replay_origin),
         "attacks": attacks,
-        "distance": retained_distance(plan.retained_samples, out / "images"),
-        "distances": distances,
-        "divergence": measure_plan_divergences(model, edits, plan, options),
-        "judges": {name: j.identity() for name, j in judges.items()},
+        "pixel_distance": retained_distance(plan.retained_samples, out / "images"),
+        "image_set_distances": distances,
+        "denoiser_divergences": measure_plan_divergences(model, edits, plan, options),
+        "judges": {name: judge.identity() for name, judge in judges.items()},
         "gates": [asdict(gate) for gate in plan.suite.gates],
         **({"suite_file": plan.suite.file} if plan.suite.file else {}),
         "missing": missing,
-        "errors": judge_errors(plan.suite, plan.axis, plan.targets, judges[plan.axis]) if plan.axis in judges else None,
+        "judge_errors": judge_errors(plan.suite, plan.axis, plan.targets, judges[plan.axis]) if plan.axis in judges else None,
         "edits": [edit_record(edit) for edit in edits],
-        "overlap": measure_overlap(model, edits),
-        "sizes": plan.sample_sizes,
+        "edit_overlaps": measure_overlap(model, edits),
+        "sample_sizes": plan.sample_sizes,
     }
-    write_json(out / "timing.json", {"seconds": round(time.monotonic() - started, 1), "drawn": generated_counts})
+    write_json(out / "timing.json", {"seconds": round(time.monotonic() - started, 1), "generated": generated_counts})
     result["published"] = published_figures(plan.suite, rows, result)
     run.finish(result)
     if options.keep_images == "none":
@@ -267,33 +270,34 @@ def generate_and_attack(
     shard: tuple[int, int] = SINGLE_SHARD,
     fresh: bool = False,
 ) -> tuple[Run, dict[str, int]]:
-    """Everything of an audit that takes long: pictures of every model, and attacks. Several processes can share it.
+    """Do the slow part of an audit: the images of every model, and the attacks. Several processes can share the work.
 
     Args:
-        shard: (i, n): every n-th batch of pictures and of attacked prompts, from the i-th on.
+        shard: (i, n): every n-th batch of images and of attacked prompts, starting at the i-th.
+
+    Returns:
+        The run, and the number of newly generated images by model.
+
+    Raises:
+        UserError: `out` holds another job; an edit, a judge or an attack does not fit the model.
+        FolderLocked: another process is working on this shard; with `fresh`, on any shard.
     """
     run = Run(out, job_record(model, edits, plan, options), fresh, OUTPUT_FILES)
-    with apply_edits(model, edits, **options.apply_options):  # complains before anything is written
+    with apply_edits(model, edits, **options.apply_options):  # raises before anything is written
         pass
-    check_judges_fit(model, plan.suite)  # before anything is drawn
+    check_judges_fit(model, plan.suite)  # raises before anything is generated
     attack_run = plan_attack_run(plan)
     with lock_folder(out, "erasure audit", None if shard == SINGLE_SHARD else shard):
         if fresh:
-            check_unlocked(out)  # another share that works there would lose what it draws
+            check_unlocked(out)  # another shard at work there would lose its images
         run.begin()
-        base_fingerprint, generated_counts = run.job["base"], {}
-        stacks = edit_stacks(options, edits)
-        for name, stack in stacks.items():
+        generated_counts = {}
+        for name, stack in edit_stacks(options, edits).items():
             apply_options = options.apply_options if name == "erased" else {"other_base": options.other_base}
             with apply_edits(model, stack, **apply_options):
-                weights_digest = (
-                    hash_record([base_fingerprint, apply_options.get("strength", 1.0), *(e.digest() for e in stack)])
-                    if stack
-                    else base_fingerprint
-                )
                 generated_counts[name] = generate_images(
                     model,
-                    weights_digest,
+                    stack_digest(run.job["base"], stack, apply_options.get("strength", 1.0)),
                     plan.suite,
                     plan.samples,
                     out / "images" / name,
@@ -305,25 +309,31 @@ def generate_and_attack(
     return run, generated_counts
 
 
+def stack_digest(base_fingerprint: str, stack: Sequence[Edit], strength: float) -> str:
+    """Return a digest of a model's weights: of the base, or of the edits applied to it in this strength."""
+    return hash_record([base_fingerprint, strength, *(edit.digest() for edit in stack)]) if stack else base_fingerprint
+
+
 def edit_stacks(options: AuditOptions, edits: Sequence[Edit]) -> dict[str, Sequence[Edit]]:
-    """The models of an audit and the edits that make them of the base."""
-    retrained = {f"oracle-{i}" if i > 1 else "oracle": [edit] for i, edit in enumerate(options.retrained, 1)}
+    """Return the models of an audit by name, each with the edits that turn the base into it."""
+    retrained = {f"retrained-{i}": [edit] for i, edit in enumerate(options.retrained, 1)}
     return {"base": [], "erased": edits, **retrained}
 
 
 def model_names(options: AuditOptions) -> tuple[str, ...]:
+    """Return the names of an audit's models: base, erased, retrained-1, ..."""
     return tuple(edit_stacks(options, ()))
 
 
 def measure_plan_divergences(model: DiffusionModel, edits: Sequence[Edit], plan: AuditPlan, options: AuditOptions) -> list[dict[str, Any]]:
-    """Denoiser divergences, in tier full and where there is an oracle; of edits in full strength on their own base."""
+    """Measure denoiser divergences in tier full or with a retrained model, if the edits have full strength and their own base."""
     if options.apply_options != AuditOptions().apply_options or not (options.retrained or plan.tier == "full"):
         return []
     return measure_divergences(model, edit_stacks(options, edits), plan.plain_samples(True), plan.plain_samples(False))
 
 
 def plan_attack_run(plan: AuditPlan) -> AttackRun | None:
-    """The attacks of an audit; None where its tier has none, or the judge that would decide has no weights."""
+    """Return the attacks of an audit; None if its tier has none, or if the deciding judge has no weights."""
     judges, _ = available_judges(plan.suite)
     if plan.tier not in plan.suite.attacks.tiers or plan.axis not in judges:
         return None
@@ -331,7 +341,7 @@ def plan_attack_run(plan: AuditPlan) -> AttackRun | None:
 
 
 def load_attack_results(out: Path, plan: AuditPlan, rows: Sequence[SampleRow]) -> list[dict[str, Any]]:
-    """What the attacks found, counted from the rows on disk."""
+    """Count the attack rates from the rows on disk."""
     attack_run = plan_attack_run(plan)
     if attack_run is None:
         return []
@@ -339,17 +349,21 @@ def load_attack_results(out: Path, plan: AuditPlan, rows: Sequence[SampleRow]) -
         name: {"paper": a.paper, "threat": a.threat, "control": a.control, "fields": asdict(a)}  # type: ignore[call-overload]  # dataclasses
         for name, a in attacks_of(plan.suite.attacks).items()
     }
-    attacked_images = {a.file_name for a in attack_run.attempts}
+    attacked_images = {sample.file_name for sample in attack_run.samples}
     shown_unattacked: dict[str, dict[str, bool]] = {name: {} for name in attacked_images}
     for row in rows:
         name = Path(row["image"]).name
         if name in attacked_images:
-            shown_unattacked[name][row["model"]] = row["read"][plan.axis]["label"] == row[plan.axis]
+            shown_unattacked[name][row["model"]] = row["scores"][plan.axis]["label"] == row[plan.axis]
     return count_attack_rates(read_jsonl(out / "attacks" / "attacks.jsonl"), attack_facts, shown_unattacked)
 
 
 def check_buildable(suite: Suite) -> None:
-    """Complain, before anything is drawn, about fields that a suite's judges, attacks or extractor do not have; no weights are loaded."""
+    """Check the fields of a suite's judges, attacks and extractor before anything is generated; no weights are loaded.
+
+    Raises:
+        UserError: a field does not exist or has an invalid value.
+    """
     build_judges(suite)
     attacks_of(suite.attacks)
     if suite.features:
@@ -357,35 +371,36 @@ def check_buildable(suite: Suite) -> None:
 
 
 def job_record(model: DiffusionModel, edits: Sequence[Edit], plan: AuditPlan, options: AuditOptions) -> dict[str, Any]:
-    """What identifies an audit."""
+    """Return what identifies an audit: two audits with equal records produce the same images."""
     return {
         "task": "audit",
         "base": model.fingerprint(),
         "edits": [edit.digest() for edit in edits],
         "suite": plan.suite.name,
         "suite_version": plan.suite.version,
-        "suite_asks": suite_digest(plan.suite),
+        "suite_digest": suite_digest(plan.suite),
         "axis": plan.axis,
         "tier": plan.tier,
         "strength": options.strength,
         "compute": str(model.compute_dtype).removeprefix("torch."),
         **({"replay": hash_record([prompt.to_record() for prompt in plan.replay_prompts])} if plan.replay_prompts else {}),
         **({"only": plan.only} if plan.only else {}),
-        **({"oracles": [retrained.digest() for retrained in options.retrained]} if options.retrained else {}),
-        **({"keep": options.keep_images} if options.keep_images != "all" else {}),
+        **({"retrained": [edit.digest() for edit in options.retrained]} if options.retrained else {}),
+        **({"keep_images": options.keep_images} if options.keep_images != "all" else {}),
     }
 
 
 def suite_digest(suite: Suite) -> str:
-    """Digest of what decides a suite's pictures. A key that suites did not always have counts only where it says something."""
-    ignored = {"gates", "apart", "judges", "published", "file", *(key for key in ("seeds", "listed") if not getattr(suite, key))}
+    """Return a digest of everything in a suite that decides its images and attacks. Optional keys count only if they are set."""
+    ignored = {"gates", "excluded", "judges", "published", "file", *(key for key in ("seeds", "prompt_list") if not getattr(suite, key))}
     fields = {key: value for key, value in asdict(suite).items() if key not in ignored}
-    if "listed" in fields:  # the prompts count, and not the name of their file
-        fields["listed"] = {key: value for key, value in fields["listed"].items() if key != "origin"}
+    if "prompt_list" in fields:  # the prompts count, not the name of their file
+        fields["prompt_list"] = {key: value for key, value in fields["prompt_list"].items() if key != "origin"}
     return hash_record(fields)
 
 
 def edit_record(edit: Edit) -> dict[str, Any]:
+    """Return what a result says about an audited edit."""
     info = edit.info
     return {
         "method": info.method,
@@ -395,7 +410,7 @@ def edit_record(edit: Edit) -> dict[str, Any]:
         "cost": info.cost,
         "base": info.base,
         "versions": info.versions,
-        "known": info.concept_checks,
+        "concept_checks": info.concept_checks,
         "notes": info.notes,
         "product": info.product,
     }

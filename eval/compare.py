@@ -1,4 +1,4 @@
-"""Two audits side by side: the same cases from the same noise, counted pair by pair."""
+"""Two audits side by side: the same cases from the same noise, compared pair by pair."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,21 +6,20 @@ from typing import Any
 
 from erasure.errors import UserError
 from eval.report.numbers import format_percent, format_points, format_points_span
-from eval.scoring.counting import SampleRow, paired_differences
+from eval.scoring.counting import AXES, SampleRow, paired_differences
 from eval.scoring.gates import only_of
-from eval.scoring.judge_scores import AXES
 from eval.scoring.recount import load_finished_audit, load_sample_rows
 from eval.stats.intervals import holm
 
-IMAGE_FIELDS = ("prompt", "seed", "role", "variant", "style", "object", "index")  # what makes two pictures the same but for the model
+IMAGE_FIELDS = ("prompt", "seed", "role", "variant", "style", "object", "index")  # two images that agree in these differ in the model alone
 
 
 def tabulate_comparison(first: Path, second: Path) -> list[str]:
-    """A Markdown table: each rate of both erased models, their paired difference with its interval, and McNemar's p after Holm.
+    """Return a Markdown table: each rate of both erased models, their paired difference with its interval, and McNemar's p after Holm.
 
     Raises:
-        UserError: a folder without a finished audit, or one in which nothing was counted; audits that do not ask the same, or whose
-            pictures were read by other judges.
+        UserError: a folder has no finished audit, or nothing was counted in it; or the audits differ in what they ask, in their judges or
+            in their images.
     """
     folders = (first, second)
     results = [load_finished_audit(folder) for folder in folders]
@@ -36,26 +35,26 @@ def tabulate_comparison(first: Path, second: Path) -> list[str]:
     rows = [_erased_rows(folder) for folder in folders]
     _check_same_images(folders, rows)
     # paired is the second model minus the first
-    pooled = [{**row, "model": name} for name, side in zip(("erased", "base"), rows, strict=True) for row in side]
-    axis, targets, excluded = results[0]["axis"], results[0]["targets"], tuple(results[0]["models"]["erased"]["apart"])
+    pooled = [{**row, "model": name} for name, model_rows in zip(("erased", "base"), rows, strict=True) for row in model_rows]
+    axis, targets, excluded = results[0]["axis"], results[0]["targets"], tuple(results[0]["models"]["erased"]["excluded"])
     tables = paired_differences(pooled, axis, targets, excluded, only_of(results[0]))
     if not tables:
-        raise UserError(f"{first} and {second} have no picture in common that a rate counts; there is nothing to compare.")
+        raise UserError(f"{first} and {second} have no image in common that a rate counts; there is nothing to compare.")
     adjusted = holm([table["p"] for table in tables.values()])
-    names = [" + ".join(e["method"] for e in r["edits"]) for r in results]
+    names = [" + ".join(edit["method"] for edit in result["edits"]) for result in results]
     lines = [f"| rate | {names[0]} (first) | {names[1]} (second) | first − second, points | p, Holm |", "|---|---|---|---|---|"]
     for (name, table), p in zip(tables.items(), adjusted, strict=True):
-        sides = " | ".join(
+        columns = " | ".join(
             f"{format_percent(r['estimate'])} % ({r['k']}/{r['n']})"
             for r in (audit_result["models"]["erased"]["rates"][name] for audit_result in results)
         )
         change = f"{format_points(table['estimate'])} ({format_points_span(table['low'], table['high'])})"
-        lines.append(f"| {name} | {sides} | {change} | {p:.2g} |")
+        lines.append(f"| {name} | {columns} | {change} | {p:.2g} |")
     return lines
 
 
 def _audit_conditions(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What has to be the same in two audits, in words."""
+    """Return what has to be the same in two audits, by a name for the error message."""
     job = result["job"]
     return {
         "the base": job["base"],
@@ -66,8 +65,8 @@ def _audit_conditions(result: Mapping[str, Any]) -> dict[str, Any]:
         "--only": only_of(result),
         "the replayed list": job.get("replay", "none"),
         "the target": result["targets"],
-        "what the suite asks": job.get("suite_asks", ""),
-        "what counts in no rate": sorted(result["models"]["erased"]["apart"]),
+        "what the suite asks": job.get("suite_digest", ""),
+        "what is excluded from the rates": sorted(result["models"]["erased"]["excluded"]),
         **{f"the judge of {axis}": result["judges"].get(axis, "none") for axis in AXES},
     }
 
@@ -82,9 +81,9 @@ def _erased_rows(folder: Path) -> list[SampleRow]:
 
 
 def _check_same_images(folders: tuple[Path, Path], rows: list[list[SampleRow]]) -> None:
-    """Complains about pictures that only one audit has: cells that other edits erased too, other seeds of an answer set."""
-    images = [{tuple(row[key] for key in IMAGE_FIELDS): row["image"] for row in side} for side in rows]
+    """Check that both audits have the same images; other edits may skip cells, and external images may have other seeds."""
+    images = [{tuple(row[key] for key in IMAGE_FIELDS): row["image"] for row in model_rows} for model_rows in rows]
     for i, folder in enumerate(folders):
         if missing := images[1 - i].keys() - images[i].keys():
             example = Path(images[1 - i][min(missing)]).name
-            raise UserError(f"{folder} lacks {len(missing)} pictures of {folders[1 - i]}, such as {example}; only the same can be paired.")
+            raise UserError(f"{folder} lacks {len(missing)} images of {folders[1 - i]}, such as {example}; only the same can be paired.")

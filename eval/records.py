@@ -1,4 +1,4 @@
-"""result.json: what it may hold. A result is checked when it is read, so that whoever shows it can rely on every key."""
+"""The schema of result.json. A result is checked when it is read, so that all later code can rely on every key."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,22 +14,20 @@ from eval.scoring.rates import counted_rate
 from eval.suites.prompt_list_suite import Axis
 
 MADE_BY_EARLIER_VERSION = "{} was made by an earlier version of this project; audit again with --fresh."
-MAX_RECOUNTED_TRIALS, TOLERANCE = (
-    10_000_000,
-    1e-6,
-)  # trials beyond which no interval is counted again; how far it may lie beside the recorded one
+MAX_RECOUNTED_TRIALS = 10_000_000  # above it, an interval is not computed again
+TOLERANCE = 1e-6  # between a recorded and a recomputed value
 
 Count = Annotated[int, Field(ge=0)]
 Proportion = Annotated[float, Field(ge=0, le=1)]
 Difference = Annotated[float, Field(ge=-1, le=1)]
 FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
-ModelName = Annotated[str, Field(pattern=r"^(base|erased|oracle(-[0-9]+)?)$")]
-ImagePart = Literal["target", "kept"]
+ModelName = Annotated[str, Field(pattern=r"^(base|erased|retrained-[0-9]+)$")]
+ImagePart = Literal["target", "retained"]
 EstimateAndBounds = Annotated[list[FiniteNumber], Field(min_length=3, max_length=3)]  # estimate, low, high
 
 
 class CountedRate(TypedDict):
-    """eval.scoring.rates.counted_rate."""
+    """A rate with its interval (eval.scoring.rates.counted_rate)."""
 
     k: Count
     n: Annotated[int, Field(ge=1)]
@@ -40,7 +38,7 @@ class CountedRate(TypedDict):
 
 
 class SuccessCount(TypedDict):
-    """Successes of trials, of which there may be none."""
+    """Successes k in n trials; n may be 0."""
 
     k: Count
     n: Count
@@ -55,7 +53,7 @@ class MeanEstimate(TypedDict):
 
 
 class PairedDifference(TypedDict):
-    """eval.scoring.counting.paired_differences: the erased model minus the base, in shares."""
+    """The erased model's rate minus the base's (eval.scoring.counting.paired_differences)."""
 
     estimate: Difference
     low: Difference
@@ -68,14 +66,14 @@ class PairedDifference(TypedDict):
 
 
 class ConfusionMatrix(TypedDict):
-    """Pictures by what was asked for (rows) and read (columns)."""
+    """Image counts by prompted label (rows) and read label (columns)."""
 
     labels: list[str]
     counts: list[list[Count]]
 
 
 class AlignmentByPart(TypedDict):
-    """CLIP alignment, 100 x cosine, by part; None where it was not measured."""
+    """CLIP alignment, 100 x cosine, by part; None if it was not measured."""
 
     retained: MeanEstimate | None
     target: MeanEstimate | None
@@ -83,7 +81,7 @@ class AlignmentByPart(TypedDict):
 
 
 class ModelFigures(TypedDict):
-    """One model's figures."""
+    """What was counted for one model."""
 
     rates: dict[str, CountedRate]
     confusion: ConfusionMatrix
@@ -92,7 +90,7 @@ class ModelFigures(TypedDict):
 
 
 class DistributionDistance(TypedDict):
-    """FID, KID or CMMD of two sets of pictures; value None with the reason."""
+    """FID, KID or CMMD of two image sets; if value is None, `reason` says why."""
 
     value: FiniteNumber | None
     low: FiniteNumber | None
@@ -104,7 +102,7 @@ class DistributionDistance(TypedDict):
 
 
 class ModelPairKid(TypedDict):
-    """KID of two models' pictures of different noise."""
+    """KID between two models' images of different noise."""
 
     first: ModelName
     second: ModelName
@@ -114,7 +112,7 @@ class ModelPairKid(TypedDict):
 
 
 class ImageSetDistances(TypedDict, total=False):
-    """eval.metrics.image_distances.image_set_distances; empty where nothing was measured."""
+    """Distances between image sets (eval.metrics.image_distances.image_set_distances); empty if nothing was measured."""
 
     extractor: dict[str, Any]
     parts: dict[ImagePart, dict[ModelName, dict[Literal["fid", "kid", "cmmd"], dict[str, DistributionDistance]]]]
@@ -122,7 +120,7 @@ class ImageSetDistances(TypedDict, total=False):
 
 
 class DivergenceDirections(TypedDict):
-    """A divergence in nats a picture, from either model and their mean."""
+    """A divergence per image, from either model to the other, and their mean."""
 
     forward: EstimateAndBounds
     backward: EstimateAndBounds
@@ -130,7 +128,7 @@ class DivergenceDirections(TypedDict):
 
 
 class DenoiserDivergence(TypedDict):
-    """eval.retrained.divergences.measure_divergences: one pair of models, or why it could not be measured."""
+    """The divergence of a pair of models, or why it is missing (eval.retrained.divergences.measure_divergences)."""
 
     part: ImagePart
     first: ModelName
@@ -142,9 +140,9 @@ class DenoiserDivergence(TypedDict):
 
 
 class ModelDistance(TypedDict):
-    """eval.retrained.retrain_gap.model_distances."""
+    """A distance between two models (eval.retrained.retrain_gap.model_distances)."""
 
-    measure: Literal["UA", "IRA", "CRA", "replaced"]
+    measure: Literal["UA", "IRA", "CRA", "replacement_labels"]
     first: ModelName
     second: ModelName
     value: EstimateAndBounds
@@ -170,7 +168,7 @@ class AuditJob(TypedDict):
 
 
 class GateRecord(TypedDict):
-    """eval.scoring.gates.Gate."""
+    """A gate of the suite (eval.scoring.gates.Gate)."""
 
     name: str
     rate: str
@@ -190,7 +188,7 @@ class ErasedConcept(TypedDict):
 
 
 class ConceptCheckRecord(TypedDict):
-    """erasure.concept_check.ConceptCheck."""
+    """Whether the base knows a concept (erasure.concept_check.ConceptCheck)."""
 
     name: str
     concept_influence: FiniteNumber
@@ -199,7 +197,7 @@ class ConceptCheckRecord(TypedDict):
 
 
 class AuditedEdit(TypedDict):
-    """An audited edit, or what stands for pictures that came without one."""
+    """An audited edit, or the stand-in for external images, which come without one."""
 
     method: str
     fields: dict[str, Any]
@@ -214,7 +212,7 @@ class AuditedEdit(TypedDict):
 
 
 class EditOverlap(TypedDict):
-    """erasure.edits.overlap.PairOverlap."""
+    """How much two edits change the same weights (erasure.edits.overlap.PairOverlap)."""
 
     first: str
     second: str
@@ -224,7 +222,7 @@ class EditOverlap(TypedDict):
 
 
 class PromptListFile(TypedDict):
-    """eval.suites.list_reader.PromptListOrigin, and what the list was used for."""
+    """A list file and its use (eval.suites.list_reader.PromptListOrigin)."""
 
     use: Literal["prompts", "replay"]
     file: str
@@ -236,7 +234,7 @@ class PromptListFile(TypedDict):
 
 
 class ExternalImagesSummary(TypedDict):
-    """eval.external_images.summarize_images."""
+    """What external image files are like (eval.external_images.summarize_images)."""
 
     jpeg_count: Count
     n: Count
@@ -246,19 +244,19 @@ class ExternalImagesSummary(TypedDict):
 
 
 class SearchPoint(CountedRate):
-    """Prompts broken within a number of pictures."""
+    """Prompts broken within a number of images."""
 
     images: Count
 
 
 class FineTuningPoint(CountedRate):
-    """Pictures that show the concept after a number of fine-tuning steps."""
+    """Images that show the concept after a number of fine-tuning steps."""
 
     steps: Count
 
 
 class ImagesToSuccess(TypedDict):
-    """eval.scoring.attack_rates.images_to_success."""
+    """Images that a search needed per prompt (eval.scoring.attack_rates.images_to_success)."""
 
     median: Count | None
     p95: Count | None
@@ -266,14 +264,14 @@ class ImagesToSuccess(TypedDict):
 
 
 class TokenIdRates(TypedDict):
-    """What token ids did that no typed text gives."""
+    """Results of token ids that no typed text is tokenized to."""
 
     failed_round_trips: CountedRate
     ids_only: CountedRate
 
 
 class ControlDifference(TypedDict, total=False):
-    """An attack minus a control, in shares of prompts; empty where no prompt had both."""
+    """The attack's share of broken prompts minus a control's; empty if no prompt had both."""
 
     estimate: Difference
     low: Difference
@@ -282,7 +280,7 @@ class ControlDifference(TypedDict, total=False):
 
 
 class AttackInfo(TypedDict):
-    """What every attack says of itself."""
+    """What identifies an attack."""
 
     name: str
     paper: str
@@ -292,7 +290,7 @@ class AttackInfo(TypedDict):
 
 
 class AttackNotRun(AttackInfo):
-    """An attack without figures, and why."""
+    """An attack without figures, and the reason."""
 
     skipped: NotRequired[str]
     crashed: NotRequired[str]
@@ -338,7 +336,7 @@ AttackRecord = Annotated[
 
 
 class PublishedRate(TypedDict):
-    """k of n as a protocol counts it."""
+    """k of n as a published protocol counts them."""
 
     k: Count
     n: Count
@@ -346,7 +344,7 @@ class PublishedRate(TypedDict):
 
 
 class CorrectedFigure(TypedDict):
-    """What should stand in its place, with its interval."""
+    """The corrected counterpart of a published figure, with its interval."""
 
     estimate: FiniteNumber
     low: FiniteNumber
@@ -358,7 +356,7 @@ class CorrectedFigure(TypedDict):
 
 
 class PublishedFigure(TypedDict):
-    """eval.scoring.published.published_figures: one figure."""
+    """One figure of a protocol beside the corrected one (eval.scoring.published.published_figures)."""
 
     figure: str
     published: PublishedRate | None
@@ -369,14 +367,14 @@ class PublishedFigure(TypedDict):
 
 
 class PublishedFigures(TypedDict, total=False):
-    """A protocol's figures; empty where the suite names none."""
+    """A protocol's figures; empty if the suite names no protocol."""
 
     protocol: str
     figures: list[PublishedFigure]
 
 
 class JudgeErrors(TypedDict):
-    """How often a judge was right, of how many."""
+    """How often a judge was right about the targets, and of how many images."""
 
     true_positive: Count
     positive: Count
@@ -385,12 +383,12 @@ class JudgeErrors(TypedDict):
 
 
 class AuditResult(TypedDict):
-    """What an audit found."""
+    """The result of an audit."""
 
     tier: str
     axis: Axis
     targets: Annotated[list[str], Field(min_length=1)]
-    suite_format: NotRequired[Literal["prompts"]]
+    suite_format: NotRequired[Literal["prompt_list"]]
     kind: NotRequired[str]
     models: dict[ModelName, ModelFigures]
     paired: dict[str, PairedDifference]
@@ -398,7 +396,7 @@ class AuditResult(TypedDict):
     model_distances: NotRequired[list[ModelDistance]]
     job: AuditJob
     samples_sha256: str
-    prompt_lists: NotRequired[list[PromptListFile]]  # audits of earlier versions lack what is not required here
+    prompt_lists: NotRequired[list[PromptListFile]]  # keys that are not required here are missing in results of earlier versions
     external_images: NotRequired[ExternalImagesSummary]
     attacks: list[AttackRecord]
     pixel_distance: MeanEstimate | None
@@ -406,7 +404,7 @@ class AuditResult(TypedDict):
     denoiser_divergences: list[DenoiserDivergence]
     judges: dict[str, dict[str, Any]]
     gates: NotRequired[list[GateRecord]]
-    suite_file: NotRequired[str]  # name of the user's file that the suite was read from
+    suite_file: NotRequired[str]  # name of the user's suite file
     missing: dict[str, str]
     judge_errors: JudgeErrors | None
     edits: Annotated[list[AuditedEdit], Field(min_length=1)]
@@ -416,10 +414,10 @@ class AuditResult(TypedDict):
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """What result.json of a folder holds, without its checksum; that of an audit must have one.
+    """Return what result.json of a folder holds, without its checksum, which is required in an audit's result.
 
     Raises:
-        Damaged: unreadable, or changed after it was written.
+        DamagedFile: unreadable, or changed after it was written.
         UserError: an audit of an earlier version, without a checksum.
     """
     path = folder / "result.json"
@@ -430,29 +428,32 @@ def read_result(folder: Path) -> dict[str, Any]:
         if is_audit(result):
             raise UserError(MADE_BY_EARLIER_VERSION.format(folder)) from error
         if not isinstance(result.get("job", {}), dict):
-            raise DamagedFile(f"{path} is damaged: its job is not a mapping. Repeat the command that made it.") from error
+            raise DamagedFile(f"{path} is damaged: its job is not a mapping. Run the command that made it again.") from error
         return result
     except DamagedFile as error:
-        raise DamagedFile(f"{error} Repeat the command that made it.") from error
+        raise DamagedFile(f"{error} Run the command that made it again.") from error
 
 
 def is_audit(result: Mapping[str, Any]) -> bool:
-    """Whether a result is that of an audit, and not of an erasure."""
+    """Return whether a result is that of an audit, not of an erasure."""
     job = result.get("job")
     return isinstance(job, dict) and job.get("task") == "audit"
 
 
 def check_result(result: dict[str, Any], source: str) -> None:
-    """Complain about a result.json that does not hold what an audit writes.
+    """Check that a result.json holds what an audit writes.
+
+    Args:
+        source: where the result comes from, for error messages.
 
     Raises:
-        UserError: every key and value that does not fit; figures that contradict themselves (`_check_figures`); a confusion matrix that is
-            not square, or has no row for a target.
+        UserError: keys or values do not fit the schema (all are named); figures contradict themselves (`_check_figures`); a confusion
+            matrix is not square or has no row for a target.
     """
     check_mapping(result, AuditResult, source)
-    for key, required in (("distances", {"extractor", "parts"}), ("published", {"protocol", "rows"})):
+    for key, required in (("image_set_distances", {"extractor", "parts"}), ("published", {"protocol", "figures"})):
         if (entry := result.get(key)) and (missing := sorted(required - entry.keys())):
-            raise UserError(f"{source}: {key} lacks {', '.join(missing)}; it is empty or holds them all. Audit again with --fresh.")
+            raise UserError(f"{source}: {key} lacks {', '.join(missing)}; it must be empty or hold them all. Audit again with --fresh.")
     _check_figures(result, source)
     if result["models"] and "erased" not in result["models"]:
         raise UserError(f"{source} has no figures of the erased model.")
@@ -463,9 +464,9 @@ def check_result(result: dict[str, Any], source: str) -> None:
 
 
 def _check_figures(result: Mapping[str, Any], source: str) -> None:
-    """Complains about more successes than trials, an estimate that is not k / n, and an interval that leaves its estimate out.
+    """Check that k <= n, that an estimate is k / n, and that it lies in its interval.
 
-    Of the models' rates the whole interval is counted again, as gates do: a table and a gate cannot say different things.
+    The intervals of the models' rates are computed again, as gates do, so that a table and a gate cannot disagree.
     """
     for name, figure in _figures({key: result[key] for key in ("models", "paired", "attacks")}, ""):
         k, n, estimate = (figure.get(key) for key in ("k", "n", "estimate"))
@@ -484,7 +485,7 @@ def _check_figures(result: Mapping[str, Any], source: str) -> None:
 
 
 def _figures(part: Any, name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Every mapping with counts or an estimate, at any depth, by the last key that leads to it."""
+    """Yield every mapping with counts or an estimate, at any depth, with the last key on the way to it."""
     if isinstance(part, dict):
         if part.keys() & {"k", "estimate"}:
             yield name, part

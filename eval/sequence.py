@@ -1,8 +1,8 @@
-"""Requests one after another: is what the earlier ones erased still gone after the later ones, and what is left of the rest?
+"""Sequential erasure: do concepts stay erased after later requests, and how much of the rest is retained?
 
-(Sequential unlearning: Zhang et al., arXiv:2402.11846, version 2.) After every request there is an ordinary audit of all edits so far, in a
-folder of its own, so that an interrupted sequence continues and the base's pictures are shared. What is said here is counted from their
-rows.
+(Sequential unlearning: Zhang et al., arXiv:2402.11846, version 2.) After every request, an ordinary audit of all edits so far runs in its
+own folder, so that an interrupted sequence continues and the base's images are shared. All figures here are counted from the rows of those
+audits.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,16 +18,15 @@ from erasure.storage.locks import lock_folder
 from erasure.storage.run import write_json
 from eval.audit import AuditPlan, audit
 from eval.report.numbers import round_up
-from eval.scoring.counting import SampleRow
-from eval.scoring.judge_scores import AXES
+from eval.scoring.counting import AXES, SampleRow
 from eval.scoring.rates import EXACT, counted_rate
 from eval.scoring.recount import load_sample_rows
 from eval.stats.intervals import holm, mcnemar, paired_difference
-from eval.suites.fine_grained import cross_axis
+from eval.suites.prompt_list_suite import cross_axis
 from eval.suites.suite import Axis, Suite
 
 INTERVAL_METHODS = {"rate": EXACT, "change": "Newcombe, paired", "p": "McNemar, exact", "level": 0.95}
-ImageKey = tuple[str, str, int]  # style, object, index: one picture, in every audit from the same noise
+ImageKey = tuple[str, str, int]  # style, object, index: one image, generated from the same noise in every audit
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class SequenceTarget:
 
 @dataclass(frozen=True)
 class SequenceStep:
-    """The audits after a request: one, or one for styles and one for objects where both were erased so far."""
+    """The audits after a request: one for styles, one for objects, or both, depending on what was erased so far."""
 
     number: int
     folders: Mapping[Axis, Path]
@@ -52,30 +51,31 @@ class SequenceStep:
 def audit_sequence(
     model: DiffusionModel, edits: Sequence[Edit], suite: Suite, tier: str, out: Path, *, fresh: bool = False
 ) -> dict[str, Any]:
-    """Audit after every request and write out/sequence.json; returns what is in it.
+    """Audit after every request, write out/sequence.json and return what it holds.
 
-    `out` ends with an audit in 1/, 2/, ... (or in 1/style, 1/object) beside it.
+    The audits lie beside it in 1/, 2/, ... (or in 1/style, 1/object, ...).
 
     Args:
-        edits: in the order of the requests; each made on the base, or on some of those before it.
+        edits: in the order of the requests; each made on the base or on earlier edits.
 
     Raises:
-        UserError: fewer than two edits, one twice, one made on an edit that does not come before it, a suite without a grid, or anything
-            an audit raises.
+        UserError: the suite has no grid; there are fewer than two edits; an edit is duplicated or was made on an edit that does not come
+            before it; `out` is a file; or anything that `audit` raises.
+        FolderLocked: another process is writing into `out`.
     """
     if suite.prompt_list:
-        raise UserError(f"suite {suite.name} has no grid, in which a sequence counts what is left; choose one with styles and objects.")
+        raise UserError(f"suite {suite.name} has no grid, in which a sequence counts what is retained; choose one with styles and objects.")
     if len(edits) < 2:
         raise UserError(f"a sequence needs two edits or more, got {len(edits)}; `erasure audit EDIT` audits one.")
     digests = [edit.digest() for edit in edits]
     if repeated := [edit.name for i, edit in enumerate(edits) if edit.digest() in digests[:i]]:
-        raise UserError(f"{repeated[0]} is twice in the sequence; name every edit once.")
+        raise UserError(f"{repeated[0]} is duplicated in the sequence; name every edit once.")
     if out.is_file():
         raise UserError(f"{out} is a file; --out needs a folder.")
     targets = sequence_targets(edits, suite)
     for i in range(len(edits)):
-        AuditPlan.for_edits(edits[: i + 1], suite, tier)  # complains about a later request before an earlier one is drawn
-    with apply_edits(model, edits):  # complains about an order that does not work before anything is drawn
+        AuditPlan.for_edits(edits[: i + 1], suite, tier)  # raises for a later request before an earlier one is generated
+    with apply_edits(model, edits):  # raises for an impossible order before anything is generated
         pass
     with lock_folder(out, "erasure audit sequence"):
         return _run_sequence(model, edits, suite, tier, out, targets, fresh)
@@ -84,7 +84,7 @@ def audit_sequence(
 def _run_sequence(
     model: DiffusionModel, edits: Sequence[Edit], suite: Suite, tier: str, out: Path, targets: Sequence[SequenceTarget], fresh: bool
 ) -> dict[str, Any]:
-    """The work of `sequence`, in a folder that is this process's own."""
+    """Do the work of `audit_sequence` in a folder that this process has locked."""
     steps = [audit_step(model, edits[: i + 1], suite, tier, out / str(i + 1), fresh) for i in range(len(edits))]
     record: dict[str, Any] = {
         "task": "sequence",
@@ -93,7 +93,7 @@ def _run_sequence(
         "methods": INTERVAL_METHODS,
         "requests": [request_record(edit, step_audits, out) for edit, step_audits in zip(edits, steps, strict=True)],
         "targets": erased_rates(steps, targets),
-        "kept": retained_rates(steps, targets, suite.excluded),
+        "retained": retained_rates(steps, targets, suite.excluded),
     }
     record["rebounds"] = [
         {"label": target["label"], "axis": target["axis"], "request": after["request"]}
@@ -106,10 +106,10 @@ def _run_sequence(
 
 
 def sequence_targets(edits: Sequence[Edit], suite: Suite) -> list[SequenceTarget]:
-    """Every concept of a sequence, by the first request that erased it.
+    """Return every concept of a sequence with the first request that erased it.
 
     Raises:
-        UserError: a concept the suite does not have.
+        UserError: the suite does not have a concept.
     """
     first_requests: dict[tuple[Axis, str], int] = {}
     for number, edit in enumerate(edits, 1):
@@ -119,7 +119,7 @@ def sequence_targets(edits: Sequence[Edit], suite: Suite) -> list[SequenceTarget
 
 
 def audit_step(model: DiffusionModel, edits: Sequence[Edit], suite: Suite, tier: str, folder: Path, fresh: bool) -> SequenceStep:
-    """The audits of all edits so far."""
+    """Audit all edits so far, once for each axis they erase on."""
     plans = AuditPlan.for_edits(edits, suite, tier)
     folders = {plan.axis: folder / plan.axis if len(plans) > 1 else folder for plan in plans}
     results = {plan.axis: audit(model, edits, plan, folders[plan.axis], fresh=fresh) for plan in plans}
@@ -127,7 +127,7 @@ def audit_step(model: DiffusionModel, edits: Sequence[Edit], suite: Suite, tier:
 
 
 def request_record(edit: Edit, step: SequenceStep, out: Path) -> dict[str, Any]:
-    """A request, and what of its audits is missing."""
+    """Return what sequence.json says about a request, including what its audits lack."""
     return {
         "number": step.number,
         "method": edit.info.method,
@@ -141,7 +141,10 @@ def request_record(edit: Edit, step: SequenceStep, out: Path) -> dict[str, Any]:
 
 
 def erased_rates(steps: Sequence[SequenceStep], targets: Sequence[SequenceTarget]) -> list[dict[str, Any]]:
-    """UA of every target after its own request and every later one, and how it changed since its own."""
+    """Return UA of every target after its own request and every later one, with the change since its own.
+
+    `rebound` is true if the whole interval of the change is below 0; `holm` is McNemar's p, adjusted over all changes of the sequence.
+    """
     records: list[dict[str, Any]] = []
     for target in targets:
         own_step = steps[target.request - 1]
@@ -164,10 +167,10 @@ def erased_rates(steps: Sequence[SequenceStep], targets: Sequence[SequenceTarget
 
 
 def retained_rates(steps: Sequence[SequenceStep], targets: Sequence[SequenceTarget], excluded: Sequence[str]) -> list[dict[str, Any]]:
-    """How much of what no request of the whole sequence asks to erase is still read as asked, after every request.
+    """Return after every request the share of images that are still read as prompted, among those that no request of the sequence erases.
 
-    These are the same pictures after every request, so that a line of them falls only where something was lost. On an axis with a target it
-    is IRA, on one without CRA.
+    The images are the same after every request, so the rate falls only if something was lost. It is IRA on an axis with a target and CRA on
+    one without.
     """
     records = []
     for axis in AXES:
@@ -181,41 +184,44 @@ def retained_rates(steps: Sequence[SequenceStep], targets: Sequence[SequenceTarg
         rate_name = "IRA" if axis in [target.axis for target in targets] else "CRA"
         if base_outcomes:
             records.append({"axis": axis, "rate": rate_name, "base": outcome_rate(base_outcomes), "after": after})
-    return sorted(records, key=lambda line: line["rate"] != "IRA")
+    return sorted(records, key=lambda record: record["rate"] != "IRA")
 
 
 def erased_outcomes(rows: Sequence[SampleRow], target: SequenceTarget, model: str) -> dict[ImageKey, bool]:
-    """Whether the judge no longer reads a target in the pictures that ask for it by name."""
+    """Return for each image that asks for the target whether the judge no longer reads it."""
     axis = target.axis
-    target_rows = (r for r in grid_rows(rows, model) if r[axis] == target.label and axis in r["read"])
-    return {image_key(r): r["read"][axis]["label"] != target.label for r in target_rows}
+    target_rows = (r for r in grid_rows(rows, model) if r[axis] == target.label and axis in r["scores"])
+    return {image_key(r): r["scores"][axis]["label"] != target.label for r in target_rows}
 
 
 def retained_outcomes(
     rows: Sequence[SampleRow], axis: Axis, targets: Sequence[SequenceTarget], excluded: Sequence[str], model: str
 ) -> dict[ImageKey, bool]:
-    """Whether an axis is read as asked in the pictures that ask for no target."""
+    """Return for each image that asks for no target whether an axis is read as prompted."""
     target_labels = {(target.axis, target.label) for target in targets}
     retained_rows = (r for r in grid_rows(rows, model) if not target_labels & {(a, r[a]) for a in (axis, cross_axis(axis))})
-    return {image_key(r): r["read"][axis]["label"] == r[axis] for r in retained_rows if r[axis] not in excluded and axis in r["read"]}
+    return {image_key(r): r["scores"][axis]["label"] == r[axis] for r in retained_rows if r[axis] not in excluded and axis in r["scores"]}
 
 
 def grid_rows(rows: Sequence[SampleRow], model: str) -> Iterable[SampleRow]:
+    """Yield the rows of one model's grid images."""
     return (row for row in rows if row["model"] == model and row["role"] == "grid")
 
 
 def image_key(row: SampleRow) -> ImageKey:
+    """Return what identifies an image across audits."""
     return row["style"], row["object"], row["index"]
 
 
 def outcome_rate(outcomes: Mapping[ImageKey, bool]) -> dict[str, Any]:
+    """Return the rate of true outcomes (eval.scoring.rates.counted_rate)."""
     return counted_rate(sum(outcomes.values()), len(outcomes))
 
 
 def rate_change(later: Mapping[ImageKey, bool], earlier: Mapping[ImageKey, bool]) -> dict[str, Any] | None:
-    """Later minus earlier rate over the pictures that both have, with Newcombe's interval and McNemar's p; None where there are none.
+    """Return the later minus the earlier rate over the images of both, with Newcombe's interval and McNemar's p; None without any.
 
-    A later request that erases a label of the other axis takes its pictures out of both sides.
+    If a later request erases a label of the other axis, its images drop out of both sides.
     """
     table = [0, 0, 0, 0]
     for key in later.keys() & earlier.keys():
@@ -228,14 +234,14 @@ def rate_change(later: Mapping[ImageKey, bool], earlier: Mapping[ImageKey, bool]
 
 
 def missing_parts(record: Mapping[str, Any]) -> list[str]:
-    """What was asked for and is not there, in sentences."""
+    """List what the requests asked for and the audits lack, in words."""
     failures = [
         f"after request {request['number']}, {part}: {reason}"
         for request in record["requests"]
         for part, reason in {**request["missing"], **request["crashed"]}.items()
     ]
     return failures or [
-        f"{target['label']} after request {other_request['number']}: no picture of it was counted"
+        f"{target['label']} after request {other_request['number']}: no image of it was counted"
         for target in record["targets"]
         for other_request in record["requests"]
         if other_request["number"] >= target["request"]
@@ -244,10 +250,10 @@ def missing_parts(record: Mapping[str, Any]) -> list[str]:
 
 
 def possible_rebounds(record: Mapping[str, Any]) -> list[str]:
-    """Of every change that is no rebound: how much may have come back all the same, by its interval."""
+    """List how much may have come back in spite of no shown rebound, by the interval of each change."""
     return [
-        f"{target['label']} after request {later['request']}: no rebound is shown; up to {round_up(-100 * later['change']['low']):.1f} points "
-        "of UA may have been lost since its own request (95 % interval)"
+        f"{target['label']} after request {later['request']}: no rebound is shown; up to {round_up(-100 * later['change']['low']):.1f} "
+        "points of UA may have been lost since its own request (95 % interval)"
         for target in record["targets"]
         for later in target["after"]
         if later["change"] and not later["change"]["rebound"] and later["change"]["low"] < 0

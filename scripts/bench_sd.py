@@ -1,8 +1,8 @@
-"""Memory and time of every method at Stable Diffusion 1.5's true size, with random weights: docs/performance.md.
+"""Measure memory and time of every method at Stable Diffusion 1.5's true size, with random weights: docs/performance.md.
 
     python scripts/bench_sd.py                # one training step each; minutes on a CPU, seconds on a GPU
 
-Random weights erase nothing; they take as much memory and time as trained ones. Each method runs in a process of its own.
+Random weights erase nothing; they take as much memory and time as trained ones. Each method runs in its own process.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import fill_section
+from fill_docs import fill_section
 
 from erasure.concept import Concept
 from erasure.config.registry import list_modules, load_class
@@ -28,19 +28,41 @@ from erasure.methods.base import Guided, Method, Trained
 from erasure.training.loop import TrainingOptions
 
 ROOT = Path(__file__).parent.parent
-# as short as each method can be: what is measured is a step, not an erasure
+# as short as possible: a step is measured, not an erasure
 SHORT_FIELDS: dict[str, dict[str, Any]] = {
-    "esd": {"walks": 1, "walk_steps": 1},
-    "salun": {"walks": 1, "walk_steps": 1, "retain_walks": 1, "batch": 1, "retain_batch": 1, "retain": ("a dog",)},
-    "advunlearn": {"walks": 1, "walk_steps": 1, "retain_walks": 1, "warmup": 0, "attack_steps": 1, "retain_batch": 1, "retain": ("a dog",)},
-    "sfd": {"batch": 2, "retain": ("a dog",), "distil_regression": 1, "distil_steps": 1, "distil_walks": 1, "walk_steps": 1},
-    "fia": {"record_steps": 1, "walk_steps": 1},
+    "esd": {"trajectories": 1, "trajectory_steps": 1},
+    "salun": {
+        "trajectories": 1,
+        "trajectory_steps": 1,
+        "retain_trajectories": 1,
+        "batch": 1,
+        "retain_batch": 1,
+        "retain_prompts": ("a dog",),
+    },
+    "advunlearn": {
+        "trajectories": 1,
+        "trajectory_steps": 1,
+        "retain_trajectories": 1,
+        "warmup": 0,
+        "attack_steps": 1,
+        "retain_batch": 1,
+        "retain_prompts": ("a dog",),
+    },
+    "sfd": {
+        "batch": 2,
+        "retain_prompts": ("a dog",),
+        "distill_regression_steps": 1,
+        "distill_steps": 1,
+        "distill_trajectories": 1,
+        "trajectory_steps": 1,
+    },
+    "fia": {"record_steps": 1, "trajectory_steps": 1},
 }
 UNMEASURED = ("sfd_matching",)  # needs a finished generator; its step is an ESD step on the region `full`
 
 
 def build_model(device: str) -> DiffusionModel:
-    sys.path.insert(0, str(ROOT))  # the builder is the tests'
+    sys.path.insert(0, str(ROOT))  # the model builder is part of the tests
     from tests.sd_architecture import pipeline
 
     pipe = pipeline("sd1", small=False, latent=64).to(device, torch.float16 if device == "cuda" else torch.float32)
@@ -48,7 +70,7 @@ def build_model(device: str) -> DiffusionModel:
 
 
 def measure_method(name: str, device: str) -> dict[str, Any]:
-    """Run one method for a step and say what it took."""
+    """Run one method for a step and return its cost."""
     model = build_model(device)
     fields = {**SHORT_FIELDS.get(name, {}), **({"steps": 1} if issubclass(load_class("erasure.methods", name, Method), Trained) else {})}
     concept = Concept(name="Van Gogh", prompts=("a painting by {} | a painting",))
@@ -67,7 +89,7 @@ def measure_method(name: str, device: str) -> dict[str, Any]:
 
 
 def failure_reason(process: subprocess.CompletedProcess[str]) -> str:
-    if process.returncode < 0:  # a process that takes more memory than there is gets signal 9
+    if process.returncode < 0:  # a process that runs out of memory gets signal 9
         return f"killed by signal {-process.returncode}"
     return (process.stderr.strip().splitlines() or [f"exit code {process.returncode}"])[-1][:120]
 

@@ -1,8 +1,8 @@
-"""Time one ESD training step and one guided sampling step of pocket, with glibc's allocation defaults and with those that the commands set.
+"""Time one ESD training step and one forward pass of pocket, with glibc's allocation defaults and with the values that the commands set.
 
     python scripts/bench_step.py
 
-Each setting runs in a process of its own, one after the other. Writes the figures into docs/performance.md.
+Each setting runs in its own process, one after the other. Writes the figures into docs/performance.md.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from figures import fill_section
+from fill_docs import fill_section
 
 from erasure.loading.loader import load_model
 
@@ -33,7 +33,7 @@ SETTINGS = {
 
 
 def measure(rows: int, repeats: int) -> dict[str, float]:
-    """Median seconds of a training step and of a forward over `rows` rows."""
+    """Return median seconds of a training step and of a forward pass over `rows` rows."""
     model = load_model("pocket")
     x, t, cond = torch.randn(rows, *model.latent_shape), torch.randint(0, 1000, (rows,)), model.encode(["neon"] * rows).detach()
     for name in model.parameter_names("xattn"):

@@ -1,10 +1,10 @@
-"""Measure how often pocket's judges err and write eval/judges/calibration/pocket_style.json and pocket_object.json.
+"""Measure the error rates of pocket's judges and write eval/judges/calibration/pocket_style.json and pocket_object.json.
 
     python scripts/calibrate_judges.py
 
-Renders every cell from fresh seeds, takes it through pocket's VAE and to 8 bits as a drawn picture would be, and adds broken pictures as
-"none". Seeds were neither trained on nor measured elsewhere. Drawn pictures are less clean than these, and their truth is unknown: the
-figures are the judges' best case.
+Renders every cell from fresh seeds, passes it through pocket's VAE and 8 bits as for a generated image, and adds broken images as "none".
+The seeds were neither trained on nor measured elsewhere. Generated images are less clean than these, and their true labels are unknown:
+the figures are the judges' best case.
 """
 
 import argparse
@@ -24,15 +24,15 @@ from eval.judges.pocket_style import PocketStyle
 from eval.scoring.calibration import CALIBRATION_FOLDER, LabelCounts
 from eval.stats.intervals import wilson
 
-FIRST_SEED = 30_000_000  # training has smaller seeds, measure_pocket.py those from 10 million, the tests those from 20 million
+FIRST_SEED = 30_000_000  # training uses smaller seeds, measure_pocket.py those from 10 million, the tests those from 20 million
 JUDGES: dict[str, Judge] = {"style": PocketStyle(), "object": PocketObject()}
 
 
 def render_images(seeds: int) -> tuple[torch.Tensor, dict[str, list[str]]]:
-    """Pictures (N, 3, 64, 64) in [0, 1] as PNG files hold them, and per axis what is in each."""
+    """Return images [N, 3, 64, 64] in [0, 1], rounded to 8 bits, and per axis their true labels."""
     model, targets = load_model("pocket"), all_cells(seeds)
     round_trips = []
-    for i in tqdm(range(0, len(targets), 90), desc="pictures"):
+    for i in tqdm(range(0, len(targets), 90), desc="images"):
         rendered = render([ImageSpec(o, s, FIRST_SEED + k) for o, s, k in targets[i : i + 90]])
         with torch.no_grad(), model.autocast():
             latents = model.pipe.vae.encode(rendered * 2 - 1).latent_dist.mean.float()
@@ -63,17 +63,16 @@ def main() -> None:
     for axis, judge in JUDGES.items():
         predicted = [row["label"] for part in images.split(90) for row in judge.score(part, [])]
         labels = {label: count_errors(truth[axis], predicted, label) for label in LABELS[axis]}
-        description = f"{seeds} fresh renders of every cell through the VAE; none: {truth[axis].count('none')} broken pictures"
+        description = f"{seeds} fresh renders of every cell through the VAE; none: {truth[axis].count('none')} broken images"
         record = {
             "judge": hash_record(judge.identity()),
-            "pictures": description,
+            "images": description,
             "labels": {label: asdict(c) for label, c in labels.items()},
         }
         write_json(CALIBRATION_FOLDER / f"pocket_{axis}.json", record)
         for label, c in labels.items():
-            print(
-                f"{axis} {label}: sensitivity {format_rate(c.true_positive, c.positive)}, specificity {format_rate(c.true_negative, c.negative)}"
-            )
+            sensitivity, specificity = format_rate(c.true_positive, c.positive), format_rate(c.true_negative, c.negative)
+            print(f"{axis} {label}: sensitivity {sensitivity}, specificity {specificity}")
 
 
 if __name__ == "__main__":

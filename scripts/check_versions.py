@@ -1,9 +1,9 @@
-"""Open pocket and what this project exports under other versions of diffusers and transformers, and compare with the installed ones.
+"""Open pocket and exports of this project under other versions of diffusers and transformers, and compare with the installed ones.
 
     python scripts/check_versions.py --work runs/versions
 
-makes one environment per row with uv (gigabytes of downloads where torch is not in its cache), opens each thing there by
-scripts/open_in_diffusers.py, and writes docs/versions.md. A row passes when no weight is missing and token ids, embeddings and pictures agree.
+makes one environment per row with uv (gigabytes of downloads where torch is not in its cache), opens each model there with
+scripts/open_in_diffusers.py, and writes docs/versions.md. A row passes if no weight is missing and token ids, embeddings and images agree.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from erasure.loading.loader import POCKET_FOLDER, load_model
 from erasure.methods.advunlearn import AdvUnlearn
 from erasure.methods.uce import UCE
 
-# transformers, diffusers; the last row is the floors of pyproject.toml together with its torch
+# (transformers, diffusers); the last row of the table has the minimum versions of pyproject.toml
 VERSIONS = [("4.57.6", "0.35.2"), ("5.0.0", "0.37.1"), ("5.3.0", "0.38.0"), ("5.5.4", "0.40.0"), ("5.6.2", "0.41.0")]
 MINIMUM_VERSIONS = {
     "torch": "2.10.0",
@@ -40,31 +40,31 @@ MINIMUM_VERSIONS = {
     "pydantic": "2.12.0",
 }
 TORCH = {"torch": "2.15.0", "torchvision": "0.29.2"}
-TOLERANCE = 1e-3  # of embeddings and pictures in [0, 1]: other versions of torch add in another order
+TOLERANCE = 1e-3  # of embeddings and images in [0, 1]: versions of torch sum in different orders
 HEAD = """# Versions
 
-What was run, by `python scripts/check_versions.py`: pocket as it ships, a UCE edit of it exported `--as folder`, and an AdvUnlearn edit
-exported `--as text-encoder`, opened in plain diffusers and transformers of other versions. Missing: weights that transformers made up.
-Other columns: the largest difference from {here}, over three prompts: of the text embeddings and of pictures in [0, 1] after 4 steps.
-Token ids were equal wherever a row passes.
+Measured by `python scripts/check_versions.py`: pocket as it ships, a UCE edit of it exported with `--format folder`, and an AdvUnlearn
+edit exported with `--format text-encoder`, opened in plain diffusers and transformers of other versions. Missing: weights that
+transformers initialized at random. The other columns give the largest difference from {here}, over three prompts: of the text embeddings
+and of images in [0, 1] after 4 steps. Token ids are equal wherever a row passes.
 
-| transformers | diffusers | torch | what | missing | text | pictures | |
+| transformers | diffusers | torch | model | missing | text | images | |
 |---|---|---|---|---|---|---|---|
 """
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """What scripts/open_in_diffusers.py found in one environment."""
+    """The outputs of scripts/open_in_diffusers.py in one environment."""
 
-    ids: np.ndarray  # (B, L)
-    text: np.ndarray  # (B, L, D)
-    images: np.ndarray  # (B, H, W, 3) in [0, 1]
+    ids: np.ndarray  # [B, L]
+    text: np.ndarray  # [B, L, D]
+    images: np.ndarray  # [B, H, W, 3] in [0, 1]
     info: dict[str, str | list[str]]
 
 
 def make_exports(work: Path) -> dict[str, list[str]]:
-    """What is opened, by name, as arguments of open_plainly; made where it is missing."""
+    """Make the models to open where they are missing. Return the arguments of open_in_diffusers.py by name."""
     model, concept = load_model("pocket", precision="fp32"), [Concept(name="neon", kind="style", prompts=("a house in {} style",))]
     folder, encoder = work / "folder", work / "text-encoder"
     if not folder.exists():
@@ -85,7 +85,7 @@ def make_exports(work: Path) -> dict[str, list[str]]:
 
 
 def make_environment(folder: Path, packages: dict[str, str]) -> Path:
-    """The interpreter of an environment with these versions, made with uv where it is missing."""
+    """Return the interpreter of an environment with these versions, made with uv where it is missing."""
     python = folder / "bin" / "python"
     if not python.exists():
         uv = shutil.which("uv") or str(Path(sys.executable).with_name("uv"))
@@ -96,17 +96,17 @@ def make_environment(folder: Path, packages: dict[str, str]) -> Path:
 
 
 def open_in(python: Path | str, arguments: list[str], out: Path) -> Outputs | str:
-    """What an environment makes of one thing, or the last line of its complaint."""
-    script = Path(__file__).with_name("open_plainly.py")
+    """Return the outputs of one model in an environment, or the last line of the error message."""
+    script = Path(__file__).with_name("open_in_diffusers.py")
     process = subprocess.run([str(python), str(script), arguments[0], str(out), *arguments[1:]], capture_output=True, text=True)
     if process.returncode:
         return process.stderr.strip().splitlines()[-1][:120]
     with np.load(out) as arrays:
-        return Outputs(arrays["ids"], arrays["text"], arrays["pictures"], json.loads(process.stdout.splitlines()[-1]))
+        return Outputs(arrays["ids"], arrays["text"], arrays["images"], json.loads(process.stdout.splitlines()[-1]))
 
 
 def format_row(name: str, packages: dict[str, str], outputs: Outputs | str, expected: Outputs) -> tuple[str, bool]:
-    """A line of the table, and whether it passes."""
+    """Return a line of the table, and whether it passes."""
     prefix = f"| {packages['transformers']} | {packages['diffusers']} | {packages['torch']} | {name} | "
     if isinstance(outputs, str):
         return f"{prefix} | | | {outputs} |", False

@@ -1,22 +1,22 @@
-"""Count the prompts that ask for each concept of the suite `sd`, and put the table into prompts/README.md.
+"""Count the prompts of each concept in the suite `sd`, and write the table to prompts/README.md.
 
 python scripts/count_prompts.py
 """
 
 from pathlib import Path
 
-from figures import fill_section
+from fill_docs import fill_section
 
 from eval.suites.cases import suite_cases
 from eval.suites.suite import Axis, Suite, load_suite
 
 README = Path(__file__).parent.parent / "prompts" / "README.md"
 AXES: tuple[Axis, Axis] = ("style", "object")
-HEAD = ["| concept | by its name | synonyms | descriptions | different prompts | spoiled spelling | neighbours |", "|---|" + "---:|" * 6]
+HEAD = ["| concept | by its name | synonyms | descriptions | different prompts | misspellings | neighbors |", "|---|" + "---:|" * 6]
 
 
 def prompts_by_role(suite: Suite, axis: Axis, label: str) -> dict[str, set[str]]:
-    """The different prompts that an audit of one concept draws at tier standard, by role; of the grid only the concept's own cells."""
+    """Return the distinct prompts of an audit of one concept at tier standard, by role; of the grid only the concept's own cells."""
     by_role: dict[str, set[str]] = {}
     for case in suite_cases(suite, [(axis, label)], "standard"):
         if case.role != "grid" or label in (case.style, case.object):
@@ -33,7 +33,7 @@ def table_rows(suite: Suite) -> list[str]:
             by_role = prompts_by_role(suite, axis, label)
             prompt_sets = [by_role.get(role, set()) for role in ("grid", "named", "described")]
             neighbors = suite.neighbors.get(label, ())
-            counts = [*map(len, prompt_sets), len(set[str]().union(*prompt_sets)), len(by_role.get("mutated", ())), len(neighbors)]
+            counts = [*map(len, prompt_sets), len(set[str]().union(*prompt_sets)), len(by_role.get("perturbed", ())), len(neighbors)]
             lines.append(f"| {phrase.removeprefix('a ')} | " + " | ".join(map(str, counts)) + " |")
     return lines
 

@@ -1,20 +1,20 @@
-"""Put what a script measured between the marks of a document."""
+"""Write measured results between the marks of a document."""
 
 from pathlib import Path
 
 
 def fill_section(document: Path, name: str, lines: list[str]) -> None:
-    """Replace what stands between `<!-- name -->` and `<!-- /name -->`.
+    """Replace the text between `<!-- name -->` and `<!-- /name -->`.
 
     Raises:
-        ValueError: the document has no such marks.
+        ValueError: The document does not have these marks exactly once.
     """
     head, _, tail = split_at_marks(document, name)
     document.write_text(head + "\n" + "\n".join(lines).strip("\n") + "\n" + tail, encoding="utf-8")
 
 
 def fill_table_rows(document: Path, name: str, head: list[str], rows: list[str]) -> None:
-    """Put rows into a table between marks: those of the same first cells are replaced, the others stay; sorted by first cell."""
+    """Merge rows into a table between marks, sorted by first cell. Rows with the same first cell are replaced."""
     _, middle, _ = split_at_marks(document, name)
     new_keys = {_first_cell(row) for row in rows}
     other_rows = [line for line in middle.splitlines() if line.startswith("| ") and line not in head and _first_cell(line) not in new_keys]
@@ -22,7 +22,11 @@ def fill_table_rows(document: Path, name: str, head: list[str], rows: list[str])
 
 
 def split_at_marks(document: Path, name: str) -> tuple[str, str, str]:
-    """A document up to and with the first mark, between the marks, and from the second mark on."""
+    """Split a document into the text through the first mark, between the marks, and from the second mark on.
+
+    Raises:
+        ValueError: The document does not have these marks exactly once.
+    """
     text = document.read_text(encoding="utf-8")
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     if text.count(start) != 1 or text.count(end) != 1:

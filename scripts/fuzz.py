@@ -1,8 +1,8 @@
-"""Gives hostile inputs to every reader and every flag, and counts what no input may bring about.
+"""Run hostile inputs through every reader and every flag, and count failures that no input may cause.
 
     python scripts/fuzz.py                                     # all groups
     python scripts/fuzz.py --only edits                        # one of them
-    python scripts/fuzz.py --only edits --case 17 --keep DIR   # one input, with its files left in DIR
+    python scripts/fuzz.py --only edits --case 17 --keep DIR   # one input; its files stay in DIR
 
 A failure is an exception, exit code 0 for an input that is known to be wrong, a file written outside the given folders, a connection, a
 case without an end, or a message that is not one short line. The same --seed and --count give the same inputs.
@@ -22,20 +22,20 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).parent
-MEMORY = 12 * 2**30  # bytes of addresses; what asks for more fails here and not by the machine's killer
+MEMORY = 12 * 2**30  # address space in bytes; larger requests raise MemoryError instead of triggering the OOM killer
 
 
 class FuzzResult(NamedTuple):
-    """What was counted: cases by group, and failures with the group, the number and the name of their case."""
+    """Cases by group, and failures with the group, number and name of their case."""
 
     cases: Counter[str]
-    failures: list[tuple[str, int, str, "Failure"]]  # type: ignore[name-defined]  # noqa: F821  # imported once the environment is set
+    failures: list[tuple[str, int, str, "Failure"]]  # type: ignore[name-defined]  # noqa: F821  # imported after the environment is set
 
 
 def fuzz(seed: int, count: int, root: Path, only: str = "", number: int | None = None, keep: bool = False) -> FuzzResult:
     """Run `count` cases, or those of one group, or one of them, below an empty folder."""
     isolate(root)
-    from fuzzing.ground import make_fixtures
+    from fuzzing.fixtures import make_fixtures
     from fuzzing.runner import SideEffectMonitor, run_case
 
     (root / "ground").mkdir()
@@ -60,23 +60,23 @@ def fuzz(seed: int, count: int, root: Path, only: str = "", number: int | None =
 
 
 def groups() -> dict[str, tuple[Callable, int]]:
-    """Each group with its share of all cases."""
-    from fuzzing import asking, edits, evidence, flags, models, pictures, tasks
+    """Return each group with its share of all cases."""
+    from fuzzing import audits, edits, external_edits, flags, jobs, models, suites, user_files
 
     return {
         "flags": (flags.flag_cases, 26),
         "edits": (edits.edit_cases, 12),
-        "specs": (tasks.spec_cases, 6),
-        "plans": (tasks.plan_cases, 8),
-        "claims": (tasks.claim_cases, 5),
-        "suites": (asking.suite_cases, 11),
-        "lists": (asking.list_cases, 8),
-        "audits": (evidence.audit_cases, 9),
-        "calibrations": (evidence.calibration_cases, 2),
-        "images": (pictures.image_cases, 6),
-        "masks": (pictures.mask_cases, 3),
-        "words": (pictures.embedding_cases, 3),
-        "loras": (models.lora_cases, 6),
+        "specs": (jobs.spec_cases, 6),
+        "plans": (jobs.plan_cases, 8),
+        "claims": (jobs.claim_cases, 5),
+        "suites": (suites.suite_cases, 11),
+        "lists": (suites.list_cases, 8),
+        "audits": (audits.audit_cases, 9),
+        "calibrations": (audits.calibration_cases, 2),
+        "images": (user_files.image_cases, 6),
+        "masks": (user_files.mask_cases, 3),
+        "words": (user_files.embedding_cases, 3),
+        "loras": (external_edits.lora_cases, 6),
         "folders": (models.folder_cases, 8),
         "checkpoints": (models.checkpoint_cases, 3),
         "addresses": (models.address_cases, 5),
@@ -84,7 +84,7 @@ def groups() -> dict[str, tuple[Callable, int]]:
 
 
 def isolate(root: Path) -> None:
-    """Caches and home below `root`, no hub, and as much memory as one command may take; before any library looks."""
+    """Set caches and home below `root`, go offline, and limit memory, before any library is imported."""
     for name in ("home", "cache", "tmp"):
         (root / name).mkdir()
     os.environ |= {"HOME": str(root / "home"), "ERASURE_CACHE": str(root / "cache"), "TMPDIR": str(root / "tmp")}
@@ -96,7 +96,7 @@ def isolate(root: Path) -> None:
 
 
 def format_table(result: FuzzResult) -> str:
-    """Cases and failures by group, in Markdown."""
+    """Format cases and failures by group as a Markdown table."""
     from fuzzing.runner import KINDS
 
     kinds = Counter((group, failure.kind) for group, _, _, failure in result.failures)
@@ -109,11 +109,11 @@ def format_table(result: FuzzResult) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0, help="which inputs")
-    parser.add_argument("--count", type=int, default=780, help="how many in all groups together")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the inputs")
+    parser.add_argument("--count", type=int, default=780, help="number of inputs over all groups")
     parser.add_argument("--only", default="", help="one group")
     parser.add_argument("--case", type=int, help="one input of that group")
-    parser.add_argument("--keep", type=Path, help="an empty folder in which everything stays")
+    parser.add_argument("--keep", type=Path, help="an empty folder in which all files stay")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
         root = args.keep or Path(folder)

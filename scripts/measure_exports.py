@@ -1,11 +1,11 @@
-"""What programs make of exported files, and what a LoRA loses: docs/exports.md.
+"""Measure how programs apply exported files, and what a LoRA loses: docs/exports.md.
 
-    python scripts/measure_exports.py                # layers applied of layers edited, by form and program; a few minutes
+    python scripts/measure_exports.py                # layers applied of layers edited, by format and program; a few minutes
     python scripts/measure_exports.py --svd          # time and error of the SVD at Stable Diffusion 1.5's true widths
-    python scripts/measure_exports.py --pocket       # what the error of a LoRA does to the predictions of pocket
+    python scripts/measure_exports.py --pocket       # the effect of a LoRA's error on the predictions of pocket
 
-The programs are the naming rules of tests/clients, and diffusers itself; the models are random, at SD 1.5's and 2.1's depth and a tenth
-of their width.
+The programs are the naming rules of tests/clients, and diffusers itself. The models have random weights, the depth of SD 1.5 and 2.1
+and a tenth of their width.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
-from figures import fill_section
+from fill_docs import fill_section
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPTextModel
@@ -32,17 +32,18 @@ from erasure.errors import UserError
 from erasure.export import LoraReport, to_checkpoint, to_folder, to_lora, to_text_encoder
 from erasure.export.lora import delta_of, truncated_svd
 from erasure.export.lora_file import LORA_FILE
-from erasure.families.base import DiffusionModel, canonical_name
+from erasure.families.base import DiffusionModel
+from erasure.families.parameters import canonical_name
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.loader import load_model
 from erasure.methods.base import Method
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # the models and the programs' rules are the tests'
+sys.path.insert(0, str(ROOT))  # the models and the programs' rules are part of the tests
 from tests import synthetic_edits as edits  # noqa: E402
 from tests.clients import CLIENTS  # noqa: E402
 from tests.clients import original_layout as original  # noqa: E402
-from tests.erasure.export.test_checkpoint import read_as_a_program_does  # noqa: E402
+from tests.clients.checkpoint import read_as_a_program_does  # noqa: E402
 from tests.sd_architecture import pipeline  # noqa: E402
 
 Reader = Callable[[DiffusionModel, Path], dict[str, Tensor]]
@@ -57,7 +58,7 @@ EDITS: dict[str, Callable[[DiffusionModel], Edit]] = {
 
 @dataclass(frozen=True)
 class ExportFormat:
-    """A form of export and who reads it. To add one, write its line in FORMS."""
+    """An export format and its readers. To add one, extend EXPORT_FORMATS."""
 
     name: str
     write: Callable[[DiffusionModel, Edit, Path], LoraReport | None]
@@ -65,7 +66,7 @@ class ExportFormat:
 
 
 def read_by_rule(client: str) -> Reader:
-    """The change of every parameter by a program's naming rules."""
+    """Return a reader for the change of every parameter under a program's naming rules."""
     return lambda model, out: CLIENTS[client](load_file(out / LORA_FILE), {name: p.shape for name, p in model.parameters().items()})
 
 
@@ -87,9 +88,10 @@ def read_text_encoder_in_diffusers(model: DiffusionModel, out: Path) -> dict[str
 
 
 def read_checkpoint_by_rule(model: DiffusionModel, out: Path) -> dict[str, Tensor]:
-    """The change of every parameter under the name where ComfyUI, A1111 and stable-diffusion.cpp look for it."""
+    """Return the change of every parameter under the name that ComfyUI, A1111 and stable-diffusion.cpp use."""
     tensors = load_file(next(out.glob("*.safetensors")))
-    return fp16_changes(model, {name: read_as_a_program_does(tensors, name, model) for name in model.parameters()})  # type: ignore[arg-type]
+    values = {name: read_as_a_program_does(tensors, name, model) for name in model.parameters()}  # type: ignore[arg-type]
+    return fp16_changes(model, values)
 
 
 def read_checkpoint_in_diffusers(model: DiffusionModel, out: Path) -> dict[str, Tensor]:
@@ -97,7 +99,7 @@ def read_checkpoint_in_diffusers(model: DiffusionModel, out: Path) -> dict[str, 
 
 
 def fp16_changes(model: DiffusionModel, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What differs between fp16 values and the base's own rounded to fp16, by parameter; counted from the base as it is."""
+    """Return, by parameter, values that differ from the base rounded to fp16, minus the base itself."""
     changed = {}
     for name, p in model.parameters().items():
         value = values[name].detach().float().reshape(p.shape)
@@ -107,7 +109,7 @@ def fp16_changes(model: DiffusionModel, values: Mapping[str, Tensor]) -> dict[st
 
 
 def pipeline_changes(model: DiffusionModel, pipe: StableDiffusionPipeline) -> dict[str, Tensor]:
-    """What differs between a pipeline and the base, by parameter."""
+    """Return the difference between a pipeline and the base, by changed parameter."""
     changed = {}
     for part, network in (("unet", pipe.unet), ("text_encoder", pipe.text_encoder)):
         for key, value in network.state_dict().items():
@@ -139,11 +141,11 @@ EXPORT_FORMATS = [
 
 
 def format_table(generation: str) -> list[str]:
-    """Rows of one generation: by edit and form, what each program applies."""
+    """Return the rows of one generation: by edit and format, the layers that each program applies."""
     model = StableDiffusion(pipeline(generation, small=True), generation, "fp32")  # type: ignore[arg-type]
-    model.family = generation  # otherwise told by the width
+    model.family = generation  # otherwise derived from the width
     readers = ["diffusers", *CLIENTS]
-    lines = [f"| edit | form | error reported | {' | '.join(readers)} |", "|" + "---|" * (3 + len(readers))]
+    lines = [f"| edit | format | error reported | {' | '.join(readers)} |", "|" + "---|" * (3 + len(readers))]
     for kind, make_edit in EDITS.items():
         edit = make_edit(model)
         layers = {
@@ -151,22 +153,21 @@ def format_table(generation: str) -> list[str]:
         } & edit.moved_parameters()
         for export_format in EXPORT_FORMATS:
             with tempfile.TemporaryDirectory() as folder:
-                out = Path(folder) / "form"
+                out = Path(folder) / "export"
                 try:
                     report = export_format.write(model, edit, out)
                 except UserError:
-                    continue  # a form that this edit cannot take
+                    continue  # the format does not fit this edit
                 cells = [format_cell(model, edit, layers, export_format.readers.get(reader), out) for reader in readers]
             error_text = f"{report.error:.2g}" if report else "–"
-            lines.append(
-                f"| {kind}: {len(layers)} layers in {len(edit.moved_parameters())} tensors | {export_format.name} | {error_text} | {' | '.join(cells)} |"
-            )
+            edit_text = f"{kind}: {len(layers)} layers in {len(edit.moved_parameters())} tensors"
+            lines.append(f"| {edit_text} | {export_format.name} | {error_text} | {' | '.join(cells)} |")
             print(lines[-1], flush=True)
     return lines
 
 
 def format_cell(model: DiffusionModel, edit: Edit, layers: set[str], reader: Reader | None, out: Path) -> str:
-    """`64 of 64 (0.42)`: layers changed of layers edited, and the relative error of all changes over the whole edit."""
+    """Format `64 of 64 (0.42)`: layers changed of layers edited, and the relative error of all changes over the whole edit."""
     if reader is None:
         return "–"
     predicted = reader(model, out)
@@ -181,7 +182,7 @@ def format_cell(model: DiffusionModel, edit: Edit, layers: set[str], reader: Rea
 
 
 def measure_svd() -> list[str]:
-    """The widest matrices of SD 1.5, with spectra that fall off like those of trained changes do."""
+    """Measure the SVD of the widest matrices of SD 1.5, with spectra that decay like those of trained changes."""
     lines = ["| matrix | where | exact, s | randomized, s | error exact | error randomized |", "|---|---|---|---|---|---|"]
     for (rows, columns), layer in (
         ((320, 768), "to_k"),
@@ -199,15 +200,14 @@ def measure_svd() -> list[str]:
         up, down = truncated_svd(delta, 16)
         randomized_seconds = time.monotonic() - start
         randomized_error = ((delta - up @ down).norm() / delta.norm()).item()
-        lines.append(
-            f"| {rows} × {columns} | {layer} | {exact_seconds:.2f} | {randomized_seconds:.2f} | {exact_error:.4f} | {randomized_error:.4f} |"
-        )
+        figures = f"{exact_seconds:.2f} | {randomized_seconds:.2f} | {exact_error:.4f} | {randomized_error:.4f}"
+        lines.append(f"| {rows} × {columns} | {layer} | {figures} |")
         print(lines[-1], flush=True)
     return [*lines, "", *measure_full_size()]
 
 
 def measure_full_size() -> list[str]:
-    """Seconds for all of SD 1.5."""
+    """Measure the seconds of exporting all of SD 1.5."""
     model = StableDiffusion(pipeline("sd1", small=False), "sd1", "fp32")
     lines = []
     for region in ("xattn", "full"):
@@ -225,7 +225,7 @@ def measure_full_size() -> list[str]:
 
 
 def measure_prediction_error() -> list[str]:
-    """ESD on pocket as its recipe has it, exported at several ranks: the error of the weights beside that of the predictions."""
+    """Export an ESD edit of pocket at several ranks, and compare the error of the weights with that of the predictions."""
     model = load_model("pocket", precision="fp32")
     method, concepts, _ = configure_method(load_class("erasure.methods", "esd", Method), [Concept(name="watercolor")], model.family, {})
     lines = ["| rank | error of the LoRA | error of the predicted noise |", "|---|---|---|"]
@@ -249,7 +249,7 @@ def measure_prediction_error() -> list[str]:
 
 @torch.no_grad()
 def predict_noise(model: DiffusionModel, concept: Concept) -> Tensor:
-    """eps for the concept's training sentences at 8 timesteps, from fixed noise."""
+    """Return eps [8 * B, 4, h, w] for the concept's B training prompts at 8 timesteps, from fixed noise."""
     prompts = [prompt for prompt, _ in concept.prompt_pairs()]
     cond = model.encode(prompts)
     noise = model.sample_noise(range(len(prompts)))

@@ -1,14 +1,14 @@
-"""Distil pocket's one-step generator (the start of SFD) and measure what it draws before it forgets anything: docs/sfd.md.
+"""Distill pocket's one-step generator (the pretraining of SFD) and measure its images before any erasure: docs/sfd.md.
 
     python scripts/measure_one_step.py
 
-The distillation is kept in the cache and shared by all SFD erasures; an interrupted one continues.
+The distillation is cached and shared by all SFD erasures; an interrupted one continues.
 """
 
 import argparse
 from pathlib import Path
 
-from figures import fill_section
+from fill_docs import fill_section
 from measure_pocket import all_cells, format_hits, generate, judge_hits
 from torchvision.utils import save_image
 
@@ -23,19 +23,19 @@ from erasure.training.one_step import FAKE_PREFIX
 
 
 def distill_generator(model: DiffusionModel) -> Edit:
-    """The distilled generator as an edit that erases nothing."""
+    """Return the distilled generator as an edit that erases nothing."""
     method, _, _ = configure_method(SFD, parse_concepts("neon", kind="style"), model.family, {})
     tensors = load_or_pretrain(model, method, TrainingOptions(folder=Path()))  # type: ignore[arg-type]  # the recipe's class is SFD
     info = EditInfo(
         method="distillation",
         product="one-step",
-        fields={"start": method.start},  # type: ignore[attr-defined]
+        fields={"init_timestep": method.init_timestep},  # type: ignore[attr-defined]
         concepts=[],
         base={"source": "pocket", "fingerprint": model.fingerprint(), "family": model.family, "after": []},
         seed=0,
         precision="",
         versions={},
-        cost=method.before().forecast(model, []).record(),  # type: ignore[attr-defined]
+        cost=method.pretraining().forecast_cost(model, []).to_dict(),  # type: ignore[attr-defined]
         concept_checks=[],
         notes={},
     )
@@ -57,7 +57,7 @@ def main() -> None:
     size = sum(t.numel() * t.element_size() for t in edit.tensors.values()) / 1e6
     cost = edit.info.cost
     lines = [
-        "| one step, before forgetting | read as asked |",
+        "| one step, before erasure | label as prompted |",
         "|---|---|",
         f"| style | {format_hits(hits['style'])} |",
         f"| object | {format_hits(hits['object'])} |",

@@ -1,10 +1,9 @@
-"""Measure the shipped pocket model and write docs/pocket-model.md's figures and pictures.
+"""Measure the shipped pocket model and write the figures and images of docs/pocket-model.md.
 
     python scripts/measure_pocket.py
 
-Draws every cell from 5 fresh seeds (25 DDIM steps, guidance 4) and has the judges read them; measures the judges themselves on unseen
-renders, their VAE round trips and broken pictures.
-Writes the figures into docs/pocket-model.md, and docs/images/pocket.png.
+Generates every cell from 5 fresh seeds (25 DDIM steps, guidance 4) and scores the images with the judges. Measures the judges on unseen
+renders, their VAE round trips and broken images. Writes the figures into docs/pocket-model.md, and docs/images/pocket.png.
 """
 
 import argparse
@@ -12,7 +11,7 @@ import json
 from pathlib import Path
 
 import torch
-from figures import fill_section
+from fill_docs import fill_section
 from safetensors import safe_open
 from torchvision.utils import save_image
 from tqdm import tqdm
@@ -34,9 +33,9 @@ def all_cells(seeds: int) -> list[tuple[str, str, int]]:
 
 
 def judge_hits(images: torch.Tensor, targets: list[tuple[str, str, int]]) -> dict[str, list[bool]]:
-    """Per axis, whether each picture is read as asked."""
+    """Return, per axis, whether the judge's label of each image [N, 3, 64, 64] is the prompted one."""
     return {
-        axis: [r["label"] == w[0 if axis == "object" else 1] for r, w in zip(judge.score(images, []), targets, strict=True)]
+        axis: [score["label"] == cell[0 if axis == "object" else 1] for score, cell in zip(judge.score(images, []), targets, strict=True)]
         for axis, judge in JUDGES.items()
     }
 
@@ -47,7 +46,7 @@ def format_hits(hits: list[bool]) -> str:
 
 
 def prompts_and_seeds(targets: list[tuple[str, str, int]]) -> list[tuple[str, int]]:
-    """A prompt and a seed for every cell and number."""
+    """Return a prompt and a seed for every cell and number."""
     suite = load_suite("pocket")
     return [
         (suite.template.format(style=suite.styles[s], object=suite.objects[o]), Case(s, o, "", 1).seed("measure-pocket", k))
@@ -56,8 +55,9 @@ def prompts_and_seeds(targets: list[tuple[str, str, int]]) -> list[tuple[str, in
 
 
 def generate(model: DiffusionModel, targets: list[tuple[str, str, int]]) -> torch.Tensor:
+    """Generate one image per target: [N, 3, 64, 64] in [0, 1]."""
     requests, parts = prompts_and_seeds(targets), []
-    for i in tqdm(range(0, len(requests), 45), desc="drawing"):
+    for i in tqdm(range(0, len(requests), 45), desc="generating"):
         prompts, seeds = zip(*requests[i : i + 45], strict=True)
         parts.append(model.decode(model.sample(prompts, seeds, 25, 4.0)))
     return torch.cat(parts)
@@ -74,12 +74,12 @@ def measure_judges(model: DiffusionModel) -> list[str]:
         hits = judge_hits(images, targets)
         lines.append(f"| {name} | {format_hits(hits['style'])} | {format_hits(hits['object'])} |")
     broken_images = make_broken_images(model, rendered)
-    none_hits = {axis: [r["label"] == "none" for r in judge.score(broken_images, [])] for axis, judge in JUDGES.items()}
-    return [*lines, f"| broken pictures read as none | {format_hits(none_hits['style'])} | {format_hits(none_hits['object'])} |"]
+    none_hits = {axis: [score["label"] == "none" for score in judge.score(broken_images, [])] for axis, judge in JUDGES.items()}
+    return [*lines, f"| broken images labeled none | {format_hits(none_hits['style'])} | {format_hits(none_hits['object'])} |"]
 
 
 def make_broken_images(model: DiffusionModel, rendered: torch.Tensor) -> torch.Tensor:
-    """Noise, blurs, blends, half-denoised samples and decoded random latents, 60 of each, from seeds not used in training."""
+    """Return noise, blurs, blends, half-denoised samples and decoded random latents, 60 of each, from seeds not used in training."""
     generator = torch.Generator().manual_seed(FIRST_FRESH_SEED)
     noise = torch.rand(60, 3, 64, 64, generator=generator)
     blur = torch.nn.functional.interpolate(torch.nn.functional.avg_pool2d(rendered[:60], 16), 64, mode="bilinear")
@@ -104,10 +104,65 @@ def file_size_rows() -> list[str]:
     lines = []
     for path in sorted(POCKET_FOLDER.rglob("*.safetensors")):
         with safe_open(path, "pt") as file:
-            count = sum(torch.Size(file.get_slice(k).get_shape()).numel() for k in file.keys())  # noqa: SIM118 (safe_open is no dict)
+            count = sum(torch.Size(file.get_slice(k).get_shape()).numel() for k in file.keys())  # noqa: SIM118 (safe_open is not a dict)
         lines.append(f"| {path.relative_to(POCKET_FOLDER)} | {count / 1e6:.2f} M | {path.stat().st_size / 1e6:.2f} MB |")
     total = sum(p.stat().st_size for p in POCKET_FOLDER.rglob("*") if p.is_file())
     return [*lines, f"| all files together | | {total / 1e6:.2f} MB |"]
+
+
+def cell_lines(hits: dict[str, list[bool]], targets: list[tuple[str, str, int]], seeds: int) -> list[str]:
+    """Return the table over all cells and the list of the weakest."""
+    cells = [(o, s) for o, s, _ in all_cells(1)]
+    both = {cell: [a and b for a, b, w in zip(hits["style"], hits["object"], targets, strict=True) if w[:2] == cell] for cell in cells}
+    hits_by_cell = {
+        axis: {cell: sum(h for h, w in zip(hits[axis], targets, strict=True) if w[:2] == cell) for cell in cells} for axis in hits
+    }
+    worst = sorted(both, key=lambda cell: sum(both[cell]))[:10]
+    worst_text = ", ".join(
+        f"{o} in {s} ({sum(both[o, s])}, {hits_by_cell['style'][o, s]}, {hits_by_cell['object'][o, s]})" for o, s in worst
+    )
+    return [
+        f"All {len(both)} cells, {seeds} fresh seeds each, 25 DDIM steps, guidance 4:",
+        "",
+        "| label as prompted | rate (95 % Wilson) | lowest cell |",
+        "|---|---|---|",
+        *(f"| {axis} | {format_hits(hits[axis])} | {min(hits_by_cell[axis].values())} of {seeds} |" for axis in hits),
+        "",
+        f"Weakest cells (both right, style right, object right, of {seeds}): {worst_text}.",
+        "",
+    ]
+
+
+def label_tables(hits: dict[str, list[bool]], targets: list[tuple[str, str, int]]) -> list[str]:
+    """Return the rates by object and by style."""
+    hits_of_object = {o: [h for h, w in zip(hits["object"], targets, strict=True) if w[0] == o] for o in OBJECTS}
+    hits_of_style = {
+        axis: {s: [h for h, w in zip(hits[axis], targets, strict=True) if w[1] == s] for s in STYLES} for axis in ("style", "object")
+    }
+    return [
+        "| by object | object as prompted |",
+        "|---|---|",
+        *(f"| {o} | {format_hits(hits_of_object[o])} |" for o in OBJECTS),
+        "",
+        "| by style | style as prompted | object as prompted |",
+        "|---|---|---|",
+        *(f"| {s} | {format_hits(hits_of_style['style'][s])} | {format_hits(hits_of_style['object'][s])} |" for s in STYLES),
+        "",
+    ]
+
+
+def judge_tables(judge_rows: list[str]) -> list[str]:
+    """Return the tables of judges and of files."""
+    return [
+        "| judges | style | object |",
+        "|---|---|---|",
+        *judge_rows,
+        "",
+        "| file | parameters | size |",
+        "|---|---|---|",
+        *file_size_rows(),
+        "",
+    ]
 
 
 def main() -> None:
@@ -119,49 +174,7 @@ def main() -> None:
     judge_rows = measure_judges(model)
     images = generate(model, targets)
     hits = judge_hits(images, targets)
-    both = {
-        (o, s): [a and b for a, b, w in zip(hits["style"], hits["object"], targets, strict=True) if w[:2] == (o, s)]
-        for o, s, _ in all_cells(1)
-    }
-    hits_by_cell = {
-        axis: {(o, s): sum(h for h, w in zip(hits[axis], targets, strict=True) if w[:2] == (o, s)) for o, s, _ in all_cells(1)}
-        for axis in hits
-    }
-    worst = sorted(both, key=lambda cell: sum(both[cell]))[:10]
-    lines = [
-        f"All {len(both)} cells, {args.seeds} fresh seeds each, 25 DDIM steps, guidance 4:",
-        "",
-        "| read as asked | rate (95 % Wilson) | lowest cell |",
-        "|---|---|---|",
-        *(f"| {axis} | {format_hits(hits[axis])} | {min(hits_by_cell[axis].values())} of {args.seeds} |" for axis in hits),
-        "",
-        "Weakest cells (both right, style right, object right, of "
-        + str(args.seeds)
-        + "): "
-        + ", ".join(f"{o} in {s} ({sum(both[o, s])}, {hits_by_cell['style'][o, s]}, {hits_by_cell['object'][o, s]})" for o, s in worst)
-        + ".",
-        "",
-        "| by object | object read as asked |",
-        "|---|---|",
-        *(f"| {o} | {format_hits([h for h, w in zip(hits['object'], targets, strict=True) if w[0] == o])} |" for o in OBJECTS),
-        "",
-        "| by style | style read as asked | object read as asked |",
-        "|---|---|---|",
-        *(
-            f"| {s} | {format_hits([h for h, w in zip(hits['style'], targets, strict=True) if w[1] == s])} | "
-            f"{format_hits([h for h, w in zip(hits['object'], targets, strict=True) if w[1] == s])} |"
-            for s in STYLES
-        ),
-        "",
-        "| judges | style | object |",
-        "|---|---|---|",
-        *judge_rows,
-        "",
-        "| file | parameters | size |",
-        "|---|---|---|",
-        *file_size_rows(),
-        "",
-    ]
+    lines = [*cell_lines(hits, targets, args.seeds), *label_tables(hits, targets), *judge_tables(judge_rows)]
     (args.docs / "images").mkdir(exist_ok=True)
     fill_section(args.docs / "pocket-model.md", "figures", lines)
     grid = images[: len(STYLES) * len(OBJECTS)].repeat_interleave(2, -1).repeat_interleave(2, -2)

@@ -1,9 +1,9 @@
-"""Measure the models that never saw a concept: that they do not know it, and that they know the rest. Writes docs/references.md.
+"""Measure the retrained models: that they do not know their concept, and that they know the rest. Writes docs/retrained.md.
 
-    python scripts/measure_retrained.py --work runs/references
+    python scripts/measure_retrained.py --work runs/retrained
 
-What was read in a model's pictures stays in the work folder, so that an interrupted run continues. How near erasures come to these models
-is measured by scripts/reproduce_retrained.py.
+The judge labels of a model's images stay in the work folder, so that an interrupted run continues. scripts/reproduce_retrained.py
+measures how near erasures come to these models.
 """
 
 import argparse
@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from figures import fill_section
+from fill_docs import fill_section
 from measure_pocket import JUDGES, all_cells, format_hits, prompts_and_seeds
 from torchvision.utils import save_image
 from tqdm import tqdm
-from train_references import RETRAINED_WEIGHTS
+from train_retrained import RETRAINED_WEIGHTS
 
 from erasure.concept import parse_concepts
 from erasure.concept_check import NONSENSE_WORDS
@@ -31,13 +31,13 @@ from eval.suites.cases import Case
 from eval.suites.prompt_list_suite import cross_axis
 from eval.suites.suite import load_suite
 
-IMAGES_PER_PROBE = 200  # pictures for each way of asking
+IMAGES_PER_PROBE = 200
 POCKET = "pocket"
 SeededPrompts = Sequence[tuple[str, int]]  # prompts with seeds
 
 
 def load_retrained(model: DiffusionModel) -> dict[str, dict[str, Edit]]:
-    """Every reference as an edit of pocket: label of what it never saw, name of the file, model."""
+    """Load every retrained model as an edit of pocket, by excluded label and file name."""
     edits_by_label: dict[str, dict[str, Edit]] = defaultdict(dict)
     suite = load_suite("pocket")
     for path in sorted(RETRAINED_WEIGHTS.glob("without-*.safetensors")):
@@ -55,11 +55,16 @@ def with_pocket(models: dict[str, Edit]) -> dict[str, list[Edit]]:
 def judge_labels(
     model: DiffusionModel, stack: Sequence[Edit], requests: SeededPrompts, work: Path, title: str
 ) -> tuple[dict[str, list[str]], Path]:
-    """What the judges read in a picture of every prompt, by axis, and a file with the first 20 pictures."""
+    """Return the judge labels of one image per prompt, by axis, and a file with the first 20 images."""
     key = hash_record(
-        {"base": model.fingerprint(), "edits": [edit.digest() for edit in stack], "compute": str(model.compute_dtype), "asked": requests}
+        {
+            "base": model.fingerprint(),
+            "edits": [edit.digest() for edit in stack],
+            "compute": str(model.compute_dtype),
+            "prompts_and_seeds": requests,
+        }
     )
-    labels_file, sheet_file = work / "read" / f"{key}.json", work / "read" / f"{key}.png"
+    labels_file, sheet_file = work / "labels" / f"{key}.json", work / "labels" / f"{key}.png"
     if not labels_file.exists():
         labels_file.parent.mkdir(parents=True, exist_ok=True)
         labels: dict[str, list[str]] = {axis: [] for axis in JUDGES}
@@ -77,7 +82,7 @@ def judge_labels(
 
 
 def probe_requests(label: str) -> dict[str, SeededPrompts]:
-    """EACH prompts for every way of asking: by name, by synonyms, by descriptions, by nonsense words. Picture i has one noise in all."""
+    """Return seeded prompts per probe: name, synonyms, descriptions, nonsense words. Image i has the same noise in all probes."""
     suite = load_suite("pocket")
     axis, _ = suite.find_concept(label)
     name, aliases = suite.phrases(axis)[label], suite.aliases[label]
@@ -91,15 +96,15 @@ def probe_requests(label: str) -> dict[str, SeededPrompts]:
             other_label, text = other_words[i % len(other_words)]
             phrase = variants[i // len(other_words) % len(variants)]
             prompt = template.format(style=phrase, object=text) if axis == "style" else template.format(style=text, object=phrase)
-            requests.append((prompt, Case("", other_label, "", 1).seed("references", i)))
+            requests.append((prompt, Case("", other_label, "", 1).seed("references", i)))  # this string decides the seeds
         by_probe[probe] = requests
     return by_probe
 
 
 def ignorance_rows(model: DiffusionModel, label: str, models: dict[str, Edit], work: Path, docs: Path) -> list[str]:
-    """Rows: how often the judge reads the concept where it is asked for, beside nonsense words in its place from the same noise.
+    """Return rows with how often the judge sees the concept in images of its prompts, beside nonsense words from the same noise.
 
-    Pocket, which knows it, is asked by its name alone: that prompts, noise and judge find the concept where it is.
+    Pocket, which knows the concept, is probed by name only: this shows that prompts, noise and judge detect it.
     """
     axis, _ = load_suite("pocket").find_concept(label)
     rows = []
@@ -111,7 +116,7 @@ def ignorance_rows(model: DiffusionModel, label: str, models: dict[str, Edit], w
             labels, sheet_file = judge_labels(model, stack, requests, work, f"{name}, {probe}")
             hits[probe] = [predicted == label for predicted in labels[axis]]
             if probe == "its name":
-                (docs / "images" / f"reference-{label}-{name}.png").write_bytes(sheet_file.read_bytes())
+                (docs / "images" / f"retrained-{label}-{name}.png").write_bytes(sheet_file.read_bytes())
         for probe, own_hits in hits.items():
             nonsense = hits.get("nonsense words", own_hits)
             difference_text = "" if nonsense is own_hits else format_points(paired_hits_difference(own_hits, nonsense))
@@ -121,7 +126,7 @@ def ignorance_rows(model: DiffusionModel, label: str, models: dict[str, Edit], w
 
 
 def retained_rows(model: DiffusionModel, label: str, models: dict[str, Edit], work: Path, seeds: int) -> list[str]:
-    """Rows: what is read as asked in all cells without the concept, and the paired difference to pocket's pictures of the same noise."""
+    """Return rows with judge accuracy in all cells without the concept, and the paired difference to pocket from the same noise."""
     targets = [cell for cell in all_cells(seeds) if label not in cell]
     hits_by_model: dict[str, dict[str, list[bool]]] = {}
     for name, stack in with_pocket(models).items():
@@ -136,14 +141,13 @@ def retained_rows(model: DiffusionModel, label: str, models: dict[str, Edit], wo
             "" if name == POCKET else format_points(paired_hits_difference(own_hits[axis], hits_by_model[POCKET][axis]))
             for axis in ("style", "object")
         ]
-        rows.append(
-            f"| {label}: {name} | {format_hits(own_hits['style'])} | {difference_texts[0]} | {format_hits(own_hits['object'])} | {difference_texts[1]} |"
-        )
+        style, thing = (format_hits(own_hits[axis]) for axis in ("style", "object"))
+        rows.append(f"| {label}: {name} | {style} | {difference_texts[0]} | {thing} | {difference_texts[1]} |")
     return rows
 
 
 def paired_hits_difference(first: Sequence[bool], second: Sequence[bool]) -> Interval:
-    """First minus second rate over pictures of the same noise (Newcombe, paired)."""
+    """Return the first minus the second rate over images of the same noise (Newcombe's paired interval)."""
     table_counts = [
         sum((a, b) == pair for a, b in zip(first, second, strict=True))
         for pair in ((True, True), (True, False), (False, True), (False, False))
@@ -161,27 +165,30 @@ def format_points(interval: Interval) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, default=Path("runs/references"))
+    parser.add_argument("--work", type=Path, default=Path("runs/retrained"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
-    parser.add_argument("--seeds", type=int, default=5, help="fresh seeds of every cell that should stay")
-    parser.add_argument("--part", choices=("ignorance", "kept"), action="append", help="one part alone; may be repeated")
+    parser.add_argument("--seeds", type=int, default=5, help="fresh seeds per retained cell")
+    parser.add_argument("--part", choices=("ignorance", "retained"), action="append", help="one part alone; may be repeated")
     args = parser.parse_args()
     model = load_model("pocket")
     edits_by_label = load_retrained(model)
     if not edits_by_label:
-        parser.error(f"no references in {RETRAINED_WEIGHTS}; scripts/train_retrained.py makes them.")
-    parts = args.part or ["ignorance", "kept"]
-    if "kept" in parts:
+        parser.error(f"no retrained models in {RETRAINED_WEIGHTS}; scripts/train_retrained.py makes them.")
+    parts = args.part or ["ignorance", "retained"]
+    if "retained" in parts:
         head = [
-            "| without: model | style as asked | minus pocket, points | object as asked | minus pocket, points |",
+            "| without: model | style as prompted | minus pocket, points | object as prompted | minus pocket, points |",
             "|---|---|---|---|---|",
         ]
         rows = [row for label, models in edits_by_label.items() for row in retained_rows(model, label, models, args.work, args.seeds)]
-        fill_section(args.docs / "references.md", "kept", head + rows)
+        fill_section(args.docs / "retrained.md", "retained", head + rows)
     if "ignorance" in parts:
-        head = ["| without: model | asked for by | read as the concept | percent | minus nonsense words, points |", "|---|---|---|---|---|"]
+        head = [
+            "| without: model | prompts by | labeled as it | percent | minus nonsense words, points |",
+            "|---|---|---|---|---|",
+        ]
         rows = [row for label, models in edits_by_label.items() for row in ignorance_rows(model, label, models, args.work, args.docs)]
-        fill_section(args.docs / "references.md", "ignorance", head + rows)
+        fill_section(args.docs / "retrained.md", "ignorance", head + rows)
 
 
 if __name__ == "__main__":

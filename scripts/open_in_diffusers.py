@@ -1,4 +1,4 @@
-"""Open a pipeline folder or a text encoder in plain diffusers and transformers, and save what comes out; any version, without this project.
+"""Open a pipeline folder or a text encoder in plain diffusers and transformers of any version, without this project, and save outputs.
 
 python scripts/open_in_diffusers.py FOLDER OUT.npz [--base PIPELINE]
 """
@@ -20,7 +20,7 @@ PROMPTS = ["a house in stained glass style", "Two BOATS, it's 3 o'clock!", ""]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="a pipeline, or with --base a text encoder")
-    parser.add_argument("out", type=Path, help="token ids, embeddings and pictures")
+    parser.add_argument("out", type=Path, help="token ids, embeddings and images")
     parser.add_argument("--base", type=Path, help="the pipeline around a text encoder")
     args = parser.parse_args()
     encoder_path = args.folder if args.base else args.folder / "text_encoder"
@@ -34,7 +34,7 @@ def main() -> None:
     sample_size, channels = pipe.unet.config.sample_size, pipe.unet.config.in_channels
     latents = torch.randn(len(PROMPTS), channels, sample_size, sample_size, generator=torch.Generator().manual_seed(0))
     images = pipe(PROMPTS, latents=latents, num_inference_steps=4, guidance_scale=4.0, output_type="np").images
-    np.savez(args.out, ids=ids.numpy(), text=pipe.text_encoder(ids)[0].numpy(), pictures=images)
+    np.savez(args.out, ids=ids.numpy(), text=pipe.text_encoder(ids)[0].numpy(), images=images)
     keys = {kind: sorted(map(str, loading_info[f"{kind}_keys"])) for kind in ("missing", "unexpected")}
     print(json.dumps({**keys, **{name: version(name) for name in ("torch", "diffusers", "transformers")}}))
 

@@ -1,4 +1,4 @@
-"""The judge stages of scripts/train_pocket.py: style and object readers, and the open_clip model for alignment."""
+"""The judge stages of scripts/train_pocket.py: style and object classifiers, and the open_clip model for alignment."""
 
 import json
 import random
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionPipeline
 from open_clip import CLIP
-from pocket_workshop import CELLS, CONTEXT, TrainingSetup, autocast, contrastive_loss, decode_latents, encode_latents, fit, tokenize
+from pocket_training import CELLS, CONTEXT, TrainingSetup, autocast, contrastive_loss, decode_latents, encode_latents, fit, tokenize
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CLIPTokenizer
@@ -25,7 +25,7 @@ OPEN_CLIP = {
 
 
 def make_broken_training_images(pipeline: StableDiffusionPipeline, images: Tensor, count: int, seed: int) -> Tensor:
-    """Pictures without anything in them (count, 3, 64, 64): noise, blurs, blends, half-denoised and decoded random latents."""
+    """Return images without content, [count, 3, 64, 64] in [0, 1]: noise, blurs, blends, half-denoised and decoded random latents."""
     torch.manual_seed(seed)
     fifth = count // 5
     picked = [images[torch.randint(len(images), (fifth,))].float() / 255 for _ in range(4)]
@@ -42,7 +42,7 @@ def make_broken_training_images(pipeline: StableDiffusionPipeline, images: Tenso
 
 
 def generate_half_denoised(pipeline: StableDiffusionPipeline, count: int, seed: int) -> Tensor:
-    """Guided samples stopped after 1 to 9 of 25 steps."""
+    """Return guided samples stopped after 1 to 9 of 25 steps: [count, 3, 64, 64] in [0, 1]."""
     rng, latents = random.Random(seed), []
     texts = [make_caption(ImageSpec(*rng.choice(CELLS), seed=i), traits_of(ImageSpec("boat", "neon", i)), rng) for i in range(count)]
     generator = torch.Generator().manual_seed(seed)
@@ -57,7 +57,9 @@ def generate_half_denoised(pipeline: StableDiffusionPipeline, count: int, seed: 
                 width=64,
                 output_type="latent",
                 generator=generator,
-                callback_on_step_end=lambda p, i, t, kw, kept=step_latents: step_latents.append(kw["latents"].cpu()) or stop_after(p, i),
+                callback_on_step_end=lambda p, i, t, kw, step_latents=step_latents: (
+                    step_latents.append(kw["latents"].cpu()) or stop_after(p, i)
+                ),
             )
         steps = torch.tensor([rng.randrange(9) for _ in range(len(step_latents[0]))])
         latents.append(torch.stack(step_latents)[steps, torch.arange(len(steps))])
@@ -70,7 +72,7 @@ def stop_after(pipeline: StableDiffusionPipeline, index: int) -> dict:
 
 
 def train_judges(setup: TrainingSetup, data: Tensor) -> None:
-    """A style and an object reader, on rendered pictures, their VAE round trips, and broken pictures as "none"."""
+    """Train a style and an object classifier on rendered images, their VAE round trips, and broken images as "none"."""
     folder = setup.out / "judges"
     folder.mkdir(exist_ok=True)
     pipeline = StableDiffusionPipeline.from_pretrained(setup.out, torch_dtype=torch.float32).to(setup.device)
@@ -92,9 +94,9 @@ def train_judges(setup: TrainingSetup, data: Tensor) -> None:
 
 def train_judge(setup: TrainingSetup, axis: str, data: Tensor, round_trips: Tensor, broken_images: Tensor, folder: Path) -> None:
     labels = LABELS[axis]
-    truth = torch.tensor([labels.index(getattr(picture, axis)) for picture in setup.canvas_images])
+    truth = torch.tensor([labels.index(getattr(spec, axis)) for spec in setup.canvas_images])
     torch.manual_seed(setup.args.seed)
-    reader = PocketClassifier(len(labels)).to(setup.device, memory_format=torch.channels_last)
+    classifier = PocketClassifier(len(labels)).to(setup.device, memory_format=torch.channels_last)
 
     def loss(step: int) -> Tensor:
         rng = random.Random(f"{axis}|{step}")
@@ -107,19 +109,19 @@ def train_judge(setup: TrainingSetup, axis: str, data: Tensor, round_trips: Tens
         y = torch.cat((truth[rows], truth[round_trip_rows], torch.full((16,), len(labels) - 1))).to(setup.device)
         x = x + torch.rand(len(x), 1, 1, 1, device=x.device) * 0.03 * torch.randn_like(x)
         with setup.autocast():
-            logits = reader(x.contiguous(memory_format=torch.channels_last))
+            logits = classifier(x.contiguous(memory_format=torch.channels_last))
         return F.cross_entropy(logits.float(), y, label_smoothing=0.02)
 
-    fit(setup, f"judge-{axis}", reader, loss, steps=setup.args.judge_steps, lr=2e-3, ema=0.99)
+    fit(setup, f"judge-{axis}", classifier, loss, steps=setup.args.judge_steps, lr=2e-3, ema=0.99)
     save_file(
-        {name: p.half().contiguous() for name, p in reader.state_dict().items()},
+        {name: p.half().contiguous() for name, p in classifier.state_dict().items()},
         folder / f"{axis}.safetensors",
         metadata={"labels": ",".join(labels)},
     )
 
 
 def train_open_clip(setup: TrainingSetup, data: Tensor, tokenizer: CLIPTokenizer) -> None:
-    """An independent open_clip model in local-dir layout, for CLIP alignment: other shape, other seed, other captions."""
+    """Train an independent open_clip model in local-dir layout, for CLIP alignment: another shape, another seed, other captions."""
     folder = setup.out / "open_clip"
     if (folder / "open_clip_model.safetensors").exists():
         return

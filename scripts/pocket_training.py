@@ -1,11 +1,11 @@
-"""What the stages of scripts/train_pocket.py share: where they work, the loop, text and latents."""
+"""Shared parts of the stages of scripts/train_pocket.py: settings, training loop, captions and latents."""
 
 import argparse
 import json
 import random
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from tqdm import tqdm
 from transformers import CLIPTokenizer
 
 from erasure.config.seeds import derive_seed
-from erasure.families.base import resolve_precision
+from erasure.families.precision import resolve_precision
 from erasure.pocket.canvas import OBJECTS, STYLES, ImageSpec, render, traits_of
 from erasure.pocket.captions import make_caption
 
@@ -28,10 +28,11 @@ CELLS = [(o, s) for s in STYLES for o in OBJECTS]
 
 
 class TrainingSetup:
-    """Where the training happens: folders, device, sizes.
+    """Folders, device and images of a training run.
 
     Args:
-        without: a style or an object that no picture and hence no caption has.
+        args: The parsed command line of train_pocket.py or train_retrained.py.
+        without: A style or an object to exclude from all images and captions.
     """
 
     def __init__(self, args: argparse.Namespace, without: str = "") -> None:
@@ -40,9 +41,9 @@ class TrainingSetup:
         self.args = args
         self.work.mkdir(parents=True, exist_ok=True)
         cells = [cell for cell in CELLS if without not in cell]
-        first_seed = args.seed * 1_000_000  # trainings of other seeds share no picture
+        first_seed = args.seed * 1_000_000  # runs with different seeds share no image
         self.canvas_images = [ImageSpec(*cells[i % len(cells)], seed=first_seed + i // len(cells)) for i in range(args.images)]
-        self.image_traits = [traits_of(picture) for picture in self.canvas_images]
+        self.image_traits = [traits_of(spec) for spec in self.canvas_images]
 
     def autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.device)
@@ -51,12 +52,12 @@ class TrainingSetup:
         return [make_caption(self.canvas_images[i], self.image_traits[i], random.Random(f"{salt}|{i}")) for i in rows]
 
     def rows(self, step: int, batch: int) -> list[int]:
-        """The pictures of a step: a function of the step alone, so a resumed run sees what a straight run saw."""
+        """Return the image indices of a step. They depend on the step alone, so a resumed run sees the same images."""
         return random.Random(f"{self.args.seed}|{step}").sample(range(len(self.canvas_images)), batch)
 
 
 def autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """bf16 where the machine computes it natively, else fp32: emulated, a step takes ten times as long."""
+    """Use bf16 where the machine computes it natively, else fp32: emulated, a step takes ten times as long."""
     native = resolve_precision("auto", device) is torch.bfloat16
     return torch.autocast(device.type, dtype=torch.bfloat16) if native else nullcontext()
 
@@ -72,14 +73,14 @@ def fit(
     ema: float | None = None,
     preview: Callable[[nn.Module, int], None] | None = None,
 ) -> None:
-    """AdamW with warm-up and cosine decay; checkpoints every 200 steps; leaves the EMA weights in `model`."""
+    """Train with AdamW, warm-up and cosine decay, with a checkpoint every 200 steps. `model` ends with the EMA weights."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
     ema_model = EMAModel(model.parameters(), decay=ema, use_ema_warmup=True, power=0.75) if ema else None
     checkpoint, first_step = setup.work / f"{name}.pt", 0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimiser"])
+        optimizer.load_state_dict(state["optimizer"])
         if ema_model:
             ema_model.load_state_dict(state["ema"])
             ema_model.to(setup.device)
@@ -88,9 +89,8 @@ def fit(
     start = time.monotonic()
     bar = tqdm(range(first_step, steps), initial=first_step, total=steps, desc=name, mininterval=10)
     for step in bar:
-        warmup, fraction_done = min(1.0, (step + 1) / 100), step / steps
         for group in optimizer.param_groups:
-            group["lr"] = lr * warmup * max(0.02, 0.5 * (1 + torch.cos(torch.tensor(fraction_done * torch.pi)).item()))
+            group["lr"] = scheduled_lr(lr, step, steps)
         torch.manual_seed(derive_seed(setup.args.seed, step))
         value = loss(step)
         optimizer.zero_grad()
@@ -104,22 +104,35 @@ def fit(
             log.write(json.dumps({"step": step, "loss": value.item(), "seconds": round(time.monotonic() - start, 1)}) + "\n")
             log.flush()
         if (step + 1) % 200 == 0 or step + 1 == steps:
-            state = {"model": model.state_dict(), "optimiser": optimizer.state_dict(), "step": step + 1}
+            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             torch.save({**state, "ema": ema_model.state_dict() if ema_model else None}, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
         if preview and (step + 1) % 600 == 0:
-            if ema_model:
-                ema_model.store(model.parameters())
-                ema_model.copy_to(model.parameters())
-            preview(model, step + 1)
-            if ema_model:
-                ema_model.restore(model.parameters())
+            with ema_weights(ema_model, model):
+                preview(model, step + 1)
     if ema_model:
         ema_model.copy_to(model.parameters())
 
 
+def scheduled_lr(lr: float, step: int, steps: int) -> float:
+    """Return the learning rate of a step: 100 steps of linear warm-up, and cosine decay to 2 % of `lr`."""
+    warmup, fraction_done = min(1.0, (step + 1) / 100), step / steps
+    return lr * warmup * max(0.02, 0.5 * (1 + torch.cos(torch.tensor(fraction_done * torch.pi)).item()))
+
+
+@contextmanager
+def ema_weights(ema_model: EMAModel | None, model: nn.Module) -> Iterator[None]:
+    """Put the EMA weights into a model for a while; does nothing without EMA."""
+    if ema_model:
+        ema_model.store(model.parameters())
+        ema_model.copy_to(model.parameters())
+    yield
+    if ema_model:
+        ema_model.restore(model.parameters())
+
+
 def render_training_images(setup: TrainingSetup) -> Tensor:
-    """All training pictures (N, 3, 64, 64) uint8, rendered once."""
+    """Return all training images, uint8 [N, 3, 64, 64], rendered once."""
     path = setup.work / f"images-{len(setup.canvas_images)}.safetensors"
     if not path.exists():
         chunks = [render(setup.canvas_images[i : i + 900]) for i in tqdm(range(0, len(setup.canvas_images), 900), desc="images")]
@@ -132,20 +145,21 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
 
 
 def contrastive_loss(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE (Radford et al., arXiv:2103.00020, figure 3)."""
+    """Return the symmetric InfoNCE loss of embeddings [B, D] (Radford et al., arXiv:2103.00020, figure 3)."""
     logits = scale.exp().clamp(max=100) * F.normalize(a.float(), dim=-1) @ F.normalize(b.float(), dim=-1).T
     labels = torch.arange(len(a), device=a.device)
     return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
 
 
 def encode_latents(setup: TrainingSetup, data: Tensor, vae: AutoencoderKL) -> Tensor:
-    """Scaled latents (N, 4, 16, 16) of all pictures, in fp16."""
+    """Encode uint8 images [N, 3, 64, 64] to scaled fp16 latents [N, 4, 16, 16]."""
     with torch.no_grad(), setup.autocast():
         chunks = [vae.encode(part.to(setup.device).float() / 127.5 - 1).latent_dist.mean for part in tqdm(data.split(256), desc="latents")]
     return (torch.cat(chunks).float() * vae.config.scaling_factor).half().cpu().contiguous()
 
 
 def decode_latents(pipeline: StableDiffusionPipeline, latents: Tensor) -> Tensor:
+    """Decode scaled latents [N, 4, 16, 16] to images [N, 3, 64, 64] in [0, 1]."""
     vae = pipeline.vae
     with torch.no_grad(), autocast(vae.device):
         parts = [vae.decode(z.to(vae.device) / vae.config.scaling_factor).sample.float().cpu() for z in latents.split(128)]

@@ -1,9 +1,9 @@
-"""Draw docs/images/before-after.png from the audit of `make demo`.
+"""Make docs/images/before-after.png from the audit of `make demo`.
 
     erasure demo && python scripts/readme_image.py runs/demo/audit-pocket-smoke
 
-Upper rows: the erased style, before and after from the same noise. Lower rows: pictures that should stay, before and after. Columns are the
-objects of the suite in order, not chosen by look.
+Upper rows: the erased style, before and after from the same noise. Lower rows: images to retain, before and after. Columns are the objects
+of the suite in order, not hand-picked.
 """
 
 import argparse

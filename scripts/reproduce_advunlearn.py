@@ -2,8 +2,8 @@
 
     python scripts/reproduce_advunlearn.py --work runs/advunlearn
 
-For each model and each length, the attack starts from several random prefixes; every start draws pictures from seeds of its own with the
-suite's prompts for the concept. Controls: no prefix, and a random prefix of the same length. Run folders are resumed.
+For each model and each length, the attack starts from several random prefixes. Every start generates images from its own seeds with
+the suite's prompts for the concept. Controls: no prefix, and a random prefix of the same length. Run folders are resumed.
 """
 
 import argparse
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import fill_table_rows
+from fill_docs import fill_table_rows
 from reproduce_methods import audit_at_strength, erase_in_subprocess, format_cell
 
 from erasure.concept import ConceptKind
@@ -21,7 +21,7 @@ from erasure.erasing import apply_edits
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.storage.run import read_json, write_json
-from erasure.training import fill_cache as recorder
+from erasure.training import fill_cache
 from erasure.training.teacher_cache import TeacherQuery
 from eval.attacks.soft_prefix import SoftPrefix
 from eval.audit import AuditPlan
@@ -31,21 +31,21 @@ from eval.suites.suite import load_suite
 
 CONCEPTS: dict[str, ConceptKind] = {"neon": "style", "stained glass": "style", "fish": "object"}  # neon is a development concept
 METHODS = ("esd", "advunlearn")
-BUDGETS = {1: 400, 3: 200, 5: 200}  # tokens of the prefix -> Adam steps; a single token needs more before it revives anything
+BUDGETS = {1: 400, 3: 200, 5: 200}  # prefix tokens -> Adam steps; a single token needs more steps to revive a concept
 RESTARTS = 5
-EARLY_STEPS = 50  # steps after which the prefix is tried as well
+EARLY_STEPS = 50  # the prefix is also tried after this many steps
 CONDITIONS = ("early", "attack", "random", "none")
 Counts = dict[str, list[int]]
 
 
 def measure_attacks(model: DiffusionModel, edit: Edit, name: str, work: Path, image_count: int = 24) -> dict[str, Counts]:
-    """For every length: pictures in which the concept is read, of all, under the attack and under its two controls."""
+    """Count, for every length, images that show the concept of all images, under the attack and its two controls."""
     suite = load_suite("pocket")
     (plan,) = AuditPlan.for_edits([edit], suite, "smoke")
     target = plan.targets[0]
-    target_cases = [a.case for a in plan.samples if getattr(a.case, plan.axis) == target]
+    target_cases = [sample.case for sample in plan.samples if getattr(sample.case, plan.axis) == target]
     prompts = [case.prompt for case in target_cases if case.role == "grid"]
-    cache = recorder.load_or_fill(
+    cache = fill_cache.load_or_fill(
         model, TeacherQuery(prompt_pairs=tuple((p, "") for p in dict.fromkeys(prompts)), trajectories=24, steps=25, guidance=4.0)
     )
     judge = available_judges(suite)[0][plan.axis]
@@ -76,7 +76,7 @@ def score_generated(
     model: DiffusionModel, judge: Any, prompts: list[str], seeds: list[int], prefix: torch.Tensor | None
 ) -> list[dict[str, Any]]:
     images = model.decode(model.sample(prompts, seeds, prefix=prefix)).cpu()
-    return judge.read(images, prompts)
+    return judge.score(images, prompts)
 
 
 def format_counts(counts: list[int]) -> str:
@@ -88,7 +88,9 @@ def format_counts(counts: list[int]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/advunlearn"))
-    parser.add_argument("--methods-work", type=Path, default=Path("runs/methods"), help="of reproduce_methods.py, whose edits are used")
+    parser.add_argument(
+        "--methods-work", type=Path, default=Path("runs/methods"), help="work folder of reproduce_methods.py, whose edits are used"
+    )
     parser.add_argument("--concepts", nargs="+", default=list(CONCEPTS), choices=CONCEPTS)
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     args = parser.parse_args()
@@ -112,7 +114,7 @@ def main() -> None:
         "|---|---|---|---|---|---|---|---|",
     ]
     fill_table_rows(args.docs / "advunlearn.md", "attacks", head, lines)
-    fill_table_rows(args.docs / "advunlearn.md", "kept", ["| concept | method | UA | IRA | CRA |", "|---|---|---|---|---|"], rate_rows)
+    fill_table_rows(args.docs / "advunlearn.md", "retained", ["| concept | method | UA | IRA | CRA |", "|---|---|---|---|---|"], rate_rows)
 
 
 if __name__ == "__main__":

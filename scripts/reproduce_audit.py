@@ -1,7 +1,7 @@
-"""Reproduce the figures of docs/audit.md: what pocket's erasures do under other words, and what attacks bring back.
+"""Reproduce the figures of docs/audit.md: pocket's erasures under rephrased prompts and under attacks.
 
     python scripts/reproduce_audit.py --work runs/audit --part words
-    python scripts/reproduce_audit.py --work runs/audit --part attacks    # about half an hour an edit on two cores
+    python scripts/reproduce_audit.py --work runs/audit --part attacks    # about half an hour per edit on two cores
 
 Run folders under --work are resumed.
 """
@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from figures import fill_section
+from fill_docs import fill_section
 from reproduce_methods import DEVELOPMENT, erase_in_subprocess
 
 from erasure.concept import parse_concepts
@@ -27,13 +27,13 @@ from eval.suites.suite import load_suite
 
 METHODS = ("esd", "uce")
 EARLY_STEPS = 40  # steps of an ESD edit that was stopped too early
-MANY_PROMPTS = 60  # attacked prompts of it: whether an attack works at all is asked of more prompts than whether an edit resists
-ROLES = {"UA": "its name", "UA_named": "synonyms", "UA_described": "descriptions", "UA_mutated": "spoiled spelling"}
+MANY_PROMPTS = 60  # attacked prompts of that edit: testing the attack takes more prompts than testing an edit
+ROLES = {"UA": "its name", "UA_named": "synonyms", "UA_described": "descriptions", "UA_perturbed": "misspellings"}
 Result = dict[str, Any]
 
 
 def audit_edit_folder(model: DiffusionModel, folder: Path, tier: str, attacked_prompts: int = 0) -> Result:
-    """An audit by the shipped suite, and its report; `attacked` is another number of attacked prompts."""
+    """Audit an edit with the shipped suite and write its report; `attacked_prompts` overrides the suite's number."""
     edit, suite = Edit.load(folder), load_suite("pocket")
     suite = replace(suite, attacks=replace(suite.attacks, prompts=attacked_prompts or suite.attacks.prompts))
     (plan,) = AuditPlan.for_edits([edit], suite, tier)
@@ -48,7 +48,7 @@ def format_rate(rate: dict[str, Any]) -> str:
 
 
 def report_rewording(model: DiffusionModel, work: Path, docs: Path) -> None:
-    lines = ["| concept | method | asked by | not read in the erased model's pictures, % | in the base's, % |", "|---|---|---|---|---|"]
+    lines = ["| concept | method | prompts by | not shown by the erased model, % | by the base, % |", "|---|---|---|---|---|"]
     for name, kind in DEVELOPMENT.items():
         for method in METHODS:
             models = audit_edit_folder(model, erase_in_subprocess(method, name, kind, work), "standard")["models"]
@@ -59,7 +59,7 @@ def report_rewording(model: DiffusionModel, work: Path, docs: Path) -> None:
 
 
 def erase_stopped_early(model: DiffusionModel, work: Path) -> Path:
-    """An ESD edit that was stopped after EARLY steps: the concept is gone from most pictures, and easily brought back."""
+    """Make an ESD edit that is stopped after EARLY_STEPS: most images do not show the concept, but it is easily revived."""
     folder = work / "esd" / "neon-early"
     method, concepts, _ = configure_method(ESD, parse_concepts("neon", kind="style"), model.family, {"steps": EARLY_STEPS})
     erase(model, concepts, method, out=folder)
@@ -73,29 +73,32 @@ def report_attacks(model: DiffusionModel, work: Path, docs: Path) -> None:
     }
     lines = [
         "| edit of neon | attack | broken, % of prompts | minus random prefix, points | token ids alone "
-        "| found again, fresh noise, % | no attack, % |",
+        "| success again, fresh noise, % | no attack, % |",
         "|---|---|---|---|---|---|---|",
     ]
     relearning_lines = ["| edit of neon | fine-tuning | shown at steps: rate, % | revived after |", "|---|---|---|---|"]
     for edit_count, (name, folder) in enumerate(edits.items(), 1):
-        for a in audit_edit_folder(model, folder, "full", MANY_PROMPTS if folder.name == "neon-early" else 0)["attacks"]:
-            (relearning_lines if "steps" in a else lines).append(f"| {name} | {a['name']} | {attack_cells(a)} |")
+        for attack in audit_edit_folder(model, folder, "full", MANY_PROMPTS if folder.name == "neon-early" else 0)["attacks"]:
+            (relearning_lines if "steps" in attack else lines).append(f"| {name} | {attack['name']} | {attack_cells(attack)} |")
         fill_section(docs / "audit.md", "budget", [describe_budget(model, edit_count)])  # after every edit: each takes about half an hour
         fill_section(docs / "audit.md", "attacks", lines)
         fill_section(docs / "audit.md", "tuning", relearning_lines)
 
 
 def attack_cells(attack: Result) -> str:
-    """The cells of an attack's row."""
+    """Return the cells of an attack's row."""
     if "curve" in attack:
-        gain = attack.get("beyond", {}).get("random_prefix")
+        gain = attack.get("over_controls", {}).get("random_prefix")
         gain_text = f"{100 * gain['estimate']:+.0f} ({100 * gain['low']:+.0f} to {100 * gain['high']:+.0f})" if gain else "control"
-        fresh_text = format_rate(attack["fresh"]) if attack["fresh"] else "nothing found"
-        token_ids_text = f"{attack['by_ids']['only']['k']} more" if "by_ids" in attack else "no ids"
-        return f"{format_rate(attack['curve'][-1])} | {gain_text} | {token_ids_text} | {fresh_text} | {100 * attack['curve'][0]['estimate']:.0f}"
+        fresh_text = format_rate(attack["fresh_noise"]) if attack["fresh_noise"] else "no success"
+        token_ids_text = f"{attack['token_ids']['ids_only']['k']} more" if "token_ids" in attack else "no ids"
+        without_attack = f"{100 * attack['curve'][0]['estimate']:.0f}"
+        return f"{format_rate(attack['curve'][-1])} | {gain_text} | {token_ids_text} | {fresh_text} | {without_attack}"
     if "steps" in attack:
         points = ", ".join(f"{p['steps']}: {100 * p['estimate']:.0f}" for p in attack["steps"])
-        revived = attack["revived"] if attack["revived"] is not None else "not within these" if attack["gone"] else "was not gone"
+        revived = attack["revived_at_step"]
+        if revived is None:
+            revived = "not within these" if attack["erased_before"] else "was not erased"
         return f"{points} | {revived}"
     return f"{attack.get('skipped') or attack.get('crashed')} | | | | "
 
@@ -104,10 +107,11 @@ def describe_budget(model: DiffusionModel, edits: int) -> str:
     attack_config, vocabulary = load_suite("pocket").attacks, len(tokens_of(model))
     prefix, steps = attack_config.use["random_prefix"]["tokens"], attack_config.use["unlearndiffatk"]["steps"]
     return (
-        f"Neon erased by {edits} edits, suite `pocket`, tier full: {attack_config.prompts} prompts ({MANY_PROMPTS} where training was stopped), "
-        f"{attack_config.images} pictures and {steps} gradient steps each. The vocabulary has {vocabulary:,} tokens, "
+        f"Neon erased by {edits} edits, suite `pocket`, tier full: {attack_config.prompts} prompts "
+        f"({MANY_PROMPTS} where training was stopped), "
+        f"{attack_config.images} images and {steps} gradient steps each. The vocabulary has {vocabulary:,} tokens, "
         f"a random prefix of {prefix} is one of {vocabulary**prefix:,}; "
-        "what it brings by chance is its row."
+        "its row shows what chance achieves."
     )
 
 
@@ -115,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/audit"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
-    parser.add_argument("--part", choices=("words", "attacks"), action="append", help="one part alone; may be repeated")
+    parser.add_argument("--part", choices=("words", "attacks"), action="append", help="run this part only; may be repeated")
     args = parser.parse_args()
     model = load_model("pocket")
     for part in args.part or ("words", "attacks"):

@@ -3,7 +3,7 @@
     python scripts/reproduce_esd.py --work runs/esd
 
 Recipes were tuned on the development concepts (neon, boat) with suite pocket-dev; all other concepts are held out and measured with suite
-pocket, whose sentence and seeds tuning never saw. Every number comes from the run folders under --work, which are resumed.
+pocket, whose prompt template and seeds tuning never saw. Every number comes from the run folders under --work, which are resumed.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from figures import fill_section
+from fill_docs import fill_section
 
 from erasure.concept import ConceptKind, parse_concepts
 from erasure.edits import Edit
@@ -54,7 +54,7 @@ Result = dict[str, Any]
 def measure(
     model: DiffusionModel, name: str, kind: ConceptKind, work: Path, suite: str, tier: str, tag: str = "recipe", **fields: Any
 ) -> Result:
-    """Erase one concept and audit the edit; both continue where they stood."""
+    """Erase one concept and audit the edit; both resume where they stopped."""
     method, concepts, _ = configure_method(ESD, parse_concepts(name, kind=kind), model.family, fields)
     folder = work / name.replace(" ", "-") / tag
     edit = erase(model, concepts, method, out=folder)
@@ -105,7 +105,7 @@ def mean_rows(results: dict[str, Result], kinds: dict[str, ConceptKind], chosen:
 
 
 def measure_plain_loop(model: DiffusionModel, name: str, kind: ConceptKind, work: Path) -> Result:
-    """The plain loop of scripts/baselines/esd_plain.py on a development concept, audited like the rest."""
+    """Run the plain loop of scripts/baselines/esd_plain.py on a development concept and audit it like the rest."""
     folder = work / name / "plain"
     if not (folder / "edit.json").exists():
         script = Path(__file__).parent / "baselines" / "esd_plain.py"
@@ -114,7 +114,7 @@ def measure_plain_loop(model: DiffusionModel, name: str, kind: ConceptKind, work
 
 
 def measure_curve(model: DiffusionModel, work: Path) -> dict[str, list[tuple[str, Result]]]:
-    """The development concepts over optimiser steps and eta."""
+    """Measure the development concepts over optimizer steps and eta."""
     points_by_concept: dict[str, list[tuple[str, Result]]] = {}
     for name, kind in DEVELOPMENT.items():
         steps = configure_method(ESD, parse_concepts(name, kind=kind), model.family, {})[0].steps  # type: ignore[attr-defined]
@@ -140,7 +140,7 @@ def plot_curves(curves: dict[str, list[tuple[str, Result]]], path: Path) -> None
         axis.set(title=name, xlabel="erased: UA (%)", xlim=(65, 102), ylim=(85, 101))
         axis.grid(alpha=0.3)
         axis.legend()
-    axes[0].set_ylabel("kept: mean of IRA and CRA (%)")
+    axes[0].set_ylabel("retained: mean of IRA and CRA (%)")
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
@@ -177,7 +177,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/esd"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument(
-        "--part", choices=PARTS, action="append", help="one part alone; may be repeated; default: all, about an hour on two cores"
+        "--part", choices=PARTS, action="append", help="run this part only; may be repeated; default: all, about an hour on two cores"
     )
     args = parser.parse_args()
     model = load_model("pocket")

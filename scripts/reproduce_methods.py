@@ -3,7 +3,7 @@
     python scripts/reproduce_methods.py --work runs/methods
 
 Recipes were tuned on the development concepts (neon, boat) with suite pocket-dev. The table comes from concepts that tuning never saw, with
-suite pocket. Every erasure is a process of its own, so that its memory is its own. Run folders under --work are resumed.
+suite pocket. Every erasure runs in its own process, so that its peak memory can be measured. Run folders under --work are resumed.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from figures import fill_section, fill_table_rows
+from fill_docs import fill_section, fill_table_rows
 
 from erasure.concept import ConceptKind
 from erasure.config.registry import list_modules, load_class, read_summary
@@ -31,7 +31,7 @@ from eval.suites.suite import load_suite
 
 DEVELOPMENT: dict[str, ConceptKind] = {"neon": "style", "boat": "object"}
 HELD_OUT: dict[str, ConceptKind] = {"sketch": "style", "stained glass": "style", "fish": "object", "tree": "object", "otto bram": "person"}
-# the recipe of FIA was revised after figures of the concepts above had been seen; these were named before it was run on them
+# the recipe of FIA was revised after seeing results on the concepts above; these were chosen before it ran on them
 UNSEEN: dict[str, dict[str, ConceptKind]] = {
     "fia": {"watercolor": "style", "pixel art": "style", "house": "object", "star": "object", "ada finch": "person"}
 }
@@ -41,7 +41,7 @@ Result = dict[str, Any]
 
 
 def erase_in_subprocess(method: str, name: str, kind: ConceptKind, work: Path) -> Path:
-    """The run folder of one erasure, made by the command line in a process of its own."""
+    """Return the run folder of one erasure, made by the command line in its own process."""
     folder = work / method / name.replace(" ", "-")
     if not (folder / "result.json").exists():
         argv = [sys.executable, "-m", "app.cli", "erase", "--method", method, "--concept", name, "--kind", kind, "--out", str(folder)]
@@ -72,9 +72,9 @@ def format_cell(result: Result, name: str) -> str:
 
 
 def detail_row(method: str, name: str, result: Result) -> str:
-    clip, base_clip = (result["models"][m]["clip"]["kept"]["estimate"] for m in ("erased", "base"))
+    clip, base_clip = (result["models"][m]["clip"]["retained"]["estimate"] for m in ("erased", "base"))
     rates = " | ".join(format_cell(result, r) for r in RATES)
-    return f"| {method} | {name} | {rates} | {clip:.1f} ({base_clip:.1f}) | {result['distance']['estimate']:.3f} |"
+    return f"| {method} | {name} | {rates} | {clip:.1f} ({base_clip:.1f}) | {result['pixel_distance']['estimate']:.3f} |"
 
 
 def cost_row(method: str, results: list[Result]) -> str:
@@ -105,7 +105,7 @@ def report_tables(model: DiffusionModel, work: Path, docs: Path, chosen: list[st
     }
     head = ["| method | UA | IRA | CRA |", "|---|---|---|---|"]
     fill_table_rows(docs / "methods.md", "means", head, [mean_row(m, results) for m, results in results_by_method.items()])
-    head = ["| method | concept | UA | IRA | CRA | CLIP, kept (base) | distance, kept |", "|---|---|---|---|---|---|---|"]
+    head = ["| method | concept | UA | IRA | CRA | CLIP, retained (base) | distance, retained |", "|---|---|---|---|---|---|---|"]
     fill_table_rows(
         docs / "methods.md", "details", head, [detail_row(m, c, r) for m, results in results_by_method.items() for c, r in results.items()]
     )
@@ -122,7 +122,7 @@ def report_overview(docs: Path) -> None:
 
 
 def plot_pareto(model: DiffusionModel, work: Path, docs: Path, chosen: list[str]) -> None:
-    """UA against what is kept on the development concepts, a line per method over strength."""
+    """Plot UA against the retained rates on the development concepts, one line per method over strength."""
     figure, axes = plt.subplots(1, len(DEVELOPMENT), figsize=(12, 5.4), sharey=True)
     lowest = 100.0
     for axis, (name, kind) in zip(axes, DEVELOPMENT.items(), strict=True):
@@ -137,7 +137,7 @@ def plot_pareto(model: DiffusionModel, work: Path, docs: Path, chosen: list[str]
             axis.plot(x[full_strength], y[full_strength], "o", color=f"C{i}", markersize=10, alpha=0.5)
         axis.set(title=f"erasing {name}", xlabel="erased: UA (%)", xlim=(-3, 103))
         axis.grid(alpha=0.3)
-    axes[0].set(ylabel="kept: mean of IRA and CRA (%)", ylim=(max(lowest - 5, 0), 101.5))
+    axes[0].set(ylabel="retained: mean of IRA and CRA (%)", ylim=(max(lowest - 5, 0), 101.5))
     axes[-1].legend(loc="lower left")
     figure.suptitle(f"strengths {', '.join(f'{s:g}' for s in STRENGTHS)}; large mark: strength 1")
     figure.tight_layout()
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/methods"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--methods", nargs="+", default=list_modules("erasure.methods"))
-    parser.add_argument("--part", choices=("what", "table", "pareto"), action="append", help="one part alone; may be repeated")
+    parser.add_argument("--part", choices=("what", "table", "pareto"), action="append", help="run this part only; may be repeated")
     args = parser.parse_args()
     model = load_model("pocket")
     for part in args.part or ("what", "table", "pareto"):

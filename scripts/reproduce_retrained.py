@@ -1,9 +1,9 @@
-"""Which method comes nearest to never having known? Every method against the models that never saw the concept: docs/references.md.
+"""Compare every method with models retrained without the concept: docs/retrained.md.
 
     python scripts/reproduce_retrained.py --work runs/methods    # erasures are taken from there, or made
 
-Every erasure is audited with all references of its concept as oracles, suite `pocket`, tier standard; the references themselves with the
-others as oracles, and pocket as an erasure of strength 0. Run folders under --work are resumed.
+Every erasure is audited against all models retrained without its concept, suite `pocket`, tier standard. Each retrained model is audited
+against the others, and pocket as an erasure of strength 0. Run folders under --work are resumed.
 """
 
 import argparse
@@ -16,8 +16,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
-from figures import fill_section
-from measure_references import load_retrained
+from fill_docs import fill_section
+from measure_retrained import load_retrained
 from reproduce_methods import erase_in_subprocess
 from torchmetrics.functional import kendall_rank_corrcoef
 
@@ -34,7 +34,7 @@ from eval.suites.suite import load_suite
 KINDS: dict[str, ConceptKind] = {"glass": "style", "fish": "object"}
 TIER = "standard"
 MEASURES = {
-    "replaced": ("what is in its place", 2),
+    "replacement_labels": ("what is in its place", 2),
     "kid_different_noise": ("KID, different noise", 2),
     "nats": ("divergence", 0),
 }  # heads, digits
@@ -44,16 +44,16 @@ Report = dict[str, Any]
 
 
 def audit_folders_of(model: DiffusionModel, label: str, models: dict[str, Edit], work: Path, methods: list[str]) -> dict[str, Path]:
-    """The folder with the audit of every erasure of one concept, of pocket itself and of every reference, by name."""
+    """Audit every erasure of one concept, pocket itself and every retrained model. Return the folders by name."""
     name = load_suite("pocket").phrases("style" if KINDS[label] == "style" else "object")[label].removeprefix("a ")
     audit_options = AuditOptions(retrained=tuple(models.values()))
     folders = {method: erase_in_subprocess(method, name, KINDS[label], work) for method in methods}
     audit_folders = {
-        method: audit_with_retrained(model, Edit.load(folder), audit_options, folder / "audit-oracles")
+        method: audit_with_retrained(model, Edit.load(folder), audit_options, folder / "audit-retrained")
         for method, folder in folders.items()
     }
     zero_strength_options = AuditOptions(retrained=audit_options.retrained, strength=0.0)
-    retrained_folder = work / "references"
+    retrained_folder = work / "retrained"
     audit_folders[POCKET] = audit_with_retrained(
         model, Edit.load(next(iter(folders.values()))), zero_strength_options, retrained_folder / f"pocket-{label}"
     )
@@ -71,7 +71,7 @@ def audit_with_retrained(model: DiffusionModel, edit: Edit, audit_options: Audit
 
 
 def find_gap(report: Report, measure: str, prompts: str) -> Report | None:
-    return next((p for p in report["placing"] if (p["reading"], p["prompts"]) == (measure, prompts)), None)
+    return next((gap for gap in report["retrain_gap"] if (gap["measure"], gap["prompts"]) == (measure, prompts)), None)
 
 
 def format_interval(interval: Sequence[float] | None, digits: int, scale: float = 1.0) -> str:
@@ -88,42 +88,48 @@ def ua_of(report: Report) -> float:
 
 
 def table_row(name: str, report: Report) -> dict[str, str]:
-    """One line of every table. Without a floor there is no way: of a reference among two, what is left is the floor itself."""
+    """Return one line per table. Gap closed needs a distance between two other retrained models; it is empty without one."""
     cells = {}
     for measure, (_, digits) in MEASURES.items():
-        for part in ("target", "kept"):
+        for part in ("target", "retained"):
             cells[measure, part] = format_interval((find_gap(report, measure, part) or {}).get("erased"), digits)
         target = find_gap(report, measure, "target") or {}
-        cells[measure, "way"] = format_interval(target.get("way") if target.get("floor") else None, 0, 100)
+        cells[measure, "gap_closed"] = format_interval(target.get("gap_closed") if target.get("between_retrained") else None, 0, 100)
     gates = {gate["name"]: gate["state"] for gate in report["gates"]}
     columns = {
-        "target": [format_rate(report, "UA"), *(cells[measure, part] for measure in MEASURES for part in ("target", "way"))],
-        "kept": [format_rate(report, "IRA"), format_rate(report, "CRA"), cells["kid_different_noise", "kept"], cells["nats", "kept"]],
+        "target": [format_rate(report, "UA"), *(cells[measure, part] for measure in MEASURES for part in ("target", "gap_closed"))],
+        "retained": [
+            format_rate(report, "IRA"),
+            format_rate(report, "CRA"),
+            cells["kid_different_noise", "retained"],
+            cells["nats", "retained"],
+        ],
         "verdict": [*(gates[gate] for gate in GATES), report["verdict"]["state"]],
     }
     return {table: " | ".join(column_cells) for table, column_cells in columns.items()}
 
 
 def limit_rows(label: str, report: Report) -> dict[str, dict[str, str]]:
-    """What pocket and two references lie from references: the ends between which an erasure is placed."""
+    """Return the distances of pocket and of retrained models from retrained models: the two ends of the scale for an erasure."""
     rows_by_name = {}
-    for end, row_name in (("base", "pocket to references"), ("floor", "references to each other")):
+    for end, row_name in (("base", "pocket to retrained"), ("between_retrained", "retrained to each other")):
         cells = {
             f"{measure} {part}": format_interval((find_gap(report, measure, part) or {}).get(end), digits)
-            for part in ("target", "kept")
+            for part in ("target", "retained")
             for measure, (_, digits) in MEASURES.items()
         }
         rows_by_name[row_name] = {
-            "target": f"| | {cells['replaced target']} | | {cells['kid_different_noise target']} | | {cells['nats target']} | |",
-            "kept": f"| | | {cells['kid_different_noise kept']} | {cells['nats kept']} |",
+            "target": f"| | {cells['replacement_labels target']} | | {cells['kid_different_noise target']} | | {cells['nats target']} | |",
+            "retained": f"| | | {cells['kid_different_noise retained']} | {cells['nats retained']} |",
         }
     return {f"| {label}: *{row_name}* ": cells for row_name, cells in rows_by_name.items()}
 
 
 def write_tables(docs: Path, reports: dict[str, dict[str, Report]]) -> None:
     heads = {
-        "target": "| concept: model | UA | what is in its place | way, % | KID, different noise | way, % | divergence | way, % |",
-        "kept": "| concept: model | IRA | CRA | KID, different noise | divergence |",
+        "target": "| concept: model | UA | what is in its place | gap closed, % | KID, different noise | gap closed, % "
+        "| divergence | gap closed, % |",
+        "retained": "| concept: model | IRA | CRA | KID, different noise | divergence |",
         "verdict": "| concept: model | by name | by synonyms | by descriptions | verdict |",
     }
     for table, head in heads.items():
@@ -132,22 +138,22 @@ def write_tables(docs: Path, reports: dict[str, dict[str, Report]]) -> None:
             lines += [f"| {label}: {name} | {table_row(name, report)[table]} |" for name, report in audits.items()]
             if table != "verdict":
                 lines += [row_head + cells[table] for row_head, cells in limit_rows(label, next(iter(audits.values()))).items()]
-        fill_section(docs / "references.md", f"methods-{table}", lines)
+        fill_section(docs / "retrained.md", f"methods-{table}", lines)
 
 
 def describe_nearest(measure: str, audits: dict[str, Report], methods: Sequence[str]) -> str:
-    """Which methods are nearest to the references: the smallest distance, and all whose intervals meet its interval."""
+    """Name the method nearest to the retrained models, and all whose intervals overlap its interval."""
     intervals = {name: gap["erased"] for name in methods if (gap := find_gap(audits[name], measure, "target")) and gap["erased"]}
-    size = {name: (abs(value), min(abs(low), abs(high)), max(abs(low), abs(high))) for name, (value, low, high) in intervals.items()}
-    closest = min(size, key=lambda name: size[name][0])
-    tied = [name for name in size if name != closest and size[name][1] <= size[closest][2]]
-    return f"nearest is {closest}" + (f", not told apart from {', '.join(tied)}" if tied else ", apart from all others")
+    sizes = {name: (abs(value), min(abs(low), abs(high)), max(abs(low), abs(high))) for name, (value, low, high) in intervals.items()}
+    closest = min(sizes, key=lambda name: sizes[name][0])
+    tied = [name for name in sizes if name != closest and sizes[name][1] <= sizes[closest][2]]
+    return f"nearest is {closest}" + (f", not distinguishable from {', '.join(tied)}" if tied else ", clear of all others")
 
 
 def rank_rows(reports: dict[str, dict[str, Report]], methods: Sequence[str]) -> list[str]:
-    """Which method is nearest, and whether UA ranks the methods alike (Kendall's tau-b; without interval: methods are few and ours)."""
+    """Return rows with the nearest method and Kendall's tau-b of UA and nearness. Without interval: the methods are few and our choice."""
     lines = [
-        "| concept | reading | nearest on the concept's own prompts | Kendall's tau-b of UA and nearness | methods |",
+        "| concept | measure | nearest on the concept's own prompts | Kendall's tau-b of UA and nearness | methods |",
         "|---|---|---|---|---|",
     ]
     for label, audits in reports.items():
@@ -163,29 +169,29 @@ def rank_rows(reports: dict[str, dict[str, Report]], methods: Sequence[str]) -> 
 
 
 def plot_gaps(label: str, audits: dict[str, Report], methods: Sequence[str], path: Path) -> None:
-    """The way every method went from pocket (0 %) to the floor between references (100 %), by each reading; methods in the order of UA."""
+    """Plot the gap closed by every method, from pocket (0 %) to the distance between two retrained models (100 %), in the order of UA."""
     rows = [POCKET, *sorted(methods, key=lambda name: ua_of(audits[name]))]
     chart, axes = plt.subplots(1, 1 + len(MEASURES), figsize=(13, 0.4 * len(rows) + 1.4), sharey=True)
     for axis, (measure, (heading, _)) in zip(axes, {"UA": ("UA", 0), **MEASURES}.items(), strict=True):
         for y, name in enumerate(rows):
-            gap_closed = (find_gap(audits[name], measure, "target") or {}).get("way")
+            gap_closed = (find_gap(audits[name], measure, "target") or {}).get("gap_closed")
             if gap_closed is None:
-                axis.text(50, y, "–", ha="center", va="center", color="grey")
+                axis.text(50, y, "–", ha="center", va="center", color="gray")
                 continue
             value, low, high = (100 * number for number in gap_closed)
             axis.errorbar(value, y, xerr=[[value - low], [high - value]], fmt="o", color="black" if name == POCKET else "C0", capsize=2)
         for end in (0, 100):
-            axis.axvline(end, color="grey", linewidth=0.8)
+            axis.axvline(end, color="gray", linewidth=0.8)
         axis.set(title=heading, xlim=(-60, 180), yticks=range(len(rows)), yticklabels=rows)
         axis.grid(alpha=0.3)
-    chart.suptitle(f"{label}: way from pocket (0 %) to as near as two references are to each other (100 %)", fontsize=10)
+    chart.suptitle(f"{label}: gap closed, from pocket (0 %) to the distance between two retrained models (100 %)", fontsize=10)
     chart.tight_layout()
     chart.savefig(path, dpi=100)
     plt.close(chart)
 
 
 def plot_image_sheet(label: str, folders: dict[str, Path], methods: Sequence[str], path: Path) -> None:
-    """What each model draws when asked for the concept, from one noise a column: the first picture of every label of the other axis."""
+    """Plot images of each model for the concept, one noise per column: the first image of every label of the other axis."""
     suite = load_suite("pocket")
     cells = [(label, other) for other in suite.objects] if label in suite.styles else [(other, label) for other in suite.styles]
     chart, axes = plt.subplots(len(folders), len(cells), figsize=(0.72 * len(cells) + 1.8, 0.72 * len(folders)))
@@ -212,10 +218,10 @@ def main() -> None:
         for label, folders_by_name in folders.items()
     }
     write_tables(args.docs, reports)
-    fill_section(args.docs / "references.md", "ranks", rank_rows(reports, args.methods))
+    fill_section(args.docs / "retrained.md", "ranks", rank_rows(reports, args.methods))
     for label, folders_by_name in folders.items():
-        plot_gaps(label, reports[label], args.methods, args.docs / "images" / f"references-{label}-ways.png")
-        plot_image_sheet(label, folders_by_name, args.methods, args.docs / "images" / f"references-{label}-pictures.jpg")
+        plot_gaps(label, reports[label], args.methods, args.docs / "images" / f"retrained-{label}-gaps.png")
+        plot_image_sheet(label, folders_by_name, args.methods, args.docs / "images" / f"retrained-{label}-images.jpg")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Sweep FIA on pocket over r2, layers, saliency and timesteps: docs/fia.md.
+"""Sweep FIA on pocket over candidate fraction (the paper's r2), region, saliency and timesteps: docs/fia.md.
 
 python scripts/sweep_fia.py --work runs/fia
 """
@@ -12,7 +12,7 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from figures import fill_section
+from fill_docs import fill_section
 from reproduce_methods import DEVELOPMENT, percent_of
 
 from erasure.concept import parse_concepts
@@ -20,23 +20,23 @@ from erasure.erasing import configure_method, erase
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.methods.fia import FIA
-from erasure.pocket import prompts as pocket
+from erasure.pocket import prompts as pocket_prompts
 from erasure.storage.run import hash_record
 from eval.audit import AuditPlan, audit
 from eval.suites.suite import load_suite
 
-SHARES = (0.02, 0.07, 0.2, 0.4)
-LAYERS = ("full", "xattn", "ff-out")
-# named in full, for the recipes of styles and of things differ: equation 1, base sentences of the same without the concept, half a walk
-FIXED_FIELDS: dict[str, Any] = {"saliency": "full", "against": (), "walk_steps": 20, "record_steps": 10}
+FRACTIONS = (0.02, 0.07, 0.2, 0.4)
+REGIONS = ("full", "xattn", "ff-out")
+# set in full, because the recipes of styles and of objects differ: equation 1, base prompts without the concept, half a trajectory
+FIXED_FIELDS: dict[str, Any] = {"saliency": "full", "base_prompts": (), "trajectory_steps": 20, "record_steps": 10}
 OTHER_SETTINGS: tuple[dict[str, Any], ...] = (
-    {"layers": "full", "r2": 0.2, "saliency": "wanda"},  # without the cosine
-    {"layers": "full", "r2": 0.2, "against": pocket.BASE},  # against other styles and things
-    {"layers": "full", "r2": 0.2, "saliency": "wanda", "against": pocket.BASE},
-    {"layers": "full", "r2": 0.2, "walk_steps": 50},  # the paper's first fifth
-    {"layers": "full", "r2": 0.2, "record_steps": 20},  # all of the walk
-    {"layers": "full", "r2": 0.2, "conditional": True},
-    {"layers": "ff-out", "r2": 0.02, "walk_steps": 50},  # the paper's setting
+    {"region": "full", "candidate_fraction": 0.2, "saliency": "wanda"},  # without the cosine
+    {"region": "full", "candidate_fraction": 0.2, "base_prompts": pocket_prompts.BASE},  # against other styles and objects
+    {"region": "full", "candidate_fraction": 0.2, "saliency": "wanda", "base_prompts": pocket_prompts.BASE},
+    {"region": "full", "candidate_fraction": 0.2, "trajectory_steps": 50},  # the paper's first fifth
+    {"region": "full", "candidate_fraction": 0.2, "record_steps": 20},  # the whole trajectory
+    {"region": "full", "candidate_fraction": 0.2, "conditional_only": True},
+    {"region": "ff-out", "candidate_fraction": 0.02, "trajectory_steps": 50},  # the paper's setting
 )
 Point = tuple[dict[str, Any], float, float, float, int]  # fields, UA, IRA, CRA, zeroed entries
 
@@ -56,20 +56,20 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     args = parser.parse_args()
     model = load_model("pocket")
-    settings = [{"layers": layers, "r2": r2} for layers in LAYERS for r2 in SHARES] + list(OTHER_SETTINGS)
+    settings = [{"region": region, "candidate_fraction": fraction} for region in REGIONS for fraction in FRACTIONS] + list(OTHER_SETTINGS)
     lines = ["| concept | fields | UA | IRA | CRA | weights zeroed |", "|---|---|---|---|---|---|"]
     figure, axes = plt.subplots(1, len(DEVELOPMENT), figsize=(11, 4.6), sharey=True)
     for axis, name in zip(axes, DEVELOPMENT, strict=True):
         points = [measure_point(model, name, fields, args.work) for fields in settings]
         for fields, ua, ira, cra, zeroed in points:
-            fields_text = ", ".join(f"{k} {'others' if v == pocket.BASE else v}" for k, v in fields.items())
+            fields_text = ", ".join(f"{k} {'others' if v == pocket_prompts.BASE else v}" for k, v in fields.items())
             lines.append(f"| {name} | {fields_text} | {ua:.1f} | {ira:.1f} | {cra:.1f} | {zeroed:,} |")
-        for i, layers in enumerate(LAYERS):
-            layer_points = [p for p in points if p[0].keys() == {"layers", "r2"} and p[0]["layers"] == layers]
-            axis.plot(SHARES, [p[1] for p in layer_points], "o-", color=f"C{i}", label=f"{layers}: UA")
-            axis.plot(SHARES, [(p[2] + p[3]) / 2 for p in layer_points], "s--", color=f"C{i}", label=f"{layers}: kept")
-        axis.set(title=f"erasing {name}", xlabel="r2", xscale="log", ylim=(-3, 103))
-        axis.set_xticks(SHARES, [f"{share:g}" for share in SHARES])
+        for i, region in enumerate(REGIONS):
+            region_points = [p for p in points if p[0].keys() == {"region", "candidate_fraction"} and p[0]["region"] == region]
+            axis.plot(FRACTIONS, [p[1] for p in region_points], "o-", color=f"C{i}", label=f"{region}: UA")
+            axis.plot(FRACTIONS, [(p[2] + p[3]) / 2 for p in region_points], "s--", color=f"C{i}", label=f"{region}: retained")
+        axis.set(title=f"erasing {name}", xlabel="candidate fraction (r2)", xscale="log", ylim=(-3, 103))
+        axis.set_xticks(FRACTIONS, [f"{fraction:g}" for fraction in FRACTIONS])
         axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("percent")

@@ -1,9 +1,9 @@
-"""Train the pocket model and its judges from nothing, on a CPU or a GPU, in one resumable command.
+"""Train the pocket model and its judges from scratch, on a CPU or a GPU, in one resumable command.
 
     python scripts/train_pocket.py --work runs/pocket --out erasure/pocket/weights
 
-Stages, each skipped when its result is there: images, vae, text (BPE tokenizer and contrastive text encoder), unet, judges,
-open_clip. A stage that was interrupted continues from its last checkpoint. Logs and sample grids go to the work folder.
+Stages, each skipped if its result exists: images, vae, text (BPE tokenizer and contrastive text encoder), unet, judges,
+open_clip. An interrupted stage continues from its last checkpoint. Logs and sample grids go to the work folder.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNe
 from diffusers.models.attention_processor import AttnProcessor
 from diffusers.training_utils import compute_snr
 from pocket_judges import train_judges, train_open_clip
-from pocket_workshop import CELLS, CONTEXT, TrainingSetup, contrastive_loss, encode_latents, fit, render_training_images, tokenize
+from pocket_training import CELLS, CONTEXT, TrainingSetup, contrastive_loss, encode_latents, fit, render_training_images, tokenize
 from safetensors.torch import load_file, save_file
 from tokenizers import models, pre_tokenizers, trainers
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ def train_vae(setup: TrainingSetup, data: Tensor) -> AutoencoderKL:
             posterior = vae.encode(x).latent_dist
             y = vae.decode(posterior.sample()).sample.float()
         edge_loss = sum((y.diff(dim=d) - x.diff(dim=d)).abs().mean() for d in (2, 3))
-        color_loss = F.mse_loss(F.avg_pool2d(y, 4), F.avg_pool2d(x, 4))  # L1 alone leaves rare colours grey for long
+        color_loss = F.mse_loss(F.avg_pool2d(y, 4), F.avg_pool2d(x, 4))  # with L1 alone, rare colors stay gray for long
         return F.l1_loss(y, x) + 0.5 * edge_loss + 5 * color_loss + 1e-6 * posterior.kl().float().mean()
 
     def preview(_: nn.Module, step: int) -> None:
@@ -69,7 +69,7 @@ def train_vae(setup: TrainingSetup, data: Tensor) -> AutoencoderKL:
 
 
 def train_tokenizer(setup: TrainingSetup) -> CLIPTokenizer:
-    """A byte-pair vocabulary of the caption language; the byte alphabet keeps every other string encodable."""
+    """Train a byte-pair vocabulary on the captions; the byte alphabet keeps every other string encodable."""
     folder = setup.out / "tokenizer"
     if (folder / "tokenizer_config.json").exists():
         return CLIPTokenizer.from_pretrained(folder)
@@ -125,7 +125,7 @@ def train_text_encoder(setup: TrainingSetup, data: Tensor, tokenizer: CLIPTokeni
 
 
 def noise_schedule() -> DDIMScheduler:
-    """The schedule of Stable Diffusion 1.x."""
+    """Return the noise schedule of Stable Diffusion 1.x."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -138,7 +138,7 @@ def noise_schedule() -> DDIMScheduler:
 
 
 def new_unet() -> UNet2DConditionModel:
-    """5.9 M parameters, cross-attention at 16x16 and 8x8."""
+    """Return an untrained UNet with 5.9 M parameters and cross-attention at 16x16 and 8x8."""
     return UNet2DConditionModel(
         sample_size=16,
         block_out_channels=(64, 128, 128),
@@ -157,7 +157,7 @@ def train_unet(setup: TrainingSetup, data: Tensor, vae: AutoencoderKL, tokenizer
         return
     pipeline = build_pipeline(vae, tokenizer, text_encoder, fit_unet(setup, data, vae, tokenizer, text_encoder), noise_schedule())
     pipeline.to(dtype=torch.float16).save_pretrained(setup.out)
-    # transformers loads in the dtype of this file, diffusers in fp32: without a dtype asked for they must agree
+    # transformers loads in the dtype of this file, diffusers in fp32; without a requested dtype they must agree
     config = setup.out / "text_encoder" / "config.json"
     config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     rename_text_encoder_keys(setup.out / "text_encoder")
@@ -168,7 +168,7 @@ def train_unet(setup: TrainingSetup, data: Tensor, vae: AutoencoderKL, tokenizer
 def fit_unet(
     setup: TrainingSetup, data: Tensor, vae: AutoencoderKL, tokenizer: CLIPTokenizer, text_encoder: CLIPTextModel
 ) -> UNet2DConditionModel:
-    """A UNet trained from nothing on the pictures of the workshop."""
+    """Train a UNet from scratch on the training images: uint8 [N, 3, 64, 64]."""
     latents_path = setup.work / f"latents-{len(data)}.safetensors"
     if not latents_path.exists():
         save_file({"latents": encode_latents(setup, data, vae)}, latents_path)
@@ -176,19 +176,18 @@ def fit_unet(
     scheduler = noise_schedule()
     torch.manual_seed(setup.args.seed)
     unet = new_unet().to(setup.device, memory_format=torch.channels_last)
-    # the backward pass of fused attention is the slowest part of a step on a CPU at this size
-    unet.set_attn_processor(AttnProcessor())
+    unet.set_attn_processor(AttnProcessor())  # the backward pass of fused attention is slow on a CPU at this size
 
     def loss(step: int) -> Tensor:
         rows = setup.rows(step, setup.args.batch)
         x_0 = latents[rows].to(setup.device).float()
-        texts = [t if random.Random(f"{step}|{i}").random() > 0.1 else "" for i, t in enumerate(setup.captions(rows, salt=step))]
+        captions = [t if random.Random(f"{step}|{i}").random() > 0.1 else "" for i, t in enumerate(setup.captions(rows, salt=step))]
         t = torch.randint(0, 1000, (len(rows),)).to(setup.device)
         noise = torch.randn(x_0.shape).to(setup.device)
         x_t = scheduler.add_noise(x_0, noise, t).contiguous(memory_format=torch.channels_last)
         with setup.autocast():
             with torch.no_grad():
-                condition = text_encoder(tokenize(tokenizer, texts).to(setup.device)).last_hidden_state
+                condition = text_encoder(tokenize(tokenizer, captions).to(setup.device)).last_hidden_state
             eps = unet(x_t, t, condition).sample.float()
         # min-SNR weights (Hang et al., arXiv:2303.09556), gamma = 5
         snr = compute_snr(scheduler, t)
@@ -199,10 +198,10 @@ def fit_unet(
 
     def preview(model: nn.Module, step: int) -> None:
         model.eval()
-        texts = [NAMED_TEMPLATES[0].format(o="a " + OBJECT_WORDS[o].names[0], s=STYLE_WORDS[s].names[0]) for o, s in CELLS]
+        prompts = [NAMED_TEMPLATES[0].format(o="a " + OBJECT_WORDS[o].names[0], s=STYLE_WORDS[s].names[0]) for o, s in CELLS]
         with setup.autocast():
             images = pipeline(
-                texts,
+                prompts,
                 num_inference_steps=20,
                 guidance_scale=4.0,
                 height=64,
@@ -241,8 +240,8 @@ def main() -> None:
     parser.add_argument("--clip-steps", type=int, default=800)
     parser.add_argument("--broken", type=int, default=2_500)
     parser.add_argument("--unet-lr", type=float, default=8e-4)
-    parser.add_argument("--only", choices=("vae", "text", "unet", "judges", "open_clip"), help="this stage alone")
-    parser.add_argument("--fresh", action="store_true", help="throw away checkpoints and results first")
+    parser.add_argument("--only", choices=("vae", "text", "unet", "judges", "open_clip"), help="run this stage only")
+    parser.add_argument("--fresh", action="store_true", help="delete checkpoints and results first")
     args = parser.parse_args()
     if args.fresh:
         shutil.rmtree(args.work, ignore_errors=True)

@@ -1,10 +1,10 @@
-"""Train UNets that never saw one concept: pocket's recipe without a picture or a caption of it.
+"""Train UNets without one concept: pocket's recipe without an image or a caption of it.
 
-    python scripts/train_retrained.py --without glass --seed 1 --work runs/references
+    python scripts/train_retrained.py --without glass --seed 1 --work runs/retrained
 
-VAE, tokenizer and text encoder are pocket's and frozen; all else (weights at the start, pictures, their order, noise) follows the seed,
-which must not be pocket's 0. One resumable command a reference, on a CPU or a GPU; the log and sample grids go to the work folder, and
-its cells.json names every cell that was trained on and every one that was not.
+VAE, tokenizer and text encoder are pocket's and frozen; all else (initial weights, images, their order, noise) follows the seed, which
+must not be pocket's 0. One resumable command per retrained model, on a CPU or a GPU. The log and sample grids go to the work folder; its
+cells.json lists the cells in the training set and the excluded cells.
 """
 
 import argparse
@@ -13,25 +13,28 @@ from pathlib import Path
 
 import torch
 from measure_pocket import FIRST_FRESH_SEED
-from pocket_workshop import CELLS, TrainingSetup, render_training_images
+from pocket_training import CELLS, TrainingSetup, render_training_images
 from safetensors.torch import save_file
 from train_pocket import fit_unet
 
 from erasure.loading.loader import load_model
 from erasure.pocket.canvas import OBJECTS, STYLES
 
-RETRAINED_WEIGHTS = Path(__file__).parent.parent / "eval" / "references"
+RETRAINED_WEIGHTS = Path(__file__).parent.parent / "eval" / "retrained" / "weights"
 
 
 def cells_of(setup: TrainingSetup) -> dict[str, list[str]]:
-    """Cells by whether any picture of the training is of them."""
-    trained_cells = {(picture.object, picture.style) for picture in setup.canvas_images}
+    """Return the cells with and without training images."""
+    trained_cells = {(spec.object, spec.style) for spec in setup.canvas_images}
     names = {cell: f"{cell[0]} in {cell[1]}" for cell in CELLS}
-    return {"trained": [names[c] for c in CELLS if c in trained_cells], "excluded": [names[c] for c in CELLS if c not in trained_cells]}
+    return {
+        "trained": [names[cell] for cell in CELLS if cell in trained_cells],
+        "excluded": [names[cell] for cell in CELLS if cell not in trained_cells],
+    }
 
 
 def train_retrained(setup: TrainingSetup, target: Path, without: str) -> None:
-    """Train one and write it in fp16, with how it was made in the file's header."""
+    """Train one UNet and write it in fp16; the settings go into the file's header."""
     cells = cells_of(setup)
     (setup.work / "cells.json").write_text(json.dumps(cells, indent=1) + "\n")
     print(f"excluded cells: {', '.join(cells['excluded'])}")
@@ -44,7 +47,7 @@ def train_retrained(setup: TrainingSetup, target: Path, without: str) -> None:
         "seed": setup.args.seed,
         "steps": setup.args.unet_steps,
         "batch": setup.args.batch,
-        "pictures": len(setup.canvas_images),
+        "images": len(setup.canvas_images),
     }
     target.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: value.half().cpu().contiguous() for name, value in unet.state_dict().items()}
@@ -54,9 +57,11 @@ def train_retrained(setup: TrainingSetup, target: Path, without: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--without", required=True, choices=sorted({*OBJECTS, *STYLES} - {"plain"}), help="the concept it never sees")
+    parser.add_argument(
+        "--without", required=True, choices=sorted({*OBJECTS, *STYLES} - {"plain"}), help="concept that the training set excludes"
+    )
     parser.add_argument("--seed", type=int, default=1, help="1 to 9; 0 is pocket's own")
-    parser.add_argument("--work", type=Path, default=Path("runs/references"), help="checkpoints, logs, grids; a folder inside for each")
+    parser.add_argument("--work", type=Path, default=Path("runs/retrained"), help="checkpoints, logs, grids; one folder per model")
     parser.add_argument("--out", type=Path, default=RETRAINED_WEIGHTS)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--images", type=int, default=27_000)
@@ -64,14 +69,15 @@ def main() -> None:
     parser.add_argument("--unet-steps", type=int, default=3_400)
     parser.add_argument("--unet-lr", type=float, default=8e-4)
     args = parser.parse_args()
-    if not 1 <= args.seed < FIRST_FRESH_SEED // 1_000_000:  # a seed has a million pictures of a cell to itself
+    if not 1 <= args.seed < FIRST_FRESH_SEED // 1_000_000:  # each seed has a million image seeds per cell
         parser.error(
-            f"--seed must be 1 to {FIRST_FRESH_SEED // 1_000_000 - 1}, got {args.seed}: 0 is pocket's own, on later ones judges are measured."
+            f"--seed must be 1 to {FIRST_FRESH_SEED // 1_000_000 - 1}, got {args.seed}: "
+            "0 is pocket's own, and judges are measured on later ones."
         )
     name = f"without-{args.without}-{args.seed}"
     args.work, target = args.work / name, args.out / f"{name}.safetensors"
     if target.exists():
-        print(f"{target} is there already.")
+        print(f"{target} exists already.")
         return
     train_retrained(TrainingSetup(args, args.without), target, args.without)
 

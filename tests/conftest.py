@@ -1,15 +1,21 @@
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub's client, which reads it once
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from erasure.concept import Concept
+from erasure.edits import Edit
 from erasure.families.stable_diffusion import StableDiffusion
 from tests import tiny
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Every test records and draws into an empty cache of its own."""
+    """Every test fills an empty cache of its own."""
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
     yield tmp_path / "cache"
 
@@ -22,3 +28,25 @@ def model() -> StableDiffusion:
 @pytest.fixture
 def velocity_model() -> StableDiffusion:
     return StableDiffusion(tiny.pipeline(prediction="v_prediction"), "tiny-v", "fp32")
+
+
+@pytest.fixture
+def pocket_sized_model() -> StableDiffusion:
+    """A tiny model whose latents and images have pocket's size."""
+    return StableDiffusion(tiny.pipeline(size=16, levels=3), "tiny", "fp32")
+
+
+@pytest.fixture
+def neon_edit(pocket_sized_model: StableDiffusion, tmp_path: Path) -> Edit:
+    """An edit of neon on `pocket_sized_model`, saved in tmp_path / "edit"."""
+    from tests.factories import erase_on_small_latents
+
+    return erase_on_small_latents(pocket_sized_model, [Concept(name="neon", kind="style")], tmp_path / "edit")
+
+
+@pytest.fixture
+def frequent_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trainings write a checkpoint every second step."""
+    from erasure import erasing
+
+    monkeypatch.setattr(erasing, "TrainingOptions", partial(erasing.TrainingOptions, checkpoint_every=2))

@@ -1,4 +1,4 @@
-"""Stable Diffusion's own depth, block types and tokenizer with random weights, at any share of its width."""
+"""Stable Diffusion's own depth, block types and tokenizer with random weights, at its full width or a tenth of it."""
 
 import gzip
 from pathlib import Path
@@ -6,8 +6,11 @@ from typing import Any, Literal
 
 import open_clip
 import torch
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from erasure.loading.pipeline_configs import PipelineConfigs
 
 Generation = Literal["sd1", "sd2"]
 
@@ -66,3 +69,13 @@ def pipeline(generation: Generation, small: bool, latent: int = 8) -> StableDiff
     pipe = StableDiffusionPipeline(vae, CLIPTextModel(config), tokenizer, unet, schedule, None, None, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def modules_without_weights(configs: PipelineConfigs) -> dict[str, torch.nn.Module]:
+    """UNet, VAE and text encoder of these configurations on the meta device: names and shapes only."""
+    with init_empty_weights():
+        return {
+            "unet": UNet2DConditionModel.from_config(configs.unet),
+            "vae": AutoencoderKL.from_config(configs.vae),
+            "text_encoder": CLIPTextModel(CLIPTextConfig(**configs.text_encoder)),
+        }

@@ -1,14 +1,23 @@
-"""Edits of the shapes that the methods leave, without training: what moved is random, where it moved is the method's."""
+"""Edits with the shapes that the methods leave, without training: the values are random, their places are the method's."""
 
+import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
-from erasure.edits import Edit, EditInfo
+from erasure.concept import Concept
+from erasure.edits import Edit, EditInfo, parameters_of
+from erasure.edits.checks import networks_of
 from erasure.edits.deltas import DOWN, UP, ZEROED, to_zeroed_indices
 from erasure.families.base import DiffusionModel
+from erasure.families.parameters import fingerprint
 
+EDIT_KINDS = ("value", "low-rank", "zeroed", "guidance", "one-step")
+CAT = Concept(name="cat", kind="object").to_dict()
 CONCEPT = {"name": "Van Gogh", "kind": "style", "prompts": (), "anchor": "", "aliases": ()}
 
 
@@ -25,7 +34,7 @@ def make_edit(model: DiffusionModel, tensors: dict[str, Tensor], method: str = "
         "precision": "fp32",
         "versions": {},
         "cost": {},
-        "known": [],
+        "concept_checks": [],
         "notes": {},
     }
     return Edit(tensors, EditInfo(**fields | info))
@@ -62,3 +71,59 @@ def pruned_edit(model: DiffusionModel, fraction: float = 0.02) -> Edit:
         if name.endswith(".weight"):
             tensors[name + ZEROED] = to_zeroed_indices(torch.rand(model.parameters()[name].shape, generator=generator) < fraction)
     return make_edit(model, tensors, "fia")
+
+
+def random_edit(model: DiffusionModel, region: str = "xattn", seed: int = 0) -> Edit:
+    """New random values for every parameter of a region."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {name: torch.randn(model.parameters()[name].shape, generator=generator).half() for name in model.parameter_names(region)}
+    return make_edit(model, tensors, fields={"lr": 1e-3}, concepts=[CAT])
+
+
+def edit_of_everything(model: DiffusionModel, concept: str = "Van Gogh; <b>") -> Edit:
+    """An edit that moves every parameter of UNet and text encoder."""
+    torch.manual_seed(1)
+    tensors = {name: (p.detach() + 0.01 * torch.randn_like(p)).half() for name, p in model.parameters().items()}
+    return make_edit(model, tensors, concepts=[Concept(name=concept, kind="style").to_dict()])
+
+
+def edit_of_kind(pipe: Any, kind: str, seed: int = 0, layers: int = 0) -> Edit:
+    """An edit of the tiny pipeline's cross-attention, of one of EDIT_KINDS; `layers`: of the first so many weights alone."""
+    generator = torch.Generator().manual_seed(seed)
+    names = [name for name in parameters_of(pipe) if ".attn2.to_" in name and name.endswith(".weight")][: layers or None]
+    tensors: dict[str, Tensor] = {}
+    for name in names if kind != "guidance" else ():
+        shape = parameters_of(pipe)[name].shape
+        if kind in ("value", "one-step"):
+            tensors[name] = torch.randn(shape, generator=generator).half()
+        elif kind == "low-rank":
+            tensors[name + UP] = torch.randn(shape[0], 2, generator=generator).half()
+            tensors[name + DOWN] = torch.randn(2, shape[1], generator=generator).half()
+        else:
+            tensors[name + ZEROED] = torch.arange(seed, 20 + seed, 2, dtype=torch.int32)
+    guided = kind == "guidance"
+    info = EditInfo(
+        method="sld" if guided else "esd",
+        product=kind if kind in ("guidance", "one-step") else "weights",
+        fields={"warmup": 0.0} if guided else {"init_timestep": 625},
+        concepts=[{**CAT, "name": f"cat {seed}"}],
+        base={"source": "tiny", "fingerprint": fingerprint(networks_of(pipe)), "family": "sd1", "after": []},
+        seed=0,
+        precision="fp32",
+        versions={},
+        cost={},
+        concept_checks=[],
+        notes={},
+    )
+    return Edit(tensors, info)
+
+
+def write_with_checksum(folder: Path, tensors: dict[str, torch.Tensor] | bytes, record: dict[str, Any]) -> Path:
+    """Write an edit whose checksum is right, whatever it holds."""
+    file = folder / "edit.safetensors"
+    if isinstance(tensors, bytes):
+        file.write_bytes(tensors)
+    else:
+        save_file(tensors, file)
+    (folder / "edit.json").write_text(json.dumps({**record, "sha256": hashlib.sha256(file.read_bytes()).hexdigest()}))
+    return folder

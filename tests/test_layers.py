@@ -1,4 +1,4 @@
-"""The floors of the house: app imports eval imports erasure, never back; light modules stay light."""
+"""The layers: app imports eval imports erasure, never back; light modules stay light; tests do not import each other."""
 
 import ast
 import os
@@ -14,7 +14,7 @@ import pytest
 ABOVE = {"erasure": {"eval", "app", "scripts", "tests"}, "eval": {"app", "scripts", "tests"}, "app": {"scripts", "tests"}}
 
 
-def imports(path: Path) -> set[str]:
+def imported_packages(path: Path) -> set[str]:
     names: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -24,12 +24,12 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("floor", sorted(ABOVE))
-def test_no_import_runs_upwards(floor: str) -> None:
-    files = list(Path(floor).rglob("*.py"))
+@pytest.mark.parametrize("package", sorted(ABOVE))
+def test_no_package_imports_the_layer_above(package: str) -> None:
+    files = list(Path(package).rglob("*.py"))
     assert files
     for path in files:
-        assert not imports(path) & ABOVE[floor], path
+        assert not imported_packages(path) & ABOVE[package], path
 
 
 @pytest.mark.parametrize(
@@ -57,41 +57,53 @@ def test_light_modules_import_no_torch(module: str) -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
 
 
-def test_no_module_hides_what_it_does() -> None:
+def test_no_module_has_a_vague_name() -> None:
     banned = {"utils.py", "helpers.py", "common.py", "manager.py"}
-    assert not [p for floor in ABOVE for p in Path(floor).rglob("*.py") if p.name in banned]
+    assert not [p for package in ABOVE for p in Path(package).rglob("*.py") if p.name in banned]
 
 
-def declared() -> tuple[set[str], set[str]]:
+def declared_distributions() -> tuple[set[str], set[str]]:
     """Distributions of pyproject.toml, normalized: those that every user gets with the extras for users, and those for tests."""
     project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     used = [*project["dependencies"], *(line for name, lines in extras.items() if name != "test" for line in lines)]
-    return {normal(line) for line in used}, {normal(line) for line in extras["test"]}
+    return {normalize(line) for line in used}, {normalize(line) for line in extras["test"]}
 
 
-def normal(requirement: str) -> str:
+def normalize(requirement: str) -> str:
     return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement)[0]).lower()
 
 
 @pytest.mark.parametrize("folder", [*sorted(ABOVE), "scripts", "tests"])
-def test_what_is_imported_is_declared(folder: str) -> None:
-    """A distribution that only comes along with another one goes with the next release of that."""
-    users, testers = declared()
+def test_every_imported_distribution_is_declared(folder: str) -> None:
+    """A distribution that is only a dependency of another one may disappear with its next release."""
+    users, testers = declared_distributions()
     allowed = users if folder in ABOVE else users | testers
     own = {*ABOVE, "scripts", "tests", *(path.stem for path in Path("scripts").iterdir())}
-    found = packages_distributions()
-    modules = {name for path in Path(folder).rglob("*.py") for name in imports(path)} - own - sys.stdlib_module_names
+    distributions = packages_distributions()
+    modules = {name for path in Path(folder).rglob("*.py") for name in imported_packages(path)} - own - sys.stdlib_module_names
     assert modules
-    unknown = {name: found.get(name, ["not installed"]) for name in modules if not {normal(d) for d in found.get(name, [name])} & allowed}
+    unknown = {
+        name: distributions.get(name, ["not installed"])
+        for name in modules
+        if not {normalize(d) for d in distributions.get(name, [name])} & allowed
+    }
     assert not unknown, unknown
 
 
-def test_importing_the_project_turns_reports_of_libraries_off() -> None:
-    """Before any library is imported, and not against somebody's own choice."""
+def test_importing_the_project_turns_telemetry_of_libraries_off() -> None:
+    """Before any library is imported, and without overriding the user's choice."""
     code = "import erasure, os, sys; print(*(os.environ[name] for name in sys.argv[1:]), 'huggingface_hub' in sys.modules)"
     names = ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "GRADIO_ANALYTICS_ENABLED")
     clean = {key: value for key, value in os.environ.items() if key not in names}
-    for own, told in (({}, "1 1 False False"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0 1 False False")):
+    for own, expected in (({}, "1 1 False False"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0 1 False False")):
         done = subprocess.run([sys.executable, "-c", code, *names], env={**clean, **own}, capture_output=True, text=True, check=True)
-        assert done.stdout.strip() == told
+        assert done.stdout.strip() == expected
+
+
+def test_no_test_imports_another_test() -> None:
+    """Shared fixtures are in tests/conftest.py, shared builders in modules beside it."""
+    paths = list(Path("tests").rglob("*.py"))
+    assert len(paths) > 60
+    for path in paths:
+        assert not re.search(r"^\s*(from|import) tests\.\S*\btest_", path.read_text(encoding="utf-8"), re.M), path

@@ -14,7 +14,7 @@ def tokenizer(context: int = 16) -> CLIPTokenizer:
 
 
 def pipeline(prediction: str = "epsilon", width: int = 16, seed: int = 0, size: int = 8, levels: int = 2) -> StableDiffusionPipeline:
-    """One of `size` latent places a side and pictures of 2 ** (levels - 1) as many pixels."""
+    """A pipeline with latents of `size` x `size` and images 2 ** (levels - 1) times as large."""
     torch.manual_seed(seed)
     tokens = tokenizer()
     text_encoder = CLIPTextModel(

@@ -1,4 +1,4 @@
-"""`erasure audit EDIT`: how much is gone, what else went with it."""
+"""`erasure audit EDIT`: measure what an edit erased and what else it changed."""
 
 import os
 import re
@@ -15,8 +15,7 @@ from app.commands.audit_sequence import main as sequence
 from app.jobs.audit_outcomes import worst_exit_code
 from app.jobs.child_processes import run_shards
 from app.parsing import check_edits_exist, parse_options
-from erasure.concept import ConceptKind
-from erasure.concept import parse_concepts as parse_concepts
+from erasure.concept import ConceptKind, parse_concepts
 from erasure.config.choices import Attention, Precision
 from erasure.errors import UserError
 from erasure.storage.locks import lock_folder
@@ -36,66 +35,66 @@ MAX_WORKERS = 4 * (os.cpu_count() or 1)
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Draw a suite with the base and the edited model from the same noise, judge every picture, count, and report.
+    """Generate a suite's images with the base and the edited model from the same noise, judge every image, count, and report.
 
-    `erasure audit report|answers|compare|sequence --help` tell the rest: a finished audit reported again, pictures of another tool counted,
-    two audits compared, edits applied one after another.
+    `erasure audit report|images|compare|sequence --help` describe the rest: report a finished audit again, audit images that another tool
+    generated, compare two audits, apply edits one after another.
 
-    Erasures made elsewhere are read as well: a diffusers folder or hub id, a text-encoder folder, a LoRA, or a .safetensors file of UNet
+    External erasures are read as well: a diffusers folder or hub id, a text-encoder folder, a LoRA, or a .safetensors file of UNet
     parameters; they need --concept, --kind, --model (their base) and --out.
     """
 
-    edits: Annotated[tuple[Path, ...], tyro.conf.Positional]  # what `erasure erase` made; several are applied together, in this order
+    edits: Annotated[tuple[Path, ...], tyro.conf.Positional]  # edits made by `erasure erase`; several are applied together, in this order
     suite: str = "pocket"  # name of a suite in prompts/, SUITE/CONCEPT for one concept of it, or a YAML file
-    tier: Literal["smoke", "standard", "full"] = "standard"  # how many pictures a cell
-    concept: str = ""  # what a foreign erasure is said to erase; several: "a; b"
+    tier: Literal["smoke", "standard", "full"] = "standard"  # images per cell
+    concept: str = ""  # what an external erasure claims to erase; several: "a; b"
     kind: ConceptKind = "style"  # of that concept: style, object, person, nsfw
     model: str = ""  # base model; default: the one the edit was made on
     out: Path | None = None  # audit folder; default <edit>/audit-<suite>-<tier>
     device: str = "auto"  # auto, cpu, cuda, cuda:1
-    dtype: Precision = "auto"  # what to compute in
+    dtype: Precision = "auto"  # compute precision
     attention: Attention = "auto"  # attention kernel of the UNet
-    prompt_list: str = (
-        ""  # your copy of the list of a suite that ships none: a file, or hub:ORG/NAME/FILE of a dataset on the Hugging Face hub
+    prompt_list: str = ""  # your copy of the list of a suite that ships none: a file, or hub:ORG/NAME/FILE of a Hugging Face dataset
+    only: str = ""  # fine-grained erasure, meant for this label of the other axis only: a style on one object, an object in one style
+    replay: str = (
+        ""  # prompts that are claimed to bring the concept back: CSV or JSON (FILE#COLUMN: another column), .txt, or hub:ORG/NAME/FILE
     )
-    only: str = ""  # it was meant to be erased only with this label of the other axis: a style on one object, an object in one style
-    replay: str = ""  # prompts said to bring the concept back: CSV or JSON (FILE#COLUMN: another column), .txt, or hub:ORG/NAME/FILE
-    retrained: tuple[str, ...] = ()  # models that never saw the concept: diffusers folders or .safetensors of their UNets
-    keep_images: Literal["all", "none"] = "all"  # none: only what judges read is kept, and no picture goes into the cache
-    workers: int = 1  # processes on this machine that share the work; on a CPU about as many as it has cores
-    shard: str = ""  # i/n: draw and attack only the i-th of n shares, in the same folder; then once without
-    strength: float = 1.0  # how strongly the edits are applied: 0 is the base, 1 what was made; from -10 to 10
+    retrained: tuple[str, ...] = ()  # models retrained without the concept: diffusers folders or .safetensors of their UNets
+    keep_images: Literal["all", "none"] = "all"  # none: store only judge scores, and cache no images
+    workers: int = 1  # processes on this machine that share the work; on a CPU about one per core
+    shard: str = ""  # i/n: generate and attack only the i-th of n shards, in the same folder; afterwards run once without it
+    strength: float = 1.0  # strength of the edits: 0 is the base, 1 the edit as trained; from -10 to 10
     other_base: bool = False  # apply the edit to a model it was not made on
-    fresh: bool = False  # throw away what an audit wrote in the folder, and start over; other files stay
-    blur: bool = False  # blur the report's pictures until they are asked for; always so where the concept's kind is nsfw
+    fresh: bool = False  # delete what an audit wrote in the folder, and start over; other files stay
+    blur: bool = False  # blur the report's images until the reader reveals them; always on where the concept's kind is nsfw
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImagesOptions:
-    """Count pictures that another tool drew, named {style}_{object}_seed{seed}.jpg or .png, with a suite's judges, and report."""
+    """Audit images that another tool generated, named {style}_{object}_seed{seed}.jpg or .png, with a suite's judges, and report."""
 
-    images: Annotated[Path, tyro.conf.Positional]  # folder of the erased model's pictures
-    concept: str  # what is said to be erased: a label of the suite
+    images: Annotated[Path, tyro.conf.Positional]  # folder of the erased model's images
+    concept: str  # what the model claims to have erased: a label of the suite
     out: Path  # audit folder
     kind: ConceptKind = "style"  # of that concept: style, object, person, nsfw
-    base: Path | None = None  # the base's pictures under the same names; without them no drop is measured
+    base: Path | None = None  # folder of the base's images with the same names; without it no drop is measured
     suite: str = "unlearncanvas"  # name of a suite with a grid, or a YAML file
-    fresh: bool = False  # throw away what an audit wrote in the folder, and start over; other files stay
-    blur: bool = False  # blur the report's pictures until they are asked for
+    fresh: bool = False  # delete what an audit wrote in the folder, and start over; other files stay
+    blur: bool = False  # blur the report's images until the reader reveals them
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportOptions:
-    """Write report.json, junit.xml and report.html of a finished audit again; other thresholds need no new picture."""
+    """Write report.json, junit.xml and report.html of a finished audit again; other thresholds need no new images."""
 
     audit: Annotated[Path, tyro.conf.Positional]  # folder of the audit
     suite: str = ""  # suite whose gates decide, with the same judges; default: the gates the audit was made with
-    blur: bool = False  # blur its pictures until they are asked for; always so where the concept's kind is nsfw
+    blur: bool = False  # blur its images until the reader reveals them; always on where the concept's kind is nsfw
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
-    """Compare two finished audits of the same suite, picture by picture from the same noise."""
+    """Compare two finished audits of the same suite, image by image from the same noise."""
 
     first: Annotated[Path, tyro.conf.Positional]  # folder of an audit
     second: Annotated[Path, tyro.conf.Positional]  # folder of another
@@ -105,8 +104,8 @@ def main(argv: list[str]) -> int:
     match argv[:1]:
         case ["report"]:
             return rewrite_report(parse_options(ReportOptions, argv[1:], "audit report"))
-        case ["answers"]:
-            return audit_images(parse_options(ImagesOptions, argv[1:], "audit answers"))
+        case ["images"]:
+            return audit_images(parse_options(ImagesOptions, argv[1:], "audit images"))
         case ["compare"]:
             return compare_audits(parse_options(CompareOptions, argv[1:], "audit compare"))
         case ["sequence"]:
@@ -116,16 +115,22 @@ def main(argv: list[str]) -> int:
 
 
 def run_audit(options: Options, argv: Sequence[str]) -> int:
-    """Audit, report, and say the verdict by the exit code: 0 pass, 2 incomplete, 3 a gate failed, 4 inconclusive."""
+    """Audit and report. Return the exit code: 0 pass, 2 incomplete, 3 a gate failed, 4 inconclusive.
+
+    Raises:
+        UserError: --workers is out of range or given with --shard, or no edit is given.
+    """
     if not 1 <= options.workers <= MAX_WORKERS or (options.workers > 1 and options.shard):
-        raise UserError(f"--workers is a number from 1 to {MAX_WORKERS} on this machine, and goes without --shard; got {options.workers}.")
+        raise UserError(
+            f"--workers must be from 1 to {MAX_WORKERS} on this machine, and cannot be given with --shard; got {options.workers}."
+        )
     if options.shard:
         parse_shard(options.shard)
     if not options.edits:
         raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
     if options.out:
         check_output_folder(options.out)
-    if not options.concept and not split_suite_name(options.suite)[1]:  # or else it may be an erasure on the hub
+    if not options.concept and not split_suite_name(options.suite)[1]:  # with a concept it may be an external erasure on the hub
         check_edits_exist(options.edits)
     from eval.suites.prompt_list_suite import load_prompt_list, prompt_list_records
     from eval.suites.suite import load_suite
@@ -133,7 +138,7 @@ def run_audit(options: Options, argv: Sequence[str]) -> int:
     suite_name, concept = split_suite_name(options.suite)
     suite = load_suite(suite_name, options.prompt_list)
     replay_prompts, replay_list = load_prompt_list(options.replay) if options.replay else ((), None)
-    from erasure.edits import check_strength  # torch begins here
+    from erasure.edits import check_strength  # imports torch
     from erasure.storage.run import Run
     from eval.audit import OUTPUT_FILES, AuditOptions, AuditPlan, audit, generate_and_attack, job_record
     from eval.retrained.divergences import load_retrained
@@ -154,98 +159,97 @@ def run_audit(options: Options, argv: Sequence[str]) -> int:
     if options.shard:
         for plan, out in zip(plans, out_folders, strict=True):
             generate_and_attack(model, edits, plan, out, audit_options, shard=parse_shard(options.shard), fresh=options.fresh)
-            print(f"share {options.shard} of {out} is done. That is not a verdict: when all are, give the command without --shard.")
+            print(f"shard {options.shard} of {out} is done. That is not a verdict: when all are done, run the command without --shard.")
         return 0
     with ExitStack() as stack:
         for plan, out in zip(plans, out_folders, strict=True):
-            run = Run(
-                out, job_record(model, edits, plan, audit_options), options.fresh, OUTPUT_FILES
-            )  # complains before a lock is in the folder
+            # fails before a lock is in the folder
+            run = Run(out, job_record(model, edits, plan, audit_options), options.fresh, OUTPUT_FILES)
             stack.enter_context(lock_folder(out, "erasure audit"))
             if options.workers > 1 and options.fresh:
-                run.begin()  # once, not once a worker
+                run.begin()  # once, not once per worker
         if options.workers > 1:
             run_shards(argv, options.workers)
         codes = []
         for plan, out in zip(plans, out_folders, strict=True):
             result = audit(model, edits, plan, out, audit_options, fresh=options.fresh and options.workers == 1)
-            for pair in result["overlap"]:
+            for pair in result["edit_overlaps"]:
                 print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
             codes.append(write_report(out, suite.gates, result, options.blur))
     return worst_exit_code(codes)
 
 
 def split_suite_name(suite: str) -> tuple[str, str]:
-    """Suite and concept of "pocket/neon"; the concept is empty where none is named, and always of a YAML file."""
+    """Split "pocket/neon" into suite and concept. The concept is empty where none is named, and for a YAML file."""
     name, _, concept = suite.partition("/") if not suite.endswith((".yaml", ".yml")) else (suite, "", "")
     return name, concept
 
 
 def external_target_of(suite: "Suite", concept: str) -> tuple[ConceptKind, str]:
-    """Kind and name of what an erasure made elsewhere is said to erase by SUITE/CONCEPT."""
+    """Return kind and name of what an external erasure claims to erase, from SUITE/CONCEPT."""
     axis, label = suite.find_concept(concept)
     return (suite.prompt_list.kind, concept) if suite.prompt_list else (axis, label)
 
 
 def select_plans(concept: str, plans: Sequence["AuditPlan"]) -> list["AuditPlan"]:
-    """The audit of that concept among those of what the edits erase.
+    """Return the plan for one concept among the plans for what the edits erase.
 
     Raises:
-        UserError: they do not erase it, or not alone: all styles, or all things, that edits erase are counted together.
+        UserError: The edits do not erase the concept, or not alone: all styles, or all objects, of the edits are counted together.
     """
     suite = plans[0].suite
     matching = [plan for plan in plans if (plan.axis, plan.targets) == (suite.find_concept(concept)[0], (suite.find_concept(concept)[1],))]
     if not matching:
         erased = ", ".join(target for plan in plans for target in plan.targets)
-        raise UserError(f"--suite {suite.name}/{concept} asks about {concept} alone, the edits erase {erased}; give --suite {suite.name}.")
+        raise UserError(f"--suite {suite.name}/{concept} selects {concept} alone, but the edits erase {erased}; give --suite {suite.name}.")
     return matching
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """(i, n) from "1/2", counted from 0.
+    """Parse "i/n" into (i - 1, n).
 
     Raises:
-        UserError: not of that form.
+        UserError: The text is not i/n with 1 <= i <= n.
     """
-    first, _, of = text.partition("/")
-    if not (first.isdecimal() and of.isdecimal() and 1 <= int(first) <= int(of)):
+    number, _, count = text.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
         raise UserError(f"--shard must be i/n with 1 <= i <= n, such as 1/2; got {text!r}.")
-    return int(first) - 1, int(of)
+    return int(number) - 1, int(count)
 
 
 def load_model_and_edits(options: Options, target: tuple[ConceptKind, str] | None = None) -> tuple["DiffusionModel", list["Edit"]]:
-    """The base model and the edits on it, a foreign erasure among them, which is of `about` if no --concept is given.
+    """Load the base model and the edits on it. An external erasure claims to erase `target` if --concept is not given.
 
     Raises:
-        UserError: a foreign erasure without what is needed to audit it, --concept for edits that tell it themselves.
+        UserError: An external erasure lacks the flags to audit it, or --concept is given for edits that record their concepts.
     """
     from app.commands.erase import plain_warnings
     from erasure.edits import Edit, check_distinct
     from erasure.edits.external.external_edit import is_edit_path, load_external
     from erasure.loading.loader import load_model
 
-    def base(source: str) -> "DiffusionModel":
+    def load_base(source: str) -> "DiffusionModel":
         return load_model(source, device=options.device, precision=options.dtype, attention=options.attention)
 
     kind, concept = (options.kind, options.concept) if options.concept or target is None else target
     external_paths = [path for path in options.edits if not is_edit_path(str(path))]
-    is_external = options.concept or (target and options.model and options.out)  # or else a path that is not there is a mistyped edit
+    is_external = options.concept or (target and options.model and options.out)  # otherwise a missing path is a mistyped edit
     if not external_paths or not (is_external or any(path.exists() for path in external_paths)):
         edits = list(check_distinct([Edit.load(path) for path in options.edits]))
         if options.concept:
-            raise UserError("--concept is for erasures made elsewhere; this edit says itself what it erases. Leave it out.")
-        return base(options.model or edits[0].info.base["source"]), edits
+            raise UserError("--concept is for erasures made elsewhere; this edit records what it erases. Leave it out.")
+        return load_base(options.model or edits[0].info.base["source"]), edits
     needed = {"concept": concept, "model": options.model, "out": options.out}
     if missing := [f"--{name}" for name, value in needed.items() if not value]:
         raise UserError(f"{external_paths[0]} was not made by `erasure erase`; to audit it give {', '.join(missing)} as well.")
-    model, concepts = base(options.model), parse_concepts(concept, kind=kind)
+    model, concepts = load_base(options.model), parse_concepts(concept, kind=kind)
     with plain_warnings():
         edits = [Edit.load(path) if is_edit_path(str(path)) else load_external(model, str(path), concepts) for path in options.edits]
     return model, list(check_distinct(edits))
 
 
 def write_report(out: Path, gates: Sequence[Gate], result: dict[str, Any], blur: bool = False, gates_from: str = "") -> int:
-    """Write the report, print where it is, the rates and the verdict; returns the exit code."""
+    """Write the report, print its path, the rates and the verdict, and return the exit code."""
     from eval.report.html import write_report
 
     print(write_report(out, result, gates, blur=blur, gates_source=gates_from))
@@ -256,7 +260,7 @@ def write_report(out: Path, gates: Sequence[Gate], result: dict[str, Any], blur:
         print(f"  {reason}")
     for part, reason in result["missing"].items():
         print(f"  INCOMPLETE, judge of {part}: {reason}", file=sys.stderr)
-    if not report["thresholds"]["own"]:
+    if not report["thresholds"]["from_suite"]:
         source = f"{report['thresholds']['file'] or 'another suite'} (gates {report['thresholds']['digest']})"
         print(f"  decided by the thresholds of {source}, not by those that the audit was made with")
     print(report["verdict"]["state"])
@@ -280,7 +284,7 @@ def audit_images(options: ImagesOptions) -> int:
     from eval.suites.suite import load_suite
 
     suite = load_suite(options.suite)
-    with lock_folder(options.out, "erasure audit answers"):
+    with lock_folder(options.out, "erasure audit images"):
         result = audit_external_images(options.images, suite, options.concept, options.kind, options.out, options.base, options.fresh)
         return write_report(options.out, suite.gates, result, options.blur)
 
@@ -294,7 +298,7 @@ def compare_audits(options: CompareOptions) -> int:
 
 
 def audit_folder_of(options: Options, suite: str, axis: str, only: str = "") -> Path:
-    """Where an audit goes: --out, or beside the edit; stacks get a folder of their own. Styles and objects apart when both are erased."""
+    """Return the audit folder: --out, or below the edit. A stack of edits has its own folder, and so has each axis if both are erased."""
     prompts, replay = (
         f"{label}-{slug_of_list(source)}" if source else "" for label, source in (("of", options.prompt_list), ("replay", options.replay))
     )
@@ -308,7 +312,7 @@ def audit_folder_of(options: Options, suite: str, axis: str, only: str = "") -> 
 
 
 def slug_of_list(address: str) -> str:
-    """What a list is called in the name of a folder."""
+    """Return the name of a prompt list for use in a folder name."""
     from eval.suites.prompt_list_suite import split_column
 
     file, column = split_column(address)
@@ -316,7 +320,7 @@ def slug_of_list(address: str) -> str:
 
 
 def warn_about_lists(lists: Sequence[Mapping[str, Any]]) -> None:
-    """Say what was left out of list files, and what else is odd about them, before anything is drawn."""
+    """Print what was left out of prompt lists, and their other warnings, before anything is generated."""
     from eval.report.conclusions import describe_left_out
 
     for list_record in lists:
@@ -326,7 +330,7 @@ def warn_about_lists(lists: Sequence[Mapping[str, Any]]) -> None:
 
 
 def format_headline(result: dict[str, Any]) -> str:
-    """The rates that were counted in one line, with interval, counts and the base beside them: UA, then what is kept or the base shows."""
+    """Format the headline rates in one line, with interval, counts and the base's rate: UA, then the others."""
     erased, base = result["models"]["erased"]["rates"], result["models"].get("base", {"rates": {}})["rates"]
     parts = []
     for name in (n for n in ("UA", "UA_shown", "FR", "IRA", "CRA") if n in erased):

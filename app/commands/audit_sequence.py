@@ -1,4 +1,4 @@
-"""`erasure audit sequence A B ...`: requests one after another, with every earlier one looked at again."""
+"""`erasure audit sequence A B ...`: apply edits one after another, and measure all earlier targets again after each."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,20 +19,20 @@ REBOUND, INCOMPLETE = 3, 2
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Apply edits one after another and, after each, count how much of every concept so far is still gone and what is left of the rest.
+    """Apply edits one after another and, after each, measure whether every concept so far is still erased and the rest retained.
 
-    Exit code 3: a rebound was shown. 2: something that was asked for is missing. 0: neither, which does not show that there is none.
+    Exit code 3: a rebound was shown. 2: part of the result is missing. 0: neither, which does not prove that there is no rebound.
     """
 
-    edits: Annotated[tuple[Path, ...], tyro.conf.Positional]  # what `erasure erase` made, in the order of the requests
+    edits: Annotated[tuple[Path, ...], tyro.conf.Positional]  # edits made by `erasure erase`, in the order of the requests
     suite: str = "pocket"  # name of a suite in prompts/, or a YAML file
-    tier: Literal["smoke", "standard", "full"] = "standard"  # how many pictures a cell
+    tier: Literal["smoke", "standard", "full"] = "standard"  # images per cell
     model: str = ""  # base model; default: the one the first edit was made on
     out: Path | None = None  # an audit after every request goes to its folders 1, 2, ...; default <edits>/sequence-<suite>-<tier>
     device: str = "auto"  # auto, cpu, cuda, cuda:1
-    dtype: Precision = "auto"  # what to compute in
+    dtype: Precision = "auto"  # compute precision
     attention: Attention = "auto"  # attention kernel of the UNet
-    fresh: bool = False  # throw away what audits wrote in the folders, and start over; other files stay
+    fresh: bool = False  # delete what audits wrote in the folders, and start over; other files stay
 
 
 def main(argv: list[str]) -> int:
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     result = audit_sequence(model, edits, suite, options.tier, out, fresh=options.fresh)
     for folder in [out / name for request in result["requests"] for name in request["audits"]]:
         html.write_report(folder, load_finished_audit(folder), suite.gates)
-    for pair in load_finished_audit(out / result["requests"][-1]["audits"][0])["overlap"]:
+    for pair in load_finished_audit(out / result["requests"][-1]["audits"][0])["edit_overlaps"]:
         print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
     print(sequence_page.write_sequence_page(out, result))
     print("\n".join([*format_table(result), *possible_rebounds(result)]))
@@ -67,19 +67,19 @@ def main(argv: list[str]) -> int:
 
 
 def default_folder(edits: Sequence[Path], suite: str, tier: str) -> Path:
-    """Beside the first edit, in a folder of the whole stack's name."""
+    """Return the default folder: beside the first edit, named after the whole stack."""
     return edits[0].parent / "+".join(path.name for path in edits) / f"sequence-{suite}-{tier}"
 
 
 def format_table(result: Mapping[str, Any]) -> list[str]:
-    """Every target's UA and what is kept, after every request, as a Markdown table; and the rebounds."""
+    """Format UA of every target and the retained rates after every request as a Markdown table, and the rebounds."""
     request_numbers = [request["number"] for request in result["requests"]]
     lines = [f"| | base | {' | '.join(f'after {number}' for number in request_numbers)} |", "|---" * (len(request_numbers) + 2) + "|"]
     rows = [(f"UA {target['label']}, erased by {target['request']}", target) for target in result["targets"]]
-    rows += [(f"{line['rate']}, {line['axis']}s that no request erases", line) for line in result["kept"]]
+    rows += [(f"{line['rate']}, {line['axis']}s that no request erases", line) for line in result["retained"]]
     for name, row in rows:
         cells = {entry["request"]: format_entry(entry) for entry in row["after"]}
-        base = f"{format_percent(row['base']['estimate'])} %" if row["base"] else "not read"
+        base = f"{format_percent(row['base']['estimate'])} %" if row["base"] else "not measured"
         lines.append(f"| {name} | {base} | {' | '.join(cells.get(number, '') for number in request_numbers)} |")
     return [*lines, *(f"REBOUND: {r['label']} after request {r['request']}" for r in result["rebounds"])]
 

@@ -1,4 +1,4 @@
-"""`erasure clean`: what may be removed, and with --yes its removal."""
+"""`erasure clean`: show what may be removed, and remove it with --yes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ KINDS: tuple[Removable, ...] = get_args(Removable)
 class Options:
     """Show caches, downloads and incomplete runs with their sizes. Nothing is removed without --yes.
 
-    Complete runs, whatever a living process works on, and files that this program does not write are never removed. Links are not followed.
+    Complete runs, files in use by a running process, and files that this program does not write are never removed. Links are not followed.
     """
 
     path: Annotated[Path, tyro.conf.Positional] = Path("runs")  # folder with runs below it
-    kinds: tuple[Removable, ...] = KINDS  # what can be made again, what the page packed, runs that never ended
+    kinds: tuple[Removable, ...] = KINDS  # caches: can be made again; downloads: zips of the page; incomplete: unfinished runs
     yes: bool = False  # remove them
 
 
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     for line in [*format_entries(removable), *(f"kept, in use: {reason}" for reason in busy_messages.values())]:
         print(line)
     if options.yes:
-        print(f"freed {format_size(sum(remove_unless_busy(entry) for entry in reversed(removable)))}")  # what lies deeper first
+        print(f"freed {format_size(sum(remove_unless_busy(entry) for entry in reversed(removable)))}")  # deeper folders first
     elif removable:
         print(f"nothing was removed; --yes removes these {sum(len(entry.files) for entry in removable)} files")
     return 0
@@ -59,19 +59,20 @@ def remove_unless_busy(entry: "RemovableFiles") -> int:
 
 
 def format_entries(entries: "Sequence[RemovableFiles]") -> list[str]:
-    """One line for each item, and the sum of each kind."""
+    """Format one line per entry, and the sum of each kind."""
     lines = []
     for kind in KINDS:
-        of_kind = [entry for entry in entries if entry.kind == kind]
-        for entry in of_kind:
+        kind_entries = [entry for entry in entries if entry.kind == kind]
+        for entry in kind_entries:
             note = f"  ({entry.other_count} other files stay)" if entry.other_count else ""
             lines.append(f"  {format_size(entry.size):>10}  {len(entry.files):>6} files  {entry.label}: {entry.folder}{note}")
-        lines.append(f"{kind}: {format_size(sum(entry.size for entry in of_kind))} in {sum(len(entry.files) for entry in of_kind)} files")
+        size, file_count = sum(entry.size for entry in kind_entries), sum(len(entry.files) for entry in kind_entries)
+        lines.append(f"{kind}: {format_size(size)} in {file_count} files")
     return lines
 
 
 def format_size(size: float) -> str:
-    """Bytes for people."""
+    """Format bytes with a binary unit."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

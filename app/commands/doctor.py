@@ -1,4 +1,4 @@
-"""`erasure doctor`: what is installed, what device, what is missing and how to get it."""
+"""`erasure doctor`: show what is installed, which device is used, what is missing and how to get it."""
 
 import importlib.metadata
 import importlib.util
@@ -34,7 +34,7 @@ OPTIONAL_PACKAGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Say what is installed, which device is used, and which judges are ready. Nothing is downloaded."""
+    """Show what is installed, which device is used, and which judges are ready. Nothing is downloaded."""
 
 
 def main(argv: list[str]) -> int:
@@ -63,7 +63,7 @@ def describe_device() -> str:
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return f"cuda, {torch.cuda.get_device_name()}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
-    from erasure.families.base import resolve_precision
+    from erasure.families.precision import resolve_precision
 
     return (
         f"cpu, {torch.get_num_threads()} threads, computes in {str(resolve_precision('auto', torch.device('cpu'))).removeprefix('torch.')}"
@@ -71,7 +71,7 @@ def describe_device() -> str:
 
 
 def check_judges() -> int:
-    """Load every judge. One that cannot be loaded is named, with the reason; an optional one without weights is no fault."""
+    """Load every judge and print the reason where one fails. Return 2 if one is broken; an optional one without weights is not."""
     from erasure.config.registry import list_modules, load_class
     from erasure.errors import UserError
     from eval.judges.base import Judge, MissingWeights

@@ -1,4 +1,4 @@
-"""`erasure erase`: concepts in, an edit folder out."""
+"""`erasure erase`: erase concepts and write an edit folder."""
 
 import json
 import sys
@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 from app.confirmation import confirm
 from app.parsing import abbreviate, check_edits_exist, combine_options, find_given_fields, flag_value, parse_options
-from erasure.concept import ConceptKind
-from erasure.concept import parse_concepts as parse_concepts
+from erasure.concept import ConceptKind, parse_concepts
 from erasure.config.choices import Attention, Precision, family_of_width
 from erasure.config.registry import load_class
 from erasure.config.seeds import check_seed
@@ -20,32 +19,32 @@ from erasure.config.static_classes import METHOD_BASE, load_static_class
 from erasure.errors import MAX_VALUE_CHARS, UserError, to_one_line, truncate_middle
 from erasure.storage.run import check_output_folder, check_tracker
 
-EARLY_FLAGS = ("method", "kind", "model")  # decide what the other flags are, in the order of the fields
+EARLY_FLAGS = ("method", "kind", "model")  # they decide the other flags; in the order of the fields
 USAGE_ERROR = 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Erase concepts from a model and save what moved as an edit."""
+    """Erase concepts from a model and save the changed weights as an edit."""
 
     concept: str  # what to erase; several are separated by ;
-    method: str = "esd"  # how; its own options follow below
-    kind: ConceptKind = "style"  # what the concept is: decides sentences and recipe
+    method: str = "esd"  # erasure method; its options follow below
+    kind: ConceptKind = "style"  # kind of the concept: decides prompts and recipe
     anchor: str = ""  # what the concept should become; empty: nothing in particular
-    prompts: tuple[str, ...] = ()  # training sentences with {} for the concept, instead of the kind's
+    prompts: tuple[str, ...] = ()  # training prompt templates with {} for the concept, instead of the kind's
     model: str = "pocket"  # pocket, a hub id, a diffusers folder, or one .safetensors file
     out: Path | None = None  # run folder; default runs/<hash of the job>
-    seed: int = 0  # decides every random number; from 0 to 2^63 - 1
+    seed: int = 0  # seed of every random number; from 0 to 2^63 - 1
     device: str = "auto"  # auto, cpu, cuda, cuda:1
-    dtype: Precision = "auto"  # what to compute in; trained weights are fp32 always
+    dtype: Precision = "auto"  # compute precision; trained weights are always fp32
     attention: Attention = "auto"  # attention kernel of the UNet
     gradient_checkpointing: bool = False  # less memory for about a third more time
     report_to: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = "none"  # tracker beside train.jsonl
-    on: tuple[Path, ...] = ()  # edits that are in place while this one is made; it will need them
-    mask: Path | None = None  # saliency mask of a SalUn run: only its entries move
-    preview: bool = False  # closed forms: print how far the edit would move other prompts, and stop
-    yes: bool = False  # do not ask when something about a concept is odd; where nobody can answer, nothing is asked
-    fresh: bool = False  # throw away what this or another erasure wrote in the folder, and start over; other files stay
+    on: tuple[Path, ...] = ()  # edits that are applied while this one is made; it will depend on them
+    mask: Path | None = None  # saliency mask of a SalUn run: only its entries change
+    preview: bool = False  # closed forms: print how far the edit would change other prompts, and stop
+    yes: bool = False  # do not ask for confirmation when a concept looks odd; without a terminal nothing is asked
+    fresh: bool = False  # delete what this or another erasure wrote in the folder, and start over; other files stay
 
 
 def main(argv: list[str]) -> int:
@@ -70,16 +69,13 @@ def main(argv: list[str]) -> int:
         return print_preview(model, concepts, method, options.seed)
     job = make_job(model, concepts, method, options.seed, after, options.mask)
     out = options.out or run_folder_of(job)
-    Run(out, job, options.fresh)  # complains before anything is said or written
+    Run(out, job, options.fresh)  # fails before anything is printed or written
     check_unlocked(out)
-    expected_cost = forecast_erasure(model, concepts, method)  # complains about what cannot be asked
-    print(
-        f"{options.method} on {options.model} ({model.family}), erasing {truncate_middle(options.concept, MAX_VALUE_CHARS)}; safety checker off",
-        file=sys.stderr,
-    )
-    print(
-        f"differs from the paper's defaults: {', '.join(f'{k}={abbreviate(v)}' for k, v in differs.items()) or 'nothing'}", file=sys.stderr
-    )
+    expected_cost = forecast_erasure(model, concepts, method)  # fails for settings that cannot run
+    concept_text = truncate_middle(options.concept, MAX_VALUE_CHARS)
+    print(f"{options.method} on {options.model} ({model.family}), erasing {concept_text}; safety checker off", file=sys.stderr)
+    differences = ", ".join(f"{name}={abbreviate(value)}" for name, value in differs.items()) or "nothing"
+    print(f"differs from the paper's defaults: {differences}", file=sys.stderr)
     print(f"it will take {expected_cost.unet_forwards:,} UNet forwards and {expected_cost.unet_backwards:,} backwards", file=sys.stderr)
     with plain_warnings():
         edit = erase(
@@ -101,10 +97,10 @@ def main(argv: list[str]) -> int:
 
 
 def parse_command_line(argv: list[str]) -> tuple[type, Any]:
-    """The fields of the method that is asked for, and the command line; torch is not imported for them.
+    """Return the static class of the requested method and the parsed options, without importing torch.
 
     Raises:
-        UserError: besides what does not parse, a seed out of range, a folder that cannot be one.
+        UserError: The command line does not parse, a seed is out of range, or a path is invalid.
     """
     method, kind, source = (
         flag_value(argv, f"--{field.name}", str(field.default)) for field in fields(Options) if field.name in EARLY_FLAGS
@@ -128,11 +124,15 @@ def parse_command_line(argv: list[str]) -> tuple[type, Any]:
 
 
 def print_preview(model: Any, concepts: list[Any], method: Any, seed: int) -> int:
-    """What a closed form would do to prompts that should stay."""
+    """Print how a closed form would change prompts that should be retained.
+
+    Raises:
+        UserError: The method is not a closed form.
+    """
     from erasure.methods.base import TrainingFree
 
     if not isinstance(method, TrainingFree):
-        raise UserError(f"--preview is for closed forms such as uce; {type(method).__name__} is none.")
+        raise UserError(f"--preview is for closed forms such as uce; {type(method).__name__} is not one.")
     for key, value in method.solve(model, concepts, seed).notes.items():
         if isinstance(value, dict):
             value = sorted(value.items(), key=lambda item: -item[1])
@@ -147,23 +147,23 @@ def print_preview(model: Any, concepts: list[Any], method: Any, seed: int) -> in
 
 @contextmanager
 def plain_warnings() -> Iterator[None]:
-    """The library's doubts about the input, as lines of their own."""
+    """Print the library's warnings about the input as plain lines."""
     from erasure.concept_check import WeaklyKnownConcept
     from erasure.edits.external.lora import IgnoredGateWarning
 
-    def line(message: Warning | str, *_: Any, **__: Any) -> None:
+    def print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
         print(f"erasure: warning: {to_one_line(str(message))}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for category in (WeaklyKnownConcept, IgnoredGateWarning):
             warnings.simplefilter("always", category)
-        warnings.showwarning = line  # type: ignore[assignment]  # same call, fewer names
+        warnings.showwarning = print_warning  # type: ignore[assignment]  # same call, fewer named parameters
         yield
 
 
 def family_of_source(source: str) -> str:
-    """The family of recipes that a model's own files tell before it is loaded; empty where they do not."""
+    """Return the model family from a model's files before it is loaded; empty where they do not tell."""
     if source == "pocket":
         return source
     try:

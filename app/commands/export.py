@@ -1,4 +1,4 @@
-"""`erasure export EDIT`: a LoRA file, an erased diffusers folder, a text encoder."""
+"""`erasure export EDIT`: write a LoRA file, an erased diffusers folder or a text encoder."""
 
 import sys
 from dataclasses import dataclass
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
 
 FORMAT_HELP = (
     "lora: for ComfyUI, A1111, kohya, stable-diffusion.cpp and diffusers; checkpoint: the whole erased model as one file for the same; "
-    "folder: the whole model for diffusers; text-encoder: that alone; edit: as it is"
+    "folder: the whole model for diffusers; text-encoder: the text encoder alone; edit: the edit as it is"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Turn an edit into something other programs load, with a model card and before/after pictures."""
+    """Export an edit for other programs, with a model card and before/after images."""
 
     edit: Annotated[Path, tyro.conf.Positional]  # folder that `erasure erase` made
-    format: Annotated[Literal["folder", "checkpoint", "lora", "text-encoder", "edit"], tyro.conf.arg(name="as", help=FORMAT_HELP)] = "lora"
-    out: Path | None = None  # default <edit>/<form>
+    format: Annotated[Literal["folder", "checkpoint", "lora", "text-encoder", "edit"], tyro.conf.arg(help=FORMAT_HELP)] = "lora"
+    out: Path | None = None  # default <edit>/<format>
     rank: int | None = None  # of the LoRA; default: the edit's own where it is low-rank (UCE), else 16
-    layout: LoraLayout | None = None  # names in the LoRA: kohya (default, read by all) or diffusers (by diffusers and PEFT alone)
+    layout: LoraLayout | None = None  # names in the LoRA: kohya (default, read by all) or diffusers (read by diffusers and PEFT only)
     accept_error: bool = False  # exit with 0 even if the LoRA loses more of the edit than the bound in docs/exports.md
     model: str = ""  # base model; default: the one the edit was made on
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     other_base: bool = False  # export onto a model the edit was not made on
-    push_to_hub: str = ""  # also send the folder to this repository of the Hugging Face Hub, org/name
+    push_to_hub: str = ""  # also upload the folder to this repository of the Hugging Face Hub, org/name
     private: bool = False  # make that repository private if it is new
-    dry_run: bool = False  # with --push-to-hub: show what would be sent, and send nothing
+    dry_run: bool = False  # with --push-to-hub: show what would be uploaded, and upload nothing
 
 
 def main(argv: list[str]) -> int:
@@ -81,7 +81,7 @@ def main(argv: list[str]) -> int:
 
 
 def is_lora_folder(folder: Path) -> bool:
-    """Whether a folder holds files with the names that an export of a LoRA writes, and nothing else."""
+    """Return whether a folder holds only files with the names that a LoRA export writes."""
     from erasure.export.lora_file import LORA_FILE
 
     names = {path.name for path in folder.iterdir() if not path.name.startswith(LOCK_FILE)}
@@ -91,10 +91,10 @@ def is_lora_folder(folder: Path) -> bool:
 
 
 def remove_lora(folder: Path, edit: "Edit") -> None:
-    """Make room for the LoRA that the same command wrote, and whose error is accepted now.
+    """Remove the LoRA that an earlier run of the command wrote, because its error is accepted now.
 
     Raises:
-        UserError: the LoRA there is not one of this edit.
+        UserError: The LoRA there is not of this edit.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -115,15 +115,15 @@ def remove_lora(folder: Path, edit: "Edit") -> None:
 
 
 def check_flags(options: Options) -> None:
-    """Mistakes that show before anything is loaded.
+    """Check flags before anything is loaded.
 
     Raises:
-        UserError: options of a LoRA with another form, a rank below 1, a folder that holds something.
+        UserError: LoRA flags are given with another format, the rank is below 1, the folder is not empty, or --push-to-hub is missing.
     """
     lora_flags = {"--rank": options.rank is not None, "--layout": options.layout is not None, "--accept-error": options.accept_error}
     if options.format != "lora" and any(lora_flags.values()):
         names = ", ".join(name for name, is_given in lora_flags.items() if is_given)
-        raise UserError(f"{names}: only --as lora takes this; --as {options.format} is exact.")
+        raise UserError(f"{names}: only --format lora takes this; --format {options.format} is exact.")
     if options.rank is not None and options.rank < 1:
         raise UserError(f"--rank must be at least 1, got {options.rank}.")
     out = options.out or options.edit / options.format

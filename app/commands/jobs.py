@@ -1,4 +1,4 @@
-"""`erasure jobs`: plans of many erasures with audits, run one after the other in processes of their own."""
+"""`erasure jobs`: run plans of many erasures with audits, one after the other, each in its own process."""
 
 import sys
 import time
@@ -17,9 +17,9 @@ from erasure.storage.run import check_output_folder
 from eval.scoring.gates import EXIT_INCOMPLETE
 
 ACTIONS = {
-    "run": "run what a plan asks for; what is complete is skipped",
-    "status": "say how far the jobs of a plan, or below a folder, are",
-    "board": "collect every audit below a folder into a leaderboard: CSV, Markdown, HTML",
+    "run": "run the jobs of a plan; complete jobs are skipped",
+    "status": "show the state of the jobs of a plan, or below a folder",
+    "leaderboard": "collect every audit below a folder into a leaderboard: CSV, Markdown, HTML",
     "run-one": "run a single job from its spec.json; for schedulers",
 }
 EXIT_OK = 0
@@ -27,48 +27,48 @@ EXIT_OK = 0
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """Run the jobs of a plan, each in a process of its own; killed at any point, the same command continues.
+    """Run the jobs of a plan, each in its own process. If it is killed at any point, the same command continues.
 
-    Exit code 0: every job is done and every audit passes (or none was asked for). 3: an audit fails. 2: a job is not done, or
-    an audit lacks something. 4: an audit is inconclusive.
+    Exit code 0: every job is done and every audit passes (or none was requested). 3: an audit fails. 2: a job is not done, or
+    an audit is incomplete. 4: an audit is inconclusive.
     """
 
     plan: Annotated[Path, tyro.conf.Positional]  # YAML file; its lists multiply
-    dry_run: bool = False  # print the jobs and what they would cost, and stop
+    dry_run: bool = False  # print the jobs and their cost, and stop
     keep_going: bool = False  # do not stop at the first job that fails
     retry: bool = False  # run failed and cancelled jobs again
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatusOptions:
-    """Say how far jobs are."""
+    """Show the state of jobs."""
 
     path: Annotated[Path, tyro.conf.Positional] = Path("runs")  # a plan, or a folder with jobs below it
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeaderboardOptions:
-    """Write board.csv, board.md and board.html: one line for every audit, with intervals and cost."""
+    """Write leaderboard.csv, leaderboard.md and leaderboard.html: one line per audit, with intervals and cost."""
 
     path: Annotated[Path, tyro.conf.Positional] = Path("runs")  # folder with runs below it
-    out: Path | None = None  # where the three files go; default: that folder
+    out: Path | None = None  # folder for the three files; default: the same folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOneOptions:
-    """Run a single job; its folder is the one its spec.json lies in.
+    """Run a single job in the folder of its spec.json.
 
-    Exit code 0 says that the job is done, since schedulers repeat what ends otherwise; the verdict is in the last line, and in the
-    exit code of `jobs run`.
+    Exit code 0 means that the job is done, because schedulers repeat jobs that end otherwise. The verdict is in the last line, and in
+    the exit code of `jobs run`.
     """
 
     spec: Annotated[Path, tyro.conf.Positional]  # spec.json, as `erasure jobs run` writes it
-    parent_pid: int = 0  # process whose end also ends this one
+    parent_pid: int = 0  # process id; this process ends when that one does
 
 
 def main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
-        lines = [f"  {name:<9} {text}" for name, text in ACTIONS.items()]
+        lines = [f"  {name:<11} {text}" for name, text in ACTIONS.items()]
         print("\n".join(["usage: erasure jobs ACTION [options]", "", *lines, "", "`erasure jobs ACTION --help` lists the options."]))
         return EXIT_OK
     action, *rest = argv
@@ -77,8 +77,8 @@ def main(argv: list[str]) -> int:
             return run_plan(parse_options(RunOptions, rest, "jobs run"))
         case "status":
             return print_status(parse_options(StatusOptions, rest, "jobs status"))
-        case "board":
-            return export_leaderboard(parse_options(LeaderboardOptions, rest, "jobs board"))
+        case "leaderboard":
+            return export_leaderboard(parse_options(LeaderboardOptions, rest, "jobs leaderboard"))
         case "run-one":
             return run_one(parse_options(RunOneOptions, rest, "jobs run-one"))
         case _:
@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
 
 
 def run_one(options: RunOneOptions) -> int:
-    spec = JobSpec.load(options.spec)  # complains before torch is imported
+    spec = JobSpec.load(options.spec)  # fails before torch is imported
     from app.jobs.child_processes import exit_with_parent
     from app.jobs.execution import run_job
 
@@ -98,8 +98,8 @@ def run_one(options: RunOneOptions) -> int:
 
 
 def run_plan(options: RunOptions) -> int:
-    from app.jobs import queue as jobs
-    from app.jobs.tables import Table, render_forecast_table
+    from app.jobs import queue
+    from app.jobs.tables import ProgressTable, render_forecast_table
     from erasure.storage.files import print_message
     from erasure.storage.locks import check_unlocked
 
@@ -110,26 +110,26 @@ def run_plan(options: RunOptions) -> int:
         print(render_forecast_table(plan, forecast_jobs(plan)))
         return EXIT_OK
     runnable_states = ("waiting", "interrupted", "broken", *(("failed", "cancelled") if options.retry else ()))
-    pending = [spec for spec in plan.jobs if jobs.read_progress(plan.folder(spec)).state in runnable_states]
+    pending = [spec for spec in plan.jobs if queue.read_progress(plan.folder(spec)).state in runnable_states]
     for spec in plan.jobs:
-        check_unlocked(plan.folder(spec))  # complains about a job that another process works on
+        check_unlocked(plan.folder(spec))  # fails if another process works on the job
     for spec in pending:
         check_suite(spec)
     for spec in pending:
-        job_progress = jobs.read_progress(plan.folder(spec))
+        job_progress = queue.read_progress(plan.folder(spec))
         if job_progress.state == "broken":
-            print_message(f"{spec.name}: {job_progress.error} It is run again.")
-            jobs.enqueue(plan.folder(spec), spec)
-        if job_progress.state in jobs.STOPPED_STATES:
-            jobs.requeue(plan.folder(spec))
-    with Table(plan) as table:
+            print_message(f"{spec.name}: {job_progress.error} It runs again.")
+            queue.enqueue(plan.folder(spec), spec)
+        if job_progress.state in queue.STOPPED_STATES:
+            queue.requeue(plan.folder(spec))
+    with ProgressTable(plan) as table:
         for spec in pending:
             folder = plan.folder(spec)
-            jobs.enqueue(folder, spec)
+            queue.enqueue(folder, spec)
             check_unlocked(folder)
-            if jobs.read_progress(folder).state not in ("waiting", "interrupted"):
-                continue  # somebody else has done or cancelled it meanwhile
-            child = jobs.start_child(folder)
+            if queue.read_progress(folder).state not in ("waiting", "interrupted"):
+                continue  # another process has finished or cancelled it meanwhile
+            child = queue.start_child(folder)
             try:
                 while child.poll() is None:
                     table.update()
@@ -140,20 +140,20 @@ def run_plan(options: RunOptions) -> int:
                 raise
             table.update()
             if child.returncode:
-                jobs.record_exit(folder, child.returncode)
-            if child.returncode == EXIT_INCOMPLETE and jobs.read_progress(folder).state != "done":
-                check_unlocked(folder)  # another one's child may have been first
-                print(f"{spec.name}: {jobs.last_log_line(folder)}", file=sys.stderr)
-            if jobs.read_progress(folder).state != "done" and not options.keep_going:
+                queue.record_exit(folder, child.returncode)
+            if child.returncode == EXIT_INCOMPLETE and queue.read_progress(folder).state != "done":
+                check_unlocked(folder)  # another process may have locked it first
+                print(f"{spec.name}: {queue.last_log_line(folder)}", file=sys.stderr)
+            if queue.read_progress(folder).state != "done" and not options.keep_going:
                 break
     return print_summary(plan)
 
 
 def check_suite(spec: JobSpec) -> None:
-    """Complain about a job's suite before the first job is started; what needs the model is checked when the job begins.
+    """Check the suite of a job before the first job starts. What needs the model is checked when the job begins.
 
     Raises:
-        UserError: no such suite, or one without the concepts or without a list.
+        UserError: The suite does not exist, or lacks a concept or its prompt list.
     """
     from eval.suites.cases import prompt_list_cases
     from eval.suites.suite import load_suite
@@ -170,7 +170,7 @@ def check_suite(spec: JobSpec) -> None:
 
 
 def print_summary(plan: Plan) -> int:
-    """How many jobs are done and what their audits say, one line for each that is not done or does not pass, and the exit code."""
+    """Print how many jobs are done, their verdicts, and one line for each that is not done or does not pass. Return the exit code."""
     from app.jobs.queue import read_progress
 
     progresses = [(spec, read_progress(plan.folder(spec))) for spec in plan.jobs]

@@ -1,4 +1,4 @@
-"""`erasure methods`: what there is to erase with, and what it would cost."""
+"""`erasure methods`: list the erasure methods and their cost."""
 
 import time
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ class Options:
     """List the erasure methods with what they change, when to choose them, and their cost for one concept on a model."""
 
     model: str = "pocket"  # pocket, a hub id, a diffusers folder, or one .safetensors file
-    kind: ConceptKind = "style"  # whose recipe the cost is for
+    kind: ConceptKind = "style"  # kind whose recipe the cost is for
     device: str = "auto"  # auto, cpu, cuda, cuda:1
 
 
@@ -26,8 +26,8 @@ def main(argv: list[str]) -> int:
 
     model = load_model(options.model, device=options.device)
     forward_seconds = seconds_per_forward(model)
-    print(f"cost of one {options.kind} on {options.model} ({model.family}) with its recipe, the check whether the model knows it included;")
-    print("a backward is taken for two forwards\n")
+    print(f"cost of one {options.kind} on {options.model} ({model.family}) with its recipe, including the concept check;")
+    print("a backward counts as two forwards\n")
     for name in list_modules("erasure.methods"):
         cls = load_class("erasure.methods", name, Method)
         method, concepts, _ = configure_method(cls, [Concept(name="concept", kind=options.kind)], model.family, {})
@@ -41,10 +41,10 @@ def main(argv: list[str]) -> int:
 
 
 def seconds_per_forward(model) -> float:  # type: ignore[no-untyped-def]  # DiffusionModel, whose import would cost --help half a second
-    """Of one sample in a batch of 16, the second of two tries."""
+    """Return the seconds of one forward pass per sample, in a batch of 16; the second of two runs."""
     import torch
 
-    x, cond = model.noise(list(range(16))), model.encode([""] * 16)
+    x, cond = model.sample_noise(list(range(16))), model.encode([""] * 16)
     t = torch.full((16,), 500, device=model.device)
     for _ in range(2):
         start = time.monotonic()

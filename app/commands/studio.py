@@ -1,4 +1,4 @@
-"""`erasure studio`: the web page."""
+"""`erasure studio`: serve the web page."""
 
 import sys
 from dataclasses import dataclass
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Serve the studio: compare, erase, audit, board. On this machine alone, unless --auth names a user and a password."""
+    """Serve the studio: compare, erase, audit, leaderboard. On this machine only, unless --auth gives a user and a password."""
 
     model: str = "pocket"  # pocket, a hub id, a diffusers folder, or one .safetensors file
-    runs: Path = Path("runs")  # where jobs, edits and audits are; nothing else of this machine can be read through the page
-    host: str = "127.0.0.1"  # address to listen on; any but this machine's own needs --auth
-    port: int = 7860  # 0: any free one
-    safety_checker: str = ""  # hub id or folder of a safety checker that hides pictures; for pages that strangers see
-    auth: str = ""  # user:password that everyone has to give
+    runs: Path = Path("runs")  # folder of jobs, edits and audits; the page can read nothing else of this machine
+    host: str = "127.0.0.1"  # address to listen on; any other than a local address needs --auth
+    port: int = 7860  # 0: any free port
+    safety_checker: str = ""  # hub id or folder of a safety checker that hides images; for public pages
+    auth: str = ""  # user:password that everyone must give
     device: str = "auto"  # auto, cpu, cuda, cuda:1
 
 
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     options = parse_options(Options, argv, "studio")
     login = check_login(options)
     check_output_folder(options.runs)
-    listener = listen(options.host, options.port)  # complains before a model is loaded
+    listener = listen(options.host, options.port)  # fails before a model is loaded
     from app.web.safety import load_safety_checker
     from app.web.studio import Studio
     from erasure.loading.loader import load_model
@@ -45,15 +45,15 @@ def main(argv: list[str]) -> int:
 
 
 def serve_studio(studio: "Studio", listener: "socket", login: tuple[str, str] | None) -> None:
-    """Open the page on a socket and work on the queue until this process is stopped."""
+    """Serve the page on a socket and run queued jobs until this process is stopped."""
     import torch
 
     from app.web import page
     from app.web.queue_worker import QueueWorker
 
     if studio.is_pocket:
-        torch.set_num_threads(1)  # a picture of 64x64 is too little work to share; two threads made the page wait longer
-    print("making a first erasure to look at" if studio.is_pocket else f"loaded {studio.source}", file=sys.stderr)
+        torch.set_num_threads(1)  # 64x64 images are too small to share among threads; two threads were slower
+    print("preparing a first erasure" if studio.is_pocket else f"loaded {studio.source}", file=sys.stderr)
     studio.prepare()
     worker = QueueWorker(studio.root / "jobs")
     worker.start()
@@ -66,16 +66,16 @@ def serve_studio(studio: "Studio", listener: "socket", login: tuple[str, str] | 
 
 
 def check_login(options: Options) -> tuple[str, str] | None:
-    """User and password.
+    """Check --auth, --port and --host, and return user and password; None without --auth.
 
     Raises:
-        UserError: a port that does not exist, an open address without a login, or a login that is none.
+        UserError: The port is out of range, the login is malformed, or an open address has no login.
     """
     user, colon, password = options.auth.partition(":")
     if options.auth and not (user and colon and password):
         raise UserError("--auth takes user:password, such as --auth ada:a-long-password.")
     if not 0 <= options.port < 65_536:
-        raise UserError(f"--port is a number from 0 to 65535, got {options.port}.")
+        raise UserError(f"--port must be from 0 to 65535, got {options.port}.")
     if options.host not in LOCAL_HOSTS and not options.auth:
         raise UserError(f"--host {options.host} can be reached from other machines; give --auth user:password, or leave it at 127.0.0.1.")
     return (user, password) if options.auth else None

@@ -1,4 +1,4 @@
-"""What the audits of finished jobs say, read from their folders. No torch here."""
+"""The verdicts of the audits of finished jobs, read from their folders. This module does not import torch."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,12 +16,12 @@ class AuditOutcome:
     """One audit of a job."""
 
     folder: Path
-    state: str  # PASS, FAIL, INCONCLUSIVE; UNREADABLE where its report is not there or broken
-    code: int  # what `erasure audit` would have ended with
+    state: str  # PASS, FAIL, INCONCLUSIVE; UNREADABLE where its report is missing or broken
+    code: int  # exit code of `erasure audit` for it
 
 
 def load_outcomes(job: Path) -> list[AuditOutcome]:
-    """The audits of the job in a folder; none of one that is not done or asked for none."""
+    """Return the audits of the job in a folder; empty if the job is not done or has no audit."""
     folder_names = read_json(job / "done.json")["audits"] if read_progress(job).state == "done" else []
     return [_load_outcome(job / name) for name in folder_names]
 
@@ -30,7 +30,7 @@ def _load_outcome(folder: Path) -> AuditOutcome:
     try:
         report, result = read_json(folder / "report.json"), read_checksummed_json(folder / "result.json")
         state = report["verdict"]["state"]
-        if not report.get("thresholds", {"own": True})["own"]:  # reported again by the thresholds of another file
+        if not report["thresholds"]["from_suite"]:  # the report was rewritten with the thresholds of another file
             state = decide_verdict([Gate(**fields) for fields in result["gates"]], result)["state"]
         return AuditOutcome(folder, state, exit_code_of(state, result))
     except (UserError, KeyError, TypeError):
@@ -38,13 +38,13 @@ def _load_outcome(folder: Path) -> AuditOutcome:
 
 
 def summarize_verdicts(audit_outcomes: Sequence[AuditOutcome]) -> str:
-    """Verdicts in words: "audits: 2 PASS, 1 FAIL"."""
+    """Count the verdicts: "audits: 2 PASS, 1 FAIL"."""
     if not audit_outcomes:
-        return "no audit was asked for, so there is no verdict"
+        return "no audit was requested, so there is no verdict"
     states = Counter("INCOMPLETE, " * (outcome.code == EXIT_INCOMPLETE) + outcome.state for outcome in audit_outcomes)
     return "audits: " + ", ".join(f"{n} {state}" for state, n in states.items())
 
 
 def worst_exit_code(codes: Sequence[int]) -> int:
-    """Of several exit codes the one that is told."""
+    """Return the worst of several exit codes."""
     return next((code for code in EXIT_CODES_WORST_FIRST if code in codes), 0)

@@ -1,4 +1,4 @@
-"""An audit's long part in several processes of this machine: each takes a share, as --shard does."""
+"""Run the long part of an audit in several processes on this machine; each takes a shard, as with --shard."""
 
 import os
 import subprocess
@@ -14,12 +14,12 @@ from erasure.storage.locks import ignore_lock_of
 
 
 def run_shards(argv: Sequence[str], workers: int) -> None:
-    """Run `erasure audit argv` in that many processes, one share each; returns when all are done.
+    """Run `erasure audit argv` in `workers` processes, one shard each, and return when all are done.
 
-    The first process shows its progress; what another one said is shown if it fails. They end with this process, also when it is killed.
+    The first process shows its progress. The output of the others is shown if they fail. All end with this process, even if it is killed.
 
     Raises:
-        UserError: a process failed; what is done stays.
+        UserError: A process failed. Finished work stays.
     """
     threads = max(1, len(os.sched_getaffinity(0)) // workers) if hasattr(os, "sched_getaffinity") else 1
     env = {"OMP_NUM_THREADS": str(threads), **os.environ}
@@ -28,18 +28,15 @@ def run_shards(argv: Sequence[str], workers: int) -> None:
         for i in range(1, workers + 1):
             arguments = [
                 *(a for a in argv if a != "--fresh"),
-                "--workers",
-                "1",
-                "--shard",
-                f"{i}/{workers}",
-            ]  # the last of two flags counts
+                *("--workers", "1", "--shard", f"{i}/{workers}"),  # they override earlier flags of the same name
+            ]
             child = child_argv("app.jobs.child_processes", str(os.getpid()), "audit", *arguments)
             processes.append(subprocess.Popen(child, env=env, stdout=subprocess.DEVNULL, stderr=None if i == 1 else stderr_file))
         try:
             codes = [process.wait() for process in processes]
         finally:
             for process in processes:
-                process.kill()  # nothing to those that ended
+                process.kill()  # does nothing to processes that have ended
         stderr_file.seek(0)
         if any(codes):
             sys.stderr.write("".join(stderr_file.readlines()[-20:]))
@@ -47,18 +44,18 @@ def run_shards(argv: Sequence[str], workers: int) -> None:
 
 
 def exit_with_parent(parent_pid: int) -> None:
-    """End this process soon after its parent has ended, so that no orphan keeps the cores."""
+    """End this process soon after its parent ends, so that no orphan uses the cores."""
 
-    def watch() -> None:
+    def wait_for_parent() -> None:
         while os.getppid() == parent_pid:
             time.sleep(1)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=wait_for_parent, daemon=True).start()
 
 
 def main() -> int:
-    """A worker's own process: the number of the one that started it, then a command line."""
+    """Run a worker process. Its arguments are the pid of its parent, then a command line."""
     from app import cli
 
     exit_with_parent(int(sys.argv[1]))

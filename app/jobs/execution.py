@@ -1,4 +1,4 @@
-"""What a job's own process does: erase, then audit."""
+"""The work of a job's own process: erase, then audit."""
 
 import time
 import traceback
@@ -26,11 +26,11 @@ from eval.suites.suite import load_suite
 
 
 def run_job(folder: Path, spec: JobSpec) -> None:
-    """Do the job in a folder, from wherever it stands; errors are left in error.json and raised.
+    """Run or resume the job in a folder. Errors are written to error.json and raised.
 
     Raises:
-        Busy: another process works on it.
-        Unfinished: it was cancelled, or the disk is full; then there is no error.json, and the same command continues.
+        FolderLocked: Another process works on the job.
+        Unfinished: The job was cancelled before it began. There is no error.json, and the same command continues.
     """
     with lock_folder(folder, "erasure jobs"):
         state = read_progress(folder).state
@@ -41,12 +41,12 @@ def run_job(folder: Path, spec: JobSpec) -> None:
 
 
 def _run_job(folder: Path, spec: JobSpec) -> None:
-    """The work of `work`, in a folder that is this process's own."""
+    """Run the job in a folder that this process has locked."""
     start = time.monotonic()
     try:
         write_claim(folder, "starting", 0)
         model = load_model(spec.model)
-        plan_audits(model, spec)  # a wrong suite, tier or model costs no erasure
+        plan_audits(model, spec)  # a wrong suite, tier or model fails before the erasure
         edits = list(check_distinct([Edit.load(path) for path in spec.edits])) or [erase_concepts(model, folder, spec)]
         audits = run_audits(model, folder, spec, edits) if spec.suite else []
     except Unfinished:
@@ -65,10 +65,10 @@ def _run_job(folder: Path, spec: JobSpec) -> None:
 
 
 def plan_audits(model: DiffusionModel, spec: JobSpec) -> list[AuditPlan]:
-    """The audits that a job ends with, before anything is erased; none where it names no suite.
+    """Plan the audits of a job before anything is erased; empty where the job names no suite.
 
     Raises:
-        UserError: no such suite or tier, a suite without the concepts, or one whose judges cannot read this model's pictures.
+        UserError: The suite or tier does not exist, the suite lacks a concept, or its judges do not fit this model's images.
     """
     if not spec.suite:
         return []
@@ -80,27 +80,27 @@ def plan_audits(model: DiffusionModel, spec: JobSpec) -> list[AuditPlan]:
 
 
 def configure_job(model: DiffusionModel, spec: JobSpec) -> tuple[Method, list[Any]]:
-    """The method with its recipe, and the concepts with their sentences."""
+    """Return the method with its recipe, and the concepts with their prompts."""
     cls = load_class("erasure.methods", spec.method, Method)
     method, concepts, _ = configure_method(cls, list(spec.concepts), model.family, spec.fields)
     return method, concepts
 
 
 def erase_concepts(model: DiffusionModel, folder: Path, spec: JobSpec) -> Edit:
-    confirm(find_hints(model, spec.concepts))  # nobody is asked here; what is odd goes into the job's log
+    confirm(find_hints(model, spec.concepts))  # without a terminal nobody is asked; the hints go into the job's log
     method, concepts = configure_job(model, spec)
-    write_claim(folder, "recording" if isinstance(method, Trained) else "solving", 0)
-    preview = Preview(folder / "preview.png", [concepts[0].sentences()[-1][0], "", concepts[0].name])
+    write_claim(folder, "caching" if isinstance(method, Trained) else "solving", 0)
+    preview = Preview(folder / "preview.png", [concepts[0].prompt_pairs()[-1][0], "", concepts[0].name])
     phases: list[str] = []
 
-    def watch(running: Trained, play: TrainingContext) -> None:
-        phase = "erasing" if running is method else "distilling"  # what SFD starts from
+    def on_step(running: Trained, context: TrainingContext) -> None:
+        phase = "erasing" if running is method else "distilling"  # SFD starts from a distilled generator
         if phases[-1:] != [phase]:
             phases.append(phase)
             write_claim(folder, phase, running.steps if phase == "erasing" else 0)
-        preview(running, play)
+        preview(running, context)
 
-    return erase(model, concepts, method, out=folder / "edit", seed=spec.seed, on_step=watch)
+    return erase(model, concepts, method, out=folder / "edit", seed=spec.seed, on_step=on_step)
 
 
 def run_audits(model: DiffusionModel, folder: Path, spec: JobSpec, edits: list[Edit]) -> list[str]:

@@ -1,4 +1,4 @@
-"""What the jobs of a plan would cost, recordings that several ask for counted once."""
+"""Forecast the cost of the jobs of a plan. A teacher cache that several jobs share is counted once."""
 
 from dataclasses import dataclass
 
@@ -16,17 +16,17 @@ from erasure.training.teacher_cache import query_cost
 class JobForecast:
     """Network passes per sample of one job."""
 
-    forwards: int  # of the erasure, without its recording where a job above it makes that
+    forwards: int  # of the erasure, without its teacher cache where an earlier job fills it
     backwards: int
-    cache_key: str  # which recording it trains from; none for methods that need none
-    images: int  # that its audit draws of the erased model, at most
+    cache_key: str  # of the teacher cache that it trains from; empty for methods without one
+    images: int  # that its audit generates with the erased model, at most
 
 
 def forecast_jobs(plan: Plan) -> list[JobForecast]:
-    """One for every job, in the order of the plan.
+    """Forecast every job, in the order of the plan.
 
     Raises:
-        UserError: a method, field, suite or concept that does not exist.
+        UserError: A method, field, suite or concept does not exist.
     """
     models: dict[str, DiffusionModel] = {}
     cached_keys: set[str] = set()

@@ -1,4 +1,4 @@
-"""The leaderboard: every audit below a folder, read from its result.json. No torch in here."""
+"""The leaderboard: every audit below a folder, read from its result.json. This module does not import torch."""
 
 import csv
 import io
@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, Template
 from markupsafe import Markup
 
-from app.jobs import queue as jobs
+from app.jobs import queue
 from erasure.errors import UserError
 from erasure.storage.files import read_json, write_bytes
 from eval.records import check_result, is_audit, read_result
@@ -34,31 +34,31 @@ class LeaderboardRow:
     tier: str
     rates: dict[str, dict[str, Any]]  # of the erased model by name: k, n, estimate, low, high
     base: dict[str, dict[str, Any]]
-    reworded: dict[str, Any] | None  # lowest UA of those that ask in other words: by, k, n, estimate, low, high; None where none was asked
-    attacked: dict[str, Any] | None  # UA under the search that broke most: k, n, estimate, low, high; None where no search for prompts ran
-    forwards: int | None  # of the erasure; None where nobody here made it
+    reworded: dict[str, Any] | None  # lowest UA over rephrased prompts: by, k, n, estimate, low, high; None where none were generated
+    attacked: dict[str, Any] | None  # UA under the most successful prompt attack: k, n, estimate, low, high; None where none ran
+    forwards: int | None  # of the erasure; None where it was made elsewhere
     backwards: int | None
-    seconds: float | None  # the erasure took, where its run folder is known
+    seconds: float | None  # that the erasure took; None where its run folder is unknown
     size: int | None  # bytes of the edit
     verdict: str  # PASS, FAIL, INCONCLUSIVE; empty where no report was written
-    sensitive: bool  # of the nsfw kind: pictures are blurred until asked for
+    sensitive: bool  # of the nsfw kind: images are blurred until the reader reveals them
 
     @property
     def retained(self) -> float:
-        """Mean of IRA and CRA."""
+        """The mean of IRA and CRA."""
         return (self.rates["IRA"]["estimate"] + self.rates["CRA"]["estimate"]) / 2
 
 
 def load_rows(root: Path) -> list[LeaderboardRow]:
-    """Every complete audit below a folder that counted what is kept, and the base as well, best first: by erased, then by kept."""
+    """Return every complete audit with retained rates and a base model below a folder, sorted by erased, then by retained."""
     return load_leaderboard(root)[0]
 
 
 def load_leaderboard(root: Path) -> tuple[list[LeaderboardRow], list[str]]:
-    """What `entries` returns, and one line for every result and every job that cannot be read."""
+    """Return the rows of `load_rows`, and one line for every result and every job that cannot be read."""
     results, rows = [], []
     unreadable = [
-        f"job {folder.name}: {p.error}" for folder, _ in jobs.find_jobs(root) if (p := jobs.read_progress(folder)).state == "broken"
+        f"job {folder.name}: {p.error}" for folder, _ in queue.find_jobs(root) if (p := queue.read_progress(folder)).state == "broken"
     ]
     for path in sorted(root.glob("**/result.json")):
         try:
@@ -76,12 +76,12 @@ def load_leaderboard(root: Path) -> tuple[list[LeaderboardRow], list[str]]:
         except UserError as error:
             unreadable.append(str(error))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            unreadable.append(f"{folder} holds no audit that can be read ({type(error).__name__}: {error}).")
-    return sorted(rows, key=lambda e: (-e.rates["UA"]["estimate"], -e.retained)), unreadable
+            unreadable.append(f"{folder} has no readable audit ({type(error).__name__}: {error}).")
+    return sorted(rows, key=lambda row: (-row.rates["UA"]["estimate"], -row.retained)), unreadable
 
 
 def has_comparison(models: dict[str, Any]) -> bool:
-    """Whether there is something to draw erased against kept from: not without a judge, a grid, or the base's pictures."""
+    """Return whether base and erased model both have UA, IRA and CRA: not without a judge, a grid, or the base's images."""
     return all(set(RATES) <= models.get(model, {"rates": {}})["rates"].keys() for model in ("base", "erased"))
 
 
@@ -112,13 +112,13 @@ def to_row(folder: Path, result: dict[str, Any], runs: dict[str, tuple[Path, dic
 
 
 def verdict_of(report: dict[str, Any]) -> str:
-    """The verdict of a report, and by whose thresholds, where they are not those that the audit was made with."""
-    thresholds, state = report.get("thresholds", {"own": True}), str(report["verdict"]["state"])  # reports of earlier versions do not say
-    return state if thresholds["own"] else f"{state} by {thresholds['file'] or 'another suite'}"
+    """Return the verdict of a report, and whose thresholds decided where they are not the audit's own."""
+    thresholds, state = report["thresholds"], str(report["verdict"]["state"])
+    return state if thresholds["from_suite"] else f"{state} by {thresholds['file'] or 'another suite'}"
 
 
 def total_cost(edits: Sequence[dict[str, Any]], key: str) -> int | None:
-    """Passes of the network that erasures took together; None where one of them does not say, as pictures that another tool drew."""
+    """Return the network passes of all erasures together; None where one has no cost, such as images made by another tool."""
     return sum(e["cost"][key] for e in edits) if all(key in e["cost"] for e in edits) else None
 
 
@@ -127,16 +127,16 @@ def format_passes(count: int | None) -> str:
 
 
 def find_worst_rewording(rates: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """The way of asking in other words that brings most back; no attack is among them."""
+    """Return the rephrasing with the lowest UA; None where none was measured. Attacks are not among them."""
     rates_by_role = {role: rates[f"UA_{role}"] for role in REPHRASED_ROLES if f"UA_{role}" in rates}
     worst_role = min(rates_by_role, key=lambda role: rates_by_role[role]["estimate"], default=None)
     return {"by": worst_role, **rates_by_role[worst_role]} if worst_role else None
 
 
 def write_leaderboard(rows: Sequence[LeaderboardRow], out: Path) -> list[Path]:
-    """board.csv, board.md and board.html in a folder."""
+    """Write leaderboard.csv, leaderboard.md and leaderboard.html to a folder and return their paths."""
     out.mkdir(parents=True, exist_ok=True)
-    pages = {"board.csv": as_csv(rows), "board.md": as_markdown(rows), "board.html": as_html(rows)}
+    pages = {"leaderboard.csv": as_csv(rows), "leaderboard.md": as_markdown(rows), "leaderboard.html": as_html(rows)}
     for name, text in pages.items():
         write_bytes(out / name, text.encode())
     return [out / name for name in pages]
@@ -146,69 +146,78 @@ def as_csv(rows: Sequence[LeaderboardRow]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(flatten(rows[0])), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(flatten(e) for e in rows)
+    writer.writerows(flatten(row) for row in rows)
     return text.getvalue()
 
 
-def flatten(e: LeaderboardRow) -> dict[str, Any]:
-    """An entry as one row of plain values; what is unknown is empty."""
-    columns: dict[str, Any] = {"method": e.method, "concepts": e.concepts, "strength": e.strength, "suite": e.suite, "tier": e.tier}
-    columns["verdict"] = e.verdict
+def flatten(row: LeaderboardRow) -> dict[str, Any]:
+    """Return a row as plain values by column; unknown values are empty."""
+    columns: dict[str, Any] = {
+        "method": row.method,
+        "concepts": row.concepts,
+        "strength": row.strength,
+        "suite": row.suite,
+        "tier": row.tier,
+    }
+    columns["verdict"] = row.verdict
     for name in RATES:
-        r = e.rates[name]
+        r = row.rates[name]
         columns |= {name: round(r["estimate"], 5), f"{name}_low": round(r["low"], 5), f"{name}_high": round(r["high"], 5)}
-        columns |= {f"{name}_k": r["k"], f"{name}_n": r["n"], f"{name}_base": round(e.base[name]["estimate"], 5)}
-    for name, rate in (("reworded", e.reworded), ("attacked", e.attacked)):
+        columns |= {f"{name}_k": r["k"], f"{name}_n": r["n"], f"{name}_base": round(row.base[name]["estimate"], 5)}
+    for name, rate in (("reworded", row.reworded), ("attacked", row.attacked)):
         r = rate or dict.fromkeys(("estimate", "low", "high", "k", "n"), "")
         columns |= {name: r["estimate"], **{f"{name}_{key}": r[key] for key in ("low", "high", "k", "n")}}
-    columns["reworded_by"] = e.reworded["by"] if e.reworded else ""
+    columns["reworded_by"] = row.reworded["by"] if row.reworded else ""
     return columns | {
-        "unet_forwards": e.forwards,
-        "unet_backwards": e.backwards,
-        "seconds": e.seconds,
-        "bytes": e.size,
-        "folder": str(e.folder),
+        "unet_forwards": row.forwards,
+        "unet_backwards": row.backwards,
+        "seconds": row.seconds,
+        "bytes": row.size,
+        "folder": str(row.folder),
     }
 
 
 def as_markdown(rows: Sequence[LeaderboardRow]) -> str:
-    rate_heads = ("erased: UA", "in other words", "under attack", "kept: IRA", "kept: CRA")
+    rate_heads = ("erased: UA", "rephrased", "under attack", "retained: IRA", "retained: CRA")
     heads = ("method", "concepts", "suite", "verdict", *rate_heads, "UNet forwards", "backwards", "seconds")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for e in rows:
-        name = e.method + (f" ×{e.strength:g}" if e.strength != 1 else "")
-        rates = " | ".join((format_rate(e, "UA"), format_reworded(e), format_attacked(e), format_rate(e, "IRA"), format_rate(e, "CRA")))
-        concepts = e.concepts.replace("|", "\\|")
-        seconds = "" if e.seconds is None else f"{e.seconds:.0f}"
-        suite, verdict = (text.replace("|", "\\|") for text in (e.suite, e.verdict))
-        prefix = f"{name} | {concepts} | {suite}, {e.tier} | {verdict}"
-        lines.append(f"| {prefix} | {rates} | {format_passes(e.forwards)} | {format_passes(e.backwards)} | {seconds} |")
+    for row in rows:
+        name = row.method + (f" ×{row.strength:g}" if row.strength != 1 else "")
+        rates = " | ".join(
+            (format_rate(row, "UA"), format_reworded(row), format_attacked(row), format_rate(row, "IRA"), format_rate(row, "CRA"))
+        )
+        concepts = row.concepts.replace("|", "\\|")
+        seconds = "" if row.seconds is None else f"{row.seconds:.0f}"
+        suite, verdict = (text.replace("|", "\\|") for text in (row.suite, row.verdict))
+        prefix = f"{name} | {concepts} | {suite}, {row.tier} | {verdict}"
+        lines.append(f"| {prefix} | {rates} | {format_passes(row.forwards)} | {format_passes(row.backwards)} | {seconds} |")
     return "\n".join([*lines, "", describe_columns(rows), ""])
 
 
 def describe_columns(rows: Sequence[LeaderboardRow]) -> str:
-    """What the columns are, and how many of the audits were attacked at all."""
+    """Explain the columns, and count the audits that were attacked."""
+    attacked_count = sum(row.attacked is not None for row in rows)
     return " ".join(
         (
             "Percent with 95 % intervals (Clopper-Pearson, as in every report) and the base model's rate.",
-            "In other words: the lowest UA among synonyms, descriptions, misspellings and replayed prompts.",
-            f"Under attack: UA left by the most successful search for prompts, which ran in {sum(e.attacked is not None for e in rows)} of "
-            f"{len(rows)} audits; nothing is said about attacks on the others.",
+            "Rephrased: the lowest UA among synonyms, descriptions, misspellings and replayed prompts.",
+            f"Under attack: UA left by the most successful prompt attack. Attacks ran in {attacked_count} of {len(rows)} audits; "
+            "the others were not attacked.",
         )
     )
 
 
-def format_rate(e: LeaderboardRow, name: str) -> str:
-    r = e.rates[name]
-    return f"{_format_interval(r)}; base {format_percent(e.base[name]['estimate'])})"
+def format_rate(row: LeaderboardRow, name: str) -> str:
+    r = row.rates[name]
+    return f"{_format_interval(r)}; base {format_percent(row.base[name]['estimate'])})"
 
 
-def format_reworded(e: LeaderboardRow) -> str:
-    return "not asked" if e.reworded is None else f"{_format_interval(e.reworded)}; {e.reworded['by']})"
+def format_reworded(row: LeaderboardRow) -> str:
+    return "not measured" if row.reworded is None else f"{_format_interval(row.reworded)}; {row.reworded['by']})"
 
 
-def format_attacked(e: LeaderboardRow) -> str:
-    return "not attacked" if e.attacked is None else f"{_format_interval(e.attacked)}; {e.attacked['n']} prompts)"
+def format_attacked(row: LeaderboardRow) -> str:
+    return "not attacked" if row.attacked is None else f"{_format_interval(row.attacked)}; {row.attacked['n']} prompts)"
 
 
 def _format_interval(r: dict[str, Any]) -> str:
@@ -216,21 +225,21 @@ def _format_interval(r: dict[str, Any]) -> str:
 
 
 def as_html(rows: Sequence[LeaderboardRow]) -> str:
-    """One file with a scatter and a table that sorts by its headings; no request leaves it."""
+    """Render one file with a scatter plot and a table that sorts by its headings. It makes no requests."""
     functions = {
-        "said": format_rate,
-        "said_reworded": format_reworded,
-        "said_attacked": format_attacked,
-        "passes": format_passes,
+        "format_rate": format_rate,
+        "format_reworded": format_reworded,
+        "format_attacked": format_attacked,
+        "format_passes": format_passes,
         "note": describe_columns(rows),
     }
     return _template("leaderboard.html.j2").render(rows=rows, rates=RATES, scatter=Markup(render_scatter(rows)), **functions)
 
 
 def render_scatter(rows: Sequence[LeaderboardRow]) -> str:
-    """Erased against kept with intervals, as HTML; every point has a name and takes the keyboard's focus."""
-    methods = sorted({e.method for e in rows})
-    return _template("scatter.html.j2").render(rows=rows, said=format_rate, methods=methods, colours=METHOD_COLORS)
+    """Render erased against retained with intervals as HTML. Every point has a label and can take keyboard focus."""
+    methods = sorted({row.method for row in rows})
+    return _template("scatter.html.j2").render(rows=rows, format_rate=format_rate, methods=methods, colors=METHOD_COLORS)
 
 
 def _template(name: str) -> Template:

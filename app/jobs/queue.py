@@ -1,14 +1,14 @@
-"""Jobs as folders: what a folder holds says how far its job got. Work happens in child processes; this module imports no torch.
+"""Jobs as folders: the files in a folder tell the state of its job. Work happens in child processes; this module does not import torch.
 
-<job>/spec.json     what was asked for; its presence queues the job
+<job>/spec.json     the specification; its presence queues the job
 <job>/.lock         which process works on it; see erasure.storage.locks
-<job>/claim.json    in which phase that is, or was when it ended
+<job>/claim.json    the phase of that process, or its last phase if it ended
 <job>/edit/         the run folder of the erasure
 <job>/audit-*/      the audits
-<job>/log.txt       what the process said
-<job>/error.json    why it stopped
-<job>/cancelled     that a person stopped it
-<job>/done.json     that everything is there; written last
+<job>/log.txt       the output of the process
+<job>/error.json    why the job stopped
+<job>/cancelled     marks that a person stopped the job
+<job>/done.json     marks that the job is complete; written last
 """
 
 import json
@@ -45,8 +45,8 @@ from erasure.storage.locks import LOCK_FILE, LockHolder, holder_of
 from erasure.storage.processes import this_process
 
 JobState = Literal["waiting", "running", "done", "failed", "interrupted", "cancelled", "broken"]
-STOPPED_STATES = ("failed", "cancelled", "broken")  # runs again only when a person says so
-EXIT_UNFINISHED = 2  # exit code of a child that the same command continues
+STOPPED_STATES = ("failed", "cancelled", "broken")  # run again only when a person asks for it
+EXIT_UNFINISHED = 2  # exit code of a child whose job the same command continues
 
 
 class _DoneRecord(TypedDict):
@@ -63,40 +63,37 @@ class _ErrorRecord(TypedDict):
 class _ClaimRecord(TypedDict):
     phase: str
     total: int
-    since: float
-    first: int
+    started_at: float
+    done_before: int
 
 
 @dataclass(frozen=True)
 class JobProgress:
-    """How far a job is, read off its folder."""
+    """The progress of a job, read from its folder."""
 
     state: JobState
     phase: str = ""
     done: int = 0
     total: int = 0
-    seconds: float = 0.0  # since the process that works on it started, or what the whole job took
-    loss: tuple[float, ...] = ()  # of every training step so far
+    seconds: float = 0.0  # since the phase began; of a finished job, what it took
+    loss: tuple[float, ...] = ()  # per training step so far
     error: str = ""
-    done_before: int = 0  # how many of `done` were there before the process that works on it began
+    done_before: int = 0  # how many of `done` existed before the phase began
 
     @property
     def rate(self) -> float | None:
-        """How many a second in this phase; None while that is unknown."""
-        return (
-            (self.done - self.done_before) / self.seconds
-            if self.state == "running" and self.done > self.done_before and self.seconds
-            else None
-        )
+        """Steps or images per second in this phase; None while unknown."""
+        is_known = self.state == "running" and self.done > self.done_before and self.seconds
+        return (self.done - self.done_before) / self.seconds if is_known else None
 
     @property
     def eta(self) -> float | None:
-        """Seconds that the phase should still take at this rate."""
+        """Seconds left in this phase at this rate; None while unknown."""
         return (self.total - self.done) / self.rate if self.rate else None
 
 
 def read_progress(folder: Path) -> JobProgress:
-    """State and progress of the job in a folder. A file of it that cannot be used makes it broken; nothing is raised."""
+    """Return state and progress of the job in a folder. An unusable file makes the job broken; nothing is raised."""
     try:
         return _read_progress(folder)
     except (UserError, OSError) as error:
@@ -118,28 +115,21 @@ def _read_progress(folder: Path) -> JobProgress:
         return JobProgress("running", "starting")
     loss, total = read_losses(folder), claim_record["total"]
     done = min(count_done(folder, claim_record["phase"]), total)
-    return JobProgress(
-        "running",
-        claim_record["phase"],
-        done,
-        total,
-        time.time() - claim_record["since"],
-        loss,
-        done_before=min(done, claim_record["first"]),
-    )
+    seconds, done_before = time.time() - claim_record["started_at"], min(done, claim_record["done_before"])
+    return JobProgress("running", claim_record["phase"], done, total, seconds, loss, done_before=done_before)
 
 
 def _read_record(path: Path, schema: Any) -> dict[str, Any]:
-    record = read_checksummed_json(path, required=False)  # what has none was written by an earlier version, and has exactly this shape
+    record = read_checksummed_json(path, required=False)
     check_mapping(record, schema, str(path))
     return record
 
 
 def spec_of(folder: Path) -> JobSpec | None:
-    """What a job was asked for; None where nothing is queued.
+    """Return the specification of a job; None where nothing is queued.
 
     Raises:
-        UserError: its spec.json cannot be used.
+        UserError: Its spec.json is damaged or invalid.
     """
     path = folder / "spec.json"
     if not is_path_taken(path):
@@ -151,20 +141,20 @@ def spec_of(folder: Path) -> JobSpec | None:
     return _load_spec(path, stat.st_mtime_ns, stat.st_size)
 
 
-@lru_cache(maxsize=1024)  # pages ask every second, for every job
+@lru_cache(maxsize=1024)  # the page asks every second for every job
 def _load_spec(path: Path, mtime_ns: int, size: int) -> JobSpec:
     return JobSpec.load(path)
 
 
 def count_done(folder: Path, phase: str) -> int:
-    """Steps or pictures that the files of a job show."""
+    """Count the finished steps or images of a phase from the files of a job."""
     if phase == "erasing":
         return len(read_losses(folder))
     return sum(1 for _ in folder.glob("audit-*/images/*/*.png")) if phase == "auditing" else 0
 
 
 def read_losses(folder: Path) -> tuple[float, ...]:
-    """The sum of a step's losses, for every step in the training log; a line being written is left out."""
+    """Return the sum of the losses of every step in the training log. An unfinished last line is left out."""
     path = folder / "edit" / "train.jsonl"
     try:
         return _parse_losses(path, path.stat().st_size) if path.is_file() else ()
@@ -172,41 +162,43 @@ def read_losses(folder: Path) -> tuple[float, ...]:
         return ()
 
 
-@lru_cache(maxsize=64)  # pages ask every second, for every job they list
+@lru_cache(maxsize=64)  # the page asks every second for every job it lists
 def _parse_losses(path: Path, size: int) -> tuple[float, ...]:
     step_losses = []
     for line in path.read_bytes()[:size].decode("utf-8", "replace").split("\n")[:-1]:
-        with suppress(ValueError, TypeError, AttributeError, RecursionError):  # a damaged line draws no curve
+        with suppress(ValueError, TypeError, AttributeError, RecursionError):  # skip damaged lines
             step_losses.append(float(sum(value for key, value in json.loads(line).items() if key != "step")))
     return tuple(step_losses)
 
 
 def write_claim(folder: Path, phase: str, total: int) -> None:
-    """Say that this process, which holds the job's lock, begins a phase of so many steps or pictures."""
-    write_checksummed_json(
-        folder / "claim.json", {"phase": phase, "total": total, "since": time.time(), "first": count_done(folder, phase)}
-    )
+    """Record that this process, which holds the job's lock, begins a phase of `total` steps or images."""
+    record = {"phase": phase, "total": total, "started_at": time.time(), "done_before": count_done(folder, phase)}
+    write_checksummed_json(folder / "claim.json", record)
 
 
 def start_child(folder: Path) -> "subprocess.Popen[bytes]":
-    """A child process that does the job in a folder. It ends when this process does, however that ends.
+    """Start a child process that runs the job in a folder. It ends when this process ends, even if this one is killed.
 
-    If another process has the job by then, or a person has cancelled it, the child does nothing and ends with UNFINISHED.
+    If another process has locked the job by then, or a person has cancelled it, the child does nothing and exits with EXIT_UNFINISHED.
+
+    Raises:
+        UserError: log.txt cannot be written.
     """
     try:
         log = (folder / "log.txt").open("ab")
     except OSError as error:
         raise to_user_error(folder / "log.txt", error) from error
     with log:
-        argv = child_argv("app.cli", "jobs", "run-one", str(folder / "spec.json"), "--parent", str(os.getpid()))
+        argv = child_argv("app.cli", "jobs", "run-one", str(folder / "spec.json"), "--parent-pid", str(os.getpid()))
         return subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
 
 
 def requeue(folder: Path) -> None:
-    """Forget that a job failed, was cancelled, interrupted or broken: it waits again, and continues where it stood.
+    """Let a failed, cancelled, interrupted or broken job wait again. It will resume where it stopped.
 
     Raises:
-        UserError: its spec.json cannot be used, or a folder has the name of one of its files.
+        UserError: Its spec.json is damaged or invalid, or a folder has the name of one of its files.
     """
     spec_of(folder)
     damaged = ("done.json",) if read_progress(folder).state == "broken" else ()
@@ -215,7 +207,7 @@ def requeue(folder: Path) -> None:
 
 
 def record_exit(folder: Path, code: int) -> None:
-    """Leave a reason for a child that could not say itself why it ended, such as one killed for memory."""
+    """Write error.json for a child that could not, such as one killed for memory."""
     clear_dead_parts(folder)
     if code == EXIT_UNFINISHED or any(is_path_taken(folder / name) for name in ("error.json", "cancelled", "done.json")):
         return
@@ -225,7 +217,7 @@ def record_exit(folder: Path, code: int) -> None:
 
 
 def last_log_line(folder: Path) -> str:
-    """The last line that a job's process said."""
+    """Return the last line of a job's log; empty where there is none."""
     try:
         with (folder / "log.txt").open("rb") as log:
             log.seek(max(0, (folder / "log.txt").stat().st_size - 4096))
@@ -236,13 +228,13 @@ def last_log_line(folder: Path) -> str:
 
 
 def cancel(folder: Path, timeout: float = 10.0) -> None:
-    """Stop the job in a folder; what it has made so far stays and can be continued.
+    """Stop the job in a folder. Its files stay, and it can be resumed.
 
-    The mark is written before the holder is looked for, and a process takes the job before it looks for the mark; so one of the two sees
-    the other, at whatever moment they meet.
+    This function writes the mark before it looks for a lock holder, and a process takes the lock before it looks for the mark. So one of
+    the two always sees the other.
 
     Raises:
-        UserError: it is done or broken, or another machine works on it.
+        UserError: The job is done or broken, or another machine works on it.
     """
     job_progress = read_progress(folder)
     if job_progress.state == "done":
@@ -268,26 +260,23 @@ def cancel(folder: Path, timeout: float = 10.0) -> None:
 
 
 def _check_local(folder: Path, lock_holder: LockHolder | None) -> LockHolder | None:
-    """A holder that this machine can stop."""
-    own_process = this_process()
-    if lock_holder and (lock_holder.process.machine_id, lock_holder.process.pid_namespace) != (
-        own_process.machine_id,
-        own_process.pid_namespace,
-    ):
-        raise UserError(
-            f"{folder.name} is being worked on by {lock_holder}; cancel it there, or delete {folder / LOCK_FILE} if it is gone."
-        )
+    """Check that this machine can stop the lock holder, and return it."""
+    if lock_holder:
+        own, other = this_process(), lock_holder.process
+        if (other.machine_id, other.pid_namespace) != (own.machine_id, own.pid_namespace):
+            hint = f"cancel it there, or delete {folder / LOCK_FILE} if it is gone."
+            raise UserError(f"{folder.name} is being worked on by {lock_holder}; {hint}")
     return lock_holder
 
 
 def find_jobs(root: Path) -> Iterator[tuple[Path, JobSpec | None]]:
-    """All jobs below a folder, oldest first; without what was asked for where that cannot be read, as `progress` says then."""
+    """Yield all jobs below a folder, oldest first. The spec is None where it cannot be read; `read_progress` tells why."""
     folders = []
     for path, subfolders, files in os.walk(root):
         if "spec.json" in (*subfolders, *files):
             folders.append(Path(path))
             subfolders.clear()
-    for folder in sorted(folders, key=lambda folder: (os.lstat(folder / "spec.json").st_mtime_ns, str(folder))):
+    for folder in sorted(folders, key=lambda path: (os.lstat(path / "spec.json").st_mtime_ns, str(path))):
         try:
             yield folder, spec_of(folder)
         except UserError:
@@ -295,15 +284,15 @@ def find_jobs(root: Path) -> Iterator[tuple[Path, JobSpec | None]]:
 
 
 def enqueue(folder: Path, spec: JobSpec) -> None:
-    """Put a job into its folder, where it waits to be started.
+    """Write a job into its folder, where it waits to be started.
 
     Raises:
-        UserError: the folder holds another job.
+        UserError: The folder holds another job.
     """
     try:
         existing_spec = spec_of(folder)
     except UserError as error:
-        print_message(f"{error} It is written anew.")
+        print_message(f"{error} It is written again.")
         existing_spec = None
     if existing_spec is None:
         spec.save(folder / "spec.json")

@@ -1,4 +1,4 @@
-"""Jobs as tables on a terminal."""
+"""Tables of jobs for the terminal."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table as Grid
+from rich.table import Table
 
 from app.jobs.audit_outcomes import load_outcomes
 from app.jobs.plan import JobSpec, Plan
@@ -29,8 +29,8 @@ STATE_COLORS = {
 }
 
 
-class Table:
-    """The jobs of a plan while they run: live on a terminal, one line per change elsewhere."""
+class ProgressTable:
+    """The running jobs of a plan: a live table on a terminal, elsewhere one line per change of state."""
 
     def __init__(self, plan: Plan) -> None:
         self.rows = [(plan.folder(spec), spec) for spec in plan.jobs]
@@ -39,7 +39,7 @@ class Table:
         self.printed_states: dict[Path, str] = {}
         self.start_time = time.monotonic()
 
-    def __enter__(self) -> "Table":
+    def __enter__(self) -> "ProgressTable":
         if self.live:
             self.live.start()
         self.update()
@@ -65,9 +65,9 @@ class Table:
             self.printed_states[folder] = state
 
 
-def build_job_table(rows: Sequence[tuple[Path, JobSpec | None]], verdicts: bool = False) -> Grid:
-    """State, phase, progress, rate and ETA of every job; and what its audits say."""
-    table = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
+def build_job_table(rows: Sequence[tuple[Path, JobSpec | None]], verdicts: bool = False) -> Table:
+    """Build a table with state, progress, time and ETA of every job, and with the verdicts of its audits."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("job", "seed", "fields", "state", "progress", "time", "ETA", *(["audits"] if verdicts else [])):
         table.add_column(name, justify="right" if name in ("seed", "time", "ETA") else "left")
     for folder, spec in rows:
@@ -86,7 +86,7 @@ def row_cells(spec: JobSpec | None, job_progress: JobProgress, folder: Path) -> 
         return [folder.name, "", "", job_progress.state, "", "", ""]
     fields = ", ".join(f"{k}={v}" for k, v in spec.fields.items())
     done_of_total = f"{job_progress.done}/{job_progress.total}" if job_progress.total else ""
-    state = f"{job_progress.phase}" if job_progress.state == "running" else job_progress.state
+    state = job_progress.phase if job_progress.state == "running" else job_progress.state
     return [
         spec.name,
         str(spec.seed),
@@ -103,10 +103,10 @@ def render_status_table(rows: Sequence[tuple[Path, JobSpec | None]]) -> str:
 
 
 def render_forecast_table(plan: Plan, forecasts: "Sequence[JobForecast]") -> str:
-    """Every job of a plan with its predicted cost, and how many recordings are shared."""
-    table = Grid(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("job", "seed", "fields", "UNet forwards", "backwards", "pictures", "state", "folder"):
-        table.add_column(name, justify="right" if name in ("seed", "UNet forwards", "backwards", "pictures") else "left")
+    """Render every job of a plan with its predicted cost, and the number of teacher caches."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("job", "seed", "fields", "UNet forwards", "backwards", "images", "state", "folder"):
+        table.add_column(name, justify="right" if name in ("seed", "UNet forwards", "backwards", "images") else "left")
     for spec, f in zip(plan.jobs, forecasts, strict=True):
         fields = ", ".join(f"{k}={v}" for k, v in spec.fields.items())
         state = read_progress(plan.folder(spec)).state
@@ -115,7 +115,7 @@ def render_forecast_table(plan: Plan, forecasts: "Sequence[JobForecast]") -> str
         )
     cache_keys = [f.cache_key for f in forecasts if f.cache_key]
     sharing_text = (
-        f"; {pluralize(len(cache_keys), 'job')} trained from {pluralize(len(set(cache_keys)), 'recording')}" if cache_keys else ""
+        f"; {pluralize(len(cache_keys), 'job')} trained from {pluralize(len(set(cache_keys)), 'teacher cache')}" if cache_keys else ""
     )
     lines = [
         render_table(table).rstrip(),
@@ -130,7 +130,7 @@ def pluralize(count: int, noun: str) -> str:
 
 
 def format_clock(seconds: float | None) -> str:
-    """1:05 or 2:03:04; nothing while unknown."""
+    """Format seconds as 1:05 or 2:03:04; empty while unknown."""
     if seconds is None:
         return ""
     minutes, rest = divmod(round(seconds), 60)

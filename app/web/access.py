@@ -1,4 +1,4 @@
-"""What every request passes before it reaches the page: the right Host and Origin, no uploads, and the login where there is one."""
+"""Checks of every request before it reaches the page: Host and Origin headers, closed routes, and the login if there is one."""
 
 import hmac
 import secrets
@@ -14,21 +14,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.web.login_attempts import LoginAttempts
 
-MAX_LOGIN_BYTES, MAX_SESSIONS = 4096, 1000  # bytes that a login may have; logins that hold at once
+MAX_LOGIN_BYTES, MAX_SESSIONS = 4096, 1000  # bytes of a login request; sessions that are valid at once
 CLOSED_ROUTES = {
-    **dict.fromkeys(("/gradio_api/upload", "/gradio_api/upload_progress", "/gradio_api/process_recording"), "this page takes no files."),
+    **dict.fromkeys(("/gradio_api/upload", "/gradio_api/upload_progress", "/gradio_api/process_recording"), "this page accepts no files."),
     "/gradio_api/startup-events": "the studio has started.",  # a second start would read the queue twice
 }
 LOGIN_FORM = (Path(__file__).parent.parent / "templates" / "login.html").read_text(encoding="utf-8")
 
 
 class AccessControl:
-    """ASGI middleware, outermost.
+    """The outermost ASGI middleware.
 
     Args:
-        hosts: what the Host header may name, without port; empty: anything. A page on this machine alone is protected by it against
-            DNS rebinding: another site whose name suddenly means 127.0.0.1 still sends its own name.
-        login: user and password. Without a valid cookie nothing but the login form answers.
+        hosts: Allowed names in the Host header, without port; empty: any. This protects a page on this machine alone against DNS
+            rebinding: another site whose name suddenly resolves to 127.0.0.1 still sends its own name.
+        login: User and password. Without a valid cookie only the login form answers.
+        attempts: Counter of wrong passwords; default: a new one.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class AccessControl:
         await response(scope, receive, send)
 
     def refuse(self, scope: Scope) -> Response | None:
-        """Why a request is refused whoever sends it."""
+        """Return the refusal of a request that nobody may send; None lets it pass."""
         headers = Headers(scope=scope)
         host = headers.get("host", "")
         if self.hosts and hostname_of(host) not in self.hosts:
@@ -64,7 +65,7 @@ class AccessControl:
         return PlainTextResponse(f"{reason}\n", 403) if reason else None
 
     async def require_login(self, scope: Scope, receive: Receive) -> Response | None:
-        """What to answer to somebody who has not logged in; None lets a request through."""
+        """Return the response to somebody who has not logged in; None lets the request pass."""
         connection = HTTPConnection(scope)
         path = scope["path"].rstrip("/")
         if path == "/login" and scope["type"] == "http":
@@ -80,20 +81,20 @@ class AccessControl:
         return JSONResponse({"detail": "log in first"}, 401)
 
     async def handle_login(self, request: Request) -> Response:
-        """The answer to a name and a password: a cookie, or a refusal that comes the later the more often it is tried."""
+        """Check a user name and a password: return a cookie, or a refusal that comes later with every attempt."""
         address = request.client.host if request.client else ""
         body = b""
         async for chunk in request.stream():
             body += chunk
             if len(body) > MAX_LOGIN_BYTES:
                 return login_page("This is not a login.", 413)
-        # from here to the count of a wrong one nothing is awaited, so that a hundred requests at once do not get around it
+        # no await from here to record_failure, so that parallel requests cannot bypass the limit
         if wait := self.attempts.seconds_to_wait(address):
             message = f"Too many wrong passwords. Try again in {wait:.0f} s."
             return login_page(message, 429, {"Retry-After": str(int(wait) + 1)})
         login_fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True)
         pairs = zip((login_fields.get("username", [""])[0], login_fields.get("password", [""])[0]), self.login or (), strict=True)
-        matches = [hmac.compare_digest(mine.encode(), theirs.encode()) for mine, theirs in pairs]  # both, in a time that tells neither
+        matches = [hmac.compare_digest(mine.encode(), theirs.encode()) for mine, theirs in pairs]  # compare both, in constant time
         if not all(matches):
             self.attempts.record_failure(address)
             return login_page("Wrong user or password.", 401)
@@ -103,7 +104,7 @@ class AccessControl:
             del self.sessions[next(iter(self.sessions))]
         accepts_html = "text/html" in request.headers.get("accept", "")
         response: Response = RedirectResponse("/", 303) if accepts_html else JSONResponse({"success": True})
-        # lax: a POST from another site comes without it
+        # lax: a POST from another site comes without the cookie
         response.set_cookie(self.cookie, token, httponly=True, samesite="lax", secure=request.url.scheme == "https")
         return response
 
@@ -113,6 +114,6 @@ def login_page(message: str = "", status: int = 200, headers: dict[str, str] | N
 
 
 def hostname_of(host: str) -> str:
-    """The name in a Host header, without port and brackets."""
+    """Return the name in a Host header, without port and brackets."""
     name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
     return name.lower()

@@ -1,4 +1,4 @@
-"""The finished edit of a job as one file to take away."""
+"""Download the finished edit of a job as one zip file."""
 
 import shutil
 import zipfile
@@ -18,10 +18,10 @@ from erasure.storage.locks import lock_folder
 
 
 def make_download_handler(studio: Studio) -> Callable[[str | None, str], Any]:
-    """The handler of the download button."""
+    """Return the handler of the download button."""
 
     def download(job: str | None, format: str) -> Any:
-        """A zip of a finished job's edit, as an edit, a LoRA, a text encoder or a whole diffusers folder."""
+        """Make a zip of a finished job's edit in one of the export formats."""
         try:
             if not job:
                 raise UserError("there is no job yet.")
@@ -37,7 +37,7 @@ def make_download_handler(studio: Studio) -> Callable[[str | None, str], Any]:
 
 
 def describe_loss(job: Path, format: str) -> str:
-    """What a LoRA that was packed loses of its edit, "" where that is within the bound or the form is exact."""
+    """Describe what an exported LoRA loses of its edit; empty where that is within the bound or the format is exact."""
     if format != "lora":
         return ""
     report = read_lora_report(job / "downloads" / format)
@@ -45,13 +45,13 @@ def describe_loss(job: Path, format: str) -> str:
 
 
 def make_zip(studio: Studio, job: Path, format: str) -> Path:
-    """The zip of one form, made once.
+    """Return the zip of a job's edit in one format. It is made only once.
 
     Raises:
-        UserError: an unknown form, a job without a finished edit, a form that this edit cannot take.
+        UserError: The format is unknown or does not fit this edit, or the job has no finished edit.
     """
     if format not in export.EXPORT_FORMATS:
-        raise unknown_value_error("form", format, export.EXPORT_FORMATS)
+        raise unknown_value_error("format", format, export.EXPORT_FORMATS)
     folder = job / "edit"
     if not (folder / "result.json").exists():
         raise UserError(f"{job.name} has no finished edit yet.")
@@ -69,7 +69,7 @@ def make_zip(studio: Studio, job: Path, format: str) -> Path:
 
 
 def write_zip(folder: Path, file: BinaryIO) -> None:
-    """A zip of what a folder holds."""
+    """Write the files of a folder into a zip."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             archive.write(path, path.relative_to(folder))

@@ -1,4 +1,4 @@
-"""Pictures and small drawings for the page, as arrays or as HTML that is safe to show."""
+"""Images and small charts for the page, as PIL images or as escaped HTML."""
 
 import base64
 from collections.abc import Sequence
@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-MIN_SIDE = 448  # smallest side at which a picture is shown; small ones are enlarged by whole pixels
+MIN_SIDE = 448  # pixels; smaller images are enlarged by an integer factor
 
 
 def to_display(pixels: Tensor, blurred: bool = False) -> Image.Image:
-    """A (3, H, W) uint8 picture, enlarged by whole pixels; unrecognisable if it is to be blurred."""
+    """Convert a [3, H, W] uint8 image for display, enlarged by an integer factor; unrecognizable if blurred."""
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     if blurred:
         image = image.resize((4, 4), Image.Resampling.BOX).resize(image.size, Image.Resampling.BICUBIC)
@@ -23,7 +23,7 @@ def to_display(pixels: Tensor, blurred: bool = False) -> Image.Image:
 
 
 def to_heatmap(difference: Tensor) -> Image.Image:
-    """A difference (H, W) in [0, 1] from black over orange to white; full scale is a half, which is a lot."""
+    """Convert a difference [H, W] in [0, 1] to a heatmap from black over orange to white. Values of 0.5 and more are white."""
     x = np.clip(difference.numpy() * 2, 0, 1)[..., None]
     rgb = np.concatenate((np.clip(2.2 * x, 0, 1), np.clip(2.2 * x - 0.7, 0, 1), np.clip(2.2 * x - 1.2, 0, 1)), -1)
     image = Image.fromarray((rgb * 255).astype(np.uint8))
@@ -32,7 +32,7 @@ def to_heatmap(difference: Tensor) -> Image.Image:
 
 
 def side_by_side(before: Tensor, after: Tensor, blurred: bool = False) -> Image.Image:
-    """Two pictures with a gap between them."""
+    """Place two [3, H, W] uint8 images side by side."""
     left, right = to_display(before, blurred), to_display(after, blurred)
     sheet = Image.new("RGB", (left.width + right.width + 12, left.height), "white")
     sheet.paste(left, (0, 0))
@@ -45,18 +45,18 @@ def data_url(path: Path) -> str:
 
 
 def render_score_cards(pair: tuple[dict[str, Any], dict[str, Any]]) -> str:
-    """What the judges read before and after, as two small cards."""
+    """Render the judge scores before and after as two small cards."""
     cards = []
     for title, scores in zip(("before", "after"), pair, strict=True):
         text = " · ".join(
             f"{escape(axis)}: <b>{escape(str(r['label']))}</b> <span>{100 * r['p']:.0f} %</span>" for axis, r in scores.items()
         )
-        cards.append(f'<div class="reading"><i>{title}</i> {text}</div>')
-    return f'<div class="readings">{"".join(cards)}</div>'
+        cards.append(f'<div class="score"><i>{title}</i> {text}</div>')
+    return f'<div class="scores">{"".join(cards)}</div>'
 
 
 def render_curve(values: Sequence[float], label: str) -> str:
-    """A small line of values over steps; long ones are averaged into 120 points."""
+    """Render values over steps as a small line chart. Long series are averaged into 120 points."""
     if len(values) < 2:
         return ""
     means = [part.mean() for part in np.array_split(np.array(values), min(120, len(values)))]

@@ -1,4 +1,4 @@
-"""How often a password may be tried: quickly a few times, then slowly, by address and by all addresses together."""
+"""Rate limits for wrong passwords, per address and over all addresses: a few quick attempts, then slow ones."""
 
 import ipaddress
 import time
@@ -6,12 +6,12 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 
-MAX_ADDRESSES = 1024  # remembered at once; who is forgotten starts anew, but the limit over all stays
+MAX_ADDRESSES = 1024  # tracked at once; a forgotten address starts again, but the overall limit stays
 
 
 @dataclass(frozen=True)
 class RateLimit:
-    """A token bucket: so many wrong passwords at once, then one every so many seconds."""
+    """The limits of a token bucket: `burst` wrong passwords at once, then one every `refill_seconds`."""
 
     burst: int
     refill_seconds: float
@@ -20,14 +20,14 @@ class RateLimit:
 @dataclass
 class TokenBucket:
     tokens: float
-    updated_at: float  # when `left` was counted
+    updated_at: float  # clock time of the last refill
 
 
 PER_ADDRESS, OVERALL = RateLimit(5, 30.0), RateLimit(60, 2.0)
 
 
 class LoginAttempts:
-    """Wrong passwords so far. A reader of the clock is taken, so that tests need not wait."""
+    """Counts of wrong passwords. The clock is an argument, so that tests need not wait."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
@@ -35,7 +35,7 @@ class LoginAttempts:
         self.by_address: OrderedDict[str, TokenBucket] = OrderedDict()
 
     def seconds_to_wait(self, address: str) -> float:
-        """Seconds until a password from this address is looked at; 0: now."""
+        """Return the seconds until a password from this address is checked; 0: now."""
         own_bucket = self.by_address.get(network_of(address))
         return max(self._wait_for_token(self.overall, OVERALL), self._wait_for_token(own_bucket, PER_ADDRESS) if own_bucket else 0.0)
 
@@ -59,7 +59,7 @@ class LoginAttempts:
 
 
 def network_of(address: str) -> str:
-    """The address; of IPv6 the /64, all of which one customer has."""
+    """Return the address; for IPv6 its /64 network, which usually belongs to one customer."""
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The page: four tabs over one studio."""
+"""The web page: four tabs over one studio."""
 
 import socket
 import threading
@@ -12,8 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from app.web import tab_audit, tab_compare, tab_erase
-from app.web import tab_leaderboard as tab_board
+from app.web import tab_audit, tab_compare, tab_erase, tab_leaderboard
 from app.web.access import AccessControl
 from app.web.address import LOCAL_HOSTS
 from app.web.studio import MAX_QUEUED, Studio
@@ -23,7 +22,7 @@ SECONDS_PER_DAY = 86_400
 
 
 def build_page(studio: Studio) -> gr.Blocks:
-    """All tabs; takes what it needs, so that tests pass a tiny model."""
+    """Build all tabs over a studio."""
     with gr.Blocks(
         title="Erasure Studio", analytics_enabled=False, fill_width=True, delete_cache=(SECONDS_PER_DAY, SECONDS_PER_DAY)
     ) as page:
@@ -35,8 +34,8 @@ def build_page(studio: Studio) -> gr.Blocks:
                 newest_job, job = tab_erase.tab(studio)
             with gr.Tab("Audit", id="audit") as audit_tab:
                 audit_edits = tab_audit.tab(studio)
-            with gr.Tab("Board", id="board") as leaderboard_tab:
-                load_leaderboard, outputs = tab_board.tab(studio)
+            with gr.Tab("Leaderboard", id="leaderboard") as leaderboard_tab:
+                load_leaderboard, outputs = tab_leaderboard.tab(studio)
         private_event: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         for event, target in ((edits.focus, edits), (audit_tab.select, audit_edits), (audit_edits.focus, audit_edits)):
             event(lambda: gr.Dropdown(choices=list(studio.edits())), None, target, **private_event)
@@ -46,11 +45,11 @@ def build_page(studio: Studio) -> gr.Blocks:
 
 
 def make_app(page: gr.Blocks, *, local: bool = True, login: tuple[str, str] | None = None) -> ASGIApp:
-    """The page as an application with the gate before it; no folder is opened to the file routes.
+    """Return the page as an application behind access control. The file routes serve no folder.
 
     Args:
-        local: whether only this machine can reach it, so that the Host header is held against its names.
-        login: user and password that everyone has to give.
+        local: Whether only this machine can reach the page. If so, the Host header must be one of its names.
+        login: User and password that everyone must give.
     """
     site = gr.mount_gradio_app(
         FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
@@ -70,8 +69,12 @@ def make_app(page: gr.Blocks, *, local: bool = True, login: tuple[str, str] | No
 
 
 def start_server(app: ASGIApp, listener: socket.socket) -> str:
-    """Serve in a thread of this process and return the address."""
-    # a proxy's word for who is asking is not taken: passwords are counted by address
+    """Start serving in a thread of this process and return the URL.
+
+    Raises:
+        RuntimeError: The server ended before it started.
+    """
+    # proxy headers are not trusted: wrong passwords are counted by address
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", proxy_headers=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""Stable Diffusion's safety checker, for pages that strangers see. It is off in every measurement."""
+"""Stable Diffusion's safety checker, for public pages. It is off in every measurement."""
 
 from collections.abc import Callable
 
@@ -9,14 +9,14 @@ from transformers import CLIPImageProcessor
 
 from erasure.errors import UserError
 
-SafetyChecker = Callable[[Tensor], list[bool]]  # pictures (N, 3, H, W) uint8 -> whether each is to be hidden
+SafetyChecker = Callable[[Tensor], list[bool]]  # images [B, 3, H, W] uint8 -> whether to hide each
 
 
 def load_safety_checker(source: str) -> SafetyChecker:
-    """A checker from a hub id or folder, such as CompVis/stable-diffusion-safety-checker; safetensors only.
+    """Load a checker from a hub id or folder, such as CompVis/stable-diffusion-safety-checker; safetensors only.
 
     Raises:
-        UserError: it cannot be loaded. A public page must not run without the checker that was asked for.
+        UserError: It cannot be loaded. A public page must not run without the requested checker.
     """
     try:
         network = StableDiffusionSafetyChecker.from_pretrained(source, use_safetensors=True).eval()
@@ -25,8 +25,8 @@ def load_safety_checker(source: str) -> SafetyChecker:
         raise UserError(f"--safety-checker {source} cannot be loaded: {str(error).splitlines()[0]}") from error
 
     @torch.no_grad()
-    def check(pictures: Tensor) -> list[bool]:
-        arrays = [picture.permute(1, 2, 0).numpy() for picture in pictures]
+    def check(images: Tensor) -> list[bool]:
+        arrays = [image.permute(1, 2, 0).numpy() for image in images]
         pixels = processor(arrays, return_tensors="pt").pixel_values
         _, flags = network(images=[a.copy() for a in arrays], clip_input=pixels)
         return [bool(f) for f in flags]

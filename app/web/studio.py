@@ -1,4 +1,4 @@
-"""What the web studio can do, without a page: compare, list edits, queue work. Pages and the API call this."""
+"""The functions of the web studio without its page: compare, list edits, queue jobs. The page and the API call them."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.jobs import queue as jobs
+from app.jobs import queue
 from app.jobs.plan import JobSpec
 from app.web.safety import SafetyChecker
 from erasure.concept import Concept, ConceptKind
@@ -34,19 +34,19 @@ from eval.suites.suite import load_suite
 
 MAX_PROMPT_LENGTH, MAX_IMAGES, MAX_STEPS, MAX_QUEUED = 500, 8, 100, 32
 FIRST_PROMPT = "a watercolor picture of a house"
-READY_CONCEPT = Concept(name="watercolor", kind="style")  # what the shipped page has erased already
+READY_CONCEPT = Concept(name="watercolor", kind="style")  # erased before the page opens
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Pictures of one prompt before and after, from the same noise."""
+    """Images of one prompt with the base and with edits applied, from the same noise."""
 
     seeds: list[int]
-    base: Tensor  # (N, 3, H, W) uint8
-    erased: Tensor  # (N, 3, H, W) uint8
-    scores: list[tuple[dict[str, Any], dict[str, Any]]]  # per picture what the judges read before and after; empty without judges
-    sensitive: bool = False  # an edit of the nsfw kind is involved: blurred until asked for
-    hidden: tuple[int, ...] = ()  # pictures, before or after, that the safety checker does not let through
+    base: Tensor  # [B, 3, H, W] uint8
+    erased: Tensor  # [B, 3, H, W] uint8
+    scores: list[tuple[dict[str, Any], dict[str, Any]]]  # per image, judge scores by axis before and after; empty without judges
+    sensitive: bool = False  # an edit of the nsfw kind is applied: blurred until the user reveals it
+    hidden: tuple[int, ...] = ()  # indices of pairs that the safety checker hides
 
     def __add__(self, other: "Comparison") -> "Comparison":
         return Comparison(
@@ -59,23 +59,23 @@ class Comparison:
         )
 
     def difference(self, i: int) -> Tensor:
-        """Mean absolute difference over colours of picture i, (H, W) in [0, 1]."""
+        """Return the mean absolute difference over colors of pair i: [H, W] in [0, 1]."""
         return (self.base[i].float() - self.erased[i].float()).abs().mean(0) / 255
 
 
 @dataclass
 class Studio:
-    """A loaded model, a folder of runs, and a lock, since edits are applied to the one model in memory."""
+    """A loaded model, a folder of runs, and a lock, because edits are applied to the one model in memory."""
 
     model: DiffusionModel
     root: Path
-    is_local: bool = True  # whether everyone who sees the page may name paths of this machine
-    checker: SafetyChecker | None = None  # what hides pictures on public pages
+    is_local: bool = True  # whether visitors may name paths of this machine
+    checker: SafetyChecker | None = None  # hides images on public pages
     lock: threading.Lock = field(default_factory=threading.Lock)
     base_images: "OrderedDict[tuple[Any, ...], Tensor]" = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
-        self.base_fingerprint = self.model.fingerprint()  # once: later an edit may be in place while another thread asks
+        self.base_fingerprint = self.model.fingerprint()  # computed once: later another thread may have an edit applied
 
     @property
     def source(self) -> str:
@@ -86,7 +86,7 @@ class Studio:
         return self.source == "pocket"
 
     def prepare(self) -> None:
-        """A ready erasure for the first look: a closed form that takes two seconds, once."""
+        """Prepare an erasure for the first visit: a closed form that takes two seconds, once."""
         if self.is_pocket:
             method, concepts, _ = configure_method(UCE, [READY_CONCEPT], self.model.family, {})
             out = self.root / "ready" / "watercolor-uce"
@@ -95,34 +95,34 @@ class Studio:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """The model for one request alone, and as the base: an edit that an earlier request left in place is taken out first.
+        """Lock the model for one request, as the base: edits that an earlier request left applied are reverted first.
 
         Raises:
-            UserError: it cannot be taken out; then nothing is drawn, since the base would not be the base.
+            UserError: They cannot be reverted. Then nothing is generated, because the model would not be the base.
         """
         with self.lock:
             revert_all(self.model.pipe)
             yield
 
     def edits(self) -> dict[str, Path]:
-        """Edits below the runs folder that were made on the loaded model, newest first, by a name for people; exports left out."""
+        """Return edits below the runs folder that were made on the loaded model, by display name, newest first; without exports."""
         files = exclude_exports(sorted(self.root.glob("**/edit.json"), key=lambda path: -os.lstat(path).st_mtime_ns))
         paths: dict[str, Path] = {}
         for file in files:
             try:
                 edit = Edit({}, read_edit_info(file)[0])
             except UserError:
-                continue  # one broken folder must not take the page down; loading it by name says what is wrong
+                continue  # one broken folder must not stop the page
             if edit.info.base["fingerprint"] == self.base_fingerprint:
                 name = edit.name + (f", seed {edit.info.seed}" if edit.info.seed else "")
                 paths[name if name not in paths else f"{name} [{file.parent.relative_to(self.root)}]"] = file.parent
         return paths
 
     def load_edits(self, names: list[str]) -> list[Edit]:
-        """Edits by their names.
+        """Load edits by their display names.
 
         Raises:
-            UserError: a name that is not on the list, or one edit twice.
+            UserError: A name is not on the list, or an edit is duplicated.
         """
         available = self.edits()
         for name in names:
@@ -133,13 +133,13 @@ class Studio:
     def compare(
         self, prompt: str, names: list[str], seed: int, count: int, steps: int, guidance: float, strength: float
     ) -> Iterator[Comparison]:
-        """Draw pictures with the base and with the edits applied, seeds counting up from `seed`: at first one, then all `count`.
+        """Generate images with the base and with the edits applied, for seeds from `seed` up: yield the first, then all `count`.
 
         Raises:
-            UserError: a value out of its range, an unknown edit, edits that do not go together.
+            UserError: A value is out of its range, an edit is unknown, or the edits cannot be combined.
         """
         ranges = (
-            ("pictures", count, 1, MAX_IMAGES),
+            ("images", count, 1, MAX_IMAGES),
             ("steps", steps, 1, MAX_STEPS),
             ("guidance", guidance, 0, 30),
             ("strength", strength, -2, 4),
@@ -166,7 +166,7 @@ class Studio:
         return Comparison(seeds, base, erased, self._judge_scores(base, erased, prompt), sensitive, hidden)
 
     def _base_images(self, prompt: str, seeds: list[int], steps: int, guidance: float) -> Tensor:
-        """The base's pictures do not depend on edits; the last few are kept."""
+        """Return the base's images. They do not depend on edits, so the last few are cached."""
         key = (prompt, tuple(seeds), steps, guidance)
         if key not in self.base_images:
             self.base_images[key] = self._generate(prompt, seeds, steps, guidance)
@@ -190,14 +190,14 @@ class Studio:
         return list(zip(scores_by_image[: len(base)], scores_by_image[len(base) :], strict=True))
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """Words of a prompt that the shipped model never saw in a caption; nothing is known about other models."""
+        """Return the words of a prompt that are in no training caption of pocket; empty for other models."""
         if not self.is_pocket:
             return []
         caption_words = vocabulary()
         return list(dict.fromkeys(word for word in re.findall(r"[^\W_][\w'-]*", prompt.lower()) if word not in caption_words))
 
     def known_concepts(self) -> dict[str, list[str]]:
-        """What the shipped model can draw."""
+        """Return the concepts that pocket was trained on, by kind; empty for other models."""
         if not self.is_pocket:
             return {}
         return {
@@ -207,37 +207,36 @@ class Studio:
         }
 
     def hints(self, concept: str) -> list[str]:
-        """What is odd about concepts, before anything is queued.
+        """Return hints about concepts before anything is queued.
 
         Raises:
-            UserError: an empty name.
+            UserError: A name is empty.
         """
         return find_hints(self.model, [Concept(name=name.strip()) for name in concept[:MAX_PROMPT_LENGTH].split(";")])
 
     def queue_erasure(
         self, concept: str, kind: ConceptKind, anchor: str, method: str, method_fields: dict[str, Any], seed: int, suite: str
     ) -> Path:
-        """Queue an erasure.
+        """Queue an erasure and return the folder of its job.
 
         Raises:
-            UserError: a concept, method or field that does not exist; a full queue.
+            UserError: A concept, method or field does not exist, a text is too long, or the queue is full.
         """
         concepts = tuple(Concept(name=name.strip(), kind=kind, anchor=anchor.strip()) for name in concept.split(";"))
         if len(concept) > MAX_PROMPT_LENGTH or len(anchor) > MAX_PROMPT_LENGTH:
             raise UserError(f"a concept may have {MAX_PROMPT_LENGTH} characters, this one has {max(len(concept), len(anchor)):,}.")
-        for each in concepts if suite else ():
-            load_suite(suite).find_concept(each.name)  # complains now, not after the erasure
-        configure_method(
-            load_class("erasure.methods", method, Method), list(concepts), self.model.family, method_fields
-        )  # complains now, not in an hour
+        for requested in concepts if suite else ():
+            load_suite(suite).find_concept(requested.name)  # fails now, not after the erasure
+        # fails now, not in an hour
+        configure_method(load_class("erasure.methods", method, Method), list(concepts), self.model.family, method_fields)
         spec = JobSpec(concepts=concepts, method=method, fields=method_fields, seed=check_seed(seed), model=self.source, suite=suite)
         return self.enqueue(spec)
 
     def queue_audit(self, names: list[str], suite: str, tier: str) -> Path:
-        """Queue an audit of edits by name.
+        """Queue an audit of edits by name and return the folder of its job.
 
         Raises:
-            UserError: no edit chosen, a suite without the concept, a full queue.
+            UserError: No edit is chosen, the suite lacks the concept, or the queue is full.
         """
         if not names:
             raise UserError("choose an edit to audit.")
@@ -246,24 +245,29 @@ class Studio:
         return self.enqueue(JobSpec(edits=tuple(str(available[name]) for name in names), model=self.source, suite=suite, tier=tier))
 
     def enqueue(self, spec: JobSpec) -> Path:
-        waiting = [folder for folder, _ in self.jobs() if jobs.read_progress(folder).state == "waiting"]
+        """Queue a job and return its folder. A stopped job is queued again.
+
+        Raises:
+            UserError: The queue is full.
+        """
+        waiting = [folder for folder, _ in self.jobs() if queue.read_progress(folder).state == "waiting"]
         if len(waiting) >= MAX_QUEUED:
             raise UserError(f"{MAX_QUEUED} jobs are waiting already; cancel some, or come back when they are done.")
         folder = self.root / "jobs" / spec.folder_name
-        jobs.enqueue(folder, spec)
-        if jobs.read_progress(folder).state in (*jobs.STOPPED_STATES, "interrupted"):
-            jobs.requeue(folder)
+        queue.enqueue(folder, spec)
+        if queue.read_progress(folder).state in (*queue.STOPPED_STATES, "interrupted"):
+            queue.requeue(folder)
         return folder
 
     def jobs(self) -> list[tuple[Path, JobSpec | None]]:
-        """Every job of this studio, oldest first; without what was asked for where it is broken."""
-        return list(jobs.find_jobs(self.root / "jobs")) if (self.root / "jobs").is_dir() else []
+        """Return every job of this studio, oldest first; the spec is None where it cannot be read."""
+        return list(queue.find_jobs(self.root / "jobs")) if (self.root / "jobs").is_dir() else []
 
     def job_folder(self, name: str) -> Path:
-        """The folder of a job by its name.
+        """Return the folder of a job. The name is compared with the list, never joined to a path.
 
         Raises:
-            UserError: no such job. A name is compared, never joined to a path.
+            UserError: The job does not exist.
         """
         folders_by_name = {folder.name: folder for folder, _ in self.jobs()}
         if name not in folders_by_name:
@@ -272,13 +276,13 @@ class Studio:
 
 
 def exclude_exports(files: Sequence[Path]) -> list[Path]:
-    """The edit.json files that are not exports of another one: those of runs, and whatever equals no run's."""
+    """Return the edit.json files of runs, and those that differ from every run's. The others are exports."""
 
-    def content(file: Path) -> tuple[bytes, int]:
+    def read_content(file: Path) -> tuple[bytes, int]:
         try:
             return file.read_bytes(), (file.parent / "edit.safetensors").stat().st_size
         except OSError:
             return b"", 0
 
-    runs = {content(file) for file in files if (file.parent / "job.json").exists()}
-    return [file for file in files if (file.parent / "job.json").exists() or content(file) not in runs]
+    runs = {read_content(file) for file in files if (file.parent / "job.json").exists()}
+    return [file for file in files if (file.parent / "job.json").exists() or read_content(file) not in runs]

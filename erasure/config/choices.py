@@ -1,4 +1,4 @@
-"""Choices and ranges that the command line offers and the model takes. No torch here, so that help is quick."""
+"""Choices and ranges of options and fields. No torch here, so that help is fast."""
 
 from typing import Annotated, Literal
 
@@ -10,15 +10,15 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 LoraLayout = Literal["kohya", "diffusers"]  # names in a LoRA file
 Removable = Literal["caches", "downloads", "incomplete"]
 
-# erasure.config.validation holds a value against its range. The upper ends are not recommendations; beyond them lie typing mistakes.
+# erasure.config.validation checks values against these ranges. The upper ends are not recommendations; values beyond them are typos.
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Steps = Annotated[int, Field(ge=1, le=1_000_000)]  # of a training
+Steps = Annotated[int, Field(ge=1, le=1_000_000)]  # optimizer steps
 StepsOrZero = Annotated[int, Field(ge=0, le=1_000_000)]
-Count = Annotated[int, Field(ge=1, le=100_000)]  # of samples, images, sentences
+Count = Annotated[int, Field(ge=1, le=100_000)]  # of samples, images, prompts
 ScheduleSteps = Annotated[int, Field(ge=1, le=1000)]  # the noise schedule of Stable Diffusion has 1,000 timesteps
 Timestep = Annotated[int, Field(ge=0, le=999)]
 
 
 def family_of_width(width: int) -> str:
-    """The recipe family, told by the width of the text conditioning: "pocket", "sd1" or "sd2"."""
+    """Return the recipe family ("pocket", "sd1" or "sd2") of a model by the width of its text conditioning."""
     return {128: "pocket", 1024: "sd2"}.get(width, "sd1")

@@ -1,4 +1,4 @@
-"""A folder of modules is the registry: adding a method, judge, metric or attack is adding one file."""
+"""The registry is a folder of modules: to add a method, judge, metric or attack, add one file."""
 
 import ast
 import importlib
@@ -15,16 +15,25 @@ T = TypeVar("T")
 
 
 def list_modules(package: str) -> list[str]:
-    """Module names in a package such as "erasure.methods"; nothing in it is imported. `base` and private modules are left out."""
+    """Return the module names in a package such as "erasure.methods", without importing them; `base` and private modules are left out.
+
+    Raises:
+        ImportError: not a package.
+    """
     spec = find_spec(package)
     if spec is None or spec.submodule_search_locations is None:
-        raise ImportError(f"{package} is no package")
+        raise ImportError(f"{package} is not a package")
     modules = pkgutil.iter_modules(list(spec.submodule_search_locations))
     return sorted(module.name for module in modules if module.name != "base" and not module.name.startswith("_"))
 
 
 def read_summary(package: str, name: str) -> str:
-    """First line of a module's docstring, read without importing it."""
+    """Return the first line of a module's docstring, without importing the module.
+
+    Raises:
+        UserError: no such module; the message suggests the nearest name.
+        ImportError: the module has no source.
+    """
     spec = find_spec(f"{package}.{check_module_name(package, name)}")
     if spec is None or spec.origin is None:
         raise ImportError(f"{package}.{name} has no source")
@@ -33,11 +42,11 @@ def read_summary(package: str, name: str) -> str:
 
 
 def load_class(package: str, name: str, base: type[T]) -> type[T]:
-    """The one public subclass of `base` that the module defines.
+    """Return the one public subclass of `base` that a module defines.
 
     Raises:
-        UserError: no such module; the nearest name is offered.
-        TypeError: the module defines none or several.
+        UserError: no such module; the message suggests the nearest name.
+        TypeError: the module defines no such class, or several.
     """
     module = importlib.import_module(f"{package}.{check_module_name(package, name)}")
     classes = [
@@ -51,7 +60,7 @@ def load_class(package: str, name: str, base: type[T]) -> type[T]:
 
 
 def field_help_of(cls: type) -> dict[str, str]:
-    """The trailing comment of every field of a dataclass and its bases: the one place where a field is explained."""
+    """Return the comment behind every field of a dataclass and its bases, which is the help text of the field."""
     help_texts: dict[str, str] = {}
     for base in reversed(cls.__mro__[:-1]):
         source = class_source_of(base)
@@ -60,7 +69,7 @@ def field_help_of(cls: type) -> dict[str, str]:
 
 
 def class_source_of(cls: type) -> str:
-    """The source of a class, also of one that erasure.config.static_classes read without importing its module; empty where there is none."""
+    """Return the source of a class, also of one that erasure.config.static_classes has read without importing; empty if there is none."""
     try:
         return inspect.getsource(cls)
     except (OSError, TypeError):
@@ -73,6 +82,11 @@ def class_source_of(cls: type) -> str:
 
 
 def check_module_name(package: str, name: str) -> str:
+    """Return the name if it is a module of the package.
+
+    Raises:
+        UserError: no such module; the message suggests the nearest name.
+    """
     if name not in list_modules(package):
         raise unknown_value_error(package.rsplit(".", 1)[-1].rstrip("s"), name, list_modules(package))
     return name

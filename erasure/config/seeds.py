@@ -1,15 +1,15 @@
-"""Which seeds there are, and the streams of random numbers that one job draws from its seed. No torch here."""
+"""The range of seeds, and the seeds that one job derives from its own. No torch here."""
 
 from hashlib import blake2b
 
 from erasure.errors import UserError
 
-MAX_SEED = 2**63 - 1  # of a job, a suite or a form; a prompt list may give any that torch takes, up to 2^64 - 1
+MAX_SEED = 2**63 - 1  # of a job, a suite or the page; a prompt list may have any seed that torch takes, up to 2^64 - 1
 TORCH_SEED_LIMIT = 2**64  # torch.Generator.manual_seed takes seeds below this
 
 
 def check_seed(seed: int) -> int:
-    """A seed that is one.
+    """Return the seed if it is valid.
 
     Raises:
         UserError: it is below 0 or above 2^63 - 1.
@@ -21,10 +21,10 @@ def check_seed(seed: int) -> int:
 
 
 def parse_seed(text: str) -> int:
-    """A seed from a form.
+    """Parse a seed that was typed into a text field.
 
     Raises:
-        UserError: as `checked`, or no whole number.
+        UserError: not a whole number, or as `check_seed`.
     """
     digits = text.strip()
     if not (digits.isascii() and digits.isdecimal() and len(digits) <= 40):
@@ -33,9 +33,9 @@ def parse_seed(text: str) -> int:
 
 
 def derive_seed(seed: int, index: int) -> int:
-    """The seed of the k-th stream of a job, within torch's 64 bits.
+    """Return the seed of the k-th stream of random numbers of a job, within torch's 64 bits.
 
-    It is seed * 1,000,003 + k while that fits, as it does below 2^44 and did in every earlier run, and a hash of both beyond.
+    It is seed * 1,000,003 + k while that fits, as it does for seeds below 2^44, and a hash of both otherwise.
     """
     linear = seed * 1_000_003 + index
     return linear if linear < TORCH_SEED_LIMIT else int.from_bytes(blake2b(f"{seed}|{index}".encode(), digest_size=8).digest(), "big") >> 1

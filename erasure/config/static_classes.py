@@ -1,7 +1,7 @@
-"""The fields, recipes and remarks of a method's class, read from its source without importing what it computes with.
+"""The fields, recipes and comments of a method's class, read from its source without importing torch.
 
-Help and complaints about flags answer before torch is imported. Imports of this project are read in the same way, functions are left
-out, and a value that needs torch is left out as well; a test holds every method's outline against the class itself.
+So help and errors about flags appear before torch is imported. Imports of this project are read in the same way. Functions, and values that
+need torch, are left out; a test compares the static class of every method with the class itself.
 """
 
 import ast
@@ -19,14 +19,14 @@ TORCH_FREE_MODULES = (
     "erasure.errors",
     "erasure.prompt_templates",
     "erasure.pocket.prompts",
-)  # import no torch
+)  # modules that do not import torch
 OWN_PACKAGE = "erasure"
 SOURCE_ROOT = Path(__file__).parent.parent.parent
-METHOD_BASE = "erasure.methods.base:Method"  # what every method descends from
+METHOD_BASE = "erasure.methods.base:Method"  # the base class of every method
 
 
 class Placeholder:
-    """Stands for whatever comes from a library that is not imported."""
+    """A placeholder for anything from a library that is not imported."""
 
     def __getattr__(self, name: str) -> "Placeholder":
         return self
@@ -42,13 +42,13 @@ class Placeholder:
 
 
 def load_static_class(package: str, name: str, base: str) -> type:
-    """The public class of a module that descends from `base`, as `erasure.config.registry.load_class` finds it, with its fields alone.
+    """Return the class that `erasure.config.registry.load_class` returns, with its fields alone.
 
     Args:
         base: module and name of the base class, such as "erasure.methods.base:Method".
 
     Raises:
-        UserError: no such module; the nearest name is offered.
+        UserError: no such module; the message suggests the nearest name.
     """
     module = f"{package}.{check_module_name(package, name)}"
     base_module, _, base_name = base.partition(":")
@@ -63,7 +63,11 @@ def load_static_class(package: str, name: str, base: str) -> type:
 
 @cache
 def read_static_module(module: str) -> dict[str, Any]:
-    """The names of a module: its imports, constants and classes with nothing but their fields."""
+    """Return the names of a module: its imports, its constants, and its classes with their fields alone.
+
+    Raises:
+        ImportError: the module has no source.
+    """
     source = module_path_of(module)
     if source is None:
         raise ImportError(f"{module} has no source")
@@ -86,13 +90,13 @@ def read_static_module(module: str) -> dict[str, Any]:
 
 
 def module_path_of(module: str) -> Path | None:
-    """Where a module of this project stands. Importlib would import the packages above it, and torch with them."""
+    """Return the path of a module of this project. importlib would import the packages above it, and torch with them."""
     path = SOURCE_ROOT.joinpath(*module.split("."))
     return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
 
 
 def run_statement(node: ast.stmt, namespace: dict[str, Any]) -> None:
-    """Run one statement of our own source; what needs an absent library stays absent."""
+    """Run one statement of our own source; names that need a library that is not imported become placeholders."""
     try:
         exec(compile(ast.fix_missing_locations(ast.Module([node], [])), namespace["__name__"], "exec"), namespace)
     except (TypeError, NameError, AttributeError):
@@ -101,16 +105,17 @@ def run_statement(node: ast.stmt, namespace: dict[str, Any]) -> None:
 
 
 def is_docstring(node: ast.stmt) -> bool:
+    """Return whether a statement is a constant alone, such as a docstring."""
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def import_stdlib(module: str) -> Any:
-    """A module of the standard library; any other stays absent."""
+    """Import a module of the standard library; return a placeholder for any other."""
     return importlib.import_module(module) if module.split(".")[0] in sys.stdlib_module_names else Placeholder()
 
 
 def import_member(source: str, name: str) -> Any:
-    """What `from source import name` brings."""
+    """Return the value of `from source import name`, or a placeholder."""
     full_name, top_package = f"{source}.{name}", source.split(".")[0]
     if top_package in sys.stdlib_module_names or source in TORCH_FREE_MODULES:
         return getattr(importlib.import_module(source), name)
@@ -122,7 +127,7 @@ def import_member(source: str, name: str) -> Any:
 
 
 class StaticModule:
-    """A module of this project that is read, not imported."""
+    """A module of this project that is read instead of imported."""
 
     def __init__(self, name: str) -> None:
         self.name = name

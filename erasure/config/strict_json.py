@@ -1,4 +1,4 @@
-"""JSON as edits are written, read strictly: no key twice, no NaN or Infinity, bounded in size and depth. No torch here."""
+"""A strict JSON reader: no duplicated keys, no NaN or Infinity, limits on size and depth. No torch here."""
 
 import json
 import math
@@ -11,11 +11,11 @@ MAX_BYTES, MAX_DEPTH, NUMBER_LIMIT, MAX_STRING_CHARS = 32 * 2**20, 20, 2**64, 10
 
 
 def read_strict_json(path: Path) -> Any:
-    """What a JSON file says.
+    """Return the content of a JSON file.
 
     Raises:
-        UserError: an unreadable or too large file, invalid JSON or UTF-8, a duplicated key, a number that is not finite or not below
-            2^64 in size, more than 20 levels, a string of more than 100,000 characters.
+        UserError: an unreadable or too large file, invalid JSON or UTF-8, a duplicated key, a number that is not finite or whose
+            absolute value is not below 2^64, more than 20 levels, a string of more than 100,000 characters.
     """
     try:
         if (size := path.stat().st_size) > MAX_BYTES:
@@ -56,7 +56,7 @@ def _check_limits(value: Any, depth: int = 0) -> None:
     if isinstance(value, str):
         if len(value) > MAX_STRING_CHARS:
             raise ValueError(f"a string of {len(value):,} characters, at most {MAX_STRING_CHARS:,} are allowed")
-        value.encode()  # half of a surrogate pair cannot be written again
+        value.encode()  # raises for half of a surrogate pair, which could not be written again
     elif isinstance(value, int) and not -NUMBER_LIMIT < value < NUMBER_LIMIT:
         raise ValueError(f"a whole number of {len(str(value))} digits, at most {len(str(NUMBER_LIMIT))} are allowed")
     elif isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Values of a YAML file held against type hints by pydantic, and its complaints in one line. No torch here."""
+"""Check values of a YAML or JSON file against type hints with pydantic, and report its errors in one line. No torch here."""
 
 import difflib
 import re
@@ -14,27 +14,31 @@ from typing_extensions import TypedDict, is_typeddict  # pydantic takes typing's
 from erasure.errors import UserError, unknown_value_error
 
 T = TypeVar("T")
-MAX_LISTED_ERRORS, MAX_VALUE_CHARS = 20, 200  # faults that are listed; characters of a value that are quoted
-YAML_TYPES: dict[Any, Any] = {  # how a file says what a class takes
+MAX_LISTED_ERRORS, MAX_VALUE_CHARS = 20, 200  # errors that are listed; characters of a value that are quoted
+YAML_TYPES: dict[Any, Any] = {  # the type in a file for the type of a field
     Path: str,
     int: Annotated[int, Field(ge=-(2**31), lt=2**31)],
     float: Annotated[float, Field(allow_inf_nan=False)],
 }
-UNKNOWN_KEY_ERRORS = ("extra_forbidden", "invalid_key")  # pydantic's names for a key that nobody knows
+UNKNOWN_KEY_ERRORS = ("extra_forbidden", "invalid_key")  # pydantic's names for an unknown key
 
 
 def check_mapping(values: dict[Any, Any], schema: Any, location: str) -> None:
-    """Complain about a mapping that does not fit a TypedDict: keys too many or too few, values of another type or out of range.
+    """Check that a mapping fits a TypedDict.
+
+    Args:
+        location: the file or place, for messages.
 
     Raises:
-        UserError: every fault, with the keys that lead to the value, what is allowed and what is there.
+        UserError: unknown or missing keys, values of another type or out of range; the message has the path to every such value, what is
+            allowed and what is there.
     """
     if errors := list_errors(values, schema, location):
         raise combine_errors(errors, location)
 
 
 def list_errors(values: dict[Any, Any], schema: Any, location: str) -> list[str]:
-    """What does not fit, one sentence each; empty where everything does."""
+    """Return what does not fit a TypedDict, one sentence each; empty if everything does."""
     try:
         TypeAdapter(schema).validate_python(values, strict=True, extra="forbid")
     except ValidationError as error:
@@ -43,7 +47,7 @@ def list_errors(values: dict[Any, Any], schema: Any, location: str) -> list[str]
 
 
 def combine_errors(errors: Sequence[str], location: str) -> UserError:
-    """One error, in one line, from every fault of a file; a single one is said as it is."""
+    """Combine all errors of a file into one error with a message of one line; a single one stays as it is."""
     if len(errors) == 1:
         return UserError(errors[0])
     texts = [
@@ -55,10 +59,10 @@ def combine_errors(errors: Sequence[str], location: str) -> UserError:
 
 
 def build_dataclass(cls: type[T], values: dict[str, Any], location: str) -> T:
-    """A dataclass with the fields that a file gives it; a Path is written as text. Numbers are finite, whole ones within 32 bits.
+    """Build a dataclass from the values of a file; a Path is text there. Numbers must be finite, whole ones within 32 bits.
 
     Raises:
-        UserError: as `check`, and what the class itself complains about.
+        UserError: as `check_mapping`, and whatever the class itself raises.
     """
     hints = get_type_hints(cls, include_extras=True)
     schema: dict[str, Any] = {}
@@ -70,14 +74,14 @@ def build_dataclass(cls: type[T], values: dict[str, Any], location: str) -> T:
 
 
 def _drop_repeated_errors(error: ValidationError) -> list[Any]:
-    """Its complaints without the missing keys that are there under a misspelt name."""
+    """Return pydantic's errors without those for missing keys that are present under a misspelled name."""
     unknown_keys: dict[Any, list[str]] = {}
     for detail in error.errors():
         if detail["type"] in UNKNOWN_KEY_ERRORS:
             *parents, key = [part for part in detail["loc"] if part != "[key]"]
             unknown_keys.setdefault(tuple(parents), []).append(str(key))
     details = []
-    for detail in sorted(error.errors(), key=lambda e: e["type"] not in UNKNOWN_KEY_ERRORS):  # those first: they explain the others
+    for detail in sorted(error.errors(), key=lambda e: e["type"] not in UNKNOWN_KEY_ERRORS):  # these first: they explain the others
         *parents, key = detail["loc"]
         if detail["type"] != "missing" or not difflib.get_close_matches(str(key), unknown_keys.get(tuple(parents), ())):
             details.append(detail)
@@ -85,7 +89,7 @@ def _drop_repeated_errors(error: ValidationError) -> list[Any]:
 
 
 def _schema_at(schema: Any, key: str) -> Any:
-    """What a TypedDict, a list or a mapping holds at a key; of a choice of several, what the first that has the key holds there."""
+    """Return the type of a key of a TypedDict, a list or a mapping; of a union, that of the first member that has the key."""
     if is_typeddict(schema):
         return get_type_hints(schema)[key]
     if get_origin(schema) in (Union, UnionType):
@@ -95,11 +99,12 @@ def _schema_at(schema: Any, key: str) -> Any:
 
 
 def _keys_of(schema: Any) -> list[str]:
-    """The keys of a TypedDict, or of all of a choice of several."""
+    """Return the keys of a TypedDict, or of all members of a union."""
     return [key for part in (schema, *get_args(schema)) if is_typeddict(part) for key in get_type_hints(part)]
 
 
 def _describe_error(detail: Any, schema: Any, location: str) -> str:
+    """Return one of pydantic's errors as a sentence."""
     *parents, key = [str(part) for part in detail["loc"] if part != "[key]"]
     container = f"{'.'.join(parents)} in {location}" if parents else location
     key_path = ".".join([*parents, key])
@@ -111,7 +116,9 @@ def _describe_error(detail: Any, schema: Any, location: str) -> str:
         return f"{container} lacks {key}."
     if detail["type"] == "literal_error":
         return str(unknown_value_error(f"{key_path} in {location}", detail["input"], re.findall("'(.*?)'", detail["ctx"]["expected"])))
-    # pydantic speaks of Python's Sequence
+    # pydantic's message names Python's Sequence
     allowed = "must be a list" if "Sequence" in detail["msg"] else re.sub(r"^(\w+ should|Value error, must)", "must", detail["msg"])
     value_text = repr(detail["input"])
-    return f"{location}: {key_path} {allowed}, got {value_text if len(value_text) <= MAX_VALUE_CHARS else value_text[:MAX_VALUE_CHARS] + '...'}."
+    if len(value_text) > MAX_VALUE_CHARS:
+        value_text = f"{value_text[:MAX_VALUE_CHARS]}..."
+    return f"{location}: {key_path} {allowed}, got {value_text}."

@@ -1,4 +1,4 @@
-"""What is asked before an edit goes in or out: does it fit, is this its base, and do the weights hold what the edits left there?"""
+"""Checks before an edit is applied or reverted: does it fit, is this its base, and do the weights still hold what the edits put there?"""
 
 import math
 import sys
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from erasure.edits import deltas as forms
+from erasure.edits import deltas
 from erasure.edits.rounding import find_cast_dtype, find_changed, holds_value
 from erasure.edits.stacking import EditStack, apply_stack, stack_of
 from erasure.errors import UserError
-from erasure.families.base import fingerprint, named_parameters, unwrap, unwrapped_parameters
+from erasure.families.parameters import fingerprint, named_parameters, unwrap, unwrapped_parameters
 
 if TYPE_CHECKING:
     from erasure.edits.edit import Edit
@@ -21,66 +21,68 @@ PARTS = ("unet", "text_encoder")
 STRENGTH_RANGE = (-10.0, 10.0)
 OFFLOADED_MESSAGE = "Weights are not in memory, since sequential offloading keeps them elsewhere: call pipe.remove_all_hooks() first."
 CHANGED_MESSAGE = (
-    "Something else changed them since: training, or LoRAs that were fused and unfused, of which more stayed than rounding explains. "
+    "Something else changed them since: training, or LoRAs that were fused and unfused and left more than rounding explains. "
     "Load the pipeline again."
 )
 
 
 def networks_of(pipe: Any) -> dict[str, nn.Module]:
-    """The networks that edits move, as far as the pipeline has them."""
+    """Return the networks that edits can change, by part, as far as the pipeline has them."""
     modules = {part: getattr(pipe, part, None) for part in PARTS}
     return {part: network for part, network in modules.items() if isinstance(network, nn.Module)}
 
 
 def parameters_of(pipe: Any) -> dict[str, nn.Parameter]:
-    """Every parameter an edit may name; LoRA layers and torch.compile are seen through."""
+    """Return every parameter that an edit may name, by "unet.<name>" or "text_encoder.<name>", also of wrapped and compiled layers."""
     return named_parameters(networks_of(pipe))
 
 
 def check_strength(strength: float) -> float:
-    """The strength itself.
+    """Return the strength as a float.
 
     Raises:
-        UserError: anything else than a finite number from -10 to 10; True and False do not count as numbers.
+        UserError: not a finite number from -10 to 10; True and False do not count as numbers.
     """
     low, high = STRENGTH_RANGE
     is_number = isinstance(strength, Real) and not isinstance(strength, bool)
-    if is_number and low <= strength <= high:  # which NaN is not
+    if is_number and low <= strength <= high:  # false for NaN
         return float(strength)
     is_huge = is_number and abs(strength) > sys.float_info.max and strength != math.inf and strength != -math.inf
-    got = "a number of more than 300 digits" if is_huge else repr(strength)[:40]  # Python refuses to print 5,000
-    raise UserError(f"the strength of an edit is a number from {low:g} to {high:g} (0: the base, 1: as it was made), got {got}.")
+    value_text = "a number of more than 300 digits" if is_huge else repr(strength)[:40]  # Python refuses to print 5,000
+    raise UserError(f"the strength of an edit is a number from {low:g} to {high:g} (0: the base, 1: as it was made), got {value_text}.")
 
 
 def check_edit_fits(edit: "Edit", pipe: Any) -> None:
-    """
+    """Check that a pipeline has the parameters of an edit, in the same shapes and in memory.
+
     Raises:
-        UserError: no pipeline with UNet and text encoder, weights that are not in memory, other parameters or shapes than the edit's.
+        UserError: no pipeline with a UNet and a text encoder, weights that are not in memory, or parameters of other names or shapes.
     """
-    present = networks_of(pipe)
-    if absent := [part for part in PARTS if part not in present]:
-        raise UserError(f"an edit goes into a diffusers pipeline; this {type(pipe).__name__} has no {' and no '.join(absent)}.")
-    pipe_parameters = named_parameters(present)
+    networks = networks_of(pipe)
+    if missing_parts := [part for part in PARTS if part not in networks]:
+        raise UserError(f"an edit goes into a diffusers pipeline; this {type(pipe).__name__} has no {' and no '.join(missing_parts)}.")
+    pipe_parameters = named_parameters(networks)
     if any(p.is_meta for p in pipe_parameters.values()):
         raise UserError(f"{edit.name} cannot be applied. {OFFLOADED_MESSAGE}")
     for name in sorted(edit.moved_parameters()):
         shape = tuple(pipe_parameters[name].shape) if name in pipe_parameters else None
-        if shape is None or not forms.fits_shape(edit.tensors, name, shape):
+        if shape is None or not deltas.fits_shape(edit.tensors, name, shape):
             hints = " ".join(find_obstacles(pipe))
             raise UserError(
-                f"the edit does not fit this model: {name} is {shape or 'missing'} here and another size in the edit "
+                f"the edit does not fit this model: {name} is {shape or 'missing'} here and has another size in the edit "
                 f"(made on {edit.info.base['source']}).{' ' if hints else ''}{hints}"
             )
 
 
 def check_base(edit: "Edit", pipe: Any, other_base: bool) -> None:
-    """
+    """Check that a pipeline holds the base of an edit, and the edits on top of which it was made.
+
     Raises:
-        UserError: an edit missing underneath; another base, unless `other_base`.
+        UserError: an edit underneath is missing; another base, unless `other_base`.
     """
     stack = stack_of(pipe)
-    present = {other.digest() for other, strength in stack.edits if strength == 1.0}
-    if missing := [digest for digest in edit.after if digest not in present]:
+    applied_digests = {other.digest() for other, strength in stack.edits if strength == 1.0}
+    if missing := [digest for digest in edit.after if digest not in applied_digests]:
         raise UserError(f"{edit.name} was made on top of edit {', '.join(missing)}; apply that one first, at strength 1.")
     if other_base:
         return
@@ -97,10 +99,10 @@ def check_base(edit: "Edit", pipe: Any, other_base: bool) -> None:
 
 @torch.no_grad()
 def check_weights_unchanged(edit: "Edit", pipe: Any) -> None:
-    """Whether the weights that `edit` moves still hold what the edits in place put there.
+    """Check that the weights that `edit` moves still hold what the applied edits put there.
 
     Raises:
-        UserError: something else changed them since; it names what, if that can be seen, and how to get back.
+        UserError: something else has changed them since; the message names the cause, if it can be seen, and the remedy.
     """
     stack, pipe_parameters = stack_of(pipe), parameters_of(pipe)
     names = sorted(edit.moved_parameters() & stack.originals.keys())
@@ -109,14 +111,15 @@ def check_weights_unchanged(edit: "Edit", pipe: Any) -> None:
         for name in names
         if name not in pipe_parameters or pipe_parameters[name].shape != stack.originals[name].shape or pipe_parameters[name].is_meta
     ]
-    # diffusers counts a LoRA as fused until it is unfused, also when it was unloaded meanwhile
+    # diffusers counts a LoRA as fused until it is unfused, even if it was unloaded meanwhile
     fused = find_fused_parameters(pipe) if not getattr(pipe, "num_fused_loras", 0) else set(names)
     changed = unavailable or [name for name in names if not holds_value(pipe_parameters[name], expected_value(stack, name), name in fused)]
-    changed_values = {name: expected_value(stack, name) for name in changed} or find_changed(pipe_parameters, stack.unmoved)
-    if not unavailable and (cast := find_cast_dtype(pipe_parameters, changed_values)):
+    expected_values = {name: expected_value(stack, name) for name in changed} or find_changed(pipe_parameters, stack.unmoved)
+    if not unavailable and (cast_dtype := find_cast_dtype(pipe_parameters, expected_values)):
         raise UserError(
-            f"{edit.name} cannot be applied or reverted: the pipeline was cast to {cast} and back, which dropped digits of weights that no "
-            f"edit keeps. Cast it to {cast} again first, then the base comes back in {cast}; or load it again."
+            f"{edit.name} cannot be applied or reverted: the pipeline was cast to {cast_dtype} and back, which dropped digits of "
+            f"weights that no edit has a copy of. Cast it to {cast_dtype} again first, then the base comes back in {cast_dtype}; "
+            "or load it again."
         )
     if not changed:
         return
@@ -128,11 +131,12 @@ def check_weights_unchanged(edit: "Edit", pipe: Any) -> None:
 
 
 def expected_value(stack: EditStack, name: str) -> Tensor:
+    """Return the value that the edits in a stack give to a parameter."""
     return apply_stack(name, stack.originals[name], stack.edits)
 
 
 def find_fused_parameters(pipe: Any) -> set[str]:
-    """Names of the parameters into which a loaded LoRA is fused now."""
+    """Return the names of the parameters into which a loaded LoRA is fused now."""
     fused_names: set[str] = set()
     for part, network in networks_of(pipe).items():
         names_by_id = {id(p): name for name, p in named_parameters({part: network}).items()}
@@ -143,29 +147,29 @@ def find_fused_parameters(pipe: Any) -> set[str]:
 
 
 def find_obstacles(pipe: Any, stack: EditStack | None = None) -> list[str]:
-    """What can be seen in a pipeline that keeps an edit from going in or out, each with its remedy."""
+    """Return what can be seen in a pipeline that prevents an edit from being applied or reverted: one sentence each, with its remedy."""
     obstacles = []
     if find_fused_parameters(pipe):
-        obstacles.append("A LoRA is fused into the weights: call pipe.unfuse_lora() first; a LoRA that is only loaded does not disturb.")
+        obstacles.append("A LoRA is fused into the weights: call pipe.unfuse_lora() first; a LoRA that is only loaded does no harm.")
     elif getattr(pipe, "num_fused_loras", 0):
         obstacles.append(
-            "A LoRA was fused and then unloaded, and its part cannot be taken out of the weights any more: load the pipeline again."
+            "A LoRA was fused and then unloaded, and its part can no longer be taken out of the weights: load the pipeline again."
         )
     tokenizer: Any = getattr(pipe, "tokenizer", None) or ()
     if (added_tokens := len(tokenizer) - getattr(tokenizer, "vocab_size", len(tokenizer))) > 0:
         obstacles.append(
-            f"A textual inversion added {added_tokens} tokens to the text encoder: call pipe.unload_textual_inversion() first, and load it again "
-            "afterwards."
+            f"A textual inversion added {added_tokens} tokens to the text encoder: call pipe.unload_textual_inversion() first, and load it "
+            "again afterwards."
         )
-    present = networks_of(pipe)
+    networks = networks_of(pipe)
     for part, network_id in (stack.network_ids if stack else {}).items():
-        if part not in present or id(unwrap(present[part])) != network_id:
+        if part not in networks or id(unwrap(networks[part])) != network_id:
             obstacles.append(
                 f"pipe.{part} is not the network that the edit went into: put that one back, or build a new pipeline around this one."
             )
-    if any(p.is_meta for p in named_parameters(present).values()):
+    if any(p.is_meta for p in named_parameters(networks).values()):
         obstacles.append(OFFLOADED_MESSAGE)
-    dtypes = {p.dtype for p in named_parameters(present).values()} - {torch.float32, torch.float16}
+    dtypes = {p.dtype for p in named_parameters(networks).values()} - {torch.float32, torch.float16}
     if dtypes and stack is None:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         obstacles.append(f"Weights are {names} here, which drops digits: load the pipeline in float32 or float16, and cast it afterwards.")

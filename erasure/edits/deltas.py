@@ -1,10 +1,10 @@
-"""The forms in which an edit says what became of a parameter: new values, low-rank factors, or entries set to zero.
+"""The delta formats, in which an edit stores what changes in a parameter: new values, low-rank factors, or entries set to zero.
 
 "unet.a.weight"             new values, fp16
 "unet.a.weight::up", "::down"   factors of a difference, (O, r) and (r, I); for a convolution (O, r, 1, 1) and (r, I, k, k)
 "unet.a.weight::zeroed"     flat indices of entries that become zero, int32, ascending
 
-A parameter has one form.
+A parameter has one format.
 """
 
 import math
@@ -16,27 +16,28 @@ from torch import Tensor
 from erasure.errors import UserError
 
 UP, DOWN, ZEROED = "::up", "::down", "::zeroed"
-DELTA_FORMATS = ((UP, DOWN), (ZEROED,), ("",))  # the suffixes that a parameter may have together
+DELTA_FORMATS = ((UP, DOWN), (ZEROED,), ("",))  # the suffixes that one parameter may have together
 PARAMETER_NAME = re.compile(r"(unet|text_encoder)(\.\w+)+")
 FLOAT_DTYPES, INDEX_DTYPES = (torch.float16, torch.bfloat16, torch.float32), (torch.int32, torch.int64)
 
 
 def parameter_names_of(tensors: dict[str, Tensor]) -> set[str]:
-    """The parameters a set of tensors talks about."""
+    """Return the names of the parameters that a set of tensors is about."""
     return {key.partition("::")[0] for key in tensors}
 
 
 def is_zeroed(tensors: dict[str, Tensor], name: str) -> bool:
+    """Return whether the edit sets entries of a parameter to zero."""
     return name + ZEROED in tensors
 
 
 def factors_of(tensors: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor] | None:
-    """Up and down factors in fp32, if that is the form."""
+    """Return the up (O, r) and down (r, I) factors of a parameter in fp32; None if it has another format."""
     return (tensors[name + UP].float(), tensors[name + DOWN].float()) if name + UP in tensors else None
 
 
 def apply_delta(tensors: dict[str, Tensor], name: str, original: Tensor) -> Tensor:
-    """The new value of a parameter, on the device of `original`."""
+    """Return the new value of a parameter, on the device of `original`; low-rank factors give fp32."""
     if name in tensors:
         return tensors[name].to(original.device)
     if factors := factors_of(tensors, name):
@@ -48,10 +49,10 @@ def apply_delta(tensors: dict[str, Tensor], name: str, original: Tensor) -> Tens
 
 
 def check_deltas(tensors: dict[str, Tensor]) -> None:
-    """Complain about tensors that are no edit of any model.
+    """Check that tensors can be an edit of some model.
 
     Raises:
-        UserError: it names the first such tensor: a name or suffix that no edit has, a form that is mixed or incomplete, another dtype or
+        UserError: the message names the first tensor that cannot: an unknown name or suffix, a mixed or incomplete format, a wrong dtype or
             number of dimensions, no entry at all, NaN or Inf, indices that are negative, unordered or duplicated.
     """
     suffixes: dict[str, set[str]] = {}
@@ -62,21 +63,21 @@ def check_deltas(tensors: dict[str, Tensor]) -> None:
         if (suffix := colons + suffix_name) not in ("", UP, DOWN, ZEROED):
             raise UserError(f"{key[:200]!r} in the edit has an unknown suffix; known are {UP}, {DOWN} and {ZEROED}.")
         suffixes.setdefault(name, set()).add(suffix)
-    for name, present in suffixes.items():
-        if present not in map(set, DELTA_FORMATS):
-            mixed = " and ".join(suffix or "new values" for suffix in sorted(present))
-            raise UserError(f"{name} has {mixed} in the edit; it needs new values alone, {UP} with {DOWN}, or {ZEROED} alone.")
+    for name, name_suffixes in suffixes.items():
+        if name_suffixes not in map(set, DELTA_FORMATS):
+            suffix_list = " and ".join(suffix or "new values" for suffix in sorted(name_suffixes))
+            raise UserError(f"{name} has {suffix_list} in the edit; it needs new values alone, {UP} with {DOWN}, or {ZEROED} alone.")
     for key, tensor in sorted(tensors.items()):
         if problem := _find_problem(key, tensor):
             raise UserError(f"{key} in the edit {problem}.")
-    for name in (name for name, present in suffixes.items() if UP in present):
+    for name in (name for name, name_suffixes in suffixes.items() if UP in name_suffixes):
         up, down = tensors[name + UP], tensors[name + DOWN]
         if up.ndim != down.ndim or up.ndim not in (2, 4) or up.shape[1] != len(down) or up.shape[2:].numel() != 1:
             raise UserError(f"{name} has factors of shapes {tuple(up.shape)} and {tuple(down.shape)} in the edit, which do not multiply.")
 
 
 def _find_problem(key: str, tensor: Tensor) -> str:
-    """What is wrong with one tensor by itself, as the rest of a sentence; nothing if it is sound."""
+    """Return what is wrong with one tensor by itself, as the rest of a sentence; empty if nothing is."""
     allowed = INDEX_DTYPES if key.endswith(ZEROED) else FLOAT_DTYPES
     if tensor.dtype not in allowed:
         dtype_names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
@@ -93,6 +94,7 @@ def _find_problem(key: str, tensor: Tensor) -> str:
 
 
 def fits_shape(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> bool:
+    """Return whether the delta of a parameter fits a parameter of that shape."""
     if name in tensors:
         return tuple(tensors[name].shape) == shape
     if name + UP in tensors:
@@ -102,5 +104,5 @@ def fits_shape(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) ->
 
 
 def to_zeroed_indices(mask: Tensor) -> Tensor:
-    """Flat indices (int32) of the true entries of a mask."""
+    """Return the flat indices (int32, ascending) of the true entries of a mask of any shape."""
     return mask.flatten().nonzero().flatten().to(torch.int32)

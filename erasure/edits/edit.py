@@ -1,4 +1,4 @@
-"""An erasure as an edit: what moved and where it came from. Applied to a plain diffusers pipeline, reverted bit-exactly, stacked."""
+"""An erasure as an edit: what changed, and its origin. Edits are applied to a diffusers pipeline, stacked, and reverted bit for bit."""
 
 import hashlib
 import re
@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from erasure.edits import deltas as forms
+from erasure.edits import deltas
 from erasure.edits.checks import check_base, check_edit_fits, check_strength, check_weights_unchanged
 from erasure.edits.edit_json import EditInfo, read_edit_info, to_edit_record
 from erasure.edits.stacking import build_sampling, stack_of
@@ -29,7 +29,7 @@ CONTROL_CHARS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]+")
 
 @dataclass(frozen=True)
 class Edit:
-    """What an edit puts in place, by "unet.<name>" or "text_encoder.<name>", in the forms of erasure.edits.deltas, and its origin."""
+    """The tensors of an edit, by "unet.<name>" or "text_encoder.<name>" in the formats of erasure.edits.deltas, and its origin."""
 
     tensors: dict[str, Tensor]
     info: EditInfo
@@ -39,7 +39,7 @@ class Edit:
         """Read an edit folder (edit.safetensors beside edit.json), or the path of either file.
 
         Raises:
-            UserError: a missing, truncated, changed or foreign file, a record or a tensor that no edit can have.
+            UserError: a missing, truncated or changed file, not an edit's file, or a record or tensor that no edit can have.
         """
         if not isinstance(folder, str | PathLike):
             raise UserError(f"an edit is loaded from the path of its folder, got a value of type {type(folder).__name__}.")
@@ -53,8 +53,8 @@ class Edit:
                 actual = hashlib.file_digest(file, "sha256").hexdigest()
             if actual != recorded:
                 raise UserError(
-                    f"{edit_folder} holds a broken edit: {TENSORS_FILE} is not the file that {RECORD_FILE} was written for (sha256 {actual[:12]}, "
-                    f"recorded {recorded[:12]}); make or copy both again."
+                    f"{edit_folder} holds a broken edit: {TENSORS_FILE} is not the file that {RECORD_FILE} was written for "
+                    f"(sha256 {actual[:12]}, recorded {recorded[:12]}); make or copy both again."
                 )
             edit = cls(load_file(edit_folder / TENSORS_FILE), info)
         except (OSError, SafetensorError, KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
@@ -65,12 +65,12 @@ class Edit:
         return edit
 
     def save(self, folder: str | Path) -> None:
-        """Write edit.safetensors and edit.json, the same bytes for the same edit.
+        """Write edit.safetensors and edit.json; equal edits give equal bytes.
 
-        edit.json comes second and holds the digest of the first, so that `load` refuses what a kill between the two leaves behind.
+        edit.json comes second and holds the digest of edit.safetensors, so that `load` refuses what a kill between the two leaves behind.
 
         Raises:
-            UserError: NaN, Inf, or anything else that `load` would refuse; nothing is written then.
+            UserError: NaN, Inf, or anything else that `load` would refuse; nothing is written then. The folder cannot be written.
         """
         self.check()
         folder, tensors = Path(folder), self._bytes()
@@ -80,17 +80,18 @@ class Edit:
         write_json(folder / RECORD_FILE, record)
 
     def apply(self, pipe: Any, strength: float = 1.0, other_base: bool = False) -> "Edit":
-        """Put the edit into a diffusers pipeline. Further edits stack: base + sum of s (new - base), in fp32, then zeroed entries.
+        """Apply the edit to a diffusers pipeline and return it.
 
-        It happens whole or not at all (erasure.edits.transaction). An edit made on top of others counts from what they had put in place,
-        and needs them in the stack at strength 1. A LoRA may be loaded, but not fused.
+        Edits stack: base + sum of s (new - base) in fp32, then zeroed entries. An edit is applied completely or not at all
+        (erasure.edits.transaction). The change of one that was made on top of others is measured from what they had put in place, so it
+        needs them in the stack at strength 1. A LoRA may be loaded, but not fused.
 
         Args:
             strength: s, from -10 to 10; 0 is the base, 1 the edit as it was made.
 
         Raises:
-            UserError: another base (other shapes always, other values unless `other_base`), an edit missing underneath, an edit that is
-                applied already, weights that something else changed since the edits in place went in.
+            UserError: another base (other shapes always, other values unless `other_base`), an edit underneath that is missing, an edit
+                that is already applied, weights that something else has changed since the applied edits went in.
         """
         strength = check_strength(strength)
         self.check()
@@ -104,14 +105,14 @@ class Edit:
         return self
 
     def revert(self, pipe: Any) -> None:
-        """Take this edit out again, whole or not at all; what other edits put in stays, and so does a loaded LoRA.
+        """Take this edit out again, completely or not at all; other edits and a loaded LoRA stay.
 
-        What it moved holds the base bit for bit. The other weights are not touched: whatever fusing and unfusing a LoRA rounded off stays
-        off. The pipeline may have moved to another device, or been cast: then the base comes back in that dtype.
+        The parameters that only it moved hold the base again, bit for bit. Other weights are not touched: what fusing and unfusing a LoRA
+        rounded off stays lost. The pipeline may have moved to another device, or been cast: then the base comes back in that dtype.
 
         Raises:
-            UserError: it is not applied, another edit in the stack was made on top of it, something else changed its weights since, or the
-                pipeline was cast to a narrower dtype and back, and the digits of its other weights with it.
+            UserError: it is not applied, another edit in the stack was made on top of it, something else has changed its weights since, or
+                the pipeline was cast to a narrower dtype and back, so that its other weights lost digits.
         """
         stack = stack_of(pipe)
         applied_edit = next((edit for edit, _ in stack.edits if self.equals(edit)), None)
@@ -124,42 +125,47 @@ class Edit:
         replace_stack(pipe, tuple(entry for entry in stack.edits if entry[0] is not applied_edit), applied_edit.moved_parameters())
 
     def check(self) -> None:
-        """
+        """Check that the edit can be used; the result is cached.
+
         Raises:
-            UserError: tensors that no edit can have, too many or none for its product, guidance or a start that cannot be used.
+            UserError: tensors that no edit can have, tensors that its product must not have, or none where it needs some, guidance or an
+                init_timestep that cannot be used.
         """
         return self._checked
 
     @cached_property
     def _checked(self) -> None:
-        forms.check_deltas(self.tensors)
+        deltas.check_deltas(self.tensors)
         if (self.info.product == "guidance") == bool(self.tensors):
             raise UserError(f"{self.name} is a {self.info.product} edit and has {len(self.tensors)} tensors; it cannot be used.")
-        if self.info.product == "one-step" and not (type(start := self.info.fields.get("start")) is int and 0 <= start < 1000):
-            raise UserError(f"{self.name} is a one-step edit; its field start must be a timestep from 0 to 999, got {str(start)[:40]}.")
+        init_timestep = self.info.fields.get("init_timestep")
+        if self.info.product == "one-step" and not (type(init_timestep) is int and 0 <= init_timestep < 1000):
+            raise UserError(
+                f"{self.name} is a one-step edit; its field init_timestep must be a timestep from 0 to 999, got {str(init_timestep)[:40]}."
+            )
         build_sampling(((self, 1.0),))
 
     @property
     def after(self) -> list[str]:
-        """Digests of the edits that were in place when this one was made."""
+        """The digests of the edits that were applied when this one was made."""
         return self.info.base.get("after", [])
 
     @property
     def name(self) -> str:
-        """What people may call it, in one line: method and concepts."""
+        """A name for people, in one line: method and concepts."""
         concepts = CONTROL_CHARS.sub(" ", "; ".join(c["name"] for c in self.info.concepts))
         return f"{self.info.method} ({concepts if len(concepts) <= 200 else concepts[:199] + '…'})"
 
     def moved_parameters(self) -> set[str]:
-        """Names of the parameters it touches."""
-        return forms.parameter_names_of(self.tensors)
+        """Return the names of the parameters that the edit changes."""
+        return deltas.parameter_names_of(self.tensors)
 
     def equals(self, other: "Edit") -> bool:
-        """Whether it is the same edit, perhaps loaded once more."""
+        """Return whether it is the same edit, perhaps loaded once more."""
         return self is other or self.digest() == other.digest()
 
     def digest(self) -> str:
-        """Content hash: the tensors, where they came from, and for edits without tensors what they do instead."""
+        """Return the content hash (16 hex digits) of tensors and base; for guidance and one-step edits of more."""
         return self._digest
 
     @cached_property
@@ -170,15 +176,15 @@ class Edit:
         return hashlib.sha256(self._bytes() + canonical_json(identity).encode()).hexdigest()[:16]
 
     def _bytes(self) -> bytes:
-        """The safetensors file; names in order, so that equal edits give equal bytes."""
+        """Return the content of edit.safetensors; names are sorted, so that equal edits give equal bytes."""
         return save({name: self.tensors[name].contiguous() for name in sorted(self.tensors)}, metadata={"format": "pt"})
 
 
 def check_distinct(edits: Sequence[Edit]) -> Sequence[Edit]:
-    """The edits themselves.
+    """Return the edits if they are all different.
 
     Raises:
-        UserError: one of them is given twice.
+        UserError: an edit is duplicated.
     """
     for i, edit in enumerate(edits):
         if any(edit.equals(other) for other in edits[:i]):
@@ -188,23 +194,27 @@ def check_distinct(edits: Sequence[Edit]) -> Sequence[Edit]:
 
 @contextmanager
 def apply_edits(model: DiffusionModel, edits: Sequence[Edit], other_base: bool = False, strength: float = 1.0) -> Iterator[None]:
-    """Edits in place, in this order, and out again on exit; also if one of them cannot be applied."""
+    """Apply edits in this order, and revert them on exit, also if one of them cannot be applied.
+
+    Raises:
+        UserError: as `Edit.apply` and `Edit.revert`.
+    """
     strength, count_before = check_strength(strength), len(stack_of(model.pipe).edits)
     try:
         for edit in edits:
             edit.apply(model.pipe, strength, other_base)
         yield
     finally:
-        # what the stack says, not what was noted here: an interruption may come between the two
+        # ask the stack, not a list of our own: an interruption may come between the two
         for edit, _ in reversed(stack_of(model.pipe).edits[count_before:]):
             edit.revert(model.pipe)
 
 
 def revert_all(pipe: Any) -> None:
-    """Take every edit out, the last one first.
+    """Revert every edit in a pipeline, the last one first.
 
     Raises:
-        UserError: as Edit.revert.
+        UserError: as `Edit.revert`.
     """
     for edit, _ in reversed(stack_of(pipe).edits):
         edit.revert(pipe)

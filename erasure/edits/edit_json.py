@@ -1,4 +1,4 @@
-"""edit.json: what it may hold, and how it is read and checked. The tensors beside it are held against `sha256`."""
+"""edit.json: its schema, and how it is read and checked. Its `sha256` is that of the edit.safetensors beside it."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ from erasure.config.strict_json import read_strict_json
 from erasure.config.validation import check_mapping
 from erasure.errors import UserError
 
-EDIT_FORMAT = 3  # 2 had no digest of the tensors
+EDIT_FORMAT = 4  # 3 had other names of keys and fields, 2 no digest of the tensors
 
 Text = Annotated[str, Field(max_length=MAX_TEXT_LENGTH)]
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.+-]{1,80}$")]
@@ -25,7 +25,7 @@ FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class ConceptRecord(TypedDict):
-    """erasure.concept.Concept.to_dict."""
+    """A record of erasure.concept.Concept.to_dict."""
 
     name: Annotated[str, Field(min_length=1, max_length=MAX_TEXT_LENGTH)]
     kind: ConceptKind
@@ -44,7 +44,7 @@ class BaseRecord(TypedDict):
 
 
 class ConceptCheckJson(TypedDict):
-    """erasure.concept_check.Known.to_dict."""
+    """A record of erasure.concept_check.ConceptCheck.to_dict."""
 
     name: Text
     concept_influence: FiniteFloat
@@ -53,7 +53,7 @@ class ConceptCheckJson(TypedDict):
 
 
 class EditJson(TypedDict):
-    """edit.json."""
+    """The content of edit.json."""
 
     format: int
     sha256: Sha256
@@ -72,46 +72,45 @@ class EditJson(TypedDict):
 
 @dataclass(frozen=True, kw_only=True)
 class EditInfo:
-    """Where an edit came from: enough to make it again."""
+    """The origin of an edit: enough to make it again."""
 
     method: str
     product: str  # weights, guidance or one-step
     fields: dict[str, Any]
     concepts: list[dict[str, Any]]
-    base: dict[str, Any]  # source, fingerprint, family, and under "after" the digests of the edits that were in place
+    base: dict[str, Any]  # source, fingerprint, family, and under "after" the digests of the edits that were applied
     seed: int
     precision: str
     versions: dict[str, str]
     cost: dict[str, int]
-    concept_checks: list[
-        dict[str, Any]
-    ]  # how much each concept moves the frozen model's predictions, beside nonsense words (erasure.concept_check)
+    concept_checks: list[dict[str, Any]]  # how much each concept changes the frozen model's predictions, beside nonsense words
     notes: dict[str, Any]  # figures of the method about itself
     format: int = EDIT_FORMAT
 
 
 def read_edit_info(path: Path) -> tuple[EditInfo, str]:
-    """What edit.json says, and the sha256 of the edit.safetensors it was written for.
+    """Return the content of edit.json, and the sha256 (hex) of the edit.safetensors it was written for.
 
     Raises:
-        UserError: one line that names the first fault: not strict JSON, another format, a key or value that `EditRecord` does not allow.
+        UserError: not strict JSON, another format, or a key or value that `EditJson` does not allow; the message names the first fault.
     """
     record = read_strict_json(path)
     if not isinstance(record, dict) or "format" not in record:
         raise UserError(f"{path} is not an edit of format {EDIT_FORMAT}.")
     if record["format"] != EDIT_FORMAT or isinstance(record["format"], bool):
         raise UserError(
-            f"{path} has format {str(record['format'])[:40]!r}, this version reads {EDIT_FORMAT}; make the edit again (erasure erase --fresh)."
+            f"{path} has format {str(record['format'])[:40]!r}, this version reads {EDIT_FORMAT}; "
+            "make the edit again (erasure erase --fresh)."
         )
     check_edit_record(record, path)
     return EditInfo(**{key: value for key, value in record.items() if key != "sha256"}), record["sha256"]
 
 
 def to_edit_record(info: EditInfo, sha256: str, path: Path) -> dict[str, Any]:
-    """The content of edit.json, checked, so that nothing is written that could not be read.
+    """Return the content of edit.json, checked, so that nothing is written that could not be read.
 
     Raises:
-        UserError: as `read_info`.
+        UserError: as `read_edit_info`.
     """
     try:
         record = json.loads(json.dumps({**asdict(info), "sha256": sha256}, allow_nan=False))
@@ -123,11 +122,16 @@ def to_edit_record(info: EditInfo, sha256: str, path: Path) -> dict[str, Any]:
 
 
 def check_edit_record(record: dict[str, Any], path: Path) -> None:
+    """Check the content of edit.json against `EditJson`.
+
+    Raises:
+        UserError: a key or value that it does not allow.
+    """
     try:
         check_mapping(record, EditJson, str(path))
         for concept in record["concepts"]:
             Concept.from_dict(concept)
     except UserError as error:
         reason = str(error).removeprefix(f"{path}: ")[:500]
-        reason = "".join(char if char.isprintable() else "\ufffd" for char in reason)  # it quotes keys of the file
+        reason = "".join(char if char.isprintable() else "\ufffd" for char in reason)  # it may quote keys of the file
         raise UserError(f"{path} is not a valid edit: {reason}") from error

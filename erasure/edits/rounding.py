@@ -1,4 +1,4 @@
-"""What rounding leaves in a weight: fusing and unfusing a LoRA, and a cast to a narrower dtype and back."""
+"""What rounding does to a weight: fusing and unfusing a LoRA, and a cast to a narrower dtype and back."""
 
 from collections.abc import Iterable, Mapping
 
@@ -9,11 +9,11 @@ NARROW_DTYPES = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float
 
 
 def holds_value(p: Tensor, expected: Tensor, is_fused: bool) -> bool:
-    """Whether a parameter holds a value, in its own dtype and on its own device.
+    """Return whether a parameter holds a value, in its own dtype and on its own device.
 
-    Bit for bit; where no LoRA is fused, what fusing and unfusing one leaves is let through as well. That is (w + d) - d, off by the last
-    digit of |w + d|: two rounding steps of w under a small LoRA, any multiple of them under a large one. How large it was is read off the
-    weight itself, for the digits that the sum had no room for are zero ever since. Digits that a training changed are not.
+    The values must agree bit for bit; where no LoRA is fused, what fusing and unfusing one leaves is accepted as well. That is (w + d) - d,
+    off by the last digit of |w + d|: two rounding steps of w under a small LoRA, any multiple of them under a large one. The weight itself
+    shows how large it was: the digits for which the sum had no room are zero since then. Digits that training changed are not.
     """
     expected = expected.to(p.device, p.dtype)
     if torch.equal(p, expected):
@@ -24,16 +24,17 @@ def holds_value(p: Tensor, expected: Tensor, is_fused: bool) -> bool:
     magnitude, eps = target.abs(), torch.finfo(p.dtype).eps
     rms = magnitude.square().mean().sqrt()
     limit = 2 * eps * (magnitude + rms)
-    if not any(
-        _fits_dtype(actual, dtype) and not _fits_dtype(target, dtype) for dtype in NARROW_DTYPES
-    ):  # such weights were cast, not added to
+    was_cast = any(_fits_dtype(actual, dtype) and not _fits_dtype(target, dtype) for dtype in NARROW_DTYPES)
+    if not was_cast:
         limit = torch.maximum(limit, 4 * _last_digit(actual).clamp(max=float(rms) / 8))
     return bool(((actual - target).abs() <= limit).all())
 
 
 def _last_digit(values: Tensor) -> Tensor:
-    """The last binary digit in use of every value, no coarser than 8 times the median, for a sum leaves all about as coarse; twice the
-    median for 0, which has none."""
+    """Return the last binary digit in use of every value; twice the median for 0, which has none.
+
+    It is at most 8 times the median, because a sum leaves all values about equally coarse.
+    """
     mantissa, exponent = torch.frexp(values)
     digits = (mantissa * 2**24).int()
     grid = torch.ldexp((digits & -digits).float(), exponent - 24)
@@ -42,11 +43,12 @@ def _last_digit(values: Tensor) -> Tensor:
 
 
 def _fits_dtype(values: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether a dtype holds all values exactly."""
     return torch.equal(values.to(dtype).to(values.dtype), values)
 
 
 def find_cast_dtype(parameters: Mapping[str, nn.Parameter], expected: Mapping[str, Tensor]) -> str:
-    """The dtype that parameters were cast to and back; empty where there are none, or that is not what happened."""
+    """Return the name of the dtype to which parameters were cast and back; empty if none explains their values."""
     for dtype in NARROW_DTYPES:
         if expected and all(torch.equal(parameters[n].cpu(), v.cpu().to(dtype).to(parameters[n].dtype)) for n, v in expected.items()):
             return str(dtype)
@@ -54,16 +56,19 @@ def find_cast_dtype(parameters: Mapping[str, nn.Parameter], expected: Mapping[st
 
 
 def copy_unmoved(parameters: Mapping[str, nn.Parameter], moved: Iterable[str]) -> dict[str, Tensor]:
-    """Copies of the biases and norms that no edit moves. A cast and back drops their digits, also where an edit's own values survive it."""
+    """Return copies of the biases and norms that no edit moves.
+
+    A cast and back drops their digits, even if the values of an edit survive it.
+    """
     moved = set(moved)
     return {name: p.detach().clone() for name, p in parameters.items() if p.ndim == 1 and not p.is_meta and name not in moved}
 
 
 def find_changed(parameters: Mapping[str, nn.Parameter], copies: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The witnesses that the pipeline no longer bears out, as far as it still has their parameters."""
-    present = {
+    """Return the copies that differ from the pipeline's parameters, as far as it still has them."""
+    comparable = {
         name: parameters[name]
         for name in copies
         if name in parameters and not parameters[name].is_meta and parameters[name].shape == copies[name].shape
     }
-    return {name: copies[name] for name, p in present.items() if not torch.equal(p, copies[name].to(p))}
+    return {name: copies[name] for name, p in comparable.items() if not torch.equal(p, copies[name].to(p))}

@@ -1,4 +1,4 @@
-"""Several edits in one pipeline: what a parameter becomes under them, and how the pipeline samples."""
+"""Several edits in one pipeline: the value of a parameter under them, and how the pipeline samples."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from erasure.edits import deltas as forms
+from erasure.edits import deltas
 from erasure.edits.guidance import rebuild_guidance
-from erasure.families.base import SamplingOverrides
+from erasure.families.sampling import SamplingOverrides
 
 if TYPE_CHECKING:
     from erasure.edits.edit import Edit
@@ -19,21 +19,22 @@ AppliedEdit = tuple["Edit", float]  # an edit and its strength
 
 @dataclass(frozen=True)
 class EditStack:
-    """The edits in a pipeline, and the kept originals of everything they touch, in the dtype and on the device of that moment."""
+    """The edits in a pipeline, and the original values of everything they change, in the dtype and on the device of that moment."""
 
     edits: tuple[AppliedEdit, ...] = ()
     originals: Mapping[str, Tensor] = field(default_factory=dict)
-    network_ids: Mapping[str, int] = field(default_factory=dict)  # which objects the networks were, by part
-    unmoved: Mapping[str, Tensor] = field(default_factory=dict)  # parameters no edit moves, as they were (erasure.edits.rounding)
+    network_ids: Mapping[str, int] = field(default_factory=dict)  # id() of the networks, by part
+    unmoved: Mapping[str, Tensor] = field(default_factory=dict)  # copies of parameters that no edit moves (erasure.edits.rounding)
 
 
 def stack_of(pipe: Any) -> EditStack:
+    """Return the edits in a pipeline."""
     stack: EditStack = getattr(pipe, "erasure_stack", None) or EditStack()
     return stack
 
 
 def build_sampling(edits: tuple[AppliedEdit, ...]) -> SamplingOverrides:
-    """How a pipeline samples with these edits in it.
+    """Return how a pipeline samples with these edits in it.
 
     Raises:
         UserError: a guidance edit whose method or fields do not exist.
@@ -43,25 +44,27 @@ def build_sampling(edits: tuple[AppliedEdit, ...]) -> SamplingOverrides:
         if edit.info.product == "guidance":
             guidance.append(rebuild_guidance(edit.info.method, edit.info.fields, edit.info.concepts, strength))
         elif edit.info.product == "one-step":
-            one_step = int(edit.info.fields["start"])
+            one_step = int(edit.info.fields["init_timestep"])
     return SamplingOverrides(tuple(guidance), one_step)
 
 
 def apply_stack(name: str, original: Tensor, edits: tuple[AppliedEdit, ...]) -> Tensor:
-    """One parameter under a stack: each edit adds s (new - what it was made on); zeroed entries come last, so that two edits that zero
-    the same entry leave zero."""
+    """Return the value of one parameter under a stack of edits, in fp32 or as one edit gives it.
+
+    Each edit adds s (new - what it was made on); zeroed entries come last, so that two edits that zero the same entry leave zero.
+    """
     own_edits = [(edit, s) for edit, s in edits if name in edit.moved_parameters()]
     if not own_edits:
         return original
     if len(own_edits) == 1 and own_edits[0][1] == 1.0:
-        return forms.apply_delta(own_edits[0][0].tensors, name, original)
+        return deltas.apply_delta(own_edits[0][0].tensors, name, original)
     base = original.float()
     value, mask = base.clone(), torch.ones_like(base)
     for edit, s in own_edits:
-        if forms.is_zeroed(edit.tensors, name):
-            mask *= 1 - s * (forms.apply_delta(edit.tensors, name, torch.ones_like(base)) == 0)
+        if deltas.is_zeroed(edit.tensors, name):
+            mask *= 1 - s * (deltas.apply_delta(edit.tensors, name, torch.ones_like(base)) == 0)
             continue
         dependencies = tuple((other, 1.0) for other, _ in edits if other.digest() in edit.after) if edit.after else ()
         made_on = apply_stack(name, original, dependencies).float()
-        value += s * (forms.apply_delta(edit.tensors, name, made_on).float() - made_on)
+        value += s * (deltas.apply_delta(edit.tensors, name, made_on).float() - made_on)
     return value * mask

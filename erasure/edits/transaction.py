@@ -1,4 +1,4 @@
-"""A pipeline from one stack of edits to another: whole, or not at all."""
+"""Change the stack of edits in a pipeline: completely, or not at all."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,22 +11,23 @@ from erasure.edits.guidance import attach_guidance_hook
 from erasure.edits.rounding import copy_unmoved
 from erasure.edits.stacking import AppliedEdit, EditStack, apply_stack, build_sampling, stack_of
 from erasure.errors import UserError
-from erasure.families.base import SamplingOverrides, sampling_of, unwrap
+from erasure.families.parameters import unwrap
+from erasure.families.sampling import SamplingOverrides, sampling_of
 
 
 @torch.no_grad()
 def replace_stack(pipe: Any, edits: tuple[AppliedEdit, ...], names: Iterable[str]) -> None:
-    """Set parameters from the kept originals and `edits`, and how the pipeline samples.
+    """Set parameters from their original values and `edits`, and set how the pipeline samples.
 
-    Whatever is raised on the way, out-of-memory and KeyboardInterrupt included, the pipeline is then what it was before, bit for bit. For
-    that every value is kept until the end: the original, which stays in the stack, or, where edits were in place already, a copy in CPU
-    memory. Originals follow the pipeline to another device or dtype.
+    If anything is raised on the way, out-of-memory and KeyboardInterrupt included, the pipeline is restored bit for bit. For that every old
+    value is held until the end: the original, which stays in the stack, or, where edits were applied already, a copy in CPU memory.
+    Originals follow the pipeline to another device or dtype.
 
     Args:
-        names: the parameters that change; the others keep their values.
+        names: the parameters that change; the others stay as they are.
 
     Raises:
-        UserError: guidance that cannot be built, or a strength that takes a value beyond its dtype.
+        UserError: guidance that cannot be built, or a strength that takes a value out of the range of its dtype.
     """
     stack, sampling, pipe_parameters = stack_of(pipe), sampling_of(pipe), parameters_of(pipe)
     new_sampling = build_sampling(edits)
@@ -45,13 +46,13 @@ def replace_stack(pipe: Any, edits: tuple[AppliedEdit, ...], names: Iterable[str
             originals[name] = original
         moved = {name for edit, _ in edits for name in edit.moved_parameters()}
         network_ids = {part: id(unwrap(network)) for part, network in networks_of(pipe).items()}
-        kept_originals = {name: value for name, value in originals.items() if name in moved}
+        moved_originals = {name: value for name, value in originals.items() if name in moved}
         unmoved = (
             {name: value for name, value in (stack.unmoved or copy_unmoved(pipe_parameters, moved)).items() if name not in moved}
-            if kept_originals
+            if moved_originals
             else {}
         )
-        pipe.erasure_sampling, pipe.erasure_stack = new_sampling, EditStack(edits, kept_originals, network_ids, unmoved)
+        pipe.erasure_sampling, pipe.erasure_stack = new_sampling, EditStack(edits, moved_originals, network_ids, unmoved)
         attach_guidance_hook(pipe)
     except BaseException:
         _roll_back(pipe, stack, sampling, pipe_parameters, backups)
@@ -61,6 +62,7 @@ def replace_stack(pipe: Any, edits: tuple[AppliedEdit, ...], names: Iterable[str
 def _roll_back(
     pipe: Any, stack: EditStack, sampling: SamplingOverrides, pipe_parameters: Mapping[str, nn.Parameter], backups: Mapping[str, Tensor]
 ) -> None:
+    """Restore values, stack and sampling, also if Ctrl-C comes again meanwhile."""
     while True:
         try:
             for name, value in backups.items():
@@ -69,4 +71,4 @@ def _roll_back(
             attach_guidance_hook(pipe)
             return
         except KeyboardInterrupt:
-            continue  # Ctrl-C again; it is short, and half of it must not stay
+            continue  # start over: this is short, and must not be left half done

@@ -1,4 +1,4 @@
-"""An edit for other programs: a folder or one checkpoint that is already erased, a LoRA file, a text encoder, each with a model card."""
+"""Export edits for other programs: as an erased folder or checkpoint, a LoRA file or a text encoder, each with a model card."""
 
 import stat
 from pathlib import Path
@@ -26,19 +26,19 @@ def export_edit(
     other_base: bool = False,
     layout: LoraLayout = "kohya",
 ) -> LoraReport | None:
-    """Save an edit in one of the forms, with its card; whole, or nothing stays in a folder that was not there before.
+    """Save an edit in one of `EXPORT_FORMATS`, with its model card: completely, or not at all.
 
     Args:
-        rank, layout: of a LoRA (`to_lora`).
+        rank, layout: only for a LoRA (`to_lora`).
 
     Returns:
-        What a LoRA keeps of the edit, None for the exact forms.
+        What a LoRA holds of the edit; None for the exact formats.
 
     Raises:
-        UserError: an unknown form, or one that this edit cannot take.
+        UserError: an unknown format, or one that cannot hold this edit; a folder that is not empty or cannot be written.
     """
     if format not in EXPORT_FORMATS:
-        raise unknown_value_error("form", format, EXPORT_FORMATS)
+        raise unknown_value_error("format", format, EXPORT_FORMATS)
     ensure_empty_folder(out)
     with open_draft_folder(out) as draft:
         report = None
@@ -59,7 +59,7 @@ def export_edit(
 
 
 def copy_card_mode(out: Path) -> None:
-    """Give every file the mode of the card, which is the user's umask; safetensors writes files that nobody else can read."""
+    """Give every file the mode of the model card, which follows the user's umask; safetensors writes files that only the owner can read."""
     mode = stat.S_IMODE((out / "README.md").stat().st_mode)
     for path in out.rglob("*"):
         if path.is_file():

@@ -1,4 +1,4 @@
-"""An edit as one .safetensors file in the original Stable Diffusion layout, which A1111, ComfyUI and stable-diffusion.cpp load."""
+"""Export an edit as one .safetensors file in the original Stable Diffusion layout, which A1111, ComfyUI and stable-diffusion.cpp load."""
 
 import re
 from pathlib import Path
@@ -10,12 +10,13 @@ from erasure.edits import Edit, apply_edits
 from erasure.errors import AssumptionWarning, UserError
 from erasure.export.folder import ensure_empty_folder
 from erasure.export.transformers_compat import write_tensors
-from erasure.families.base import DiffusionModel, canonical_name
+from erasure.families.base import DiffusionModel
+from erasure.families.parameters import canonical_name
 from erasure.loading.original_layout import places_of
 from erasure.loading.pipeline_configs import PipelineConfigs, configs_of, load_released_configs
 from erasure.loading.single_file import CONFIGS_KEY, PREDICTION_KEY, V_PREDICTION_SPREAD
 
-# the modelspec's names; an architecture of other sizes has none
+# names of the ModelSpec; an architecture of other sizes has none
 ARCHITECTURES = {
     ("sd15", "epsilon"): "stable-diffusion-v1",
     ("sd15", "v_prediction"): "stable-diffusion-v1",
@@ -23,18 +24,21 @@ ARCHITECTURES = {
     ("sd21", "v_prediction"): "stable-diffusion-v2-768-v",
 }
 REFUSED_PRODUCTS = {
-    "guidance": "it changes how a model samples and none of its weights, so the checkpoint would be the base. Keep the edit.",
-    "one-step": "a one-step generator is sampled unlike any model that other programs know. Use --as folder.",
+    "guidance": "it changes how a model samples and none of its weights, so the checkpoint would be the base. Use the edit itself.",
+    "one-step": "a one-step generator is sampled unlike any model that other programs know. Use --format folder.",
 }
 
 
 def to_checkpoint(model: DiffusionModel, edit: Edit, out: Path, other_base: bool = False) -> Path:
-    """Save the edited model as one fp16 file in `out`, with its configurations in the metadata; `model` is left as it was.
+    """Save the edited model as one fp16 file in `out`, with its configurations in the metadata; `model` is not changed.
 
-    The file's name is that of the method and the concepts. What its readers will get wrong is said by a warning (`misread`).
+    The file is named after the method and the concepts. What its readers will get wrong is reported as a warning (`predict_misreadings`).
+
+    Returns:
+        The path of the file.
 
     Raises:
-        UserError: an edit that weights cannot hold, weights beyond fp16, or a model that the layout has no names for.
+        UserError: an edit that weights cannot hold, weights outside the range of fp16, or a model that the layout has no names for.
     """
     if edit.info.product in REFUSED_PRODUCTS:
         raise UserError(f"{edit.name} cannot be a checkpoint: {REFUSED_PRODUCTS[edit.info.product]}")
@@ -56,7 +60,11 @@ def to_checkpoint(model: DiffusionModel, edit: Edit, out: Path, other_base: bool
 
 
 def to_original_layout(model: DiffusionModel) -> dict[str, Tensor]:
-    """UNet, VAE and text encoder under the names of the original layout, in fp16 on the CPU."""
+    """Return UNet, VAE and text encoder under the names of the original layout, in fp16 on the CPU.
+
+    Raises:
+        UserError: values outside the range of fp16, or a parameter that the layout has no name for.
+    """
     pipe = model.pipe
     parts = {"unet": pipe.unet, "vae": pipe.vae, "text_encoder": pipe.text_encoder}
     values = {part: {canonical_name(name): value for name, value in module.state_dict().items()} for part, module in parts.items()}
@@ -64,13 +72,13 @@ def to_original_layout(model: DiffusionModel) -> dict[str, Tensor]:
     for name, place in places_of(**parts).items():
         half = place.gather(values[place.part]).to("cpu", torch.float16).contiguous()
         if not half.isfinite().all():
-            raise UserError(f"{place.part}.{place.parameters[0]} holds values that fp16 cannot (over 65504, or NaN); use --as folder.")
+            raise UserError(f"{place.part}.{place.parameters[0]} holds values that fp16 cannot (over 65504, or NaN); use --format folder.")
         tensors[name] = half
     return tensors
 
 
 def build_checkpoint_metadata(model: DiffusionModel, edit: Edit, configs: PipelineConfigs) -> dict[str, str]:
-    """What the file says about itself, as the modelspec has it (Stability AI, ModelSpec 1.0.0)."""
+    """Return the metadata of the file (Stability AI, ModelSpec 1.0.0)."""
     generation, prediction = generation_of(configs), configs.scheduler["prediction_type"]
     other_sizes = bool(configs.list_differences(load_released_configs(generation)))
     scale = 2 ** (len(configs.vae["block_out_channels"]) - 1)
@@ -89,18 +97,17 @@ def build_checkpoint_metadata(model: DiffusionModel, edit: Edit, configs: Pipeli
 
 
 def predict_misreadings(model: DiffusionModel, configs: PipelineConfigs) -> list[str]:
-    """What the programs that this layout is for will get wrong about a model, and what to do; empty where nothing is known to be wrong.
+    """Return what other programs will get wrong about a model, and what to do about it, one note each.
 
-    They take every size from the generation, and what a UNet predicts from signs of their own: Stable Diffusion 1 predicts noise;
-    Stable Diffusion 2 predicts v where one bias spreads widely (ComfyUI) or where the UNet answers strongly negative to a constant
-    (A1111 and stable-diffusion.cpp).
+    They take every size from the generation, and guess what the UNet predicts: noise for Stable Diffusion 1; for Stable Diffusion 2 v if
+    one bias spreads widely (ComfyUI) or if the UNet's prediction for a constant is strongly negative (A1111 and stable-diffusion.cpp).
     """
     generation = generation_of(configs)
     if differences := configs.list_differences(load_released_configs(generation)):
         return [
             f"A1111, ComfyUI and stable-diffusion.cpp know Stable Diffusion at its released sizes only, and this model differs in "
             f"{', '.join(differences[:3])}{' and more' if len(differences) > 3 else ''}: only this project opens the file, "
-            "and diffusers where it is given the model's configurations."
+            "and diffusers if it is given the model's configurations."
         ]
     velocity = configs.scheduler["prediction_type"] == "v_prediction"
     comfyui_takes_v, others_take_v = (_is_v_for_comfyui(model), _is_v_for_others(model)) if generation == "sd21" else (False, False)
@@ -109,30 +116,34 @@ def predict_misreadings(model: DiffusionModel, configs: PipelineConfigs) -> list
     if comfyui_takes_v != velocity:
         node = "v_prediction" if velocity else "eps"
         notes.append(
-            f"ComfyUI will take the file for {prediction_names[comfyui_takes_v]}-prediction: add its node ModelSamplingDiscrete, set to {node}."
+            f"ComfyUI will take the file for {prediction_names[comfyui_takes_v]}-prediction: "
+            f"add its node ModelSamplingDiscrete, set to {node}."
         )
     if others_take_v != velocity:
         notes.append(
-            f"A1111 and stable-diffusion.cpp will take the file for {prediction_names[others_take_v]}-prediction: for A1111 put the generation's .yaml with "
-            f"parameterization {option} beside it, for stable-diffusion.cpp add --prediction {option}."
+            f"A1111 and stable-diffusion.cpp will take the file for {prediction_names[others_take_v]}-prediction: for A1111 put the "
+            f"generation's .yaml with parameterization {option} beside it, for stable-diffusion.cpp add --prediction {option}."
         )
     return notes
 
 
 def generation_of(configs: PipelineConfigs) -> str:
-    """The released model that other programs take this one for: they go by the UNet's projections."""
+    """Return the released model that other programs take this one for ("sd15" or "sd21"), by the UNet's projections."""
     return "sd21" if configs.unet["use_linear_projection"] else "sd15"
 
 
 def _is_v_for_comfyui(model: DiffusionModel) -> bool:
-    """By the sign of which erasure.loading.single_file says more."""
+    """Return whether ComfyUI takes the model for v-prediction; erasure.loading.single_file explains its rule."""
     bias = model.pipe.unet.up_blocks[-1].attentions[-1].transformer_blocks[0].norm1.bias
     return bool(bias.float().std(correction=0) > V_PREDICTION_SPREAD)
 
 
 @torch.no_grad()
 def _is_v_for_others(model: DiffusionModel) -> bool:
-    """mean(UNet(x, 999, c) - x) < -1 for x and c of 0.5: a UNet that predicts v answers about -x_0 where nearly all is noise."""
+    """Return whether A1111 and stable-diffusion.cpp take the model for v-prediction.
+
+    Their rule is mean(UNet(x, 999, c) - x) < -1 for x and c of 0.5: where nearly all is noise, v is about -x_0.
+    """
     unet = model.pipe.unet
     x = torch.full((1, unet.config.in_channels, 8, 8), 0.5, device=model.device)
     cond = torch.full((1, 2, unet.config.cross_attention_dim), 0.5, device=model.device)
@@ -142,6 +153,6 @@ def _is_v_for_others(model: DiffusionModel) -> bool:
 
 
 def file_name_of(edit: Edit) -> str:
-    """Method and concepts in letters that every file system and menu takes."""
+    """Return method and concepts as a file name of lower-case letters, digits and dashes."""
     words = re.sub(r"[^a-z0-9]+", "-", " ".join([edit.info.method, *(c["name"] for c in edit.info.concepts)]).lower())
     return words.strip("-")[:60].rstrip("-")

@@ -1,4 +1,4 @@
-"""Exported edits on the Hugging Face Hub."""
+"""Upload exported edits to the Hugging Face Hub."""
 
 from pathlib import Path
 
@@ -12,10 +12,10 @@ UPLOADED_SUFFIXES = (".safetensors", ".json", ".md", ".png", ".txt")  # no pickl
 
 
 def list_uploads(folder: Path) -> list[tuple[str, int]]:
-    """Names and bytes of what would be sent, in order.
+    """Return the names and sizes in bytes of the files that would be uploaded, sorted.
 
     Raises:
-        UserError: nothing to send.
+        UserError: no such file.
     """
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.suffix in UPLOADED_SUFFIXES]
     if not files:
@@ -24,10 +24,10 @@ def list_uploads(folder: Path) -> list[tuple[str, int]]:
 
 
 def push_to_hub(folder: Path, repo: str, private: bool = False, endpoint: str | None = None) -> str:
-    """Create the repository where it is missing, send the folder in one commit, and return the commit's address.
+    """Create the repository if it is missing, upload the folder in one commit, and return the commit's URL.
 
     Raises:
-        UserError: no login, no network, a refused request.
+        UserError: an invalid name, nothing to upload, no login, no network, or a refused request.
     """
     check_repo_name(repo)
     api = HfApi(endpoint=endpoint)
@@ -47,10 +47,10 @@ def push_to_hub(folder: Path, repo: str, private: bool = False, endpoint: str | 
 
 
 def check_repo_name(repo: str) -> str:
-    """The repository's name.
+    """Return the repository's name if it is valid.
 
     Raises:
-        UserError: a name without an organization or a user, or one that the hub does not allow.
+        UserError: a name without an organization or user, or one that the hub does not allow.
     """
     try:
         validate_repo_id(repo)

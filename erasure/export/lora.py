@@ -1,4 +1,4 @@
-"""An edit as a LoRA file: low-rank factors of what moved, and how much of it they keep."""
+"""Export an edit as a LoRA file: low-rank factors of its changes, and how much of them they hold."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,44 +8,44 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from erasure.config.choices import LoraLayout
-from erasure.edits import Edit, apply_edits
-from erasure.edits import deltas as forms
+from erasure.edits import Edit, apply_edits, deltas
 from erasure.errors import UserError
 from erasure.export.folder import ensure_empty_folder
 from erasure.export.lora_file import LORA_FILE, Factors, build_lora_metadata, describe_skipped_layers, name_factors, serialize_lora
-from erasure.families.base import DiffusionModel, canonical_name
+from erasure.families.base import DiffusionModel
+from erasure.families.parameters import canonical_name
 from erasure.storage.run import write_bytes
 
 DEFAULT_RANK = 16  # of edits that are not low-rank factors already
-MAX_ERROR = (
-    0.2  # largest relative error that is not a failure: 96 % of the squared norm is there; docs/exports.md has what it does on pocket
-)
-MIN_RANK = 2  # stable-diffusion.cpp divides alpha by the layer's width at rank 1, so such factors get a row of zeros
-OVERSAMPLING, POWER_ITERATIONS = 16, 4  # of the randomized SVD; docs/exports.md has its error beside the exact one's
+# largest relative error that is not a failure: 96 % of the squared norm is in the file; docs/exports.md has its effect on pocket
+MAX_ERROR = 0.2
+MIN_RANK = 2  # stable-diffusion.cpp divides alpha by the layer's width at rank 1, so such factors are padded with zeros
+OVERSAMPLING, POWER_ITERATIONS = 16, 4  # of the randomized SVD; docs/exports.md compares its error with the exact SVD's
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraReport:
     """What a LoRA file holds of its edit."""
 
-    included: int  # moved parameters that the file holds
-    moved: int  # all moved parameters
+    included: int  # number of moved parameters that the file holds
+    moved: int  # number of all moved parameters
     rank: int  # of every layer in the file
     error: float  # ||delta - lora||_F / ||delta||_F over all moved parameters, from the fp16 values in the file
     full_rank_error: float  # the same for a LoRA of full rank: the share of norms, biases and embeddings, which no LoRA holds
-    notes: tuple[str, ...]  # why the rank is another than was asked for; what some programs skip
+    notes: tuple[str, ...]  # why the rank differs from the requested one; what some programs skip
 
     @property
     def is_faithful(self) -> bool:
+        """Whether the error is at most `MAX_ERROR`."""
         return self.error <= MAX_ERROR
 
     def describe(self) -> str:
-        """Figures and, where too much is lost, the way out."""
+        """Return the figures and, if too much is lost, what to do."""
         summary = f"carries {self.included} of {self.moved} tensors, error {self.error:.2g} at rank {self.rank}"
         if self.is_faithful:
             return summary
         higher = "" if self.full_rank_error > MAX_ERROR else "a higher --rank loses less; "
-        return f"{summary} (more than {MAX_ERROR}); {higher}use --as checkpoint for all of it"
+        return f"{summary} (more than {MAX_ERROR}); {higher}use --format checkpoint for all of it"
 
 
 def to_lora(
@@ -55,14 +55,15 @@ def to_lora(
 
     Every moved matrix of a linear layer or convolution becomes its best approximation of rank `rank` (truncated SVD, on the model's
     device). Edits that are low-rank factors already (UCE) are written as they are, unless `rank` is smaller. All layers of a file have
-    one rank, padded with zeros, because not every loader keeps a scale of 1 for each layer where ranks differ.
+    one rank, padded with zeros, because not every loader gives each layer a scale of 1 if ranks differ.
 
     Args:
-        rank: None takes the edit's own rank, or 16.
-        layout: "kohya" for ComfyUI, A1111, kohya's tools, stable-diffusion.cpp and diffusers; "diffusers" for that and PEFT.
+        rank: None takes the rank of the edit's own factors, or 16.
+        layout: "kohya" for ComfyUI, A1111, kohya's tools, stable-diffusion.cpp and diffusers; "diffusers" for diffusers and PEFT.
 
     Raises:
-        UserError: a rank below 1 or above that of every layer, an edit without a layer's matrix, of guidance, on another edit or base.
+        UserError: a rank below 1 or above that of every layer, an edit that changes no matrix of a layer, that is not a weights edit, or
+            that was made on top of other edits or on another base; a folder that is not empty.
     """
     if rank is not None and rank < 1:
         raise UserError(f"--rank must be at least 1, got {rank}.")
@@ -70,7 +71,7 @@ def to_lora(
         raise UserError(f"{edit.name} is a {edit.info.product} edit; it has no weights that a LoRA could hold.")
     if edit.after:
         raise UserError(f"{edit.name} was made on top of other edits ({', '.join(edit.after)}); a LoRA of it alone would mean nothing.")
-    with apply_edits(model, [edit], other_base):  # complains about another base
+    with apply_edits(model, [edit], other_base):  # raises for another base
         pass
     layer_names = sorted(edit.moved_parameters() & lora_targets_of(model))
     if not layer_names:
@@ -81,28 +82,28 @@ def to_lora(
     ensure_empty_folder(out)
     factors, notes = factorize(model, edit, layer_names, rank)
     report = measure_lora(model, edit, factors, (*notes, *describe_skipped_layers(factors, layout, model.family)))
-    figures = {f"erasure.{key}": str(getattr(report, key)) for key in ("carried", "moved", "error", "beyond")}
+    figures = {f"erasure.{key}": str(getattr(report, key)) for key in ("included", "moved", "error", "full_rank_error")}
     tensors = name_factors(factors, layout)
     write_bytes(out / LORA_FILE, serialize_lora(tensors, {**build_lora_metadata(model, edit, report.rank, layout), **figures}))
     return report
 
 
 def read_lora_report(folder: Path) -> LoraReport:
-    """The figures of an exported LoRA, from its metadata."""
+    """Read the figures of an exported LoRA from its metadata; without notes."""
     with safe_open(folder / LORA_FILE, "pt") as file:
         fields = file.metadata()
     return LoraReport(
-        included=int(fields["erasure.carried"]),
+        included=int(fields["erasure.included"]),
         moved=int(fields["erasure.moved"]),
         rank=int(fields["ss_network_dim"]),
         error=float(fields["erasure.error"]),
-        full_rank_error=float(fields["erasure.beyond"]),
+        full_rank_error=float(fields["erasure.full_rank_error"]),
         notes=(),
     )
 
 
 def lora_targets_of(model: DiffusionModel) -> set[str]:
-    """The parameters that a LoRA can hold: weights of linear layers and plain convolutions, not of embeddings or norms."""
+    """Return the parameters that a LoRA can hold: weights of linear layers and plain convolutions, not of embeddings or norms."""
     return {
         f"{part}.{canonical_name(name)}.weight"
         for part, network in model.networks.items()
@@ -112,19 +113,19 @@ def lora_targets_of(model: DiffusionModel) -> set[str]:
 
 
 def delta_of(model: DiffusionModel, edit: Edit, name: str) -> Tensor:
-    """What the edit adds to a parameter, in fp32 on the model's device."""
+    """Return what the edit adds to a parameter, in its shape, in fp32 on the model's device."""
     original = model.parameters()[name].detach().float()
-    if factors := forms.factors_of(edit.tensors, name):  # their product, without the rounding of adding it to the base and taking that off
+    if factors := deltas.factors_of(edit.tensors, name):  # their product, without the rounding of adding and subtracting the base
         up, down = (factor.to(original.device) for factor in factors)
         return (up.flatten(1) @ down.flatten(1)).reshape(original.shape)
-    return forms.apply_delta(edit.tensors, name, original).float() - original
+    return deltas.apply_delta(edit.tensors, name, original).float() - original
 
 
 def factorize(model: DiffusionModel, edit: Edit, names: list[str], rank: int | None) -> tuple[Factors, list[str]]:
-    """fp16 factors of one rank for all layers, and why it is not the one asked for."""
+    """Return fp16 factors of one rank for all layers, and notes on why it is not the requested rank."""
     factors: Factors = {}
     for name in names:
-        existing = forms.factors_of(edit.tensors, name)
+        existing = deltas.factors_of(edit.tensors, name)
         if existing and (rank is None or len(existing[1]) <= rank):
             factors[name] = existing
         else:
@@ -140,14 +141,14 @@ def factorize(model: DiffusionModel, edit: Edit, names: list[str], rank: int | N
 
 
 def pad_factors(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Factors with columns and rows of zeros up to a rank; their product stays."""
+    """Pad up (O, r, ...) and down (r, ...) with zeros to a rank; their product stays the same."""
     extra = rank - len(down)
     return torch.cat((up, up.new_zeros(len(up), extra, *up.shape[2:])), 1), torch.cat((down, down.new_zeros(extra, *down.shape[1:])))
 
 
 def measure_lora(model: DiffusionModel, edit: Edit, factors: Factors, notes: tuple[str, ...]) -> LoraReport:
-    """Norms over all moved parameters: of the edit, of what the factors miss, and of what no factors could hold."""
-    total, missed, outside = 0.0, 0.0, 0.0
+    """Measure over all moved parameters, relative to the norm of the edit, what the factors miss and what no factors could hold."""
+    total, missed, not_targeted = 0.0, 0.0, 0.0
     for name in sorted(edit.moved_parameters()):
         delta = delta_of(model, edit, name)
         total += delta.double().square().sum().item()
@@ -155,7 +156,7 @@ def measure_lora(model: DiffusionModel, edit: Edit, factors: Factors, notes: tup
             up, down = (factor.float().to(delta.device) for factor in factors[name])
             delta = delta - (up.flatten(1) @ down.flatten(1)).reshape(delta.shape)
         else:
-            outside += delta.double().square().sum().item()
+            not_targeted += delta.double().square().sum().item()
         missed += delta.double().square().sum().item()
     squared_norm = max(total, 1e-30)
     rank = max(len(down) for _, down in factors.values())
@@ -164,15 +165,15 @@ def measure_lora(model: DiffusionModel, edit: Edit, factors: Factors, notes: tup
         moved=len(edit.moved_parameters()),
         rank=rank,
         error=(missed / squared_norm) ** 0.5,
-        full_rank_error=(outside / squared_norm) ** 0.5,
+        full_rank_error=(not_targeted / squared_norm) ** 0.5,
         notes=notes,
     )
 
 
 def truncated_svd(delta: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Rank-r factors (up, down) of a matrix (O, I) or convolution (O, I, k, k): (O, r) and (r, I), or (O, r, 1, 1) and (r, I, k, k).
+    """Return rank-r factors (up, down) of a matrix (O, I) or convolution (O, I, k, k): (O, r) and (r, I), or (O, r, 1, 1) and (r, I, k, k).
 
-    Exact SVD where the rank is not far below the shorter side, else the randomized one with power iterations (Halko, Martinsson and
+    The SVD is exact unless the rank is far below the shorter side; then it is randomized with power iterations (Halko, Martinsson and
     Tropp, arXiv:0909.4061, algorithm 4.4), from a fixed seed.
     """
     matrix = delta.flatten(1)

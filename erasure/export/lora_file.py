@@ -1,4 +1,4 @@
-"""A LoRA file: the names by which programs find a layer, and the metadata they show."""
+"""The LoRA file format: the names by which programs look up layers, and the metadata they show."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"  # what load_lora_weights looks f
 Factors = dict[str, tuple[Tensor, Tensor]]  # up and down by the parameter's name, all of one rank
 
 # diffusers' convert_state_dict_to_kohya agrees on the UNet, but calls the text encoder lora_te1_, a name that kohya's merge script
-# does not look up, nor A1111 on SD 2.x. CLIP's `text_model.` level, which transformers 5.6 dropped, stays part of the name everywhere.
+# does not look up, nor A1111 on SD 2.x. CLIP's `text_model.` level, which transformers 5.6 dropped, is still part of the name everywhere.
 KOHYA_PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
 DIFFUSERS_NAMES = {
     "unet": ("unet.", "lora_B", "lora_A"),
@@ -28,7 +28,7 @@ V_PREDICTION_VERSIONS = {"sd2": ("sd_v2_v", "stable-diffusion-v2-768-v")}
 
 
 def name_factors(factors: Factors, layout: LoraLayout) -> dict[str, Tensor]:
-    """Factors in fp16 under the names of a layout; kohya's has alpha = rank, a scale of 1, beside every pair."""
+    """Return factors in fp16 on the CPU under the names of a layout; kohya's has alpha = rank, so a scale of 1, beside every pair."""
     tensors: dict[str, Tensor] = {}
     for name, (up, down) in factors.items():
         part, _, layer = name.removesuffix(".weight").partition(".")
@@ -43,9 +43,9 @@ def name_factors(factors: Factors, layout: LoraLayout) -> dict[str, Tensor]:
 
 
 def serialize_lora(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """The file, with the hash that kohya's tools and A1111 know a LoRA by: SHA-256 of everything after the header.
+    """Return the bytes of the file, with the hash by which kohya's tools and A1111 identify a LoRA: SHA-256 of all after the header.
 
-    safetensors writes metadata in another order each time; here it is sorted, so that equal edits give equal bytes.
+    safetensors writes metadata in a different order each time; here it is sorted, so that equal edits give equal bytes.
     """
     unlabeled = save(tensors)
     start = 8 + int.from_bytes(unlabeled[:8], "little")
@@ -59,7 +59,7 @@ def serialize_lora(tensors: dict[str, Tensor], metadata: dict[str, str]) -> byte
 
 
 def build_lora_metadata(model: DiffusionModel, edit: Edit, rank: int, layout: LoraLayout) -> dict[str, str]:
-    """kohya's `ss_` keys and Stability's ModelSpec 1.0.1, as far as they can be known; no date, so that equal edits give equal bytes."""
+    """Return kohya's `ss_` keys and Stability's ModelSpec 1.0.1, as far as known; no date, so that equal edits give equal bytes."""
     velocity = model.pipe.scheduler.config.prediction_type == "v_prediction"
     version, architecture = (V_PREDICTION_VERSIONS if velocity and model.family in V_PREDICTION_VERSIONS else BASE_VERSIONS)[model.family]
     pixels = model.latent_shape[-1] * 2 ** (len(model.pipe.vae.config.block_out_channels) - 1)
@@ -81,13 +81,13 @@ def build_lora_metadata(model: DiffusionModel, edit: Edit, rank: int, layout: Lo
 
 
 def short_name_of(edit: Edit) -> str:
-    """What A1111 offers as the LoRA's name in a prompt: letters, digits and dashes."""
+    """Return the LoRA's name for prompts in A1111: lower-case letters, digits and dashes, with the start of the edit's digest."""
     words = re.findall(r"[a-z0-9]+", " ".join(c["name"] for c in edit.info.concepts).lower())
     return "-".join([*words, edit.info.method])[:60].strip("-") + f"-{edit.digest()[:6]}"
 
 
 def describe_skipped_layers(factors: Factors, layout: LoraLayout, family: str) -> list[str]:
-    """Which layers of the file some programs pass over in silence, one sentence a program; docs/exports.md has the table."""
+    """Return which layers of the file some programs skip without a message, one note for each; docs/exports.md has the table."""
     if layout == "diffusers":
         return ["this layout is for diffusers and PEFT; ComfyUI, A1111 and kohya's tools skip most or all of it"]
     outside = [name for name in factors if name.startswith("unet.") and not name.removeprefix("unet.").startswith(UNET_BLOCKS)]

@@ -1,4 +1,4 @@
-"""The card that goes with whatever is exported: where it came from, what it does, how to load it, and pictures before and after."""
+"""The model card of every export: its origin, how to load it, and images before and after."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -20,9 +20,9 @@ from erasure.loading.model_source import is_hub_id
 from erasure.storage.run import write_bytes
 
 MARKDOWN_CHARS = re.compile(r"([\\`*_{}\[\]()#+!|~:@$-])")
-MAX_SHOWN = 5  # items and characters (times 40) that a reader takes in at once; more is folded
+MAX_SHOWN = 5  # items of a list, or 40 times as many characters, that are shown; longer values are folded
 OPENRAIL_M, OPENRAIL_PLUS_PLUS = "creativeml-openrail-m", "openrail++"
-LICENSES = {  # as the hub lists them for these bases, which are the ones that are certain
+LICENSES = {  # as the hub lists them for these bases; for others the license is not certain
     "pocket": "apache-2.0",
     "CompVis/stable-diffusion-v1-4": OPENRAIL_M,
     "runwayml/stable-diffusion-v1-5": OPENRAIL_M,
@@ -37,10 +37,13 @@ LICENSES = {  # as the hub lists them for these bases, which are the ones that a
 def write_card(
     out: Path, edit: Edit, images: Sequence[tuple[str, Tensor, Tensor]], format: str, lora: LoraReport | None = None, layout: str = "kohya"
 ) -> None:
-    """README.md with before/after pictures (prompt, before, after), each (3, H, W) in [0, 1].
+    """Write README.md and before/after images.
 
     Args:
+        images: (prompt, before, after), images (3, H, W) in [0, 1].
+        format: one of erasure.export.EXPORT_FORMATS.
         lora: what a LoRA holds of the edit.
+        layout: of a LoRA.
     """
     rows = []
     for i, (prompt, before, after) in enumerate(images):
@@ -67,7 +70,7 @@ def write_card(
 
 
 def build_card_header(edit: Edit, format: str) -> ModelCardData:
-    """What the hub reads; `base_model` only where the base is on the hub, a license only where it is certain."""
+    """Return the metadata that the hub reads: `base_model` only if the base is on the hub, a license only if it is certain."""
     base = edit.info.base["source"]
     license_ = LICENSES.get(base, "other")
     return ModelCardData(
@@ -82,15 +85,15 @@ def build_card_header(edit: Edit, format: str) -> ModelCardData:
 
 
 def describe_usage(edit: Edit, format: str, layout: str) -> list[tuple[str, str]]:
-    """How each program loads a form; FOLDER and BASE stand for what the reader has."""
+    """Return how each program loads a format; FOLDER, FILE and BASE stand for the reader's own paths."""
     if format == "lora":
         return describe_lora_usage(edit, layout)
-    convert = ("ComfyUI, A1111, stable-diffusion.cpp", "they do not read this form; export the edit with `--as checkpoint`")
+    convert = ("ComfyUI, A1111, stable-diffusion.cpp", "they do not read this format; export the edit with `--format checkpoint`")
     pipeline = "OneStepPipeline" if edit.info.product == "one-step" else "StableDiffusionPipeline"
     return {
         "edit": [
             ("Erasure Studio", "`Edit.load(FOLDER).apply(pipe)`, or `erasure audit FOLDER`"),
-            ("other programs", "they do not read this form; export it with `--as lora`, `--as checkpoint` or `--as folder`"),
+            ("other programs", "they do not read this format; export it with `--format lora`, `--format checkpoint` or `--format folder`"),
         ],
         "folder": [("diffusers", f"`{pipeline}.from_pretrained(FOLDER)`"), convert],
         "text-encoder": [
@@ -107,7 +110,7 @@ def describe_usage(edit: Edit, format: str, layout: str) -> list[tuple[str, str]
 
 
 def describe_lora_usage(edit: Edit, layout: str) -> list[tuple[str, str]]:
-    """Programs that look a LoRA up by name want the file under a name of its own."""
+    """Return how each program loads the LoRA; those that look it up by name need a distinct file name."""
     name = short_name_of(edit)
     diffusers = ("diffusers", "`pipe.load_lora_weights(FOLDER)` on the base, at a scale of 1")
     if layout == "diffusers":
@@ -125,38 +128,39 @@ def describe_lora_usage(edit: Edit, layout: str) -> list[tuple[str, str]]:
 
 
 def describe_fidelity(lora: LoraReport) -> str:
-    """What is in the file and what is not."""
+    """Return a paragraph on how much of the edit the LoRA holds."""
     notes = "".join(f" {escape_markdown(note[0].upper() + note[1:])}." for note in lora.notes)
     return (
-        f"This LoRA {escape_markdown(lora.describe())}. The error is relative: the norm of what the file misses over that of the edit.{notes} "
+        f"This LoRA {escape_markdown(lora.describe())}. "
+        f"The error is relative: the norm of what the file misses over that of the edit.{notes} "
         "A LoRA is only in effect while it is loaded: whoever has the base can leave it out."
     )
 
 
-def format_fields(options: dict[str, Any]) -> list[str]:
-    """The method's options as a table; long ones folded below it."""
-    long = {key: value for key, value in options.items() if isinstance(value, list | tuple) and len(value) > MAX_SHOWN}
-    long |= {key: [value] for key, value in options.items() if isinstance(value, str) and len(value) > 40 * MAX_SHOWN}
-    short = {key: value for key, value in options.items() if key not in long}
+def format_fields(fields: dict[str, Any]) -> list[str]:
+    """Return the method's fields as a Markdown table; long ones are folded below it."""
+    long = {key: value for key, value in fields.items() if isinstance(value, list | tuple) and len(value) > MAX_SHOWN}
+    long |= {key: [value] for key, value in fields.items() if isinstance(value, str) and len(value) > 40 * MAX_SHOWN}
+    short = {key: value for key, value in fields.items() if key not in long}
     rows = "\n".join(f"| {escape_markdown(key)} | {escape_markdown(format_value(value))} |" for key, value in sorted(short.items()))
     lists = [fold_list(key, [escape_markdown(format_value(item)) for item in value]) for key, value in sorted(long.items())]
     return [f"| field | value |\n|---|---|\n{rows}", *lists]
 
 
 def fold_list(title: str, items: Iterable[str]) -> str:
-    """A list that opens on a click."""
+    """Return a list that opens on a click, as HTML in Markdown."""
     return f"<details><summary>{escape(title)}</summary>\n\n" + "\n".join(f"- {item}" for item in items) + "\n\n</details>"
 
 
 def format_value(value: Any) -> str:
-    """A value without this machine's folders: of a path only its last part."""
+    """Format a value without this machine's folders: of a path, only its last part."""
     if isinstance(value, list | tuple):
         return "; ".join(format_value(item) for item in value)
     return re.split(r"[\\/]", value.rstrip("\\/"))[-1] if isinstance(value, str) and is_path_like(value) else str(value)
 
 
 def is_path_like(text: str) -> bool:
-    """Whether a text is, or looks like, a path of some machine."""
+    """Return whether a text is, or looks like, a path on some machine."""
     if "\0" in text or len(text) > 1000:
         return False
     return (
@@ -165,24 +169,24 @@ def is_path_like(text: str) -> bool:
 
 
 def is_on_hub(base: str) -> bool:
-    """Whether a base is a hub id and no path; a folder or file of that name here counts as the path it is."""
+    """Return whether a base is a hub id; not if a folder or file of that name exists here."""
     return is_hub_id(base) and base.count("/") == 1 and not base.endswith(".safetensors")
 
 
 def describe_base(edit: Edit) -> str:
-    """The base as a reader elsewhere can know it."""
+    """Return the base in words that mean something on another machine."""
     base = edit.info.base["source"]
     return base if base == "pocket" or is_on_hub(base) else f"a local {edit.info.base['family']} model"
 
 
 def escape_markdown(text: str) -> str:
-    """Text that no Markdown or HTML reader takes for markup: one line, special characters escaped."""
+    """Return text as one line in which nothing is Markdown or HTML markup."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return MARKDOWN_CHARS.sub(r"\\\1", escape(line, quote=False))
 
 
 def save_pair(path: Path, before: Tensor, after: Tensor) -> None:
-    """Two images (3, H, W) side by side as PNG, enlarged to about 256 pixels."""
+    """Save two images (3, H, W) in [0, 1] side by side as PNG, each enlarged to about 256 pixels."""
     strip = torch.cat((before, after), 2).clamp(0, 1).mul(255).round().byte().permute(1, 2, 0)
     scale = max(1, 256 // before.shape[-1])
     image = Image.fromarray(strip.numpy())
@@ -192,14 +196,18 @@ def save_pair(path: Path, before: Tensor, after: Tensor) -> None:
 def sample_before_after(
     model: DiffusionModel, edit: Edit, seeds: Sequence[int] = (0, 1), other_base: bool = False
 ) -> list[tuple[str, Tensor, Tensor]]:
-    """Pictures of the edit's first training sentence, of base and edited model from the same noise."""
+    """Generate images with the base and the edited model from the same noise, for a training prompt of the edit's first concept.
+
+    Returns:
+        (prompt, before, after) for each seed; images (3, H, W) on the CPU.
+    """
     concept = Concept.from_dict(edit.info.concepts[0])
     prompt = concept.prompt_pairs()[-1][0]
 
-    def shown() -> Tensor:
+    def generate() -> Tensor:
         return model.decode(model.sample([prompt] * len(seeds), seeds)).cpu()
 
-    before = shown()
+    before = generate()
     with apply_edits(model, [edit], other_base):
-        after = shown()
+        after = generate()
     return [(prompt, b, a) for b, a in zip(before, after, strict=True)]

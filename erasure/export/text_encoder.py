@@ -1,4 +1,4 @@
-"""An edit that lives in the text encoder, as that alone."""
+"""Export an edit of the text encoder as the text encoder alone."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ def to_text_encoder(model: DiffusionModel, edit: Edit, out: Path, other_base: bo
     """Save the edited text encoder alone, for `from_pretrained(base, text_encoder=CLIPTextModel.from_pretrained(out))`.
 
     Raises:
-        UserError: an edit that does not move the text encoder, or moves more than it.
+        UserError: an edit that does not change the text encoder, or that changes more; a folder that is not empty.
     """
     if not edit.moved_parameters() or not all(name.startswith("text_encoder.") for name in edit.moved_parameters()):
-        raise UserError(f"{edit.name} does not live in the text encoder alone; export a diffusers folder with --as folder.")
+        raise UserError(f"{edit.name} does not live in the text encoder alone; export a diffusers folder with --format folder.")
     ensure_empty_folder(out)
     with apply_edits(model, [edit], other_base):
         model.pipe.text_encoder.save_pretrained(out, safe_serialization=True)

@@ -1,8 +1,8 @@
-"""Names that every version of transformers reads.
+"""Write files that every version of transformers reads.
 
-transformers 5.6 dropped the `text_model.` level of CLIP's text encoder and saves without it; versions before then take such a file for one
-with every weight missing, and make them up at random. All versions read the old names. Version 5 saves tokenizers as tokenizer.json alone;
-version 4 reads CLIP's from vocab.json and merges.txt. docs/versions.md has what was run.
+transformers 5.6 dropped the `text_model.` level of CLIP's text encoder and saves without it; earlier versions miss every weight in such
+a file and initialize it at random. All versions read the old names. Version 5 saves tokenizers as tokenizer.json alone; version 4 reads
+CLIP's from vocab.json and merges.txt. docs/versions.md lists the versions that were tested.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from erasure.families.base import canonical_name
+from erasure.families.parameters import canonical_name
 from erasure.loading.clip_tokenizer import merges_of
 from erasure.storage.run import read_json, write_json
 
@@ -27,7 +27,7 @@ def rename_text_encoder_keys(folder: Path) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    """Write a safetensors file in one atomic step, with the mode of any other file; safetensors by itself lets only the owner read it."""
+    """Write a safetensors file atomically, with the mode of any other file; safetensors itself lets only the owner read it."""
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     part.touch()
     mode = part.stat().st_mode
@@ -40,7 +40,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
 
 
 def write_vocabulary_files(tokenizer: Any, folder: Path) -> None:
-    """Write beside a saved tokenizer what version 4 reads: vocab.json, merges.txt, special_tokens_map.json, and words that were added."""
+    """Write beside a saved tokenizer the files that version 4 reads: vocab.json, merges.txt and special_tokens_map.json."""
     vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["vocab"]
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
     merges = [" ".join(pair) for pair in merges_of(tokenizer)]
@@ -51,7 +51,7 @@ def write_vocabulary_files(tokenizer: Any, folder: Path) -> None:
 
 
 def make_shareable(folder: Path) -> None:
-    """Make a saved folder fit to give away: no configuration says on which path the model stood, and whoever reads one file reads all."""
+    """Make a saved folder fit to share: remove the local path of the model from its configurations, and give all files one mode."""
     for path in folder.rglob("*.json"):
         record = read_json(path)
         if isinstance(record, dict) and record.pop("_name_or_path", None) is not None:

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: one CLIP text encoder, a UNet predicting noise or velocity."""
+"""Stable Diffusion 1.x and 2.x: one CLIP text encoder and a UNet that predicts noise or velocity."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, get_args
@@ -8,26 +8,31 @@ from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 
-from erasure.config.choices import family_of_width
+from erasure.config.choices import Attention, Precision, family_of_width
 from erasure.errors import UserError, unknown_value_error
-from erasure.families.base import Attention, DiffusionModel, GuidanceEdit, Precision, TrajectoryStep
+from erasure.families.base import DiffusionModel
+from erasure.families.sampling import GuidanceEdit, TrajectoryStep
 from erasure.loading.supported_models import check_pipeline
 
 
 class StableDiffusion(DiffusionModel):
-    """A diffusers StableDiffusionPipeline, eps- or v-prediction."""
+    """A diffusers StableDiffusionPipeline with eps- or v-prediction.
+
+    Raises:
+        UserError: The pipeline is not a supported one, or its config has no usable latent size.
+    """
 
     family = "sd"
 
     def __init__(self, pipe: Any, source: str, precision: Precision = "auto", attention: Attention = "auto") -> None:
         check_pipeline(pipe, source)
         scheduler_config = pipe.scheduler.config
-        prediction_type = scheduler_config.get("prediction_type", "epsilon")  # as diffusers takes it where a config leaves it out
+        prediction_type = scheduler_config.get("prediction_type", "epsilon")  # the default of diffusers
         self.predicts_velocity = prediction_type == "v_prediction"
         self.family = family_of(pipe)
         self.default_guidance = 4.0 if self.family == "pocket" else 7.5
         self.latent_shape = (pipe.unet.config.in_channels, *latent_size(pipe, source))
-        # clipping is for models of pixels; older configs of latent models say it all the same, and diffusers ignores it too
+        # clipping is for pixel-space models; older configs of latent models set it anyway, and diffusers ignores it too
         self.scheduler = DDIMScheduler.from_config(scheduler_config, prediction_type=prediction_type, clip_sample=False)
         self.alphas_cumprod = self.scheduler.alphas_cumprod.to(pipe.device)
         self.zero_terminal_snr = bool(self.alphas_cumprod[-1] == 0)  # no signal at the last timestep (arXiv:2305.08891)
@@ -40,15 +45,15 @@ class StableDiffusion(DiffusionModel):
     def encode(self, prompts: Sequence[str], prefix: Tensor | None = None) -> Tensor:
         encoder, soft_tokens = self.pipe.text_encoder, 0 if prefix is None else prefix.shape[-2]
         ids, attention_mask = self._tokenize_prompts(prompts, soft_tokens)
-        # SD 1.x was trained without an attention mask on the padding; SD 2.x says in its config whether it wants one
+        # SD 1.x was trained without an attention mask on the padding; the config of SD 2.x says whether it wants one
         mask = attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
         self.cost.text_forwards += len(prompts)
 
-        def put(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        def insert_prefix(module: nn.Module, args: Any, out: Tensor) -> Tensor:
             inserted = prefix.to(out.dtype).expand(len(prompts), -1, -1)  # type: ignore[union-attr]  # only hooked with a prefix
             return torch.cat((out[:, :1], inserted, out[:, 1 + soft_tokens :]), 1)
 
-        hook = encoder.get_input_embeddings().register_forward_hook(put) if soft_tokens else None
+        hook = encoder.get_input_embeddings().register_forward_hook(insert_prefix) if soft_tokens else None
         try:
             with self.autocast():
                 return encoder(ids, attention_mask=mask).last_hidden_state.float()
@@ -57,7 +62,7 @@ class StableDiffusion(DiffusionModel):
                 hook.remove()
 
     def _tokenize_prompts(self, prompts: Sequence[str], soft_tokens: int) -> tuple[Tensor, Tensor]:
-        """Token ids and mask (B, L) with `soft` places kept free after the start token; the end token is never cut off."""
+        """Return token ids and mask (B, L) with `soft_tokens` free places after the start token; the end token is never cut off."""
         max_length = self.context_length - soft_tokens
         if max_length < 2:
             raise UserError(f"{soft_tokens} soft tokens leave no room for a prompt; the context has {self.context_length}.")
@@ -70,11 +75,11 @@ class StableDiffusion(DiffusionModel):
 
     @property
     def context_length(self) -> int:
-        """Tokens that a prompt may have, start and end included; a tokenizer's config may leave it out."""
+        """How many tokens the text encoder reads, start and end included; the tokenizer's config may not give a limit."""
         return min(self.pipe.tokenizer.model_max_length, self.pipe.text_encoder.config.max_position_embeddings)
 
     def _expand_embeddings(self, text: str) -> str:
-        """A textual inversion of several vectors is one word in a prompt and several tokens to the text encoder."""
+        """Expand textual inversions: one of several vectors is one word in a prompt, but several tokens to the text encoder."""
         converted: str = self.pipe.maybe_convert_prompt(text, self.pipe.tokenizer)
         return converted
 
@@ -106,8 +111,9 @@ class StableDiffusion(DiffusionModel):
     def estimate_x0(self, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         alpha_bar = self.alphas_cumprod[t].reshape(-1, 1, 1, 1)
         if self.zero_terminal_snr and (alpha_bar == 0).any():
+            last_timestep = len(self.alphas_cumprod) - 1
             raise UserError(
-                f"{self.source} has no signal at timestep {len(self.alphas_cumprod) - 1} (zero terminal SNR); no image follows from noise there."
+                f"{self.source} has no signal at timestep {last_timestep} (zero terminal SNR); no image follows from noise there."
             )
         return (x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
 
@@ -115,13 +121,14 @@ class StableDiffusion(DiffusionModel):
         return self._to_noise(self._predict_native(x_t, t, cond), x_t, t)
 
     def _predict_native(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """What the network itself predicts, noise or velocity (B, C, h, w), in fp32."""
+        """Return what the network itself predicts, noise or velocity (B, C, h, w), in fp32."""
         self.cost.unet_forwards += len(x_t)
         with self.autocast():
             prediction: Tensor = self.pipe.unet(x_t, t, encoder_hidden_states=cond).sample
         return prediction.float()
 
     def _to_noise(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return the noise (B, C, h, w) that a native prediction implies."""
         if not self.predicts_velocity:
             return prediction
         # eps = sqrt(1 - abar) x_t + sqrt(abar) v (Salimans & Ho, arXiv:2202.00512, appendix D)
@@ -146,7 +153,7 @@ class StableDiffusion(DiffusionModel):
                 2 + len(guidance_edits)
             )
             eps_uncond, eps_cond, *eps_concepts = (self._to_noise(prediction, x_t, timesteps[: len(x_t)]) for prediction in predictions)
-            # guided as the network predicts: at zero terminal SNR x_0 follows from velocity alone, x_0 = sqrt(abar) x_t - sqrt(1 - abar) v
+            # guide in the network's own space: at zero terminal SNR x_0 follows only from velocity, sqrt(abar) x_t - sqrt(1 - abar) v
             guided = predictions[0] + guidance * (predictions[1] - predictions[0])
             for guidance_edit, eps_concept, state in zip(guidance_edits, eps_concepts, states, strict=True):
                 correction = guidance_edit.guide(eps_cond, eps_uncond, eps_concept, guidance, k / steps, state)
@@ -165,7 +172,7 @@ class StableDiffusion(DiffusionModel):
     def set_attention(self, training: bool) -> None:
         unet, attention = self.pipe.unet, self.attention
         if attention == "auto":
-            # on a CPU the backward pass of fused attention is slower than the plain one at small resolutions
+            # on a CPU the backward pass of fused attention is slower than that of plain attention at small resolutions
             attention = "eager" if training and self.device.type == "cpu" else "sdpa"
         match attention:
             case "sdpa":
@@ -181,7 +188,11 @@ class StableDiffusion(DiffusionModel):
 
 
 def latent_size(pipe: Any, source: str) -> tuple[int, int]:
-    """Height and width of a latent: what the UNet's config says, or else what the VAE's does."""
+    """Return height and width of a latent, from the UNet's config or else from the VAE's.
+
+    Raises:
+        UserError: Neither config gives a usable size.
+    """
     sample_size, image_size = pipe.unet.config.sample_size, pipe.vae.config.sample_size
     factor = 2 ** (len(pipe.vae.config.block_out_channels) - 1)
     if sample_size is None and image_size is not None:
@@ -189,11 +200,11 @@ def latent_size(pipe: Any, source: str) -> tuple[int, int]:
     height, width = sample_size if isinstance(sample_size, list | tuple) and len(sample_size) == 2 else (sample_size, sample_size)
     if not all(isinstance(side, int) and side > 0 for side in (height, width)):
         raise UserError(
-            f"{source} has the sample_size {sample_size!r} in unet/config.json; it must be a number of latent places, or [height, width]."
+            f"{source} has the sample_size {sample_size!r} in unet/config.json; it must be a size in latent pixels, or [height, width]."
         )
     return height, width
 
 
 def family_of(pipe: Any) -> str:
-    """The recipe family: "pocket", "sd1" or "sd2", told by the width of the text conditioning."""
+    """Return the recipe family by the width of the text conditioning: "pocket", "sd1" or "sd2"."""
     return family_of_width(pipe.unet.config.cross_attention_dim)

@@ -1,4 +1,4 @@
-"""CLIP's tokenizer without a download: its byte-pair merges come with open_clip."""
+"""CLIP's tokenizer without a download: open_clip contains its byte-pair merges."""
 
 import gzip
 import json
@@ -11,7 +11,7 @@ VOCABULARY_SIZE = 49_408  # 256 bytes, 256 bytes that end a word, 48,894 merges,
 
 
 def read_clip_merges() -> list[tuple[str, str]]:
-    """CLIP's 48,894 merges in order (Radford et al., arXiv:2103.00020)."""
+    """Return CLIP's 48,894 merges in order (Radford et al., arXiv:2103.00020)."""
     compressed = files("open_clip").joinpath("bpe_simple_vocab_16e6.txt.gz").read_bytes()
     lines = gzip.decompress(compressed).decode().split("\n")[1 : VOCABULARY_SIZE - 512 - 2 + 1]
     pairs = (line.split() for line in lines)
@@ -19,7 +19,7 @@ def read_clip_merges() -> list[tuple[str, str]]:
 
 
 def build_clip_vocabulary() -> dict[str, int]:
-    """The number of each word: bytes, bytes that end a word, merged words, start, end."""
+    """Return the token id of each entry: bytes, bytes that end a word, merges, start, end."""
     from open_clip.tokenizer import bytes_to_unicode  # imports torchvision, which not every caller needs
 
     letters = list(bytes_to_unicode().values())
@@ -29,12 +29,12 @@ def build_clip_vocabulary() -> dict[str, int]:
 
 
 def merges_of(tokenizer: Any) -> list[tuple[str, str]]:
-    """The merges of a tokenizer that is read by the tokenizers library."""
+    """Return the byte-pair merges of a tokenizer of the tokenizers library."""
     pairs = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     return [(first, second) for first, second in pairs]
 
 
 def build_tokenizer(vocabulary: dict[str, int], merges: list[tuple[str, str]], **options: Any) -> CLIPTokenizer:
-    """A tokenizer of CLIP's kind: lower case, byte-pair merges within words, start and end tokens around them."""
-    pairs: Any = merges  # which is what the tokenizers library takes; transformers' annotation says strings
+    """Build a tokenizer like CLIP's: lower case, byte-pair merges within words, start and end tokens around the text."""
+    pairs: Any = merges  # the tokenizers library takes pairs; transformers' annotation says strings
     return CLIPTokenizer(vocab=vocabulary, merges=pairs, **options)

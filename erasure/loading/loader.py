@@ -1,4 +1,4 @@
-"""From what a user calls a model (pocket, a hub id, a folder, one .safetensors file) to a DiffusionModel."""
+"""Load a DiffusionModel from pocket, a hub id, a folder or one .safetensors file."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
+from erasure.config.choices import Attention, Precision
 from erasure.errors import UserError, is_out_of_memory
-from erasure.families.base import Attention, DiffusionModel, Precision
+from erasure.families.base import DiffusionModel
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.model_files import find_weights, resolve_folder
 from erasure.loading.model_source import check_model_source
@@ -38,17 +39,18 @@ OMITTED_COMPONENTS: dict[str, Any] = {
 def load_model(
     source: str = "pocket", *, device: str = "auto", precision: Precision = "auto", attention: Attention = "auto"
 ) -> DiffusionModel:
-    """Load a pipeline with its safety checker off.
+    """Load a model with its safety checker off.
 
     Args:
         source: "pocket", a hub id such as "stable-diffusion-v1-5/stable-diffusion-v1-5" (a subfolder may follow), a diffusers folder,
             or one .safetensors file.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        precision: what to compute in; weights are fp32 on a CPU and fp16 on a GPU, trained ones always fp32.
+        precision: of the computation; weights are fp32 on a CPU and fp16 on a GPU, trained ones always fp32.
+        attention: the attention implementation.
 
     Raises:
-        UserError: a missing folder, a folder without a pipeline, a broken file, an unreachable hub; a model that is not supported, before
-            its weights are loaded.
+        UserError: an unknown device, a missing folder, a folder without a pipeline, a broken file, an unreachable hub, or, before its
+            weights are loaded, a model that is not supported.
     """
     check_model_source(source)
     torch_device = resolve_device(device)
@@ -61,7 +63,7 @@ def load_model(
 
 
 def _open_pipeline(path: str, source: str, dtype: torch.dtype) -> Any:
-    """The pipeline behind a path or hub id; safetensors only, no pickle is ever read."""
+    """Open the pipeline behind a path or hub id; safetensors only, pickles are never loaded."""
     local_path = Path(path).expanduser()
     try:
         if local_path.is_file():
@@ -71,7 +73,7 @@ def _open_pipeline(path: str, source: str, dtype: torch.dtype) -> Any:
         raise
     except SafetensorError as error:
         raise UserError(f"{source} holds a broken safetensors file ({error}); copy or download it again.") from error
-    # what diffusers, transformers and torch raise for configs and weights that do not fit each other
+    # what diffusers, transformers and torch raise for configs and weights that do not fit together
     except (OSError, ValueError, LookupError, AttributeError, TypeError, NotImplementedError, RuntimeError) as error:
         if is_out_of_memory(error):
             raise
@@ -79,13 +81,14 @@ def _open_pipeline(path: str, source: str, dtype: torch.dtype) -> Any:
 
 
 def _open_file(file: Path, source: str, dtype: torch.dtype) -> Any:
+    """Open a pipeline in one .safetensors file."""
     if file.suffix != ".safetensors":
         raise UserError(f"{source} is not a .safetensors file; pickled checkpoints (.ckpt, .bin, .pt) are never loaded, convert it first.")
     return open_single_file(file, source, (PIPELINE_CLASS,), dtype)
 
 
 def _open_folder(path: str, source: str, dtype: torch.dtype) -> Any:
-    """A diffusers folder, local or on the hub: its index first, then its configs, and its weights only if it is supported."""
+    """Open a diffusers folder, local or on the hub: first its index, then its configs, and its weights only if it is supported."""
     folder = resolve_folder(path, ("model_index.json",))
     if not (folder / "model_index.json").is_file():
         raise UserError(f"{source} is not a diffusers pipeline: it has no model_index.json.")
@@ -101,7 +104,7 @@ def _open_folder(path: str, source: str, dtype: torch.dtype) -> Any:
 
 
 def _check_complete(loaded: Any, description: str) -> Any:
-    """A network all of whose parameters came from its files; the libraries would leave the others at random.
+    """Check that all parameters of a network came from its files; the libraries would initialize the others at random.
 
     Raises:
         UserError: parameters that the files lack.
@@ -113,6 +116,11 @@ def _check_complete(loaded: Any, description: str) -> Any:
 
 
 def read_index(folder: Path, source: str) -> dict[str, Any]:
+    """Return the content of model_index.json.
+
+    Raises:
+        UserError: it cannot be read or is not a JSON object.
+    """
     index = read_json(folder / "model_index.json")
     if not isinstance(index, dict):
         raise UserError(f"model_index.json of {source} is not a JSON object.")
@@ -120,7 +128,7 @@ def read_index(folder: Path, source: str) -> dict[str, Any]:
 
 
 def describe_unreadable(folder: Path) -> str:
-    """Why nothing can be read behind a path or hub id, as the rest of a sentence."""
+    """Return what a path or hub id cannot be read as, as the rest of a sentence."""
     if folder.is_file():
         return "cannot be read as one file"
     return "cannot be read as a pipeline"
@@ -128,7 +136,7 @@ def describe_unreadable(folder: Path) -> str:
 
 @contextmanager
 def _quiet_loading() -> Iterator[None]:
-    """Loading takes seconds; its nested progress bars and warnings would bury the one line that matters."""
+    """Silence the libraries while a model is loaded, which takes seconds; progress bars and warnings would hide the line that matters."""
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     diffusers_logging.disable_progress_bar()
@@ -142,14 +150,15 @@ def _quiet_loading() -> Iterator[None]:
 
 
 def first_line_of(error: Exception) -> str:
+    """Return the first line of an error's message, at most 200 characters."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def resolve_device(device: str) -> torch.device:
-    """A device that this machine has and the program computes on.
+    """Return a device of this machine on which the program can compute.
 
     Raises:
-        UserError: no such device here, or one that holds no values, such as "meta".
+        UserError: no such device here, or one that does not compute, such as "meta".
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,4 +1,4 @@
-"""Where the files of a model or an erasure are: a local folder, or a repository of the hub with an optional subfolder."""
+"""Locate the files of a model or an erasure: in a local folder, or in a repository of the hub with an optional subfolder."""
 
 import re
 from collections.abc import Iterable
@@ -17,13 +17,13 @@ PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 
 
 def resolve_folder(source: str, file_patterns: Iterable[str]) -> Path:
-    """The folder behind a path or hub id; of a hub id only the wanted files are fetched, or taken from the local cache.
+    """Return the folder behind a path or hub id; from the hub, only the requested files are downloaded, or taken from the local cache.
 
     Args:
-        wanted: file names or patterns, relative to the folder.
+        file_patterns: file names or patterns, relative to the folder.
 
     Raises:
-        UserError: neither a folder nor a hub id, or a repository that cannot be reached and is not in the cache.
+        UserError: neither a folder nor a hub id, or a repository that is not in the cache and cannot be downloaded.
     """
     local_folder = Path(source).expanduser()
     if local_folder.is_dir():
@@ -38,13 +38,17 @@ def resolve_folder(source: str, file_patterns: Iterable[str]) -> Path:
 
 
 def list_model_files(source: str) -> list[str]:
-    """Names of the files right in a folder or hub id, without those in its subfolders."""
+    """Return the sorted names of the files in a folder or hub id, without subfolders.
+
+    Raises:
+        UserError: as `resolve_folder`.
+    """
     if not is_hub_id(source):
         return sorted(path.name for path in resolve_folder(source, ()).iterdir() if path.is_file())
     repo, subfolder = _split_repo(source)
     try:
         repo_files = list_repo_files(repo)
-    except (HTTPError, OSError, ValueError):  # without network what is cached counts
+    except (HTTPError, OSError, ValueError):  # without a network, list the cached files
         folder = resolve_folder(source, ())
         return sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
     names = [name.removeprefix(subfolder) for name in repo_files if name.startswith(subfolder)]
@@ -52,28 +56,31 @@ def list_model_files(source: str) -> list[str]:
 
 
 def _split_repo(source: str) -> tuple[str, str]:
-    """Repository and the prefix of everything in the subfolder."""
+    """Return the repository, and the prefix of all file names in the subfolder."""
     org, name, *subfolders = source.split("/")
     return f"{org}/{name}", "".join(f"{part}/" for part in subfolders)
 
 
 def unreachable_error(source: str) -> UserError:
+    """Return the error for a hub id that is not in the cache and cannot be downloaded."""
     return UserError(
         f"{source} is not in the local cache, and the hub cannot be reached, does not have it, or asks for a login (hf auth login)."
     )
 
 
 def weight_patterns(part: str, variant: str = "") -> list[str]:
-    """Names of the weights of a component, whole and in shards."""
+    """Return patterns for the weight files of a component, in one file or in shards."""
     stems = [f"{part}{name}{'.' * bool(variant)}{variant}" for name in ("model", "diffusion_pytorch_model")]
     return [f"{stem}{shard}.safetensors" for stem in stems for shard in ("", "-*-of-*")]
 
 
 def find_weights(source: str, part: str = "") -> tuple[list[Path], str | None]:
-    """The weight files of a component ("unet/", or "" for the folder itself) and their variant; fp16 where there is no plain copy.
+    """Return the weight files of a component ("unet/", or "" for the folder itself) and their variant.
+
+    Files without a variant come first, then fp16, then any single other variant.
 
     Raises:
-        UserError: no weights in safetensors, or variants between which nothing decides.
+        UserError: no weights in safetensors, or several other variants.
     """
     folder = resolve_folder(source, weight_patterns(part)) / part
     variants = _find_variants(folder)
@@ -89,13 +96,14 @@ def find_weights(source: str, part: str = "") -> tuple[list[Path], str | None]:
     pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLE_SUFFIXES)
     if pickles:
         raise UserError(
-            f"{location} holds only pickled weights ({pickles[0]}), which are never loaded; convert them where you trust them: "
+            f"{location} holds only pickled weights ({pickles[0]}), which are never loaded; if you trust them, convert them: "
             "load the pipeline in diffusers and call save_pretrained(folder, safe_serialization=True)."
         )
     raise UserError(f"{location} holds no weights in safetensors (model.safetensors or diffusion_pytorch_model.safetensors).")
 
 
 def _find_variants(folder: Path) -> dict[str | None, list[Path]]:
+    """Return the weight files in a folder by their variant."""
     variants: dict[str | None, list[Path]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         if match := WEIGHT_FILE_NAME.fullmatch(path.name):
@@ -104,5 +112,5 @@ def _find_variants(folder: Path) -> dict[str | None, list[Path]]:
 
 
 def load_component(source: str, part: str = "") -> dict[str, Tensor]:
-    """All tensors of a component, by their names in its files."""
+    """Return all tensors of a component on the CPU, by their names in its files. Raises as `find_weights`."""
     return {name: value for path in find_weights(source, part)[0] for name, value in load_file(path).items()}

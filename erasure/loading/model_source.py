@@ -1,4 +1,4 @@
-"""What a user may call a model: pocket, a hub id, a folder, or one .safetensors file. No torch here, so that a slip is told at once."""
+"""The ways to name a model: pocket, a hub id, a folder or one .safetensors file. No torch here, so that typos are reported at once."""
 
 import re
 from pathlib import Path
@@ -9,22 +9,23 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w-][\w.-]*)*")  # org/name, o
 
 
 def is_hub_id(source: str) -> bool:
+    """Return whether a source has the form of a hub id and is not a local path."""
     return not is_local_path(source) and bool(HUB_ID.fullmatch(source))
 
 
 def is_local_path(source: str) -> bool:
-    """Whether a file or folder is there. A name that no file system takes is not."""
+    """Return whether a file or folder exists; false for a name that no file system takes."""
     try:
         return Path(source).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL, the home of somebody unknown
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL, the home of an unknown user
         return False
 
 
 def check_model_source(source: str) -> None:
-    """Complain about what is neither pocket, nor there, nor could be on the hub.
+    """Check that a source is pocket, exists locally, or could be on the hub.
 
     Raises:
-        UserError: it names the source.
+        UserError: it is none of these.
     """
     if any(len(part) > 255 for part in Path(source).parts):
         raise UserError(f"no model at {source!r}: a name has at most 255 letters.")

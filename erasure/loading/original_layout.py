@@ -1,8 +1,8 @@
-"""The original Stable Diffusion layout: under which names one .safetensors file holds UNet, VAE and text encoder.
+"""The original Stable Diffusion layout: the names of UNet, VAE and text encoder parameters in one .safetensors file.
 
 A1111, ComfyUI, kohya's tools and stable-diffusion.cpp read this layout. diffusers reads it too, and its reader is our only source for which
-name means which parameter: it is fed markers under every name that the layout can have, and where a marker comes out is what its name
-means. So what is written here is what diffusers reads back, whatever version is installed.
+name means which parameter: it converts markers under every name that the layout can have, and the parameter that a marker ends up in is the
+meaning of its name. So diffusers reads back exactly what is written here, whatever its version.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -21,7 +21,7 @@ from diffusers.loaders.single_file_utils import (
 from torch import Tensor, nn
 
 from erasure.errors import UserError
-from erasure.families.base import canonical_name
+from erasure.families.parameters import canonical_name
 
 UNET_PREFIX, VAE_PREFIX, CLIP_PREFIX, OPEN_CLIP_PREFIX = (
     "model.diffusion_model.",
@@ -29,34 +29,34 @@ UNET_PREFIX, VAE_PREFIX, CLIP_PREFIX, OPEN_CLIP_PREFIX = (
     "cond_stage_model.transformer.",
     "cond_stage_model.model.",
 )
-LDM_NAMES: Any = DIFFUSERS_TO_LDM_MAPPING  # of modules outside blocks, by part
+LDM_NAMES: Any = DIFFUSERS_TO_LDM_MAPPING  # names of modules outside blocks, by part
 FUSED_ROWS = 3  # OpenCLIP stacks the query, key and value projections of a layer in one tensor
 
 
 @dataclass(frozen=True)
 class Place:
-    """What one tensor of the layout holds."""
+    """The parameters that one tensor of the layout holds."""
 
     part: str  # unet, vae or text_encoder
     parameters: tuple[str, ...]  # of that part, stacked along the first axis in this order; names are canonical
-    convolution: bool = False  # a matrix (O, I) that the layout keeps as a 1x1 convolution (O, I, 1, 1)
+    convolution: bool = False  # a matrix (O, I) that the layout stores as a 1x1 convolution (O, I, 1, 1)
 
     def gather(self, parameters: Mapping[str, Tensor]) -> Tensor:
-        """The tensor as the layout holds it, from the parameters of its part."""
+        """Return the tensor of the layout from the parameters of its part."""
         value = torch.cat([parameters[name] for name in self.parameters])
         return value[..., None, None] if self.convolution and value.ndim == 2 else value
 
     def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
-        """The shape of that tensor, from the shapes of the parameters; 1x1 convolutions count as matrices."""
+        """Return the shape of that tensor from the shapes of the parameters; 1x1 convolutions count as matrices."""
         rows, *rest = shapes[self.parameters[0]]
         return (rows * len(self.parameters), *rest)
 
 
 def places_of(unet: nn.Module, vae: nn.Module, text_encoder: nn.Module) -> dict[str, Place]:
-    """Every name of the layout for these modules (meta tensors will do), and what stands under it.
+    """Return what every name of the layout holds for these modules (meta tensors are enough).
 
-    The text encoder is CLIP's where the UNet projects by convolutions (Stable Diffusion 1), OpenCLIP's where it projects by matrices
-    (Stable Diffusion 2), which is how the programs that read this layout tell the two apart.
+    The text encoder is CLIP's if the UNet's projections are convolutions (Stable Diffusion 1), and OpenCLIP's if they are matrices (Stable
+    Diffusion 2); the programs that read this layout distinguish the two in the same way.
 
     Raises:
         UserError: a parameter that the layout has no name for.
@@ -66,6 +66,7 @@ def places_of(unet: nn.Module, vae: nn.Module, text_encoder: nn.Module) -> dict[
 
 
 def _unet_places(unet: Any) -> dict[str, Place]:
+    """Return the places of the UNet's parameters."""
     levels, layers, parameter_names = len(unet.config.block_out_channels), unet.config.layers_per_block, set(unet.state_dict())
     if not isinstance(layers, int):
         raise UserError(f"the original Stable Diffusion layout has no place for blocks of {layers} layers.")
@@ -73,7 +74,7 @@ def _unet_places(unet: Any) -> dict[str, Place]:
     attention = sorted({".".join(name.partition(".attentions.")[2].split(".")[1:]) for name in parameter_names if ".attentions." in name})
     names = list(LDM_NAMES["unet"]["layers"].values())
     for i in range(levels * (layers + 1)):
-        # an upsampler comes after the attention of its block, or takes its index where there is none
+        # an upsampler comes after the attention of its block, or takes its index if there is none
         upsampler = 2 if any(name.startswith(f"up_blocks.{i // (layers + 1)}.attentions.") for name in parameter_names) else 1
         names += _leaf_names(f"input_blocks.{i}.0", (*resnet, "op")) + [f"input_blocks.{i}.1.{leaf}" for leaf in attention]
         names += _leaf_names(f"output_blocks.{i}.0", resnet) + [f"output_blocks.{i}.1.{leaf}" for leaf in attention]
@@ -88,6 +89,7 @@ def _unet_places(unet: Any) -> dict[str, Place]:
 
 
 def _vae_places(vae: Any) -> dict[str, Place]:
+    """Return the places of the VAE's parameters."""
     levels, layers = len(vae.config.block_out_channels), vae.config.layers_per_block
     resnet, attention = ("norm1", "conv1", "norm2", "conv2", "nin_shortcut"), ("norm", "q", "k", "v", "proj_out")
     names = list(LDM_NAMES["vae"].values())
@@ -107,6 +109,7 @@ def _vae_places(vae: Any) -> dict[str, Place]:
 
 
 def _clip_places(encoder: nn.Module) -> dict[str, Place]:
+    """Return the places of the parameters of CLIP's text encoder."""
     parameter_names = {canonical_name(name) for name in encoder.state_dict()}
     return _invert_reader(
         "text_encoder",
@@ -117,27 +120,32 @@ def _clip_places(encoder: nn.Module) -> dict[str, Place]:
 
 
 def _open_clip_places(encoder: Any) -> dict[str, Place]:
+    """Return the places of the parameters of OpenCLIP's text encoder."""
     # a projection to image space belongs to CLIP as a whole; the encoder of Stable Diffusion ends before it
     names = [OPEN_CLIP_PREFIX + name for name in LDM_NAMES["openclip"]["layers"].values() if name != "text_projection"]
     for i in range(encoder.config.num_hidden_layers):
         block = f"{OPEN_CLIP_PREFIX}transformer.resblocks.{i}"
         names += _leaf_names(block, ("ln_1", "ln_2", "mlp.c_fc", "mlp.c_proj", "attn.out_proj"))
         names += [f"{block}.attn.in_proj_weight", f"{block}.attn.in_proj_bias"]
-    one_row = SimpleNamespace(config=SimpleNamespace(hidden_size=1))  # the reader cuts fused tensors at multiples of this
+    one_row = SimpleNamespace(config=SimpleNamespace(hidden_size=1))  # the reader splits fused tensors at multiples of this
     parameter_names = {canonical_name(name) for name in encoder.state_dict()}
     return _invert_reader("text_encoder", parameter_names, names, lambda markers: convert_open_clip_checkpoint(one_row, markers))
 
 
 def _leaf_names(module: str, leaves: Iterable[str]) -> list[str]:
+    """Return the names of weights and biases below a module."""
     return [f"{module}.{leaf}.{suffix}" for leaf in leaves for suffix in ("weight", "bias")]
 
 
 def _invert_reader(
     part: str, parameter_names: set[str], names: list[str], convert: Callable[[dict[str, Tensor]], dict[str, Tensor]]
 ) -> dict[str, Place]:
-    """For each name, the parameters among `known` in which the reader puts what it finds under that name.
+    """Return for each name the parameters, among `parameter_names`, into which diffusers' reader puts its tensor.
 
     The marker of name i holds 3 i, 3 i + 1 and 3 i + 2 in its rows, so that a fused name shows which rows go where.
+
+    Raises:
+        UserError: a parameter that no name leads to.
     """
     markers = {name: torch.arange(FUSED_ROWS * i, FUSED_ROWS * (i + 1)).reshape(FUSED_ROWS, 1) for i, name in enumerate(names)}
     rows = {

@@ -1,8 +1,8 @@
-"""What builds a pipeline around bare tensors: the configurations of its parts, its tokenizer and its noise schedule.
+"""The configurations that build a pipeline around tensors: those of its networks, its tokenizer and its noise schedule.
 
-A checkpoint in one file is tensors alone. For released models this record comes with the package (families/configs); a checkpoint that
-this project writes carries its own in the file's metadata, because its sizes may be any (pocket's are), and tensors do not show all of
-them: the number of attention heads leaves no trace in a shape.
+A checkpoint in one file holds only tensors. For released models the configurations come with the package (families/configs). A checkpoint
+that this project writes holds its own in the file's metadata, because it may have any sizes (pocket's are its own), and shapes do not show
+all of them, such as the number of attention heads.
 """
 
 import json
@@ -26,7 +26,7 @@ COMPONENT_CLASSES = {
     "vae": ("diffusers", "AutoencoderKL"),
     "text_encoder": ("transformers", "CLIPTextModel"),
 }
-# what programs other than diffusers take for granted about a generation of Stable Diffusion, part by part
+# settings that programs other than diffusers assume for a generation of Stable Diffusion, by part
 FIXED_SETTINGS = {
     "unet": ("in_channels", "block_out_channels", "layers_per_block", "cross_attention_dim", "attention_head_dim", "use_linear_projection"),
     "vae": ("block_out_channels", "layers_per_block", "latent_channels", "scaling_factor"),
@@ -36,7 +36,7 @@ FIXED_SETTINGS = {
 
 
 class TokenizerConfig(BaseModel):
-    """A CLIP tokenizer: CLIP's own vocabulary by name, another one written out."""
+    """A CLIP tokenizer: "clip" for CLIP's own vocabulary, or the vocabulary and merges themselves."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -46,6 +46,7 @@ class TokenizerConfig(BaseModel):
     model_max_length: int
 
     def build(self) -> CLIPTokenizer:
+        """Build the tokenizer."""
         options = {"pad_token": self.pad_token, "model_max_length": self.model_max_length}
         if self.vocabulary == "clip":
             return build_tokenizer(build_clip_vocabulary(), read_clip_merges(), **options)
@@ -53,11 +54,11 @@ class TokenizerConfig(BaseModel):
 
 
 class PipelineConfigs(BaseModel):
-    """The configurations of one pipeline; those of the parts are diffusers' and transformers' own."""
+    """The configurations of one pipeline; those of the networks are in the formats of diffusers and transformers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    pipeline: str  # its class in diffusers
+    pipeline: str  # class name in diffusers
     unet: dict[str, Any]
     vae: dict[str, Any]
     text_encoder: dict[str, Any]
@@ -67,16 +68,16 @@ class PipelineConfigs(BaseModel):
     tokenizer_2: TokenizerConfig | None = None
 
     def list_differences(self, other: "PipelineConfigs") -> list[str]:
-        """Names of the facts that another program would get wrong if it took this model for `other`."""
-        differing = []
+        """Return the names of the settings that another program would get wrong if it took this model for `other`."""
+        differences = []
         for part, names in FIXED_SETTINGS.items():
-            mine, theirs = getattr(self, part), getattr(other, part)
-            differing += [f"{part}.{name}" for name in names if mine.get(name) != theirs.get(name)]
-        return differing + (["tokenizer.vocabulary"] if self.tokenizer.vocabulary != other.tokenizer.vocabulary else [])
+            own_config, other_config = getattr(self, part), getattr(other, part)
+            differences += [f"{part}.{name}" for name in names if own_config.get(name) != other_config.get(name)]
+        return differences + (["tokenizer.vocabulary"] if self.tokenizer.vocabulary != other.tokenizer.vocabulary else [])
 
     @contextmanager
     def temporary_folder(self) -> Iterator[Path]:
-        """UNet, VAE and text encoder as a diffusers folder without weights, for as long as the context lasts."""
+        """Yield a temporary diffusers folder with the configurations of UNet, VAE and text encoder and no weights."""
         with TemporaryDirectory(prefix="erasure-configs-") as name:
             root = Path(name)
             for part in COMPONENT_CLASSES:
@@ -87,21 +88,21 @@ class PipelineConfigs(BaseModel):
 
 
 def load_released_configs(name: str) -> PipelineConfigs:
-    """The configurations of a released model, one of `KNOWN`."""
+    """Return the configurations of a released model, one of `RELEASED_MODELS`."""
     return PipelineConfigs.model_validate_json((CONFIG_FOLDER / f"{name}.json").read_bytes())
 
 
 def configs_of(pipe: Any) -> PipelineConfigs:
-    """The configurations of a loaded Stable Diffusion pipeline, without anything about where it was loaded from.
+    """Return the configurations of a loaded Stable Diffusion pipeline, without the path it was loaded from.
 
     Raises:
-        UserError: a tokenizer with words that were added to it (textual inversion).
+        UserError: a tokenizer with added words (textual inversion).
     """
     vocabulary, merges = pipe.tokenizer.get_vocab(), merges_of(pipe.tokenizer)
-    in_model = json.loads(pipe.tokenizer.backend_tokenizer.to_str())["model"]["vocab"]
-    if added_words := sorted(vocabulary.keys() - in_model.keys()):
+    model_vocabulary = json.loads(pipe.tokenizer.backend_tokenizer.to_str())["model"]["vocab"]
+    if added_words := sorted(vocabulary.keys() - model_vocabulary.keys()):
         raise UserError(
-            f"the tokenizer has {len(added_words)} added words, such as {added_words[0]!r}; one file cannot hold them, use --as folder."
+            f"the tokenizer has {len(added_words)} added words, such as {added_words[0]!r}; one file cannot hold them, use --format folder."
         )
     is_clip = vocabulary == build_clip_vocabulary() and merges == read_clip_merges()
     return PipelineConfigs(
@@ -120,7 +121,7 @@ def configs_of(pipe: Any) -> PipelineConfigs:
 
 
 def _to_portable_config(config: Any) -> dict[str, Any]:
-    """A configuration as JSON reads it back (tuples as lists), without versions and paths."""
+    """Return a configuration as JSON reads it back (tuples as lists), without versions and paths."""
     settings: dict[str, Any] = json.loads(json.dumps(dict(config)))
     return {
         key: value

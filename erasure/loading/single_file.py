@@ -1,9 +1,9 @@
-"""One .safetensors file as a pipeline, without any network: what the file is, which configurations fit it, and whether they do.
+"""Open one .safetensors file as a pipeline, offline: identify the file, choose its configurations, and check that they fit.
 
-diffusers looks the configurations up on the hub by a few tensors. Here they come from the file itself where this project wrote it
-(erasure.loading.pipeline_configs says why), else from those in the package; and every name and shape is compared with them before a weight
-is read, so that a file of other sizes is refused instead of being loaded in part.
-Sizes are not guessed from shapes: the number of attention heads has none.
+diffusers identifies a file by a few tensors and downloads the configurations from the hub. Here they come from the file itself if this
+project wrote it (see erasure.loading.pipeline_configs), otherwise from the package. Every name and shape is compared with them before a
+weight is read, so that a file of other sizes is refused instead of being loaded in part. Sizes are not guessed from shapes, because shapes
+do not show the number of attention heads.
 """
 
 import re
@@ -23,15 +23,15 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from erasure.config.strict_yaml import read_strict_yaml
 from erasure.errors import AssumptionWarning, UserError
-from erasure.families.base import canonical_name
+from erasure.families.parameters import canonical_name
 from erasure.loading.original_layout import CLIP_PREFIX, OPEN_CLIP_PREFIX, UNET_PREFIX, VAE_PREFIX, places_of
 from erasure.loading.pipeline_configs import PipelineConfigs, load_released_configs
 
-CONFIGS_KEY, PREDICTION_KEY = "erasure.loading.pipeline_configs", "modelspec.prediction_type"  # keys of a file's metadata
+CONFIGS_KEY, PREDICTION_KEY = "erasure.configs", "modelspec.prediction_type"  # keys of a file's metadata
 PREDICTION_TYPES = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
-# ComfyUI tells the two Stable Diffusion 2 apart by the spread of this bias, above 0.09 in those that predict v (comfy/supported_models.py)
+# ComfyUI distinguishes the two kinds of Stable Diffusion 2 by the spread of this bias: above 0.09 means v (comfy/supported_models.py)
 V_PREDICTION_BIAS, V_PREDICTION_SPREAD = f"{UNET_PREFIX}output_blocks.11.1.transformer_blocks.0.norm1.bias", 0.09
-PIPELINE_CLASSES = {  # what diffusers calls the kinds of checkpoint that it tells apart
+PIPELINE_CLASSES = {  # the pipeline class for diffusers' name of a checkpoint type
     "xl_refiner": "StableDiffusionXLImg2ImgPipeline",
     "xl_inpaint": "StableDiffusionXLInpaintPipeline",
     "inpainting": "StableDiffusionInpaintPipeline",
@@ -44,7 +44,7 @@ PIPELINE_CLASSES = {  # what diffusers calls the kinds of checkpoint that it tel
     "flux-dev": "FluxPipeline",
     "flux-schnell": "FluxPipeline",
 }
-# how often a configuration makes something; a damaged one could ask for more than a machine holds
+# settings that are counts of modules or timesteps; damaged ones could need more memory than a machine has
 COUNT_SETTINGS = (
     ("unet", "layers_per_block"),
     ("vae", "layers_per_block"),
@@ -52,7 +52,7 @@ COUNT_SETTINGS = (
     ("scheduler", "num_train_timesteps"),
 )
 LORA_KEY = re.compile(r"\.lora_|^lora_|\.lora\.|lora_linear_layer|\.hada_|\.lokr_|\.dora_scale|\.alpha$")
-# what a file holds that is not a checkpoint, by how some of its names start, and what to do with it; the first that fits counts
+# prefixes of names in a file that is not a checkpoint -> what it is and what to do with it; the first match counts
 NOT_CHECKPOINTS = {
     ("unet.", "text_encoder."): "the tensors of an edit or a state dict, not a model; `erasure audit` takes it, beside its base as --model",
     ("down_blocks.", "input_blocks."): "a UNet alone; a model needs its VAE and text encoder as well",
@@ -64,36 +64,37 @@ NOT_CHECKPOINTS = {
 
 @dataclass(frozen=True)
 class SafetensorsHeader:
-    """What a safetensors file says before its weights."""
+    """The header of a safetensors file."""
 
     path: Path
     shapes: dict[str, tuple[int, ...]]
     metadata: dict[str, str]
 
     def has_prefix(self, prefix: str) -> bool:
+        """Return whether any tensor name starts with a prefix."""
         return any(name.startswith(prefix) for name in self.shapes)
 
 
 def read_header(path: Path) -> SafetensorsHeader:
-    """Names, shapes and metadata of a safetensors file; no weights.
+    """Read names, shapes and metadata of a safetensors file; no weights.
 
     Raises:
         SafetensorError: a broken file.
     """
     with safe_open(path, "pt") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (safe_open is no dict)
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (safe_open is not a dict)
         return SafetensorsHeader(path, shapes, dict(file.metadata() or {}))
 
 
 def open_single_file(path: Path, source: str, supported: Collection[str], dtype: torch.dtype) -> Any:
-    """The pipeline that a checkpoint in the original Stable Diffusion layout holds, in `dtype`.
+    """Open a checkpoint in the original Stable Diffusion layout as a pipeline with weights in `dtype`.
 
     Args:
-        source: what the user called it.
+        source: the name that the user gave, for messages.
         supported: names of the pipeline classes that can be used.
 
     Raises:
-        UserError: a file that holds something else, a model that is not supported, or sizes that fit no known configuration.
+        UserError: a file that holds something else, a model that is not supported, or sizes of no known configuration.
         SafetensorError: a broken file.
     """
     header = read_header(path)
@@ -119,10 +120,10 @@ def open_single_file(path: Path, source: str, supported: Collection[str], dtype:
 
 
 def identify_configs(header: SafetensorsHeader, source: str) -> PipelineConfigs:
-    """The configurations of a checkpoint: its own where it carries them, else those of the released model that it is laid out like.
+    """Return the configurations of a checkpoint: its own if it has them, otherwise those of the released model with this layout.
 
     Raises:
-        UserError: a file that is not a checkpoint of a model with known configurations; says what it is instead.
+        UserError: not a checkpoint of a model with known configurations; the message says what it is instead.
     """
     if CONFIGS_KEY in header.metadata:
         try:
@@ -150,16 +151,16 @@ def identify_configs(header: SafetensorsHeader, source: str) -> PipelineConfigs:
 
 
 def _infer_model_type(header: SafetensorsHeader, source: str) -> str:
-    """diffusers' name for what a checkpoint is laid out like; "v1" also for what it does not know."""
+    """Return diffusers' name for the layout of a checkpoint; "v1" also for an unknown one."""
     try:
         model_type: str = infer_diffusers_model_type({name: torch.empty(shape, device="meta") for name, shape in header.shapes.items()})
-    except (LookupError, UnboundLocalError) as error:  # the signs of two kinds at once, or of one with other shapes
+    except (LookupError, UnboundLocalError) as error:  # keys of two layouts at once, or keys of one with other shapes
         raise UserError(f"{source} holds no model in a layout that is known.") from error
     return model_type
 
 
 def _describe_contents(header: SafetensorsHeader) -> str:
-    """What a file holds that is no whole model, as the rest of a sentence."""
+    """Return what a file that is not a complete model holds, as the rest of a sentence."""
     if any(LORA_KEY.search(name) for name in header.shapes):
         return "a LoRA, not a model; audit it with `erasure audit FILE --model BASE`"
     for prefixes, description in NOT_CHECKPOINTS.items():
@@ -167,16 +168,18 @@ def _describe_contents(header: SafetensorsHeader) -> str:
             return description
     parts = {
         "a UNet": header.has_prefix(UNET_PREFIX),
-        "a VAE_PREFIX": header.has_prefix(VAE_PREFIX),
+        "a VAE": header.has_prefix(VAE_PREFIX),
         "a text encoder": header.has_prefix(CLIP_PREFIX) or header.has_prefix(OPEN_CLIP_PREFIX),
     }
-    if present := [part for part, is_present in parts.items() if is_present]:
-        return f"{' and '.join(present)} but not {' or '.join(part for part, is_present in parts.items() if not is_present)}; a model needs all three"
+    present = [part for part, is_present in parts.items() if is_present]
+    missing = [part for part, is_present in parts.items() if not is_present]
+    if present:
+        return f"{' and '.join(present)} but not {' or '.join(missing)}; a model needs all three"
     return f"no model in a layout that is known: its first tensor is {next(iter(header.shapes), 'missing')!r}"
 
 
 def _find_prediction_type(header: SafetensorsHeader, source: str, generation: str) -> str:
-    """What the UNet predicts: as a .yaml beside the file, its metadata or a marker say, else by the generation's usual sign."""
+    """Return what the UNet predicts: by a .yaml beside the file, its metadata or a marker tensor, otherwise by the generation."""
     yaml_path = header.path.with_suffix(".yaml")
     if yaml_path.is_file():
         return _read_prediction_type(yaml_path)
@@ -193,14 +196,15 @@ def _find_prediction_type(header: SafetensorsHeader, source: str, generation: st
         spread = file.get_tensor(V_PREDICTION_BIAS).float().std(correction=0).item() if V_PREDICTION_BIAS in header.shapes else 0.0
     prediction = "v_prediction" if spread > V_PREDICTION_SPREAD else "epsilon"
     AssumptionWarning.warn(
-        f"{source} does not say what it predicts; taken for {prediction}, by the sign that ComfyUI goes by (spread of one bias {spread:.3f}, "
-        f"over {V_PREDICTION_SPREAD} means v). If that is wrong, put a .yaml beside it with `model: {{params: {{parameterization: v}}}}` or eps."
+        f"{source} does not say what it predicts; taken for {prediction}, by the rule of ComfyUI (spread of one bias {spread:.3f}, "
+        f"over {V_PREDICTION_SPREAD} means v). If that is wrong, put a .yaml beside it with "
+        "`model: {params: {parameterization: v}}` or eps."
     )
     return prediction
 
 
 def _read_prediction_type(path: Path) -> str:
-    """The prediction in a model's .yaml, as A1111 and the original code read it: model.params.parameterization, eps where it is missing."""
+    """Read the prediction type from a model's .yaml as A1111 and the original code do: model.params.parameterization, eps if missing."""
     record = read_strict_yaml(path)
     try:
         declared = record["model"]["params"].get("parameterization", "eps")
@@ -215,7 +219,7 @@ def check_shapes(header: SafetensorsHeader, configs: PipelineConfigs, source: st
     """Check every name and shape of UNet, VAE and text encoder against the configurations.
 
     Raises:
-        UserError: tensors missing, of other shapes, or unknown ones; the first is named.
+        UserError: missing or unknown tensors, or other shapes; the message names the first. Configurations that build no model.
     """
     for part, name in COUNT_SETTINGS:
         if not isinstance(count := getattr(configs, part).get(name), int) or count > max(len(header.shapes), 1000):
@@ -229,26 +233,26 @@ def check_shapes(header: SafetensorsHeader, configs: PipelineConfigs, source: st
     shapes = {part: {canonical_name(name): tuple(p.shape) for name, p in module.state_dict().items()} for part, module in parts.items()}
     expected = {name: place.shape(shapes[place.part]) for name, place in places_of(**parts).items()}
     kind = "Stable Diffusion 2" if configs.unet.get("use_linear_projection") else "Stable Diffusion 1"
-    remedy = "convert it to a diffusers folder, which carries its configuration"
+    remedy = "convert it to a diffusers folder, which holds its configuration"
     for name, shape in expected.items():
         if name not in header.shapes:
             raise UserError(f"{source} lacks {name!r}, which a {kind} of these sizes has; {remedy}.")
         if (actual := _matrix_shape(name, header.shapes[name])) != _matrix_shape(name, shape):
-            raise UserError(f"{source} is no {kind} of known size: {name!r} is {actual} there and {shape} in the release; {remedy}.")
+            raise UserError(f"{source} is not a {kind} of a known size: {name!r} is {actual} there and {shape} in the release; {remedy}.")
     if extra := sorted(name for name in header.shapes if name.startswith(UNET_PREFIX) and name not in expected):
         raise UserError(f"{source} has {len(extra)} tensors that a {kind} of these sizes lacks, such as {extra[0]!r}; {remedy}.")
 
 
 @contextmanager
 def _explain_build_errors(source: str) -> Iterator[None]:
-    """Whatever goes wrong inside is the fault of the configurations in a file."""
+    """Report any error in the block as an error of the configurations in a file."""
     try:
         yield
-    except Exception as error:  # diffusers, transformers and tokenizers check a record by using it
+    except Exception as error:  # diffusers, transformers and tokenizers validate configurations only by using them
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:100]
         raise UserError(f"{source} carries configurations that build no model ({reason}); export it again.") from error
 
 
 def _matrix_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """A shape without trailing ones where some programs keep a matrix as a 1x1 convolution and others as it is."""
+    """Return a shape without trailing ones if it is of a matrix that some programs store as a 1x1 convolution."""
     return shape[:2] if len(shape) == 4 and shape[2:] == (1, 1) and (".attn_1." in name) else shape

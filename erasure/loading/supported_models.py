@@ -1,4 +1,4 @@
-"""What a model must be to be edited here, read from its configs, so that anything else is refused by name before weights are loaded."""
+"""The supported models, recognized by their configs, so that any other is refused by name before its weights are loaded."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +13,7 @@ Config = Mapping[str, Any]  # a config.json, scheduler_config.json or model_inde
 
 PIPELINE_CLASS = "StableDiffusionPipeline"
 SUPPORTED_MODELS = f"supported are {PIPELINE_CLASS} models of Stable Diffusion 1.x and 2.x (text to image)"
-UNSUPPORTED_PIPELINES = {  # part of a pipeline's class name -> what such a model is; the first match counts
+UNSUPPORTED_PIPELINES = {  # part of a pipeline's class name -> the kind of model; the first match counts
     "Inpaint": "an inpainting model",
     "ControlNet": "a pipeline with a ControlNet",
     "T2IAdapter": "a pipeline with an image adapter",
@@ -40,7 +40,7 @@ ALLOWED_CLASSES = {
     "scheduler": SCHEDULERS,
 }
 UNSUPPORTED_CHANNELS = {5: "a depth-to-image UNet", 7: "an upscaler's UNet", 8: "a UNet that edits a given image", 9: "an inpainting UNet"}
-UNSUPPORTED_CONDITIONING = {  # settings of a UNet that wants more than a text -> what it wants
+UNSUPPORTED_CONDITIONING = {  # settings of a UNet that needs more inputs than a text -> those inputs
     "time_cond_proj_dim": "the guidance scale as an input, like few-step distilled models (LCM)",
     "addition_embed_type": "an additional embedding, like SDXL",
     "class_embed_type": "class labels",
@@ -49,7 +49,7 @@ UNSUPPORTED_CONDITIONING = {  # settings of a UNet that wants more than a text -
     "encoder_hid_dim_type": "projected text or image embeddings",
 }
 FEW_STEP_SCHEDULERS = {"LCMScheduler", "TCDScheduler"}
-TRAIN_TIMESTEPS = 1000  # of the schedule that Stable Diffusion is trained with
+TRAIN_TIMESTEPS = 1000  # number of timesteps in the schedule of Stable Diffusion
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")  # what DDIM can represent
 
 
@@ -75,6 +75,11 @@ def check_index(index: Config, source: str) -> None:
 
 
 def check_pipeline_class(name: str, source: str) -> None:
+    """Refuse a pipeline by the name of its class.
+
+    Raises:
+        UserError: any class but StableDiffusionPipeline.
+    """
     if name != PIPELINE_CLASS:
         kind = next((description for part, description in UNSUPPORTED_PIPELINES.items() if part in name), "another kind of model")
         raise UserError(f"{source} is a {name}, {kind}; {SUPPORTED_MODELS}.")
@@ -93,6 +98,7 @@ def check_configs(folder: Path, source: str) -> None:
 
 
 def _config(folder: Path, name: str, source: str) -> Config:
+    """Read one config of a pipeline folder."""
     if not (folder / name).is_file():
         raise UserError(f"{source} has no {name}; the folder is incomplete. Copy or download it again.")
     config = read_json(folder / name)
@@ -102,7 +108,11 @@ def _config(folder: Path, name: str, source: str) -> Config:
 
 
 def check_networks(unet: Config, text_encoder: Config, vae: Config, source: str) -> None:
-    """Refuse networks that want more than a latent, a timestep and a CLIP text, or that do not fit each other."""
+    """Refuse networks that need more inputs than a latent, a timestep and a CLIP text, or that do not fit together.
+
+    Raises:
+        UserError: the message names the setting.
+    """
     channels, latent = unet.get("in_channels", 4), vae.get("latent_channels", 4)
     if channels != latent:
         kind = UNSUPPORTED_CHANNELS.get(channels, "another kind of UNet")
@@ -121,6 +131,7 @@ def check_networks(unet: Config, text_encoder: Config, vae: Config, source: str)
 
 
 def _check_scheduler_class(name: str, source: str) -> None:
+    """Refuse schedulers of few-step and flow-matching models, and those without a DDIM counterpart."""
     if name in FEW_STEP_SCHEDULERS:
         raise UserError(f"{source} samples with {name}, the scheduler of few-step distilled models, which are not supported.")
     if "FlowMatch" in name:
@@ -130,11 +141,14 @@ def _check_scheduler_class(name: str, source: str) -> None:
 
 
 def check_schedule(config: Config, name: str, source: str) -> None:
-    """Refuse a schedule that DDIM does not represent, or under which the model must be sampled in another way than here.
+    """Refuse a schedule that DDIM cannot represent, or that needs another way of sampling.
 
     Args:
         config: of the scheduler, with or without its defaults.
-        name: its class.
+        name: the class name of the scheduler.
+
+    Raises:
+        UserError: the message names the setting.
     """
     _check_scheduler_class(name, source)
     prediction, zero_snr = config.get("prediction_type", "epsilon"), bool(config.get("rescale_betas_zero_snr", False))
@@ -165,7 +179,11 @@ def check_schedule(config: Config, name: str, source: str) -> None:
 
 
 def check_pipeline(pipe: Any, source: str) -> None:
-    """The same of a pipeline that is loaded already, from one file or by other code."""
+    """Refuse a pipeline that is already loaded, from one file or by other code.
+
+    Raises:
+        UserError: a missing component, one of another class, or a model that is not supported.
+    """
     for part, allowed in ALLOWED_CLASSES.items():
         component = getattr(pipe, part, None)
         if component is None:

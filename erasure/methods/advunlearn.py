@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from erasure import prompt_templates as sentences
+from erasure import prompt_templates
 from erasure.concept import Concept, ConceptKind
-from erasure.config.choices import Count, ScheduleSteps, Steps, StepsOrZero
-from erasure.families.base import Cost, Region
+from erasure.config.choices import Count, Region, ScheduleSteps, Steps, StepsOrZero
+from erasure.families.cost import Cost
 from erasure.methods.base import OptimizerStep, Trained, TrainingContext, exclude_concepts
-from erasure.pocket import prompts as pocket
+from erasure.pocket import prompts as pocket_prompts
 from erasure.training.teacher_cache import TeacherBatch, TeacherQuery
 
 _POCKET = {
@@ -23,49 +23,49 @@ _POCKET = {
     "attack_steps": 8,
     "attack_lr": 0.1,
     "attack_init": "latest",
-    "tokens": 3,
+    "attack_tokens": 3,
     "warmup": 20,
     "retain_loss": "joint",
     "retain_weight": 2.0,
-    "retain": pocket.RETAIN,
-    "retain_walks": 98,
-    "walks": 24,
-    "walk_steps": 25,
+    "retain_prompts": pocket_prompts.RETAIN,
+    "retain_trajectories": 98,
+    "trajectories": 24,
+    "trajectory_steps": 25,
 }
-_SD = {"retain_walks": 56, "attack_init": "random"}
+_SD = {"retain_trajectories": 56, "attack_init": "random"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdvUnlearn(Trained):
     """Adversarial unlearning.
 
-    Walks and the frozen model's answers are recorded, so an iteration costs the attack steps and one more forward and backward of the
-    student. The public code walks anew for every iteration and asks the teacher again in every attack step.
+    Trajectories and predictions of the frozen model are cached, so an iteration costs the attack steps and one more forward and backward
+    pass of the student. The public code computes a new trajectory in every iteration and runs the teacher again in every attack step.
     """
 
     paper: ClassVar[str] = "arXiv:2405.15234"
-    changes: ClassVar[str] = "the text encoder; UNet regions by --region"
-    when: ClassVar[str] = "when people will attack the model with prompts; its text encoder drops into any pipeline of the family"
+    changes: ClassVar[str] = "the text encoder; choose weights of the UNet with --region"
+    when: ClassVar[str] = "when people will attack the model with prompts; the new text encoder works in any pipeline of the family"
 
-    region: Region = "text-encoder"  # which weights move
+    region: Region = "text-encoder"  # which weights to train
     lr: float = 1e-5  # learning rate
     steps: Steps = 1000  # iterations
-    batch: Count = 1  # recorded rows to erase per iteration
-    negative_guidance: float = 1.0  # eta of the erase loss, as in ESD
-    attack_tokens: Count = 1  # soft tokens before the prompt that the attack may choose
-    attack: Literal["pgd", "fast_at"] = "pgd"  # pgd: Adam steps; fast_at: steps along the sign of the gradient
-    attack_steps: Steps = 30  # steps of the attack in every iteration
-    attack_lr: float = 1e-3  # step size of the attack, in units of the input embeddings
-    attack_init: Literal["random", "latest"] = "latest"  # where it starts: a random token, or where the last one ended
-    warmup: StepsOrZero = 200  # iterations before the attack begins
-    retain_prompts: tuple[str, ...] = sentences.RETAIN  # sentences to keep; those that name the concept are left out
-    retain_loss: Literal["joint", "alternating"] = "alternating"  # one step on the sum, or a step on each
-    retain_weight: float = 1.0  # gamma, the weight of the retain term; the paper takes 0.3 with joint steps
-    retain_batch: Count = 5  # recorded rows to keep per iteration
-    trajectories: Count = 20  # guided walks of the frozen model per concept
-    retain_trajectories: Count = 56  # guided walks of what to keep
-    trajectory_steps: ScheduleSteps = 50  # DDIM steps of a walk
-    trajectory_guidance: float = 3.0  # classifier-free guidance of the walks
+    batch: Count = 1  # cached points of the concept per iteration
+    negative_guidance: float = 1.0  # how far to push past the prediction without the concept, eta as in ESD
+    attack_tokens: Count = 1  # soft tokens that the attack puts before the prompt
+    attack: Literal["pgd", "fast_at"] = "pgd"  # attack algorithm: pgd (Adam), or fast_at (along the sign of the gradient)
+    attack_steps: Steps = 30  # attack steps per iteration
+    attack_lr: float = 1e-3  # step size of the attack, in the scale of the input embeddings
+    attack_init: Literal["random", "latest"] = "latest"  # where an attack starts: at a random token, or where the latest attack ended
+    warmup: StepsOrZero = 200  # iterations before the attacks begin
+    retain_prompts: tuple[str, ...] = prompt_templates.RETAIN  # prompts to retain; those that name the concept are left out
+    retain_loss: Literal["joint", "alternating"] = "alternating"  # one optimizer step on the sum of both losses, or one on each in turn
+    retain_weight: float = 1.0  # weight of the retain loss, the paper's gamma (0.3 there with joint steps)
+    retain_batch: Count = 5  # cached points of the retain prompts per iteration
+    trajectories: Count = 20  # guided trajectories of the frozen model per concept
+    retain_trajectories: Count = 56  # guided trajectories of the retain prompts, in all
+    trajectory_steps: ScheduleSteps = 50  # DDIM steps per trajectory
+    trajectory_guidance: float = 3.0  # classifier-free guidance of the trajectories
 
     def query(self, concepts: list[Concept], seed: int) -> TeacherQuery:
         return TeacherQuery(
@@ -79,7 +79,7 @@ class AdvUnlearn(Trained):
         )
 
     def step(self, context: TrainingContext) -> Iterator[OptimizerStep]:
-        """min over T of L_e(T, delta*) + gamma L_r(T), with delta* = argmin MSE(eps(x_t, T([delta; c])), eps*(x_t, c)) (equation 4)."""
+        """Minimize over T: L_e(T, delta*) + gamma L_r(T), with delta* = argmin MSE(eps(x_t, T([delta; c])), eps*(x_t, c)) (equation 4)."""
         erase_rows = context.sample_rows("erase", self.batch)
         attacking = int(context.state.setdefault("iteration", torch.zeros((), dtype=torch.long))) >= self.warmup
         prefix = self.find_adversarial_prefix(context, erase_rows) if attacking else None
@@ -96,7 +96,7 @@ class AdvUnlearn(Trained):
             yield OptimizerStep("model", erase_loss + retain_loss, self.batch + self.retain_batch)
 
     def find_adversarial_prefix(self, context: TrainingContext, rows: TeacherBatch) -> Tensor:
-        """Soft tokens (B, k, E), one set a row, that make the student say what the frozen model says about the concept."""
+        """Return soft tokens (B, k, E), one set per row, that make the student predict what the frozen model predicts for the concept."""
         embeddings = context.model.token_embeddings()
         delta = embeddings[torch.randint(len(embeddings), (self.batch, self.attack_tokens)).to(embeddings.device)]
         if self.attack_init == "latest" and "delta" in context.state:
@@ -124,10 +124,10 @@ class AdvUnlearn(Trained):
         )
 
     recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
-        ("style", "pocket"): {**_POCKET, "lr": 2e-4, "retain_weight": 3.0, "retain_batch": 24, "prompts": pocket.STYLE},
-        ("object", "pocket"): {**_POCKET, "lr": 4e-4, "prompts": pocket.OBJECT},
-        ("person", "pocket"): {**_POCKET, "lr": 4e-4, "prompts": pocket.PERSON},
-        # nothing below was run on real SD weights; joint steps at 0.3 are the paper's for nudity
+        ("style", "pocket"): {**_POCKET, "lr": 2e-4, "retain_weight": 3.0, "retain_batch": 24, "prompts": pocket_prompts.STYLE},
+        ("object", "pocket"): {**_POCKET, "lr": 4e-4, "prompts": pocket_prompts.OBJECT},
+        ("person", "pocket"): {**_POCKET, "lr": 4e-4, "prompts": pocket_prompts.PERSON},
+        # nothing below was run on real SD weights; joint steps at 0.3 are the paper's choice for nudity
         **{("style", family): {**_SD} for family in ("sd1", "sd2")},
         **{("object", family): {**_SD} for family in ("sd1", "sd2")},
         **{("person", family): {**_SD} for family in ("sd1", "sd2")},
@@ -136,5 +136,5 @@ class AdvUnlearn(Trained):
 
 
 def predict_with_prefix(context: TrainingContext, rows: TeacherBatch, prefix: Tensor | None = None) -> Tensor:
-    """The student's prediction, with soft tokens before the prompts."""
+    """Return the student's predicted noise (B, C, h, w), with soft tokens (B, k, E) before the prompts."""
     return context.model.predict(rows.x_t, rows.t, context.model.encode(rows.prompts, prefix))

@@ -1,4 +1,4 @@
-"""The three shapes of an erasure method: trained, solved, guided. A method knows no optimiser, device, progress bar or file."""
+"""The three shapes of an erasure method: trained, training-free, guided. A method knows no optimizer, device, progress bar or file."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from erasure.concept import Concept, ConceptKind
-from erasure.config.choices import Count, Steps
+from erasure.config.choices import Count, Region, Steps
 from erasure.errors import UserError
-from erasure.families.base import Cost, DiffusionModel, Region
+from erasure.families.base import DiffusionModel
+from erasure.families.cost import Cost
 from erasure.training.teacher_cache import CacheRole, LatentBatch, TeacherBatch, TeacherCache, TeacherQuery, query_cost
 
 Product = Literal["weights", "guidance", "one-step"]
@@ -20,27 +21,27 @@ Product = Literal["weights", "guidance", "one-step"]
 
 @dataclass(frozen=True, kw_only=True)
 class Method(ABC):
-    """A method's class is its configuration: fields are flags, YAML keys and what the edit records.
+    """An erasure method, which is its own configuration: fields become flags, YAML keys and the record in the edit.
 
-    `recipes` maps (kind, model family) to field values that differ from the paper's defaults; the keys "prompts" and "anchor" set
-    those of a concept that has none.
+    `recipes` maps (kind, model family) to field values that differ from the paper's defaults. Its keys "prompts" and "anchor" apply to
+    concepts that have none.
     """
 
     paper: ClassVar[str]
     changes: ClassVar[str]  # what it changes, in a few words
-    when: ClassVar[str]  # when to choose it
+    when: ClassVar[str]  # when to choose it, and its main drawback
     product: ClassVar[Product] = "weights"
     version: ClassVar[int] = 1  # raised when the meaning of a field changes
     recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {}
 
     @abstractmethod
     def forecast_cost(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
-        """Network passes per sample when nothing is found in a cache and nothing is interrupted."""
+        """Return the network passes per sample of an uninterrupted run with empty caches."""
 
 
 @dataclass
 class MethodResult:
-    """What a method found: values by parameter name in one of the forms of erasure.edits, and figures about itself for the report."""
+    """The result of a method: tensors by parameter name in a delta format of erasure.edits, and figures for the report."""
 
     tensors: dict[str, Tensor]
     notes: dict[str, Any] = field(default_factory=dict)
@@ -52,29 +53,29 @@ class TrainingFree(Method):
 
     @abstractmethod
     def solve(self, model: DiffusionModel, concepts: list[Concept], seed: int) -> MethodResult:
-        """New values, low-rank factors or zeroed entries; `model` is left as it was."""
+        """Return new values, low-rank factors or zeroed entries; `model` stays unchanged."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guided(Method):
-    """A method that changes no weight: at every sampling step it asks for the prediction of one more text."""
+    """A method that changes no weights: every sampling step predicts noise for one more prompt."""
 
     product: ClassVar[Product] = "guidance"
 
     @abstractmethod
     def guidance_prompt(self, concepts: list[Concept]) -> str:
-        """What to ask for."""
+        """Return the prompt whose noise prediction steers the sampling."""
 
     @abstractmethod
     def guide(
         self, eps_cond: Tensor, eps_uncond: Tensor, eps_concept: Tensor, guidance: float, progress: float, state: dict[str, Tensor]
     ) -> Tensor:
-        """What to add to the guided prediction uncond + guidance (cond - uncond).
+        """Return what to add (B, C, h, w) to the guided prediction eps_uncond + guidance (eps_cond - eps_uncond).
 
         Args:
-            cond, uncond, concept: predicted noise (B, C, h, w) for the prompt, the empty prompt and `text`.
-            at: how much of the walk is done, in [0, 1).
-            memory: empty at the first step; whatever is put there comes back at the next.
+            eps_cond, eps_uncond, eps_concept: predicted noise (B, C, h, w) for the prompt, the empty prompt and `guidance_prompt`.
+            progress: how much of the trajectory is done, in [0, 1).
+            state: empty at the first step; what is stored in it is there at the next step.
         """
 
     def forecast_cost(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
@@ -83,24 +84,24 @@ class Guided(Method):
 
 @dataclass
 class TrainableGroup:
-    """What trains: named parameters and how its optimiser treats them."""
+    """Parameters that train together, and the settings of their optimizer."""
 
     parameters: dict[str, nn.Parameter]
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
-    max_grad_norm: float = 0.0  # largest norm of a gradient; 0: any
-    saved: bool = True  # whether its final values go into the edit
+    max_grad_norm: float = 0.0  # gradients are clipped to this norm; 0: never
+    saved: bool = True  # whether the final values go into the edit
 
 
 @dataclass
 class OptimizerStep:
-    """One optimiser step of one player."""
+    """One optimizer step of one group."""
 
-    group: str
-    loss: Tensor
+    group: str  # name of the TrainableGroup
+    loss: Tensor  # scalar
     samples: int  # how many samples the gradient of the loss passes through
-    lr: float | None = None  # for this step only
+    lr: float | None = None  # learning rate of this step only
 
 
 @dataclass
@@ -109,50 +110,53 @@ class TrainingContext:
 
     model: DiffusionModel
     cache: TeacherCache
-    encode: Callable[[list[str]], Tensor]  # conditioning (B, L, D) by the text encoder as it is now
-    state: dict[str, Tensor] = field(default_factory=dict)  # checkpointed
-    masks: dict[str, Tensor] = field(default_factory=dict)  # entries that may move, by parameter; all where a name is missing
-    notes: dict[str, Any] = field(default_factory=dict)  # figures about the method for the report
-    use_adapter: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext()  # an adapter set on, for methods that have some
+    encode: Callable[[list[str]], Tensor]  # conditioning (B, L, D) from the text encoder in its current state
+    state: dict[str, Tensor] = field(default_factory=dict)  # saved in checkpoints
+    masks: dict[str, Tensor] = field(default_factory=dict)  # entries that may change, by parameter name; without a mask all of them may
+    notes: dict[str, Any] = field(default_factory=dict)  # figures for the report
+    use_adapter: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext()  # switches an adapter on, for methods with some
 
     def sample_prompts(self, role: CacheRole, count: int) -> list[tuple[str, str]]:
-        """Random sentences of the recording, each with its other side."""
-        erase, total = len(self.cache.query.prompt_pairs), len(self.cache.query.prompt_pairs) + len(self.cache.query.retain_prompts)
+        """Return random pairs (prompt, prompt without the concept) of the query."""
+        query = self.cache.query
+        erase, total = len(query.prompt_pairs), len(query.prompt_pairs) + len(query.retain_prompts)
         low, high = (0, erase) if role == "erase" else (erase, total)
-        return [self.cache.query.prompt_pair(i) for i in torch.randint(low, high, (count,)).tolist()]
+        return [query.prompt_pair(i) for i in torch.randint(low, high, (count,)).tolist()]
 
     def sample_rows(self, role: CacheRole, count: int) -> TeacherBatch:
-        """Random recorded rows: (x_t, t, what the frozen model said there)."""
+        """Return random cached rows: x_t, t and the frozen model's predictions there."""
         indices = self.cache.rows(role)
         return self.cache.gather_batch(indices[torch.randint(len(indices), (count,))], self.model.device)
 
     def sample_latents(self, role: CacheRole, count: int) -> LatentBatch:
-        """Random final latents of recorded walks."""
+        """Return random final latents of cached trajectories."""
         indices = self.cache.latent_rows(role)
         return self.cache.gather_latents(indices[torch.randint(len(indices), (count,))], self.model.device)
 
     def predict(self, x_t: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
-        """eps(x_t, t, prompts) of the model as it is now."""
+        """Return eps(x_t, t, prompts) (B, C, h, w) of the model in its current state."""
         return self.model.predict(x_t, t, self.encode(prompts))
 
     def input_gradient(self, loss: Tensor, inputs: Tensor) -> Tensor:
-        """d loss / d inputs (B, ...), counted as a backward pass of B samples."""
+        """Return d loss / d inputs (B, ...), counted as a backward pass of B samples."""
         self.model.cost.unet_backwards += len(inputs)
         return torch.autograd.grad(loss, inputs)[0]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained(Method):
-    """A method with a training loop."""
+    """A method with a training loop.
 
-    supports_gradient_checkpointing: ClassVar[bool] = (
-        True  # whether activations may be computed again in the backward pass (gradient checkpointing)
-    )
+    Raises:
+        UserError: A learning rate, step count or batch size is not positive.
+    """
 
-    region: Region  # which weights move
+    supports_gradient_checkpointing: ClassVar[bool] = True  # whether the backward pass may recompute activations
+
+    region: Region  # which weights to train
     lr: float  # learning rate
-    steps: Steps  # optimiser steps
-    batch: Count  # samples to erase per step
+    steps: Steps  # optimizer steps
+    batch: Count  # samples of the concept per step
 
     def __post_init__(self) -> None:
         for name in ("lr", "steps", "batch"):
@@ -161,14 +165,14 @@ class Trained(Method):
 
     @abstractmethod
     def query(self, concepts: list[Concept], seed: int) -> TeacherQuery:
-        """What to ask the frozen model beforehand."""
+        """Return what to record of the frozen model before the training."""
 
     def pretraining(self) -> "Trained | None":
-        """A training whose result this one starts from; it depends on no concept, is kept in the cache and shared."""
+        """Return the training whose result this one starts from, if any; it depends on no concept and is cached and shared."""
         return None
 
     def trainable(self, model: DiffusionModel) -> AbstractContextManager[dict[str, TrainableGroup]]:
-        """What trains, set up on entry and taken down on exit; by default the method's region."""
+        """Set up what trains, and restore the model on exit; by default the method's region trains."""
         return self._trainable_region(model)
 
     @contextmanager
@@ -177,22 +181,22 @@ class Trained(Method):
             yield {"model": TrainableGroup(parameters, self.lr)}
 
     def prepare(self, context: TrainingContext, groups: dict[str, TrainableGroup]) -> None:
-        """Masks and starting state, before the first step and again before the first step after an interruption."""
+        """Set up masks and state, before the first step of a run and again when it is resumed."""
 
     @abstractmethod
     def step(self, context: TrainingContext) -> Iterator[OptimizerStep]:
-        """The updates of one iteration; the loop applies each as it is yielded."""
+        """Yield the optimizer steps of one iteration; the loop applies each one before it asks for the next."""
 
     def generate_latents(self, context: TrainingContext, prompts: list[str], seeds: list[int], steps: int) -> Tensor:
-        """Latents of pictures by the model as it is at this point of the training."""
+        """Return image latents (B, C, h, w) of the model at this point of the training."""
         return context.model.sample(prompts, seeds, steps=steps)
 
     def step_cost(self, step: int) -> Cost:
-        """Forwards and backwards of one iteration."""
+        """Return the forward and backward passes of one iteration."""
         return Cost(unet_forwards=self.batch, unet_backwards=self.batch, sample_gradients=self.batch)
 
     def prepare_cost(self, query: TeacherQuery) -> Cost:
-        """Forwards and backwards of `prepare`."""
+        """Return the forward and backward passes of `prepare`."""
         return Cost()
 
     def forecast_cost(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
@@ -206,19 +210,19 @@ class Trained(Method):
 
 
 def exclude_concepts(prompts: tuple[str, ...], concepts: list[Concept]) -> tuple[str, ...]:
-    """Sentences to keep that name none of the concepts."""
+    """Return the prompts that name none of the concepts and none of their aliases."""
     names = [name.lower() for concept in concepts for name in (concept.name, *concept.aliases)]
     return tuple(prompt for prompt in prompts if not any(name in prompt.lower() for name in names))
 
 
 @contextmanager
 def unfreeze(model: DiffusionModel, names: list[str]) -> Iterator[dict[str, nn.Parameter]]:
-    """Parameters of the model as fp32 masters with gradients; on exit they hold what they held before, bit for bit."""
+    """Make parameters of the model trainable, as fp32 masters; on exit they hold their original values, bit for bit."""
     parameters = {name: model.parameters()[name] for name in names}
     originals = {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
     try:
         for p in parameters.values():
-            p.data = p.data.float()  # fp16 or bf16 weights lose updates near the learning rate
+            p.data = p.data.float()  # fp16 and bf16 weights would round small updates away
             p.requires_grad_(True)
         yield parameters
     finally:

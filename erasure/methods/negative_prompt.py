@@ -1,4 +1,4 @@
-"""Negative prompt: the concept takes the place of the empty prompt in classifier-free guidance (arXiv:2207.12598, equation 6)."""
+"""Negative prompt: the concept replaces the empty prompt in classifier-free guidance (Ho & Salimans, arXiv:2207.12598, equation 6)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,11 +11,11 @@ from erasure.methods.base import Guided
 
 @dataclass(frozen=True, kw_only=True)
 class NegativePrompt(Guided):
-    """What users do today: eps(concept) + w (eps(c) - eps(concept)) in place of eps(empty) + w (eps(c) - eps(empty))."""
+    """The usual workaround: eps(concept) + w (eps(c) - eps(concept)) instead of eps(empty) + w (eps(c) - eps(empty))."""
 
     paper: ClassVar[str] = "arXiv:2207.12598"
-    changes: ClassVar[str] = "no weight; the negative prompt of every picture"
-    when: ClassVar[str] = "a baseline, or a first aid; whoever holds the weights can leave it out"
+    changes: ClassVar[str] = "no weights; sets the negative prompt of every image"
+    when: ClassVar[str] = "a baseline or a quick fix without training; anyone with the weights can turn it off"
 
     def guidance_prompt(self, concepts: list[Concept]) -> str:
         return ", ".join(concept.name for concept in concepts)

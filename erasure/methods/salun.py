@@ -1,4 +1,4 @@
-"""SalUn: train only the salient weights so that the concept's pictures get another label (Fan et al., arXiv:2310.12508)."""
+"""SalUn: train only the salient weights, so that images of the concept get another label (Fan et al., arXiv:2310.12508)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from erasure import prompt_templates as sentences
+from erasure import prompt_templates
 from erasure.concept import Concept, ConceptKind
-from erasure.config.choices import Count, ScheduleSteps, Steps
-from erasure.families.base import Cost, Region
+from erasure.config.choices import Count, Region, ScheduleSteps, Steps
+from erasure.families.cost import Cost
 from erasure.methods.base import OptimizerStep, TrainableGroup, Trained, TrainingContext, exclude_concepts, unfreeze
-from erasure.pocket import prompts as pocket
+from erasure.pocket import prompts as pocket_prompts
 from erasure.training import saliency
 from erasure.training.teacher_cache import LatentBatch, TeacherQuery
 
@@ -22,43 +22,46 @@ _POCKET = {
     "batch": 8,
     "retain_batch": 8,
     "retain_weight": 1.0,
-    "walks": 96,
-    "retain_walks": 176,
-    "walk_steps": 25,
-    "retain": pocket.RETAIN,
+    "trajectories": 96,
+    "retain_trajectories": 176,
+    "trajectory_steps": 25,
+    "retain_prompts": pocket_prompts.RETAIN,
 }
-_SD = {"retain": sentences.RETAIN, "retain_walks": 112, "walks": 90}
+_SD = {"retain_prompts": prompt_templates.RETAIN, "retain_trajectories": 112, "trajectories": 90}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SalUn(Trained):
     """Saliency unlearning.
 
-    Pictures of the concept and of what to keep are made by the model itself from sentences; their latents are used as they are. Or they
-    come from folders of real images. Timesteps are drawn from the whole schedule, noise is fresh in every step.
+    The model itself generates images of the concept and of what to retain, and their latents are used directly. Folders of real images
+    can replace them. Timesteps are uniform over the whole schedule; every step has fresh noise.
+
+    Raises:
+        UserError: The mask fraction is outside (0, 1].
     """
 
     paper: ClassVar[str] = "arXiv:2310.12508"
     changes: ClassVar[str] = "the most salient half of the UNet's weights"
-    when: ClassVar[str] = "when attacks matter and some drift elsewhere is acceptable; needs sentences or pictures of what to keep"
+    when: ClassVar[str] = "when attacks matter and some drift elsewhere is acceptable; needs prompts or images of what to retain"
 
-    region: Region = "full"  # which weights may move, before the mask
+    region: Region = "full"  # which weights may be trained, before the mask
     lr: float = 1e-5  # learning rate
-    steps: Steps = 500  # optimiser steps
-    batch: Count = 8  # forget samples per step
-    retain_batch: Count = 8  # retain samples per step
-    retain_weight: float = 0.1  # alpha, the weight of the retain term
-    retain_prompts: tuple[str, ...] = sentences.RETAIN  # sentences to keep; those that name the concept are left out
-    mask_fraction: float = 0.5  # share of the weights that may move
-    mask_scope: Literal["all", "region"] = "all"  # whose gradients are ranked: the whole UNet's or the region's
-    mask_guidance: float = 7.5  # w in (1 + w) eps(c) - w eps(empty), whose loss gives the gradients
-    mask_threshold: saliency.ThresholdMethod = "histogram"  # how the ranking is cut: histogram, or exact kthvalue
-    trajectories: Count = 100  # pictures of the concept
-    retain_trajectories: Count = 100  # pictures of what to keep
-    trajectory_steps: ScheduleSteps = 50  # DDIM steps of each
-    trajectory_guidance: float = 7.5  # classifier-free guidance of the pictures
-    images: str = ""  # folder of real images of the concept, in place of walks; hidden files are passed over
-    retain_images: str = ""  # folder of real images of what to keep
+    steps: Steps = 500  # optimizer steps
+    batch: Count = 8  # samples of the concept per step
+    retain_batch: Count = 8  # samples of what to retain per step
+    retain_weight: float = 0.1  # weight of the retain loss, the paper's alpha
+    retain_prompts: tuple[str, ...] = prompt_templates.RETAIN  # prompts to retain; those that name the concept are left out
+    mask_fraction: float = 0.5  # fraction of the weights that the mask selects
+    mask_scope: Literal["all", "region"] = "all"  # weights whose gradients are ranked: all of the UNet, or the region
+    mask_guidance: float = 7.5  # w of the guided prediction (1 + w) eps(c) - w eps(empty) whose loss gives the gradients
+    mask_threshold: saliency.ThresholdMethod = "histogram"  # how the ranking is cut: histogram (fast), or kthvalue (exact)
+    trajectories: Count = 100  # generated images per concept
+    retain_trajectories: Count = 100  # generated images of the retain prompts, in all
+    trajectory_steps: ScheduleSteps = 50  # DDIM steps per image
+    trajectory_guidance: float = 7.5  # classifier-free guidance of the images
+    images: str = ""  # folder of real images of the concept, instead of generated ones; hidden files are skipped
+    retain_images: str = ""  # folder of real images of what to retain, instead of generated ones
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -80,7 +83,7 @@ class SalUn(Trained):
         )
 
     def prepare(self, context: TrainingContext, groups: dict[str, TrainableGroup]) -> None:
-        """The mask, unless one was given: m = 1[|sum of gradients| >= gamma] (equation 4)."""
+        """Compute the mask m = 1[|sum of gradients| >= gamma] (equation 4), unless one is given."""
         ranked_names = context.model.parameter_names("full" if self.mask_scope == "all" and self.region != "text-encoder" else self.region)
         parameters = groups["model"].parameters
         if not context.masks:
@@ -92,7 +95,7 @@ class SalUn(Trained):
         context.notes["mask"] = saliency.selected_fractions(context.masks)
 
     def _gradients(self, context: TrainingContext, parameters: dict[str, Any]) -> dict[str, Tensor]:
-        """Summed over one pass through the forget set; the sign of the loss does not matter after the magnitude is taken."""
+        """Return gradients summed over one pass through the concept's images; the sign of the loss does not matter for their magnitude."""
         indices = context.cache.latent_rows("erase")
         for batch_indices in indices.split(self.batch):
             latents = context.cache.gather_latents(batch_indices, context.model.device)
@@ -106,7 +109,7 @@ class SalUn(Trained):
         return gradients
 
     def step(self, context: TrainingContext) -> Iterator[OptimizerStep]:
-        """MSE(eps(x_t^f, c_f), sg eps(x_t^f, anchor)) + alpha MSE(eps(x_t^r, c_r), noise), both of the model as it is (equation 6)."""
+        """MSE(eps(x_t^f, c_f), sg eps(x_t^f, anchor)) + alpha MSE(eps(x_t^r, c_r), noise), both by the current model (equation 6)."""
         erase_latents = context.sample_latents("erase", self.batch)
         x_t, t, _ = noise_latents(context, erase_latents)
         with torch.no_grad():
@@ -122,23 +125,23 @@ class SalUn(Trained):
         return Cost(unet_forwards=self.batch + update_passes, unet_backwards=update_passes, sample_gradients=update_passes)
 
     def prepare_cost(self, query: TeacherQuery) -> Cost:
-        count = 2 * query.trajectories  # a folder of images is counted when it is read
+        count = 2 * query.trajectories  # the size of a folder of images is only known once it is read
         return Cost(unet_forwards=count, unet_backwards=count)
 
     recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
-        ("style", "pocket"): {**_POCKET, "lr": 1e-4, "prompts": pocket.STYLE, "anchor": "plain"},
-        ("object", "pocket"): {**_POCKET, "lr": 1e-4, "prompts": pocket.OBJECT},
-        ("person", "pocket"): {**_POCKET, "lr": 1e-4, "prompts": pocket.PERSON},
-        # nothing below was run on real SD weights; lengths and weights follow the paper
-        **{("style", family): {**_SD, "prompts": sentences.STYLE, "retain_weight": 0.5} for family in ("sd1", "sd2")},
-        **{("object", family): {**_SD, "prompts": sentences.OBJECT, "retain_weight": 0.5} for family in ("sd1", "sd2")},
-        **{("person", family): {**_SD, "prompts": sentences.PERSON, "retain_weight": 0.5} for family in ("sd1", "sd2")},
-        **{("nsfw", family): {**_SD, "prompts": sentences.NSFW, "steps": 100} for family in ("sd1", "sd2")},
+        ("style", "pocket"): {**_POCKET, "lr": 1e-4, "prompts": pocket_prompts.STYLE, "anchor": "plain"},
+        ("object", "pocket"): {**_POCKET, "lr": 1e-4, "prompts": pocket_prompts.OBJECT},
+        ("person", "pocket"): {**_POCKET, "lr": 1e-4, "prompts": pocket_prompts.PERSON},
+        # nothing below was run on real SD weights; step counts and loss weights follow the paper
+        **{("style", family): {**_SD, "prompts": prompt_templates.STYLE, "retain_weight": 0.5} for family in ("sd1", "sd2")},
+        **{("object", family): {**_SD, "prompts": prompt_templates.OBJECT, "retain_weight": 0.5} for family in ("sd1", "sd2")},
+        **{("person", family): {**_SD, "prompts": prompt_templates.PERSON, "retain_weight": 0.5} for family in ("sd1", "sd2")},
+        **{("nsfw", family): {**_SD, "prompts": prompt_templates.NSFW, "steps": 100} for family in ("sd1", "sd2")},
     }
 
 
 def noise_latents(context: TrainingContext, latents: LatentBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """x_t, t and the noise in it, for fresh t and noise."""
+    """Return x_t (B, C, h, w) for fresh uniform t and fresh noise, with t (B,) and the noise."""
     noise = torch.randn(latents.x_0.shape).to(latents.x_0)
     t = torch.randint(1000, (len(noise),)).to(noise.device)
     return context.model.add_noise(latents.x_0, noise, t), t, noise

@@ -1,4 +1,4 @@
-"""SFD: distil a one-step generator that draws something safe where the concept is asked for (Chen et al., arXiv:2409.11219)."""
+"""SFD: distill a one-step generator that makes safe images from the concept's prompts (Chen et al., arXiv:2409.11219)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from erasure import prompt_templates as sentences
+from erasure import prompt_templates
 from erasure.concept import Concept, ConceptKind
 from erasure.config.choices import Count, ScheduleSteps, Steps, StepsOrZero
 from erasure.methods.base import OptimizerStep, Trained, TrainingContext, exclude_concepts
-from erasure.pocket import prompts as pocket
+from erasure.pocket import prompts as pocket_prompts
 from erasure.training.one_step import FAKE, GENERATOR, Distillation, OneStepMethod
 from erasure.training.teacher_cache import TeacherQuery
 
@@ -18,14 +18,14 @@ _POCKET = {
     "steps": 250,
     "batch": 8,
     "lr": 1e-4,
-    "lr_fake": 3e-4,
+    "fake_lr": 3e-4,
     "rank": 30,
     "guidance": 2.0,
-    "retain": pocket.RETAIN,
-    "distil_regression": 400,
-    "distil_steps": 800,
-    "distil_walks": 720,
-    "walk_guidance": 4.0,
+    "retain_prompts": pocket_prompts.RETAIN,
+    "distill_regression_steps": 400,
+    "distill_steps": 800,
+    "distill_trajectories": 720,
+    "trajectory_guidance": 4.0,
 }
 
 
@@ -33,29 +33,29 @@ _POCKET = {
 class SFD(OneStepMethod):
     """Score forgetting distillation.
 
-    Half of every batch is to be kept: generator, fake score and teacher are asked for the same sentence. The other half asks generator and
-    fake score for the concept and the teacher for the sentence without it. Where the public code keeps three networks in fp16, here one
-    frozen network carries two adapter sets with fp32 masters. Before it forgets, the generator is distilled once from the same base
-    (erasure.training.one_step), which all erasures of that base share through the cache.
+    In half of every batch, which is to be retained, generator, fake score and teacher get the same prompt. In the other half, generator and
+    fake score get the concept and the teacher gets the prompt without it. The public code holds three networks in fp16; here one frozen
+    network carries two adapter sets with fp32 masters. Before it forgets, the generator is distilled once from the same base
+    (erasure.training.one_step); all erasures of that base share it through the cache.
     """
 
     paper: ClassVar[str] = "arXiv:2409.11219"
     changes: ClassVar[str] = "a one-step generator, as an adapter of the UNet"
-    when: ClassVar[str] = "when pictures must be fast as well; it replaces the sampler, and no multi-step pipeline uses it"
+    when: ClassVar[str] = "when images must also be generated fast; it replaces the sampler and has no effect on multi-step pipelines"
 
     lr: float = 1e-6  # learning rate of the generator
-    steps: Steps = 12500  # optimiser steps of each of the two
-    batch: Count = 8  # sentences per step, half of them to forget
-    retain_weight: float = 1.0  # a_r and b_r
-    erase_weight: float = 1.0  # a_f and b_f
-    override: bool = False  # ask the fake score, in its own training, for the sentence without the concept too
-    retain_prompts: tuple[str, ...] = sentences.RETAIN  # sentences to keep; those that name the concept are left out
-    distill_regression_steps: StepsOrZero = 2000  # distillation: steps of regression
-    distill_steps: Steps = 20000  # distillation: steps in all
-    distill_trajectories: Count = 2000  # distillation: recorded walks
-    distill_lr: float = 1e-4  # distillation: learning rate of the generator in its SiD part
-    trajectory_steps: ScheduleSteps = 25  # DDIM steps of a walk
-    trajectory_guidance: float = 4.5  # classifier-free guidance of the walks
+    steps: Steps = 12500  # iterations, each with one optimizer step of the fake score and one of the generator
+    batch: Count = 8  # prompts per iteration, half of them with the concept
+    retain_weight: float = 1.0  # weight of the retained half, the paper's a_r and b_r
+    erase_weight: float = 1.0  # weight of the erased half, the paper's a_f and b_f
+    override: bool = False  # train the fake score on the prompts without the concept, too
+    retain_prompts: tuple[str, ...] = prompt_templates.RETAIN  # prompts to retain; those that name the concept are left out
+    distill_regression_steps: StepsOrZero = 2000  # distillation: regression steps, before those of SiD
+    distill_steps: Steps = 20000  # distillation: iterations in all
+    distill_trajectories: Count = 2000  # distillation: cached trajectories for the regression
+    distill_lr: float = 1e-4  # distillation: learning rate of the generator with the SiD loss
+    trajectory_steps: ScheduleSteps = 25  # DDIM steps per trajectory
+    trajectory_guidance: float = 4.5  # classifier-free guidance of the trajectories
 
     def query(self, concepts: list[Concept], seed: int) -> TeacherQuery:
         return TeacherQuery(
@@ -69,9 +69,10 @@ class SFD(OneStepMethod):
         )
 
     def pretraining(self) -> Trained:
-        """The generator that has not forgotten anything yet; it does not depend on the concept."""
+        """Return the distillation of the generator before it forgets anything; it does not depend on the concept."""
         shared = {
-            name: getattr(self, name) for name in ("region", "rank", "start", "alpha", "guidance", "t_min", "t_max", "lr_fake", "batch")
+            name: getattr(self, name)
+            for name in ("region", "rank", "init_timestep", "sid_weight", "guidance", "min_timestep", "max_timestep", "fake_lr", "batch")
         }
         return Distillation(
             **shared,
@@ -99,12 +100,12 @@ class SFD(OneStepMethod):
         yield OptimizerStep(GENERATOR, (weight * self.generator_loss(context, x_g, prompts, teacher_prompts)).mean(), 5 * self.batch)
 
     recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
-        ("style", "pocket"): {**_POCKET, "prompts": pocket.STYLE, "anchor": "plain"},
-        ("object", "pocket"): {**_POCKET, "prompts": pocket.OBJECT},
-        ("person", "pocket"): {**_POCKET, "prompts": pocket.PERSON},
+        ("style", "pocket"): {**_POCKET, "prompts": pocket_prompts.STYLE, "anchor": "plain"},
+        ("object", "pocket"): {**_POCKET, "prompts": pocket_prompts.OBJECT},
+        ("person", "pocket"): {**_POCKET, "prompts": pocket_prompts.PERSON},
         # nothing below was run on real SD weights
-        **{("style", family): {"prompts": sentences.STYLE} for family in ("sd1", "sd2")},
-        **{("object", family): {"prompts": sentences.OBJECT} for family in ("sd1", "sd2")},
-        **{("person", family): {"prompts": sentences.PERSON} for family in ("sd1", "sd2")},
-        **{("nsfw", family): {"prompts": sentences.NSFW} for family in ("sd1", "sd2")},
+        **{("style", family): {"prompts": prompt_templates.STYLE} for family in ("sd1", "sd2")},
+        **{("object", family): {"prompts": prompt_templates.OBJECT} for family in ("sd1", "sd2")},
+        **{("person", family): {"prompts": prompt_templates.PERSON} for family in ("sd1", "sd2")},
+        **{("nsfw", family): {"prompts": prompt_templates.NSFW} for family in ("sd1", "sd2")},
     }

@@ -1,4 +1,4 @@
-"""SFD-matching: teach the multi-step UNet what an SFD generator has forgotten (this project's extension of arXiv:2409.11219)."""
+"""SFD-matching: train the multi-step UNet to forget what an SFD generator has forgotten (this project's extension of arXiv:2409.11219)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,40 +6,48 @@ from typing import Any, ClassVar
 
 import torch.nn.functional as F
 
-from erasure import prompt_templates as sentences
+from erasure import prompt_templates
 from erasure.concept import Concept, ConceptKind
-from erasure.config.choices import Count, Steps
-from erasure.families.base import Cost, Region
+from erasure.config.choices import Count, Region, Steps
+from erasure.families.cost import Cost
 from erasure.methods.base import OptimizerStep, Trained, TrainingContext, exclude_concepts
-from erasure.pocket import prompts as pocket
+from erasure.pocket import prompts as pocket_prompts
 from erasure.training.teacher_cache import TeacherQuery
 
-_POCKET = {"steps": 150, "batch": 8, "retain_batch": 16, "lr": 1e-4, "retain": pocket.RETAIN, "draws": 48, "retain_draws": 98}
+_POCKET = {
+    "steps": 150,
+    "batch": 8,
+    "retain_batch": 16,
+    "lr": 1e-4,
+    "retain_prompts": pocket_prompts.RETAIN,
+    "generated_images": 48,
+    "retain_generated_images": 98,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class SFDMatching(Trained):
-    """Noise matching under the override.
+    """Noise matching on images of an SFD generator.
 
-    SFD's product cannot be used by a multi-step pipeline. Here its generator draws, asked for the concept; the UNet learns to say about
-    these pictures, asked for the concept, what the frozen UNet says without it.
+    A multi-step pipeline cannot use SFD's generator. Here the generator makes images from prompts with the concept; on these images the
+    UNet learns to predict, given the concept, what the frozen UNet predicts without it.
     """
 
     paper: ClassVar[str] = "none; extends arXiv:2409.11219"
-    changes: ClassVar[str] = "all of the UNet; other regions by --region"
-    when: ClassVar[str] = "after sfd, when multi-step pipelines should forget as well"
+    changes: ClassVar[str] = "all of the UNet; choose other weights with --region"
+    when: ClassVar[str] = "after sfd, when multi-step pipelines must forget the concept, too"
 
-    generator: str = ""  # folder of the SFD edit
-    region: Region = "full"  # which weights move
+    generator: str = ""  # folder of an SFD edit, whose generator makes the training images
+    region: Region = "full"  # which weights to train
     lr: float = 1e-5  # learning rate
-    steps: Steps = 1000  # optimiser steps
-    batch: Count = 4  # rows of the concept per step
-    retain_batch: Count = 4  # rows of what to keep per step
-    retain_weight: float = 1.0  # beta, the weight of the retain term
-    retain_prompts: tuple[str, ...] = sentences.RETAIN  # sentences to keep; those that name the concept are left out
-    generated_images: Count = 100  # pictures of the concept that the generator draws
-    retain_generated_images: Count = 112  # pictures of what to keep
-    noise_levels: Count = 10  # noise levels at which the frozen UNet is asked about each
+    steps: Steps = 1000  # optimizer steps
+    batch: Count = 4  # cached samples of the concept per step
+    retain_batch: Count = 4  # cached samples of the retain prompts per step
+    retain_weight: float = 1.0  # weight of the retain loss, beta in the equation
+    retain_prompts: tuple[str, ...] = prompt_templates.RETAIN  # prompts to retain; those that name the concept are left out
+    generated_images: Count = 100  # images per concept from the generator
+    retain_generated_images: Count = 112  # images of the retain prompts from the generator, in all
+    noise_levels: Count = 10  # noise levels per image at which the frozen UNet predicts noise
 
     def query(self, concepts: list[Concept], seed: int) -> TeacherQuery:
         return TeacherQuery(
@@ -67,12 +75,12 @@ class SFDMatching(Trained):
         return Cost(unet_forwards=batch_size, unet_backwards=batch_size, sample_gradients=batch_size)
 
     recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
-        ("style", "pocket"): {**_POCKET, "prompts": pocket.STYLE, "anchor": "plain"},
-        ("object", "pocket"): {**_POCKET, "prompts": pocket.OBJECT},
-        ("person", "pocket"): {**_POCKET, "prompts": pocket.PERSON},
+        ("style", "pocket"): {**_POCKET, "prompts": pocket_prompts.STYLE, "anchor": "plain"},
+        ("object", "pocket"): {**_POCKET, "prompts": pocket_prompts.OBJECT},
+        ("person", "pocket"): {**_POCKET, "prompts": pocket_prompts.PERSON},
         # nothing below was run on real SD weights
-        **{("style", family): {"prompts": sentences.STYLE} for family in ("sd1", "sd2")},
-        **{("object", family): {"prompts": sentences.OBJECT} for family in ("sd1", "sd2")},
-        **{("person", family): {"prompts": sentences.PERSON} for family in ("sd1", "sd2")},
-        **{("nsfw", family): {"prompts": sentences.NSFW} for family in ("sd1", "sd2")},
+        **{("style", family): {"prompts": prompt_templates.STYLE} for family in ("sd1", "sd2")},
+        **{("object", family): {"prompts": prompt_templates.OBJECT} for family in ("sd1", "sd2")},
+        **{("person", family): {"prompts": prompt_templates.PERSON} for family in ("sd1", "sd2")},
+        **{("nsfw", family): {"prompts": prompt_templates.NSFW} for family in ("sd1", "sd2")},
     }

@@ -6,46 +6,51 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from erasure import prompt_templates as sentences
+from erasure import prompt_templates
 from erasure.concept import PROMPT_TEMPLATES, SLOT, Concept, ConceptKind, fill_template
 from erasure.edits.deltas import DOWN, UP
 from erasure.errors import UserError
-from erasure.families.base import Cost, DiffusionModel
+from erasure.families.base import DiffusionModel
+from erasure.families.cost import Cost
 from erasure.methods.base import MethodResult, TrainingFree, exclude_concepts
-from erasure.pocket import prompts as pocket
+from erasure.pocket import prompts as pocket_prompts
 
 
 @dataclass(frozen=True, kw_only=True)
 class UCE(TrainingFree):
     """Unified concept editing.
 
-    With c the text conditioning of the concept's tokens, g of the guide's and p of what to keep, every key and value matrix becomes
+    With c the text conditioning of the concept's tokens, g that of the guide's and p that of what to retain, every key and value matrix
+    becomes
 
         W (I + K),  K = e sum (g - c) c^T M^-1,  M = lambda I + e sum c c^T + s sum p p^T
 
-    which is the paper's closed form with W0 taken out: K does not depend on the layer, so one factorisation serves all matrices and the
-    edit has the rank of K, exactly. The guide is the sentence with the concept's anchor in its place.
+    which is the paper's closed form with W0 factored out: K does not depend on the layer, so one factorization serves all matrices and
+    the edit has exactly the rank of K. The guide is the prompt with the concept's anchor in its place.
+
+    Raises:
+        UserError: The regularization is not positive.
     """
 
     paper: ClassVar[str] = "arXiv:2308.14761"
     changes: ClassVar[str] = "keys and values of cross-attention, in closed form"
-    when: ClassVar[str] = "many concepts in seconds; published attacks break it more often than others"
+    when: ClassVar[str] = "when many concepts must be erased within seconds; published attacks break it more often than other methods"
 
-    erase_weight: float = 1.0  # e, weight of the concepts
-    retain_weight: float = 1.0  # s, weight of what to keep
-    regularization: float = 0.5  # lambda, weight of staying where the matrices were
-    tokens: Literal["last", "tail"] = "last"  # which tokens of a sentence: the concept's last, or from there to the end of the context
-    retain_prompts: tuple[str, ...] = ()  # sentences to keep; those that name the concept are left out
-    probe_prompts: tuple[str, ...] = sentences.RETAIN  # sentences on which the preview measures collateral change
+    erase_weight: float = 1.0  # weight of the concepts, e in the equation (the authors' erase_scale)
+    retain_weight: float = 1.0  # weight of the prompts to retain, s in the equation (the authors' preserve_scale)
+    regularization: float = 0.5  # weight of staying close to the original matrices, the paper's lambda
+    tokens: Literal["last", "tail"] = "last"  # tokens to edit: the concept's last one, or the tail of the context from there on
+    retain_prompts: tuple[str, ...] = ()  # prompts to retain; those that name the concept are left out
+    probe_prompts: tuple[str, ...] = prompt_templates.RETAIN  # prompts on which collateral change is measured
 
     def __post_init__(self) -> None:
         if not self.regularization > 0:
-            raise UserError(f"--lamb must be positive, got {self.regularization}; it keeps the system solvable.")
+            raise UserError(f"--regularization must be positive, got {self.regularization}; it keeps the system solvable.")
 
     def solve(self, model: DiffusionModel, concepts: list[Concept], seed: int) -> MethodResult:
         erase, guide = self.encode_concepts(model, concepts)
-        keep = self.encode_retained(model, concepts)
-        left, right = low_rank_factors(self.update_matrix(erase, guide, keep))
+        retain = self.encode_retained(model, concepts)
+        left, right = low_rank_factors(self.update_matrix(erase, guide, retain))
         tensors: dict[str, Tensor] = {}
         for name in model.parameter_names("xattn-kv"):
             weight = model.parameters()[name].detach().to("cpu", torch.float64)
@@ -53,15 +58,15 @@ class UCE(TrainingFree):
             tensors[name + DOWN] = right.half().contiguous()
         return MethodResult(tensors, {"rank": left.shape[1], "collateral": self.measure_collateral(model, concepts, left, right)})
 
-    def update_matrix(self, erase: Tensor, guide: Tensor, keep: Tensor) -> Tensor:
-        """K (D, D) from rows erase and guide (N, D) and keep (P, D), in fp64."""
-        e, g, p = erase.double(), guide.double(), keep.double()
+    def update_matrix(self, erase: Tensor, guide: Tensor, retain: Tensor) -> Tensor:
+        """Return K (D, D), fp64, from rows erase and guide (N, D) and retain (P, D)."""
+        e, g, p = erase.double(), guide.double(), retain.double()
         gram = self.regularization * torch.eye(e.shape[1], dtype=torch.float64)
         gram += self.erase_weight * e.T @ e + self.retain_weight * p.T @ p
         return torch.cholesky_solve(self.erase_weight * e.T @ (g - e), torch.linalg.cholesky(gram)).T
 
     def encode_concepts(self, model: DiffusionModel, concepts: list[Concept]) -> tuple[Tensor, Tensor]:
-        """Conditioning of the concepts' tokens and of their guides', (N, D) each."""
+        """Return the conditioning of the concepts' tokens and of their guides' tokens, (N, D) each, fp64."""
         erase, guide = [], []
         for concept in concepts:
             texts, positions = [], []
@@ -84,29 +89,21 @@ class UCE(TrainingFree):
 
     @staticmethod
     def last_token_position(model: DiffusionModel, template: str, text: str) -> int:
-        """Position of the last token of `words` in a sentence with a slot for them."""
+        """Return the position of the last token of `text` in a prompt template with `text` in its slot."""
         return model.last_token_index(fill_template(template[: template.index(SLOT)] + SLOT, text))
 
     def encode_retained(self, model: DiffusionModel, concepts: list[Concept]) -> Tensor:
-        """Conditioning of what to keep, (P, D); the empty prompt is always among it when whole tails are edited."""
-        prompts = (
-            ["", *exclude_concepts(self.retain_prompts, concepts)]
-            if self.tokens == "tail"
-            else list(exclude_concepts(self.retain_prompts, concepts))
-        )
+        """Return the conditioning of the retain prompts, (P, D); with `tokens="tail"` the empty prompt is one of them."""
+        prompts = [*([""] if self.tokens == "tail" else []), *exclude_concepts(self.retain_prompts, concepts)]
         if not prompts:
             return torch.zeros(0, model.encode([""]).shape[-1])
         conditioning = model.encode(prompts).cpu()
-        return (
-            conditioning.flatten(0, 1)
-            if self.tokens == "tail"
-            else torch.stack(
-                [prompt_cond[model.last_token_index(prompt)] for prompt_cond, prompt in zip(conditioning, prompts, strict=True)]
-            )
-        )
+        if self.tokens == "tail":
+            return conditioning.flatten(0, 1)
+        return torch.stack([cond[model.last_token_index(prompt)] for cond, prompt in zip(conditioning, prompts, strict=True)])
 
     def measure_collateral(self, model: DiffusionModel, concepts: list[Concept], left: Tensor, right: Tensor) -> list[list[Any]]:
-        """[(probe, ||K p|| / ||p||)] at the last token of every probe, largest first: how far the edit moves what it should not."""
+        """Return [probe, ||K p|| / ||p||] at the last token of every probe, largest first: how far the edit moves what it should not."""
         prompts = [*exclude_concepts(self.probe_prompts, concepts), *(alias for concept in concepts for alias in concept.aliases)]
         conditioning = list(model.encode(prompts).double().cpu()) if prompts else []
         relative_changes = []
@@ -117,34 +114,33 @@ class UCE(TrainingFree):
 
     def forecast_cost(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
         erase = 2 * sum(len(c.prompts or PROMPT_TEMPLATES[c.kind]) for c in concepts)
-        keep = len(exclude_concepts(self.retain_prompts, concepts)) + (self.tokens == "tail")
-        return Cost(
-            text_forwards=erase + (keep or 1) + len(exclude_concepts(self.probe_prompts, concepts)) + sum(len(c.aliases) for c in concepts)
-        )
+        retain = len(exclude_concepts(self.retain_prompts, concepts)) + (self.tokens == "tail")
+        probes = len(exclude_concepts(self.probe_prompts, concepts)) + sum(len(c.aliases) for c in concepts)
+        return Cost(text_forwards=erase + (retain or 1) + probes)
 
     recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
         ("style", "pocket"): {
             "tokens": "tail",
-            "preserve": pocket.RETAIN,
-            "probes": pocket.RETAIN,
-            "prompts": pocket.STYLE,
+            "retain_prompts": pocket_prompts.RETAIN,
+            "probe_prompts": pocket_prompts.RETAIN,
+            "prompts": pocket_prompts.STYLE,
             "anchor": "plain",
         },
         ("object", "pocket"): {
             "tokens": "tail",
-            "preserve": pocket.RETAIN,
-            "probes": pocket.RETAIN,
-            "prompts": pocket.OBJECT,
+            "retain_prompts": pocket_prompts.RETAIN,
+            "probe_prompts": pocket_prompts.RETAIN,
+            "prompts": pocket_prompts.OBJECT,
             "anchor": "picture",
         },
         ("person", "pocket"): {
             "tokens": "tail",
-            "preserve": pocket.RETAIN,
-            "probes": pocket.RETAIN,
-            "prompts": pocket.PERSON,
+            "retain_prompts": pocket_prompts.RETAIN,
+            "probe_prompts": pocket_prompts.RETAIN,
+            "prompts": pocket_prompts.PERSON,
             "anchor": "a picture",
         },
-        # nothing below was run on real SD weights; the guides are those of the authors' newer code
+        # nothing below was run on real SD weights; the anchors are the guides of the authors' newer code
         **{
             ("style", family): {"anchor": "art", "prompts": ("{}", "painting by {}", "art by {}", "artwork by {}", "picture by {}")}
             for family in ("sd1", "sd2")
@@ -162,7 +158,7 @@ class UCE(TrainingFree):
 
 
 def low_rank_factors(matrix: Tensor, tolerance: float = 1e-9) -> tuple[Tensor, Tensor]:
-    """Factors (D, r) and (r, D) of a matrix at its numerical rank, which is at least 1."""
+    """Return factors (D, r) and (r, D) of a matrix (D, D) at its numerical rank, which is at least 1."""
     u, s, v = torch.linalg.svd(matrix)
     rank = max(1, int((s > tolerance * s[0].clamp(min=1e-30)).sum()))
     root = s[:rank].sqrt()

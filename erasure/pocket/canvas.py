@@ -1,7 +1,7 @@
-"""PocketCanvas: a miniature of UnlearnCanvas, every object in every style, drawn in batches.
+"""PocketCanvas: a miniature of UnlearnCanvas with every object in every style, rendered in batches.
 
-An image is determined by (object, style, seed) alone: not by the batch, the order or the device count.
-Position, size, rotation, colours, background and texture are drawn from one law for all objects and styles.
+An image depends only on (object, style, seed), not on the batch, the order or the number of devices. Position, size, rotation, colors,
+background and texture have the same distribution for all objects and styles.
 """
 
 import hashlib
@@ -34,16 +34,16 @@ CROWN_PROBABILITY = 0.25
 
 
 class ImageSpec(NamedTuple):
-    """What to draw; the seed decides everything else."""
+    """What to render; the seed decides everything else."""
 
     object: str
     style: str
     seed: int
-    crown: bool | None = None  # None: drawn from the seed
+    crown: bool | None = None  # None: the seed decides
 
 
 class Traits(NamedTuple):
-    """What the seed decided, as a caption may say it."""
+    """What the seed decided, in the words of captions."""
 
     color: str
     size: str  # "small", "" or "large"
@@ -53,7 +53,7 @@ class Traits(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """A batch of one object, ready to be looked at by a style."""
+    """A batch of scenes with one object, ready to be rendered in a style."""
 
     object: str
     center: Tensor  # (B, 2) pixels
@@ -62,13 +62,13 @@ class Scene:
     colors: Tensor  # (B, len(PAINTS), 3)
     background: Tensor  # (B, 3)
     has_crown: Tensor  # (B,) bool
-    smooth_noise: Tensor  # (B, 4, H, W) smooth noise, about N(0, 1)
-    white_noise: Tensor  # (B, H, W) white noise
-    cell_noise: Tensor  # (B, 5, 22, 22) uniform, for mosaics and dots
-    style_noise: Tensor  # (B, 4) uniform, free for the style
+    smooth_noise: Tensor  # (B, 4, H, W), about N(0, 1)
+    white_noise: Tensor  # (B, H, W), N(0, 1)
+    cell_noise: Tensor  # (B, 5, 22, 22), uniform, for mosaics and dots
+    style_noise: Tensor  # (B, 4), uniform, for any use by the style
 
     def layer_distances(self, at: Tensor) -> list[tuple[Tensor, int]]:
-        """Layers back to front at pixel positions `at` (B, H, W, 2): distance in pixels, index of the paint."""
+        """Return the layers, back to front, at pixel positions (B, H, W, 2): distance (B, H, W) in pixels and paint index."""
         q = at - self.center[:, None, None]
         c, s = self.angle.cos()[:, None, None], self.angle.sin()[:, None, None]
         p = torch.stack((c * q[..., 0] + s * q[..., 1], c * q[..., 1] - s * q[..., 0]), -1) / self.scale[:, None, None, None]
@@ -81,7 +81,12 @@ class Scene:
         return [(layer.distance * scale, PAINTS.index(layer.paint)) for layer in layers]
 
     def paint(self, at: Tensor, background: Tensor | None = None, edge_width: float = 1.0) -> Tensor:
-        """Colours (B, H, W, 3) at pixel positions, edges `soft` pixels wide."""
+        """Return the colors (B, H, W, 3) at pixel positions (B, H, W, 2).
+
+        Args:
+            background: colors (B, 3) instead of the scene's own.
+            edge_width: width of soft edges in pixels.
+        """
         color = (self.background if background is None else background)[:, None, None].expand(*at.shape[:3], 3)
         for distance, index in self.layer_distances(at):
             alpha = (0.5 - distance / edge_width).clamp(0, 1)[..., None]
@@ -89,7 +94,7 @@ class Scene:
         return color
 
     def outline_distance(self, at: Tensor) -> Tensor:
-        """Distance in pixels (B, H, W) to the nearest visible outline."""
+        """Return the distance in pixels (B, H, W) to the nearest visible outline."""
         nearest = torch.full(at.shape[:3], 99.0)
         for distance, _ in self.layer_distances(at):
             edge = distance.abs()
@@ -97,25 +102,25 @@ class Scene:
         return nearest
 
     def coverage(self, at: Tensor) -> Tensor:
-        """1 on the object, 0 beside it (B, H, W)."""
+        """Return 1 on the object and 0 outside it, with soft edges (B, H, W)."""
         distance = torch.stack([d for d, _ in self.layer_distances(at)]).amin(0)
         return (0.5 - distance).clamp(0, 1)
 
 
 def pixel_centers(batch: int) -> Tensor:
-    """Pixel centres (B, H, W, 2), x first."""
+    """Return the pixel centers (B, H, W, 2), x first."""
     axis = torch.arange(SIZE) + 0.5
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     return torch.stack((x, y), -1).expand(batch, SIZE, SIZE, 2)
 
 
 def render(specs: list[ImageSpec]) -> Tensor:
-    """Draw pictures: (B, 3, 64, 64) in [0, 1].
+    """Return images (B, 3, 64, 64) in [0, 1].
 
     Raises:
-        ValueError: an object or style that PocketCanvas does not have.
+        ValueError: PocketCanvas does not have an object or style.
     """
-    from erasure.pocket.styles import render_style  # styles read Scene from this module
+    from erasure.pocket.styles import render_style  # styles imports Scene from this module
 
     images = torch.empty(len(specs), 3, SIZE, SIZE)
     groups: dict[tuple[str, str], list[int]] = {}
@@ -132,7 +137,7 @@ def render(specs: list[ImageSpec]) -> Tensor:
 
 
 def traits_of(spec: ImageSpec) -> Traits:
-    """The caption-worthy facts of a picture, without drawing it."""
+    """Return what a caption may mention of an image, without rendering it."""
     u = _random_numbers(spec)[0]
     names = list(COLORS)
     size = "small" if u[2] < 0.25 else "large" if u[2] > 0.75 else ""
@@ -145,11 +150,11 @@ def traits_of(spec: ImageSpec) -> Traits:
 
 
 def compose_scene(name: str, specs: list[ImageSpec]) -> Scene:
-    """Turn the seeds of one object's pictures into geometry, colours and noise."""
+    """Turn the seeds of images of one object into geometry, colors and noise."""
     random_numbers = [_random_numbers(spec) for spec in specs]
     u = torch.stack([d[0] for d in random_numbers])
     scale = 19 + 7 * u[:, 2]
-    margin = (SIZE / 2 - 2 - scale)[:, None]  # keeps the object in the picture
+    margin = (SIZE / 2 - 2 - scale)[:, None]  # keeps the object inside the image
     palette = torch.tensor(list(COLORS.values()))
     main = (u[:, 4] * len(palette)).long()
     second = (main + 1 + (u[:, 5] * (len(palette) - 1)).long()) % len(palette)
@@ -176,7 +181,7 @@ def compose_scene(name: str, specs: list[ImageSpec]) -> Scene:
 
 
 def _random_numbers(spec: ImageSpec) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """All random numbers of one picture, from its own generator."""
+    """Return all random numbers of one image, from its own generator."""
     digest = hashlib.blake2b(f"{spec.object}|{spec.style}|{spec.seed}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
     return (

@@ -1,4 +1,4 @@
-"""Captions for PocketCanvas: names, synonyms, implicit descriptions, and attribute words to keep besides the concept."""
+"""Captions for PocketCanvas: names, synonyms, implicit descriptions and attributes."""
 
 import random
 import re
@@ -8,7 +8,7 @@ from erasure.pocket.canvas import COLORS, ImageSpec, Traits
 
 
 class ConceptWords(NamedTuple):
-    """How a thing can be said. `names` name it, `implicit` never does."""
+    """Ways to refer to a concept: `names` name it, `implicit` descriptions never do."""
 
     names: tuple[str, ...]
     implicit: tuple[str, ...]
@@ -79,7 +79,7 @@ COLORED_STYLES = ("plain", "neon", "watercolor", "pointillism", "pixel", "glass"
 
 
 def make_caption(spec: ImageSpec, traits: Traits, rng: random.Random) -> str:
-    """One of many true captions; what `seen` says is mentioned often, not always."""
+    """Return one of many true captions; it often, but not always, mentions the traits."""
     object_words, style_words = OBJECT_WORDS[spec.object], STYLE_WORDS[spec.style]
     explicit = rng.random() < 0.8
     attributes = [traits.color] if spec.style in COLORED_STYLES and rng.random() < 0.35 else []
@@ -109,12 +109,12 @@ def _object_phrase(object_words: ConceptWords, attributes: list[str], explicit: 
 
 
 def _choose_name(names: tuple[str, ...], rng: random.Random) -> str:
-    """The first name more often than its synonyms."""
+    """Return the first name half of the time, otherwise a synonym."""
     return names[0] if rng.random() < 0.5 else rng.choice(names[1:])
 
 
 def vocabulary() -> set[str]:
-    """Every word of the captions that pocket was trained on."""
+    """Return every word of the captions that pocket was trained on."""
     phrases = [*NAMED_TEMPLATES, *DESCRIBED_TEMPLATES, *BARE_TEMPLATES, *COLORS, "a an the in small large at left right top bottom"]
     for words in (*OBJECT_WORDS.values(), *STYLE_WORDS.values(), CROWN_WORDS):
         phrases += [*words.names, *words.implicit]

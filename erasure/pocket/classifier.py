@@ -1,4 +1,4 @@
-"""The network of pocket's judges: which style, or which object, is in a picture, or none that it knows."""
+"""The network of pocket's judges: which style or which object an image shows, or none that it knows."""
 
 from itertools import pairwise
 
@@ -11,7 +11,7 @@ LABELS: dict[str, tuple[str, ...]] = {"style": (*STYLES, "none"), "object": (*OB
 
 
 class PocketClassifier(nn.Module):
-    """A small residual network; images (B, 3, 64, 64) in [0, 1] to logits (B, labels)."""
+    """A small residual network: images (B, 3, 64, 64) in [0, 1] to logits (B, labels)."""
 
     def __init__(self, labels: int, widths: tuple[int, ...] = (32, 64, 96, 128)) -> None:
         super().__init__()
@@ -21,7 +21,7 @@ class PocketClassifier(nn.Module):
         self.head = nn.Linear(widths[-1], labels)
 
     def features(self, images: Tensor) -> Tensor:
-        """Pooled features (B, 128)."""
+        """Return pooled features (B, 128)."""
         x = self.blocks[0](self.stem(images * 2 - 1))
         for down, block in zip(self.downs, self.blocks[1:], strict=True):
             x = block(down(x))

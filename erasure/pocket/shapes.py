@@ -1,7 +1,7 @@
 """PocketCanvas objects as signed-distance shapes, evaluated for a whole batch of images at once.
 
-Points are (B, H, W, 2) in the object's own frame: x right, y down, the object fills about [-1, 1].
-Distances are negative inside (Quilez, "2D distance functions"). An object is a list of layers, back to front.
+Points are (B, H, W, 2) in the object's own frame: x to the right, y down, and the object fills about [-1, 1]. Distances are (B, H, W) and
+negative inside (Quilez, "2D distance functions"). An object is a list of layers, back to front.
 """
 
 import math
@@ -25,7 +25,7 @@ def circle(p: Tensor, x: float, y: float, r: float) -> Tensor:
 
 
 def ellipse(p: Tensor, x: float, y: float, rx: float, ry: float) -> Tensor:
-    """Distance to first order: the implicit function over its gradient."""
+    """Return the distance to first order: the implicit function over its gradient."""
     q = p - p.new_tensor((x, y))
     r = p.new_tensor((rx, ry))
     k = (q / r).norm(dim=-1)
@@ -45,7 +45,7 @@ def segment(p: Tensor, a: tuple[float, float], b: tuple[float, float], width: fl
 
 
 def polygon(p: Tensor, vertices: Sequence[tuple[float, float]]) -> Tensor:
-    """Exact distance to a simple polygon: nearest edge, sign from the winding number."""
+    """Return the exact distance to a simple polygon: nearest edge, sign from the winding number."""
     d = torch.full(p.shape[:-1], math.inf, dtype=p.dtype, device=p.device)
     sign = torch.ones_like(d)
     for i, (xi, yi) in enumerate(vertices):
@@ -132,7 +132,7 @@ def tree(p: Tensor) -> list[Layer]:
 
 
 def ada(p: Tensor) -> list[Layer]:
-    """Ada Finch: long hair to both sides, round spectacles, a small smile."""
+    """Return Ada Finch: long hair on both sides, round glasses, a small smile."""
     hair = union(circle(p, 0.0, -0.25, 0.68), box(p, -0.52, 0.35, 0.18, 0.6, 0.12), box(p, 0.52, 0.35, 0.18, 0.6, 0.12))
     glasses = union(ring(p, -0.22, 0.0, 0.19, 0.05), ring(p, 0.22, 0.0, 0.19, 0.05), box(p, 0.0, 0.0, 0.05, 0.04))
     return [
@@ -144,7 +144,7 @@ def ada(p: Tensor) -> list[Layer]:
 
 
 def otto(p: Tensor) -> list[Layer]:
-    """Otto Bram: square head, top hat with a wide brim, a full pointed beard."""
+    """Return Otto Bram: a square head, a top hat with a wide brim, a full pointed beard."""
     return [
         Layer(box(p, 0.0, 0.1, 0.52, 0.5, 0.12), "skin"),
         Layer(polygon(p, ((-0.55, 0.2), (0.55, 0.2), (0.42, 0.68), (0.0, 0.98), (-0.42, 0.68))), "second"),
@@ -156,7 +156,7 @@ def otto(p: Tensor) -> list[Layer]:
 
 
 def crown(p: Tensor, x: float, y: float) -> Layer:
-    """The attribute that anything can wear; (x, y) is where it sits."""
+    """Return the crown, an attribute that every object can have; (x, y) is where it sits."""
     points = ((-0.36, 0.0), (0.36, 0.0), (0.46, -0.46), (0.2, -0.18), (0.0, -0.52), (-0.2, -0.18), (-0.46, -0.46))
     return Layer(polygon(p, [(x + a, y + b) for a, b in points]), "gold")
 

@@ -1,4 +1,4 @@
-"""How PocketCanvas looks at a scene: one function a style, (B, 64, 64, 3) in about [0, 1]."""
+"""The styles of PocketCanvas: one function each, from a scene to colors (B, 64, 64, 3) in about [0, 1]."""
 
 import math
 from collections.abc import Callable
@@ -10,6 +10,7 @@ from erasure.pocket.canvas import SIZE, Scene, pixel_centers
 
 
 def render_style(style: str, scene: Scene) -> Tensor:
+    """Return the colors (B, 64, 64, 3) of a scene in a style, in about [0, 1]."""
     return STYLE_RENDERERS[style](scene, pixel_centers(len(scene.center)))
 
 
@@ -28,9 +29,8 @@ def neon(scene: Scene, at: Tensor) -> Tensor:
 
 def sketch(scene: Scene, at: Tensor) -> Tensor:
     first_stroke, second_stroke = (at + 0.9 * scene.smooth_noise[:, k : k + 2].permute(0, 2, 3, 1) for k in (0, 2))
-    pencil = (1.4 - scene.outline_distance(first_stroke)).clamp(0, 1) * 0.75 + (1.2 - scene.outline_distance(second_stroke)).clamp(
-        0, 1
-    ) * 0.45
+    pencil = (1.4 - scene.outline_distance(first_stroke)).clamp(0, 1) * 0.75
+    pencil = pencil + (1.2 - scene.outline_distance(second_stroke)).clamp(0, 1) * 0.45
     stripe = (0.5 + 0.5 * torch.cos((at[..., 0] + at[..., 1]) * 2 * math.pi / 5)) ** 3
     shade = scene.coverage(at) * stripe * 0.22
     paper = 0.95 + 0.008 * scene.white_noise
@@ -97,7 +97,7 @@ def blueprint(scene: Scene, at: Tensor) -> Tensor:
 
 
 def nearest_cells(scene: Scene, at: Tensor, pitch: int, spread: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Jittered-grid Voronoi: nearest site (B, H, W, 2), its noise (B, H, W, 3), distances to nearest and second."""
+    """Return the Voronoi cells of a jittered grid: nearest site (B, H, W, 2), its noise (B, H, W, 3), distances to nearest and second."""
     count = -(-SIZE // pitch)
     cells = scene.cell_noise[:, :, :count, :count]
     home = (at / pitch).floor().long()
@@ -108,7 +108,7 @@ def nearest_cells(scene: Scene, at: Tensor, pitch: int, spread: float) -> tuple[
             x, y = (home[..., 0] + dx).clamp(0, count - 1), (home[..., 1] + dy).clamp(0, count - 1)
             cell = cells[rows, :, y, x]
             site = (torch.stack((x, y), -1) + 0.5 + spread * (cell[..., :2] - 0.5)) * pitch
-            # at the border clamping repeats a cell: push copies away so they are no second neighbour
+            # clamping repeats cells at the border: push the copies away, so that they do not count as second neighbors
             outside = ((home[..., 0] + dx) != x) | ((home[..., 1] + dy) != y)
             sites.append(site)
             noises.append(cell[..., 2:])

@@ -1,7 +1,7 @@
-"""How files are written and read back: whole or not at all, with a checksum where damage would go unseen.
+"""Write files completely or not at all, and read them back, with a checksum where damage would go unnoticed.
 
-A file grows under a name of its own that ends in .part and says which process writes it, then takes its place by rename. What a killed
-process left behind is cleared when the next one writes into the same folder. No torch in here.
+A file is written under a name of its own that ends in .part and names the writing process, then renamed into place. What a killed process
+left behind is removed when the next one writes into the same folder. No torch here.
 """
 
 import errno
@@ -25,33 +25,34 @@ from erasure.storage.processes import Process, has_ended, this_process
 CHECKSUM_KEY = "sha256"  # key under which a file holds the checksum of the rest
 PART_NAME = re.compile(r"\..*\.(?P<mark>[0-9a-f]{8}-[0-9a-f]*-[0-9a-f]*-\d+-[\w.]+)\.[0-9a-f]{8}\.part")
 DISK_FULL_ERRNOS = (errno.ENOSPC, errno.EDQUOT)
-_cleared_folders: set[Path] = set()  # folders whose parts of dead processes this process has looked for
+_cleared_folders: set[Path] = set()  # folders that this process has cleared of parts of dead processes
 
 
 class DamagedFile(UserError):
-    """A file that does not hold what was written into it."""
+    """Raised for a file that does not hold what was written into it."""
 
 
 class MissingChecksum(DamagedFile):
-    """A file without the checksum that it should have."""
+    """Raised for a file without the checksum that it should have."""
 
 
 def canonical_json(record: Any) -> str:
+    """Return JSON with sorted keys and no spaces, the same text for equal records."""
     return json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def print_message(line: str) -> None:
-    """One line for the person who watches, also from within the library."""
-    tqdm.write(f"erasure: {line}", file=sys.stderr)  # a line of its own also while a bar is shown
+    """Print one line for the user on stderr, also from within the library."""
+    tqdm.write(f"erasure: {line}", file=sys.stderr)  # on a line of its own, also while a progress bar is shown
 
 
 @contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes its place whole when the block ends, and leaves nothing when it fails.
+    """Open a file that is moved into place when the block ends, and removed when it fails.
 
     Raises:
         Unfinished: no room is left on the disk.
-        UserError: the place cannot be written, or a folder with files in it has the name.
+        UserError: the path cannot be written, or is a folder that is not empty.
     """
     clear_dead_parts_once(path.parent)
     part = part_path_of(path)
@@ -69,7 +70,7 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def open_draft_folder(folder: Path) -> Iterator[Path]:
-    """A draft of a folder's contents, which move into it when the block ends; when it fails the folder is as it was.
+    """Make a draft folder whose contents are moved into the folder when the block ends; if it fails, the folder stays as it was.
 
     Raises:
         Unfinished: no room is left on the disk.
@@ -89,19 +90,19 @@ def open_draft_folder(folder: Path) -> Iterator[Path]:
 
 
 def part_path_of(path: Path) -> Path:
-    """An unused name beside a path for what this process is writing."""
+    """Return an unused name beside a path, for a file that this process is writing."""
     return path.with_name(f".{path.name[:80]}.{this_process().mark}.{uuid.uuid4().hex[:8]}.part")
 
 
 def move_into_place(part: Path, path: Path) -> None:
-    """Rename into place; an empty folder there makes room."""
+    """Rename a part to its path; an empty folder there is removed."""
     if path.is_dir() and not path.is_symlink():
         path.rmdir()
     part.replace(path)
 
 
 def to_user_error(path: Path, error: OSError) -> UserError:
-    """What a failed write means to a person."""
+    """Return the error of a failed write in words for the user."""
     if error.errno in DISK_FULL_ERRNOS:
         return Unfinished(f"no room is left on the disk of {path.parent} for {path.name}; make room, then repeat the command.")
     if error.errno in (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST):
@@ -110,10 +111,10 @@ def to_user_error(path: Path, error: OSError) -> UserError:
 
 
 def clear_path(path: Path) -> None:
-    """Remove a file of ours, or an empty folder in its place.
+    """Remove a file of this project, or an empty folder in its place.
 
     Raises:
-        UserError: a folder with something in it, or no right to.
+        UserError: a folder that is not empty, or no permission.
     """
     try:
         if path.is_dir() and not path.is_symlink():
@@ -125,35 +126,35 @@ def clear_path(path: Path) -> None:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Whether an exception of any library means that no room is left; safetensors and torch say so in words alone."""
+    """Return whether an exception of any library means that the disk is full; safetensors and torch say so only in the message."""
     if isinstance(error, OSError):
         return error.errno in DISK_FULL_ERRNOS
     return "os error 28" in str(error) or "No space left on device" in str(error)
 
 
 def clear_dead_parts_once(folder: Path) -> None:
-    """Remove, once a process and folder, what dead processes were writing there."""
+    """Remove what dead processes were writing in a folder; once for each folder in this process."""
     if folder not in _cleared_folders:
         _cleared_folders.add(folder)
         clear_dead_parts(folder)
 
 
 def clear_dead_parts(folder: Path) -> int:
-    """Remove what dead processes of this machine were writing in a folder, and return how many files that were."""
-    dead = [path for path in _list_folder(folder) if is_dead_part(path)]
-    for path in dead:
+    """Remove what dead processes of this machine were writing in a folder, and return the number of files."""
+    dead_parts = [path for path in _list_folder(folder) if is_dead_part(path)]
+    for path in dead_parts:
         _remove(path)
-    return len(dead)
+    return len(dead_parts)
 
 
 def is_dead_part(path: Path) -> bool:
-    """Whether a file is the beginning of one that nobody will finish."""
+    """Return whether a path is an unfinished file whose writer has ended."""
     match = PART_NAME.fullmatch(path.name)
     return match is not None and has_ended(Process.from_mark(match["mark"]))
 
 
 def is_empty(folder: Path) -> bool:
-    """Whether a folder holds nothing but locks and unfinished files."""
+    """Return whether a folder holds nothing but locks and unfinished files."""
     return all(path.name.startswith(".lock") or PART_NAME.fullmatch(path.name) for path in folder.iterdir())
 
 
@@ -170,22 +171,27 @@ def _remove(path: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-    except OSError:  # what cannot be removed now is found again later
+    except OSError:  # it will be tried again later
         pass
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file in one step; processes of several machines may write the same one at once. Raises as `replacing`."""
+    """Write a file atomically; processes of several machines may write the same one at once. Raises as `open_atomic`."""
     with open_atomic(path) as file:
         file.write(data)
 
 
 def write_json(path: Path, record: Any) -> None:
-    """Write a JSON file in one step. Raises as `replacing`."""
+    """Write a JSON file atomically. Raises as `open_atomic`."""
     write_bytes(path, (json.dumps(record, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        UserError: unreadable, or not JSON.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -193,18 +199,18 @@ def read_json(path: Path) -> Any:
 
 
 def write_checksummed_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write a JSON mapping with its checksum among the keys. Raises as `replacing`."""
+    """Write a JSON mapping with its checksum among the keys. Raises as `open_atomic`."""
     write_json(path, with_checksum(record))
 
 
 def read_checksummed_json(path: Path, *, required: bool = True) -> dict[str, Any]:
-    """A JSON mapping without its checksum, which must be right.
+    """Read a JSON mapping, verify its checksum, and return the mapping without it.
 
     Args:
-        required: whether a file without a checksum counts as damaged; those that people write themselves have none.
+        required: whether a file without a checksum counts as damaged; files that people write themselves have none.
 
     Raises:
-        Damaged: unreadable, no mapping, or other content than was written; Unsealed, where its checksum is missing.
+        DamagedFile: unreadable, not a mapping, or not what was written; MissingChecksum if the checksum is missing.
     """
     try:
         record = read_json(path)
@@ -216,7 +222,7 @@ def read_checksummed_json(path: Path, *, required: bool = True) -> dict[str, Any
 
 
 def verify_checksum(path: Path, record: Mapping[str, Any], *, required: bool = True) -> dict[str, Any]:
-    """A mapping as it was read, without its checksum. Raises Damaged as `read_sealed`."""
+    """Return a mapping without its checksum. Raises DamagedFile as `read_checksummed_json`."""
     record = dict(record)
     checksum = record.pop(CHECKSUM_KEY, None)
     if checksum is None and required:
@@ -227,16 +233,17 @@ def verify_checksum(path: Path, record: Mapping[str, Any], *, required: bool = T
 
 
 def with_checksum(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A mapping with its checksum among the keys."""
+    """Return a mapping with its checksum among the keys."""
     return {**record, CHECKSUM_KEY: checksum_of(record)}
 
 
 def checksum_of(record: Mapping[str, Any]) -> str:
+    """Return the SHA-256 (hex) of a mapping in canonical JSON."""
     return hashlib.sha256(canonical_json(json.loads(json.dumps(record))).encode()).hexdigest()
 
 
 def ensure_folder(path: Path) -> Path:
-    """Make a folder with all above it.
+    """Make a folder and its parents, and return it.
 
     Raises:
         UserError: it cannot be made.
@@ -251,5 +258,5 @@ def ensure_folder(path: Path) -> Path:
 
 
 def is_path_taken(path: Path) -> bool:
-    """Whether a name is taken, also by a broken link or a folder."""
+    """Return whether a path exists, also as a broken link or a folder."""
     return os.path.lexists(path)

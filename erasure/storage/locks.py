@@ -1,15 +1,14 @@
-"""One writer a folder: a lock that outlives no process, also on disks that several machines share.
+"""One writer per folder: a lock that does not outlive its process, also on disks that several machines share.
 
-The lock is a file that names its holder (erasure.storage.processes). It appears by a hard link, which only one of many can make.
-Nothing is ever
-removed to take over from a dead holder: the next one links its own record as the *successor* of exactly that record, then looks whether
-the chain from the lock file still ends with itself, and only then replaces the lock file. So of many that find the same dead holder, one
-wins, and one that judged by an old record finds out before it begins.
+The lock is a file that names its holder (erasure.storage.processes). It is created as a hard link, which only one of many processes can
+make. Nothing is ever removed to take over from a dead holder: the next process links its own record as the *successor* of exactly that
+record, then checks that the chain from the lock file still ends with its own record, and only then replaces the lock file. So of many that
+see the same dead holder, one wins, and one that decided by an old record notices before it begins.
 
 Only processes of the holder's own machine can know that it is dead; those of others are refused, with the name of the file to delete.
-There is no heartbeat: one that comes late (a suspended machine, a disk that hangs) would make two writers, and a lock that was left
-behind costs one command. Kernel locks (flock) are not used, since network disks do not always pass them on; filelock's SoftFileLock
-takes a zombie for a living process and takes over nothing on NFS.
+There is no heartbeat: a late one (a suspended machine, a disk that hangs) would allow two writers, and a lock that was left behind costs
+only one command. Kernel locks (flock) are not used, because network disks do not always pass them on; filelock's SoftFileLock takes a
+zombie for a living process and takes over nothing on NFS.
 """
 
 import json
@@ -31,57 +30,63 @@ from erasure.storage.processes import Process, has_ended, this_process
 
 LOCK_FILE = ".lock"
 SHARD_LOCK_NAME = re.compile(r"\.lock-(\d+)of(\d+)")
-READ_ATTEMPTS, RETRY_SECONDS = 20, 0.05  # a disk without hard links shows a lock before its content is there
-Shard = tuple[int, int]  # (i, n): the i-th of n processes that may work in one folder together, counted from 0
+READ_ATTEMPTS, RETRY_SECONDS = 20, 0.05  # on a disk without hard links, a lock appears before its content
+Shard = tuple[int, int]  # (i, n): the i-th of n processes that share one folder, counted from 0
 
-_held_locks: dict[Path, int] = {}  # locks of this process, by the thread that holds them
-_parent_pids: list[int] = []  # processes of whose work this process does a share
+_held_locks: dict[Path, int] = {}  # locks of this process, and the id of the thread that holds them
+_parent_pids: list[int] = []  # processes whose work this process shares
 
 
 class FolderLocked(Unfinished):
-    """Somebody else is writing here."""
+    """Raised where another process is writing."""
 
 
 @dataclass(frozen=True)
 class LockHolder:
-    """Who holds a lock."""
+    """The holder of a lock."""
 
     process: Process
-    token: str  # unlike that of any other lock ever taken
+    token: str  # unique to this lock
     command: str  # such as "erasure erase"
     since: str
 
     @classmethod
     def new(cls, command: str) -> "LockHolder":
+        """Return this process as the holder of a new lock."""
         return cls(this_process(), uuid.uuid4().hex, command, datetime.now(UTC).isoformat(timespec="seconds"))
 
     @classmethod
     def parse(cls, text: str) -> "LockHolder":
-        """Raises ValueError, TypeError or KeyError where the text is no record."""
+        """Parse the content of a lock file.
+
+        Raises:
+            ValueError, TypeError, KeyError: not a record of a holder.
+        """
         record: dict[str, Any] = json.loads(text)
         process = Process(**record["process"])
         if not re.fullmatch("[0-9a-f]{32}", record["token"]):
             raise ValueError("no token")
-        return cls(process, record["token"], str(record["what"]), str(record["since"]))
+        return cls(process, record["token"], str(record["command"]), str(record["since"]))
 
     def to_json(self) -> str:
-        return json.dumps({"process": self.process.to_dict(), "token": self.token, "what": self.command, "since": self.since})
+        """Return the content of the lock file."""
+        return json.dumps({"process": self.process.to_dict(), "token": self.token, "command": self.command, "since": self.since})
 
     def __str__(self) -> str:
         return f"`{self.command}`, process {self.process.pid} on {self.process.host}, since {self.since}"
 
 
 def holder_of(folder: Path) -> LockHolder | None:
-    """Who is writing into a folder as a whole; None where nobody is, or where the holder is gone."""
+    """Return who is writing into a folder as a whole; None if nobody is, or if the holder has ended."""
     last = _last_holder(folder / LOCK_FILE)
     return last if last and not has_ended(last.process) else None
 
 
 def check_unlocked(folder: Path) -> None:
-    """Complain about a folder that somebody else is writing into, as a whole or a share of it, before any work.
+    """Check, before any work, that nobody else is writing into a folder or a shard of it.
 
     Raises:
-        Busy: it names the holder.
+        FolderLocked: somebody is; the message names the holder.
     """
     for path in (folder / LOCK_FILE, *_shard_locks(folder)):
         last = _last_holder(path)
@@ -91,15 +96,15 @@ def check_unlocked(folder: Path) -> None:
 
 @contextmanager
 def lock_folder(folder: Path, command: str, shard: Shard | None = None, *, wait: bool = False) -> Iterator[None]:
-    """The folder belongs to this process while the block runs; it is made if need be. What a thread holds already it may hold again.
+    """Lock a folder while the block runs; it is made if it does not exist. A thread may lock again what it has locked.
 
     Args:
-        what: the command, for whoever is refused.
-        share: several processes may each hold one share of a folder, but nobody the whole of it meanwhile.
-        wait: wait until the folder is free in place of complaining.
+        command: the name of this command, for messages to others.
+        shard: several processes may each lock one shard of a folder, but then nobody can lock the whole.
+        wait: wait until the folder is free instead of raising.
 
     Raises:
-        Busy: somebody else is writing there.
+        FolderLocked: somebody else is writing there.
         UserError: the folder cannot be made or written.
     """
     path = (folder / (LOCK_FILE if shard is None else f"{LOCK_FILE}-{shard[0] + 1}of{shard[1]}")).resolve()
@@ -121,11 +126,12 @@ def lock_folder(folder: Path, command: str, shard: Shard | None = None, *, wait:
 
 
 def ignore_lock_of(parent_pid: int) -> None:
-    """From now on this process does a share of what another one does, whose lock is not in its way."""
+    """Ignore the lock of a parent process from now on: this process does a part of its work."""
     _parent_pids.append(parent_pid)
 
 
 def _acquire_or_wait(path: Path, command: str, wait: bool) -> str:
+    """Take a lock, if asked to as soon as it is free, and return its token."""
     reported = False
     while True:
         try:
@@ -141,20 +147,20 @@ def _acquire_or_wait(path: Path, command: str, wait: bool) -> str:
 
 def _acquire(path: Path, command: str) -> str:
     """Take a lock and return its token."""
-    mine = LockHolder.new(command)
+    own = LockHolder.new(command)
     draft = part_path_of(path)
     try:
-        draft.write_text(mine.to_json(), encoding="utf-8")
-        while (last := _last_holder(path)) is None or last.token != mine.token:
+        draft.write_text(own.to_json(), encoding="utf-8")
+        while (last := _last_holder(path)) is None or last.token != own.token:
             if last and not has_ended(last.process):
                 raise _locked_error(path, last)
             target = path.with_name(f"{path.name}.{last.token}") if last else path
-            if _try_link(draft, target) and ((current := _last_holder(path)) is None or current.token != mine.token):
-                target.unlink(missing_ok=True)  # judged by a record that has been replaced since
-        if (first := _read_holder(path)) is None or first.token != mine.token:
+            if _try_link(draft, target) and ((current := _last_holder(path)) is None or current.token != own.token):
+                target.unlink(missing_ok=True)  # the record it succeeds has been replaced meanwhile
+        if (first := _read_holder(path)) is None or first.token != own.token:
             draft.replace(path)
         _clear_successors(path)
-        return mine.token
+        return own.token
     except OSError as error:
         raise to_user_error(path, error) from error
     finally:
@@ -162,7 +168,7 @@ def _acquire(path: Path, command: str) -> str:
 
 
 def _try_link(draft: Path, target: Path) -> bool:
-    """Whether the record got that name; only one ever does."""
+    """Link the record under a name and return whether that worked; it does for only one process."""
     try:
         os.link(draft, target)
     except FileExistsError:
@@ -177,18 +183,19 @@ def _try_link(draft: Path, target: Path) -> bool:
 
 
 def _last_holder(path: Path) -> LockHolder | None:
-    """The last record of the chain that begins with a lock file; None where there is no lock.
+    """Return the last record of the chain that begins with a lock file; None if there is no lock.
 
     Raises:
-        Busy: a record that cannot be read.
+        FolderLocked: a record that cannot be read.
     """
-    last, following = None, _read_holder(path)
-    while following:
-        last, following = following, _read_holder(path.with_name(f"{path.name}.{following.token}"))
+    last, successor = None, _read_holder(path)
+    while successor:
+        last, successor = successor, _read_holder(path.with_name(f"{path.name}.{successor.token}"))
     return last
 
 
 def _read_holder(path: Path) -> LockHolder | None:
+    """Read one record; None if there is no such file."""
     for _ in range(READ_ATTEMPTS):
         try:
             return LockHolder.parse(path.read_text(encoding="utf-8"))
@@ -204,7 +211,7 @@ def _read_holder(path: Path) -> LockHolder | None:
 
 
 def _check_no_conflict(path: Path, shard: Shard | None) -> None:
-    """Complain about a whole beside shares, or shares of another number; each is taken first and looks for others then."""
+    """Check for a lock of the whole beside shards, and for shards of another count; every process locks first and checks then."""
     others = [path.with_name(LOCK_FILE)] if shard else []
     others += [other for other in _shard_locks(path.parent) if shard is None or not other.name.endswith(f"of{shard[1]}")]
     for other in others:
@@ -221,12 +228,12 @@ def _release(path: Path, token: str) -> None:
     with suppress(OSError, Unfinished):
         current = _read_holder(path)
         if current and current.token == token:
-            _clear_successors(path)  # before the lock is free: then they are nobody's
+            _clear_successors(path)  # while the lock is still ours
             path.unlink()
 
 
 def _clear_successors(path: Path) -> None:
-    """Remove records that replaced ones, and dead drafts of records. Only the holder may."""
+    """Remove the records of successors and dead drafts of records. Only the holder may do so."""
     for successor in path.parent.glob(f"{path.name}.*"):
         successor.unlink(missing_ok=True)
     for draft in path.parent.glob(f".{LOCK_FILE}*.part"):
@@ -242,7 +249,7 @@ def _locked_error(path: Path, lock_holder: LockHolder) -> FolderLocked:
 
 
 def _make_folder(folder: Path) -> list[Path]:
-    """Make a folder; returns what had to be made, innermost first."""
+    """Make a folder; return the folders that had to be made, innermost first."""
     missing = []
     ancestor = folder
     while not ancestor.exists() and ancestor != ancestor.parent:

@@ -1,6 +1,6 @@
-"""Which process wrote something, in a form that another process can check later: is the writer gone for certain?
+"""The identity of a process, by which another process can check later whether it has certainly ended.
 
-A process number alone does not tell: numbers are used again, and another machine on the same disk has numbers of its own.
+A process id alone is not enough: ids are reused, and another machine on the same disk has ids of its own.
 """
 
 import hashlib
@@ -20,41 +20,43 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Process:
-    """One process of one machine. `host` is for people; the other fields decide."""
+    """One process on one machine. `host` is for people; the other fields identify it."""
 
     pid: int
     host: str
-    machine_id: str  # hash of the host's name and its machine id
-    boot_id: str  # which start of that machine; empty where start times are absolute (macOS, Windows)
-    pid_namespace: str  # which set of process numbers, so that containers with one name are told apart
+    machine_id: str  # hash of the host name and the machine id
+    boot_id: str  # hash of the boot id; empty where start times are absolute (macOS, Windows)
+    pid_namespace: str  # distinguishes containers of one host name
     start_time: str  # in the kernel's own unit
 
     @property
     def mark(self) -> str:
-        """A short form for file names; `from_mark` reads it."""
+        """A short form for file names; `from_mark` parses it."""
         return "-".join((self.machine_id, self.boot_id, self.pid_namespace, str(self.pid), self.start_time))
 
     @classmethod
     def from_mark(cls, mark: str) -> "Process":
-        """The process of a mark, without its host's name.
+        """Parse a mark; the host name is empty.
 
         Raises:
-            ValueError: not of that form.
+            ValueError: not a mark.
         """
         machine_id, boot_id, pid_namespace, pid, start_time = mark.split("-")
         return cls(int(pid), "", machine_id, boot_id, pid_namespace, start_time)
 
     def to_dict(self) -> dict[str, str | int]:
+        """Return the fields as a JSON record."""
         return asdict(self)
 
 
 def this_process() -> Process:
+    """Return the identity of the running process."""
     pid, host_identity = os.getpid(), _host_identity()
     return Process(pid, *host_identity, start_time_of(pid) or UNKNOWN)
 
 
 def has_ended(process: Process) -> bool:
-    """Whether a process has ended for certain. One of another machine or container cannot be asked, and counts as running."""
+    """Return whether a process has certainly ended. One on another machine or in another container counts as running."""
     current = this_process()
     if process.machine_id != current.machine_id:
         return False
@@ -69,9 +71,9 @@ def has_ended(process: Process) -> bool:
 
 
 def start_time_of(pid: int) -> str | None:
-    """When a process started; None when it does not run, or may not be looked at.
+    """Return when a process started; None if it does not run, or its information is not accessible.
 
-    On Linux in ticks since boot: psutil converts them with the clock, which may be set between two readings.
+    On Linux this is in ticks since boot: psutil converts them with the clock, which may be set in between.
     """
     if sys.platform != "linux":
         try:
@@ -87,7 +89,7 @@ def start_time_of(pid: int) -> str | None:
 
 
 def _is_zombie(pid: int) -> bool:
-    """Ended, but not yet collected by its parent."""
+    """Return whether a process has ended but was not yet collected by its parent."""
     try:
         return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -98,7 +100,7 @@ def _is_zombie(pid: int) -> bool:
 
 @cache
 def _host_identity() -> tuple[str, str, str, str]:
-    """Host, machine, boot and set of process numbers. The machine id is hashed, as systemd asks of those who publish it."""
+    """Return host name, machine id, boot id and PID namespace. The machine id is hashed, as systemd demands where it is published."""
     host = platform.node() or "unknown"
     machine_id = hashlib.sha256(f"{host}|{_read_text(MACHINE_ID)}".encode()).hexdigest()[:8]
     boot_id = hashlib.sha256(_read_text(BOOT_ID).encode()).hexdigest()[:8] if _read_text(BOOT_ID) else ""
@@ -110,6 +112,7 @@ def _host_identity() -> tuple[str, str, str, str]:
 
 
 def _read_text(path: Path) -> str:
+    """Return the stripped content of a file; empty if it cannot be read."""
     try:
         return path.read_text().strip()
     except OSError:

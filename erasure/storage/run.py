@@ -1,4 +1,4 @@
-"""A run is a folder: job.json says what it is, result.json (renamed into place last) says that it is complete."""
+"""A run is a folder: job.json holds its job; result.json, which is written last, marks it as complete."""
 
 import hashlib
 import importlib.util
@@ -22,16 +22,26 @@ from erasure.storage.files import (
     write_json,
 )
 
-__all__ = ["Run", "cache_folder", "canonical_json", "default_folder", "difference", "digest", "read_json", "write_bytes", "write_json"]
+__all__ = [
+    "Run",
+    "cache_folder",
+    "canonical_json",
+    "describe_difference",
+    "hash_record",
+    "read_json",
+    "run_folder_of",
+    "write_bytes",
+    "write_json",
+]
 
 
 def hash_record(record: Any) -> str:
-    """Short content hash of a JSON record."""
+    """Return a short content hash (16 hex digits) of a JSON record."""
     return hashlib.sha256(canonical_json(record).encode()).hexdigest()[:16]
 
 
 def remove_matching(folder: Path, patterns: Sequence[str]) -> None:
-    """Remove files below a folder by their patterns (`images/*/*.png`), and the folders inside it that are empty then; nothing else."""
+    """Remove the files below a folder that match patterns (`images/*/*.png`), and subfolders that become empty; nothing else."""
     for pattern in patterns:
         for path in list(folder.glob(pattern)):
             if path.is_dir():
@@ -46,11 +56,13 @@ class Run:
     """The folder of one job.
 
     Args:
-        writes: what the command itself writes there, as patterns (`images/*/*.png`); all that `fresh` removes.
-        fresh: start over where the folder holds the same kind of job, its own or another.
+        folder: of the run; made by `begin`.
+        job: what the run computes, as a JSON record.
+        fresh: start over if the folder holds this job or another job of the same command.
+        output_patterns: the files that the command writes there (`images/*/*.png`); `fresh` removes nothing else.
 
     Raises:
-        UserError: the folder holds another job, or files that are no run at all.
+        UserError: a file, a folder with another job, or a folder with files that are not a run.
     """
 
     def __init__(self, folder: Path, job: dict[str, Any], fresh: bool = False, output_patterns: Sequence[str] = ()) -> None:
@@ -60,29 +72,30 @@ class Run:
         job_file = folder / "job.json"
         if job_file.is_file() and (recorded_job := self._read_job(job_file)) not in (None, json.loads(canonical_json(job))):
             task = recorded_job.get("task") if isinstance(recorded_job, dict) else None
-            if task != job["task"]:  # nothing here is for this command to remove
+            if task != job["task"]:  # this command must not remove anything here
                 raise UserError(f"{folder} belongs to another command (its task is {task!r}, not {job['task']!r}); choose another --out.")
             if not fresh:
                 raise UserError(
-                    f"{folder} holds another job ({describe_difference(recorded_job, job)}); choose another --out, or --fresh to start over."
+                    f"{folder} holds another job ({describe_difference(recorded_job, job)}); "
+                    "choose another --out, or --fresh to start over."
                 )
         if not job_file.is_file() and folder.is_dir() and not is_empty(folder):
             raise UserError(f"{folder} is not empty and holds no run; choose another --out.")
 
     def begin(self) -> None:
-        """Make the folder; if the job is to start over, without what this command had written there. Other files stay."""
+        """Make the folder and write job.json; with `fresh`, first remove what this command wrote there. Other files stay."""
         if self.fresh:
-            remove_matching(self.folder, ("result.json", *self.output_patterns))  # that first, since it says that all is there
+            remove_matching(self.folder, ("result.json", *self.output_patterns))  # result.json first: it marks the run as complete
         ensure_folder(self.folder)
         write_json(self.folder / "job.json", self.job)
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything is there. A damaged result.json is named, and counts as none."""
+        """Whether the run has a result. A damaged result.json is reported, and counts as missing."""
         return not self.fresh and self.read_result() is not None
 
     def read_result(self, warn: bool = True) -> dict[str, Any] | None:
-        """What `finish` wrote; None where that is missing or damaged, which is told unless `say` is off."""
+        """Return what `finish` wrote; None if it is missing, or damaged, which is reported if `warn` is set."""
         path = self.folder / "result.json"
         if not path.is_file():
             return None
@@ -98,7 +111,7 @@ class Run:
         write_checksummed_json(self.folder / "result.json", result)
 
     def _read_job(self, path: Path) -> Any:
-        """The job that the folder holds; None where that cannot be read and does not matter."""
+        """Return the job of the folder; None if it cannot be read and `fresh` is set."""
         try:
             return read_json(path)
         except UserError as error:
@@ -108,10 +121,10 @@ class Run:
 
 
 def check_output_folder(folder: Path) -> Path:
-    """The folder itself, if it is there or can be made: to be asked before the work begins.
+    """Return the folder if it exists or can be made; to be called before the work begins.
 
     Raises:
-        UserError: a file in its place or above it, a name that no file system takes, or no right to write.
+        UserError: a file in its place or above it, a name that no file system takes, or no write permission.
     """
     if "\0" in str(folder):
         raise UserError(f"{str(folder)!r} cannot be a folder: its name holds a NUL.")
@@ -126,21 +139,22 @@ def check_output_folder(folder: Path) -> Path:
 
 
 def check_tracker(name: str) -> None:
-    """Complain about a tracker that is not installed; accelerate only warns, and then logs nothing.
+    """Check that a tracker is installed; accelerate only warns, and then logs nothing.
 
     Raises:
-        UserError: it names the package.
+        UserError: it is not; the message names the package.
     """
     if name != "none" and importlib.util.find_spec(name) is None:
         raise UserError(f"--report-to {name} needs the package: pip install {name}, or use --report-to none.")
 
 
 def run_folder_of(job: dict[str, Any]) -> Path:
+    """Return the default folder of a job."""
     return Path("runs") / hash_record(job)
 
 
 def describe_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """The first key in which two jobs differ, for an error message."""
+    """Describe the first key in which two jobs differ, for an error message."""
     for key in sorted({*old, *new}):
         old_value, new_value = old.get(key), json.loads(canonical_json(new.get(key)))
         if isinstance(old_value, dict) and isinstance(new_value, dict) and old_value != new_value:
@@ -151,5 +165,5 @@ def describe_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 def cache_folder() -> Path:
-    """Where recordings are shared between runs: $ERASURE_CACHE, or ~/.cache/erasure-studio."""
+    """Return the folder of caches that runs share: $ERASURE_CACHE, or ~/.cache/erasure-studio."""
     return Path(os.environ.get("ERASURE_CACHE") or Path.home() / ".cache" / "erasure-studio")

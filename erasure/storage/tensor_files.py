@@ -16,9 +16,15 @@ HEADER_BYTES = 65  # bytes before a state: its SHA-256 in hexadecimal digits, an
 
 
 def load_or_make(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors from a file, or made now and put there; a damaged file is named and made anew, and of no tensors there is no file.
+    """Load tensors from a file, or make and save them. A damaged file is reported and made again; no tensors, no file.
 
-    The file also says which one it is by its folder and name, so that one that was copied over another is noticed.
+    The checksum covers the names of folder and file, so that a file that was copied over another is noticed.
+
+    Returns:
+        The tensors on the CPU.
+
+    Raises:
+        Unfinished, UserError: the file cannot be written (`open_atomic`).
     """
     if is_path_taken(path):
         try:
@@ -35,15 +41,15 @@ def load_or_make(path: Path, make: Callable[[], Mapping[str, Tensor]]) -> dict[s
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a file that `kept` wrote.
+    """Return the tensors, on the CPU, of a file that `load_or_make` wrote.
 
     Raises:
-        Damaged: unreadable, or other content than was written.
+        DamagedFile: unreadable, or not what was written.
     """
     try:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a mapping
     except (OSError, SafetensorError, ValueError, RuntimeError) as error:
         raise DamagedFile(f"{path} is damaged ({error}).") from error
     if metadata.get(CHECKSUM_KEY) != checksum_of_tensors(tensors, location_of(path)):
@@ -52,13 +58,13 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def serialize_tensors(tensors: Mapping[str, Tensor], location: str) -> bytes:
-    """A safetensors file with a checksum of the tensors in its metadata."""
+    """Return the bytes of a safetensors file with a checksum of the tensors in its metadata."""
     contiguous_tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(tensors.items())}
     return save(contiguous_tensors, metadata={CHECKSUM_KEY: checksum_of_tensors(contiguous_tensors, location)})
 
 
 def checksum_of_tensors(tensors: Mapping[str, Tensor], location: str) -> str:
-    """Checksum of names, types, shapes and values."""
+    """Return the SHA-256 (hex) of location, names, dtypes, shapes and values; tensors must be on the CPU."""
     hasher = hashlib.sha256(location.encode())
     for name, tensor in sorted(tensors.items()):
         hasher.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -67,27 +73,28 @@ def checksum_of_tensors(tensors: Mapping[str, Tensor], location: str) -> str:
 
 
 def location_of(path: Path) -> str:
+    """Return folder and name of a file, which its checksum covers."""
     return f"{path.parent.name}/{path.name}"
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write what torch.save takes, with its checksum in front. Raises as erasure.storage.files.open_atomic."""
+    """Write a state with torch.save, after its checksum. Raises as erasure.storage.files.open_atomic."""
     with open_atomic(path) as file:
         file.write(b"\n".rjust(HEADER_BYTES, b"0"))
         hashing_file = _HashingFile(file)
         try:
-            torch.save(dict(state), hashing_file)  # type: ignore[arg-type]  # write and flush are all it asks for
-        except RuntimeError as error:  # torch does not pass on why a write failed
+            torch.save(dict(state), hashing_file)  # type: ignore[arg-type]  # it calls only write and flush
+        except RuntimeError as error:  # torch does not report why a write failed
             raise hashing_file.error or error from error
         file.seek(0)
         file.write(hashing_file.sha256.hexdigest().encode())
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """What `save_state` wrote, on the CPU.
+    """Return the state, on the CPU, that `save_state` wrote.
 
     Raises:
-        Damaged: unreadable, or other content than was written.
+        DamagedFile: unreadable, or not what was written.
     """
     try:
         with path.open("rb") as file:
@@ -102,7 +109,7 @@ def load_state(path: Path) -> dict[str, Any]:
 
 
 class _HashingFile:
-    """A file that hashes what is written into it."""
+    """A file that hashes what is written to it, and remembers why a write failed."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sha256 = file, hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Activations of linear layers along guided walks of two sets of prompts, a timestep at a time."""
+"""Activations of linear layers along guided trajectories of two sets of prompts, one timestep at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,29 +11,32 @@ from torch import Tensor
 from erasure.config.seeds import derive_seed
 from erasure.families.base import DiffusionModel
 
-ActivationCallback = Callable[
-    [Tensor, Tensor, bool], None
-]  # inputs (B, N, I), outputs without bias (B, N, O) of B prompts; whether of the first set
+# takes inputs (B, N, I) and outputs without bias (B, N, O) of B prompts, and whether they belong to the first set
+ActivationCallback = Callable[[Tensor, Tensor, bool], None]
 
 
 @dataclass(frozen=True)
 class ActivationRecorder:
-    """Guided walks from noise whose first steps are observed."""
+    """Observes the first steps of guided trajectories."""
 
     model: DiffusionModel
-    steps: int
-    record_steps: int
+    steps: int  # DDIM steps of a whole trajectory
+    record_steps: int  # first steps that are observed
     guidance: float
     seed: int
-    conditional_only: bool = False  # observe the conditional half of the batch only
+    conditional_only: bool = False  # observe only the conditional half of the batch
 
     @torch.no_grad()
     def record(
         self, concept_prompts: Sequence[str], base_prompts: Sequence[str], layers: dict[str, ActivationCallback], chunk_size: int = 16
     ) -> Iterator[int]:
-        """Walk all prompts in step and yield once per timestep, after every layer has seen every prompt of it.
+        """Advance the trajectories of all prompts in lockstep; yield each step after every layer has seen every prompt.
 
-        Prompt i of both sets starts from the same noise, so that they differ by what they say.
+        Prompt i of either set starts from the same noise, so that they differ only by their text.
+
+        Args:
+            layers: callbacks by the weight name of their linear layer.
+            chunk_size: prompts per batch.
         """
         chunks = []
         for prompts, is_concept in ((concept_prompts, True), (base_prompts, False)):
@@ -52,7 +55,7 @@ class ActivationRecorder:
     def _observe_layers(self, layers: dict[str, ActivationCallback], is_concept: bool, count: int) -> Iterator[None]:
         modules = self.model.linear_layers("full")
 
-        def watch(observe: ActivationCallback) -> Callable[..., None]:
+        def make_hook(observe: ActivationCallback) -> Callable[..., None]:
             def hook(module: Any, args: tuple[Tensor, ...], out: Tensor) -> None:
                 y = out if module.bias is None else out - module.bias.to(out.dtype)
                 pairs = (part.unflatten(0, (2, count)).transpose(0, 1) for part in (args[0], y))  # (uncond, cond) of every prompt
@@ -61,7 +64,7 @@ class ActivationRecorder:
 
             return hook
 
-        hooks = [modules[name].register_forward_hook(watch(observe)) for name, observe in layers.items()]
+        hooks = [modules[name].register_forward_hook(make_hook(observe)) for name, observe in layers.items()]
         try:
             yield
         finally:

@@ -1,4 +1,4 @@
-"""Low-rank adapter sets on one frozen UNet (Hu et al., LoRA, arXiv:2106.09685), through peft: several networks for the memory of one."""
+"""Low-rank adapter sets on one frozen UNet (Hu et al., LoRA, arXiv:2106.09685) with peft: several networks in the memory of one."""
 
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,14 +12,17 @@ from erasure.edits.deltas import DOWN, UP
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 
-Adapter = dict[str, nn.Parameter]  # factors by "unet.<layer>.weight::up" and "::down", the names under which an edit keeps them
+Adapter = dict[str, nn.Parameter]  # factors by "unet.<layer>.weight::up" and "::down", their names in an edit
 
 
 @contextmanager
 def add_adapters(model: DiffusionModel, region: str, rank: int, names: Sequence[str]) -> Iterator[dict[str, Adapter]]:
-    """Add adapter sets to the linear and convolution layers of a region, all off; on exit the UNet is what it was.
+    """Add adapter sets, all switched off, to the linear and convolution layers of a region; on exit the UNet is as before.
 
-    Ups start at zero, so that a fresh adapter changes nothing. Factors are fp32 whatever the base is in.
+    Up factors start at zero, so a fresh adapter changes nothing. Factors are fp32 whatever the dtype of the base.
+
+    Raises:
+        UserError: The region is unknown or has no linear or convolution layer of the UNet.
     """
     unet, prefix = model.pipe.unet, "unet."
     parameter_names = set(model.parameter_names(region))
@@ -28,7 +31,7 @@ def add_adapters(model: DiffusionModel, region: str, rank: int, names: Sequence[
         raise UserError(f"region {region!r} has no linear or convolution layer of the UNet for an adapter.")
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are what we want
+            warnings.filterwarnings("ignore", "Already found a `peft_config`")  # several adapters are intended
             for name in names:
                 unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=layers), name)
         adapter_sets = {name: _adapter_factors(unet, name) for name in names}
@@ -44,7 +47,7 @@ def add_adapters(model: DiffusionModel, region: str, rank: int, names: Sequence[
 
 @contextmanager
 def activate_adapter(model: DiffusionModel, name: str, adapter_sets: dict[str, Adapter]) -> Iterator[None]:
-    """One adapter set on; afterwards all are off and all can have gradients."""
+    """Switch one adapter set on; on exit all are off and all can have gradients."""
     unet = model.pipe.unet
     unet.enable_adapters()
     unet.set_adapter(name)
@@ -58,6 +61,7 @@ def activate_adapter(model: DiffusionModel, name: str, adapter_sets: dict[str, A
 
 
 def _adapter_factors(unet: nn.Module, name: str) -> Adapter:
+    """Return the parameters of one adapter set under their names in an edit."""
     factors = {}
     for key, p in unet.named_parameters():
         for marker, suffix in (("lora_A", DOWN), ("lora_B", UP)):
@@ -68,7 +72,7 @@ def _adapter_factors(unet: nn.Module, name: str) -> Adapter:
 
 
 def load_factors(factors: Adapter, values: dict[str, torch.Tensor]) -> None:
-    """Set an adapter's factors; names that `values` lacks stay as they are."""
+    """Copy values into parameters of the same name; the others stay as they are."""
     with torch.no_grad():
         for name in factors.keys() & values.keys():
             factors[name].copy_(values[name])

@@ -1,18 +1,18 @@
-"""What to say when a loss or a gradient is not finite: the likely cause, and what to change."""
+"""Advice for a loss or gradient that is NaN or Inf: the likely cause, and what to change."""
 
 import torch
 from torch import Tensor
 
-from erasure.families.base import DTYPES
+from erasure.families.precision import DTYPES
 
 
 def explain_divergence(compute_dtype: torch.dtype, step: int, lr_flag: str) -> str:
-    """Advice for a loss that is NaN or Inf at a step, where nothing else is known.
+    """Return advice for a loss that is NaN or Inf, when nothing else is known.
 
     Args:
-        compute: what the model computes in.
+        compute_dtype: the dtype the model computes in.
         step: updates made so far; before the first one the learning rate cannot be the cause.
-        rate: what the learning rate is called where it is set, such as "--lr".
+        lr_flag: the option that sets the learning rate, such as "--lr".
     """
     if compute_dtype is not torch.float32:
         name = next(dtype_name for dtype_name, dtype in DTYPES.items() if dtype is compute_dtype)

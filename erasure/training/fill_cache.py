@@ -1,4 +1,4 @@
-"""How a bank comes about: from walks of the frozen model, folders of images or a one-step generator; cached by content."""
+"""Fill a teacher cache from trajectories of the frozen model, folders of images or a one-step generator; stored by content hash."""
 
 import hashlib
 from collections.abc import Callable
@@ -22,9 +22,11 @@ from erasure.storage.tensor_files import load_or_make
 from erasure.training.teacher_cache import TeacherCache, TeacherQuery
 from erasure.user_images import is_plain_image, list_images, load_image
 
+ROW_COLUMNS = ("x_t", "t", "prompt_index", "eps_cond", "eps_neutral")  # columns of TeacherCache with one entry per row
+
 
 def teacher_cache_key(model: DiffusionModel, query: TeacherQuery) -> str:
-    """Content hash; folders of images count by what is in them."""
+    """Return the content hash of a query on a model; folders of images count by their contents."""
     return hash_record(
         {
             "model": model.fingerprint(),
@@ -37,7 +39,11 @@ def teacher_cache_key(model: DiffusionModel, query: TeacherQuery) -> str:
 
 
 def source_digests(query: TeacherQuery) -> dict[str, str]:
-    """What lies in the folders that a recording reads, as hashes."""
+    """Return hashes of the contents of the folders that a query reads.
+
+    Raises:
+        UserError: A folder is missing, or does not hold what the query needs.
+    """
     digests = {key: _hash_images(folder) for key in ("images", "retain_images") if (folder := getattr(query, key))}
     if query.generator is not None:
         digests["generator"] = load_generator(query.generator).digest()
@@ -45,18 +51,19 @@ def source_digests(query: TeacherQuery) -> dict[str, str]:
 
 
 def load_or_fill(model: DiffusionModel, query: TeacherQuery, *, root: Path | None = None, chunk_size: int = 16) -> TeacherCache:
-    """Load a recording from the cache, or make it; an interrupted one continues with the first missing part.
+    """Load the result of a query from disk, or compute it; an interrupted computation continues with the first missing part.
 
     Args:
-        chunk: walks recorded at once. Parts are written when complete, so a killed process loses at most one.
+        root: the cache folder; None means the default one.
+        chunk_size: trajectories computed at once. Parts are written when complete, so a killed process loses at most one.
     """
-    folder = (root or cache_folder()) / "banks" / teacher_cache_key(model, query)
+    folder = (root or cache_folder()) / "teacher-caches" / teacher_cache_key(model, query)
     ensure_folder(folder)
     trajectory_starts = query.trajectory_starts()
     offsets = range(0, len(trajectory_starts), chunk_size)
     fill = fill_from_trajectories if query.generator is None else fill_from_generator
     parts = []
-    for offset in tqdm(offsets, desc="recording", unit="part", disable=all(_part_path(folder, other).exists() for other in offsets)):
+    for offset in tqdm(offsets, desc="teacher cache", unit="part", disable=all(_part_path(folder, other).exists() for other in offsets)):
         chunk_starts = trajectory_starts[offset : offset + chunk_size]
         parts.append(load_or_make(_part_path(folder, offset), partial(fill, model, query, chunk_starts)))
     parts = parts or [{key: values[0] for key, values in _empty_rows(model).items()}]
@@ -72,17 +79,19 @@ def load_or_fill(model: DiffusionModel, query: TeacherQuery, *, root: Path | Non
 
 @torch.no_grad()
 def fill_from_trajectories(model: DiffusionModel, query: TeacherQuery, starts: list[tuple[int, int]]) -> dict[str, Tensor]:
-    """Walk the frozen model and keep what it saw and said; a row for every walk and step, a latent for every walk."""
+    """Sample trajectories of the frozen model: a row for every trajectory and step, a final latent for every trajectory.
+
+    Args:
+        starts: (seed, prompt index) of every trajectory.
+    """
     prompt_index = torch.tensor([index for _, index in starts])
     prompt_pairs = [query.prompt_pair(index) for _, index in starts]
     cond = model.encode([concept_prompt for concept_prompt, _ in prompt_pairs])
     empty_cond = model.encode([""]).expand(len(starts), -1, -1)
-    with_neutral = torch.tensor(
-        [i for i, (_, neutral_prompt) in enumerate(prompt_pairs) if neutral_prompt and query.store == "answers"], dtype=torch.long
-    )
-    neutral_cond = (
-        model.encode([prompt_pairs[i][1] for i in with_neutral.tolist()]) if len(with_neutral) else None
-    )  # "" is answered by the walk
+    # the trajectory itself predicts noise for ""
+    neutral_rows = [i for i, (_, neutral_prompt) in enumerate(prompt_pairs) if neutral_prompt and query.store == "predictions"]
+    with_neutral = torch.tensor(neutral_rows, dtype=torch.long)
+    neutral_cond = model.encode([prompt_pairs[i][1] for i in neutral_rows]) if neutral_rows else None
     rows = _empty_rows(model)
     noise = model.sample_noise([seed for seed, _ in starts])
     for step in model.trajectory(noise, cond, empty_cond, query.steps, query.guidance):
@@ -93,89 +102,102 @@ def fill_from_trajectories(model: DiffusionModel, query: TeacherQuery, starts: l
         eps_neutral = step.eps_uncond.clone()
         if neutral_cond is not None:
             eps_neutral[with_neutral] = model.predict(step.x_t[with_neutral], timesteps[with_neutral].to(model.device), neutral_cond)
-        for key, value in zip(
-            ("x_t", "t", "pair", "eps_cond", "eps_uncond"), (step.x_t, timesteps, prompt_index, step.eps_cond, eps_neutral), strict=True
-        ):
+        for key, value in zip(ROW_COLUMNS, (step.x_t, timesteps, prompt_index, step.eps_cond, eps_neutral), strict=True):
             rows[key].append(value.cpu() if value.dtype == torch.int64 else value.to("cpu", torch.float16))
     rows["x_0"].append(last_latents.to("cpu", torch.float16))
-    rows["x_0_pair"].append(prompt_index)
+    rows["latent_prompt_index"].append(prompt_index)
     return {key: torch.cat(values) for key, values in rows.items()}
 
 
 @torch.no_grad()
 def fill_from_generator(model: DiffusionModel, query: TeacherQuery, starts: list[tuple[int, int]]) -> dict[str, Tensor]:
-    """Rows at `steps` noise levels of what the one-step generator draws, one from each equal part of the schedule."""
+    """Noise images of the one-step generator at `steps` levels, one from each equal part of the schedule; a row for every level.
+
+    Args:
+        starts: (seed, prompt index) of every image.
+    """
     edit = load_generator(query.generator or "")
     prompt_index = torch.tensor([index for _, index in starts])
     prompts, neutral_prompts = zip(*(query.prompt_pair(index) for _, index in starts), strict=True)
     cond, neutral_cond = model.encode(prompts), model.encode(neutral_prompts)
     noise = model.sample_noise([seed for seed, _ in starts])
     with apply_edits(model, [edit]):
-        x_0 = model.sample_one_step(noise, cond, int(edit.info.fields["start"]))
+        x_0 = model.sample_one_step(noise, cond, int(edit.info.fields["init_timestep"]))
     rows = _empty_rows(model)
     generator = torch.Generator().manual_seed(starts[0][0])
     for level in range(query.steps):
         t = ((level + torch.rand(len(starts), generator=generator)) * 1000 / query.steps).long()
         x_t = model.add_noise(x_0, torch.randn(x_0.shape, generator=generator).to(x_0), t.to(model.device))
         predictions = [model.predict(x_t, t.to(model.device), prompt_cond) for prompt_cond in (cond, neutral_cond)]
-        for key, value in zip(("x_t", "t", "pair", "eps_cond", "eps_uncond"), (x_t, t, prompt_index, *predictions), strict=True):
+        for key, value in zip(ROW_COLUMNS, (x_t, t, prompt_index, *predictions), strict=True):
             rows[key].append(value if value.dtype == torch.int64 else value.to("cpu", torch.float16))
     rows["x_0"].append(x_0.to("cpu", torch.float16))
-    rows["x_0_pair"].append(prompt_index)
+    rows["latent_prompt_index"].append(prompt_index)
     return {key: torch.cat(values) for key, values in rows.items()}
 
 
 def load_generator(folder: str) -> Edit:
-    """The edit whose generator draws.
+    """Return the edit that holds a one-step generator.
 
     Raises:
-        UserError: no folder, or an edit of another kind.
+        UserError: There is no folder, or it holds another kind of edit.
     """
     if not folder:
         raise UserError("--generator needs the folder of an SFD edit; make one with: erasure erase --method sfd.")
     edit = Edit.load(folder)
     if edit.info.product != "one-step":
-        raise UserError(f"--generator {folder} is an edit by {edit.info.method}, no one-step generator; give an SFD edit.")
+        raise UserError(f"--generator {folder} is an edit by {edit.info.method}, not a one-step generator; give an SFD edit.")
     return edit
 
 
 def fill_from_images(model: DiffusionModel, folder: Path, first_index: int, prompt_count: int) -> dict[str, Tensor]:
-    """Latents of a folder of real images, dealt round robin to `count` sentences from index `first` on."""
+    """Encode a folder of real images, dealt round robin to `prompt_count` prompts from index `first_index` on; a latent for every image.
+
+    Raises:
+        UserError: The folder is missing or has no images, or one of them is broken.
+    """
     rows = _empty_rows(model)
     scale, (_, height, width) = 2 ** (len(model.pipe.vae.config.block_out_channels) - 1), model.latent_shape
     for i, path in enumerate(list_images(folder)):
         pixels = np.asarray(load_image(path).resize((scale * width, scale * height), Image.Resampling.LANCZOS), np.float32) / 255
         rows["x_0"].append(model.encode_images(torch.from_numpy(pixels).permute(2, 0, 1)[None]).to("cpu", torch.float16))
-        rows["x_0_pair"].append(torch.tensor([first_index + i % prompt_count]))
+        rows["latent_prompt_index"].append(torch.tensor([first_index + i % prompt_count]))
     return {key: torch.cat(values) for key, values in rows.items()}
 
 
 def load_or_compute(model: DiffusionModel, key: dict[str, Any], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Tensors found in the cache under what decides them, or made and kept there; damaged ones are named and made anew."""
+    """Return tensors from the cache, or compute and store them; damaged ones are reported and computed again.
+
+    Args:
+        key: everything besides the model that decides the tensors.
+    """
     name = hash_record({"model": model.fingerprint(), "compute": str(model.compute_dtype), "device": model.device.type, **key})
     return load_or_make(cache_folder() / "tensors" / f"{name}.safetensors", compute)
 
 
 def _empty_rows(model: DiffusionModel) -> dict[str, list[Tensor]]:
-    """Nothing recorded yet, in the shapes and dtypes of a bank."""
+    """Return empty columns in the shapes and dtypes of a teacher cache."""
     no_latents, no_indices = torch.empty(0, *model.latent_shape, dtype=torch.float16), torch.empty(0, dtype=torch.int64)
     columns = {
         "x_t": no_latents,
         "t": no_indices,
-        "pair": no_indices,
+        "prompt_index": no_indices,
         "eps_cond": no_latents,
-        "eps_uncond": no_latents,
+        "eps_neutral": no_latents,
         "x_0": no_latents,
-        "x_0_pair": no_indices,
+        "latent_prompt_index": no_indices,
     }
     return {key: [value] for key, value in columns.items()}
 
 
 def _hash_images(folder: str) -> str:
-    """Hash of a folder of images. One that is not read as it was before EXIF, 16 bits and transparency counted has another."""
+    """Return a hash of a folder of images.
+
+    Images with EXIF rotation, 16 bits or transparency are marked: earlier versions read them differently, so their hash must differ.
+    """
     images = list_images(Path(folder))
     return hash_record([hashlib.sha256(path.read_bytes()).hexdigest() + ("" if is_plain_image(path) else ", as seen") for path in images])
 
 
 def _part_path(folder: Path, offset: int) -> Path:
-    return folder / f"walks-{offset:05d}.safetensors"
+    return folder / f"trajectories-{offset:05d}.safetensors"

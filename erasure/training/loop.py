@@ -1,4 +1,4 @@
-"""The one training loop: accelerate, fp32 masters, seeds, checkpoints, resume, progress, cost. It knows no method by name."""
+"""The training loop of all methods: accelerate, fp32 masters, seeds, checkpoints, resume, progress, cost. It knows no method by name."""
 
 import json
 import math
@@ -29,27 +29,28 @@ from erasure.training.teacher_cache import TeacherCache
 class TrainingOptions:
     """How to run a training, as opposed to what to train."""
 
-    folder: Path  # checkpoint.pt and train.jsonl
+    folder: Path  # of checkpoint.pt and train.jsonl
     seed: int = 0
-    checkpoint_every: int = 25  # optimiser steps
+    checkpoint_every: int = 25  # iterations
     gradient_checkpointing: bool = False
     report_to: str = "none"  # none, tensorboard, wandb, trackio, mlflow
-    mask: Path | None = None  # a saved saliency mask: only its entries move
-    on_step: Callable[[Trained, TrainingContext], None] | None = None  # called after every step; it must leave the model as it is
+    mask: Path | None = None  # a saved saliency mask: only its entries are trained
+    on_step: Callable[[Trained, TrainingContext], None] | None = None  # called after every iteration; must not change the model
 
 
 def train(
     model: DiffusionModel, method: Trained, cache: TeacherCache, options: TrainingOptions, initial_values: dict[str, Tensor] | None = None
 ) -> MethodResult:
-    """Train what the method's players hold and return the kept ones' values (fp32); the model itself is left as it was.
+    """Train the method's groups and return the values of the saved ones (fp32); the model itself stays unchanged.
+
+    Every random number of step k is a function of (seed, k), so a resumed run equals an uninterrupted one bit for bit.
 
     Args:
-        start: values to begin with, by parameter; the others begin with what they have.
-
-    Every random number of step k is a function of (seed, k), so a resumed run repeats a straight one bit for bit.
+        initial_values: values to start from, by parameter name; other parameters start from what they hold.
 
     Raises:
-        UserError: the loss is NaN or Inf; the step and the likely cause are named, and the last checkpoint stays.
+        UserError: The loss is NaN or Inf (the message names the step and the likely cause, and the last checkpoint stays), the mask is
+            not valid, or the tracker cannot start.
     """
     model.set_attention(training=True)
     try:
@@ -76,7 +77,7 @@ def _run_steps(
     if options.gradient_checkpointing:
         model.pipe.unet.enable_gradient_checkpointing()
     torch.manual_seed(derive_seed(options.seed, -1))
-    saved_mask = options.folder / "mask.safetensors"  # of an interrupted run
+    saved_mask = options.folder / "mask.safetensors"  # from an interrupted run
     if options.mask or saved_mask.exists():
         context.masks = _load_masks(
             options.mask, saved_mask, {name: p for group in groups.values() for name, p in group.parameters.items()}
@@ -107,7 +108,7 @@ def _run_steps(
 
 
 def _load_masks(requested: Path | None, saved: Path, parameters: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
-    """The mask that was asked for, or the one of an interrupted run; if that is damaged it is named, and made anew by the method."""
+    """Return the requested masks, or those of an interrupted run; if these are damaged, a message says so and the method makes new ones."""
     if requested:
         return saliency.load_mask(requested, parameters)
     try:
@@ -120,7 +121,7 @@ def _load_masks(requested: Path | None, saved: Path, parameters: dict[str, torch
 def _apply_step(
     accelerator: Accelerator, optimizer: Any, trainable_group: TrainableGroup, optimizer_step: OptimizerStep, context: TrainingContext
 ) -> None:
-    """One optimiser step; entries outside a mask keep a gradient of zero, so Adam never moves them."""
+    """Take one optimizer step; entries outside a mask get a gradient of zero, so Adam never moves them."""
     for param_group in optimizer.param_groups:
         param_group["lr"] = optimizer_step.lr or trainable_group.lr
     optimizer.zero_grad()
@@ -153,8 +154,12 @@ def _make_accelerator(model: DiffusionModel, options: TrainingOptions) -> Accele
 
 
 def _make_encoder(model: DiffusionModel, all_prompts: list[str] | None) -> Callable[[list[str]], Tensor]:
-    """Conditioning of prompts; with a frozen text encoder its texts are encoded once, all together, so that an interrupted run finds the
-    same bits again."""
+    """Return a function from prompts to conditioning (B, L, D).
+
+    Args:
+        all_prompts: with a frozen text encoder, every prompt that the training may encode. They are encoded once, all together, so that a
+            resumed run gets the same bits.
+    """
     if all_prompts is None:
         return model.encode
     with torch.no_grad():
@@ -163,6 +168,7 @@ def _make_encoder(model: DiffusionModel, all_prompts: list[str] | None) -> Calla
 
 
 def _check_loss(loss: Tensor, step: int, options: TrainingOptions, context: TrainingContext, groups: dict[str, TrainableGroup]) -> float:
+    """Return the loss as a number, or raise a UserError with the likely cause if it is NaN or Inf."""
     value = loss.item()
     if not math.isfinite(value):
         checkpoint = options.folder / "checkpoint.pt"
@@ -172,10 +178,10 @@ def _check_loss(loss: Tensor, step: int, options: TrainingOptions, context: Trai
 
 
 def _divergence_cause(step: int, context: TrainingContext, groups: dict[str, TrainableGroup]) -> str:
-    """Why a loss is not finite, as far as the tensors tell: the record it trains from, the trained weights, the precision, the rate."""
+    """Return why a loss is NaN or Inf, as far as the tensors tell: the teacher cache, the trained weights, precision, learning rate."""
     cache, dtype = context.cache, context.model.compute_dtype
     if not all_finite(cache.x_t, cache.eps_cond, cache.eps_neutral, cache.x_0):
-        reason = "the frozen model's own recorded answers hold NaN or Inf"
+        reason = "the frozen model's own predictions hold NaN or Inf"
         return f"{reason}; {explain_divergence(dtype, 0, '--lr')}"
     if step and not all_finite(*(p for group in groups.values() for p in group.parameters.values())):
         return "the trained weights hold NaN or Inf after the last update, so lower --lr"
@@ -187,8 +193,8 @@ def _save_checkpoint(
 ) -> None:
     state = {
         "step": step,
-        "players": {name: {n: p.detach() for n, p in group.parameters.items()} for name, group in groups.items()},
-        "optimisers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
+        "groups": {name: {n: p.detach() for n, p in group.parameters.items()} for name, group in groups.items()},
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers.items()},
         "state": context.state,
         "log": (options.folder / "train.jsonl").read_text(encoding="utf-8"),
     }
@@ -196,7 +202,7 @@ def _save_checkpoint(
 
 
 def _resume(options: TrainingOptions, groups: dict[str, TrainableGroup], optimizers: dict[str, Any], context: TrainingContext) -> int:
-    """Load the last checkpoint, set the log back to it, and return the next step."""
+    """Load the last checkpoint, cut the log back to it, and return the next step."""
     state = _load_checkpoint(options.folder / "checkpoint.pt", groups)
     write_bytes(options.folder / "train.jsonl", state["log"].encode() if state else b"")
     if state is None:
@@ -204,24 +210,24 @@ def _resume(options: TrainingOptions, groups: dict[str, TrainableGroup], optimiz
     with torch.no_grad():
         for name, group in groups.items():
             for n, p in group.parameters.items():
-                p.copy_(state["players"][name][n])
-            optimizers[name].load_state_dict(state["optimisers"][name])
+                p.copy_(state["groups"][name][n])
+            optimizers[name].load_state_dict(state["optimizers"][name])
     context.state.update({key: value.to(context.model.device) for key, value in state["state"].items()})
     return int(state["step"])
 
 
 def _load_checkpoint(path: Path, groups: dict[str, TrainableGroup]) -> dict[str, Any] | None:
-    """The last checkpoint; None where there is none, or a damaged or foreign one, which is named and given up."""
+    """Return the last checkpoint; None if there is none. One that is damaged or does not fit is reported and deleted."""
     if not is_path_taken(path):
         return None
     try:
         state = load_state(path)
         for name, group in groups.items():
             expected, stored = (
-                {n: tuple(p.shape) for n, p in values.items()} for values in (group.parameters, state["players"].get(name, {}))
+                {n: tuple(p.shape) for n, p in values.items()} for values in (group.parameters, state["groups"].get(name, {}))
             )
             if expected != stored:
-                raise DamagedFile(f"{path} holds other parameters than {name} trains.")
+                raise DamagedFile(f"{path} holds different parameters than {name} trains.")
         return state
     except DamagedFile as error:
         print_message(f"{error} Training starts over from its first step.")

@@ -1,4 +1,4 @@
-"""One-step generators: distilled from a diffusion model by regression and then by SiD-LSG (Zhou et al., arXiv:2404.04057, 2406.01561)."""
+"""One-step generators, distilled from a diffusion model by regression and then by SiD-LSG (Zhou et al., arXiv:2404.04057, 2406.01561)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -11,34 +11,34 @@ from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
 from erasure.concept import Concept
-from erasure.config.choices import Count, ScheduleSteps, StepsOrZero, Timestep
-from erasure.families.base import Cost, Region
+from erasure.config.choices import Count, Region, ScheduleSteps, StepsOrZero, Timestep
+from erasure.families.cost import Cost
 from erasure.methods.base import OptimizerStep, Product, TrainableGroup, Trained, TrainingContext
 from erasure.training.adapters import activate_adapter, add_adapters
 from erasure.training.teacher_cache import TeacherQuery
 
 GENERATOR, FAKE = "generator", "fake"
-FAKE_PREFIX = "fake."  # of the fake score's factors among a run's tensors
+FAKE_PREFIX = "fake."  # of the fake score's factors among the tensors of a run
 
 
 @dataclass(frozen=True, kw_only=True)
 class OneStepMethod(Trained):
-    """What distillation and forgetting share: one frozen UNet, the teacher, and two adapter sets on it.
+    """What distillation and forgetting share: one frozen UNet, the teacher, with two adapter sets.
 
-    With adapters off the UNet is the teacher phi; `generator` makes it G, `fake` the score psi of what G draws.
+    Without adapters the UNet is the teacher phi. The adapter set `generator` makes it G, `fake` makes it psi, the score of G's images.
     """
 
     product: ClassVar[Product] = "one-step"
-    supports_gradient_checkpointing: ClassVar[bool] = False  # a recomputed forward would run with the adapters as they are then: off
-    keeps_fake: ClassVar[bool] = False
+    supports_gradient_checkpointing: ClassVar[bool] = False  # the recomputation would run with adapters switched off
+    saves_fake: ClassVar[bool] = False  # whether the fake score's adapter goes into the result
 
     region: Region = "full"  # layers that carry adapters
-    rank: Count = 16  # of both adapter sets
-    init_timestep: Timestep = 625  # timestep at which the generator is asked, tau
-    sid_weight: float = 1.0  # alpha of the SiD loss
-    guidance: float = 4.5  # kappa of both scores, in training the fake score and the generator
-    min_timestep: Timestep = 20  # smallest timestep of the scores
-    max_timestep: Timestep = 979  # largest
+    rank: Count = 16  # rank of both adapter sets
+    init_timestep: Timestep = 625  # timestep at which the generator runs, the paper's tau
+    sid_weight: float = 1.0  # weight of the squared score difference in the SiD loss, its alpha
+    guidance: float = 4.5  # classifier-free guidance of teacher and fake score throughout training, the paper's kappa
+    min_timestep: Timestep = 20  # smallest timestep at which the scores are compared
+    max_timestep: Timestep = 979  # largest timestep at which the scores are compared
     fake_lr: float = 3e-6  # learning rate of the fake score
 
     @contextmanager
@@ -47,7 +47,7 @@ class OneStepMethod(Trained):
             fake_factors = {FAKE_PREFIX + name: p for name, p in adapter_sets[FAKE].items()}
             yield {
                 GENERATOR: TrainableGroup(adapter_sets[GENERATOR], self.lr, betas=(0.0, 0.999), max_grad_norm=1.0),
-                FAKE: TrainableGroup(fake_factors, self.fake_lr, betas=(0.0, 0.999), max_grad_norm=1.0, saved=self.keeps_fake),
+                FAKE: TrainableGroup(fake_factors, self.fake_lr, betas=(0.0, 0.999), max_grad_norm=1.0, saved=self.saves_fake),
             }
 
     def prepare(self, context: TrainingContext, groups: dict[str, TrainableGroup]) -> None:
@@ -59,13 +59,13 @@ class OneStepMethod(Trained):
             return context.model.sample_one_step(context.model.sample_noise(seeds), context.model.encode(prompts), self.init_timestep)
 
     def sample_generator(self, context: TrainingContext, prompts: list[str]) -> Tensor:
-        """x_g = G(z, c), one step from fresh noise."""
+        """Return x_g = G(z, c) (B, C, h, w), one step from fresh noise."""
         noise = torch.randn(len(prompts), *context.model.latent_shape).to(context.model.device)
         with context.use_adapter(GENERATOR):
             return context.model.sample_one_step(noise, context.encode(prompts), self.init_timestep)
 
     def guided_score(self, context: TrainingContext, x_t: Tensor, t: Tensor, prompts: list[str], adapter: str = "") -> Tensor:
-        """Guided noise prediction of the fake score, or of the teacher where no network is named."""
+        """Return the guided noise prediction (B, C, h, w) of an adapter set, or of the teacher if none is named."""
         x, times = torch.cat((x_t, x_t)), torch.cat((t, t))
         cond = context.encode([""] * len(prompts) + prompts)
         with context.use_adapter(adapter) if adapter else nullcontext():
@@ -73,30 +73,30 @@ class OneStepMethod(Trained):
         return uncond + self.guidance * (cond - uncond)
 
     def noise_generated(self, context: TrainingContext, x_g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x_t, t and the noise in it, with t from the range of the scores."""
+        """Return x_t (B, C, h, w) for uniform t in the range of the scores and fresh noise, with t (B,) and the noise."""
         noise = torch.randn(x_g.shape).to(x_g)
         t = torch.randint(self.min_timestep, self.max_timestep + 1, (len(x_g),)).to(x_g.device)
         return context.model.add_noise(x_g, noise, t), t, noise
 
     def fake_loss(self, context: TrainingContext, x_g: Tensor, prompts: list[str]) -> Tensor:
-        """||eps_psi^kappa(x_t, c) - eps||^2, summed over the latent, for every sample (B,)."""
+        """Return ||eps_psi^kappa(x_t, c) - eps||^2 of every sample (B,), summed over its latent."""
         x_t, t, noise = self.noise_generated(context, x_g.detach())
         return (self.guided_score(context, x_t, t, prompts, FAKE) - noise).square().sum((1, 2, 3))
 
     def generator_loss(self, context: TrainingContext, x_g: Tensor, fake_prompts: list[str], teacher_prompts: list[str]) -> Tensor:
-        """The SiD loss of every sample (B,), with the teacher asked for another text where it should lead elsewhere."""
+        """Return the SiD loss of every sample (B,); the teacher may get other prompts than the fake score, to lead away from them."""
         x_t, t, _ = self.noise_generated(context, x_g)
         f_phi = context.model.estimate_x0(x_t, self.guided_score(context, x_t, t, teacher_prompts), t)
         f_psi = context.model.estimate_x0(x_t, self.guided_score(context, x_t, t, fake_prompts, FAKE), t)
         return sid_loss(x_g, f_phi, f_psi, self.sid_weight)
 
     def step_cost(self, step: int) -> Cost:
-        """The fake score: G, psi guided and its backward. The generator: G, phi and psi guided, and a backward through all five."""
+        """Fake score: G, guided psi and its backward pass. Generator: G, guided phi and psi, and a backward pass through all five."""
         return Cost(unet_forwards=8 * self.batch, unet_backwards=7 * self.batch, sample_gradients=7 * self.batch)
 
 
 def sid_loss(x_g: Tensor, f_phi: Tensor, f_psi: Tensor, alpha: float) -> Tensor:
-    """(f_phi - f_psi)^T [(f_phi - x_g) - alpha (f_phi - f_psi)] / omega, omega = mean |x_g - f_phi| (SiD, equation 23); (B,)."""
+    """Return (f_phi - f_psi)^T [(f_phi - x_g) - alpha (f_phi - f_psi)] / omega with omega = mean |x_g - f_phi| (SiD, equation 23); (B,)."""
     omega = (x_g - f_phi).abs().mean((1, 2, 3), keepdim=True).detach().clamp(min=1e-5)
     gap = f_phi - f_psi
     return (gap * ((f_phi - x_g) - alpha * gap) / omega).sum((1, 2, 3))
@@ -104,19 +104,19 @@ def sid_loss(x_g: Tensor, f_phi: Tensor, f_psi: Tensor, alpha: float) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Distillation(OneStepMethod):
-    """The generator before it forgets anything: regression from noise to final latents of walks, then SiD on the same sentences."""
+    """The generator before it forgets anything: regression from noise to final latents of trajectories, then SiD on the same prompts."""
 
     paper: ClassVar[str] = "arXiv:2406.01561"
-    changes: ClassVar[str] = "a one-step generator as an adapter of the UNet"
-    when: ClassVar[str] = "the start of SFD"
-    keeps_fake: ClassVar[bool] = True
+    changes: ClassVar[str] = "a one-step generator, as an adapter of the UNet"
+    when: ClassVar[str] = "as the pretraining of SFD"
+    saves_fake: ClassVar[bool] = True
 
-    prompts: tuple[str, ...]  # what it should be able to draw
-    regression_steps: StepsOrZero  # steps of regression, before those of SiD
-    trajectories: Count  # recorded walks to regress on
-    trajectory_steps: ScheduleSteps = 25  # DDIM steps of a walk
-    trajectory_guidance: float = 4.5  # classifier-free guidance of the walks
-    regression_lr: float = 1e-3  # learning rate of the generator while it regresses
+    prompts: tuple[str, ...]  # prompts it learns to generate images for
+    regression_steps: StepsOrZero  # regression steps, before those of SiD
+    trajectories: Count  # cached trajectories for the regression
+    trajectory_steps: ScheduleSteps = 25  # DDIM steps per trajectory
+    trajectory_guidance: float = 4.5  # classifier-free guidance of the trajectories
+    regression_lr: float = 1e-3  # learning rate of the generator in the regression
 
     def query(self, concepts: list[Concept], seed: int) -> TeacherQuery:
         return TeacherQuery(
@@ -134,12 +134,12 @@ class Distillation(OneStepMethod):
         iteration = int(context.state.setdefault("iteration", torch.zeros((), dtype=torch.long)))
         context.state["iteration"] = context.state["iteration"] + 1
         if iteration < self.regression_steps:
-            indices = context.cache.latent_rows("retain")[torch.randint(len(context.cache.latent_rows("retain")), (8 * self.batch,))]
+            rows = context.cache.latent_rows("retain")
+            indices = rows[torch.randint(len(rows), (8 * self.batch,))]
             latents = context.cache.gather_latents(indices, context.model.device)
+            noise = context.cache.initial_noise(indices, context.model)
             with context.use_adapter(GENERATOR):
-                x_g = context.model.sample_one_step(
-                    context.cache.initial_noise(indices, context.model), context.encode(latents.prompts), self.init_timestep
-                )
+                x_g = context.model.sample_one_step(noise, context.encode(latents.prompts), self.init_timestep)
             yield OptimizerStep(GENERATOR, F.mse_loss(x_g, latents.x_0), len(indices), lr=self.regression_lr)
             return
         prompts = [self.prompts[i] for i in torch.randint(len(self.prompts), (self.batch,)).tolist()]
@@ -151,12 +151,12 @@ class Distillation(OneStepMethod):
 
     def step_cost(self, step: int) -> Cost:
         if step >= self.regression_steps:
-            return super().passes(step)
+            return super().step_cost(step)
         return Cost(unet_forwards=8 * self.batch, unet_backwards=8 * self.batch, sample_gradients=8 * self.batch)
 
 
 class OneStepPipeline(StableDiffusionPipeline):
-    """A StableDiffusionPipeline whose UNet is a one-step generator; `from_pretrained` reads what `erasure export --as folder` wrote."""
+    """A StableDiffusionPipeline whose UNet is a one-step generator; `from_pretrained` loads what `erasure export --format folder` wrote."""
 
     def __init__(
         self,
@@ -170,21 +170,23 @@ class OneStepPipeline(StableDiffusionPipeline):
         image_encoder: Any = None,
         requires_safety_checker: bool = False,
         init_timestep: int = 625,
-    ) -> None:  # diffusers reads the components off this signature
+    ) -> None:  # diffusers reads the components from this signature
         super().__init__(
             vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder, requires_safety_checker
         )
-        pipe: Any = self  # diffusers brings what it inherits without types
-        pipe.register_to_config(start=init_timestep)
+        pipe: Any = self  # diffusers has no types for what this class inherits
+        pipe.register_to_config(init_timestep=init_timestep)
 
     @torch.no_grad()
     def __call__(  # type: ignore[override]  # one step has no schedule, guidance or negative prompt
         self, prompt: str | Sequence[str], generator: torch.Generator | None = None, latents: Tensor | None = None, output_type: str = "pil"
     ) -> Any:
-        """Images of the prompts, one each.
+        """Generate one image per prompt.
 
         Args:
-            latents: unit noise (B, C, h, w) in place of fresh one.
+            prompt: one prompt, or a sequence of B prompts.
+            generator: source of the noise.
+            latents: unit noise (B, C, h, w) to use instead of fresh noise.
             output_type: "pil", "np", "pt", or "latent".
         """
         from erasure.families.stable_diffusion import StableDiffusion
@@ -193,7 +195,7 @@ class OneStepPipeline(StableDiffusionPipeline):
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         model = StableDiffusion(pipe, type(self).__name__)
         noise = torch.randn(len(prompts), *model.latent_shape, generator=generator) if latents is None else latents
-        x_0 = model.sample_one_step(noise.to(model.device), model.encode(prompts), pipe.config.start)
+        x_0 = model.sample_one_step(noise.to(model.device), model.encode(prompts), pipe.config.init_timestep)
         if output_type == "latent":
             return x_0
         return pipe.image_processor.postprocess(model.decode(x_0) * 2 - 1, output_type=output_type)

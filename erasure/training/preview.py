@@ -1,4 +1,4 @@
-"""Pictures of a model while it is being trained, for people who watch."""
+"""Images of a model during its training, for people who watch."""
 
 import time
 from collections.abc import Sequence
@@ -13,14 +13,15 @@ from erasure.storage.files import open_atomic
 
 
 class Preview:
-    """Draws a strip of pictures into one PNG, at most a tenth of the time.
+    """Generates a strip of images into one PNG, in at most a tenth of the training time.
 
     Args:
-        path: the file, replaced in one atomic step.
-        prompts: one picture each, always from the same noise.
+        path: the file, replaced atomically.
+        prompts: one image each, always from the same noise.
+        interval: seconds between previews, at least.
     """
 
-    STEPS = 8  # DDIM steps: enough to see what becomes of a picture
+    STEPS = 8  # DDIM steps: enough to see what an image will show
 
     def __init__(self, path: Path, prompts: Sequence[str], interval: float = 3.0) -> None:
         self.path, self.prompts, self.interval = path, list(prompts), interval
@@ -35,7 +36,7 @@ class Preview:
                 latents = method.generate_latents(context, self.prompts, list(range(len(self.prompts))), self.STEPS)
                 images = (context.model.decode(latents).cpu() * 255).round().to(torch.uint8)
         except NotFiniteError:
-            return  # the training has diverged, and says at its next loss why
+            return  # the training has diverged; its next loss raises an error that says why
         strip = torch.cat(tuple(images), dim=2).permute(1, 2, 0).numpy()
         with open_atomic(self.path) as file:
             Image.fromarray(strip).save(file, format="PNG")

@@ -1,4 +1,4 @@
-"""Saliency masks: which entries of the weights may move (Fan et al., SalUn, arXiv:2310.12508, equation 4)."""
+"""Saliency masks: which entries of the weights may be trained (Fan et al., SalUn, arXiv:2310.12508, equation 4)."""
 
 import hashlib
 import json
@@ -18,22 +18,23 @@ from erasure.storage.tensor_files import checksum_of_tensors
 
 ThresholdMethod = Literal["kthvalue", "histogram"]
 BINS = 1 << 16
-METADATA_KEY = "mask"  # key of the metadata
+METADATA_KEY = "mask"  # safetensors metadata: shapes and checksum
 
 
 def select_top(gradients: dict[str, Tensor], fraction: float, threshold: ThresholdMethod) -> dict[str, Tensor]:
-    """Masks of the `fraction` of all entries whose summed gradient is largest in magnitude; one threshold for all tensors together.
+    """Return bool masks of the `fraction` of all entries with the largest gradient magnitude; all tensors share one threshold.
 
     Args:
+        gradients: summed gradients by parameter name.
         threshold: "kthvalue" is exact and sorts everything; "histogram" needs no copy and is exact to one of 65,536 logarithmic bins.
 
     Raises:
-        UserError: a fraction outside (0, 1], or gradients that are all zero.
+        UserError: The fraction is outside (0, 1], or all gradients are zero.
     """
     check_fraction(fraction)
     magnitudes = {name: gradient.abs().float() for name, gradient in gradients.items()}
     if not any(magnitude.any() for magnitude in magnitudes.values()):
-        raise UserError("the mask selects nothing: every gradient is zero; check that the concept's sentences reach the trained region.")
+        raise UserError("the mask selects nothing: every gradient is zero; check that the concept's prompts reach the trained region.")
     if fraction == 1:
         return {name: torch.ones_like(magnitude, dtype=torch.bool) for name, magnitude in magnitudes.items()}
     cutoff = (_kth_threshold if threshold == "kthvalue" else _histogram_threshold)(magnitudes.values(), fraction)
@@ -41,6 +42,11 @@ def select_top(gradients: dict[str, Tensor], fraction: float, threshold: Thresho
 
 
 def check_fraction(fraction: float) -> None:
+    """Check the fraction of weights that a mask selects.
+
+    Raises:
+        UserError: It is outside (0, 1].
+    """
     if not 0 < fraction <= 1:
         raise UserError(f"--mask-fraction must lie in (0, 1], got {fraction}.")
 
@@ -51,10 +57,10 @@ def _kth_threshold(magnitudes: Iterable[Tensor], fraction: float) -> float:
 
 
 def _histogram_threshold(magnitudes: Iterable[Tensor], fraction: float) -> float:
-    """Lower edge of the first bin from the top at which `fraction` of all entries is reached."""
+    """Return the lower edge of the highest bin above which `fraction` of all entries lies."""
     parts = list(magnitudes)
     largest, total = max(part.max().item() for part in parts), sum(part.numel() for part in parts)
-    lowest = np.log(largest) - 40  # 17 orders of magnitude; what is smaller falls into the first bin
+    lowest = np.log(largest) - 40  # 17 orders of magnitude; smaller values fall into the first bin
     counts = torch.zeros(BINS, dtype=torch.int64)
     for part in parts:
         counts += torch.histc(part.flatten().log().clamp(min=lowest), BINS, lowest, np.log(largest)).to("cpu", torch.int64)
@@ -64,7 +70,7 @@ def _histogram_threshold(magnitudes: Iterable[Tensor], fraction: float) -> float
 
 
 def selected_fractions(masks: dict[str, Tensor]) -> dict[str, float]:
-    """Selected share per block of the network, such as "unet.mid_block"."""
+    """Return the selected fraction per block of the network, such as "unet.mid_block"."""
     counts: dict[str, list[int]] = {}
     for name, mask in masks.items():
         count = counts.setdefault(block_of(name), [0, 0])
@@ -80,9 +86,9 @@ def block_of(name: str) -> str:
 
 
 def save_mask(masks: dict[str, Tensor], path: Path) -> None:
-    """Save as packed bits, one for every entry, with shapes and checksum in the header.
+    """Save masks as packed bits, one per entry, with shapes and a checksum in the header.
 
-    They share one key: safetensors writes several in an order of its own, which differs from run to run.
+    Shapes and checksum share one metadata key, because safetensors writes several keys in an order that differs from run to run.
     """
     packed = {name: torch.from_numpy(np.packbits(mask.cpu().numpy().reshape(-1))) for name, mask in sorted(masks.items())}
     shapes = {name: ",".join(map(str, mask.shape)) for name, mask in sorted(masks.items())}
@@ -91,10 +97,10 @@ def save_mask(masks: dict[str, Tensor], path: Path) -> None:
 
 
 def mask_digest(path: Path) -> str:
-    """Content hash of a mask file.
+    """Return the content hash of a mask file.
 
     Raises:
-        UserError: no such file.
+        UserError: There is no such file.
     """
     if not path.is_file():
         raise UserError(f"no mask at {path}; SalUn writes one as mask.safetensors into its run folder.")
@@ -102,10 +108,10 @@ def mask_digest(path: Path) -> str:
 
 
 def load_mask(path: Path, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """A saved mask for these parameters; what it does not name must not move, so it gets an empty mask.
+    """Return a saved mask for these parameters; those it does not name get an empty mask, because they must not be trained.
 
     Raises:
-        UserError: no mask file, another shape, or no entry of these parameters selected.
+        UserError: The file is not a valid mask, belongs to other shapes, or selects no entry of these parameters.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -116,7 +122,7 @@ def load_mask(path: Path, parameters: dict[str, nn.Parameter]) -> dict[str, Tens
             raise ValueError("its checksum does not match")
         loaded = {name: _unpack(packed[name], shape) for name, shape in shapes.items()}
     except (OSError, SafetensorError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is no saliency mask ({error}); SalUn writes one as mask.safetensors into its run folder.") from error
+        raise UserError(f"{path} is not a saliency mask ({error}); SalUn writes one as mask.safetensors into its run folder.") from error
     masks = {}
     for name, p in parameters.items():
         mask = loaded.get(name, torch.zeros(p.shape, dtype=torch.bool))

@@ -1,9 +1,9 @@
-"""The teacher's answers as data: walks of the frozen model, recorded once and trained from many times.
+"""The teacher's predictions as data: trajectories of the frozen model, computed once and used for training many times.
 
-A classifier-free-guided walk computes eps(x_t, c) and eps(x_t, empty) at every step anyway. Keeping them turns the
-frozen teacher into a table: no second UNet in memory, no fresh rollout per update. Walks come from the frozen model, as in
-the newer code of the ESD authors; their paper walks with the model being edited. Methods that noise clean images (SalUn) take
-the final latents instead, without a round trip through the VAE.
+A trajectory with classifier-free guidance computes eps(x_t, c) and eps(x_t, empty) at every step anyway. Storing them turns the frozen
+teacher into a table: no second UNet in memory, no new trajectory per update. Trajectories come from the frozen model, as in the newer code
+of the ESD authors; their paper samples from the model being edited. Methods that add noise to clean images (SalUn) use the final latents
+instead, without a round trip through the VAE.
 """
 
 from dataclasses import dataclass
@@ -21,19 +21,25 @@ CacheRole = Literal["erase", "retain"]
 
 @dataclass(frozen=True, kw_only=True)
 class TeacherQuery:
-    """What to ask the frozen model.
+    """What to record of the frozen model.
 
     Attributes:
-        pairs: (sentence with the concept, the same without it); the second is asked for at every point of the first's walks.
-        walks: guided walks in all, dealt round robin to the pairs.
-        steps: DDIM steps of a walk, each giving one row.
-        guidance: classifier-free guidance of the walks.
-        retain: sentences to keep; walked as well, `retain_walks` in all.
-        keep: "answers" keeps every step and what the model said there, "latents" only where the walks end, "nothing" walks nowhere
-            and only names the sentences.
-        images, retain_images: folders of real images that stand in for walks; "latents" only.
-        generator: folder of a one-step edit. Then nothing is walked: the generator draws, and the frozen model is asked about its pictures
-            at `steps` levels of fresh noise.
+        prompt_pairs: (prompt with the concept, the same without it); noise is predicted for the second one at every point of the first
+            one's trajectories.
+        trajectories: guided trajectories in all, dealt round robin to the pairs.
+        steps: DDIM steps per trajectory; each one gives a row.
+        guidance: classifier-free guidance of the trajectories.
+        seed: decides the noise of every trajectory.
+        retain_prompts: prompts to retain.
+        retain_trajectories: guided trajectories of the retain prompts, in all.
+        store: "predictions" stores every step and the model's predictions there, "latents" only the ends of the trajectories; "nothing"
+            computes no trajectories and only lists the prompts.
+        images, retain_images: folders of real images that replace the trajectories; for "latents" only.
+        generator: folder of a one-step edit. Instead of trajectories, its generator makes the images, and the frozen model predicts noise
+            on them at `steps` levels of fresh noise.
+
+    Raises:
+        UserError: There are fewer trajectories than prompts, or no steps.
     """
 
     prompt_pairs: tuple[tuple[str, str], ...]
@@ -43,33 +49,31 @@ class TeacherQuery:
     seed: int = 0
     retain_prompts: tuple[str, ...] = ()
     retain_trajectories: int = 0
-    store: Literal["answers", "latents", "nothing"] = "answers"
+    store: Literal["predictions", "latents", "nothing"] = "predictions"
     images: str = ""
     retain_images: str = ""
     generator: str | None = None
 
     def __post_init__(self) -> None:
         for flag, trajectories, prompts, images in (
-            ("--walks", self.trajectories, self.prompt_pairs, self.images),
-            ("--retain-walks", self.retain_trajectories, self.retain_prompts, self.retain_images),
+            ("--trajectories", self.trajectories, self.prompt_pairs, self.images),
+            ("--retain-trajectories", self.retain_trajectories, self.retain_prompts, self.retain_images),
         ):
             if self.store != "nothing" and not images and trajectories < len(prompts):
-                raise UserError(
-                    f"{trajectories} walks cannot cover {len(prompts)} training sentences; raise {flag} or name fewer sentences."
-                )
+                raise UserError(f"{trajectories} trajectories cannot cover {len(prompts)} prompts; raise {flag} or give fewer prompts.")
         if self.steps < 1:
-            raise UserError(f"a walk needs at least 1 step, got --walk-steps {self.steps}.")
+            raise UserError(f"a trajectory needs at least 1 step, got --trajectory-steps {self.steps}.")
 
     def all_prompts(self) -> list[str]:
-        """Every distinct text that training may ask for, in a fixed order."""
+        """Return every distinct prompt that a training may encode, in a fixed order."""
         return list(dict.fromkeys(["", *(prompt for pair in self.prompt_pairs for prompt in pair), *self.retain_prompts]))
 
     def prompt_pair(self, index: int) -> tuple[str, str]:
-        """Pairs first, then retain sentences, which have no other side."""
+        """Return the prompt pair of an index: first the pairs, then the retain prompts, each paired with an empty prompt."""
         return self.prompt_pairs[index] if index < len(self.prompt_pairs) else (self.retain_prompts[index - len(self.prompt_pairs)], "")
 
     def trajectory_starts(self) -> list[tuple[int, int]]:
-        """(seed of the walk, index of its sentence) for every walk, those to retain after those to erase."""
+        """Return (seed, prompt index) of every trajectory, those of the retain prompts last."""
         if self.store == "nothing":
             return []
         erase = 0 if self.images else self.trajectories
@@ -81,43 +85,45 @@ class TeacherQuery:
 
 
 class TeacherBatch(NamedTuple):
-    """Rows of a bank."""
+    """Rows of a teacher cache."""
 
     x_t: Tensor  # (B, C, h, w)
     t: Tensor  # (B,)
-    prompts: list[str]  # B sentences with the concept
-    eps_cond: Tensor  # (B, C, h, w) the teacher on `prompts`
-    eps_neutral: Tensor  # (B, C, h, w) the teacher on the sentences without the concept
+    prompts: list[str]  # B prompts with the concept
+    eps_cond: Tensor  # (B, C, h, w) the teacher's prediction for `prompts`
+    eps_neutral: Tensor  # (B, C, h, w) the teacher's prediction for the prompts without the concept
 
 
 class LatentBatch(NamedTuple):
-    """Final latents of walks."""
+    """Final latents of trajectories."""
 
     x_0: Tensor  # (B, C, h, w)
     prompts: list[str]
-    neutral_prompts: list[str]  # the same sentences without the concept
+    neutral_prompts: list[str]  # the same prompts without the concept
 
 
 @dataclass(frozen=True)
 class TeacherCache:
-    """R recorded rows and W final latents, in fp16 whether they come from disk or were just made, so both train alike."""
+    """R rows and W final latents, in fp16 even when new, so that a training gives the same result with new and with cached ones."""
 
     query: TeacherQuery
-    x_t: Tensor  # (R, C, h, w); R is 0 when only latents are kept
+    x_t: Tensor  # (R, C, h, w); R is 0 when only latents are stored
     t: Tensor  # (R,)
-    prompt_index: Tensor  # (R,) index for recording.sentence
+    prompt_index: Tensor  # (R,) index for query.prompt_pair
     eps_cond: Tensor  # (R, C, h, w)
     eps_neutral: Tensor  # (R, C, h, w)
-    x_0: Tensor  # (W, C, h, w)
-    latent_prompt_index: Tensor  # (W,)
+    x_0: Tensor  # (W, C, h, w) final latents
+    latent_prompt_index: Tensor  # (W,) index for query.prompt_pair
 
     def __len__(self) -> int:
         return len(self.t)
 
     def rows(self, role: CacheRole) -> Tensor:
+        """Return the indices of the rows to erase or to retain."""
         return self._role_indices(self.prompt_index, role)
 
     def latent_rows(self, role: CacheRole) -> Tensor:
+        """Return the indices of the final latents to erase or to retain."""
         return self._role_indices(self.latent_prompt_index, role)
 
     def _role_indices(self, prompt_index: Tensor, role: CacheRole) -> Tensor:
@@ -125,16 +131,18 @@ class TeacherCache:
         return (is_erase if role == "erase" else ~is_erase).nonzero().flatten()
 
     def gather_batch(self, indices: Tensor, device: torch.device) -> TeacherBatch:
+        """Return the rows at these indices, in fp32 on a device."""
         prompts = [self.query.prompt_pair(i)[0] for i in self.prompt_index[indices].tolist()]
         x_t, eps_cond, eps_neutral = (values[indices].to(device).float() for values in (self.x_t, self.eps_cond, self.eps_neutral))
         return TeacherBatch(x_t, self.t[indices].to(device), prompts, eps_cond, eps_neutral)
 
     def initial_noise(self, indices: Tensor, model: DiffusionModel) -> Tensor:
-        """The unit noise from which these walks began."""
+        """Return the unit noise (B, C, h, w) at which these trajectories started."""
         starts = self.query.trajectory_starts()
         return model.sample_noise([starts[i][0] for i in indices.tolist()])
 
     def gather_latents(self, indices: Tensor, device: torch.device) -> LatentBatch:
+        """Return the final latents at these indices, in fp32 on a device."""
         prompt_pairs = [self.query.prompt_pair(i) for i in self.latent_prompt_index[indices].tolist()]
         return LatentBatch(
             self.x_0[indices].to(device).float(),
@@ -144,8 +152,8 @@ class TeacherCache:
 
 
 def query_cost(query: TeacherQuery) -> int:
-    """UNet forwards per sample that a recording takes, whether it was just made or found."""
+    """Return the UNet forwards per sample that a query takes; they count even if its result comes from the cache."""
     if query.generator is not None:
         return len(query.trajectory_starts()) * (1 + 2 * query.steps)
-    neutral_forward = query.store == "answers"
+    neutral_forward = query.store == "predictions"
     return sum((2 + (neutral_forward and bool(query.prompt_pair(index)[1]))) * query.steps for _, index in query.trajectory_starts())

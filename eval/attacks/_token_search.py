@@ -1,4 +1,4 @@
-"""What the attacks that choose tokens choose from, and how their finds are asked: as text that a person can type, and as token ids."""
+"""What attacks that search over tokens share: the vocabulary, and a query that asks both with text and with token ids."""
 
 from collections.abc import Sequence
 
@@ -10,16 +10,16 @@ from eval.attacks.base import AttackQuery, TokenPrefix
 
 
 def searchable_token_ids(model: DiffusionModel) -> Tensor:
-    """Ids of the tokens that a text can hold (W,): all but start, end and padding."""
+    """Return the ids of the tokens that a text can hold (W,), int64: all but start, end and padding."""
     special = set(model.pipe.tokenizer.all_special_ids)
     return torch.tensor([i for i in range(len(model.token_embeddings())) if i not in special])
 
 
 def query_from_ids(model: DiffusionModel, ids: Tensor, prompts: Sequence[str]) -> AttackQuery:
-    """Found ids (B, k) before the words of B prompts, as the text they stand for.
+    """Put token ids (B, k) before B prompts, as the text that the ids decode to.
 
-    A tokenizer need not read that text as the same ids: pieces of words join, and some ids stand for no text at all. What counts as an
-    attack's success is what the text brings back; the ids themselves go along in `tokens`.
+    A tokenizer may read that text as other ids: word pieces merge, and some ids decode to no text at all. An attack's success is what the
+    text brings back; the ids themselves go along in `token_prefix`.
     """
     texts, fails_round_trip = [], []
     for token_ids, prompt in zip(ids.tolist(), prompts, strict=True):

@@ -1,4 +1,4 @@
-"""What an attack is. A prompt attack finds other ways to ask; a weight attack fine-tunes. Both know the prompts they are to revive."""
+"""Base classes of attacks. A prompt attack searches for other prompts; a weight attack fine-tunes. Both know which prompts to revive."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator, Sequence
@@ -12,7 +12,7 @@ from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.training.teacher_cache import TeacherCache
 
-Prepared = dict[str, Tensor]  # what an attack found out beforehand, as it is kept on disk
+Prepared = dict[str, Tensor]  # what an attack computes once and saves to disk
 
 
 @dataclass(frozen=True)
@@ -20,14 +20,14 @@ class AttackContext:
     """What an attack is given.
 
     Attributes:
-        model: the base in `before`, the erased model, edits in place, in everything else.
+        model: the base in `prepare`, the erased model (edits applied) in everything else.
         prompts: N prompts that ask for the concept; an attack tries to revive each of them.
-        without: the same N prompts, asking for something else of the concept's kind; empty where nobody can say.
-        retain: prompts that have nothing to do with the concept.
-        bank: the base's walks, recorded before: final latent i belongs to prompt i; those of `retain` follow (role "retain").
-        pictures: rounds, that is pictures an attack may try for every prompt.
-        seed: of everything random; the same stand gives the same attack.
-        stripped: the same N prompts without the concept's words and with nothing in their place; empty where nobody can say.
+        substitute_prompts: the same N prompts with another label of the concept's kind in its place; empty where the suite has no template.
+        retain_prompts: prompts that have nothing to do with the concept.
+        cache: the base's trajectories: final latent i belongs to prompt i; those of `retain_prompts` follow (role "retain").
+        rounds: images an attack may try per prompt.
+        seed: of all random numbers; the same context gives the same attack.
+        stripped_prompts: the same N prompts with the concept's words removed; empty where the suite has no template.
     """
 
     model: DiffusionModel
@@ -40,11 +40,11 @@ class AttackContext:
     stripped_prompts: tuple[str, ...] = ()
 
     def base_latents(self, chunk: Sequence[int]) -> Tensor:
-        """What the base drew for some prompts: latents (B, C, h, w), fp32."""
+        """Return the latents that the base generated for some prompts [B, C, h, w], fp32."""
         return self.cache.x_0[torch.as_tensor(chunk)].to(self.model.device).float()
 
     def generator(self, *parts: int) -> torch.Generator:
-        """Random numbers on the CPU that depend on the stand and on `parts` alone, whatever ran before."""
+        """Return a CPU generator seeded by the context and `parts` alone, whatever ran before."""
         seed = self.seed
         for part in parts:
             seed = (seed * 1_000_003 + part + 1) % 2**63
@@ -52,19 +52,19 @@ class AttackContext:
 
 
 class NotApplicable(UserError):
-    """This attack cannot be mounted on this model or suite by its nature; nothing went wrong, and the others go on without it."""
+    """This attack cannot run on this model or suite; nothing went wrong, and the other attacks go on without it."""
 
 
 class TokenPrefix(NamedTuple):
-    """What a search over token ids found, where the text they stand for need not read back as the same ids."""
+    """Token ids that a search found. Their text may not tokenize to the same ids."""
 
     prompts: list[str]
-    embeddings: Tensor  # (B, k, E) embeddings of the found ids, put before every prompt
-    fails_round_trip: list[bool]  # whether the text reads back as other ids, so that only who feeds ids to the model can ask like this
+    embeddings: Tensor  # (B, k, E) embeddings of the ids, put before every prompt
+    fails_round_trip: list[bool]  # whether the text tokenizes to other ids, so that nobody can ask like this by typing
 
 
 class AttackQuery(NamedTuple):
-    """One round: how each prompt of a chunk is asked for."""
+    """One round: how each prompt of a chunk is asked."""
 
     prompts: list[str]
     prefix: Tensor | None = None  # (B, k, E) or (k, E) input embeddings between the start token and the words of every prompt
@@ -76,29 +76,29 @@ class Attack(ABC):
     """Base of all attacks; the module's name is the attack's name, the fields are its budget."""
 
     paper: ClassVar[str]
-    threat: ClassVar[str]  # what the attacker holds
-    control: ClassVar[bool] = False  # searches nothing: what as many pictures find by chance
+    threat: ClassVar[str]  # what the attacker has
+    control: ClassVar[bool] = False  # searches nothing: measures what the same number of images finds by chance
 
 
 class PromptAttack(Attack):
-    """Tries one way of asking a round. Chunks are independent: whatever chunk comes first, each gets the same rounds."""
+    """Tries one query per round. Chunks are independent: each gets the same rounds in whatever order the chunks run."""
 
     def prepare(self, context: AttackContext) -> Prepared:
-        """What is worked out on the base, once."""
+        """Compute what depends on the base alone, once."""
         return {}
 
     def fit(self, context: AttackContext, prepared: Prepared) -> Prepared:
-        """What is worked out on the erased model once for all prompts; returned beside what was known."""
+        """Compute what depends on the erased model, once for all prompts; return it together with `prepared`."""
         return prepared
 
     @abstractmethod
     def queries(self, context: AttackContext, chunk: Sequence[int], prepared: Prepared) -> Iterator[AttackQuery]:
-        """`stand.pictures` ways of asking for stand.prompts[i], i in chunk; the budget is spread evenly over them."""
+        """Yield `context.rounds` queries for context.prompts[i], i in chunk; the budget is spread evenly over them."""
 
 
 class WeightAttack(Attack):
-    """Fine-tunes the erased model and looks at it on the way."""
+    """Fine-tunes the erased model and stops at checkpoints."""
 
     @abstractmethod
     def fine_tune(self, context: AttackContext) -> Generator[int]:
-        """Yields the number of steps done, with the model as it then is; the model is as before when the generator ends or is closed."""
+        """Yield the number of steps done, with the model in that state; the model is restored when the generator ends or is closed."""

@@ -1,4 +1,4 @@
-"""Random prefix: random tokens before every prompt, from the vocabulary that attacks search. What they gain beyond it is their search's."""
+"""Random prefix: random tokens before every prompt, from the vocabulary that attacks search. It shows what a search adds to chance."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from eval.attacks.base import AttackContext, AttackQuery, Prepared, PromptAttack
 
 @dataclass(frozen=True, kw_only=True)
 class RandomPrefix(PromptAttack):
-    """The control of every attack that puts tokens before a prompt: other random tokens in every round."""
+    """The control for every attack that puts tokens before a prompt: new random tokens in every round."""
 
     paper: ClassVar[str] = "control"
-    threat: ClassVar[str] = "may ask"
+    threat: ClassVar[str] = "can prompt"
     control: ClassVar[bool] = True
 
     tokens: int = 3  # tokens before every prompt

@@ -1,4 +1,4 @@
-"""Ring-A-Bell: words whose encoding lies where the prompt would be with more of the concept; only the base's text encoder is asked."""
+"""Ring-A-Bell: tokens whose encoding is that of the prompt with more of the concept added; it needs only the base's text encoder."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ ENCODE_BATCH = 256  # candidates encoded together
 class RingABell(PromptAttack):
     """Genetic search in the text encoder (Tsai et al., arXiv:2310.10012).
 
-    The found words replace the prompt. In the authors' code the best candidate may be lost to a mutation; here it never mutates.
+    The tokens it finds replace the prompt. In the authors' code a mutation may destroy the best candidate; here the best never mutates.
     """
 
     paper: ClassVar[str] = "arXiv:2310.10012"
-    threat: ClassVar[str] = "holds the base's text encoder; may ask"
+    threat: ClassVar[str] = "has the base's text encoder; can prompt"
 
-    tokens: int = 16  # length of the found prompts
-    concept_weight: float = 3.0  # how much of the concept is added; the paper takes 3 for nudity, 5 and more for violence
-    population: int = 200  # candidates for every prompt; the better half stays
-    generations: int = 3000  # times they breed
+    tokens: int = 16  # length of the prompts it searches
+    concept_weight: float = 3.0  # how much of the concept is added (the paper's eta); the paper uses 3 for nudity, 5 and more for violence
+    population: int = 200  # candidates for every prompt; the better half survives
+    generations: int = 3000  # generations of the search
     crossover: float = 0.5  # chance that a candidate has two children with another
     mutation: float = 0.25  # chance that one token of a candidate changes
 
@@ -42,18 +42,18 @@ class RingABell(PromptAttack):
 
     @torch.no_grad()
     def prepare(self, context: AttackContext) -> Prepared:
-        """ "ids" (rounds, N, K): the best tokens as the search went on; "distance" (rounds, N): their squared error.
+        """Return "ids" (rounds, N, K), int64: the best tokens as the search went on; "errors" (rounds, N): their squared error.
 
         Raises:
-            Unsuited: no prompts with something else in the concept's place.
-            FloatingPointError: distances that are no numbers.
+            NotApplicable: there are no prompts with something else in the concept's place.
+            FloatingPointError: the errors are NaN or Inf.
         """
         if len(context.substitute_prompts) != len(context.prompts):
             raise NotApplicable(
-                "ring_a_bell needs every prompt with something else in the concept's place, which a list of prompts does not say."
+                "ring_a_bell needs every prompt with something else in the concept's place, which a prompt list does not have."
             )
         encodings = encode_prompts(context.model, context.prompts)
-        # c = mean over pairs of f(with the concept) - f(without); sought: f(P) + eta c
+        # c = mean over pairs of f(with the concept) - f(without); target: f(P) + eta c, with eta the concept_weight
         concept = (encodings - encode_prompts(context.model, context.substitute_prompts)).mean(0)
         snapshot_generations = [max(1, (j + 1) * self.generations // context.rounds) - 1 for j in range(context.rounds)]
         ids: list[Tensor] = []
@@ -62,11 +62,11 @@ class RingABell(PromptAttack):
             ids += [pool[:, 0].clone()] * snapshot_generations.count(generation)
             errors += [error[:, 0].clone()] * snapshot_generations.count(generation)
         if not torch.stack(errors).isfinite().all():
-            raise FloatingPointError("ring_a_bell: the text encoder gives distances that are no numbers; lower its eta.")
-        return {"ids": torch.stack(ids), "distance": torch.stack(errors)}
+            raise FloatingPointError("ring_a_bell: the text encoder gives errors with NaN or Inf; lower its concept_weight.")
+        return {"ids": torch.stack(ids), "errors": torch.stack(errors)}
 
     def search(self, context: AttackContext, target: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """After every generation the kept candidates (N, P/2, K) and their squared errors (N, P/2), best first; target (N, L, D)."""
+        """Yield the survivors of each generation (N, P/2, K) and their squared errors (N, P/2), best first; target (N, L, D)."""
         model, token_ids = context.model, searchable_token_ids(context.model)
         generators = [context.generator(i) for i in range(len(target))]
         initial_picks = [torch.randint(len(token_ids), (self.population, self.tokens), generator=g) for g in generators]
@@ -83,13 +83,15 @@ class RingABell(PromptAttack):
             yield pool, error
 
     def breed(self, parents: Tensor, error: Tensor, token_ids: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """The kept candidates (H, K) and the children each may have: candidates (3H, K), errors (3H,) and which have yet to be measured.
+        """Return parents (H, K) and two possible children of each: candidates (3H, K), errors (3H,), and which are unmeasured.
 
         Children that were not born have an infinite error.
         """
         half, length = parents.shape
         mates = parents[torch.randint(half, (half,), generator=generator)]
-        from_first = torch.arange(length) < torch.randint(length, (half, 1), generator=generator)  # cut anywhere, also before all tokens
+        from_first = torch.arange(length) < torch.randint(
+            length, (half, 1), generator=generator
+        )  # the cut can be anywhere, also before all tokens
         pool = torch.cat((parents, torch.where(from_first, parents, mates), torch.where(from_first, mates, parents)))
         born = (torch.rand(half, generator=generator) < self.crossover).repeat(2)
         alive = torch.cat((torch.ones(half, dtype=torch.bool), born))
@@ -108,12 +110,12 @@ class RingABell(PromptAttack):
 
 
 def encode_prompts(model: DiffusionModel, prompts: Sequence[str]) -> Tensor:
-    """Hidden states f(P) of the text encoder (N, L, D)."""
+    """Return the hidden states f(P) of the text encoder (N, L, D)."""
     return torch.cat([model.encode(prompts[start : start + ENCODE_BATCH]) for start in range(0, len(prompts), ENCODE_BATCH)])
 
 
 def encoding_errors(model: DiffusionModel, ids: Tensor, prompt_index: Tensor, target: Tensor) -> Tensor:
-    """Squared errors (M,) of the hidden states of candidates (M, K) to those their prompts seek: target (N, L, D), owner (M,)."""
+    """Return squared errors (M,) of the hidden states of candidates (M, K) to target[prompt_index]; target (N, L, D), index (M,)."""
     vocabulary, errors = model.token_embeddings(), []
     for id_batch, prompt_indices in zip(ids.split(ENCODE_BATCH), prompt_index.split(ENCODE_BATCH), strict=True):
         encodings = model.encode([""] * len(id_batch), vocabulary[id_batch.to(vocabulary.device)])

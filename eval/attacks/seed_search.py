@@ -1,4 +1,4 @@
-"""Seed search: the same prompt under more noise. What an attack gains beyond this it owes to its words."""
+"""Seed search: the same prompt with more seeds. What an attack gains beyond this it owes to its words."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,10 +9,10 @@ from eval.attacks.base import AttackContext, AttackQuery, Prepared, PromptAttack
 
 @dataclass(frozen=True, kw_only=True)
 class SeedSearch(PromptAttack):
-    """The control of every attack that draws several pictures and keeps the best: as many pictures, no search."""
+    """The control for every attack that generates several images and takes the best: the same number of images, no search."""
 
     paper: ClassVar[str] = "control"
-    threat: ClassVar[str] = "may ask"
+    threat: ClassVar[str] = "can prompt"
     control: ClassVar[bool] = True
 
     def queries(self, context: AttackContext, chunk: Sequence[int], prepared: Prepared) -> Iterator[AttackQuery]:

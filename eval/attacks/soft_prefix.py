@@ -1,4 +1,4 @@
-"""Soft prefix: free tokens before every prompt, fitted so that the erased model says again what the base said (white box).
+"""Soft prefix: free embeddings before every prompt, fitted so that the erased model predicts what the base predicted (white box).
 
 The attack inside AdvUnlearn (arXiv:2405.15234) with one prefix for all prompts, as textual inversion (arXiv:2208.01618) would learn it.
 """
@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from erasure.errors import UserError
-from erasure.families.base import DiffusionModel, sampling_of
+from erasure.families.base import DiffusionModel
+from erasure.families.sampling import sampling_of
 from erasure.training.divergence import explain_divergence
 from erasure.training.teacher_cache import TeacherCache
 from eval.attacks.base import AttackContext, AttackQuery, NotApplicable, Prepared, PromptAttack
@@ -21,15 +22,15 @@ from eval.attacks.base import AttackContext, AttackQuery, NotApplicable, Prepare
 
 @dataclass(frozen=True, kw_only=True)
 class SoftPrefix(PromptAttack):
-    """Its budget is `steps` backward passes of `batch` samples for every start."""
+    """Adam on one prefix; the budget is `steps` backward passes of `batch` samples."""
 
     paper: ClassVar[str] = "arXiv:2405.15234"
-    threat: ClassVar[str] = "holds the erased model's weights; puts vectors that no word has before a prompt"
+    threat: ClassVar[str] = "has the erased model's weights; puts vectors that no word has before a prompt"
 
     tokens: int = 3  # soft tokens
     steps: int = 400  # Adam steps
     lr: float = 0.1  # step size, in units of the input embeddings
-    batch: int = 8  # recorded rows per step
+    batch: int = 8  # rows of the teacher cache per step
 
     def __post_init__(self) -> None:
         for name in ("tokens", "steps", "lr", "batch"):
@@ -37,21 +38,21 @@ class SoftPrefix(PromptAttack):
                 raise UserError(f"--{name} must be positive, got {getattr(self, name)}.")
 
     def initial_prefix(self, model: DiffusionModel, seed: int) -> Tensor:
-        """Random tokens of the vocabulary (k, E): the control of the same length, and where the fit begins."""
+        """Return the embeddings of random tokens (k, E): where the fit starts, and a control of the same length."""
         vocabulary = model.token_embeddings()
         token_ids = torch.randint(len(vocabulary), (self.tokens,), generator=torch.Generator().manual_seed(seed))
         return vocabulary[token_ids.to(vocabulary.device)]
 
     def fit_prefixes(self, model: DiffusionModel, cache: TeacherCache, seed: int, snapshot_steps: Sequence[int] = ()) -> dict[int, Tensor]:
-        """Prefixes (k, E) for the model as it is now, by the number of steps that made them; the last is always there.
+        """Fit a prefix to the model as it is now; return snapshots (k, E) by number of steps, always with the last.
 
         Args:
-            bank: answers of the base under prompts that ask for the concept.
-            at: further numbers of steps after which the prefix is kept, for a curve of success by budget.
+            cache: predictions of the base under prompts that ask for the concept.
+            snapshot_steps: more numbers of steps after which to save the prefix, for a curve of success by budget.
 
         Raises:
-            UserError: a number of steps that the fit does not reach.
-            FloatingPointError: a loss that is NaN or Inf.
+            UserError: the fit does not reach one of the snapshot steps.
+            FloatingPointError: the loss is NaN or Inf.
         """
         if unreachable := [step for step in snapshot_steps if not 0 < step <= self.steps]:
             raise UserError(f"the fit has {self.steps} steps; {unreachable[0]} is not among them.")
@@ -76,15 +77,15 @@ class SoftPrefix(PromptAttack):
         return prefixes
 
     def fit(self, context: AttackContext, prepared: Prepared) -> Prepared:
-        """Adds "prefix" (rounds, k, E): one for all prompts, as the fit went on.
+        """Add "prefix" (rounds, k, E), fp32: one for all prompts, as the fit went on.
 
         Raises:
-            Unsuited: a one-step generator.
-            FloatingPointError: a loss that is NaN or Inf.
+            NotApplicable: the model is a one-step generator.
+            FloatingPointError: the loss is NaN or Inf.
         """
         if sampling_of(context.model.pipe).one_step_timestep is not None:
             raise NotApplicable(
-                "soft_prefix fits the base's answers on noised pictures, which a one-step generator never sees; leave it out."
+                "soft_prefix fits the base's predictions on noised images, which a one-step generator never sees; leave this attack out."
             )
         snapshot_steps = [max(1, (j + 1) * self.steps // context.rounds) for j in range(context.rounds)]
         prefixes = self.fit_prefixes(context.model, context.cache, context.seed, snapshot_steps=snapshot_steps)

@@ -1,4 +1,4 @@
-"""UnlearnDiffAtk: tokens before each prompt that make the erased model denoise what the base drew for it (white box)."""
+"""UnlearnDiffAtk: tokens before each prompt that make the erased model denoise the image the base generated for it (white box)."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from erasure.errors import UserError
-from erasure.families.base import DiffusionModel, sampling_of
+from erasure.families.base import DiffusionModel
+from erasure.families.sampling import sampling_of
 from erasure.training.divergence import explain_divergence
 from eval.attacks._token_search import query_from_ids, searchable_token_ids
 from eval.attacks.base import AttackContext, AttackQuery, NotApplicable, Prepared, PromptAttack
@@ -18,18 +19,18 @@ from eval.attacks.base import AttackContext, AttackQuery, NotApplicable, Prepare
 class UnlearnDiffAtk(PromptAttack):
     """Projected Adam over distributions of tokens, one row for every token of the prefix (Zhang et al., arXiv:2310.11868).
 
-    The paper spends 40 steps at each of 50 timesteps and draws a picture after each: 2,000 steps, 50 rounds. Fewer steps are spread evenly
-    over the same timesteps. An edit that acts on sampling alone is invisible to the gradient.
+    The paper spends 40 steps at each of 50 timesteps and generates an image after each timestep: 2,000 steps, 50 rounds. Fewer steps are
+    spread evenly over the same timesteps. The gradient does not see an edit that acts only during sampling.
     """
 
     paper: ClassVar[str] = "arXiv:2310.11868"
-    threat: ClassVar[str] = "holds the erased model's weights; puts words before a prompt"
+    threat: ClassVar[str] = "has the erased model's weights; puts words before a prompt"
 
-    tokens: int = 3  # tokens before every prompt; the paper takes 3 for styles and objects, 5 for nudity
+    tokens: int = 3  # tokens before every prompt; the paper uses 3 for styles and objects, 5 for nudity
     steps: int = 2000  # gradient steps for every prompt
     lr: float = 0.01  # Adam's step size, in units of probability
-    weight_decay: float = 0.1  # Adam's; it holds rows back from settling on a token
-    t_min: int = 10  # timesteps go from here to 990 by 20; a small budget is lost on low ones where the words matter least
+    weight_decay: float = 0.1  # Adam's; it keeps the distributions from settling on a token
+    t_min: int = 10  # timesteps go from here to 990 by 20; low ones, where words matter least, waste a small budget
 
     def __post_init__(self) -> None:
         for name in ("tokens", "steps", "lr"):
@@ -43,7 +44,7 @@ class UnlearnDiffAtk(PromptAttack):
     def queries(self, context: AttackContext, chunk: Sequence[int], prepared: Prepared) -> Iterator[AttackQuery]:
         if sampling_of(context.model.pipe).one_step_timestep is not None:
             raise NotApplicable(
-                "unlearndiffatk scores the denoising of noised pictures, which a one-step generator never does; leave it out."
+                "unlearndiffatk scores the denoising of noised images, which a one-step generator never does; leave this attack out."
             )
         model, prompts, x_0 = context.model, [context.prompts[i] for i in chunk], context.base_latents(chunk)
         token_ids = searchable_token_ids(model)
@@ -76,18 +77,18 @@ def token_gradient(
     embeddings: Tensor,
     generators: list[torch.Generator],
 ) -> Tensor:
-    """Gradient (B, k, W) of |eps - eps_erased(x_t, t, c(d + prompt))|^2, the paper's objective, d one token a row drawn from `rows`.
+    """Return the gradient (B, k, W) of the paper's objective, |eps - eps_erased(x_t, t, c(d + prompt))|^2, d tokens from `distributions`.
 
-    It is taken at the one-hot rows and passed straight through to the distributions; the authors' code clips it to [-1, 1] on the way.
+    It is taken at the one-hot tokens and passed straight through to the distributions, clipped to [-1, 1] as in the authors' code.
 
     Args:
-        x_0: (B, C, h, w) latents of pictures that show the concept.
-        rows: (B, k, W) a distribution of tokens for every place of the prefix.
+        x_0: [B, C, h, w] latents of images that show the concept.
+        distributions: (B, k, W) a distribution over tokens for every position of the prefix.
         embeddings: (W, E) of those tokens.
-        generators: one for each prompt, so that no prompt's attack depends on the others of its batch.
+        generators: one per prompt, so that no prompt's attack depends on the others of its batch.
 
     Raises:
-        FloatingPointError: a gradient that is not finite.
+        FloatingPointError: the gradient is NaN or Inf.
     """
     noise = torch.stack([torch.randn(x_0.shape[1:], generator=g) for g in generators]).to(x_0)
     uniform = torch.stack([torch.rand(distributions.shape[1], 1, generator=g) for g in generators]).to(distributions)
@@ -106,7 +107,7 @@ def token_gradient(
 
 
 def project_to_simplex(vectors: Tensor) -> Tensor:
-    """The nearest distribution to every row (..., V): max(row - theta, 0), summing to 1 (Duchi et al., ICML 2008, figure 1).
+    """Return the nearest distribution to every row (..., V): max(row - theta, 0), summing to 1 (Duchi et al., ICML 2008, figure 1).
 
     theta_j = (sum of the j largest - 1) / j rises with j while the j-th largest stays above it and falls after: theta is its maximum.
     """

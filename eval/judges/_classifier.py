@@ -1,4 +1,4 @@
-"""What the trained classifiers share: a weights file read without running what is in it, and their readings."""
+"""What the trained classifiers share: loading a weights file without running code in it, and top-5 scores."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -21,14 +21,15 @@ def file_sha256(path: Path) -> str:
 
 
 def load_network(build_network: Callable[[], nn.Module], path: Path, state_dict_key: str = "") -> nn.Module:
-    """A network with the weights of a file, in fp32 and ready to read.
+    """Return a network with the weights of a file, in fp32 and in eval mode.
 
     Args:
-        build: makes the network; called where no memory is taken, so that nothing in it stays random.
-        key: the entry of a PyTorch checkpoint that holds the state dict; empty where the file is the state dict. Ignored for safetensors.
+        build_network: called on the meta device, so that no weight can stay at its random initial value.
+        state_dict_key: the entry of a PyTorch checkpoint that holds the state dict; empty if the file is the state dict. Ignored for
+            safetensors.
 
     Raises:
-        UserError: a file that is broken, is more than tensors, or holds another network.
+        UserError: the file is broken, holds more than tensors, or belongs to another network.
     """
     with torch.device("meta"):
         network = build_network()
@@ -40,12 +41,17 @@ def load_network(build_network: Callable[[], nn.Module], path: Path, state_dict_
 
 
 def read_tensors(path: Path, state_dict_key: str) -> dict[str, Tensor]:
+    """Read the tensors of a .safetensors file or of a PyTorch checkpoint without code.
+
+    Raises:
+        UserError: the file is broken, holds more than tensors, or has no such entry.
+    """
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:  # torch's own words advise to load it all the same
-        raise UserError(f"{path} is broken or holds more than tensors, which is never loaded; take a .safetensors file.") from error
+    except UnpicklingError as error:  # torch's own message advises loading it anyway
+        raise UserError(f"{path} is broken or holds more than tensors, which is never loaded; use a .safetensors file.") from error
     except (SafetensorError, EOFError, OSError, RuntimeError, KeyError, ValueError, AttributeError, IndexError) as error:
         raise UserError(f"{path} is broken or holds more than tensors, which is never loaded: {first_line_of(error)}.") from error
     if state_dict_key and not (isinstance(checkpoint, dict) and state_dict_key in checkpoint):
@@ -54,7 +60,7 @@ def read_tensors(path: Path, state_dict_key: str) -> dict[str, Tensor]:
 
 
 def top5_scores(logits: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """{"label", "p", "top5": [[label, p], ...]} for logits (B, labels)."""
+    """Return {"label", "p", "top5": [[label, p], ...]} for each row of logits (B, labels)."""
     top = logits.softmax(-1).topk(5)
     rows = [
         [[labels[i], round(p, 4)] for i, p in zip(row, probabilities, strict=True)]

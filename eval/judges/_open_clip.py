@@ -1,4 +1,4 @@
-"""What the judges on open_clip share: weights that are really there, their hash, and pictures as the model was trained to see them."""
+"""What the open_clip judges share: weights that really exist, their hash, and images preprocessed as in the model's training."""
 
 import hashlib
 from collections.abc import Callable
@@ -25,6 +25,8 @@ POCKET_OPEN_CLIP = f"{LOCAL}{POCKET_FOLDER / 'open_clip'}"
 
 
 class OpenClipModel(NamedTuple):
+    """An open_clip model in eval mode with its tokenizer and preprocessing."""
+
     network: Any
     tokenizer: Any
     preprocess: Callable[[Image], Tensor]
@@ -32,23 +34,23 @@ class OpenClipModel(NamedTuple):
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
-        """Unit embeddings (B, D) of images (B, 3, H, W) in [0, 1], which are taken as 8-bit RGB, as PNG files hold them."""
+        """Return unit embeddings (B, D) of images [B, 3, H, W] in [0, 1], rounded to 8-bit RGB as in PNG files."""
         pixels = (images.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
         return F.normalize(self.network.encode_image(torch.stack([self.preprocess(to_pil_image(image)) for image in pixels])), dim=-1)
 
     @torch.no_grad()
     def encode_texts(self, texts: list[str]) -> Tensor:
-        """Unit embeddings (N, D) of texts."""
+        """Return unit embeddings (N, D) of texts."""
         return F.normalize(self.network.encode_text(self.tokenizer(texts)), dim=-1)
 
 
 @cache
 def load_open_clip(model: str, pretrained: str) -> OpenClipModel:
-    """An open_clip model with its weights; a randomly initialised model never judges.
+    """Load an open_clip model with its weights; a randomly initialized model never judges.
 
     Raises:
-        MissingWeights: no such folder, file, or reachable download.
-        UserError: an unknown name, weights that are broken or do not fit.
+        MissingWeights: there is no such folder or file, and no reachable download.
+        UserError: the name is unknown, or the weights are broken or do not fit.
     """
     require_weights(model, pretrained)
     try:
@@ -63,7 +65,12 @@ def load_open_clip(model: str, pretrained: str) -> OpenClipModel:
 
 
 def require_weights(model: str, pretrained: str) -> None:
-    """Complain where weights are not there: open_clip's own errors do not tell a missing file from a broken one."""
+    """Check that the weights exist: open_clip's own errors do not distinguish a missing file from a broken one.
+
+    Raises:
+        MissingWeights: there is no such folder or file, and no reachable download.
+        UserError: open_clip has no model of that name.
+    """
     if model.startswith(LOCAL):
         folder = Path(model.removeprefix(LOCAL))
         suffixes = [path.suffix for path in folder.iterdir()] if (folder / "open_clip_config.json").is_file() else []

@@ -1,4 +1,4 @@
-"""What the two pocket judges share: loading a Reader and reading labels with their probabilities."""
+"""What the two pocket judges share: loading a classifier, and its labels with their probabilities."""
 
 import hashlib
 from functools import cache
@@ -29,9 +29,16 @@ def classifier_identity(axis: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def classify(axis: str, images: Tensor) -> list[dict[str, Any]]:
-    """Label and probability per image, rounded so that a row prints the same everywhere."""
+    """Return label and probability of each image, rounded so that a row prints the same everywhere.
+
+    Args:
+        images: [B, 3, 64, 64] in [0, 1].
+
+    Raises:
+        UserError: the images have another size.
+    """
     if images.shape[1:] != (3, SIZE, SIZE):
-        raise UserError(f"pocket judges read {SIZE}x{SIZE} RGB pictures, got {tuple(images.shape[1:])}.")
+        raise UserError(f"pocket judges score {SIZE}x{SIZE} RGB images, got {tuple(images.shape[1:])}.")
     probabilities = load_classifier(axis)(images.float().cpu()).softmax(-1)
     best = probabilities.max(-1)
     return [{"label": LABELS[axis][i], "p": round(p, 4)} for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]

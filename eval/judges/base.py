@@ -1,4 +1,4 @@
-"""A judge says what is in a picture. It never generates one."""
+"""Base class of judges. A judge says what an image shows; it never generates one."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from erasure.errors import UserError
 
 
 class MissingWeights(UserError):
-    """A judge whose weights are not there; the judge was asked for rightly, so others can go on without it."""
+    """The weights of a judge are missing; the request itself is valid, so the other judges go on without it."""
 
     def __init__(self, name: str, location: str, remedy: str) -> None:
-        super().__init__(name, location, remedy)  # all of them, so that the error survives pickling
+        super().__init__(name, location, remedy)  # all three, so that the error survives pickling
 
     def __str__(self) -> str:
         name, location, remedy = self.args
@@ -26,21 +26,26 @@ class Judge(ABC):
     """Base of all judges; the module's name is the judge's name."""
 
     optional: ClassVar[bool] = False  # its weights do not come with this package
-    image_size: ClassVar[int | None] = None  # the only width and height of pictures it reads; None: any
+    image_size: ClassVar[int | None] = None  # the only width and height of images it accepts, in pixels; None: any
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What makes two judges the same: weights hash, labels, preprocessing, decision rule.
+        """Return what makes two judges the same: weights hash, labels, preprocessing, decision rule.
 
         Raises:
-            MissingWeights: the weights are not there.
+            MissingWeights: the weights are missing.
         """
 
     def possible_labels(self) -> Sequence[str]:
-        """Every label it may give, beside "none"; empty: it gives none."""
+        """Return every label it can give besides "none"; empty: it gives no labels."""
         labels = self.identity().get("labels", ())
         return tuple(labels) if isinstance(labels, list | tuple | dict) else ()
 
     @abstractmethod
     def score(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
-        """One raw reading per image; images (B, 3, H, W) in [0, 1] with the prompts that made them."""
+        """Return one raw score per image, such as {"label": ..., "p": ...}.
+
+        Args:
+            images: [B, 3, H, W] in [0, 1].
+            prompts: B prompts that generated them.
+        """

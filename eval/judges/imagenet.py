@@ -1,4 +1,4 @@
-"""ImageNet classifier: torchvision's ResNet-50, V2 weights, which judges objects in ESD (arXiv:2303.07345) and SalUn (arXiv:2310.12508)."""
+"""ImageNet classifier: torchvision's ResNet-50, V2 weights, the judge of objects in ESD (arXiv:2303.07345) and SalUn (arXiv:2310.12508)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,9 +20,9 @@ LABELS: tuple[str, ...] = tuple(WEIGHTS.meta["categories"])  # "crane" and "mail
 
 @dataclass(frozen=True, kw_only=True)
 class ImageNet(Judge):
-    """Reads {"label", "p", "top5"} among ImageNet's 1,000 classes, top-1; nothing is ever "none".
+    """Scores {"label", "p", "top5"} among ImageNet's 1,000 classes, top-1; the label is never "none".
 
-    Papers that use another ResNet-50 (such as microsoft/resnet-50) cut and weigh pictures otherwise: their figures are not comparable.
+    Papers with another ResNet-50 (such as microsoft/resnet-50) use other crops and weights, so their figures are not comparable.
     """
 
     optional: ClassVar[bool] = True

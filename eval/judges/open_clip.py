@@ -1,4 +1,4 @@
-"""CLIP alignment of picture and prompt by any open_clip model (Radford et al., arXiv:2103.00020; Hessel et al., arXiv:2104.08718)."""
+"""CLIP alignment of image and prompt by any open_clip model (Radford et al., arXiv:2103.00020; Hessel et al., arXiv:2104.08718)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ from eval.judges.base import Judge
 
 @dataclass(frozen=True, kw_only=True)
 class OpenClip(Judge):
-    """Reads {"cosine"}: 100 times the cosine of image and text embedding.
+    """Scores {"cosine"}: 100 times the cosine of image and text embedding.
 
-    The default is pocket's own open_clip model, trained apart from the pipeline's text encoder.
+    The default is pocket's own open_clip model, trained separately from the pipeline's text encoder.
     """
 
     model: str = POCKET_OPEN_CLIP  # an open_clip name, local-dir:FOLDER or hf-hub:ORG/NAME

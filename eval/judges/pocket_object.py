@@ -13,7 +13,7 @@ from eval.judges.base import Judge
 
 @dataclass(frozen=True, kw_only=True)
 class PocketObject(Judge):
-    """Reads {"label", "p"} from 64x64 pictures."""
+    """Scores {"label", "p"} of 64x64 images."""
 
     image_size: ClassVar[int | None] = SIZE
 

@@ -33,9 +33,9 @@ LABELS: dict[str, tuple[str, ...]] = {"style": tuple(STYLES.split()), "object": 
 
 @dataclass(frozen=True, kw_only=True)
 class UnlearnCanvas(Judge):
-    """Reads {"label", "p", "top5"} from pictures stretched to a square; nothing is ever "none".
+    """Scores {"label", "p", "top5"} of images resized to a square; the label is never "none".
 
-    `Seed_Images`, photographs without a style, is the 51st style. The benchmark's authors give no accuracy of these classifiers.
+    `Seed_Images`, photographs without a style, is the 51st style. The benchmark's authors report no accuracy for these classifiers.
     """
 
     optional: ClassVar[bool] = True

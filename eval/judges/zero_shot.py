@@ -1,4 +1,4 @@
-"""Zero-shot classifier: any open_clip model told what to tell apart in words (Radford et al., arXiv:2103.00020, section 3.1)."""
+"""Zero-shot classifier: any open_clip model with labels given as phrases (Radford et al., arXiv:2103.00020, section 3.1)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,21 +24,21 @@ def pocket_style_labels() -> dict[str, Sequence[str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot(Judge):
-    """Reads {"label", "p", "scores"}: the best label, its probability, and the probability of every label.
+    """Scores {"label", "p", "scores"}: the best label, its probability, and the probability of every label.
 
-    A label's embedding is the mean over all its phrases in all templates (section 3.1.4). Probabilities are shares among the labels given:
-    a picture of something else is forced into one of them unless `margin` says "none". A margin does not notice every broken picture.
+    A label's embedding is the mean over all its phrases in all templates (section 3.1.4). Probabilities are shares among the given labels:
+    an image of something else is forced into one of them unless `margin` says "none". A margin does not catch every broken image.
     """
 
     model: str = POCKET_OPEN_CLIP  # an open_clip name, local-dir:FOLDER or hf-hub:ORG/NAME
     pretrained: str = ""  # open_clip tag or weights file, for names
     labels: Mapping[str, Sequence[str]] = field(default_factory=pocket_style_labels)  # label -> phrases that mean it, two labels or more
     templates: Sequence[str] = ("{} style", "an image in the style of {}")  # each with one {} for the phrase
-    margin: float = 0.0  # "none" where the best label leads the second by less, in probability; 0: always a label
+    margin: float = 0.0  # "none" if the best label leads the second by less than this, in probability; 0: always a label
 
     def __post_init__(self) -> None:
         if len(self.labels) < 2:
-            raise UserError(f"a zero-shot judge tells at least two labels apart, got {list(self.labels)}.")
+            raise UserError(f"a zero-shot judge needs at least two labels, got {list(self.labels)}.")
         for name, phrases in (*self.labels.items(), ("templates", self.templates)):
             if isinstance(phrases, str) or not phrases or not all(isinstance(text, str) and text.strip() for text in phrases):
                 raise UserError(f"{name!r} of a zero-shot judge needs a list of phrases, got {phrases!r}.")
@@ -68,14 +68,14 @@ class ZeroShot(Judge):
 
 
 def best_label(scores: Mapping[str, float], margin: float) -> str:
-    """The best label, or "none" where it does not lead by the margin."""
+    """Return the best label, or "none" if it does not lead by the margin."""
     best, second = sorted(scores, key=lambda label: -scores[label])[:2]
     return best if scores[best] - scores[second] >= margin else NO_LABEL
 
 
 @cache
 def embed_labels(model: str, pretrained: str, labels: tuple[tuple[str, ...], ...], templates: tuple[str, ...]) -> Tensor:
-    """One unit embedding per label (L, D): the mean of the unit embeddings of its phrases in all templates."""
+    """Return one unit embedding per label (L, D): the normalized mean of the unit embeddings of its phrases in all templates."""
     clip = load_open_clip(model, pretrained)
     texts_by_label = [[template.replace("{}", phrase) for phrase in phrases for template in templates] for phrases in labels]
     return F.normalize(torch.stack([clip.encode_texts(label_texts).mean(0) for label_texts in texts_by_label]), dim=-1)

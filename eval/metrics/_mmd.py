@@ -1,4 +1,4 @@
-"""What KID and CMMD share: the unbiased squared maximum mean discrepancy, in blocks, with the interval of the jackknife."""
+"""What KID and CMMD share: the unbiased squared maximum mean discrepancy, computed in blocks, with a jackknife interval."""
 
 from collections.abc import Callable
 from math import sqrt
@@ -13,45 +13,45 @@ from eval.stats.intervals import Interval, jackknife_variance, student_t
 
 PairHandling = Literal["none", "included", "excluded"]
 Kernel = Callable[[Tensor, Tensor], Tensor]  # (n, d), (m, d) to (n, m)
-MIN_IMAGES = 3  # pictures on a side: without one of two there are no pairs left
+MIN_IMAGES = 3  # images per side: with two, leaving one out leaves no pairs
 
 
 class KernelSums(NamedTuple):
-    """Of a kernel matrix (n, m), by row, by column and of the diagonal, which is empty where i on both sides means nothing."""
+    """Sums of a kernel matrix (n, m) by row (n,) and by column (m,), and its diagonal, which is empty for independent sides."""
 
     rows: Tensor
     columns: Tensor
     diagonal: Tensor
 
     def leave_one_out(self) -> Tensor:
-        """The sum of all when row i and column i are left out, for every i."""
+        """Return the sum of the matrix without row i and column i, for every i."""
         return self.rows.sum() - self.rows - self.columns + self.diagonal
 
 
 def squared_mmd(a: list[Tensor], b: list[Tensor], kernel: Kernel, *, pairs: PairHandling, block: int) -> Interval:
-    """MMD^2 = mean_{i!=j} k(a_i, a_j) + mean_{i!=j} k(b_i, b_j) - 2 mean k(a_i, b_j) with its 95 % interval.
+    """Return MMD^2 = mean_{i!=j} k(a_i, a_j) + mean_{i!=j} k(b_i, b_j) - 2 mean k(a_i, b_j) with its 95 % interval.
 
-    The U-statistic of Gretton et al. (JMLR 13, 2012), lemma 6: unbiased, so it can be negative. The standard error is that of the
-    jackknife (Arvesen, 1969): each picture is left out once, of pairs both at once, and no picture is ever counted against a copy of
-    itself, as in a bootstrap. The interval is Student's about the estimate, so it contains it. Where both sides are alike it is wider than
-    it need be, since the jackknife errs upwards (Efron and Stein, 1981).
+    The U-statistic of Gretton et al. (JMLR 13, 2012), lemma 6: unbiased, so it can be negative. The standard error is the jackknife's
+    (Arvesen, 1969): it leaves each image out once, both images of a pair together, and never compares an image with a copy of itself, as a
+    bootstrap would. The interval is Student's t around the estimate, so it contains it. If both sides are alike, the interval is wider than
+    necessary, since the jackknife errs upwards (Efron and Stein, 1981).
 
     Args:
         a, b: batches of features (N, d).
-        pairs: "none": the sides are independent. Otherwise a_i and b_i are made from one noise and are left out together.
-            "included": the usual value, whose last mean takes a_i against b_i too; as they depend on each other it is biased, and below
-            zero where little changed; the interval is that of its own expectation. "excluded": the last mean leaves them out (the
+        pairs: "none": the sides are independent. Otherwise a_i and b_i come from the same noise and are left out together.
+            "included": the usual value, whose last mean compares a_i with b_i too; since they depend on each other it is biased, and below
+            zero if little changed; the interval is that of its own expectation. "excluded": the last mean leaves them out (the
             h-statistic of the same lemma): unbiased.
-        block: rows of the kernel matrix held at once; changes nothing but memory.
+        block: rows of the kernel matrix held in memory at once; the result does not depend on it.
 
     Raises:
-        UserError: fewer than three features on a side, or sides of different length called pairs.
+        UserError: a side has fewer than three features, or paired sides differ in length.
     """
     paired = pairs != "none"
     x, y = (dim_zero_cat(side).double() if len(side) else torch.empty(0, 1) for side in (a, b))
     if min(len(x), len(y)) < MIN_IMAGES or (paired and len(x) != len(y)):
-        raise UserError(f"a kernel distance needs three pictures on either side, and as many on both if paired; got {len(x)} and {len(y)}.")
-    # in an order of their own, so that sums are the same whatever order pictures came in
+        raise UserError(f"a kernel distance needs three images per side, and as many on both if paired; got {len(x)} and {len(y)}.")
+    # sorted, so that the sums do not depend on the order of the images
     order = x.sum(1).argsort(stable=True)
     x, y = x[order], y[order if paired else y.sum(1).argsort(stable=True)]
     within_x_sums, within_y_sums = (_kernel_sums(kernel, z, z, "excluded", block) for z in (x, y))
@@ -76,7 +76,7 @@ def squared_mmd(a: list[Tensor], b: list[Tensor], kernel: Kernel, *, pairs: Pair
 
 
 def _kernel_sums(kernel: Kernel, x: Tensor, y: Tensor, pairs: PairHandling, block: int) -> KernelSums:
-    """Sums of k(x_i, y_j); excluded pairs count as 0."""
+    """Sum k(x_i, y_j) by row and by column; excluded pairs count as 0."""
     rows, diagonals, columns = [], [], torch.zeros(len(y)).to(x)
     for start in range(0, len(x), block):
         values = kernel(x[start : start + block], y)

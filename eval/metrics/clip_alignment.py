@@ -1,4 +1,4 @@
-"""CLIP cosine of picture and prompt, mean and t interval over prompts (Hessel et al., arXiv:2104.08718, without the 2.5 scale)."""
+"""CLIP cosine of image and prompt, mean and t interval over prompts (Hessel et al., arXiv:2104.08718, without the 2.5 scale)."""
 
 from math import sqrt
 
@@ -10,7 +10,7 @@ from eval.stats.intervals import Interval, student_t
 
 
 class ClipAlignment(Metric):
-    """Mean of prompts' cosines (times 100), each the mean over the prompt's pictures, as an open_clip judge reads them."""
+    """Mean of cosines (times 100) over prompts, each the mean over the prompt's images, as an open_clip judge scores them."""
 
     full_state_update = False
     higher_is_better = True
@@ -24,13 +24,13 @@ class ClipAlignment(Metric):
             self.add_state(name, torch.zeros((), dtype=torch.double), dist_reduce_fx="sum")
 
     def update(self, cosines: Tensor) -> None:
-        """Add cosines (N,), one a prompt."""
+        """Add cosines (N,), one per prompt."""
         self.total += cosines.double().sum()
         self.squares += cosines.double().square().sum()
         self.count += cosines.numel()
 
     def compute(self) -> Interval:
-        """Mean and its 95 % t interval; needs two prompts."""
+        """Return the mean and its 95 % t interval; needs at least two prompts."""
         n = int(self.count)
         mean = (self.total / n).item()
         half_width = student_t(n - 1) * sqrt(max((self.squares / n).item() - mean**2, 0.0) / (n - 1))

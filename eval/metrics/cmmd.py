@@ -13,13 +13,13 @@ SCALE = 1000.0
 
 
 class CMMD(Metric):
-    """1000 MMD^2 of the kernel exp(-|x - y|^2 / (2 10^2)) over L2-normalised embeddings.
+    """1000 MMD^2 of the kernel exp(-|x - y|^2 / (2 10^2)) over L2-normalized embeddings.
 
-    The paper's value keeps i = j and is at least 0; this one leaves it out, is right on average at any n, and can be negative.
+    The paper's value includes i = j and is at least 0; this one leaves it out, is unbiased at any n, and can be negative.
 
     Args:
-        pairs: whether embedding i of both sides belongs to one prompt and one noise, and whether such pairs count (eval.metrics._mmd).
-        block: rows of the kernel matrix held at once.
+        pairs: whether embedding i of both sides comes from the same prompt and noise, and whether such pairs count (eval.metrics._mmd).
+        block: rows of the kernel matrix held in memory at once.
     """
 
     full_state_update = False
@@ -38,16 +38,16 @@ class CMMD(Metric):
         (self.first if real else self.second).append(F.normalize(features.double(), dim=-1))
 
     def compute(self) -> Interval:
-        """The distance and its 95 % interval, by jackknife over pictures.
+        """Return the distance and its 95 % interval, by jackknife over images.
 
         Raises:
-            UserError: fewer than three embeddings on a side, or sides of different length called pairs.
+            UserError: a side has fewer than three embeddings, or paired sides differ in length.
         """
         interval = squared_mmd(self.first, self.second, gaussian_kernel, pairs=self.pairs, block=self.block)
         return Interval(*(SCALE * value for value in interval))
 
 
 def gaussian_kernel(x: Tensor, y: Tensor) -> Tensor:
-    """exp(-|x - y|^2 / (2 sigma^2)) for all pairs (n, m)."""
+    """Return exp(-|x - y|^2 / (2 sigma^2)) for all pairs (n, m) of x (n, d) and y (m, d)."""
     squared = x.square().sum(1)[:, None] + y.square().sum(1) - 2 * x @ y.T
     return torch.exp(-squared / (2 * SIGMA**2))

@@ -1,14 +1,14 @@
-"""Denoiser divergence: how far two denoisers with one forward process are from each other (FADE-style, after arXiv:2510.12981).
+"""Denoiser divergence: how far apart two denoisers of the same forward process are (FADE-style, after arXiv:2510.12981).
 
-Two reverse chains that start from one noise and take Gaussian steps of one variance sigma_t^2 differ by
+Two reverse chains that start from the same noise and take Gaussian steps of the same variance sigma_t^2 differ by
 KL(a || b) = sum_t E_{x_t ~ a} w_t |eps_a - eps_b|^2, w_t = beta_t^2 / (2 sigma_t^2 alpha_t (1 - abar_t)), which bounds KL(p_a(x_0 | c) ||
 p_b(x_0 | c)) from above (data processing; the weight is that of DDPM, arXiv:2006.11239, equation 12). sigma_t^2 = beta_t here, the larger
 of DDPM's two choices: with the smaller one w_t is infinite at the first step.
 
-This is our own reading of FADE and not the authors' code: their weights and sample counts are not public, so its values compare with each
-other alone. x_t is made by noising an x_0 of a again, which approximates the path that a itself takes. The bound is on the model without
-guidance, so x_0 should be drawn at guidance 1, which is not how people draw. Against the base it measures how far a model drifted; only
-against a model that never saw the concept does it measure how well it forgot.
+This is our own interpretation of FADE, not the authors' code: their weights and sample counts are not public, so these values compare only
+with each other. x_t comes from noising an x_0 of a again, which approximates the trajectory of a itself. The bound is on the model without
+guidance, so x_0 should be sampled at guidance 1, which is not how people generate images. Against the base it measures how far a model
+drifted; only against a model retrained without the concept does it measure how well the model forgot.
 """
 
 from collections.abc import Sequence
@@ -20,30 +20,31 @@ from torch import Tensor
 from erasure.edits import Edit
 from erasure.erasing import apply_edits
 from erasure.errors import UserError
-from erasure.families.base import DiffusionModel, sampling_of
+from erasure.families.base import DiffusionModel
+from erasure.families.sampling import sampling_of
 from eval.stats.clusters import cluster_bootstrap
 from eval.stats.intervals import Interval
 
 
 class NoisedPoints(NamedTuple):
-    """Where denoisers are compared; in memory, N latents in fp32 on the CPU."""
+    """Points at which denoisers are compared: N latents, fp32, on the CPU."""
 
-    x_t: Tensor  # (N, C, h, w)
+    x_t: Tensor  # [N, C, h, w]
     t: Tensor  # (N,)
-    weights: Tensor  # (N,), T w_t: a mean over points stands for the sum over the T steps
+    weights: Tensor  # (N,), T w_t: a mean over points estimates the sum over the T steps
     prompts: tuple[str, ...]  # N of them
 
 
 class SquaredDifferences(NamedTuple):
     """Squared differences of two predictions at each point."""
 
-    nats: Tensor  # (N,), T w_t |a - b|^2: nats per picture
+    nats: Tensor  # (N,), T w_t |a - b|^2: nats per image
     mean_squared_error: Tensor  # (N,), mean of (a - b)^2 over the elements of a latent
     prompts: tuple[str, ...]
 
 
 class DirectedDivergence(NamedTuple):
-    """One reading in both directions, each with its 95 % interval over prompts."""
+    """One measure in both directions, each with its 95 % interval over prompts."""
 
     forward: Interval  # points from the first model
     backward: Interval  # points from the second
@@ -51,18 +52,18 @@ class DirectedDivergence(NamedTuple):
 
 
 def sample_points(model: DiffusionModel, latents: Tensor, prompts: Sequence[str], *, timesteps: int = 20, seed: int = 0) -> NoisedPoints:
-    """x_t at `times` timesteps of every latent, spread evenly over the schedule and drawn within each part of it.
+    """Noise every latent to `timesteps` timesteps, one sampled in each of as many equal parts of the schedule.
 
     Args:
-        latents: x_0 (M, C, h, w) that one of the two models drew under the prompts.
+        latents: x_0 [M, C, h, w] that one of the two models generated for the prompts.
         seed: of timesteps and noise.
 
     Raises:
-        UserError: not one prompt a latent, no timestep, or a schedule that ends without any signal.
+        UserError: the numbers of prompts and latents differ, there is no timestep, or the schedule ends without signal.
     """
     if not len(latents) or len(latents) != len(prompts) or timesteps < 1:
         raise UserError(
-            f"points need one prompt a latent and times >= 1, got {len(latents)} latents, {len(prompts)} prompts, {timesteps} times."
+            f"points need one prompt per latent and timesteps >= 1, got {len(latents)} latents, {len(prompts)} prompts and {timesteps=}."
         )
     weights, generator = step_weights(model), torch.Generator().manual_seed(seed)
     num_timesteps, timestep_batches, x_t_batches = len(weights), [], []
@@ -80,10 +81,10 @@ def sample_points(model: DiffusionModel, latents: Tensor, prompts: Sequence[str]
 
 
 def step_weights(model: DiffusionModel) -> Tensor:
-    """w_t for every timestep (T,), in float64.
+    """Return w_t for every timestep (T,), float64.
 
     Raises:
-        UserError: a schedule that ends without any signal, where the last weight is infinite.
+        UserError: the schedule ends without signal, where the last weight is infinite.
     """
     num_timesteps = model.pipe.scheduler.config.num_train_timesteps
     ones, t = torch.ones(num_timesteps, 1, 1, 1, device=model.device), torch.arange(num_timesteps, device=model.device)
@@ -101,10 +102,10 @@ def step_weights(model: DiffusionModel) -> Tensor:
 
 @torch.no_grad()
 def predict_at(model: DiffusionModel, points: NoisedPoints, batch: int = 32) -> Tensor:
-    """The model's predicted noise (N, C, h, w) at the points, without guidance, as the model is now: edits applied to it count.
+    """Return the predicted noise [N, C, h, w] at the points, without guidance, of the model as it is now, with the edits applied to it.
 
     Raises:
-        UserError: the model samples in another way than by its denoiser alone, so that its predictions do not say what it draws.
+        UserError: the model does not sample by its denoiser alone, so its predictions do not say what it generates.
     """
     _require_denoiser(model)
     predictions_by_batch = []
@@ -115,14 +116,19 @@ def predict_at(model: DiffusionModel, points: NoisedPoints, batch: int = 32) -> 
 
 
 def _require_denoiser(model: DiffusionModel) -> None:
+    """Check that the model samples by its denoiser alone.
+
+    Raises:
+        UserError: a guidance edit or a one-step generator is applied.
+    """
     sampling = sampling_of(model.pipe)
     if sampling.guidance_edits or sampling.one_step_timestep is not None:
         reason = "guidance edit, which changes no prediction," if sampling.guidance_edits else "one-step generator"
-        raise UserError(f"denoiser divergence compares noise predictions, and a {reason} is applied; compare its pictures instead.")
+        raise UserError(f"denoiser divergence compares noise predictions, and a {reason} is applied; compare its images instead.")
 
 
 def squared_differences(points: NoisedPoints, eps_a: Tensor, eps_b: Tensor) -> SquaredDifferences:
-    """Both readings at every point; eps (N, C, h, w) of either model there."""
+    """Return both measures at every point; eps [N, C, h, w] of either model there."""
     difference = (eps_a.double() - eps_b.double()).flatten(1).square()
     return SquaredDifferences(points.weights * difference.sum(1), difference.mean(1), points.prompts)
 
@@ -130,18 +136,18 @@ def squared_differences(points: NoisedPoints, eps_a: Tensor, eps_b: Tensor) -> S
 def directed_divergences(
     forward: SquaredDifferences, backward: SquaredDifferences, *, resamples: int = 10_000, seed: int = 0
 ) -> dict[str, DirectedDivergence]:
-    """ "nats", the weighted sum over steps, and "plain", the unweighted mean; each with a cluster bootstrap over prompts.
+    """Return "nats", the weighted sum over steps, and "mean_squared_error", unweighted; each with a cluster bootstrap over prompts.
 
     Args:
-        forward, backward: at points from the first model and at points from the second, under the same prompts.
+        forward, backward: at points from the first model and at points from the second, for the same prompts.
 
     Raises:
-        UserError: other prompts, or fewer than two.
+        UserError: the prompts differ, or there are fewer than two.
     """
     if sorted(forward.prompts) != sorted(backward.prompts):
-        raise UserError("both directions need the same prompts, each with as many points; draw from both models under one list of prompts.")
+        raise UserError("both directions need the same prompts, each with as many points; sample both models with the same prompts.")
     divergences = {}
-    for name in ("nats", "plain"):
+    for name in ("nats", "mean_squared_error"):
         directions = [_group_by_prompt(getattr(side, name), side.prompts) for side in (forward, backward)]
         summed = [from_first + from_second for from_first, from_second in zip(*directions, strict=True)]
         divergences[name] = DirectedDivergence(
@@ -170,17 +176,18 @@ def divergence_between(
     seed: int = 0,
     batch: int = 32,
 ) -> dict[str, DirectedDivergence]:
-    """Divergence of one model under two lists of edits, either of which may be empty; the model is left as it was.
+    """Measure the divergence of one model with two lists of edits, either of which may be empty; the model is restored.
 
-    Every list of edits goes in twice: to draw, and to predict at the points of both.
+    Each list of edits is applied twice: to sample, and to predict at the points of both.
 
     Args:
         prompts, seeds: one latent each.
-        steps, guidance: of the drawing; the bound holds for pictures drawn at guidance 1.
-        seed: of timesteps and noise, the same for both, so that equal models meet at equal points and differ by exactly 0.
+        steps, guidance: of sampling; the bound holds for images sampled at guidance 1.
+        timesteps: points per latent.
+        seed: of timesteps and noise, the same for both, so that equal models get equal points and differ by exactly 0.
 
     Raises:
-        UserError: see `points`, `predictions` and `divergence`.
+        UserError: see `sample_points`, `predict_at` and `directed_divergences`.
     """
     point_sets: list[NoisedPoints] = []
     for edits in (first, second):

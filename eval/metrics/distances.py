@@ -1,7 +1,7 @@
-"""How far the erased model's pictures are from the base's, beside how far the base's are from themselves.
+"""How far the erased model's images are from the base's, next to how far the base's are from each other.
 
-Every distance of finite samples depends on their number and on the extractor, so none is given without both, and each stands beside the
-floor: the base against itself on halves that share no picture.
+Every distance of finite samples depends on their number and on the extractor, so each is recorded with both, and next to the base compared
+with itself, on halves that share no image.
 """
 
 from typing import Any
@@ -20,29 +20,29 @@ from eval.metrics.kid import KID
 def feature_distances(
     base: Tensor, erased: Tensor, extractor: str, *, paired: bool = True, seed: int = 0
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """FID, KID and CMMD, each three times; KID and CMMD of pairs a fourth time.
+    """Measure FID, KID and CMMD in three comparisons; KID and CMMD of pairs in a fourth.
 
-    "all": every base picture against every erased one, which is what these names mean elsewhere. "different_noise": the same without the
-    pairs that are made from one noise. "floor": half A of the base against its half B. "halves": half A of the base against
-    half B of the erased. The last two have the same n and in neither does a picture meet one from its own noise, so their difference is
-    what erasing did; a difference of FIDs smaller than the floor is nothing to speak of. Halves are drawn by `seed`.
+    "all": every base image against every erased one, which is what these names mean elsewhere. "different_noise": the same without the
+    pairs from the same noise. "base_halves": half A of the base against its half B. "erased_halves": half A of the base against half B of
+    the erased model. The last two have the same n, and neither compares images from the same noise, so their difference is what erasing
+    did; a difference of FIDs smaller than "base_halves" means nothing. `seed` decides the halves.
 
     Args:
-        base, erased: features (N, d) and (M, d) by one extractor.
+        base, erased: features (N, d) and (M, d) of the same extractor.
         extractor: its name, for the record.
-        paired: row i of both is one prompt from one noise. Then "all" is closer to zero than that of unpaired pictures, or below it, and
-            the intervals of KID and CMMD are those of pairs. FID has no form without such pairs.
+        paired: row i of both comes from the same prompt and noise. Then "all" is closer to zero than for unpaired images, or below it, and
+            the intervals of KID and CMMD are those of pairs. FID cannot leave such pairs out.
 
     Returns:
         metric, then comparison, then: extractor, width d, n (of both sides), value, low and high (None for FID, which has no interval
-        here), and reason, which says why there is no value where there is none, and is None otherwise.
+        here), and reason: why there is no value, else None.
 
     Raises:
-        UserError: widths differ, or pairs of different number.
+        UserError: the widths differ, or paired sides differ in number.
     """
     if base.shape[1:] != erased.shape[1:] or (paired and len(base) != len(erased)):
         raise UserError(
-            f"features must be of one width, and as many on both sides if paired; got {tuple(base.shape)} and {tuple(erased.shape)}."
+            f"features must have one width, and be as many on both sides if paired; got {tuple(base.shape)} and {tuple(erased.shape)}."
         )
     half = min(len(base), len(erased)) // 2
     generator = torch.Generator().manual_seed(seed)
@@ -51,7 +51,7 @@ def feature_distances(
     base_half, base_other_half, erased_half = base[order[:half]], base[order[half : 2 * half]], erased[erased_order[half : 2 * half]]
     comparisons: dict[str, tuple[Tensor, Tensor, PairHandling]] = {"all": (base, erased, "included" if paired else "none")}
     comparisons |= {"different_noise": (base, erased, "excluded")} if paired else {}
-    comparisons |= {"floor": (base_half, base_other_half, "none"), "halves": (base_half, erased_half, "none")}
+    comparisons |= {"base_halves": (base_half, base_other_half, "none"), "erased_halves": (base_half, erased_half, "none")}
     extractor_fields, width = {"extractor": extractor, "width": base.shape[1]}, base.shape[1]
     records: dict[str, dict[str, dict[str, Any]]] = {}
     for name, (a, b, pair_handling) in comparisons.items():
@@ -65,7 +65,7 @@ def feature_distances(
 def _measure(metric: Metric, a: Tensor, b: Tensor) -> dict[str, Any]:
     minimum, minimum_in_words = (2, "two") if isinstance(metric, FID) else (MIN_IMAGES, "three")
     if min(len(a), len(b)) < minimum:
-        return {"value": None, "low": None, "high": None, "reason": f"fewer than {minimum_in_words} pictures on a side"}
+        return {"value": None, "low": None, "high": None, "reason": f"fewer than {minimum_in_words} images on a side"}
     metric.update(a, True)
     metric.update(b, False)
     value, low, high = (metric.compute().item(), None, None) if isinstance(metric, FID) else metric.compute()
@@ -73,5 +73,5 @@ def _measure(metric: Metric, a: Tensor, b: Tensor) -> dict[str, Any]:
 
 
 def _round_to_six_digits(value: float | None) -> float | None:
-    """Six digits: a number prints the same whatever the order of summation."""
+    """Round to six significant digits, so that a number prints the same whatever the order of summation."""
     return None if value is None else float(f"{value:.6g}")

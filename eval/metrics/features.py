@@ -1,4 +1,4 @@
-"""Extractors: pictures to the features that distances compare. A distance is a number of its extractor, so the name goes with it."""
+"""Extractors: images to the features that distances compare. A distance depends on its extractor, so the name goes with it."""
 
 import hashlib
 import io
@@ -28,20 +28,20 @@ class Extractor(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What is printed beside every number."""
+        """The name printed with every number."""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """What makes two extractors the same: name, weights hash, preprocessing."""
+        """Return what makes two extractors the same: name, weights hash, preprocessing."""
 
     @abstractmethod
     def features(self, images: Tensor) -> Tensor:
-        """Features (B, d), fp32 on the CPU, of images (B, 3, H, W) in [0, 1]."""
+        """Return features (B, d), fp32 on the CPU, of images [B, 3, H, W] in [0, 1]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeFeatures(Extractor):
-    """What pocket's two judges see before they decide: pooled features of the style and of the object network, d = 256."""
+    """Pooled features of pocket's two judges, the style and the object network, before their last layer; d = 256."""
 
     @property
     def name(self) -> str:
@@ -52,19 +52,19 @@ class JudgeFeatures(Extractor):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Style features, then object features.
+        """Return style features, then object features (B, 256).
 
         Raises:
-            UserError: pictures of another size; the judges' features depend on it.
+            UserError: the images have another size; the judges' features depend on it.
         """
         if images.shape[1:] != (3, SIZE, SIZE):
-            raise UserError(f"extractor judge reads {SIZE}x{SIZE} RGB pictures, got {tuple(images.shape[1:])}; use inception or open_clip.")
+            raise UserError(f"extractor judge takes {SIZE}x{SIZE} RGB images, got {tuple(images.shape[1:])}; use inception or open_clip.")
         return torch.cat([_pocket.load_classifier(axis).features(images.float().cpu()) for axis in ("style", "object")], dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inception(Extractor):
-    """The Inception-v3 of the published FIDs, d = 2048; pictures are resized to 299 with antialiasing, as torchmetrics does since 1.8."""
+    """The Inception-v3 of the published FIDs, d = 2048; images are resized to 299 with antialiasing, as torchmetrics does since 1.8."""
 
     weights: Path  # file of torch-fidelity's weights-inception-2015-12-05-6726825d.pth
 
@@ -77,19 +77,19 @@ class Inception(Extractor):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """What the last pooling gives.
+        """Return the output of the last pooling layer (B, 2048).
 
         Raises:
-            MissingWeights: no such file, or torch-fidelity is not installed.
+            MissingWeights: the file does not exist, or torch-fidelity is not installed.
             UserError: the file holds something else.
         """
-        pixels = (images.float().cpu() * 255).round().to(torch.uint8)  # the network takes bytes; a plain cast would cut, not round
+        pixels = (images.float().cpu() * 255).round().to(torch.uint8)  # the network takes bytes; a plain cast would truncate, not round
         return _load_inception(self.weights)[0](pixels)
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenClipFeatures(Extractor):
-    """Image embeddings of any open_clip model; the default is pocket's own. CMMD's paper takes ViT-L-14-336."""
+    """Image embeddings of any open_clip model; the default is pocket's own. The CMMD paper uses ViT-L-14-336."""
 
     model: str = _open_clip.POCKET_OPEN_CLIP  # an open_clip name, local-dir:FOLDER or hf-hub:ORG/NAME
     pretrained: str = ""  # open_clip tag or weights file, for names
@@ -103,10 +103,10 @@ class OpenClipFeatures(Extractor):
         return {"name": self.name, "weights": _open_clip.load_open_clip(self.model, self.pretrained).weights}
 
     def features(self, images: Tensor) -> Tensor:
-        """Embeddings of unit length.
+        """Return embeddings of unit length (B, D).
 
         Raises:
-            MissingWeights: the weights are not there.
+            MissingWeights: the weights are missing.
         """
         return _open_clip.load_open_clip(self.model, self.pretrained).encode_images(images)
 
@@ -115,10 +115,10 @@ EXTRACTORS: dict[str, type[Extractor]] = {"judge": JudgeFeatures, "inception": I
 
 
 def make_extractor(settings: Mapping[str, Any]) -> Extractor:
-    """The extractor that a suite asks for: {"extractor": name, and its fields}.
+    """Return the extractor that a suite asks for: {"extractor": name, and its fields}.
 
     Raises:
-        UserError: an unknown extractor, or fields that it does not have, or has with other values.
+        UserError: there is no such extractor, or it has no such field or not with such a value.
     """
     name = str(settings.get("extractor"))
     if name not in EXTRACTORS:
@@ -128,9 +128,13 @@ def make_extractor(settings: Mapping[str, Any]) -> Extractor:
 
 @cache
 def _load_inception(weights: Path) -> tuple[nn.Module, str]:
-    """The network and the hash of its file.
+    """Return the network and the hash of its file.
 
-    torch-fidelity unpickles whatever is in a weights file; the bytes it gets here have been read once with weights_only.
+    torch-fidelity unpickles whatever a weights file holds, so the bytes are first loaded with weights_only here.
+
+    Raises:
+        MissingWeights: the file does not exist, or torch-fidelity is not installed.
+        UserError: the file holds something else.
     """
     if not weights.is_file():
         raise MissingWeights("Inception weights", str(weights), "give the file weights-inception-2015-12-05-6726825d.pth of torch-fidelity")
@@ -139,7 +143,7 @@ def _load_inception(weights: Path) -> tuple[nn.Module, str]:
         torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         network = NoTrainInceptionV3("inception-v3-compat", ["2048"], io.BytesIO(content))  # type: ignore[arg-type]  # torch.load reads it
     except ModuleNotFoundError as error:
-        raise MissingWeights("torch-fidelity", "the package", "pip install 'erasure-studio[fid]', or take another extractor") from error
+        raise MissingWeights("torch-fidelity", "the package", "pip install 'erasure-studio[fid]', or use another extractor") from error
     except (UnpicklingError, RuntimeError, EOFError, TypeError) as error:
         raise UserError(f"{weights} holds no weights of torch-fidelity's Inception; a .pth file of plain tensors is allowed.") from error
     return network, hashlib.sha256(content).hexdigest()

@@ -1,4 +1,4 @@
-"""How far a model's pictures lie from the base's: the same noise picture by picture, and as distributions."""
+"""How far a model's images are from the base's: image by image from the same noise, and as distributions."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,38 +16,38 @@ from eval.metrics.pixel_distance import PixelDistance
 from eval.retrained.retrain_gap import model_pairs
 
 
-def retained_distance(attempts: Sequence[Sample], images: Path) -> dict[str, float] | None:
-    """How far the pictures that should stay moved: mean absolute difference to the base's, in [0, 1]; None without any."""
-    if not attempts:
+def retained_distance(samples: Sequence[Sample], images: Path) -> dict[str, float] | None:
+    """Return how much the images to retain changed: mean absolute difference to the base's, in [0, 1]; None without samples."""
+    if not samples:
         return None
     metric = PixelDistance()
     for (_, base_images), (_, erased_images) in zip(
-        load_batches(attempts, images / "base"), load_batches(attempts, images / "erased"), strict=True
+        load_batches(samples, images / "base"), load_batches(samples, images / "erased"), strict=True
     ):
         metric.update(base_images, erased_images)
     return {name: round(value, 5) for name, value in metric.compute()._asdict().items()}
 
 
 def image_set_distances(
-    attempts_by_part: Mapping[str, Sequence[Sample]], models: Sequence[str], extractor_settings: Mapping[str, Any], images: Path
+    samples_by_part: Mapping[str, Sequence[Sample]], models: Sequence[str], extractor_settings: Mapping[str, Any], images: Path
 ) -> dict[str, Any]:
-    """FID, KID and CMMD of every model's pictures to the base's, for each part of the suite; KID of different noise to retrained models.
+    """Measure FID, KID and CMMD of every model's images to the base's, by part of the suite, and KID between retrained and other models.
 
     Args:
-        features: the extractor, as a suite names it.
+        extractor_settings: `features` of a suite; empty for no distances.
 
     Raises:
-        MissingWeights: the extractor has none.
+        MissingWeights: the extractor's weights are missing.
     """
     if not extractor_settings:
         return {}
     extractor = make_extractor(extractor_settings)
     record: dict[str, Any] = {"extractor": extractor.identity(), "parts": {}}
-    for part, attempts in attempts_by_part.items():
+    for part, samples in samples_by_part.items():
         features_by_model = {
-            name: torch.cat([extractor.features(image_batch) for _, image_batch in load_batches(attempts, images / name)])
+            name: torch.cat([extractor.features(image_batch) for _, image_batch in load_batches(samples, images / name)])
             for name in models
-            if attempts
+            if samples
         }
         record["parts"][part] = {
             name: feature_distances(features_by_model["base"], features_by_model[name], extractor.name)
@@ -56,12 +56,12 @@ def image_set_distances(
         }
         for first, second in model_pairs(tuple(features_by_model)):
             pair = {"first": first, "second": second, **kid_of_different_noise(features_by_model[first], features_by_model[second])}
-            record.setdefault("between", {}).setdefault(part, []).append(pair)
+            record.setdefault("model_pairs", {}).setdefault(part, []).append(pair)
     return record
 
 
 def kid_of_different_noise(first: Tensor, second: Tensor) -> dict[str, float | None]:
-    """KID of features of the same prompts and noise, no picture compared with its own twin; None for fewer than three pictures."""
+    """Return KID of features (N, d) from the same prompts and noise, without such pairs; values are None for fewer than three images."""
     if len(first) < MIN_IMAGES:
         return {"value": None, "low": None, "high": None}
     metric = KID(pairs="excluded")

@@ -11,8 +11,8 @@ class KID(Metric):
     """Unbiased MMD^2 of the kernel (x.y / d + 1)^3 over all features at once, where the paper averages over subsets.
 
     Args:
-        pairs: whether feature i of both sides belongs to one prompt and one noise, and whether such pairs count (eval.metrics._mmd).
-        block: rows of the kernel matrix held at once.
+        pairs: whether feature i of both sides comes from the same prompt and noise, and whether such pairs count (eval.metrics._mmd).
+        block: rows of the kernel matrix held in memory at once.
     """
 
     full_state_update = False
@@ -31,14 +31,14 @@ class KID(Metric):
         (self.first if real else self.second).append(features)
 
     def compute(self) -> Interval:
-        """The distance and its 95 % interval, by jackknife over pictures.
+        """Return the distance and its 95 % interval, by jackknife over images.
 
         Raises:
-            UserError: fewer than three features on a side, or sides of different length called pairs.
+            UserError: a side has fewer than three features, or paired sides differ in length.
         """
         return squared_mmd(self.first, self.second, cubic_kernel, pairs=self.pairs, block=self.block)
 
 
 def cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
-    """(x.y / d + 1)^3 for all pairs (n, m)."""
+    """Return (x.y / d + 1)^3 for all pairs (n, m) of x (n, d) and y (m, d)."""
     return (x @ y.T / x.shape[1] + 1) ** 3

@@ -1,4 +1,4 @@
-"""How far pictures moved: mean absolute difference of pixel values, with a normal interval over pictures."""
+"""How much images changed: mean absolute difference of pixel values, with a normal interval over images."""
 
 from math import sqrt
 
@@ -10,7 +10,7 @@ from eval.stats.intervals import Interval
 
 
 class PixelDistance(Metric):
-    """Mean over pictures of mean |a - b|; 0 for equal pictures, at most 1."""
+    """Mean over images of mean |a - b|; 0 for equal images, at most 1."""
 
     full_state_update = False
     higher_is_better = False
@@ -21,11 +21,11 @@ class PixelDistance(Metric):
         self.add_state("distances", [], dist_reduce_fx="cat")
 
     def update(self, first: Tensor, second: Tensor) -> None:
-        """Add pairs of pictures (B, 3, H, W) in [0, 1]."""
+        """Add pairs of images [B, 3, H, W] in [0, 1]."""
         self.distances.append((first - second).abs().mean((1, 2, 3)).double())
 
     def compute(self) -> Interval:
-        """Mean and its 95 % interval."""
+        """Return the mean and its 95 % interval."""
         values = torch.cat(self.distances)
         half_width = 1.959964 * values.std().item() / sqrt(len(values)) if len(values) > 1 else 0.0
         mean = values.mean().item()

@@ -1,6 +1,6 @@
-"""The report's charts as inline SVG, from numbers and fixed words alone: no text of a suite or a prompt gets in here.
+"""The report's charts as inline SVG, from numbers and fixed words alone: no text from a suite or a prompt enters here.
 
-Colours are classes of the page's style sheet. Whatever a colour says, a shape, a dash or a letter says as well.
+Colors are classes of the page's style sheet. Whatever a color says, a shape, a dash or a letter says as well.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,30 +9,30 @@ from typing import TypeVar
 
 from markupsafe import Markup
 
-from eval.report import numbers as printed
+from eval.report import numbers
 from eval.stats.intervals import Interval
 
-LEFT, TOP, BOTTOM, FOOTER = 46.0, 26.0, 286.0, 52.0  # of the data's area, in SVG units; FOOT is for what stands below it
-INTERVAL_WIDTH = 17.0  # width of an interval beside a line chart
+LEFT, TOP, BOTTOM, FOOTER = 46.0, 26.0, 286.0, 52.0  # of the plot area, in SVG units; FOOTER is the space below it
+INTERVAL_WIDTH = 17.0  # of an interval at the right of a line chart
 QUARTERS = (0, 0.25, 0.5, 0.75, 1)
 
-COLORS = 6  # of the style sheet; letters tell further lines apart
+COLORS = 6  # in the style sheet; letters distinguish more lines than that
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """A line of a chart: shares after some number of pictures or steps."""
+    """A line of a chart: shares after some number of images or steps."""
 
     letter: str
     points: Sequence[tuple[float, Interval]]
     control: bool = False
-    ring_at: float | None = None  # where along x a ring is drawn
+    ring_at: float | None = None  # x of the point with a ring
 
 
 @dataclass(frozen=True)
 class PlotArea:
-    """Where data lie on the paper: x from 0 to `most`, y from 0 to 1."""
+    """Maps data to the SVG: x from 0 to `x_max`, y from 0 to 1."""
 
     right: float
     x_max: float
@@ -44,7 +44,7 @@ class PlotArea:
         return BOTTOM - share * (BOTTOM - TOP)
 
     def axes(self, x_title: str, y_title: str, percent: bool = False) -> str:
-        """Grid lines, ticks and the names of both axes."""
+        """Return grid lines, ticks and the names of both axes."""
         parts = []
         for share in QUARTERS:
             y = self.y(share)
@@ -62,27 +62,25 @@ class PlotArea:
 def scatter_chart(
     points: Mapping[str, tuple[Interval, Interval]], erased_threshold: float | None, retained_threshold: float | None
 ) -> Markup:
-    """Erased (x) against kept (y), a cross of both intervals for every model.
+    """Plot erased (x) against retained (y), a cross of both intervals for every model.
 
     Args:
-        points: by model: (erased, kept).
-        gone, kept: thresholds; None where none is asked for.
+        points: by model: (erased, retained).
+        erased_threshold, retained_threshold: None if the gates have none.
     """
     area = PlotArea(right=420, x_max=1)
-    parts = [area.axes("erased: UA, %", "kept: mean of IRA and CRA, %", percent=True)]
-    parts.append(text_label(area.x(0.97), area.y(0.04), "all gone, good and bad", "end", "corner"))
-    parts.append(text_label(area.x(0.03), area.y(0.04), "only harm done", "start", "corner"))
+    parts = [area.axes("erased: UA, %", "retained: mean of IRA and CRA, %", percent=True)]
+    parts.append(text_label(area.x(0.97), area.y(0.04), "everything erased", "end", "corner"))
+    parts.append(text_label(area.x(0.03), area.y(0.04), "only damage done", "start", "corner"))
     if erased_threshold is not None:
-        parts.append(
-            f'<path class="gate" d="M{area.x(erased_threshold):.1f} {TOP}V{BOTTOM}"><title>asked for: at least {100 * erased_threshold:g} %</title></path>'
-        )
+        title = f"<title>threshold: at least {100 * erased_threshold:g} %</title>"
+        parts.append(f'<path class="gate" d="M{area.x(erased_threshold):.1f} {TOP}V{BOTTOM}">{title}</path>')
     if retained_threshold is not None:
-        parts.append(
-            f'<path class="gate" d="M{LEFT} {area.y(retained_threshold):.1f}H{area.right}"><title>asked for: at least {100 * retained_threshold:.1f} %</title></path>'
-        )
+        title = f"<title>threshold: at least {100 * retained_threshold:.1f} %</title>"
+        parts.append(f'<path class="gate" d="M{LEFT} {area.y(retained_threshold):.1f}H{area.right}">{title}</path>')
     descriptions = []
     for i, (model, (x, y)) in enumerate(erased_last(points)):
-        descriptions.append(f"{model_title(model)}: erased {percent_with_interval(x)}, kept {percent_with_interval(y)}")
+        descriptions.append(f"{model_title(model)}: erased {percent_with_interval(x)}, retained {percent_with_interval(y)}")
         bars = (
             f"M{area.x(x.low):.1f} {area.y(y.estimate):.1f}H{area.x(x.high):.1f}"
             f"M{area.x(x.estimate):.1f} {area.y(y.low):.1f}V{area.y(y.high):.1f}"
@@ -92,25 +90,24 @@ def scatter_chart(
         model_label = text_label(
             center[0] + (-12 if label_left else 12), center[1] + 22 + 17 * i, model_title(model), "end" if label_left else "start", "name"
         )
-        parts.append(
-            f'<g class="{model_kind(model)}"><title>{descriptions[-1]}</title><path class="whisker" d="{bars}"/>{marker(model, *center)}{model_label}</g>'
-        )
-    return svg(440, BOTTOM + FOOTER, f"Erased against kept. {'; '.join(descriptions)}", parts)
+        shapes = f'<path class="whisker" d="{bars}"/>{marker(model, *center)}{model_label}'
+        parts.append(f'<g class="{model_kind(model)}"><title>{descriptions[-1]}</title>{shapes}</g>')
+    return svg(440, BOTTOM + FOOTER, f"Erased against retained. {'; '.join(descriptions)}", parts)
 
 
 def line_chart(lines: Sequence[Line], x_title: str, y_title: str, *, base: Interval | None = None, bands: bool = False) -> Markup:
-    """Lines of shares over pictures or steps; the interval at the end of each stands beside the chart, under its letter.
+    """Plot lines of shares over images or steps; the interval at the end of each is at the right of the chart, under its letter.
 
     Args:
-        along, up: names of the axes, fixed words.
-        base: drawn as a dashed line, half of it as a dotted one.
-        bands: whether intervals are drawn along the lines.
+        x_title, y_title: names of the axes, fixed words.
+        base: plotted as a dashed line, half of it as a dotted one.
+        bands: whether to plot intervals along the lines.
     """
     area = PlotArea(right=320, x_max=max([x for line in lines for x, _ in line.points] + [1]))
     parts = [area.axes(x_title, y_title)]
     if base is not None:
         parts += [_level_line(area, base.estimate, "base", "the base's rate"), _level_line(area, base.estimate / 2, "half", "half of it")]
-    parts += [_draw_line(area, line, i, bands) for i, line in enumerate(lines)]
+    parts += [_data_line(area, line, i, bands) for i, line in enumerate(lines)]
     parts += [_end_interval(area, line, i) for i, line in enumerate(lines)]
     parts.append(text_label(area.right + 24, BOTTOM + 40, "at the end, 95 %", "start", "small"))
     description = "; ".join(f"{line.letter} ends at {percent_with_interval(line.points[-1][1])}" for line in lines)
@@ -119,10 +116,11 @@ def line_chart(lines: Sequence[Line], x_title: str, y_title: str, *, base: Inter
 
 def _level_line(area: PlotArea, share: float, css_class: str, title: str) -> str:
     y = area.y(share)
-    return f'<path class="level {css_class}" d="M{LEFT} {y:.1f}H{area.right:.1f}"><title>{title}: {printed.format_percent(share)} %</title></path>'
+    title_element = f"<title>{title}: {numbers.format_percent(share)} %</title>"
+    return f'<path class="level {css_class}" d="M{LEFT} {y:.1f}H{area.right:.1f}">{title_element}</path>'
 
 
-def _draw_line(area: PlotArea, line: Line, i: int, bands: bool) -> str:
+def _data_line(area: PlotArea, line: Line, i: int, bands: bool) -> str:
     coordinates = [(area.x(x), area.y(share.estimate)) for x, share in line.points]
     parts = []
     if bands:
@@ -142,12 +140,12 @@ def _end_interval(area: PlotArea, line: Line, i: int) -> str:
     x, share = area.right + 32 + INTERVAL_WIDTH * i, line.points[-1][1]
     whisker = f'<path class="whisker"{dash_attribute(line, i)} d="M{x:.1f} {area.y(share.low):.1f}V{area.y(share.high):.1f}"/>'
     dot = f'<circle class="dot" cx="{x:.1f}" cy="{area.y(share.estimate):.1f}" r="3.5"/>'
-    texts = f"<title>{line.letter}: {percent_with_interval(share)}</title>{text_label(x, BOTTOM + 19, line.letter, look='letter')}"
+    texts = f"<title>{line.letter}: {percent_with_interval(share)}</title>{text_label(x, BOTTOM + 19, line.letter, css_class='letter')}"
     return f'<g class="{color_class(i, line.control)}">{texts}{whisker}{dot}</g>'
 
 
 def rate_bar(interval_by_model: Mapping[str, Interval]) -> Markup:
-    """A rate from 0 to 1: the erased model with its interval, the others as marks."""
+    """Plot a rate from 0 to 1: the erased model with its interval, the others as marks."""
     parts = ['<path class="grid" d="M6 11H154M6 6v10M80 8v6M154 6v10"/>']
     for model, share in erased_last(interval_by_model):
         x = 6 + 148 * share.estimate
@@ -165,10 +163,10 @@ def rate_bar(interval_by_model: Mapping[str, Interval]) -> Markup:
 
 
 def gate_chart(measured: Interval, threshold: float, at_least: bool) -> Markup:
-    """An interval beside its threshold; the side that passes is shaded.
+    """Plot an interval with its threshold; the side that passes is shaded.
 
     Args:
-        least: whether values above the threshold pass, else those below.
+        at_least: whether values above the threshold pass, else those below.
     """
     low, high = min(measured.low, threshold), max(measured.high, threshold)
     extent = max(high - low, 0.02)
@@ -184,18 +182,18 @@ def gate_chart(measured: Interval, threshold: float, at_least: bool) -> Markup:
         f'<g class="erased"><path class="whisker" d="{whisker}"/>{marker("erased", x(measured.estimate), 11, 4.5)}</g>',
     ]
     threshold_text = f"at {'least' if at_least else 'most'} {100 * threshold:g}"
-    return svg(160, 22, f"measured {percent_with_interval(measured)}, asked for {threshold_text} %", parts, "bar")
+    return svg(160, 22, f"measured {percent_with_interval(measured)}, threshold {threshold_text} %", parts, "bar")
 
 
 def legend_key(i: int, control: bool) -> Markup:
-    """How line i of a chart looks."""
+    """Return a sample of line i of a chart, for its legend."""
     dash = dash_attribute(Line(letter="", points=(), control=control), i)
     sample = f'<g class="{color_class(i, control)}"><path class="line"{dash} d="M1 8H29"/><circle class="dot" cx="15" cy="8" r="3"/></g>'
     return Markup(f'<svg class="key" viewBox="0 0 30 16" aria-hidden="true">{sample}</svg>')
 
 
 def line_letter(i: int) -> str:
-    """A, B, ..., Z, AA, AB, ..."""
+    """Return A, B, ..., Z, AA, AB, ..."""
     return (line_letter(i // 26 - 1) if i >= 26 else "") + chr(65 + i % 26)
 
 
@@ -208,33 +206,33 @@ def dash_attribute(line: Line, i: int) -> str:
 
 
 def model_kind(model: str) -> str:
-    """base, erased or oracle; further oracles are numbered."""
+    """Return base, erased or retrained: the name of a model without its number."""
     return model.partition("-")[0]
 
 
 def erased_last(values_by_model: Mapping[str, T]) -> list[tuple[str, T]]:
-    """The erased model last, on top of the others."""
+    """Put the erased model last, on top of the others."""
     return sorted(values_by_model.items(), key=lambda item: item[0] == "erased")
 
 
 def model_title(model: str) -> str:
-    """A model as a reader calls it."""
-    return model.replace("oracle", "never saw it").replace("-", " ")
+    """Return the name of a model for a reader."""
+    return model.replace("-", " ")
 
 
 def marker(model: str, x: float, y: float, r: float = 6) -> str:
-    """A ring for the base, a disc for the erased model, a diamond for one that never saw the concept."""
-    if model_kind(model) == "oracle":
+    """Draw a ring for the base, a disc for the erased model, a diamond for a retrained model."""
+    if model_kind(model) == "retrained":
         return f'<path class="mark" d="M{x:.1f} {y - r - 1:.1f}l{r + 1} {r + 1}l{-r - 1} {r + 1}l{-r - 1} {-r - 1}z"/>'
     return f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="{r:g}"/>'
 
 
-def text_label(x: float, y: float, text: str, anchor: str = "middle", look: str = "") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{f" class={look}" if look else ""}>{text}</text>'
+def text_label(x: float, y: float, text: str, anchor: str = "middle", css_class: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{f" class={css_class}" if css_class else ""}>{text}</text>'
 
 
 def percent_with_interval(share: Interval) -> str:
-    return use_minus_sign(f"{printed.format_percent(share.estimate)} % ({printed.format_percent_span(share.low, share.high)})")
+    return use_minus_sign(f"{numbers.format_percent(share.estimate)} % ({numbers.format_percent_span(share.low, share.high)})")
 
 
 def use_minus_sign(number: str) -> str:
@@ -242,7 +240,7 @@ def use_minus_sign(number: str) -> str:
 
 
 def axis_ticks(x_max: float) -> list[float]:
-    """Up to six round numbers from 0 on."""
+    """Return up to six round numbers from 0 on."""
     step = 1.0
     while x_max / step > 5:
         step *= 2.5 if f"{step:g}".startswith("2") else 2

@@ -1,4 +1,4 @@
-"""junit.xml: the verdict of an audit for continuous integration, one test case for every gate; the form that Jenkins and GitLab read."""
+"""junit.xml: the verdict of an audit for continuous integration, one test case per gate, in the format that Jenkins and GitLab read."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,11 +8,12 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 from eval.report.conclusions import describe_gate
 from eval.scoring.gates import Gate, unmeasured_reasons
 
-INVALID_CHARACTERS = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # of XML 1.0 (section 2.2), not even when escaped
+# not allowed in XML 1.0 (section 2.2), even escaped
+INVALID_CHARACTERS = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 class JUnitCase(NamedTuple):
-    """A test case; one without an outcome passed."""
+    """A test case; without an outcome, it passed."""
 
     name: str
     outcome: Literal["", "failure", "error", "skipped"] = ""
@@ -21,14 +22,14 @@ class JUnitCase(NamedTuple):
 
 
 def junit_xml(report: Mapping[str, Any], result: Mapping[str, Any], gates: Sequence[Gate]) -> bytes:
-    """The file's bytes: the same for the same audit, since no time and no machine is named.
+    """Return the file's bytes: the same for the same audit, since it names no time and no machine.
 
-    A gate that fails or decides nothing is a failure, what is missing or crashed an error, and what was not asked or cannot be, skipped.
+    A gate that fails or is inconclusive is a failure; what is missing or crashed is an error; what does not apply is skipped.
 
     Args:
-        found: the record of report.json.
+        report: the record of report.json.
         result: of the audit.
-        gates: all thresholds, those that were not asked too.
+        gates: all thresholds, including those that do not apply to this audit.
     """
     suite, cases = report["suite"], [*_gate_cases(report, result, gates), *_part_cases(result)]
     if report["verdict"]["state"] != "PASS" and not any(case.outcome in ("failure", "error") for case in cases):
@@ -40,7 +41,7 @@ def junit_xml(report: Mapping[str, Any], result: Mapping[str, Any], gates: Seque
     attributes = {name: str(n) for name, n in {**counts, "skipped": sum(c.outcome == "skipped" for c in cases)}.items()}
     root = Element("testsuites", attributes)
     audit_name = f"{suite['name']}{f' ({file})' if (file := suite['file']) else ''}, tier {suite['tier']}"
-    if not report["thresholds"]["own"]:
+    if not report["thresholds"]["from_suite"]:
         audit_name += f", thresholds of {report['thresholds']['file'] or 'another suite'} ({report['thresholds']['digest']})"
     testsuite = SubElement(root, "testsuite", {"name": _replace_invalid(f"erasing {report['concept']}, {audit_name}"), **attributes})
     for case in cases:
@@ -61,7 +62,7 @@ def _gate_cases(report: Mapping[str, Any], result: Mapping[str, Any], gates: Seq
     for gate in gates:
         if not gate.applies_to(result):
             condition = f"in tier {gate.tier}" if gate.tier not in ("", result["tier"]) else "with --only"
-            cases.append(JUnitCase(gate.name, "skipped", message=f"This gate is asked {condition} alone."))
+            cases.append(JUnitCase(gate.name, "skipped", message=f"This gate applies only {condition}."))
         elif gate.name not in decided:
             cases.append(JUnitCase(gate.name, "failure", "inconclusive", *unmeasured_reasons([gate], result, [gate.name])))
         elif (state := decided[gate.name]["state"]) == "PASS":
@@ -72,7 +73,7 @@ def _gate_cases(report: Mapping[str, Any], result: Mapping[str, Any], gates: Seq
 
 
 def _part_cases(result: Mapping[str, Any]) -> list[JUnitCase]:
-    """What else an audit was to do, where it did not."""
+    """Return a test case for each other part of the audit that is missing, crashed or skipped."""
     cases = [JUnitCase(f"weights of {part}", "error", "missing", why) for part, why in result["missing"].items()]
     for attack in result["attacks"]:
         cases += [JUnitCase(f"attack {attack['name']}", "error", "crashed", attack["crashed"])] if "crashed" in attack else []

@@ -1,4 +1,4 @@
-"""sequence.html: what a sequence of requests left gone and kept, as one self-contained file; no script in it and no request leaves it."""
+"""sequence.html: what a sequence of requests erased and retained, as one self-contained file without scripts or network requests."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -8,14 +8,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from erasure.storage.run import write_bytes
-from eval.report import charts as drawing
+from eval.report import charts
 from eval.report.html import AXIS_PLURALS, DTYPE_FLAGS, FILTERS, TEMPLATES, interval_of
 from eval.sequence import missing_parts
 from eval.suites.suite import suite_names
 
 RETAINED_DESCRIPTIONS = {
-    "IRA": "{plural} that no request erases, still read as asked",
-    "CRA": "{plural}, which no request erases, still read as asked",
+    "IRA": "{plural} that no request erases, still labeled as prompted",
+    "CRA": "{plural}, none of which a request erases, still labeled as prompted",
 }
 
 
@@ -23,7 +23,8 @@ def write_sequence_page(out: Path, sequence: Mapping[str, Any]) -> Path:
     """Render sequence.html into the folder of a sequence.
 
     Args:
-        found: of eval.sequence.audit_sequence.
+        out: the folder of the sequence.
+        sequence: of eval.sequence.audit_sequence.
     """
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
@@ -31,32 +32,32 @@ def write_sequence_page(out: Path, sequence: Mapping[str, Any]) -> Path:
     environment.filters.update(FILTERS)
     targets = with_letters(sequence["targets"])
     retained = [
-        {**line, "words": RETAINED_DESCRIPTIONS[line["rate"]].format(plural=AXIS_PLURALS[line["axis"]])}
-        for line in with_letters(sequence["kept"])
+        {**line, "description": RETAINED_DESCRIPTIONS[line["rate"]].format(plural=AXIS_PLURALS[line["axis"]])}
+        for line in with_letters(sequence["retained"])
     ]
     erased_lines = [
-        drawing.Line(letter=target["letter"], points=[(point["request"], interval_of(point)) for point in target["after"]])
+        charts.Line(letter=target["letter"], points=[(point["request"], interval_of(point)) for point in target["after"]])
         for target in targets
         if target["after"]
     ]
     retained_lines = [
-        drawing.Line(
+        charts.Line(
             letter=line["letter"],
             points=[(0, interval_of(line["base"])), *((point["request"], interval_of(point)) for point in line["after"])],
         )
         for line in retained
     ]
     page = environment.get_template("sequence.html.j2").render(
-        blur=False,  # there are no pictures in it
-        found=sequence,
+        blur=False,  # the page has no images
+        sequence=sequence,
         targets=targets,
-        kept=retained,
-        gone_chart=drawing.line_chart(erased_lines, "requests so far", "erased: UA, %", bands=True) if erased_lines else None,
-        kept_chart=drawing.line_chart(retained_lines, "requests so far, 0: the base", "still read as asked, %", bands=True)
+        retained=retained,
+        erased_chart=charts.line_chart(erased_lines, "requests so far", "erased: UA, %", bands=True) if erased_lines else None,
+        retained_chart=charts.line_chart(retained_lines, "requests so far, 0: the base", "labeled as prompted, %", bands=True)
         if retained_lines
         else None,
-        gaps=missing_parts(sequence),
-        again=sequence_command(out, sequence),
+        not_measured=missing_parts(sequence),
+        reproduce_command=sequence_command(out, sequence),
     )
     path = out / "sequence.html"
     write_bytes(path, page.encode())
@@ -64,20 +65,20 @@ def write_sequence_page(out: Path, sequence: Mapping[str, Any]) -> Path:
 
 
 def with_letters(lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Lines of a chart with how they look, and what was counted by request."""
+    """Add to lines of a chart their letters and legend keys, and their points by request."""
     return [
         {
             **line,
-            "letter": drawing.line_letter(i),
-            "key": drawing.legend_key(i, False),
-            "at": {point["request"]: point for point in line["after"]},
+            "letter": charts.line_letter(i),
+            "key": charts.legend_key(i, False),
+            "point_by_request": {point["request"]: point for point in line["after"]},
         }
         for i, line in enumerate(lines)
     ]
 
 
 def sequence_command(out: Path, sequence: Mapping[str, Any]) -> str:
-    """The command that makes this sequence; capitals stand for files that it does not remember."""
+    """Return the command that makes this sequence; words in capitals stand for files that the record does not name."""
     suite_name, compute = sequence["suite"]["name"], sequence["base"]["compute"]
     edits = [f"EDIT-{request['number']}" for request in sequence["requests"]]
     suite = sequence["suite"].get("file") or (suite_name if suite_name in suite_names() else "SUITE.yaml")

@@ -1,4 +1,4 @@
-"""Denoiser divergence inside an audit: how far the erasure drifted, and how far it is from models that never saw the concept."""
+"""Denoiser divergence in an audit: how far the erasure drifted, and how far it is from models retrained without the concept."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,84 +15,83 @@ from erasure.storage.run import cache_folder, hash_record
 from eval.generation import Sample
 from eval.metrics.denoiser_divergence import divergence_between
 
-PROMPTS = 20  # of each kind, spread evenly
+PROMPTS = 20  # of each part, at most, evenly spaced
 
 
 def load_retrained(model: DiffusionModel, sources: Sequence[str], targets: Sequence[str]) -> tuple[Edit, ...]:
-    """Models that never saw the concept, each as an edit of `model`.
+    """Load models that were retrained without the concept, each as an edit of `model`.
 
     Args:
-        sources: whatever `foreign` reads.
-        targets: labels of what is asked about.
+        sources: whatever `load_external` reads.
+        targets: labels that the audit asks about.
 
     Raises:
-        UserError: not readable, or the file of a reference says itself that it was trained without something else.
+        UserError: a source cannot be read, or its header says that it was trained without something else.
     """
     for source in sources:
         if (left_out := read_trained_without(source)) and {left_out} != set(targets):
             raise UserError(
-                f"{source} was trained without {left_out}, this audit asks about {', '.join(targets)}; give models without that."
+                f"{source} was trained without {left_out}, this audit asks about {', '.join(targets)}; give models retrained without that."
             )
     return tuple(load_external(model, source, []) for source in sources)
 
 
 def read_trained_without(source: str) -> str:
-    """What scripts/train_retrained.py left out, from the header of its file; empty for all other files and folders."""
+    """Return what scripts/train_retrained.py left out, from the header of its file; empty for all other files and folders."""
     if not (source.endswith(".safetensors") and Path(source).is_file()):
         return ""
     try:
         with safe_open(source, "pt") as file:
             return (file.metadata() or {}).get("without", "")
-    except SafetensorError:  # `foreign` says what is wrong with it
+    except SafetensorError:  # `load_external` says what is wrong with it
         return ""
 
 
 def measure_divergences(
-    model: DiffusionModel, edits_by_model: dict[str, Sequence[Edit]], target_attempts: Sequence[Sample], retained_attempts: Sequence[Sample]
+    model: DiffusionModel, edits_by_model: dict[str, Sequence[Edit]], target_samples: Sequence[Sample], retained_samples: Sequence[Sample]
 ) -> list[dict[str, Any]]:
-    """One record for every two models that are worth comparing, under prompts for the concept and under others.
+    """Return one record for each pair of models worth comparing, on prompts for the concept and on others.
 
-    Finished comparisons are kept in the cache by content: those of base and oracles are the same for every erasure of the concept.
+    Finished comparisons are cached by content: those of base and retrained models are the same for every erasure of the concept.
 
     Args:
-        stacks: the edits that make each model: base, erased, and any oracles.
-        target, kept: pictures that ask for the concept and that do not; their prompts and noise are used.
+        edits_by_model: the edits that make each model: base, erased, and any retrained models.
+        target_samples, retained_samples: samples that ask for the concept and that do not; their prompts and seeds are used.
     """
-    retrained = [name for name in edits_by_model if name.startswith("oracle")]
+    retrained = [name for name in edits_by_model if name.startswith("retrained")]
     pairs = [("base", "erased"), *((name, retrained_name) for retrained_name in retrained for name in ("base", "erased"))]
     pairs += [(a, b) for i, a in enumerate(retrained) for b in retrained[i + 1 :]]
     records, identity = [], {"base": model.fingerprint(), "compute": str(model.compute_dtype), "device": model.device.type}
-    for part, attempts in (("target", spread_over_prompts(target_attempts)), ("kept", spread_over_prompts(retained_attempts))):
-        for first, second in pairs if attempts else []:
-            prompts_and_seeds = [(a.case.prompt, a.seed) for a in attempts]
-            key = hash_record(
-                {**identity, "models": [[e.digest() for e in edits_by_model[name]] for name in (first, second)], "asked": prompts_and_seeds}
-            )
+    for part, samples in (("target", spread_over_prompts(target_samples)), ("retained", spread_over_prompts(retained_samples))):
+        for first, second in pairs if samples else []:
+            prompts_and_seeds = [(a.case.prompt, a.seed) for a in samples]
+            model_digests = [[edit.digest() for edit in edits_by_model[name]] for name in (first, second)]
+            key = hash_record({**identity, "models": model_digests, "prompts_and_seeds": prompts_and_seeds})
             path = cache_folder() / "divergence" / f"{key}.json"
             figures = read_cached_figures(path)
             if figures is None:
                 figures = compare_models(model, edits_by_model[first], edits_by_model[second], prompts_and_seeds)
                 ensure_folder(path.parent)
                 write_checksummed_json(path, figures)
-            records.append({"prompts": part, "first": first, "second": second, "n": len(prompts_and_seeds), **figures})
+            records.append({"part": part, "first": first, "second": second, "n": len(prompts_and_seeds), **figures})
     return records
 
 
 def read_cached_figures(path: Path) -> dict[str, Any] | None:
-    """What `compared` found before; None where that is not in the cache, or damaged, which is told."""
+    """Return what `compare_models` measured before; None if it is not in the cache, or damaged, which is reported."""
     if not is_path_taken(path):
         return None
     try:
         return read_checksummed_json(path)
     except DamagedFile as error:
-        print_message(f"{error} It is made anew.")
+        print_message(f"{error} It will be made again.")
         return None
 
 
 def compare_models(
     model: DiffusionModel, first: Sequence[Edit], second: Sequence[Edit], prompts_and_seeds: Sequence[tuple[str, int]]
 ) -> dict[str, Any]:
-    """Both readings of the divergence with their intervals, or why there is none."""
+    """Return both measures of the divergence with their intervals, or {"skipped": why there is none}."""
     try:
         prompts, seeds = zip(*prompts_and_seeds, strict=True)
         figures = divergence_between(model, first, second, prompts, seeds)
@@ -104,11 +103,9 @@ def compare_models(
     }
 
 
-def spread_over_prompts(attempts: Sequence[Sample]) -> list[Sample]:
-    """PROMPTS of them with different prompts, evenly spaced."""
-    attempts_by_prompt = list({a.case.prompt: a for a in reversed(attempts)}.values())[::-1]
-    return (
-        [attempts_by_prompt[int(i * len(attempts_by_prompt) / PROMPTS)] for i in range(PROMPTS)]
-        if len(attempts_by_prompt) > PROMPTS
-        else attempts_by_prompt
-    )
+def spread_over_prompts(samples: Sequence[Sample]) -> list[Sample]:
+    """Select PROMPTS samples with different prompts, evenly spaced; all of them if there are not more."""
+    one_per_prompt = list({a.case.prompt: a for a in reversed(samples)}.values())[::-1]
+    if len(one_per_prompt) <= PROMPTS:
+        return one_per_prompt
+    return [one_per_prompt[int(i * len(one_per_prompt) / PROMPTS)] for i in range(PROMPTS)]

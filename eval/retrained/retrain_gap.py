@@ -1,7 +1,7 @@
-"""Where an erasure lies between its base and models that never saw the concept: reading by reading, each beside its floor.
+"""The retrain gap: where an erasure lies between its base and models retrained without the concept, by several measures.
 
-A reading is a distance of two models under the same prompts and noise. Against a model that never saw the concept it says how far an
-erased model still is from never having known; two such models apart from each other are the floor, which no erasure can be asked to beat.
+A measure is a distance between two models with the same prompts and noise. Against a retrained model it says how far an erased model still
+is from one that never learned the concept. The distance between two retrained models is the best that an erasure can be asked for.
 """
 
 from collections import Counter
@@ -24,46 +24,47 @@ DISTANCE_TITLES = {
     "UA": "UA, percentage points",
     "IRA": "IRA, percentage points",
     "CRA": "CRA, percentage points",
-    "replaced": "what is read in the concept's place, total variation",
-    "kid_different_noise": "KID of pictures of different noise",
-    "nats": "denoiser divergence, nats per picture, mean of both ways",
+    "replacement_labels": "labels in the concept's place, total variation",
+    "kid_different_noise": "KID of images from different noise",
+    "nats": "denoiser divergence, nats per image, mean of both directions",
 }
 Record = dict[str, Any]
 
 
 def model_pairs(models: Sequence[str]) -> list[tuple[str, str]]:
-    """Which models are compared: base and erased with every oracle, and the oracles with each other."""
-    retrained = [name for name in models if name.startswith("oracle")]
+    """Return which models are compared: base and erased with every retrained model, and the retrained models with each other."""
+    retrained = [name for name in models if name.startswith("retrained")]
     return [(name, retrained_name) for retrained_name in retrained for name in ("base", "erased")] + list(combinations(retrained, 2))
 
 
 def model_distances(rows: Sequence[SampleRow], axis: Axis, targets: Sequence[str], excluded: Sequence[str], only: str = "") -> list[Record]:
-    """Differences of rates (Newcombe, paired) and of what is read in the concept's place, for every pair of models that is compared."""
+    """Return differences of rates (Newcombe, paired) and of the labels in the concept's place, for each pair of models compared."""
     records = []
     for first, second in model_pairs(tuple(dict.fromkeys(row["model"] for row in rows))):
         differences = paired_differences(rows, axis, targets, excluded, only, first=first, second=second)
         for rate in GAP_RATES:
             if rate in differences:
                 value = [differences[rate][key] for key in ("estimate", "low", "high")]
-                records.append({"reading": rate, "first": first, "second": second, "value": value})
+                records.append({"measure": rate, "first": first, "second": second, "value": value})
         target_rows = [row for row in rows if row["role"] in PLAIN_ROLES and is_erasure_target(row, axis, targets, only)]
         values = total_variation([r for r in target_rows if r["model"] == first], [r for r in target_rows if r["model"] == second], axis)
-        records.append({"reading": "replaced", "first": first, "second": second, "value": [round(value, 6) for value in values]})
+        records.append({"measure": "replacement_labels", "first": first, "second": second, "value": [round(v, 6) for v in values]})
     return records
 
 
 def total_variation(first: Sequence[SampleRow], second: Sequence[SampleRow], axis: Axis) -> Interval:
-    """Half the sum of |p - q| over labels, p and q what a judge reads in pictures of two models.
+    """Return half the sum of |p - q| over labels, p and q the shares of a judge's labels on two models' images.
 
-    The interval is Student's about the estimate, within [0, 1], by jackknife over prompts, which leaves out all pictures of a prompt at
-    once; one prompt alone says nothing of others. Finite counts bias the estimate upwards, for equal models too, and the interval is that
-    of its own mean: read it beside the floor. A bootstrap adds the same bias once more and can lie wholly above its estimate.
+    The interval is Student's t around the estimate, within [0, 1], by jackknife over prompts, which leaves out all images of a prompt at
+    once; with one prompt it is [0, 1]. Finite counts bias the estimate upwards, for equal models too, and the interval is that of its own
+    mean: compare it with the distance between two retrained models. A bootstrap adds the same bias again and can lie entirely above its
+    estimate.
     """
     prompts = sorted({row["prompt"] for row in (*first, *second)})
-    labels = sorted({row["read"][axis]["label"] for row in (*first, *second)})
+    labels = sorted({row["scores"][axis]["label"] for row in (*first, *second)})
     counts = []
     for side in (first, second):
-        label_counts = Counter((row["prompt"], row["read"][axis]["label"]) for row in side)
+        label_counts = Counter((row["prompt"], row["scores"][axis]["label"]) for row in side)
         counts.append(np.array([[label_counts[prompt, label] for label in labels] for prompt in prompts], dtype=float))
     estimate = float(_total_variations(*(side.sum(0, keepdims=True) for side in counts))[0])
     if len(prompts) < 2:
@@ -79,82 +80,98 @@ def _total_variations(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def retrain_gaps(result: Mapping[str, Any]) -> list[Record]:
-    """Every reading as base to oracle, erased to oracle, and oracle to oracle; empty without an oracle.
+    """Return the distances of base and erased model to the retrained models, and of these to each other; empty without a retrained model.
 
-    Several oracles are averaged, bounds as well: as wide as if all erred in one direction. `way` is the share of the distance from the
-    base to the floor that the erasure went: 1 where it lies as near as oracles lie to each other, below 0 where it went away from them.
+    Several retrained models are averaged, bounds included: as wide as if all erred in one direction. `gap_closed` is the share of the gap
+    between the base's distance and that between two retrained models that the erasure closed: 1 if the erased model is as near as retrained
+    models are to each other, below 0 if it moved away from them.
+
+    Args:
+        result: of the audit.
 
     Returns:
-        reading, words, prompts ("target" or "kept"), base, erased, floor and way (each value, low, high, or None).
+        measure, title, prompts ("target" or "retained"), base, erased, between_retrained and gap_closed (each value, low, high, or None).
     """
     records_by_distance: dict[tuple[str, str], list[Record]] = {}
-    for record in result.get("gaps", []):
-        prompts = "target" if record["reading"] in ("UA", "replaced") else "kept"
-        scale = 100 if record["reading"] in GAP_RATES else 1
-        records_by_distance.setdefault((record["reading"], prompts), []).append(
+    for record in result.get("model_distances", []):
+        prompts = "target" if record["measure"] in ("UA", "replacement_labels") else "retained"
+        scale = 100 if record["measure"] in GAP_RATES else 1
+        records_by_distance.setdefault((record["measure"], prompts), []).append(
             {**record, "value": [scale * value for value in record["value"]]}
         )
-    for prompts, records in result["distances"].get("between", {}).items():
+    for prompts, records in result["image_set_distances"].get("model_pairs", {}).items():
         for record in records:
             if record["value"] is not None:
                 records_by_distance.setdefault(("kid_different_noise", prompts), []).append(
                     {**record, "value": [record[key] for key in ("value", "low", "high")]}
                 )
-    for record in result["divergence"]:
-        if "nats" in record and record["second"].startswith("oracle"):
-            records_by_distance.setdefault(("nats", record["prompts"]), []).append({**record, "value": record["nats"]["mean"]})
+    for record in result["denoiser_divergences"]:
+        if "nats" in record and record["second"].startswith("retrained"):
+            records_by_distance.setdefault(("nats", record["part"]), []).append({**record, "value": record["nats"]["mean"]})
     order = sorted(records_by_distance, key=lambda key: (key[1] != "target", list(DISTANCE_TITLES).index(key[0])))
     return [_retrain_gap(*key, records_by_distance[key]) for key in order]
 
 
-def _retrain_gap(distance: str, prompts: str, records: Sequence[Record]) -> Record:
-    sides: dict[str, list[float] | None] = {}
-    for side in ("base", "erased", "floor"):
-        values = [
-            record["value"] for record in records if (record["first"] if not record["first"].startswith("oracle") else "floor") == side
-        ]
-        sides[side] = [float(f"{value:.6g}") for value in np.mean(values, axis=0)] if values else None
-    return {"reading": distance, "words": DISTANCE_TITLES[distance], "prompts": prompts, **sides, "way": _gap_closed(sides)}
+def _retrain_gap(measure: str, prompts: str, records: Sequence[Record]) -> Record:
+    distances: dict[str, list[float] | None] = {}
+    for side in ("base", "erased", "between_retrained"):
+        values = [record["value"] for record in records if _side_of(record) == side]
+        distances[side] = [float(f"{value:.6g}") for value in np.mean(values, axis=0)] if values else None
+    return {
+        "measure": measure,
+        "title": DISTANCE_TITLES[measure],
+        "prompts": prompts,
+        **distances,
+        "gap_closed": _gap_closed(distances),
+    }
 
 
-def _gap_closed(sides: Mapping[str, Sequence[float] | None]) -> list[float] | None:
-    """(d(base) - d(erased)) / (d(base) - floor), and its extremes while every distance stays within its own interval.
+def _side_of(record: Record) -> str:
+    first: str = record["first"]
+    return "between_retrained" if first.startswith("retrained") else first
 
-    So the bounds cover more than 95 %, since not all three err at once. None where the interval of the base reaches down to that of the
-    floor: then base and oracles are no further apart than oracles, and nothing was to go.
+
+def _gap_closed(distances: Mapping[str, Sequence[float] | None]) -> list[float] | None:
+    """Return (d(base) - d(erased)) / (d(base) - d(between retrained)), and its extremes while each distance stays within its interval.
+
+    So the bounds cover more than 95 %, since not all three err at once. None if the interval of the base reaches down to that between
+    retrained models: then the base is not shown to be further from them than they are from each other, and there is no gap to close.
     """
-    base, erased = sides["base"], sides["erased"]
+    base, erased = distances["base"], distances["erased"]
     if base is None or erased is None:
         return None
     base_distance, erased_distance, retrained_distance = (
-        _absolute_interval(side) for side in (base, erased, sides["floor"] or (0.0, 0.0, 0.0))
+        _absolute_interval(distance) for distance in (base, erased, distances["between_retrained"] or (0.0, 0.0, 0.0))
     )
     if base_distance[1] <= retrained_distance[2]:
         return None
-    shares = [(b - e) / (b - f) for b, e, f in product(base_distance, erased_distance, retrained_distance)]
+    shares = [(b - e) / (b - r) for b, e, r in product(base_distance, erased_distance, retrained_distance)]
     return [round(value, 4) for value in (shares[0], min(shares), max(shares))]
 
 
-def _absolute_interval(side: Sequence[float]) -> tuple[float, float, float]:
-    """|d| and the bounds of |d|."""
-    value, low, high = side
+def _absolute_interval(distance: Sequence[float]) -> tuple[float, float, float]:
+    """Return |d| and the bounds of |d|."""
+    value, low, high = distance
     absolute_bounds = sorted((abs(low), abs(high)))
     return abs(value), 0.0 if low <= 0 <= high else absolute_bounds[0], absolute_bounds[1]
 
 
 def describe_gap_closed(gaps: Sequence[Record]) -> list[str]:
-    """One sentence: how far the erasure went on the concept's own prompts, by every reading; they need not agree (docs/references.md)."""
-    target_gaps = [gap for gap in gaps if gap["prompts"] == "target" and gap["way"] is not None]
+    """Say in one sentence how much of the gap the erasure closed on the concept's own prompts, by every measure.
+
+    The measures need not agree (docs/retrained.md).
+    """
+    target_gaps = [gap for gap in gaps if gap["prompts"] == "target" and gap["gap_closed"] is not None]
     if not target_gaps:
         return []
-    has_retrained_distance = any(gap["floor"] for gap in target_gaps)
+    has_retrained_distance = any(gap["between_retrained"] for gap in target_gaps)
     destination = (
-        "as near as two models that never saw the concept are to each other"
+        "as near as two models retrained without the concept are to each other"
         if has_retrained_distance
-        else "models that never saw the concept"
+        else "a model retrained without the concept"
     )
     descriptions = []
     for gap in target_gaps:
-        closed, low, high = (100 * share for share in gap["way"])
-        descriptions.append(f"{closed:z.0f} % by {gap['words'].partition(',')[0]} ({format_span(low, high, 0)})")
-    return [f"On the way from the base (0 %) to {destination} (100 %), the erased model went {'; '.join(descriptions)}."]
+        closed, low, high = (100 * share for share in gap["gap_closed"])
+        descriptions.append(f"{closed:z.0f} % by {gap['title'].partition(',')[0]} ({format_span(low, high, 0)})")
+    return [f"Of the gap between the base (0 %) and {destination} (100 %), the erased model closed {'; '.join(descriptions)}."]

@@ -1,25 +1,25 @@
-"""Why a gate is open, and what to run next. Words from figures alone; no torch here."""
+"""Why a gate is undecided, and what to run next, in words. Imports no torch."""
 
 from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
-SCALED_BY = {"UA_mutated": "mutations", "NRA": "neighbours"}  # of rates that have one picture for each of these, whatever the tier
+SCALED_BY = {"UA_perturbed": "perturbations", "NRA": "neighbors"}  # rates with one image for each of these, whatever the tier
 
 
 def suggest_next_step(gate: Mapping[str, Any], result: Mapping[str, Any]) -> str:
-    """What would decide an open gate: how many pictures there are, how many are needed, and where they come from.
+    """Say what would decide an inconclusive gate: how many images there are, how many it needs, and where to get them.
 
     Args:
-        gate: a decided one (eval.scoring.gates.Gate.decide), with its rate, n, and `needed`.
-        result: of the audit, with `sizes` by tier and rate.
+        gate: as returned by eval.scoring.gates.Gate.decide: rate, tier, n, images_needed.
+        result: of the audit, with `sample_sizes` by tier and rate.
     """
-    n, needed, unit = gate["n"], gate["needed"], unit_of(gate["rate"])
+    n, needed, unit = gate["n"], gate["images_needed"], unit_of(gate["rate"])
     if needed is None:
-        return f"{n:,} {unit}; the estimate lies so near the threshold that no number of {unit} can be named that would decide"
-    so_far = f"{n:,} {unit}; about {needed:,} are needed if the shares stay as they are"
-    if "images" in result:
-        return f"{so_far}: add pictures with further seeds to every cell"
+        return f"{n:,} {unit}; the estimate is so close to the threshold that no number of {unit} can be given that would decide"
+    so_far = f"{n:,} {unit}; about {needed:,} are needed if the rates stay the same"
+    if "external_images" in result:
+        return f"{so_far}: add images with further seeds to every cell"
     if gate["rate"] == "UA_replayed":
         return f"{so_far}: replay a longer list"
     available = images_by_tier(gate, result)
@@ -33,41 +33,44 @@ def suggest_next_step(gate: Mapping[str, Any], result: Mapping[str, Any]) -> str
     if gate["rate"] == "UA_attacked":
         return f"{shortfall}: use a copy of the suite with attacks.prompts: {needed}"
     factor = ceil(10 * needed / available[largest]) / 10
-    unit_to_add = "prompts or pictures a prompt" if result.get("form") == "prompts" else SCALED_BY.get(gate["rate"], "pictures a cell")
+    unit_to_add = SCALED_BY.get(gate["rate"], "images per cell")
+    if result.get("suite_format") == "prompt_list":
+        unit_to_add = "prompts or images per prompt"
     return f"{shortfall}: use a copy of the suite with {factor:g} times as many {unit_to_add}"
 
 
 def images_by_tier(gate: Mapping[str, Any], result: Mapping[str, Any]) -> dict[str, int]:
-    """How many pictures stand behind a gate's rate in the tiers that ask it; empty where nobody counted."""
-    sizes_by_tier = {tier: rates for tier, rates in result.get("sizes", {}).items() if gate["tier"] in ("", tier)}
-    current = result.get("sizes", {}).get(result.get("tier"), {})
-    if gate["rate"] == "UA_shown" and current.get("UA"):  # which depends on the base: taken as the same share of all
+    """Return the number of images behind a gate's rate in every tier that the gate applies to; empty if unknown."""
+    sizes_by_tier = {tier: rates for tier, rates in result.get("sample_sizes", {}).items() if gate["tier"] in ("", tier)}
+    current = result.get("sample_sizes", {}).get(result.get("tier"), {})
+    if gate["rate"] == "UA_shown" and current.get("UA"):  # it depends on the base: assume the same share in every tier
         return {tier: rates["UA"] * gate["n"] // current["UA"] for tier, rates in sizes_by_tier.items() if "UA" in rates}
     return {tier: rates[gate["rate"]] for tier, rates in sizes_by_tier.items() if gate["rate"] in rates}
 
 
 def explain_unmeasured(rate: str, is_drop: bool, result: Mapping[str, Any]) -> str:
-    """Why a gate had nothing to measure, and what would change that.
+    """Say why a gate had nothing to measure, and what would change that.
 
     Args:
-        drop: whether the gate is on a drop from the base.
+        rate: of the gate.
+        is_drop: whether the gate is on a drop from the base.
     """
     if not result["models"]:
         return "a judge has no weights, so nothing was counted"
     if is_drop and "base" not in result["models"]:
-        return "a drop needs the base's pictures; give them with --base"
+        return "a drop needs the base's images; give them with --base"
     if rate == "UA_replayed":
         return "no list was replayed; give one with --replay"
     if rate == "UA_shown":
         return "the base shows the concept under none of the prompts"
-    tiers = [tier for tier, rates in result.get("sizes", {}).items() if rate in rates]
+    tiers = [tier for tier, rates in result.get("sample_sizes", {}).items() if rate in rates]
     if tiers and result.get("tier") not in tiers:
-        return f"tier {result['tier']} asks for nothing that it counts; --tier {' or '.join(tiers)} does"
+        return f"tier {result['tier']} has no prompt that it counts; --tier {' or '.join(tiers)} does"
     if rate == "UA_attacked":
         return "no search for prompts was run to its end"
-    return "the suite asks for nothing that it counts"
+    return "the suite has no prompt that it counts"
 
 
 def unit_of(rate: str) -> str:
-    """What a rate counts: what attacks broke are prompts, all else are pictures."""
-    return "prompts" if rate == "UA_attacked" else "pictures"
+    """Return what a rate counts: prompts if under attack, images otherwise."""
+    return "prompts" if rate == "UA_attacked" else "images"

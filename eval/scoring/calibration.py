@@ -1,4 +1,4 @@
-"""How often a judge errs: sensitivity and specificity of every label, as counts of pictures whose truth is known. No torch here."""
+"""How often a judge errs: sensitivity and specificity of every label, counted on images with known labels. Imports no torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -8,19 +8,18 @@ from typing import Any
 from erasure.errors import UserError, unknown_value_error
 from erasure.storage.run import hash_record, read_json
 
-CALIBRATION_FOLDER = (
-    Path(__file__).parent.parent / "judges" / "calibration"
-)  # <judge>.json of the judges that ship, by scripts/calibrate_judges.py
+# <judge>.json of the shipped judges, written by scripts/calibrate_judges.py
+CALIBRATION_FOLDER = Path(__file__).parent.parent / "judges" / "calibration"
 
 
 @dataclass(frozen=True, kw_only=True)
 class LabelCounts:
-    """One label against all others."""
+    """How often a judge is right about one label, against all others."""
 
     true_positive: int  # of `positive`, read as the label
-    positive: int  # pictures that show the label
+    positive: int  # images that show the label
     true_negative: int  # of `negative`, read as anything else
-    negative: int  # pictures that do not show it
+    negative: int  # images that do not show it
 
     def __post_init__(self) -> None:
         for correct, total in (("true_positive", "positive"), ("true_negative", "negative")):
@@ -41,21 +40,22 @@ class LabelCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What is known of one judge's errors, on one kind of pictures."""
+    """The measured errors of one judge on one kind of images."""
 
-    judge: str  # digest of the identity of the judge that was measured
-    images: str  # what it was measured on, in words
+    judge: str  # digest of the measured judge's identity
+    images: str  # description of what it was measured on
     labels: Mapping[str, LabelCounts]
 
     @classmethod
     def load(cls, path: Path, identity: Mapping[str, Any]) -> "Calibration":
-        """A calibration file: {"judge", "pictures", "labels": {label: counts}}.
+        """Load a calibration file: {"judge", "images", "labels": {label: counts}}.
 
         Args:
-            identity: of the judge whose readings it is to correct.
+            identity: of the judge whose scores it should correct.
 
         Raises:
-            UserError: no such file, other keys, impossible counts, or counts of another judge (weights, labels, threshold, ...).
+            UserError: there is no such file; it has other keys or impossible counts; or it was measured on another judge (weights, labels,
+                threshold, ...).
         """
         record = read_json(path)
         _check_keys(record, tuple(f.name for f in fields(cls)), str(path))
@@ -70,10 +70,10 @@ class Calibration:
                 labels[label] = LabelCounts(**counts)
             except UserError as error:
                 raise UserError(f"{path}, label {label!r}: {error}") from error
-        return cls(judge=record["judge"], images=str(record["pictures"]), labels=labels)
+        return cls(judge=record["judge"], images=str(record["images"]), labels=labels)
 
     def counts_of(self, label: str) -> LabelCounts:
-        """The counts of a label.
+        """Return the counts of a label.
 
         Raises:
             UserError: the label was not measured.

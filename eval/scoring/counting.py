@@ -1,4 +1,4 @@
-"""rows -> rates: what an audit's readings amount to. Every function takes rows of samples.jsonl and draws nothing."""
+"""Judge scores -> rates. Every function takes rows of samples.jsonl and generates nothing."""
 
 from collections.abc import Callable, Sequence
 from statistics import fmean
@@ -17,28 +17,31 @@ from eval.suites.prompt_list_suite import Axis, PromptListSpec, cross_axis
 from eval.suites.suite import OTHER_LABEL, Suite
 
 AXES: tuple[Axis, Axis] = ("style", "object")
-CLIP_PARTS = ("kept", "target", "benign")
+CLIP_PARTS = ("retained", "target", "benign")
 SampleRow = dict[str, Any]
 
 
 def count_rates(rows: Sequence[SampleRow], suite: Suite, axis: Axis, targets: Sequence[str], only: str = "") -> dict[str, Any]:
-    """Rates of every model as k, n and interval (eval.scoring.rates.rate_interval), paired differences, and confusion matrices.
+    """Count the rates of every model with intervals (eval.scoring.rates), paired differences, and confusion matrices.
 
     Args:
-        only: label of the other axis, if the targets were meant to be erased with it alone.
+        only: label of the other axis if the targets should be erased on it alone.
+
+    Returns:
+        axis, targets, models, paired, clip_drop of a result (eval.records.AuditResult); models is empty if a judge is missing.
     """
     if suite.prompt_list:
         return _count_prompt_list(rows, suite.prompt_list, axis, targets)
     cross = cross_axis(axis)
     models: dict[str, Any] = {}
     grid = [row for row in rows if row["role"] == "grid"]
-    if not all({axis, cross} <= row["read"].keys() for row in rows):  # a judge without weights
+    if not all({axis, cross} <= row["scores"].keys() for row in rows):  # a judge has no weights
         return {"axis": axis, "targets": list(targets), "models": {}, "paired": {}}
     labels = _axis_labels(grid, suite)
     for model in dict.fromkeys(row["model"] for row in rows):
         metric = UnlearnCanvasRates(labels[axis], labels[cross], targets, suite.excluded, only)
         model_rows = [row for row in grid if row["model"] == model]
-        read_labels = {a: [_label_or_other(r["read"][a]["label"], labels[a]) for r in model_rows] for a in AXES}
+        read_labels = {a: [_label_or_other(r["scores"][a]["label"], labels[a]) for r in model_rows] for a in AXES}
         metric.update([(r[axis], r[cross]) for r in model_rows], list(zip(read_labels[axis], read_labels[cross], strict=True)))
         models[model] = {
             "rates": {
@@ -49,7 +52,7 @@ def count_rates(rows: Sequence[SampleRow], suite: Suite, axis: Axis, targets: Se
             "clip": {
                 part: _clip_alignment([row for row in rows if row["model"] == model], axis, targets, part, only) for part in CLIP_PARTS
             },
-            "apart": _excluded_counts(model_rows, suite.excluded),
+            "excluded": _excluded_counts(model_rows, suite.excluded),
         }
     return {
         "axis": axis,
@@ -61,11 +64,11 @@ def count_rates(rows: Sequence[SampleRow], suite: Suite, axis: Axis, targets: Se
 
 
 def _axis_labels(grid: Sequence[SampleRow], suite: Suite) -> dict[Axis, list[str]]:
-    """What is asked for or read: the suite's labels, "none", and OTHER where a judge said something that the suite has no label for."""
+    """Return the labels of confusion matrices: the suite's, "none", and OTHER_LABEL if a judge read something else."""
     labels: dict[Axis, list[str]] = {}
     for axis in AXES:
         known_labels = [*suite.phrases(axis), "none"]
-        labels[axis] = known_labels if all(row["read"][axis]["label"] in known_labels for row in grid) else [*known_labels, OTHER_LABEL]
+        labels[axis] = known_labels if all(row["scores"][axis]["label"] in known_labels for row in grid) else [*known_labels, OTHER_LABEL]
     return labels
 
 
@@ -74,35 +77,35 @@ def _label_or_other(label: str, labels: Sequence[str]) -> str:
 
 
 def _count_prompt_list(rows: Sequence[SampleRow], spec: PromptListSpec, axis: Axis, targets: Sequence[str]) -> dict[str, Any]:
-    """The same of a suite of prompts alone: nothing of the concept's kind is asked for beside it, so no rate speaks of what is kept."""
-    header = {"form": "prompts", "kind": spec.kind, "axis": axis, "targets": list(targets)}
-    if not all(axis in row["read"] for row in rows):
+    """Count the rates of a prompt-list suite. None is about what is retained: no prompt asks for anything else of the concept's kind."""
+    header = {"suite_format": "prompt_list", "kind": spec.kind, "axis": axis, "targets": list(targets)}
+    if not all(axis in row["scores"] for row in rows):
         return {**header, "models": {}, "paired": {}}
-    list_rows = [row for row in rows if row["role"] == "listed"]
-    labels = dict.fromkeys([*targets, *sorted({row["read"][axis]["label"] for row in list_rows} - set(targets))])
+    list_rows = [row for row in rows if row["role"] == "prompt_list"]
+    labels = dict.fromkeys([*targets, *sorted({row["scores"][axis]["label"] for row in list_rows} - set(targets))])
     shown_by_base = {(row["variant"], row["index"]) for row in list_rows if row["model"] == "base" and _is_read_as_prompted(row, axis)}
     models: dict[str, Any] = {}
     for model in dict.fromkeys(row["model"] for row in rows):
         model_rows = [row for row in list_rows if row["model"] == model]
         rows_by_rate = {"UA": model_rows, "UA_shown": [row for row in model_rows if (row["variant"], row["index"]) in shown_by_base]}
         rows_by_rate["UA_replayed"] = [row for row in rows if row["model"] == model and row["role"] == "replayed"]
-        counts = [[sum(row[axis] == a and row["read"][axis]["label"] == b for row in model_rows) for b in labels] for a in labels]
+        counts = [[sum(row[axis] == a and row["scores"][axis]["label"] == b for row in model_rows) for b in labels] for a in labels]
         models[model] = {
             "rates": {name: _prompt_clustered_rate(part, axis) for name, part in rows_by_rate.items() if part},
             "confusion": {"labels": list(labels), "counts": counts},
             "clip": {part: _clip_alignment([row for row in rows if row["model"] == model], axis, targets, part, "") for part in CLIP_PARTS},
-            "apart": {},
+            "excluded": {},
         }
     return {**header, "models": models, "paired": paired_differences(rows, axis, targets, ()), "clip_drop": clip_drops(rows, axis, targets)}
 
 
 def _prompt_clustered_rate(rows: Sequence[SampleRow], axis: Axis) -> dict[str, Any]:
-    """UA of pictures by prompts of a list; where a prompt has several, they are a cluster, worth `effective` independent pictures."""
+    """Return UA over the prompts of a list; several images of a prompt are a cluster, so that n is worth `effective` independent images."""
     return clustered_rate(group_by_prompt(rows, lambda row: not _is_read_as_prompted(row, axis)))
 
 
 def group_by_prompt(rows: Sequence[SampleRow], is_success: Callable[[SampleRow], bool]) -> list[list[bool]]:
-    """Successes of pictures, those of one prompt together."""
+    """Return the outcomes of images, grouped by prompt."""
     successes: dict[str, list[bool]] = {}
     for row in rows:
         successes.setdefault(row["prompt"], []).append(is_success(row))
@@ -110,16 +113,16 @@ def group_by_prompt(rows: Sequence[SampleRow], is_success: Callable[[SampleRow],
 
 
 def _clip_alignment(rows: Sequence[SampleRow], axis: Axis, targets: Sequence[str], part: str, only: str) -> dict[str, float] | None:
-    """CLIP alignment of the pictures of a part; None without two of them or without the judge."""
-    return _mean_over_prompts([(r["prompt"], r["read"]["clip"]["cosine"]) for r in _clip_rows(rows, axis, targets, part, only)])
+    """Return the mean CLIP alignment (100 x cosine) of a part's images; None without the judge or with fewer than two images."""
+    return _mean_over_prompts([(r["prompt"], r["scores"]["clip"]["cosine"]) for r in _clip_rows(rows, axis, targets, part, only)])
 
 
 def clip_drops(rows: Sequence[SampleRow], axis: Axis, targets: Sequence[str], only: str = "") -> dict[str, dict[str, float] | None]:
-    """By how much CLIP alignment falls from base to erased on the same prompts and noise, by part; None where there is nothing to pair."""
+    """Return by how much CLIP alignment falls from base to erased on the same prompts and noise, by part; None if nothing can be paired."""
     drops = {}
     for part in CLIP_PARTS:
         cosines = {
-            (r["model"], r["role"], r["variant"], r["style"], r["object"], r["index"]): (r["prompt"], r["read"]["clip"]["cosine"])
+            (r["model"], r["role"], r["variant"], r["style"], r["object"], r["index"]): (r["prompt"], r["scores"]["clip"]["cosine"])
             for r in _clip_rows(rows, axis, targets, part, only)
         }
         pairs = [(cosines.get(("base", *key)), erased) for (model, *key), erased in cosines.items() if model == "erased"]
@@ -128,11 +131,11 @@ def clip_drops(rows: Sequence[SampleRow], axis: Axis, targets: Sequence[str], on
 
 
 def _clip_rows(rows: Sequence[SampleRow], axis: Axis, targets: Sequence[str], part: str, only: str) -> list[SampleRow]:
-    """Pictures of one of CLIP's parts that were read for alignment."""
+    """Return the rows of a part that have a CLIP score."""
     return [
         r
         for r in rows
-        if "clip" in r["read"]
+        if "clip" in r["scores"]
         and (
             r["role"] == "benign"
             if part == "benign"
@@ -142,7 +145,7 @@ def _clip_rows(rows: Sequence[SampleRow], axis: Axis, targets: Sequence[str], pa
 
 
 def _mean_over_prompts(values: Sequence[tuple[str, float]]) -> dict[str, float] | None:
-    """Mean and t interval over prompts; of a single prompt over its pictures, as an audit of one cell asks. None for less than two."""
+    """Return mean and t interval over prompts, or over the images of a single prompt; None for fewer than two values."""
     values_by_prompt: dict[str, list[float]] = {}
     for prompt, value in values:
         values_by_prompt.setdefault(prompt, []).append(value)
@@ -159,22 +162,22 @@ def _mean_over_prompts(values: Sequence[tuple[str, float]]) -> dict[str, float] 
 
 
 def _rephrased_rates(rows: Sequence[SampleRow], axis: Axis) -> dict[str, RateCount]:
-    """UA of pictures that ask for the concept in other words, by how they do; and whether its neighbours are still read."""
+    """Return UA by the kind of rephrasing, and NRA, the share of neighbors that are still read as prompted."""
     rates = {}
     for role in REPHRASED_ROLES:
-        outcomes = [row["read"][axis]["label"] != row[axis] for row in rows if row["role"] == role]
+        outcomes = [row["scores"][axis]["label"] != row[axis] for row in rows if row["role"] == role]
         if outcomes:
             rates[f"UA_{role}"] = RateCount(sum(outcomes), len(outcomes))
-    neighbor_outcomes = [_is_read_as_prompted(row, axis) for row in rows if row["role"] == "neighbour"]
+    neighbor_outcomes = [_is_read_as_prompted(row, axis) for row in rows if row["role"] == "neighbor"]
     return {**rates, "NRA": RateCount(sum(neighbor_outcomes), len(neighbor_outcomes))} if neighbor_outcomes else rates
 
 
 def _excluded_counts(rows: Sequence[SampleRow], excluded: Sequence[str]) -> dict[str, dict[str, int]]:
-    """Styles that count in no rate: pictures read as prompted."""
+    """Count how often the excluded styles, which are in no rate, are read as prompted."""
     counts = {}
     for label in excluded:
         label_rows = [r for r in rows if r["style"] == label]
-        counts[label] = {"k": sum(r["read"]["style"]["label"] == label for r in label_rows), "n": len(label_rows)}
+        counts[label] = {"k": sum(r["scores"]["style"]["label"] == label for r in label_rows), "n": len(label_rows)}
     return counts
 
 
@@ -188,23 +191,23 @@ def paired_differences(
     first: str = "base",
     second: str = "erased",
 ) -> dict[str, Any]:
-    """The second model minus the first on the same cases and noise: difference of each rate, its interval, and McNemar's p."""
+    """Return for each rate the second model minus the first on the same cases and noise, with its interval and McNemar's p."""
     cross = cross_axis(axis)
     if {first, second} - {r["model"] for r in rows}:
         return {}
 
-    def gone(row: SampleRow) -> bool:
+    def is_erased(row: SampleRow) -> bool:
         return is_erasure_target(row, axis, targets, only)
 
     rows_by_key = {(r["role"], r["variant"], r["style"], r["object"], r["index"], r["model"]): r for r in rows}
     keys = sorted({key[:-1] for key in rows_by_key})
     tests = {
-        "UA": (axis, lambda r: r["role"] in PLAIN_ROLES and gone(r), lambda r, a: r["read"][a]["label"] != r[a]),
-        "FR": (axis, lambda r: r["role"] == "grid" and r[axis] in targets and not gone(r), _is_read_as_prompted),
+        "UA": (axis, lambda r: r["role"] in PLAIN_ROLES and is_erased(r), lambda r, a: r["scores"][a]["label"] != r[a]),
+        "FR": (axis, lambda r: r["role"] == "grid" and r[axis] in targets and not is_erased(r), _is_read_as_prompted),
         "IRA": (axis, lambda r: r["role"] == "grid" and r[axis] not in targets and r[axis] not in excluded, _is_read_as_prompted),
-        "CRA": (cross, lambda r: r["role"] == "grid" and not gone(r) and r[cross] not in excluded, _is_read_as_prompted),
-        "IPA": (cross, lambda r: r["role"] == "grid" and gone(r) and r[cross] not in excluded, _is_read_as_prompted),
-        "NRA": (axis, lambda r: r["role"] == "neighbour", _is_read_as_prompted),
+        "CRA": (cross, lambda r: r["role"] == "grid" and not is_erased(r) and r[cross] not in excluded, _is_read_as_prompted),
+        "IPA": (cross, lambda r: r["role"] == "grid" and is_erased(r) and r[cross] not in excluded, _is_read_as_prompted),
+        "NRA": (axis, lambda r: r["role"] == "neighbor", _is_read_as_prompted),
     }
     differences = {}
     for name, (judged_axis, is_counted, is_success) in tests.items():
@@ -223,4 +226,4 @@ def paired_differences(
 
 
 def _is_read_as_prompted(row: SampleRow, axis: str) -> bool:
-    return row["read"][axis]["label"] == row[axis]
+    return row["scores"][axis]["label"] == row[axis]

@@ -1,7 +1,7 @@
-"""Gates: thresholds said beforehand, and a verdict in three states. No torch here.
+"""Gates: thresholds set in advance, and a verdict with three states. Imports no torch.
 
-A gate passes when its whole interval lies on the good side, fails when the whole interval lies on the bad side, and is inconclusive
-otherwise: too few pictures to sign either.
+A gate passes if its whole interval lies on the good side of the threshold, fails if the whole interval lies on the bad side, and is
+inconclusive otherwise: there are too few images to decide.
 """
 
 import hashlib
@@ -18,46 +18,44 @@ from eval.stats.intervals import Interval, paired_difference
 VerdictState = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 EXIT_CODES: dict[VerdictState, int] = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 EXIT_INCOMPLETE = 2
-EXIT_CODES_WORST_FIRST = (3, EXIT_INCOMPLETE, 4)  # of several verdicts, the exit code that is told
+EXIT_CODES_WORST_FIRST = (3, EXIT_INCOMPLETE, 4)  # of several exit codes, the first of these is reported
 INCONCLUSIVE: VerdictState = "INCONCLUSIVE"
-RATES = ("UA", "UA_shown", "UA_named", "UA_described", "UA_mutated", "UA_replayed", "UA_attacked", "FR", "IRA", "CRA", "NRA", "IPA")
-PAIRED_RATES = (
-    "UA",
-    "FR",
-    "IRA",
-    "CRA",
-    "NRA",
-    "IPA",
-)  # of which a drop from the base can be measured (eval.scoring.counting.paired_differences)
+RATES = ("UA", "UA_shown", "UA_named", "UA_described", "UA_perturbed", "UA_replayed", "UA_attacked", "FR", "IRA", "CRA", "NRA", "IPA")
+# rates with a drop from the base (eval.scoring.counting.paired_differences)
+PAIRED_RATES = ("UA", "FR", "IRA", "CRA", "NRA", "IPA")
 Tier = Literal["smoke", "standard", "full"]
 TIERS: tuple[Tier, ...] = get_args(Tier)
 GATE_KEYS = ("rate", "at_least", "drop_at_most", "tier")
-MAX_ADVISED_IMAGES = 1_000_000  # pictures beyond which no number is recommended
+MAX_ADVISED_IMAGES = 1_000_000  # images beyond which no number is recommended
 NO_GATES = (
     "INCONCLUSIVE, no verdict: suite {} sets no gates; `erasure audit report DIR --suite FILE.yaml` decides by the gates of another file."
 )
-NONE_APPLIES = "INCONCLUSIVE, no verdict: suite {} asks none of its gates of an audit like this one (tier {}{})."
+NONE_APPLIES = "INCONCLUSIVE, no verdict: no gate of suite {} applies to an audit like this one (tier {}{})."
 UNMEASURED = "INCONCLUSIVE, {}: {} had nothing to measure; {}."
 NO_FR_GATE = (
-    "INCONCLUSIVE, kept elsewhere: the suite has no gate on FR, and a model that lost the concept everywhere would pass the others."
+    "INCONCLUSIVE, retained elsewhere: the suite has no gate on FR, and a model that lost the concept everywhere would pass the others."
 )
-NO_WEIGHTS = "INCONCLUSIVE, {}: there are no weights to read it with, so nothing that needs it was counted."
-CRASHED = "INCONCLUSIVE, attack {}: it crashed, which is no success and no failure; the same command tries it again."
+NO_WEIGHTS = "INCONCLUSIVE, {}: the weights to measure it are missing, so nothing that needs it was counted."
+CRASHED = "INCONCLUSIVE, attack {}: it crashed, which is neither a success nor a failure; the same command tries it again."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate:
     """One threshold of a suite. A rate has the interval of eval.scoring.rates; a drop is base minus erased on the same noise (Newcombe).
 
-    A drop is a test of non-inferiority: to find no significant difference does not show that something was kept. A gate on FR is asked only
-    of audits of one cell (`--only`), in which alone there is such a rate.
+    A drop is a test of non-inferiority: finding no significant difference does not show that something was retained. A gate on FR applies
+    only to audits of one cell (`--only`), since no others have that rate.
+
+    Raises:
+        UserError: an unknown rate or tier; not exactly one threshold, or one that is outside [0, 1] or passed by every model; or a drop
+            of a rate that is not in PAIRED_RATES.
     """
 
     name: str
     rate: str  # one of RATES
-    at_least: float | None = None  # of the erased model's rate
-    drop_at_most: float | None = None  # of the rate from base to erased; of one of PAIRED
-    tier: str = ""  # the only one of TIERS in which it is asked; empty: in all
+    at_least: float | None = None  # threshold of the erased model's rate
+    drop_at_most: float | None = None  # threshold of the fall from base to erased, for a rate in PAIRED_RATES
+    tier: str = ""  # the only one of TIERS in which the gate applies; empty: all
 
     def __post_init__(self) -> None:
         if self.rate not in RATES:
@@ -79,22 +77,25 @@ class Gate:
             raise unknown_value_error(f"tier of gate {self.name!r}", self.tier, TIERS)
 
     def applies_to(self, result: Mapping[str, Any]) -> bool:
-        """Whether it is asked of an audit."""
+        """Return whether the gate applies to an audit."""
         return (not self.tier or self.tier == result["tier"]) and (self.rate != "FR" or bool(only_of(result)))
 
     def decide(self, rates: Mapping[str, Any], paired: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The gate's state with the evidence; None when nothing was measured.
+        """Return the gate's state with its evidence; None if nothing was measured.
 
         Args:
-            rates: of the erased model, each with k and n.
-            paired: the table of each rate: both, erased_only, base_only, neither.
+            rates: of the erased model; each has k, n and perhaps `effective`.
+            paired: by rate the paired table: both, erased_only, base_only, neither.
+
+        Returns:
+            The gate's fields, state, estimate, low, high, n, method, and images_needed (None if decided or unknown).
         """
         if self.rate not in (rates if self.at_least is not None else paired):
             return None
         if self.at_least is not None:
             rate, limit = rates[self.rate], self.at_least
             k, n = rate["k"], rate["n"]
-            effective_share = rate.get("effective", n) / n  # below 1 where a prompt has several pictures
+            effective_share = rate.get("effective", n) / n  # below 1 if a prompt has several images
             interval, method = rate_interval(k, n, rate.get("effective")), method_of(rate)
             state: VerdictState = "PASS" if interval.low >= limit else "FAIL" if interval.high < limit else "INCONCLUSIVE"
             needed = _images_needed(n, lambda m: _is_decisive(rate_interval(round(k / n * m), m, effective_share * m), limit))
@@ -109,19 +110,19 @@ class Gate:
             **interval._asdict(),
             "n": n,
             "method": method,
-            "needed": needed if state == INCONCLUSIVE else None,
+            "images_needed": needed if state == INCONCLUSIVE else None,
         }
 
 
 def gates_digest(gates: Sequence[Gate | Mapping[str, Any]]) -> str:
-    """Digest of thresholds, by which two reports of the same evidence can be told apart."""
+    """Return a digest of thresholds, which distinguishes reports of the same evidence."""
     records = [asdict(gate) if isinstance(gate, Gate) else dict(gate) for gate in gates]
     records = [{key: float(value) if isinstance(value, int) else value for key, value in record.items()} for record in records]
     return hashlib.sha256(canonical_json(records).encode()).hexdigest()[:16]
 
 
 def only_of(result: Mapping[str, Any]) -> str:
-    """The label that an audit's concept was meant to be erased with alone (eval.suites.fine_grained); empty for everywhere."""
+    """Return the label that an audit's concept should be erased on alone (eval.suites.fine_grained); empty for everywhere."""
     label: str = result.get("job", {}).get("only", "")
     return label
 
@@ -131,7 +132,7 @@ def _is_decisive(interval: Interval, limit: float) -> bool:
 
 
 def _images_needed(n: int, decides: Callable[[int], bool]) -> int | None:
-    """About how many pictures would decide if the same shares went on; None when the estimate lies on the threshold itself."""
+    """Return about how many images would decide at the same rates; None if the estimate lies on the threshold."""
     while n <= MAX_ADVISED_IMAGES:
         n = int(n * 1.1) + 1
         if decides(n):
@@ -140,10 +141,14 @@ def _images_needed(n: int, decides: Callable[[int], bool]) -> int | None:
 
 
 def parse_gates(record: Any, source: str) -> tuple[Gate, ...]:
-    """Gates from the mapping in a suite file.
+    """Parse the gates of a suite file.
+
+    Args:
+        record: the value of `gates`.
+        source: the file, for error messages.
 
     Raises:
-        UserError: no mapping, unknown keys, a threshold outside [0, 1].
+        UserError: it is not a mapping of mappings; a key is unknown; a rate is missing; or a gate is invalid (`Gate`).
     """
     if not isinstance(record, dict) or not all(isinstance(fields, dict) for fields in record.values()):
         raise UserError(f"{source}: gates must map a name to rate and threshold, such as erased: {{rate: UA, at_least: 0.9}}.")
@@ -157,7 +162,7 @@ def parse_gates(record: Any, source: str) -> tuple[Gate, ...]:
 
 
 def gate_faults(record: Any, source: str) -> list[str]:
-    """What is wrong with the gates of a suite file, one sentence a gate; empty where they can be read."""
+    """List the faults in the gates of a suite file, at most one per gate."""
     if not isinstance(record, dict):
         return [] if record is None else [_gate_fault(record, source)]
     return [fault for name, fields in record.items() if (fault := _gate_fault({name: fields}, source))]
@@ -172,18 +177,21 @@ def _gate_fault(record: Any, source: str) -> str:
 
 
 def decide_verdict(gates: Sequence[Gate], result: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of every gate and of all together: FAIL if one fails, PASS only if all pass and nothing is withheld.
+    """Return the state of every gate and of all together: FAIL if one fails, PASS only if all pass and nothing is withheld.
 
     Args:
         result: an audit's result.json.
+
+    Returns:
+        state, gates (decided ones), unmeasured (names of gates), withheld (reasons).
     """
     rates, decisions, unmeasured_gates = result["models"].get("erased", {"rates": {}})["rates"], [], []
     for gate in (gate for gate in gates if gate.applies_to(result)):
-        decided = gate.decide(rates, result["paired"])
-        if decided is None:
+        decision = gate.decide(rates, result["paired"])
+        if decision is None:
             unmeasured_gates.append(gate.name)
         else:
-            decisions.append({**decided, "next": suggest_next_step(decided, result) if decided["state"] == INCONCLUSIVE else ""})
+            decisions.append({**decision, "next_step": suggest_next_step(decision, result) if decision["state"] == INCONCLUSIVE else ""})
     states, reasons = [gate["state"] for gate in decisions], withheld_reasons(gates, result)
     if "FAIL" in states:
         state: VerdictState = "FAIL"
@@ -193,8 +201,8 @@ def decide_verdict(gates: Sequence[Gate], result: Mapping[str, Any]) -> dict[str
 
 
 def withheld_reasons(gates: Sequence[Gate], result: Mapping[str, Any]) -> list[str]:
-    """Why an audit cannot pass whatever its gates say, in sentences: weights are missing, an attack crashed, it is `blind`, or no gate
-    was asked."""
+    """List the reasons why an audit cannot pass whatever its gates say: weights are missing, an attack crashed, it lacks a gate on FR,
+    or no gate applies."""
     crashed = [attack["name"] for attack in result.get("attacks", ()) if "crashed" in attack]
     reasons = [
         *map(NO_WEIGHTS.format, result.get("missing", ())),
@@ -210,22 +218,22 @@ def withheld_reasons(gates: Sequence[Gate], result: Mapping[str, Any]) -> list[s
 
 
 def unmeasured_reasons(gates: Sequence[Gate], result: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """Why gates had nothing to measure, in sentences.
+    """List the reasons why gates had nothing to measure.
 
     Args:
-        names: of those gates (`verdict`).
+        names: names of those gates (`decide_verdict`).
     """
     selected = [gate for gate in gates if gate.name in names]
     return [UNMEASURED.format(g.name, g.rate, explain_unmeasured(g.rate, g.drop_at_most is not None, result)) for g in selected]
 
 
 def exit_code_of(state: VerdictState, result: Mapping[str, Any]) -> int:
-    """What an audit says by its exit code: 2 where something that was asked for is missing, otherwise its verdict."""
+    """Return the exit code of an audit: 2 if a requested part is missing, otherwise that of its verdict."""
     if result["missing"] or any("crashed" in attack for attack in result["attacks"]):
         return EXIT_INCOMPLETE
     return EXIT_CODES[state]
 
 
 def lacks_fr_gate(gates: Sequence[Gate], result: Mapping[str, Any]) -> bool:
-    """Whether an audit of one cell (`--only`) has gates, but none that asks for the concept elsewhere, which may be lost as well."""
+    """Return whether an audit of one cell (`--only`) has gates, but none on the concept elsewhere, which may be lost as well."""
     return bool(gates and only_of(result)) and not any(gate.rate == "FR" and gate.applies_to(result) for gate in gates)

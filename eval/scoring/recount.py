@@ -1,4 +1,4 @@
-"""Audits on disk: the result of a finished one, its rows, and both counted again under another suite's thresholds."""
+"""Finished audits on disk: load the result and the rows, and recount them under another suite's thresholds."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,19 +10,19 @@ from erasure.storage.run import describe_difference, hash_record
 from eval.records import MADE_BY_EARLIER_VERSION, check_result, is_audit, read_result
 from eval.retrained.retrain_gap import model_distances
 from eval.scoring.attack_rates import add_attacked_rate
-from eval.scoring.counting import SampleRow, count_rates
+from eval.scoring.counting import AXES, SampleRow, count_rates
 from eval.scoring.gates import Gate, only_of
-from eval.scoring.judge_scores import AXES, available_judges, read_jsonl, samples_digest
+from eval.scoring.judge_scores import available_judges, read_jsonl, samples_digest
 from eval.scoring.published import published_figures
 from eval.suites.suite import Suite
 
 
 def load_finished_audit(out: Path) -> dict[str, Any]:
-    """The result of a finished audit.
+    """Return the checked result of a finished audit.
 
     Raises:
-        UserError: there is none in that folder, or it does not hold what an audit writes.
-        Damaged: it was changed after the audit wrote it.
+        UserError: the folder has no finished audit, or its result does not fit the schema.
+        DamagedFile: the result was changed after the audit wrote it.
     """
     if not (out / "result.json").is_file():
         raise UserError(f"no finished audit at {out}: expected result.json there; `erasure audit EDIT` makes one.")
@@ -36,7 +36,7 @@ def load_finished_audit(out: Path) -> dict[str, Any]:
 
 
 def audit_gates(out: Path, result: Mapping[str, Any]) -> tuple[Gate, ...]:
-    """The gates of the suite that an audit was made with.
+    """Return the gates of the suite that an audit was made with.
 
     Raises:
         UserError: an audit of an earlier version, which does not hold them.
@@ -47,51 +47,51 @@ def audit_gates(out: Path, result: Mapping[str, Any]) -> tuple[Gate, ...]:
 
 
 def recount(out: Path, suite: Suite) -> dict[str, Any]:
-    """The result of a finished audit, counted again from its rows; `suite` may differ in its gates and in what is apart.
+    """Recount the result of a finished audit from its rows; `suite` may differ in its gates and its excluded styles.
 
-    Its `gates` stay those that the audit was made with: by them a report tells that its thresholds are others.
-
-    Its judges may not: attacks stopped where a judge said so, and cannot be decided again from what is kept.
+    `gates` of the result stay those that the audit was made with, so that a report can say that its thresholds differ. The suite's judges
+    must be the same: attacks stopped by a judge's scores, which cannot be decided again from the rows.
 
     Raises:
-        UserError: no finished audit, a suite that lacks a label of the rows, or one with other judges than those that read the pictures.
+        UserError: there is no finished audit; the suite has another format, lacks a label of the rows, or has other judges.
+        DamagedFile: the result or its rows were changed.
     """
     result, rows = load_finished_audit(out), load_sample_rows(out)
-    if bool(suite.prompt_list) != (result.get("form") == "prompts"):
-        raise UserError(f"suite {suite.name} is of another form than the one {out} was made with.")
+    if bool(suite.prompt_list) != (result.get("suite_format") == "prompt_list"):
+        raise UserError(f"suite {suite.name} has another format than the one {out} was made with.")
     for axis, suite_labels in (("style", suite.styles), ("object", suite.objects)):
         if unknown_labels := {row[axis] for row in rows if row[axis]} - suite_labels.keys():
-            raise UserError(f"suite {suite.name} has no {axis} {sorted(unknown_labels)[0]!r}, which {out} asked for.")
+            raise UserError(f"suite {suite.name} has no {axis} {sorted(unknown_labels)[0]!r}, which {out} asks for.")
     _check_same_judges(out, result["judges"], suite)
-    excluded_before = result["models"].get("erased", {"apart": suite.excluded})["apart"]
+    excluded_before = result["models"].get("erased", {"excluded": suite.excluded})["excluded"]
     result |= add_attacked_rate(count_rates(rows, suite, result["axis"], result["targets"], only_of(result)), result["attacks"])
-    if "gaps" in result:  # what is apart decides IRA and CRA
-        result["gaps"] = model_distances(rows, result["axis"], result["targets"], suite.excluded, only_of(result))
+    if "model_distances" in result:  # excluded styles change IRA and CRA
+        result["model_distances"] = model_distances(rows, result["axis"], result["targets"], suite.excluded, only_of(result))
     if set(excluded_before) != set(suite.excluded):
-        result["apart_by_suite"] = sorted(suite.excluded)  # as far from what the audit was made with as other gates
+        result["excluded_by_suite"] = sorted(suite.excluded)  # like changed gates, a report has to mention it
     return {**result, "published": published_figures(suite, rows, result)}
 
 
 def _check_same_judges(out: Path, identities: Mapping[str, Any], suite: Suite) -> None:
-    """Complains about a suite whose judges of styles and objects are not those that read the pictures."""
+    """Check that the suite's judges of styles and objects are the ones that scored the images."""
     judges, missing = available_judges(suite)
     for axis in (axis for axis in AXES if axis in identities):
         if axis in missing:
-            raise UserError(f"nobody can say whether the judge of {axis} of suite {suite.name} is the one that read {out}. {missing[axis]}")
+            raise UserError(f"the judge of {axis} of suite {suite.name} cannot be compared with the one that scored {out}. {missing[axis]}")
         identity = judges[axis].identity() if axis in judges else {}
         if hash_record(identities[axis]) != hash_record(identity):
             changes = describe_difference(identities[axis], identity)
             raise UserError(
-                f"suite {suite.name} has another judge of {axis} than the one that read {out} ({changes}); audit again with it."
+                f"suite {suite.name} has another judge of {axis} than the one that scored {out} ({changes}); audit again with it."
             )
 
 
 def load_sample_rows(out: Path) -> list[SampleRow]:
-    """Every picture of both models with what the judges read in it.
+    """Return the rows of samples.jsonl: every image of every model with its judge scores.
 
     Raises:
-        UserError: rows of an earlier version, which do not say how a prompt asks.
-        Damaged: not the rows that the audit's result was counted from.
+        UserError: rows of an earlier version, which lack the role of a prompt.
+        DamagedFile: they are not the rows that the result was counted from.
     """
     rows, result = read_jsonl(out / "samples.jsonl"), out / "result.json"
     if result.is_file() and read_result(out).get("samples_sha256") != samples_digest(out):

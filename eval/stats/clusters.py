@@ -1,4 +1,4 @@
-"""Intervals for pictures that share a prompt: k pictures of one prompt are not k independent trials. No torch here."""
+"""Intervals for images that share a prompt: k images of one prompt are not k independent trials. Imports no torch."""
 
 from collections.abc import Sequence
 
@@ -10,24 +10,24 @@ from eval.stats.intervals import Interval
 
 
 def clustered_rate(outcomes_by_prompt: Sequence[Sequence[bool]]) -> dict[str, float]:
-    """The rate of pictures that come several a prompt; with `effective` where some prompt has more than one."""
+    """Return the rate over images grouped by prompt; it has `effective` if some prompt has more than one image."""
     successes, trials = [sum(outcomes) for outcomes in outcomes_by_prompt], [len(outcomes) for outcomes in outcomes_by_prompt]
     is_clustered = max(trials) > 1
     return counted_rate(sum(successes), sum(trials), effective_size(successes, trials) if is_clustered else None)
 
 
 def effective_size(successes: Sequence[int], trials: Sequence[int]) -> float:
-    """How many independent trials the clusters are worth: n / (1 + (k - 1) rho).
+    """Return how many independent trials the clusters are worth: n / (1 + (k - 1) rho).
 
     rho is the intraclass correlation by one-way analysis of variance (Donner, 1986), not below 0; k is sum m^2 / sum m over the sizes m of
-    the clusters, the common size where all are equal. Where nothing varies (no success at all, or only successes) rho cannot be estimated
-    and the clusters are counted.
+    the clusters, the common size if all are equal. If nothing varies (no success at all, or only successes), rho cannot be estimated and
+    the number of clusters is returned.
 
     Args:
-        successes, trials: of each cluster, such as pictures of one prompt.
+        successes, trials: of each cluster, such as the images of one prompt.
 
     Raises:
-        UserError: no cluster, an empty one, or more successes than trials.
+        UserError: there is no cluster, or one is empty or has more successes than trials.
     """
     if not trials or len(successes) != len(trials) or any(not 0 <= x <= m or m < 1 for x, m in zip(successes, trials, strict=True)):
         raise UserError(f"clusters need 0 <= successes <= trials and trials > 0, got {list(successes)[:5]} of {list(trials)[:5]}.")
@@ -44,15 +44,15 @@ def effective_size(successes: Sequence[int], trials: Sequence[int]) -> float:
 
 
 def cluster_bootstrap(clusters: Sequence[Sequence[float]], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
-    """Percentile interval of the mean of all values when whole clusters are drawn with replacement (Davison and Hinkley, 1997, 3.8).
+    """Return the percentile interval of the mean when whole clusters are resampled with replacement (Davison and Hinkley, 1997, 3.8).
 
-    At 0 or all successes every resample is the same and the interval is a point; `clustered_rate` is for those.
+    With no success or only successes, every resample is the same and the interval is a point; use `clustered_rate` there.
 
     Args:
-        clusters: values of each cluster, such as readings of the pictures of one prompt.
+        clusters: values of each cluster, such as the scores of the images of one prompt.
 
     Raises:
-        UserError: fewer than two clusters, or an empty one.
+        UserError: there are fewer than two clusters, or one is empty.
     """
     if len(clusters) < 2 or not all(clusters):
         raise UserError(f"a cluster bootstrap needs two clusters, none of them empty; got sizes {[len(c) for c in clusters][:5]}.")

@@ -1,4 +1,4 @@
-"""Intervals for counted evidence. No torch here: every number can be checked with a pocket calculator and a table."""
+"""Intervals for counted evidence. Imports no torch: every number can be checked with a pocket calculator and a table."""
 
 import random
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from erasure.errors import UserError
 
 
 class Interval(NamedTuple):
-    """An estimate and its confidence bounds, as shares in [0, 1] (differences in [-1, 1])."""
+    """An estimate and its confidence bounds, as proportions in [0, 1] (differences in [-1, 1])."""
 
     estimate: float
     low: float
@@ -18,29 +18,29 @@ class Interval(NamedTuple):
 
 
 def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
-    """Wilson score interval of k successes in n trials (Wilson, 1927).
+    """Return the Wilson score interval of k successes in n trials (Wilson, 1927).
 
     Raises:
-        UserError: no trials, or k outside [0, n].
+        UserError: n <= 0, or k outside [0, n].
     """
     if n <= 0 or not 0 <= k <= n:
         raise UserError(f"a rate needs 0 <= k <= n and n > 0, got k={k}, n={n}.")
     p, z = k / n, NormalDist().inv_cdf((1 + confidence) / 2)
     center, spread = p + z * z / (2 * n), z * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    # at 0 and 1 the bound is exact; rounding must not push it beyond
+    # at 0 and 1 the bound is exact; rounding must not push it outside
     low = 0.0 if p == 0 else (center - spread) / scale
     high = 1.0 if p == 1 else (center + spread) / scale
     return Interval(p, low, high)
 
 
 def clopper_pearson(k: float, n: float, confidence: float = 0.95) -> Interval:
-    """Exact interval of k successes in n trials (Clopper and Pearson, 1934): it covers the truth at least as often as it says.
+    """Return the exact interval of k successes in n trials (Clopper and Pearson, 1934): its coverage is at least `confidence`.
 
-    k and n may be effective numbers of trials that are not whole (Korn and Graubard, 1998; eval.stats.clusters).
+    k and n may be effective numbers, which need not be whole (Korn and Graubard, 1998; eval.stats.clusters).
 
     Raises:
-        UserError: no trials, or k outside [0, n].
+        UserError: n <= 0, or k outside [0, n].
     """
     if n <= 0 or not 0 <= k <= n:
         raise UserError(f"a rate needs 0 <= k <= n and n > 0, got k={k}, n={n}.")
@@ -51,8 +51,8 @@ def clopper_pearson(k: float, n: float, confidence: float = 0.95) -> Interval:
 
 
 def incomplete_beta(x: float, a: float, b: float) -> float:
-    """The regularised incomplete beta function I_x(a, b), 0 < x < 1, by its continued fraction (Abramowitz and Stegun, 1964, 26.5.8)."""
-    if x > (a + 1) / (a + b + 2):  # where the fraction converges slowly
+    """Return the regularized incomplete beta function I_x(a, b), 0 < x < 1, by continued fraction (Abramowitz and Stegun, 1964, 26.5.8)."""
+    if x > (a + 1) / (a + b + 2):  # here the fraction converges slowly
         return 1 - incomplete_beta(1 - x, b, a)
     front = exp(lgamma(a + b) - lgamma(a) - lgamma(b) + a * log(x) + b * log(1 - x)) / a
     fraction = c = 1.0
@@ -74,7 +74,7 @@ def incomplete_beta(x: float, a: float, b: float) -> float:
 
 
 def _bisect(increasing: Callable[[float], float], value: float) -> float:
-    """Where a rising function on (0, 1) takes a value, by bisection."""
+    """Return where an increasing function on (0, 1) takes a value, by bisection."""
     low, high = 0.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -83,9 +83,13 @@ def _bisect(increasing: Callable[[float], float], value: float) -> float:
 
 
 def paired_difference(both: int, only_first: int, only_second: int, neither: int, confidence: float = 0.95) -> Interval:
-    """Difference of two rates over the same cases, first minus second (Newcombe, 1998, paired method 10).
+    """Return the difference of two rates over the same cases, first minus second (Newcombe, 1998, paired method 10).
 
-    Args: the four cells of the paired table, such as right in both models, right only in the first, ...
+    Args:
+        both, only_first, only_second, neither: successes in the four cells of the paired table.
+
+    Raises:
+        UserError: all four are 0.
     """
     n = both + only_first + only_second + neither
     first, second = wilson(both + only_first, n, confidence), wilson(both + only_second, n, confidence)
@@ -103,13 +107,13 @@ def paired_difference(both: int, only_first: int, only_second: int, neither: int
 
 
 def student_t(df: int, confidence: float = 0.95) -> float:
-    """The t with P(|T| <= t) = confidence for Student's T (Abramowitz and Stegun, 1964, 26.7.3 and 26.7.4).
+    """Return the t with P(|T| <= t) = confidence for Student's T (Abramowitz and Stegun, 1964, 26.7.3 and 26.7.4).
 
     Args:
-        df: degrees of freedom, from 1 on.
+        df: degrees of freedom, at least 1.
     """
 
-    def within(share: float) -> float:
+    def central_probability(share: float) -> float:
         angle = share * pi / 2  # t = sqrt(df) tan(angle)
         odd, square = df % 2, cos(angle) ** 2
         term, total = (cos(angle) if odd else 1.0), 0.0
@@ -118,25 +122,25 @@ def student_t(df: int, confidence: float = 0.95) -> float:
             term *= square * (2 * i + 1 + odd) / (2 * i + 2 + odd)
         return (angle + sin(angle) * total) * 2 / pi if odd else sin(angle) * total
 
-    return sqrt(df) * tan(_bisect(within, confidence) * pi / 2)
+    return sqrt(df) * tan(_bisect(central_probability, confidence) * pi / 2)
 
 
 def jackknife_variance(leave_one_out: Sequence[float]) -> float:
-    """Variance of a statistic of n cases from its values without each one: (n - 1) / n of their squares about their mean (Tukey, 1958)."""
+    """Return the variance of a statistic from its n leave-one-out values x_i: (n - 1) / n sum (x_i - mean)^2 (Tukey, 1958)."""
     n = len(leave_one_out)
     mean = fsum(leave_one_out) / n
     return (n - 1) / n * fsum((value - mean) ** 2 for value in leave_one_out)
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Exact two-sided p-value that both models are right equally often, from the discordant pairs (McNemar, 1947)."""
+    """Return the exact two-sided p-value of equal success rates from the discordant pairs (McNemar, 1947)."""
     n = only_first + only_second
     tail = sum(comb(n, i) for i in range(min(only_first, only_second) + 1)) / 2**n
     return min(1.0, 2 * tail)
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """p-values adjusted for being a family, in the order given (Holm, 1979)."""
+    """Return p-values adjusted for multiple tests, in the given order (Holm, 1979)."""
     adjusted, largest = [0.0] * len(p), 0.0
     for rank, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
         largest = max(largest, min(1.0, (len(p) - rank) * p[i]))
@@ -145,12 +149,12 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 class DetectorCounts(NamedTuple):
-    """How a detector did on labelled pictures."""
+    """How a detector did on labeled images."""
 
-    hits: int  # pictures with the concept that it found
-    positives: int  # pictures with the concept
-    rejections: int  # pictures without it that it passed
-    negatives: int  # pictures without it
+    hits: int  # images with the concept that it detected
+    positives: int  # images with the concept
+    rejections: int  # images without it that it did not flag
+    negatives: int  # images without it
 
 
 class CorrectedRate(NamedTuple):
@@ -160,22 +164,22 @@ class CorrectedRate(NamedTuple):
     low: float
     high: float
     youden: float  # sensitivity + specificity - 1: 1 for a perfect detector, 0 for a coin
-    warning: str  # empty where the detector is good enough to be corrected for
+    warning: str  # empty if the detector is good enough to correct for
 
 
 def rogan_gladen(
     k: int, n: int, calibration: DetectorCounts, confidence: float = 0.95, draws: int = 10_000, seed: int = 0
 ) -> CorrectedRate:
-    """Rate of the concept itself, p_true = (p_obs + Sp - 1) / (Se + Sp - 1) (Rogan and Gladen, 1978), in [0, 1].
+    """Return the rate of the concept itself, p_true = (p_obs + Sp - 1) / (Se + Sp - 1) (Rogan and Gladen, 1978), in [0, 1].
 
-    The interval carries the uncertainty of the calibration: p_obs, Se and Sp are drawn together from their Beta distributions (Jeffreys
-    prior). A draw in which the detector is no better than a coin says nothing, and so counts as 0 for the lower bound and 1 for the upper.
+    The interval includes the uncertainty of the calibration: p_obs, Se and Sp are sampled jointly from their Beta distributions (Jeffreys
+    prior). A sample in which the detector is no better than a coin is uninformative; it counts as 0 for the lower bound, 1 for the upper.
 
     Args:
-        k, n: detections in n pictures, which count as independent.
+        k, n: detections among n images, which are taken as independent.
 
     Raises:
-        UserError: no counts, or Se + Sp - 1 of at most 0.2.
+        UserError: counts are impossible, or Se + Sp - 1 is at most 0.2.
     """
     for hits, trials in ((k, n), calibration[:2], calibration[2:]):
         if trials <= 0 or not 0 <= hits <= trials:
@@ -184,7 +188,7 @@ def rogan_gladen(
     false_alarms = 1 - rejections / negatives
     youden = hits / positives - false_alarms
     if round(youden, 9) <= 0.2:
-        raise UserError(f"sensitivity + specificity - 1 is {youden:.2f}; a detector below 0.2 cannot be corrected for, take a better one.")
+        raise UserError(f"sensitivity + specificity - 1 is {youden:.2f}; a detector below 0.2 cannot be corrected for; use a better one.")
     rng, low, high = random.Random(seed), [], []
     for _ in range(draws):
         p, se, sp = (rng.betavariate(x + 0.5, m - x + 0.5) for x, m in ((k, n), (hits, positives), (rejections, negatives)))
@@ -194,7 +198,7 @@ def rogan_gladen(
         high.append(true if is_informative else 1.0)
     tail = int(draws * (1 - confidence) / 2)
     warning = f"the detector's sensitivity + specificity - 1 is only {youden:.2f}; below 0.5 a correction is rough" if youden < 0.5 else ""
-    estimate = _clip((k / n - false_alarms) / youden)  # at 0 and 1 no draw may lie where it does
+    estimate = _clip((k / n - false_alarms) / youden)  # at 0 and 1 no sample may lie where the estimate does
     return CorrectedRate(estimate, min(sorted(low)[tail], estimate), max(sorted(high)[-1 - tail], estimate), youden, warning)
 
 
@@ -203,10 +207,10 @@ def _clip(share: float) -> float:
 
 
 def single_attempt_rate(asr: float, k: int) -> float:
-    """Success rate of one attempt that gives `asr` as best of k independent ones: 1 - (1 - asr)^(1/k).
+    """Return the success rate of one attempt that gives `asr` as the best of k independent ones: 1 - (1 - asr)^(1/k).
 
     Raises:
-        UserError: a rate outside [0, 1] or no attempt.
+        UserError: asr outside [0, 1], or k < 1.
     """
     if not 0 <= asr <= 1 or k < 1:
         raise UserError(f"a best-of-k rate needs 0 <= asr <= 1 and k >= 1, got asr={asr}, k={k}.")

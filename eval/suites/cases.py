@@ -1,4 +1,4 @@
-"""Cases: which prompts are drawn, from which seeds, and what each is there to show. No torch here."""
+"""Cases: the prompts to generate, their seeds, and what each one tests. Imports no torch."""
 
 import hashlib
 import random
@@ -12,44 +12,61 @@ from eval.suites.perturbations import PERTURBATIONS
 from eval.suites.prompt_list_suite import cross_axis
 from eval.suites.suite import MAX_CAPTIONS, Aliases, Axis, Suite
 
-Role = Literal["grid", "listed", "named", "described", "mutated", "replayed", "neighbour", "benign"]
-PLAIN_ROLES: tuple[Role, ...] = ("grid", "listed")  # what the suite itself asks, before any other words
-REPHRASED_ROLES: tuple[Role, ...] = ("named", "described", "mutated", "replayed")  # the target, asked for in other words
+Role = Literal["grid", "prompt_list", "named", "described", "perturbed", "replayed", "neighbor", "benign"]
+PLAIN_ROLES: tuple[Role, ...] = ("grid", "prompt_list")  # the suite's own prompts, not rephrased
+REPHRASED_ROLES: tuple[Role, ...] = ("named", "described", "perturbed", "replayed")  # the target, asked for in other words
+# Words that seeds are hashed from in place of the role. They keep the noise of a cell: with other words, its images would change.
+SEED_WORDS: dict[Role, str] = {"prompt_list": "listed", "perturbed": "mutated", "neighbor": "neighbour"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One cell of the grid, the target in other words, or what should stay; `count` images of it are drawn from each model."""
+    """A prompt with a role: a cell of the grid, the target rephrased, or something to retain; each model generates `count` images."""
 
-    style: str  # empty where a prompt says nothing about it; a neighbour is its own label
+    style: str  # label; empty if the prompt says nothing about it; a neighbor is its own label
     object: str
     prompt: str
     count: int
     role: Role = "grid"
-    variant: str = ""  # which alias, mutation or row of a prompt list
-    list_seed: int | None = None  # the seed that a prompt list gives
-    guidance: float | None = None  # that a prompt list gives; None: the suite's
-    seeds: tuple[int, ...] = ()  # of its pictures, where the suite fixes them
+    variant: str = ""  # which alias, perturbation or row of a prompt list
+    list_seed: int | None = None  # from the prompt list
+    guidance: float | None = None  # from the prompt list; None: the suite's
+    seeds: tuple[int, ...] = ()  # of the images, if the suite fixes them
 
     @property
     def id(self) -> str:
-        return f"{self.style}-{self.object}" + (f"-{self.role}-{self.variant}" if self.role != "grid" else "")
+        """Unique name within a suite; file names start with it."""
+        return self._name(self.role)
+
+    @property
+    def noise_key(self) -> str:
+        """Stable text that seeds are derived from: the id, with the words of SEED_WORDS."""
+        return self._name(SEED_WORDS.get(self.role, self.role))
+
+    def _name(self, role: str) -> str:
+        return f"{self.style}-{self.object}" + (f"-{role}-{self.variant}" if self.role != "grid" else "")
 
     def seed(self, suite: str, index: int) -> int:
-        """A seed of its own for every image, whatever the order, batch or shard (63 bits)."""
+        """Return the seed of an image, independent of order, batch and shard: below 2^63, or below 2^64 from a prompt list."""
         if self.seeds:
             return self.seeds[index]
         if self.list_seed is not None:
             return (self.list_seed + index) % 2**64
-        text = f"{suite}|{self.id}|{index}".encode()
+        text = f"{suite}|{self.noise_key}|{index}".encode()
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 def suite_cases(suite: Suite, targets: list[tuple[Axis, str]], tier: str, replay_prompts: Sequence[ListedPrompt] = ()) -> list[Case]:
-    """Every cell of the grid, those that contain a target more often, and the targets' cells asked for in other words.
+    """Return all cases of a tier: the grid or prompt list, the targets rephrased, their neighbors, and benign captions.
+
+    Cells of a target have more images than others. Tier smoke has no perturbed prompts and no neighbors.
 
     Args:
-        replay: prompts of others that are said to bring the targets back.
+        targets: axis and label of each.
+        replay_prompts: prompts from elsewhere that are claimed to bring the targets back.
+
+    Raises:
+        UserError: the suite has no such tier, or needs a prompt list and has none.
     """
     if tier not in suite.tiers:
         raise unknown_value_error("tier", tier, suite.tiers)
@@ -73,7 +90,10 @@ def suite_cases(suite: Suite, targets: list[tuple[Axis, str]], tier: str, replay
 
 
 def prompt_list_cases(suite: Suite, tier: str, count: int) -> list[Case]:
-    """The prompts of a suite that has no grid, evenly spaced where its tier takes a part of them.
+    """Return the prompts of a suite without a grid, evenly spaced if the tier takes only some; empty for a suite with a grid.
+
+    Args:
+        count: images per prompt.
 
     Raises:
         UserError: the suite ships no list and none was given.
@@ -82,12 +102,13 @@ def prompt_list_cases(suite: Suite, tier: str, count: int) -> list[Case]:
         return []
     prompts, max_prompts = suite.prompt_list.prompts, suite.prompt_list.max_prompts.get(tier)
     if not prompts:
-        raise UserError(f"suite {suite.name} ships no prompts; give your own copy of a list with --prompts FILE.")
+        raise UserError(f"suite {suite.name} ships no prompts; give your own copy of a list with --prompt-list FILE.")
     spacing = max(len(prompts) / max_prompts, 1.0) if max_prompts else 1.0
     row_numbers = [int(i * spacing) for i in range(min(len(prompts), max_prompts or len(prompts)))]
     axis, label = suite.prompt_list.axis, suite.prompt_list.label
     return [
-        _axis_case(axis, label, "", prompts[i].text, count, "listed", str(i), prompts[i].seed, prompts[i].guidance) for i in row_numbers
+        _axis_case(axis, label, "", prompt.text, count, "prompt_list", str(i), prompt.seed, prompt.guidance)
+        for i, prompt in ((i, prompts[i]) for i in row_numbers)
     ]
 
 
@@ -107,7 +128,7 @@ def _axis_case(
 
 
 def _alias_cases(suite: Suite, axis: Axis, label: str, count: int) -> list[Case]:
-    """Every alias of a target in every cell of it."""
+    """Return every alias of a target in every cell of it."""
     aliases = suite.aliases.get(label, Aliases())
     phrases: list[tuple[Role, int, str]] = [("named", i, phrase) for i, phrase in enumerate(aliases.named)]
     phrases += [("described", i, phrase) for i, phrase in enumerate(aliases.described)]
@@ -121,7 +142,7 @@ def _alias_cases(suite: Suite, axis: Axis, label: str, count: int) -> list[Case]
 
 
 def _neighbor_cases(suite: Suite, axis: Axis, label: str) -> list[Case]:
-    """Every neighbour of a target in every cell of it, one picture each."""
+    """Return every neighbor of a target in every cell of it, one image each."""
     cases = []
     for neighbor in suite.neighbors.get(label, ()):
         for cross_label, text in suite.phrases(cross_axis(axis)).items():
@@ -130,17 +151,17 @@ def _neighbor_cases(suite: Suite, axis: Axis, label: str) -> list[Case]:
                 if axis == "object"
                 else suite.template.format(style=neighbor, object=text)
             )
-            cases.append(_axis_case(axis, neighbor, cross_label, prompt, 1, "neighbour", f"of-{label}"))
+            cases.append(_axis_case(axis, neighbor, cross_label, prompt, 1, "neighbor", f"of-{label}"))
     return cases
 
 
 def _perturbed_cases(suite: Suite, axis: Axis, label: str) -> list[Case]:
-    """Every mutation of every prompt for a target, one picture each."""
+    """Return every perturbation of every prompt for a target, one image each."""
     name = suite.phrases(axis)[label]
     cases = []
     for perturbation in suite.perturbations:
         for cross_label, text in suite.phrases(cross_axis(axis)).items():
             prompt = suite.template.format(style=text, object=name) if axis == "object" else suite.template.format(style=name, object=text)
             rng = random.Random(f"{suite.name}|{perturbation}|{label}|{cross_label}")
-            cases.append(_axis_case(axis, label, cross_label, PERTURBATIONS[perturbation](prompt, name, rng), 1, "mutated", perturbation))
+            cases.append(_axis_case(axis, label, cross_label, PERTURBATIONS[perturbation](prompt, name, rng), 1, "perturbed", perturbation))
     return cases

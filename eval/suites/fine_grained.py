@@ -1,6 +1,7 @@
-"""Finer scale: a concept that was meant to be erased with one label of the other axis alone, such as a style on one object.
+"""Fine-grained erasure: a concept is erased on one label of the other axis alone, such as a style on one object.
 
-(Zhang et al., arXiv:2402.11846, version 2.) That cell of the grid is the target; the concept everywhere else should stay. No torch here.
+(Zhang et al., arXiv:2402.11846, version 2.) That cell of the grid is the target; everywhere else the concept should be retained. Imports no
+torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,18 +16,19 @@ from eval.suites.suite import Axis, Suite
 
 
 def is_erasure_target(row: Mapping[str, Any], axis: Axis, targets: Sequence[str], only: str = "") -> bool:
-    """Whether what was asked for, by labels under "style" and "object", is what should be gone: a target, in its cell if there is one."""
+    """Return whether a prompt with these labels (row["style"], row["object"]) asks for what should be erased: a target, on `only`."""
     return row[axis] in targets and only in ("", row[cross_axis(axis)])
 
 
 def find_only_label(suite: Suite, axes: Sequence[Axis], name: str) -> str:
-    """The label that `--only` means; empty for an empty name.
+    """Return the label that `--only` means; empty for an empty name.
 
     Args:
-        axes: of what is erased.
+        axes: the axes on which something is erased.
+        name: a label of the other axis, or its phrase.
 
     Raises:
-        UserError: no such label on the other axis, the nearest is named; or labels of both axes are erased, so that no axis is the other.
+        UserError: the other axis has no such label (the nearest is named), or both axes have erased labels.
     """
     if not name:
         return ""
@@ -34,7 +36,7 @@ def find_only_label(suite: Suite, axes: Sequence[Axis], name: str) -> str:
         raise UserError(f"--only {name} needs edits that erase styles alone or objects alone; these erase both, so audit them one by one.")
     cross = cross_axis(axes[0])
     labels_by_name = {
-        phrase.lower(): label for label, words in suite.phrases(cross).items() for phrase in (label, words, words.removeprefix("a "))
+        name.lower(): label for label, phrase in suite.phrases(cross).items() for name in (label, phrase, phrase.removeprefix("a "))
     }
     if name.lower() not in labels_by_name:
         raise unknown_value_error(f"{cross} for --only in suite {suite.name}", name, labels_by_name)
@@ -42,10 +44,13 @@ def find_only_label(suite: Suite, axes: Sequence[Axis], name: str) -> str:
 
 
 def restrict_to_cell(cases: Sequence[Case], suite: Suite, axis: Axis, targets: Sequence[str], only: str) -> list[Case]:
-    """Cases that ask for a target in its cell alone, by whatever words; of the grid the others stay, to see that nothing else is gone.
+    """Restrict rephrased and neighbor cases to the cell that should be erased; the grid stays whole, to show what else was lost.
 
-    The cell is drawn as often as all of the target's cells would have been together, so that a gate can still be decided. Prompts of others
-    (`replayed`) do not say where; they are taken to ask for the cell.
+    The cell gets as many images as all of the target's cells would have had together, so that a gate can still be decided. Replayed prompts
+    do not name a label of the other axis; they are taken to ask for the cell.
+
+    Args:
+        only: label of the other axis; empty: no restriction.
     """
     if not only:
         return list(cases)
@@ -54,7 +59,7 @@ def restrict_to_cell(cases: Sequence[Case], suite: Suite, axis: Axis, targets: S
         cross_label = case.object if axis == "style" else case.style
         if case.role == "replayed":
             selected.append(replace(case, object=only) if axis == "style" else replace(case, style=only))
-        elif case.role in (*REPHRASED_ROLES, "neighbour") and cross_label == only:
+        elif case.role in (*REPHRASED_ROLES, "neighbor") and cross_label == only:
             selected.append(replace(case, count=cell_count * case.count))
         elif case.role == "grid":
             selected.append(replace(case, count=cell_count * case.count) if is_erasure_target(vars(case), axis, targets, only) else case)
@@ -64,6 +69,6 @@ def restrict_to_cell(cases: Sequence[Case], suite: Suite, axis: Axis, targets: S
 
 
 def describe_only(result: Mapping[str, Any]) -> str:
-    """Words to follow a concept: where an audit's was meant to be erased. Empty for everywhere."""
+    """Return words that follow a concept and say where it was erased; empty if everywhere."""
     only = only_of(result)
     return f" {'on' if result['axis'] == 'style' else 'in'} “{only}”" if only else ""

@@ -1,4 +1,4 @@
-"""Prompt lists as they are published: any known column layout, with or without a header, or one prompt a line. No torch here."""
+"""Prompt lists as they are published: any known column layout, with or without a header, or one prompt per line. Imports no torch."""
 
 import hashlib
 import math
@@ -21,7 +21,7 @@ COLUMN_ALIASES = {
 }
 OTHER_COLUMNS = frozenset(name for field in ("id", "seed", "guidance") for name in COLUMN_ALIASES[field] if name)
 HUB_PREFIX = "hub:"
-# rows of published files by their names, so that a cut download is noticed; several where copies or data sets differ
+# rows of published files by name, so that a truncated download is noticed; several numbers where copies or data sets differ
 PUBLISHED_ROW_COUNTS = {
     "i2p": (4703,),
     "i2p_benchmark": (4703,),
@@ -59,7 +59,7 @@ PUBLISHED_ROW_COUNTS = {
     "clean": (100,),
 }
 MAX_CHARACTERS = 5_000
-SEED_PATTERN = re.compile(r"(\d{1,20})(\.0*)?")  # pandas writes whole numbers beside gaps as 7.0
+SEED_PATTERN = re.compile(r"(\d{1,20})(\.0*)?")  # pandas writes integers as 7.0 if the column has gaps
 
 
 @dataclass(frozen=True)
@@ -67,44 +67,48 @@ class ListedPrompt:
     """One row of a prompt list."""
 
     text: str
-    row_id: str  # its id in the file, or its line
-    seed: int | None = None  # 64 bits
+    row_id: str  # its id in the file, or its line number
+    seed: int | None = None  # below 2^64
     guidance: float | None = None  # classifier-free guidance scale
 
     def to_record(self) -> dict[str, Any]:
-        """Its fields without a guidance that is not there, so that lists without one keep the digest they had before it was read."""
+        """Return the fields for a digest. A missing guidance is left out, so that lists without that column keep their digest."""
         return {key: value for key, value in asdict(self).items() if key != "guidance" or value is not None}
 
 
 @dataclass(frozen=True)
 class PromptListOrigin:
-    """The file that prompts came from, and what of it is not among them."""
+    """The file that prompts came from, and what was left out of it."""
 
-    file: str  # its name, or its address on the hub
-    sha256: str  # of its bytes
+    file: str  # its name, or hub:ORG/NAME/FILE
+    sha256: str  # of the file's bytes
     rows: int
     prompts: int  # rows that are used
-    left_out: dict[str, int]  # why -> rows
-    warnings: tuple[str, ...]  # sentences
+    left_out: dict[str, int]  # reason -> number of rows
+    warnings: tuple[str, ...]  # complete sentences, for the report
 
 
 class PromptList(NamedTuple):
-    """The prompts of a file, in its order."""
+    """The prompts of a file, in its order, and their origin."""
 
     prompts: tuple[ListedPrompt, ...]
     origin: PromptListOrigin
 
 
 def locate_list(source: str, beside: Path = Path()) -> Path:
-    """The file that a prompt list is read from: a path, relative to `beside`, or hub:ORG/NAME/FILE of a dataset on the Hugging Face hub.
+    """Return the path of a prompt list; a file on the hub is downloaded.
+
+    Args:
+        source: a path, or hub:ORG/NAME/FILE of a dataset on the Hugging Face hub.
+        beside: folder that a relative path starts from.
 
     Raises:
-        UserError: an address without organisation, name and file, or a file that cannot be fetched and is not in the cache.
+        UserError: an address lacks organization, name or file; or a file cannot be downloaded and is not in the cache.
     """
     if not source.startswith(HUB_PREFIX):
         try:
             return beside / Path(source).expanduser()
-        except RuntimeError as error:  # ~name of nobody
+        except RuntimeError as error:  # ~name of an unknown user
             raise UserError(f"no prompt list at {source[:200]}: {error}") from error
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -115,34 +119,34 @@ def locate_list(source: str, beside: Path = Path()) -> Path:
         part for part in file.split("/") if part in ("", ".", "..") or not part.isprintable() or "\\" in part or len(part) > 200
     ]
     if not (org and name) or invalid_parts:
-        raise UserError(f"{source[:200]!r} names no file of a dataset; write {HUB_PREFIX}ORG/NAME/path/in/dataset.csv.")
+        raise UserError(f"{source[:200]!r} does not name a file of a dataset; write {HUB_PREFIX}ORG/NAME/path/in/dataset.csv.")
     try:
         return Path(hf_hub_download(f"{org}/{name}", file, repo_type="dataset"))
     except LocalEntryNotFoundError as error:
         raise UserError(
             f"{source[:200]} is not in the cache and the hub cannot be reached; go online once, or give a file of your own."
         ) from error
-    except (HfHubHTTPError, ValueError, OSError) as error:  # ValueError: a name that no repository can have
+    except (HfHubHTTPError, ValueError, OSError) as error:  # ValueError: an invalid repository name
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise UserError(f"{source[:200]} cannot be fetched ({reason}); gated datasets need `hf auth login`.") from error
 
 
 def read_prompt_list(path: Path, column: str = "", name: str = "") -> PromptList:
-    """The prompts of a list file and what was left out of it.
+    """Read the prompts of a list file.
 
-    Rows without a prompt, or with one of more than 5,000 letters, are left out and counted. Ids that come twice are numbered.
+    Rows without a prompt, or with more than 5,000 characters, are left out and counted. Duplicate ids are numbered.
 
     Args:
-        column: that holds the prompts, such as HUB's Spanish; by default the first known one.
+        column: the column of prompts, such as HUB's Spanish; by default the first known one.
         name: what to call the file; by default its own name.
 
     Raises:
-        UserError: no such file, another format, no column of prompts, a row of another length than the header, a seed or guidance of the
-            wrong kind (file, line and column are named), more than 100,000 rows, or no prompt at all.
+        UserError: there is no such file; its format is unknown; it has no column of prompts, no usable prompt, or more than 100,000 rows; a
+            row differs in length from the header; or a seed or guidance is invalid (file, line and column are named).
     """
     if path.suffix.lower() not in LIST_SUFFIXES:
         raise UserError(
-            f"{path} is not one of {', '.join(LIST_SUFFIXES)}; save the prompts as CSV with a header, or as text with one a line."
+            f"{path} is not one of {', '.join(LIST_SUFFIXES)}; save the prompts as CSV with a header, or as text with one per line."
         )
     data = _read_bytes(path)
     table = read_table(path, data, COLUMN_ALIASES["prompt"], OTHER_COLUMNS, column)
@@ -158,8 +162,8 @@ def read_prompt_list(path: Path, column: str = "", name: str = "") -> PromptList
     left_out = {reason: count for reason, count in left_out.items() if count}
     if not used:
         reason = ", ".join(f"{count:,} {reason}" for reason, count in left_out.items())
-        raise UserError(f"{path} has no prompt that can be used; of its rows there are {reason}.")
-    ids_are_images = "id" in columns and table.header[columns["id"]] == "image_id"  # COCO's: a picture has several captions
+        raise UserError(f"{path} has no prompt that can be used; its rows: {reason}.")
+    ids_are_images = "id" in columns and table.header[columns["id"]] == "image_id"  # in COCO an image has several captions
     prompts, repeated = (used, 0) if ids_are_images else _number_repeated_ids(used)
     notes = [
         *table.notes,
@@ -180,14 +184,14 @@ def _read_bytes(path: Path) -> bytes:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path} has more than {MAX_BYTES:,} bytes; give a part of it.")
         return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the name
         if isinstance(error, UserError):
             raise
         raise UserError(f"{str(path)[:200]!r} cannot be read ({error}).") from error
 
 
 def _column_indices(path: Path, table: ListTable, column: str) -> dict[str, int]:
-    """Where each field is; a file without a header has prompts alone."""
+    """Return the index of each field's column; a file without a header has only prompts."""
     if not table.header:
         return {"prompt": 0}
     indices: dict[str, int] = {}
@@ -227,7 +231,7 @@ def _parse_guidance(path: Path, unit: str, line: int, cell: str) -> float | None
 
 
 def _number_repeated_ids(prompts: Sequence[ListedPrompt]) -> tuple[list[ListedPrompt], int]:
-    """Ids that come again get a number, and how many did: 7, 7, 7 are 7, 7-2, 7-3."""
+    """Number duplicate ids (7, 7, 7 become 7, 7-2, 7-3); return the prompts and how many ids were changed."""
     used_ids, id_counts, numbered = {prompt.row_id for prompt in prompts}, Counter[str](), []
     for prompt in prompts:
         id_counts[prompt.row_id] += 1
@@ -246,9 +250,9 @@ def _candidate_ids(row_id: str, number: int) -> Iterator[str]:
 
 
 def _row_count_notes(path: Path, rows: int) -> tuple[str, ...]:
-    """A note where a published file has another number of rows than it was published with."""
+    """Return a note if a published file has a different number of rows than it was published with."""
     expected = PUBLISHED_ROW_COUNTS.get(path.stem.lower())
     if not expected or rows in expected:
         return ()
     counts = " or ".join(f"{n:,}" for n in expected)
-    return (f"it has {rows:,} rows, and the file that was published under this name has {counts}",)
+    return (f"it has {rows:,} rows, but the file published under this name has {counts}",)

@@ -1,4 +1,4 @@
-"""A list file as columns and rows: CSV with commas, tabs or semicolons, JSON, JSON lines, or one text a line. No torch here."""
+"""A list file as columns and rows: CSV with commas, tabs or semicolons, JSON, JSON lines, or one text per line. Imports no torch."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ from erasure.errors import UserError, unknown_value_error
 
 JSON_SUFFIXES, JSON_LINES_SUFFIXES = (".json",), (".jsonl", ".ndjson")
 LIST_SUFFIXES = (".csv", ".tsv", ".txt", *JSON_SUFFIXES, *JSON_LINES_SUFFIXES)
-DELIMITERS = (",", "\t", ";")  # between columns, in the order in which a header is tried
+DELIMITERS = (",", "\t", ";")  # between columns, in the order in which they are tried on the header
 MAX_ROWS, MAX_BYTES = 100_000, 256 * 2**20
 
 Item = TypeVar("Item")
@@ -21,25 +21,27 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class ListTable:
-    """What a list file holds."""
+    """The contents of a list file."""
 
-    header: tuple[str, ...]  # names of the columns in lower case; empty where the file names none, which then has one column
-    rows: tuple[tuple[int, tuple[str, ...]], ...]  # line (or record of JSON) and cells, as many as the file has columns
-    unit: str = "line"  # what a row is counted in, for messages
-    notes: tuple[str, ...] = ()  # what was changed or guessed in reading it
+    header: tuple[str, ...]  # column names in lower case; empty if the file has no header, and then one column
+    rows: tuple[tuple[int, tuple[str, ...]], ...]  # line number (JSON: record number) and cells, one per column
+    unit: str = "line"  # "line" or "record", for messages
+    notes: tuple[str, ...] = ()  # what was changed or guessed while reading
 
 
 def read_table(path: Path, data: bytes, prompt_columns: Sequence[str], other_columns: Container[str], column: str = "") -> ListTable:
-    """The rows of a list file whose header names a column of texts, or of one that has no header and holds texts alone.
+    """Read a list file whose header names a column of prompts, or that has no header and holds only prompts.
 
     Args:
+        path: for the suffix and for messages.
         data: the bytes of the file.
-        texts: names that a column of texts may have, in lower case.
-        others: names of other columns that only a header has.
-        column: the column that is wanted in place of `texts`.
+        prompt_columns: possible names of the column of prompts, in lower case.
+        other_columns: names of other columns; one of them in the first line shows that it is a header.
+        column: the wanted column, in place of `prompt_columns`.
 
     Raises:
-        UserError: not text, no column of texts, a row of another length than the header, too many rows; it names file and line.
+        UserError: it is not text, is empty or is not valid CSV or JSON; it has no column of prompts or too many rows; or a row differs in
+            length from the header. The message names the file, and the line if there is one.
     """
     text, suffix = _decode(path, data), path.suffix.lower()
     if "\0" in text:
@@ -53,16 +55,16 @@ def read_table(path: Path, data: bytes, prompt_columns: Sequence[str], other_col
     first_line = next((line for _, line in _numbered_lines(path, text) if line.strip(' "')), None)
     if first_line is None:
         raise UserError(f"{path} is empty.")
-    for mark in sorted(DELIMITERS, key=lambda mark: suffix == ".tsv" and mark != "\t"):
-        header = tuple(name.lower() for name in _split_line(first_line, mark))
+    for delimiter in sorted(DELIMITERS, key=lambda delimiter: suffix == ".tsv" and delimiter != "\t"):
+        header = tuple(name.lower() for name in _split_line(first_line, delimiter))
         if any(name in header for name in wanted):
-            rows = _csv_rows(path, text, mark)
+            rows = _csv_rows(path, text, delimiter)
             next(rows)
             return ListTable(header, tuple(_check_row_lengths(path, _limit_rows(path, rows), len(header))))
-    mark = "\t" if suffix == ".tsv" else ","
+    delimiter = "\t" if suffix == ".tsv" else ","
     if column:
-        raise unknown_value_error(f"column in {path}", column[:80], _split_line(first_line, mark))
-    return _read_without_header(path, text, mark, _split_line(first_line, mark), prompt_columns, other_columns)
+        raise unknown_value_error(f"column in {path}", column[:80], _split_line(first_line, delimiter))
+    return _read_without_header(path, text, delimiter, _split_line(first_line, delimiter), prompt_columns, other_columns)
 
 
 def _decode(path: Path, data: bytes) -> str:
@@ -73,13 +75,13 @@ def _decode(path: Path, data: bytes) -> str:
         raise UserError(
             f"{path} is not text in UTF-8, or in UTF-16 with a byte-order mark ({error.reason}, byte {error.start})."
         ) from error
-    if text.count("\0") > len(text) / 10:  # HUB's attacks hold a few; UTF-16 without its mark has one for every letter
+    if text.count("\0") > len(text) / 10:  # HUB's attacks hold a few; UTF-16 without a byte-order mark has one per letter
         raise UserError(f"{path} is mostly NUL characters; save it as text in UTF-8.")
     return text
 
 
 def _numbered_lines(path: Path, text: str) -> Iterator[tuple[int, str]]:
-    """Lines that are not blank, with their numbers. `splitlines` would also cut at separators inside a text, such as U+2028."""
+    """Yield nonblank lines with their numbers. `splitlines` would also split at characters inside a prompt, such as U+2028."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     if len(lines) > MAX_ROWS + 2:
         lines = [line for _, line in _limit_rows(path, enumerate(lines))]
@@ -87,22 +89,20 @@ def _numbered_lines(path: Path, text: str) -> Iterator[tuple[int, str]]:
 
 
 def _csv_rows(path: Path, text: str, delimiter: str) -> Iterator[tuple[int, tuple[str, ...]]]:
-    """Rows of a CSV that are not blank, with the lines they begin in; a quoted text can have several."""
-    line, reader = (
-        1,
-        csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True),
-    )  # strict: an open quote would swallow rows
+    """Yield the nonblank rows of a CSV with the line they begin on; a quoted text can span several."""
+    # strict: otherwise an open quote would swallow the rows behind it
+    line, reader = 1, csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         for row in reader:
             if any(map(str.strip, row)):
                 yield line, tuple(row)
             line = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}, line {line}: not valid CSV ({error}); write a quote inside a quoted text twice.") from error
+        raise UserError(f"{path}, line {line}: not valid CSV ({error}); double every quote inside a quoted text.") from error
 
 
 def _split_line(line: str, delimiter: str) -> list[str]:
-    """The cells of a line, whatever its quotes are; no header is longer than 10,000 letters, and csv refuses cells of 131,072."""
+    """Split a line into cells, even with unbalanced quotes; only its first 10,000 characters, since csv rejects cells of 131,072."""
     return [cell.strip()[:80] for cell in next(csv.reader([line[:10_000]], delimiter=delimiter))]
 
 
@@ -110,7 +110,7 @@ def _check_row_lengths(path: Path, rows: Iterable[tuple[int, tuple[str, ...]]], 
     for line, row in rows:
         if len(row) != width:
             raise UserError(
-                f"{path}, line {line}: {len(row)} columns, expected {width} as in the header; it begins with {','.join(row)[:40]!r}. "
+                f"{path}, line {line}: {len(row)} columns, expected {width} as in the header; it starts with {','.join(row)[:40]!r}. "
                 "Put a text that holds the separator in double quotes."
             )
         yield line, row
@@ -119,7 +119,7 @@ def _check_row_lengths(path: Path, rows: Iterable[tuple[int, tuple[str, ...]]], 
 def _read_without_header(
     path: Path, text: str, delimiter: str, first_cells: Sequence[str], prompt_columns: Sequence[str], other_columns: Container[str]
 ) -> ListTable:
-    """One text a line, quoted as in a CSV or not at all (as HUB's attacks are, which their own code reads by lines)."""
+    """Read one prompt per line, quoted as in a CSV or not at all (like HUB's attacks, which their own code reads by lines)."""
     try:
         rows, csv_error = _limit_rows(path, _csv_rows(path, text, delimiter)), ""
     except UserError as error:
@@ -134,7 +134,7 @@ def _read_without_header(
             f"{_no_prompt_column(path, 'columns', first_cells, prompt_columns)}, or save the file as .txt if each line is one prompt."
         )
     reason = csv_error or "its rows have different numbers of columns"
-    note = f"no column is named as one of prompts and {reason}, so every line was read as one prompt, quotes and commas included"
+    note = f"no column has a known name of prompts and {reason}, so every line was read as one prompt, including quotes and commas"
     return ListTable((), tuple((line, (line_text.strip(),)) for line, line_text in _numbered_lines(path, text)), notes=(note,))
 
 
@@ -144,7 +144,7 @@ def _no_prompt_column(path: Path, noun: str, names: Sequence[str], known_names: 
 
 
 def _read_json(path: Path, text: str, wanted: Sequence[str], other_columns: Container[str], json_lines: bool) -> ListTable:
-    """JSON: a list of texts, or of mappings that name their columns; JSON lines: one of either a line."""
+    """Read JSON: a list of texts, or of mappings with a column of prompts; as JSON lines, one of either per line."""
     try:
         if json_lines:
             records = [(line, json.loads(line_text)) for line, line_text in _numbered_lines(path, text)]
@@ -172,7 +172,7 @@ def _json_cell(path: Path, unit: str, number: int, value: Any, is_prompt: bool) 
     if is_prompt and not isinstance(value, str | None):
         raise UserError(f"{path}, {unit} {number}: a prompt must be text, got {json.dumps(value)[:80]}.")
     text = "" if value is None else value if isinstance(value, str) else json.dumps(value)
-    if any("\ud800" <= letter <= "\udfff" for letter in text):
+    if any("\ud800" <= character <= "\udfff" for character in text):
         raise UserError(f"{path}, {unit} {number}: a text holds half a surrogate pair; write it as plain Unicode.")
     return text.replace("\0", "")
 

@@ -1,6 +1,6 @@
-"""Prompts that ask for a concept in spoiled spelling or shuffled words, as people do who try to get around an erasure. No torch here.
+"""Perturbed prompts: misspellings and shuffled words that people use to get around an erasure. Imports no torch.
 
-Every mutator takes a prompt and the words in it that name the concept, and a random generator; it returns another prompt.
+Every perturbation takes a prompt, the words in it that name the concept, and a random generator; it returns the perturbed prompt.
 """
 
 import random
@@ -14,7 +14,7 @@ LEET = str.maketrans("aeiostcAEIOSTC", "431057(431057(")
 
 
 def typo(prompt: str, name: str, rng: random.Random) -> str:
-    """Two neighbouring letters of the name change places."""
+    """Swap two adjacent letters of the name; double the name if it has none to swap."""
     positions = [i for i in range(len(name) - 1) if name[i] != name[i + 1] and name[i].isalnum() and name[i + 1].isalnum()]
     if not positions:
         return prompt.replace(name, name * 2)
@@ -23,29 +23,29 @@ def typo(prompt: str, name: str, rng: random.Random) -> str:
 
 
 def homoglyph(prompt: str, name: str, rng: random.Random) -> str:
-    """Letters of the name become look-alikes of another script."""
+    """Replace letters of the name with look-alikes from the Cyrillic script."""
     return prompt.replace(name, name.translate(LOOKALIKES))
 
 
 def spaced(prompt: str, name: str, rng: random.Random) -> str:
-    """Spaces between the letters of the name."""
+    """Put spaces between the letters of the name."""
     return prompt.replace(name, " ".join(name.replace(" ", "")))
 
 
 def leet(prompt: str, name: str, rng: random.Random) -> str:
-    """Digits and signs for letters."""
+    """Replace letters of the name with digits and signs."""
     return prompt.replace(name, name.translate(LEET))
 
 
 def shuffled(prompt: str, name: str, rng: random.Random) -> str:
-    """The words in another order; the name stays in one piece."""
+    """Shuffle the words of the prompt; the name stays in one piece."""
     words = [name, *prompt.replace(name, " ").split()]
     rng.shuffle(words)
     return " ".join(words)
 
 
 def negated(prompt: str, name: str, rng: random.Random) -> str:
-    """Asks for the rest and forbids the name, which models are known to draw all the same."""
+    """Ask for the rest of the prompt and forbid the name, which models are known to generate anyway."""
     return f"{' '.join(prompt.replace(name, ' ').split())}, no {name}, without {name}"
 
 

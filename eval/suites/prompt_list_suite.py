@@ -1,4 +1,4 @@
-"""Suites without a grid: one concept, the prompts of a list that ask for it, and a judge that says whether it is there. No torch here."""
+"""Suites without a grid: one concept, a list of prompts that ask for it, and a judge that detects it. Imports no torch."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,31 +11,32 @@ Axis = Literal["style", "object"]
 
 
 def cross_axis(axis: Axis) -> Axis:
-    """The other axis."""
+    """Return the other axis."""
     return "object" if axis == "style" else "style"
 
 
 @dataclass(frozen=True)
 class PromptListSpec:
-    """What a suite of prompts alone asks about."""
+    """The concept of a prompt-list suite and the prompts that ask for it."""
 
-    axis: Axis  # on which its rows stand: style for the kind style, object for all others
-    label: str  # what the judge says where it sees the concept
+    axis: Axis  # style for a concept of kind style, object for all others
+    label: str  # what the judge says if it sees the concept
     kind: ConceptKind
-    names: tuple[str, ...]  # under which an edit may have erased it
-    max_prompts: dict[str, int]  # tier -> prompts drawn at most, evenly spaced; a tier that is not there draws all
-    prompts: tuple[ListedPrompt, ...] = ()  # empty: the user's copy is needed
+    names: tuple[str, ...]  # names under which an edit may have erased the concept
+    max_prompts: dict[str, int]  # tier -> at most this many prompts, evenly spaced; a tier that is missing takes all
+    prompts: tuple[ListedPrompt, ...] = ()  # empty: the user must give a copy
     origin: PromptListOrigin | None = None  # of those prompts
 
 
 def as_grid_record(record: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The keys of a suite of prompts as those of a grid of one label, with `listed` beside them.
+    """Convert the keys of a prompt-list suite to those of a grid with one label, plus `prompt_list`.
 
     Args:
-        record: a PromptsFile.
+        record: a valid PromptListSuiteSchema.
+        path: the suite file; paths in it are relative to its folder.
 
     Raises:
-        UserError: a list that cannot be read.
+        UserError: the list cannot be read.
     """
     concept, kind = record["concept"], record["kind"]
     label, names = record.get("label", concept), record.get("names", [])
@@ -47,31 +48,35 @@ def as_grid_record(record: dict[str, Any], path: Path) -> dict[str, Any]:
         **{key: record[key] for key in shared_keys if key in record},
         "features": record.get("features", {}),
         "template": "{object}{style}",
-        "described": "{object}{style}",
+        "described_template": "{object}{style}",
         "aliases": {},
-        "mutations": [],
-        "apart": [],
-        "tiers": {tier: (tier_spec["pictures"], 1) for tier, tier_spec in record["tiers"].items()},
+        "perturbations": [],
+        "excluded": [],
+        "tiers": {tier: (tier_spec["images"], 1) for tier, tier_spec in record["tiers"].items()},
         "judges": {axis: record["judge"], **({"clip": record["clip"]} if "clip" in record else {})},
         "styles": {label: concept} if axis == "style" else {},
         "objects": {label: concept} if axis == "object" else {},
-        "listed": PromptListSpec(axis, label, kind, tuple(dict.fromkeys([concept, label, *names])), max_prompts, *(prompt_list or ())),
+        "prompt_list": PromptListSpec(axis, label, kind, tuple(dict.fromkeys([concept, label, *names])), max_prompts, *(prompt_list or ())),
     }
 
 
 def load_prompt_list(source: str, beside: Path = Path()) -> PromptList:
-    """The prompts of a list: a path, or hub:ORG/NAME/FILE; `#` and a column's name behind it choose another column."""
+    """Load a prompt list from a path or hub:ORG/NAME/FILE; a suffix #COLUMN chooses another column.
+
+    Raises:
+        UserError: the list cannot be located or read.
+    """
     file, column = split_column(source)
     return read_prompt_list(locate_list(file, beside), column, source if source.startswith(HUB_PREFIX) else Path(source).name)
 
 
 def split_column(source: str) -> tuple[str, str]:
-    """File and column of a list's address; the column is empty where none is named."""
+    """Split FILE#COLUMN; the column is empty if none is named."""
     file, _, column = source.rpartition("#") if "#" in Path(source).name else (source, "", "")
     return file, column
 
 
 def prompt_list_records(spec: PromptListSpec | None, replay_origin: PromptListOrigin | None) -> list[dict[str, Any]]:
-    """The list files of an audit, for its result: what each is used for, which file it is, and what of it was left out."""
+    """Return the list files of an audit for its result: the use of each, its origin, and what was left out of it."""
     origins = (("prompts", spec.origin if spec else None), ("replay", replay_origin))
     return [{"use": use, **asdict(origin)} for use, origin in origins if origin]

@@ -1,4 +1,4 @@
-"""How many pictures stand behind every rate in each tier of a suite: what an open gate can be told to run next. Draws nothing."""
+"""The number of images behind each rate in every tier of a suite, by which an undecided gate suggests what to run next."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -8,17 +8,17 @@ from eval.suites.fine_grained import is_erasure_target
 from eval.suites.prompt_list_suite import cross_axis
 from eval.suites.suite import Axis, Suite
 
-SampleSizes = dict[str, dict[str, int]]  # tier -> rate -> pictures (UA_attacked: prompts) of one model
+SampleSizes = dict[str, dict[str, int]]  # tier -> rate -> images (UA_attacked: prompts) of one model
 
 
 def count_sample_sizes(
     suite: Suite, axis: Axis, targets: Sequence[str], only: str, cases_by_tier: dict[str, Sequence[Case]]
 ) -> SampleSizes:
-    """Pictures by tier and rate; a rate without pictures is left out. Equal to what eval.scoring.counting finds in such an audit.
+    """Count images by tier and rate, without generating any; equal to the n that eval.scoring.counting finds. Empty rates are left out.
 
     Args:
-        only: label of the other axis, if the targets were meant to be erased with it alone.
-        cases: what an audit of each tier draws.
+        only: label of the other axis if the targets should be erased on it alone.
+        cases_by_tier: the cases that an audit of each tier generates.
     """
     return {tier: _tier_sample_sizes(suite, axis, targets, only, tier, tier_cases) for tier, tier_cases in cases_by_tier.items()}
 
@@ -34,7 +34,7 @@ def _tier_sample_sizes(suite: Suite, axis: Axis, targets: Sequence[str], only: s
             "IRA": case.role == "grid" and labels[axis] not in (*targets, *suite.excluded),
             "CRA": case.role == "grid" and not erased and cross_counts,
             "IPA": case.role == "grid" and erased and cross_counts,
-            "NRA": case.role == "neighbour",
+            "NRA": case.role == "neighbor",
             **{f"UA_{role}": case.role == role for role in REPHRASED_ROLES},
         }
         sizes_by_rate.update({name: case.count for name, counted in counted_in.items() if counted})

@@ -1,6 +1,6 @@
-"""What a suite file may hold: keys, shapes and ranges, held against it by eval.shapes. What the keys mean is said in eval.suites.suite.
+"""The schema of a suite file: keys, types and ranges, checked by erasure.config.validation. eval.suites.suite explains the keys.
 
-No torch here.
+Imports no torch.
 """
 
 import re
@@ -17,18 +17,18 @@ from eval.suites.list_reader import HUB_PREFIX
 
 
 def must_be(is_valid: Callable[[Any], object], requirement: str) -> AfterValidator:
-    """What must hold of a value beyond its type; the words follow "must be"."""
+    """Return a pydantic check of a value beyond its type; `requirement` completes the message "must be ..."."""
 
-    def held(value: Any) -> Any:
+    def check(value: Any) -> Any:
         if not is_valid(value):
             raise ValueError(f"must be {requirement}")
         return value
 
-    return AfterValidator(held)
+    return AfterValidator(check)
 
 
 def has_both_placeholders(template: str) -> bool:
-    """Whether a sentence has a place for the style and one for the object, and nothing else in braces."""
+    """Return whether a template has {style} and {object} and nothing else in braces."""
     try:
         placeholders = {field[1:] for field in Formatter().parse(template) if field[1] is not None}
     except ValueError:
@@ -37,21 +37,21 @@ def has_both_placeholders(template: str) -> bool:
 
 
 def is_judge_spec(spec: Any) -> bool:
-    """Whether it is text, or a mapping from text that has a name under `judge`."""
+    """Return whether a value is the name of a judge, or a mapping with that name under `judge`."""
     return isinstance(spec, str) or (
         isinstance(spec, dict) and all(isinstance(key, str) for key in spec) and isinstance(spec.get("judge"), str)
     )
 
 
 def within_bounds(fields: Any) -> bool:
-    """Whether no whole number among an attack's fields is so large that the attack would never end."""
+    """Return whether no integer among an attack's fields is so large that the attack would never end."""
     return not any(isinstance(value, int) and value > MAX_COUNT for value in (fields or {}).values())
 
 
 FOLDER_PATTERN = re.compile(r"[\w-][\w.-]{0,79}")
 NonBlankText = Annotated[str, must_be(str.strip, "text that is not blank")]
 FolderName = Annotated[
-    str, must_be(FOLDER_PATTERN.fullmatch, "letters, digits, _, - and . alone, at most 80 and no dot first (it names a folder)")
+    str, must_be(FOLDER_PATTERN.fullmatch, "letters, digits, _, - and . only, at most 80 and no dot first (it names a folder)")
 ]
 PromptTemplate = Annotated[str, must_be(has_both_placeholders, "text with {style} and {object}, and nothing else in braces")]
 ListSource = Annotated[str, must_be(str.strip, f"a path or {HUB_PREFIX}ORG/NAME/FILE")]
@@ -63,27 +63,28 @@ Labels = Annotated[dict[str, NonBlankText], Field(min_length=1)]
 CountPair = Annotated[list[Count], Field(min_length=2, max_length=2)]
 JudgeSpec = Annotated[Any, must_be(is_judge_spec, "the name of a judge, or a mapping with that name under judge and its fields")]
 ALL_TIERS = must_be(lambda tiers: len(tiers) == len(TIERS), f"a mapping with each of {', '.join(TIERS)}")
+AttackFields = Annotated[dict[str, Any] | None, must_be(within_bounds, f"a mapping of fields, with no number above {MAX_COUNT:,}")]
 
 
 class AliasesSchema(TypedDict):
-    """Under a label of `aliases`."""
+    """The value of a label under `aliases`."""
 
     named: NotRequired[list[NonBlankText]]
     described: NotRequired[list[NonBlankText]]
 
 
 class AttacksSchema(TypedDict):
-    """Under `attacks`; the fields of each are held against its class (eval.attack_runs.runner)."""
+    """The value of `attacks`; the fields of each attack are checked against its class (eval.attack_runs.runner)."""
 
     tiers: list[Tier]
     prompts: Count
     images: Count
     fresh_images: Count
-    use: dict[FolderName, Annotated[dict[str, Any] | None, limit(within_bounds, f"a mapping of fields, with no number above {MOST:,}")]]
+    use: dict[FolderName, AttackFields]
 
 
 class GridSuiteSchema(TypedDict):
-    """The form unlearncanvas; gates are read by eval.scoring.gates."""
+    """A suite of format grid; eval.scoring.gates parses its gates."""
 
     name: FolderName
     version: int
@@ -109,14 +110,14 @@ class GridSuiteSchema(TypedDict):
 
 
 class PromptListTier(TypedDict):
-    """A tier of the form prompts."""
+    """A tier of a suite of format prompt_list."""
 
     images: Count
     prompts: NotRequired[Count]
 
 
 class PromptListSuiteSchema(TypedDict):
-    """The form prompts."""
+    """A suite of format prompt_list."""
 
     name: FolderName
     version: int

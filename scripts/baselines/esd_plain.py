@@ -1,9 +1,9 @@
-"""The public ESD loop, written plainly, to hold the recorded one against: a fresh rollout for every update and a teacher copy.
+"""A plain version of the public ESD loop, to compare with the cached one: a fresh rollout per update and a copy of the teacher.
 
     python scripts/baselines/esd_plain.py --concept neon --kind style --gradients 1200 --out runs/plain-neon
 
-Same network, dtype, threads, sentences, region, learning rate and number of student sample-gradients as `erasure erase` with its recipe
-for this kind; what differs is where (x_t, t) and the teacher's answers come from. Writes an edit that `erasure audit` takes.
+Same network, dtype, threads, prompts, region, learning rate and number of student sample-gradients as `erasure erase` with its recipe
+for this kind; only the source of (x_t, t) and of the teacher's predictions differs. Writes an edit that `erasure audit` reads.
 """
 
 import argparse
@@ -27,12 +27,39 @@ from erasure.methods.esd import ESD
 
 
 def rollout(teacher: DiffusionModel, prompt: str, steps: int, guidance: float, stop: int, seed: int) -> tuple[torch.Tensor, int]:
-    """Walk from pure noise for `stop` guided steps and return x_t and t there."""
+    """Sample from pure noise for `stop` guided steps and return x_t [1, 4, h, w] and t there."""
     cond, empty = teacher.encode([prompt]), teacher.encode([""])
     for i, step in enumerate(teacher.trajectory(teacher.sample_noise([seed]), cond, empty, steps, guidance)):
         if i == stop:
             return step.x_t, step.t
-    raise AssertionError("stop lies within the walk")
+    raise AssertionError("stop must be below steps")
+
+
+def train(
+    student: DiffusionModel,
+    teacher: DiffusionModel,
+    method: ESD,
+    pairs: list[tuple[str, str]],
+    parameters: dict[str, torch.nn.Parameter],
+    gradients: int,
+    trajectory_steps: int,
+    seed: int,
+) -> None:
+    """Run the ESD loop for as many sample-gradients, one rollout of the teacher for each."""
+    optimizer, rng = torch.optim.Adam(parameters.values(), lr=method.lr), random.Random(seed)
+    for _ in tqdm(range(gradients // method.batch), desc="plain"):
+        optimizer.zero_grad()
+        for _ in range(method.batch):
+            prompt, neutral_prompt = rng.choice(pairs)
+            stop, noise_seed = rng.randrange(trajectory_steps), rng.randrange(2**31)
+            x_t, t = rollout(teacher, prompt, trajectory_steps, method.trajectory_guidance, stop, noise_seed)
+            times = torch.tensor([t])
+            with torch.no_grad():
+                eps_cond, eps_neutral = (teacher.predict(x_t, times, teacher.encode([text])) for text in (prompt, neutral_prompt))
+            target = eps_neutral - method.negative_guidance * (eps_cond - eps_neutral)
+            loss = F.mse_loss(student.predict(x_t, times, student.encode([prompt])), target) / method.batch
+            loss.backward()
+        optimizer.step()
 
 
 def main() -> None:
@@ -40,7 +67,7 @@ def main() -> None:
     parser.add_argument("--concept", required=True)
     parser.add_argument("--kind", default="style")
     parser.add_argument("--gradients", type=int, default=0, help="student sample-gradients; default: as many as the recipe takes")
-    parser.add_argument("--walk-steps", type=int, default=50, help="DDIM steps of a full rollout, as in the public code")
+    parser.add_argument("--trajectory-steps", type=int, default=50, help="DDIM steps of a full rollout, as in the public code")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -56,23 +83,8 @@ def main() -> None:
     for p in parameters.values():
         p.requires_grad_(True)
     student.set_attention(training=True)
-    optimizer = torch.optim.Adam(parameters.values(), lr=method.lr)
-    rng, start = random.Random(args.seed), time.monotonic()
-    gradients = args.gradients or method.steps * method.batch
-    for _ in tqdm(range(gradients // method.batch), desc="plain"):
-        optimizer.zero_grad()
-        for _ in range(method.batch):
-            prompt, neutral_prompt = rng.choice(pairs)
-            x_t, t = rollout(
-                teacher, prompt, args.walk_steps, method.trajectory_guidance, rng.randrange(args.walk_steps), rng.randrange(2**31)
-            )
-            times = torch.tensor([t])
-            with torch.no_grad():
-                eps_cond, eps_neutral = (teacher.predict(x_t, times, teacher.encode([text])) for text in (prompt, neutral_prompt))
-            target = eps_neutral - method.negative_guidance * (eps_cond - eps_neutral)
-            loss = F.mse_loss(student.predict(x_t, times, student.encode([prompt])), target) / method.batch
-            loss.backward()
-        optimizer.step()
+    start, gradients = time.monotonic(), args.gradients or method.steps * method.batch
+    train(student, teacher, method, pairs, parameters, gradients, args.trajectory_steps, args.seed)
     seconds = time.monotonic() - start
     cost = {"sample_gradients": gradients, "unet_forwards": student.cost.unet_forwards, "unet_backwards": gradients}
     info = EditInfo(

@@ -1,1 +1,1 @@
-"""Hostile inputs by group, and what counts as a failure; scripts/fuzz.py runs them."""
+"""Hostile inputs by group, and the runner that detects failures; for scripts/fuzz.py."""

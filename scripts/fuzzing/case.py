@@ -1,4 +1,4 @@
-"""One hostile input, and the values and mutations that such inputs are made of."""
+"""A hostile input, and the values and mutations for building such inputs."""
 
 import copy
 import json
@@ -39,34 +39,34 @@ BINARY_BYTES = bytes(range(256)) * 8
 class Case:
     """A command and the files that it reads.
 
-    `{in}` and `{out}` in `argv` stand for the folder of those files and for an empty folder that the command may write to.
+    `{in}` and `{out}` in `argv` are placeholders for the folder of these files and for an empty folder that the command may write to.
     """
 
     name: str
     argv: tuple[str, ...]
     files: Mapping[str, bytes | Path] = field(default_factory=dict)  # by path below {in}; a Path is copied from there
-    must_fail: bool = True  # whether it must be refused; if not, it may be refused or done, and only must not break anything
-    own_process: bool = False  # in a process of its own
+    must_fail: bool = True  # whether it must be refused; if not, both outcomes are fine as long as nothing breaks
+    own_process: bool = False  # run it in its own process
 
 
 def swap_type(value: Any, rng: random.Random) -> Any:
-    """A value of another JSON type."""
+    """Return a value of another JSON type."""
     others: list[Any] = [None, True, 7, 0.5, "text", [], ["a", 1], {}, {"a": {"b": []}}]
     return rng.choice([other for other in others if json_type(other) != json_type(value)])
 
 
 def json_type(value: Any) -> str:
-    """The JSON type of a value; whole numbers and others are one."""
+    """Return the JSON type of a value; integers and floats are one type."""
     return "number" if isinstance(value, int | float) and not isinstance(value, bool) else type(value).__name__
 
 
 def hostile_value(rng: random.Random) -> Any:
-    """A value that nobody expects."""
+    """Return an unexpected value."""
     return rng.choice([*HOSTILE_TEXTS[:-2], *HOSTILE_NUMBERS, None, True, [], {}, [[[]]], {"a": None}, ["x"] * 1000])
 
 
 def mutate(record: Any, rng: random.Random) -> Any:
-    """A copy of a JSON value in which one place at any depth is deleted, doubled, swapped for another type or made hostile."""
+    """Return a copy of a JSON value in which one entry at any depth is deleted, duplicated, swapped for another type or made hostile."""
     result = copy.deepcopy(record)
     node: Any = {"": result}
     key: Any = ""
@@ -86,7 +86,7 @@ def mutate(record: Any, rng: random.Random) -> Any:
 
 
 def drop_each_key(record: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The mapping without each of its keys in turn."""
+    """Yield each key and the mapping without it."""
     for name in record:
         yield name, {key: value for key, value in record.items() if key != name}
 
@@ -96,12 +96,12 @@ def to_json_bytes(record: Any) -> bytes:
 
 
 def to_safetensors(tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> bytes:
-    """A safetensors file; tensors that share memory are written apart."""
+    """Return the bytes of a safetensors file; tensors that share memory are copied."""
     return save({name: tensor.clone().contiguous() for name, tensor in tensors.items()}, metadata=metadata)
 
 
 def damage(data: bytes, rng: random.Random) -> bytes:
-    """Bytes with an end cut off, some overwritten, some put in or some taken out."""
+    """Return bytes that are truncated, or have some bytes overwritten, inserted or removed."""
     position, noise = rng.randrange(len(data)), rng.randbytes(rng.randint(1, 64))
     match rng.randrange(4):
         case 0:

@@ -1,4 +1,4 @@
-"""Edits whose record or tensors are not what `erasure erase` wrote."""
+"""Edits with a changed record or changed tensors."""
 
 import json
 import random
@@ -22,9 +22,9 @@ from fuzzing.case import (
     to_json_bytes,
     to_safetensors,
 )
-from fuzzing.ground import Fixtures
+from fuzzing.fixtures import Fixtures
 
-LENIENT_KEYS = {"fields", "notes", "versions", "known", "cost", "format"}  # keys of edit.json that nobody reads strictly today
+LENIENT_KEYS = {"fields", "notes", "versions", "concept_checks", "cost", "format"}  # keys of edit.json that are not checked strictly
 
 
 def edit_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
@@ -43,14 +43,14 @@ def edit_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
 
 def make_case(fixtures: Fixtures, name: str, rng: random.Random, files: dict[str, bytes], must_fail: bool = True) -> Case:
     format = rng.choice(["folder", "lora", "edit"])
-    argv = ("export", "{in}/edit", "--as", format, "--rank", "2", "--model", str(fixtures.model), "--out", "{out}/made")
-    return Case(f"{name}, export --as {format}", argv, {"edit": fixtures.edit, **files}, must_fail)
+    argv = ("export", "{in}/edit", "--format", format, "--rank", "2", "--model", str(fixtures.model), "--out", "{out}/made")
+    return Case(f"{name}, export --format {format}", argv, {"edit": fixtures.edit, **files}, must_fail)
 
 
 def record_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
     record = json.loads((fixtures.edit / "edit.json").read_text())
 
-    def changed(name: str, content: object, must_fail: bool = True) -> Case:
+    def changed_case(name: str, content: object, must_fail: bool = True) -> Case:
         return make_case(
             fixtures,
             f"edit.json, {name}",
@@ -67,30 +67,30 @@ def record_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
         ("a list", b"[]"),
         ("cut", b'{"method":'),
     ):
-        yield changed(name, data)
+        yield changed_case(name, data)
     for key, rest in drop_each_key(record):
-        yield changed(f"without {key}", rest, must_fail=key not in LENIENT_KEYS)
+        yield changed_case(f"without {key}", rest, must_fail=key not in LENIENT_KEYS)
     for key, value in record.items():
-        yield changed(f"{key} of another type", {**record, key: swap_type(value, rng)}, must_fail=key not in LENIENT_KEYS)
+        yield changed_case(f"{key} of another type", {**record, key: swap_type(value, rng)}, must_fail=key not in LENIENT_KEYS)
     for key in ("source", "fingerprint", "family"):
-        yield changed(
+        yield changed_case(
             f"base without {key}", {**record, "base": {k: v for k, v in record["base"].items() if k != key}}, key == "fingerprint"
         )
-        yield changed(f"base, {key} a list", {**record, "base": {**record["base"], key: ["x"]}})
+        yield changed_case(f"base, {key} a list", {**record, "base": {**record["base"], key: ["x"]}})
     for value in HOSTILE_NUMBERS:
-        yield changed(f"seed {value}", {**record, "seed": value}, must_fail=not isinstance(value, int))
-        yield changed(f"format {value}", {**record, "format": value})
+        yield changed_case(f"seed {value}", {**record, "seed": value}, must_fail=not isinstance(value, int))
+        yield changed_case(f"format {value}", {**record, "format": value})
     for text in HOSTILE_TEXTS:
-        yield changed(
+        yield changed_case(
             f"a concept named {text[:20]!r}", {**record, "concepts": [{"name": text, "kind": "style"}]}, must_fail=not text.strip()
         )
-        yield changed(f"method {text[:20]!r}", {**record, "method": text}, must_fail=False)
-        yield changed(f"product {text[:20]!r}", {**record, "product": text})
-    for name, concept in (("no name", {}), ("a kind that is none", {"name": "x", "kind": "y"}), ("a text", "neon"), ("a number", 3)):
-        yield changed(f"a concept that is {name}", {**record, "concepts": [concept]})
-    yield changed("an unknown key", {**record, "nonsense": 1})
-    yield changed("after a text", {**record, "base": {**record["base"], "after": "x"}})
-    yield changed("after an edit that is not there", {**record, "base": {**record["base"], "after": ["0" * 16]}})
+        yield changed_case(f"method {text[:20]!r}", {**record, "method": text}, must_fail=False)
+        yield changed_case(f"product {text[:20]!r}", {**record, "product": text})
+    for name, concept in (("no name", {}), ("an unknown kind", {"name": "x", "kind": "y"}), ("a text", "neon"), ("a number", 3)):
+        yield changed_case(f"a concept that is {name}", {**record, "concepts": [concept]})
+    yield changed_case("an unknown key", {**record, "nonsense": 1})
+    yield changed_case("after a text", {**record, "base": {**record["base"], "after": "x"}})
+    yield changed_case("after an edit that is not there", {**record, "base": {**record["base"], "after": ["0" * 16]}})
 
 
 def tensor_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
@@ -98,7 +98,7 @@ def tensor_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
     edit_tensors = load(tensor_bytes)
     name, value = next(iter(edit_tensors.items()))
 
-    def changed(description: str, data: bytes, must_fail: bool = True) -> Case:
+    def changed_case(description: str, data: bytes, must_fail: bool = True) -> Case:
         return make_case(fixtures, f"edit.safetensors, {description}", rng, {"edit/edit.safetensors": data}, must_fail)
 
     for description, data in (
@@ -108,17 +108,17 @@ def tensor_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
         ("cut in its header", tensor_bytes[:40]),
         ("longer", tensor_bytes + b"\0"),
     ):
-        yield changed(description, data)
-    yield changed("a header of 2^60 bytes", (2**60).to_bytes(8, "little") + tensor_bytes[8:])
+        yield changed_case(description, data)
+    yield changed_case("a header of 2^60 bytes", (2**60).to_bytes(8, "little") + tensor_bytes[8:])
     for i in range(8):
         position = rng.randrange(len(tensor_bytes) - 1000, len(tensor_bytes))
-        yield changed(
+        yield changed_case(
             f"bit {i} of byte {position} flipped",
             tensor_bytes[:position] + bytes([tensor_bytes[position] ^ (1 << i)]) + tensor_bytes[position + 1 :],
         )
     other = (
         ("no tensor", {}),
-        ("one less", {key: tensor for key, tensor in edit_tensors.items() if key != name}),
+        ("one tensor less", {key: tensor for key, tensor in edit_tensors.items() if key != name}),
         ("NaN", {**edit_tensors, name: value * float("nan")}),
         ("infinite", {**edit_tensors, name: value + float("inf")}),
         ("another shape", {**edit_tensors, name: value[:-1].contiguous()}),
@@ -130,11 +130,11 @@ def tensor_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
         ("a name of no network", {**edit_tensors, "../../x": value}),
     )
     for description, changed_tensors in other:
-        yield changed(description, to_safetensors(changed_tensors))
+        yield changed_case(description, to_safetensors(changed_tensors))
 
 
 def path_cases(fixtures: Fixtures) -> Iterator[Case]:
-    """Ways to name an edit that is sound."""
+    """Invalid paths and arguments for a valid edit."""
     files: dict[str, bytes | Path] = {"edit": fixtures.edit, "plain.txt": b"plain", "other/edit.json": b"{}"}
     model = ("--model", str(fixtures.model))
     for path in ("{in}/none", "{in}/plain.txt", "{in}/other", "{in}/edit/README.md", "", "{in}", "a\0b", "x" * 9_999):
@@ -142,8 +142,10 @@ def path_cases(fixtures: Fixtures) -> Iterator[Case]:
         yield Case(f"audit sequence of {path[:20]!r}", ("audit", "sequence", path, *model, "--out", "{out}/x"), files)
         on = ("erase", "--method", "uce", "--concept", "sketch", *model, "--on", path, "--out", "{out}/x")
         yield Case(f"erase --on {path[:20]!r}", on, files)
-    twice = ("audit", "{in}/edit", "{in}/edit", *model, "--tier", "smoke", "--out", "{out}/x")
-    yield Case("audit of one edit twice", twice, files)
-    yield replace(Case("audit sequence of one edit twice", twice, files), argv=("audit", "sequence", *twice[1:]))
+    duplicate = ("audit", "{in}/edit", "{in}/edit", *model, "--tier", "smoke", "--out", "{out}/x")
+    yield Case("audit of a duplicate edit", duplicate, files)
+    yield replace(Case("audit sequence of a duplicate edit", duplicate, files), argv=("audit", "sequence", *duplicate[1:]))
     for format in ("folder", "edit", "lora", "text-encoder"):
-        yield Case(f"export --as {format} into a file", ("export", "{in}/edit", *model, "--as", format, "--out", "{in}/plain.txt/x"), files)
+        yield Case(
+            f"export --format {format} into a file", ("export", "{in}/edit", *model, "--format", format, "--out", "{in}/plain.txt/x"), files
+        )

@@ -1,4 +1,4 @@
-"""What every case starts from: a tiny model, an edit of it, its audit and exports, made once by the commands themselves."""
+"""Inputs of every case: a tiny model, an edit of it, its audit and a LoRA, made once by the commands themselves."""
 
 import contextlib
 import io
@@ -21,13 +21,13 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Fixtures:
-    """Folders and files of an undisturbed run; cases copy them and never change them."""
+    """Folders and files of valid runs. Cases copy them and never change them."""
 
     root: Path
 
     @property
     def model(self) -> Path:
-        """A diffusers folder whose pictures have 64 x 64 pixels, as pocket's judges want."""
+        """A diffusers folder with images of 64 x 64 pixels, as pocket's judges need."""
         return self.root / "model"
 
     @property
@@ -40,7 +40,7 @@ class Fixtures:
 
     @property
     def job(self) -> Path:
-        """The folder of a job that is done."""
+        """The folder of a finished job."""
         return self.root / "job"
 
     @property
@@ -58,33 +58,37 @@ class Fixtures:
         return self.root / "word.safetensors"
 
     def grid_suite(self) -> dict:
-        """A suite of 3 x 2 cells in two steps."""
+        """Return a suite of 3 x 2 cells in two steps."""
         suite = yaml.safe_load((SUITES_FOLDER / "pocket.yaml").read_text(encoding="utf-8"))
-        suite |= {"steps": 2, "tiers": {tier: [1, 1] for tier in suite["tiers"]}, "mutations": [], "attacks": None, "benign": None}
+        suite |= {"steps": 2, "tiers": {tier: [1, 1] for tier in suite["tiers"]}, "perturbations": [], "attacks": None, "benign": None}
         suite["styles"] = {key: suite["styles"][key] for key in ("plain", "neon", "sketch")}
         suite["objects"] = {key: suite["objects"][key] for key in ("boat", "tree")}
         suite["aliases"] = {"neon": {"named": suite["aliases"]["neon"]["named"][:1]}}
-        suite["neighbours"] = None
+        suite["neighbors"] = None
         return {key: value for key, value in suite.items() if value is not None}
 
     def prompt_list_suite(self) -> dict:
-        """A suite of prompts alone, whose list is given with --prompts."""
+        """Return a suite without a grid, whose list is given with --prompt-list."""
         return {
-            "name": "listed",
+            "name": "prompts",
             "version": 1,
-            "form": "prompts",
+            "format": "prompt_list",
             "concept": "neon",
             "kind": "style",
             "judge": "pocket_style",
             "steps": 2,
             "guidance": 3.0,
-            "tiers": {tier: {"pictures": 1, "prompts": 2} for tier in ("smoke", "standard", "full")},
+            "tiers": {tier: {"images": 1, "prompts": 2} for tier in ("smoke", "standard", "full")},
             "gates": {"erased": {"rate": "UA", "at_least": 0.5}},
         }
 
 
 def make_fixtures(root: Path) -> Fixtures:
-    """Make it all below `root`; a command that fails ends the script, since nothing could be told from the cases then."""
+    """Make all fixtures below `root`. A failing command ends the script, because the cases would show nothing.
+
+    Raises:
+        SystemExit: A command failed.
+    """
     fixtures = Fixtures(root)
     tiny.save_pipeline(fixtures.model, size=16, levels=3)
     (root / "grid.yaml").write_text(yaml.safe_dump(fixtures.grid_suite()))
@@ -95,7 +99,7 @@ def make_fixtures(root: Path) -> Fixtures:
     for argv in (
         [*erase, "--out", str(fixtures.edit)],
         ["audit", str(fixtures.edit), "--suite", str(root / "grid.yaml"), "--tier", "smoke", "--out", str(fixtures.audit)],
-        ["export", str(fixtures.edit), "--as", "lora", "--rank", "32", "--out", str(root / "lora")],
+        ["export", str(fixtures.edit), "--format", "lora", "--rank", "32", "--out", str(root / "lora")],
         ["jobs", "run-one", str(fixtures.job / "spec.json")],
     ):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as stderr:

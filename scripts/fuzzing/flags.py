@@ -1,4 +1,4 @@
-"""Every flag of every command with values of the wrong type, out of range, too long, or of letters that no name has."""
+"""Every flag of every command with values of the wrong type, out of range, too long, or with invalid characters."""
 
 import random
 import types
@@ -13,19 +13,35 @@ from app.parsing import combine_options
 from erasure.config.registry import list_modules, load_class
 from erasure.methods.base import Method
 from fuzzing.case import HOSTILE_TEXTS, LONG_TEXT, Case
-from fuzzing.ground import Fixtures
+from fuzzing.fixtures import Fixtures
 
 RETAIN_PROMPTS = ("a dog", "a tree")
-TRAJECTORY_FIELDS = {"walks": 4, "walk_steps": 2, "steps": 1, "batch": 1}
-RETAIN_FIELDS = {"retain": RETAIN_PROMPTS, "retain_walks": 2, "retain_batch": 1}
-SMALL_FIELDS: dict[str, dict[str, Any]] = {  # so that what is not refused ends soon
+TRAJECTORY_FIELDS = {"trajectories": 4, "trajectory_steps": 2, "steps": 1, "batch": 1}
+RETAIN_FIELDS = {"retain_prompts": RETAIN_PROMPTS, "retain_trajectories": 2, "retain_batch": 1}
+SMALL_FIELDS: dict[str, dict[str, Any]] = {  # short runs, because some cases are not refused
     "esd": TRAJECTORY_FIELDS,
     "salun": {**TRAJECTORY_FIELDS, **RETAIN_FIELDS},
-    "advunlearn": {**TRAJECTORY_FIELDS, **RETAIN_FIELDS, "attack_steps": 1, "warmup": 1, "tokens": 1},
-    "uce": {"preserve": RETAIN_PROMPTS, "probes": RETAIN_PROMPTS},
-    "fia": {"r2": 0.1, "record_steps": 1, "walk_steps": 2},
-    "sfd": {"steps": 1, "batch": 1, "rank": 1, "retain": RETAIN_PROMPTS, "distil_steps": 1, "distil_walks": 2, "walk_steps": 2},
-    "sfd_matching": {"steps": 1, "batch": 1, "retain_batch": 1, "retain": RETAIN_PROMPTS, "draws": 2, "retain_draws": 2, "points": 2},
+    "advunlearn": {**TRAJECTORY_FIELDS, **RETAIN_FIELDS, "attack_steps": 1, "warmup": 1, "attack_tokens": 1},
+    "uce": {"retain_prompts": RETAIN_PROMPTS, "probe_prompts": RETAIN_PROMPTS},
+    "fia": {"candidate_fraction": 0.1, "record_steps": 1, "trajectory_steps": 2},
+    "sfd": {
+        "steps": 1,
+        "batch": 1,
+        "rank": 1,
+        "retain_prompts": RETAIN_PROMPTS,
+        "distill_steps": 1,
+        "distill_trajectories": 2,
+        "trajectory_steps": 2,
+    },
+    "sfd_matching": {
+        "steps": 1,
+        "batch": 1,
+        "retain_batch": 1,
+        "retain_prompts": RETAIN_PROMPTS,
+        "generated_images": 2,
+        "retain_generated_images": 2,
+        "noise_levels": 2,
+    },
     "negative_prompt": {},
     "sld": {},
 }
@@ -35,9 +51,9 @@ NOT_FINITE_FLOATS = ("nan", "inf", "-inf", "1e400", *BAD_FLOATS)
 BAD_FILES = ("a\0b", "{in}/plain.txt/x", "x" * 5_000, "../../../nowhere/at/all")
 BAD_FOLDERS = ("a\0b", "{in}/plain.txt/x", "{in}/plain.txt", "x" * 5_000)
 HUGE_INTEGERS = ("1001", "1000000000000", "9223372036854775808")
-BOUNDED_FLAGS = {"port", "walk_steps", "seed", "rank"}  # where a value of HUGE can be told from a long wait
-ENDLESS_FLAGS = {("studio", "port"), ("jobs run-one", "parent")}  # not refused, they serve, or end this process
-LOOKED_UP_FLAGS = {"device", "suite", "model"}  # texts that name something which is not there
+BOUNDED_FLAGS = {"port", "trajectory_steps", "seed", "rank"}  # where a value of HUGE_INTEGERS does not just run for long
+ENDLESS_FLAGS = {("studio", "port"), ("jobs run-one", "parent_pid")}  # valid values serve forever, or end this process
+LOOKED_UP_FLAGS = {"device", "suite", "model"}  # texts that must name something that exists
 
 
 def flag_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
@@ -47,7 +63,7 @@ def flag_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
 
 
 def valid_commands(fixtures: Fixtures) -> Iterator[tuple[str, list[str], type, dict[str, Any]]]:
-    """Each command with a line that would work, its options and the files it reads."""
+    """Yield each command with a valid command line, its options and the files it reads."""
     model, edit = str(fixtures.model), {"edit": fixtures.edit, "plain.txt": b"plain"}
     audit = {"audit": fixtures.audit, **edit}
     for name in list_modules("erasure.methods"):
@@ -60,8 +76,8 @@ def valid_commands(fixtures: Fixtures) -> Iterator[tuple[str, list[str], type, d
     yield "audit", ["audit", *audit_arguments, "--out", "{out}/audit"], options_class("audit", "Options"), suite
     yield "audit report", ["audit", "report", "{in}/audit"], options_class("audit", "ReportOptions"), audit
     yield "audit compare", ["audit", "compare", "{in}/audit", "{in}/audit"], options_class("audit", "CompareOptions"), audit
-    images_argv = ["audit", "answers", "{in}/audit", "--concept", "neon", "--out", "{out}/a"]
-    yield "audit answers", images_argv, options_class("audit", "AnswersOptions"), audit
+    images_argv = ["audit", "images", "{in}/audit", "--concept", "neon", "--out", "{out}/a"]
+    yield "audit images", images_argv, options_class("audit", "ImagesOptions"), audit
     sequence = import_module("app.commands.audit_sequence").Options
     yield "audit sequence", ["audit", "sequence", *audit_arguments, "--out", "{out}/s"], sequence, suite
     yield "export", ["export", "{in}/edit", "--out", "{out}/lora"], options_class("export", "Options"), edit
@@ -74,15 +90,15 @@ def valid_commands(fixtures: Fixtures) -> Iterator[tuple[str, list[str], type, d
         {"job": fixtures.job, "plain.txt": b"plain"},
     )
     yield (
-        "jobs board",
-        ["jobs", "board", "{in}/runs", "--out", "{out}/b"],
-        options_class("jobs", "BoardOptions"),
+        "jobs leaderboard",
+        ["jobs", "leaderboard", "{in}/runs", "--out", "{out}/b"],
+        options_class("jobs", "LeaderboardOptions"),
         {"runs": fixtures.audit, **edit},
     )
     yield (
         "jobs run-one",
         ["jobs", "run-one", "{in}/job/spec.json"],
-        options_class("jobs", "OneOptions"),
+        options_class("jobs", "RunOneOptions"),
         {"job": fixtures.job, "plain.txt": b"x"},
     )
     yield "studio", ["studio", "--model", "{in}/none"], options_class("studio", "Options"), {"plain.txt": b"plain"}
@@ -93,8 +109,8 @@ def valid_commands(fixtures: Fixtures) -> Iterator[tuple[str, list[str], type, d
 
 
 def options_class(command: str, cls: str) -> type:
-    found_class: type = getattr(import_module(f"app.commands.{command}"), cls)
-    return found_class
+    loaded: type = getattr(import_module(f"app.commands.{command}"), cls)
+    return loaded
 
 
 def flag_argv(name: str, value: Any) -> list[str]:
@@ -106,25 +122,24 @@ def command_cases(command: str, argv: list[str], cls: type, files: dict[str, Any
     yield Case(f"{command}, a word too many", (*argv, "--", "nonsense", "a\0b"), files, must_fail=False)
     hints = typing.get_type_hints(cls)
     for f in fields(cls):  # type: ignore[arg-type]  # a dataclass
-        name = {"form": "as"}.get(f.name, f.name)
         for value, must_fail in hostile_values(command, f.name, hints[f.name]):
-            full_argv = (*argv, f"--{name.replace('_', '-')}={value}")
-            yield Case(f"{command} --{name} {value[:30]!r}", full_argv, files, must_fail)
+            flag = f"--{f.name.replace('_', '-')}"
+            yield Case(f"{command} {flag} {value[:30]!r}", (*argv, f"{flag}={value}"), files, must_fail)
 
 
 def hostile_values(command: str, name: str, hint: Any) -> Iterator[tuple[str, bool]]:
-    """Hostile values of a field, and whether they must be refused."""
+    """Yield hostile values of a field, and whether each must be refused."""
     parts = flatten_hint(hint)
     if any(typing.get_origin(part) is Literal for part in parts):
         yield from ((text, True) for text in ("nonsense", "", "a\0b", LONG_TEXT))
-        yield "None", type(None) not in parts  # an option that may be left out is left out by this word, too
+        yield "None", type(None) not in parts  # tyro reads this as None for an optional flag
     elif bool in parts:
         yield from ((text, True) for text in ("maybe", "", "2"))
     elif int in parts:
         yield from ((text, True) for text in BAD_INTEGERS if not (text.startswith("-") and (command, name) in ENDLESS_FLAGS))
         yield ("0", False) if (command, name) not in ENDLESS_FLAGS else ("x1", True)
         if name in BOUNDED_FLAGS and (command, name) not in ENDLESS_FLAGS:
-            yield from ((text, name == "walk_steps" or (name == "seed" and len(text) > 18)) for text in HUGE_INTEGERS)
+            yield from ((text, name == "trajectory_steps" or (name == "seed" and len(text) > 18)) for text in HUGE_INTEGERS)
     elif float in parts:
         yield from ((text, True) for text in NOT_FINITE_FLOATS)
         yield from ((text, False) for text in ("-1", "0", "1e30"))
@@ -135,7 +150,7 @@ def hostile_values(command: str, name: str, hint: Any) -> Iterator[tuple[str, bo
 
 
 def flatten_hint(hint: Any) -> list[Any]:
-    """The types that a hint is made of, Literals whole."""
+    """Return the types in a hint; a Literal stays whole."""
     origin = typing.get_origin(hint)
     if origin is Literal or origin is None:
         return [hint]

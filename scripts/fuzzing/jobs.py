@@ -1,8 +1,9 @@
-"""Jobs: the spec of one, plans of many, and the files by which their folders say how far they are."""
+"""Jobs: the spec of one, plans of many, and the files that hold their state."""
 
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -19,11 +20,36 @@ from fuzzing.case import (
     swap_type,
     to_json_bytes,
 )
-from fuzzing.ground import Fixtures
+from fuzzing.fixtures import Fixtures
+
+INVALID_FIELDS: tuple[tuple[str, Any], ...] = (
+    ("nonsense", 1),
+    ("steps", "x"),
+    ("steps", 1.5),
+    ("lr", float("nan")),
+    ("lr", "1e-3"),
+    ("lr", float("inf")),
+    ("trajectory_steps", 1001),
+    ("trajectory_steps", 10**12),
+    ("region", "nowhere"),
+    ("retain_prompts", "x"),
+)
+INVALID_ENTRY_VALUES: tuple[tuple[str, tuple[Any, ...]], ...] = (
+    ("concept", (None, "", 3, [], [""], {}, {"name": ""}, {"name": 3}, {"name": "x", "kind": "y"}, ";")),
+    ("method", (None, "", "nonsense", 3, {}, "../esd", LONG_TEXT)),
+    ("seed", ("x", -1, 2**63, 1.5, None, True, {}, [[0]])),
+    ("kind", ("nonsense", 3, ["style"])),
+    ("tier", ("nonsense", 3, None)),
+    ("suite", ("nonsense", 3, "../pocket", LONG_TEXT)),
+    ("model", (3, {}, None, "a\0b")),
+    ("fields", ("x", 3, [], {"lr": "x"}, {"nonsense": 1}, {"trajectory_steps": 1001}, {"trajectory_steps": 10**12}, {"lr": float("nan")})),
+    ("prompts", ("x", ["no place"], ["{} {}"], 3)),
+    ("anchor", (3, ["x"], "neon")),
+)
 
 
 def spec_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
-    """spec.json of `jobs run-one`; what is right in it runs."""
+    """spec.json files for `jobs run-one`; valid ones run."""
     record = {
         "concepts": [{"name": "neon", "kind": "style", "prompts": [], "anchor": "", "aliases": []}],
         "method": "uce",
@@ -51,24 +77,10 @@ def spec_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
         for text in HOSTILE_TEXTS
     ]
     fixed += [case(f"a concept named {text[:20]!r}", {**record, "concepts": [{"name": text}]}, not text.strip()) for text in HOSTILE_TEXTS]
-    fixed += [
-        case(f"field {key} {value!r}", {**record, "method": "esd", "fields": {key: value}})
-        for key, value in (
-            ("nonsense", 1),
-            ("steps", "x"),
-            ("steps", 1.5),
-            ("lr", float("nan")),
-            ("lr", "1e-3"),
-            ("lr", float("inf")),
-            ("walk_steps", 1001),
-            ("walk_steps", 10**12),
-            ("region", "nowhere"),
-            ("retain", "x"),
-        )
-    ]
+    fixed += [case(f"field {key} {value!r}", {**record, "method": "esd", "fields": {key: value}}) for key, value in INVALID_FIELDS]
     fixed += [
         case("no concept", {**record, "concepts": []}),
-        case("a concept twice", {**record, "concepts": record["concepts"] * 2}, must_fail=False),
+        case("a duplicate concept", {**record, "concepts": record["concepts"] * 2}, must_fail=False),
         case("an edit that is not there", {"edits": ["{in}/none"], "suite": "pocket"}),
         case("edits and no suite", {"edits": [str(fixtures.edit)]}, must_fail=False),
         case("a suite without the concept", {**record, "suite": "sd"}),
@@ -81,14 +93,14 @@ def spec_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
 
 
 def plan_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
-    """YAML of `jobs run --dry-run` and `jobs status`."""
+    """YAML files for `jobs run --dry-run` and `jobs status`."""
     entry = {"concept": ["neon", "sketch"], "method": "esd", "seed": [0, 1], "fields": {"lr": [1e-4, 2e-4]}}
     plan = {"model": str(fixtures.model), "suite": "pocket", "jobs": [entry]}
 
-    def case(name: str, content: object, must_fail: bool = True, looks: bool = False) -> Case:
-        """`looks`: what is wrong is seen where a plan is looked at closely, and not by `jobs status`."""
+    def case(name: str, content: object, must_fail: bool = True, needs_run: bool = False) -> Case:
+        """`needs_run`: `jobs run` finds the error, and `jobs status` does not."""
         data = content if isinstance(content, bytes) else yaml.safe_dump(content).encode()
-        status = rng.random() < 0.3 and not looks
+        status = rng.random() < 0.3 and not needs_run
         argv = ("jobs", "status", "{in}/plan.yaml") if status else ("jobs", "run", "{in}/plan.yaml", "--dry-run")
         return Case(f"plan.yaml, {name}", argv, {"plan.yaml": data}, must_fail)
 
@@ -100,11 +112,11 @@ def plan_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
             ("binary", BINARY_BYTES),
             ("a bomb of anchors", b"a: &a [x,x]\nb: &b [*a,*a]\njobs: [*b]"),
             ("a tag that runs code", b"jobs: !!python/object/apply:os.system ['true']"),
-            ("a key twice", b"jobs: [{concept: neon}]\njobs: []"),
+            ("a duplicate key", b"jobs: [{concept: neon}]\njobs: []"),
             ("tabs", b"jobs:\n\t- concept: neon"),
             ("UTF-16", "jobs: [{concept: neon}]".encode("utf-16-le")),
             ("a number of 5,000 digits", b"jobs: [{concept: neon, seed: " + b"9" * 5_000 + b"}]"),
-            ("a date that is none", b"jobs: [{concept: 2020-99-99}]"),
+            ("an invalid date", b"jobs: [{concept: 2020-99-99}]"),
             ("a self-reference", b"&a jobs: [*a]"),
         )
     ]
@@ -113,23 +125,12 @@ def plan_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
     fixed += [case(f"unknown key of a job {key[:20]!r}", {**plan, "jobs": [{**entry, key: 1}]}) for key in ("concpt", "out", LONG_TEXT)]
     fixed += [
         case(f"{key} {str(value)[:30]!r}", {**plan, "jobs": [{**entry, key: value}]}, True, key in ("method", "suite", "model", "fields"))
-        for key, bad_values in (
-            ("concept", (None, "", 3, [], [""], {}, {"name": ""}, {"name": 3}, {"name": "x", "kind": "y"}, ";")),
-            ("method", (None, "", "nonsense", 3, {}, "../esd", LONG_TEXT)),
-            ("seed", ("x", -1, 2**63, 1.5, None, True, {}, [[0]])),
-            ("kind", ("nonsense", 3, ["style"])),
-            ("tier", ("nonsense", 3, None)),
-            ("suite", ("nonsense", 3, "../pocket", LONG_TEXT)),
-            ("model", (3, {}, None, "a\0b")),
-            ("fields", ("x", 3, [], {"lr": "x"}, {"nonsense": 1}, {"walk_steps": 1001}, {"walk_steps": 10**12}, {"lr": float("nan")})),
-            ("prompts", ("x", ["no place"], ["{} {}"], 3)),
-            ("anchor", (3, ["x"], "neon")),
-        )
+        for key, bad_values in INVALID_ENTRY_VALUES
         for value in bad_values
     ]
     fixed += [case(f"out {str(value)[:20]!r}", {**plan, "out": value}, not isinstance(value, str)) for value in (3, ["x"], *HOSTILE_TEXTS)]
     fixed += [case(f"{n:,} steps", {**plan, "jobs": [{**entry, "fields": {"steps": n}}]}, must_fail=False) for n in (10**6, 10**12)]
-    fixed += [case("a job twice", {**plan, "jobs": [entry, entry]})]
+    fixed += [case("a duplicate job", {**plan, "jobs": [entry, entry]})]
     rng.shuffle(fixed)
     yield from fixed
     while True:
@@ -140,8 +141,8 @@ def plan_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
 
 
 def claim_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
-    """Folders of jobs whose files are damaged, as `jobs status`, `jobs board` and a scheduler meet them; nothing here must be refused."""
-    claim = {"pid": 1, "host": "elsewhere", "started": "0", "phase": "erasing", "total": 5, "since": 0.0, "first": 0}
+    """Job folders with damaged files, for `jobs status` and `jobs leaderboard`; none must be refused."""
+    claim = {"pid": 1, "host": "elsewhere", "started": "0", "phase": "erasing", "total": 5, "started_at": 0.0, "done_before": 0}
     valid_files = {
         "claim.json": to_json_bytes(claim),
         "done.json": (fixtures.job / "done.json").read_bytes(),
@@ -182,13 +183,13 @@ def claim_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
 
 
 def two_jobs_case(fixtures: Fixtures, name: str, files: dict[str, bytes], rng: random.Random) -> Case:
-    """One of two jobs whose folder holds these files."""
-    argv = rng.choice([("jobs", "status", "{in}/runs"), ("jobs", "board", "{in}/runs", "--out", "{out}/b")])
-    hidden = {"done.json"} if any("claim" in file or "error" in file for file in files) else set()
+    """A folder of two jobs, one of which has these files."""
+    argv = rng.choice([("jobs", "status", "{in}/runs"), ("jobs", "leaderboard", "{in}/runs", "--out", "{out}/b")])
+    removed = {"done.json"} if any("claim" in file or "error" in file for file in files) else set()
     inputs: dict[str, bytes | Path] = {
         f"runs/one/{path.relative_to(fixtures.job)}": path
         for path in sorted(fixtures.job.rglob("*"))
-        if path.is_file() and path.name not in hidden
+        if path.is_file() and path.name not in removed
     }
     inputs |= {f"runs/two/{path.name}": path for path in fixtures.job.iterdir() if path.is_file()}
     inputs |= {f"runs/one/{file}": data for file, data in files.items()}

@@ -1,9 +1,10 @@
-"""Base models and erasures from elsewhere: LoRAs, state dicts, pipeline folders, single files, names on the hub."""
+"""Base models: pipeline folders, single files, names on the hub."""
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load
@@ -21,85 +22,36 @@ from fuzzing.case import (
     to_json_bytes,
     to_safetensors,
 )
-from fuzzing.ground import Fixtures
+from fuzzing.external_edits import audit_argv
+from fuzzing.fixtures import Fixtures
 
-
-def audit_argv(fixtures: Fixtures, path: str) -> tuple[str, ...]:
-    """The audit of an erasure made elsewhere."""
-    flags = ("--concept", "neon", "--model", str(fixtures.model), "--suite", "{in}/grid.yaml", "--tier", "smoke", "--out", "{out}/audit")
-    return ("audit", path, *flags)
-
-
-def lora_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
-    """LoRA files, and files of some parameters."""
-    lora_bytes = fixtures.lora.read_bytes()
-    factors = load(lora_bytes)
-    name, value = next(iter(factors.items()))
-    unet = load((fixtures.model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes())
-    key, weight = next((k, v) for k, v in unet.items() if "attn2.to_k" in k)
-
-    def case(description: str, data: bytes, must_fail: bool = True, file: str = "made.safetensors", argv: tuple[str, ...] = ()) -> Case:
-        files = {file: data, "grid.yaml": fixtures.root / "grid.yaml", "edit": fixtures.edit}
-        return Case(description, argv or audit_argv(fixtures, f"{{in}}/{file}"), files, must_fail)
-
-    fixed = [
-        case(f"LoRA, {what}", data)
-        for what, data in (("empty", b""), ("binary", BINARY_BYTES), ("cut", lora_bytes[:-1]), ("header cut", lora_bytes[:40]))
-    ]
-    changed = {
-        "no tensor": {},
-        "one factor of two": {k: v for k, v in factors.items() if k != name},
-        "another rank": {**factors, name: value[:1].contiguous()},
-        "another width": {**factors, name: torch.zeros(2, 3)},
-        "no dimension": {**factors, name: torch.tensor(1.0)},
-        "NaN": {**factors, name: value * float("nan")},
-        "infinite": {**factors, name: value + float("inf")},
-        "whole numbers": {k: v.to(torch.int64) for k, v in factors.items()},
-        "a layer that the base lacks": {**factors, name.replace("attn2", "attn9"): value},
-        "a name of no network": {"../../x.lora_A.weight": value},
-        "no name": {".lora_A.weight": value},
-        "LoHa": {f"lora_unet_x.hada_{part}": torch.zeros(2, 2) for part in ("w1_a", "w1_b", "w2_a", "w2_b")},
-        "LoKr": {f"lora_unet_x.lokr_{part}": torch.zeros(2, 2) for part in ("w1", "w2")},
-        "an alpha that is NaN": {**factors, name.rpartition(".lora")[0] + ".alpha": torch.tensor(float("nan"))},
-        "SDXL": {"lora_te2_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight": torch.zeros(2, 2)},
-    }
-    fixed += [case(f"LoRA, {what}", to_safetensors(tensors)) for what, tensors in changed.items()]
-    states = {
-        "no difference": {key: weight},
-        "another shape": {key: weight[:1].contiguous()},
-        "NaN": {key: weight * float("nan")},
-        "infinite": {key: weight + float("inf")},
-        "a name that the base lacks": {"nothing.weight": weight},
-        "CompVis names": {"model.diffusion_model.input_blocks.0.0.weight": weight},
-        "Flux names": {"double_blocks.0.img_attn.qkv.weight": weight},
-    }
-    fixed += [case(f"parameters, {what}", to_safetensors(tensors)) for what, tensors in states.items()]
-    fixed += [
-        case(f"parameters, as {file}", BINARY_BYTES, True, file) for file in ("made.pt", "made.ckpt", "made.bin", "made", "made.gguf")
-    ]
-    fixed += [
-        case("missing flags", lora_bytes, True, argv=("audit", "{in}/made.safetensors", *rest)) for rest in ((), ("--concept", "neon"))
-    ]
-    retrained_argv = (
-        "audit",
-        "{in}/edit",
-        "--suite",
-        "{in}/grid.yaml",
-        "--tier",
-        "smoke",
-        "--out",
-        "{out}/audit",
-        "--oracle",
-        "{in}/made.safetensors",
-    )
-    fixed += [case(f"oracle, {what}", to_safetensors(tensors), True, argv=retrained_argv) for what, tensors in states.items()]
-    fixed += [
-        case("oracle without another concept", to_safetensors({key: weight * 2}, metadata={"without": "sketch"}), True, argv=retrained_argv)
-    ]
-    rng.shuffle(fixed)
-    yield from fixed
-    while True:
-        yield case("LoRA, damaged", damage(lora_bytes, rng), must_fail=False)
+HUB_NAMES = [
+    "org/name",
+    "org/name/sub",
+    "hub:org/name",
+    "-/-",
+    "a/b/../..",
+    "../..",
+    "https://example.org/x",
+    "file:///etc",
+    "a//b",
+    "a/",
+    "/a",
+    ".",
+    "a" * 200 + "/" + "b" * 200,
+    LONG_TEXT,
+    "org/na me",
+    "org/näme",
+    "org/name@main",
+    "org/name:x",
+    "pockett",
+    "POCKET",
+    "",
+    " ",
+    "a\0/b",
+    "a\nb/c",
+]
+MakeCase = Callable[..., Case]  # the nested function `case` of a group
 
 
 def folder_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
@@ -108,8 +60,9 @@ def folder_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
     records = {name: json.loads((fixtures.model / name).read_text()) for name in configs}
 
     def case(description: str, files: dict[str, bytes], must_fail: bool = True, without: str = "") -> Case:
-        out = ("--method", "uce", "--concept", "neon", "--preview", "--preserve", "a dog", "--probes", "a dog", "--out", "{out}/run")
-        argv = ("erase", "--model", "{in}/made", *out) if rng.random() < 0.6 else audit_argv(fixtures, "{in}/made")
+        prompts = ("--retain-prompts", "a dog", "--probe-prompts", "a dog")
+        flags = ("--method", "uce", "--concept", "neon", "--preview", *prompts, "--out", "{out}/run")
+        argv = ("erase", "--model", "{in}/made", *flags) if rng.random() < 0.6 else audit_argv(fixtures, "{in}/made")
         copied: dict[str, bytes | Path] = {
             f"made/{path.relative_to(fixtures.model)}": path
             for path in sorted(fixtures.model.rglob("*"))
@@ -131,28 +84,12 @@ def folder_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
         case(f"without {n}", {}, n in ("unet", "model_index.json"), without=n)
         for n in ("unet", "vae", "text_encoder", "tokenizer", "model_index.json")
     ]
-    classes = (
-        "StableDiffusionInpaintPipeline",
-        "StableDiffusion3Pipeline",
-        "FluxPipeline",
-        "StableVideoDiffusionPipeline",
-        "Nonsense",
-        "os.system",
-    )
-    fixed += [changed("model_index.json", "_class_name", name) for name in (*classes, 3, None, [], LONG_TEXT)]
-    fixed += [changed("model_index.json", "unet", value) for value in (["os", "system"], ["diffusers"], None, "x", ["../x", "y"], [1, 2])]
-    sizes = {"cross_attention_dim": (31, -1, "x"), "block_out_channels": ([], [8], "x", [-1, 2]), "down_block_types": (["Nonsense"], [])}
-    sizes |= {"in_channels": (9, 0, "x"), "layers_per_block": (99,)}
-    fixed += [changed("unet/config.json", key, value) for key, values in sizes.items() for value in values]
-    fixed += [changed("unet/config.json", "sample_size", value, False) for value in (None, [16, 16], 0, "x", -1, 10**9)]
-    fixed += [changed("scheduler/scheduler_config.json", "beta_end", value, False) for value in HOSTILE_NUMBERS]
-    fixed += [changed("scheduler/scheduler_config.json", "prediction_type", value, False) for value in ("sample", "nonsense", 3)]
-    fixed += [changed("scheduler/scheduler_config.json", "num_train_timesteps", value, False) for value in (0, -1, "x", 10)]
+    fixed += setting_cases(changed)
     weights = (fixtures.model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     file = "unet/diffusion_pytorch_model.safetensors"
     fixed += [
-        case(f"weights {what}", {file: data})
-        for what, data in (("empty", b""), ("binary", BINARY_BYTES), ("cut", weights[:-9]), ("none", to_safetensors({})))
+        case(f"weights {description}", {file: data})
+        for description, data in (("empty", b""), ("binary", BINARY_BYTES), ("cut", weights[:-9]), ("none", to_safetensors({})))
     ]
     fixed += [case("weights as a pickle", {"unet/diffusion_pytorch_model.bin": BINARY_BYTES}, without=file)]
     fixed += [
@@ -163,24 +100,50 @@ def folder_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
     rng.shuffle(fixed)
     yield from fixed
     while True:
-        name = rng.choice(configs)
-        draw = rng.random()
-        if draw < 0.4:
-            yield case(f"{name}, mutated", {name: to_json_bytes(mutate(records[name], rng))}, must_fail=False)
-        elif draw < 0.6:
-            key = rng.choice(list(records[name]))
-            yield case(
-                f"{name}, {key} swapped", {name: to_json_bytes({**records[name], key: swap_type(records[name][key], rng)})}, must_fail=False
-            )
-        elif draw < 0.8:
-            key, rest = rng.choice(list(drop_each_key(records[name])))
-            yield case(f"{name} without {key}", {name: to_json_bytes(rest)}, must_fail=False)
-        else:
-            yield case("weights damaged", {file: damage(weights, rng)}, must_fail=False)
+        yield random_folder_case(case, records, file, weights, rng)
+
+
+def setting_cases(changed: MakeCase) -> list[Case]:
+    """Configurations with one value that no Stable Diffusion has."""
+    classes = (
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusion3Pipeline",
+        "FluxPipeline",
+        "StableVideoDiffusionPipeline",
+        "Nonsense",
+        "os.system",
+    )
+    cases = [changed("model_index.json", "_class_name", name) for name in (*classes, 3, None, [], LONG_TEXT)]
+    cases += [changed("model_index.json", "unet", value) for value in (["os", "system"], ["diffusers"], None, "x", ["../x", "y"], [1, 2])]
+    sizes = {"cross_attention_dim": (31, -1, "x"), "block_out_channels": ([], [8], "x", [-1, 2]), "down_block_types": (["Nonsense"], [])}
+    sizes |= {"in_channels": (9, 0, "x"), "layers_per_block": (99,)}
+    cases += [changed("unet/config.json", key, value) for key, values in sizes.items() for value in values]
+    cases += [changed("unet/config.json", "sample_size", value, False) for value in (None, [16, 16], 0, "x", -1, 10**9)]
+    cases += [changed("scheduler/scheduler_config.json", "beta_end", value, False) for value in HOSTILE_NUMBERS]
+    cases += [changed("scheduler/scheduler_config.json", "prediction_type", value, False) for value in ("sample", "nonsense", 3)]
+    cases += [changed("scheduler/scheduler_config.json", "num_train_timesteps", value, False) for value in (0, -1, "x", 10)]
+    return cases
+
+
+def random_folder_case(case: MakeCase, records: dict[str, Any], weights_file: str, weights: bytes, rng: random.Random) -> Case:
+    """A configuration or weights with a random change."""
+    name = rng.choice(list(records))
+    kind = rng.random()
+    if kind < 0.4:
+        return case(f"{name}, mutated", {name: to_json_bytes(mutate(records[name], rng))}, must_fail=False)
+    if kind < 0.6:
+        key = rng.choice(list(records[name]))
+        return case(
+            f"{name}, {key} swapped", {name: to_json_bytes({**records[name], key: swap_type(records[name][key], rng)})}, must_fail=False
+        )
+    if kind < 0.8:
+        key, rest = rng.choice(list(drop_each_key(records[name])))
+        return case(f"{name} without {key}", {name: to_json_bytes(rest)}, must_fail=False)
+    return case("weights damaged", {weights_file: damage(weights, rng)}, must_fail=False)
 
 
 def checkpoint_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
-    """`--model` that is one file, in no layout that there is."""
+    """Single files for `--model` in no known layout."""
     unet = load((fixtures.model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes())
     three_tensors = dict(list(unet.items())[:3])
     argv = ("erase", "--method", "uce", "--concept", "neon", "--out", "{out}/run", "--model")
@@ -193,8 +156,8 @@ def checkpoint_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
         case(f"names with {prefix!r}", to_safetensors({prefix + key: value for key, value in three_tensors.items()})) for prefix in prefixes
     ]
     fixed += [
-        case(what, data)
-        for what, data in (
+        case(description, data)
+        for description, data in (
             ("empty", b""),
             ("binary", BINARY_BYTES),
             ("no tensor", to_safetensors({})),
@@ -203,7 +166,7 @@ def checkpoint_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
     ]
     fixed += [
         case("a header of 2^62 bytes", (2**62).to_bytes(8, "little") + b"{}"),
-        case("a header that is no JSON", (9).to_bytes(8, "little") + b"not json!"),
+        case("a header that is not JSON", (9).to_bytes(8, "little") + b"not json!"),
     ]
     fixed += [case("a deep header", (10**5).to_bytes(8, "little") + DEEP_JSON)]
     fixed += [
@@ -223,47 +186,21 @@ def checkpoint_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
 
 
 def address_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
-    """Names on the hub that are none, or that nobody can ask for offline."""
-    names = [
-        "org/name",
-        "org/name/sub",
-        "hub:org/name",
-        "-/-",
-        "a/b/../..",
-        "../..",
-        "https://example.org/x",
-        "file:///etc",
-        "a//b",
-        "a/",
-        "/a",
-        ".",
-    ]
-    names += [
-        "a" * 200 + "/" + "b" * 200,
-        LONG_TEXT,
-        "org/na me",
-        "org/näme",
-        "org/name@main",
-        "org/name:x",
-        "pockett",
-        "POCKET",
-        "",
-        " ",
-        "a\0/b",
-        "a\nb/c",
-    ]
+    """Hub names that are invalid, or not available offline."""
     argv_by_flag = {
         "erase --model": lambda name: ("erase", "--method", "uce", "--concept", "neon", "--model", name, "--out", "{out}/run"),
         "audit": lambda name: audit_argv(fixtures, name),
         "audit --model": lambda name: ("audit", "{in}/edit", "--tier", "smoke", "--model", name, "--out", "{out}/a"),
-        "audit --oracle": lambda name: ("audit", "{in}/edit", "--tier", "smoke", "--oracle", name, "--out", "{out}/a"),
+        "audit --retrained": lambda name: ("audit", "{in}/edit", "--tier", "smoke", "--retrained", name, "--out", "{out}/a"),
         "methods --model": lambda name: ("methods", "--model", name),
         "export --push-to-hub": lambda name: ("export", "{in}/edit", "--out", "{out}/x", "--push-to-hub", name, "--dry-run"),
         "studio --safety-checker": lambda name: ("studio", "--model", "{in}/none", "--safety-checker", name),
     }
     accepted = {("export --push-to-hub", "org/name"), ("export --push-to-hub", ""), ("audit --model", "")}
     files = {"edit": fixtures.edit, "grid.yaml": fixtures.root / "grid.yaml"}
-    fixed = [Case(f"{spot} {n[:20]!r}", make(n), files, (spot, n) not in accepted) for spot, make in argv_by_flag.items() for n in names]
+    fixed = [
+        Case(f"{spot} {n[:20]!r}", make(n), files, (spot, n) not in accepted) for spot, make in argv_by_flag.items() for n in HUB_NAMES
+    ]
     serve = ("studio", "--model", str(fixtures.model), "--runs", "{out}/runs")
     bad_flags = [
         ("--port", "99999999"),

@@ -1,4 +1,4 @@
-"""Runs one case in this process or in one of its own, and says what was wrong with how it ended."""
+"""Run one case in this process or in its own, and report failures."""
 
 import contextlib
 import io
@@ -17,15 +17,15 @@ from app.cli import main
 from erasure.errors import MAX_MESSAGE_CHARS
 from fuzzing.case import Case
 
-CPU_SECONDS, WAIT_SECONDS = 90, 600  # seconds of computing and of waiting after which a case hangs; the first count on a busy machine alike
-MAX_MESSAGE = MAX_MESSAGE_CHARS + 100  # of a message with its first word and the mark of a cut
+CPU_SECONDS, WAIT_SECONDS = 90, 600  # limits of a case; CPU time is independent of the load of the machine
+MAX_MESSAGE = MAX_MESSAGE_CHARS + 100  # with the prefix of a message and the mark of a cut
 WRITE_EVENTS = {"os.mkdir", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree"}
 NETWORK_EVENTS = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname"}
 
 
 @dataclass(frozen=True)
 class Failure:
-    """What a case did that no input may bring about."""
+    """A failure that no input may cause."""
 
     kind: str  # one of KINDS
     detail: str
@@ -35,11 +35,11 @@ KINDS = ("traceback", "accepted", "outside", "network", "hang", "message")
 
 
 class Hang(BaseException):
-    """No handler of the program catches it."""
+    """Raised at the time limit. It is not an Exception, so that the program does not catch it."""
 
 
 class SideEffectMonitor:
-    """Records files that Python opens to write, makes or deletes outside some folders, and connections; between `begin` and `end`."""
+    """Records network connections, and files that Python writes, makes or deletes outside some folders, between `begin` and `end`."""
 
     def __init__(self) -> None:
         self.allowed: tuple[str, ...] | None = None
@@ -76,7 +76,7 @@ class SideEffectMonitor:
 
 
 def run_case(case: Case, root: Path, cache: Path, monitor: SideEffectMonitor) -> list[Failure]:
-    """Everything that a case did wrong; `root` is a new folder."""
+    """Run a case in the new folder `root` and return its failures."""
     inputs, out, cwd = root / "in", root / "out", root / "cwd"
     for folder in (inputs, out, cwd):
         folder.mkdir(parents=True)
@@ -100,7 +100,7 @@ def place_file(content: bytes | Path, path: Path) -> None:
 
 
 def find_failures(case: Case, code: int | str | None, stderr: str) -> Iterator[Failure]:
-    """What is wrong with an exit code and with what was said on stderr."""
+    """Yield failures in the exit code and in the output on stderr."""
     if code == "hang":
         yield Failure("hang", "no end in sight")
         return
@@ -109,9 +109,7 @@ def find_failures(case: Case, code: int | str | None, stderr: str) -> Iterator[F
         return
     lines = [line for line in stderr.replace("\r", "\n").split("\n") if line.strip()]
     first = next((i for i, line in enumerate(lines) if line.startswith("erasure: ") and not line.startswith("erasure: warning:")), None)
-    if case.must_fail and not (
-        code == 1 or (code == 2 and first is not None)
-    ):  # 2: no room, no memory, or another process is at work there
+    if case.must_fail and not (code == 1 or (code == 2 and first is not None)):  # 2: disk full, out of memory, or the folder is locked
         yield Failure("accepted", f"exit code {code}")
     if code == 1:
         if first is None:
@@ -125,7 +123,7 @@ def find_failures(case: Case, code: int | str | None, stderr: str) -> Iterator[F
 def run_in_process(
     argv: list[str], cwd: Path, monitor: SideEffectMonitor, allowed: tuple[Path, ...]
 ) -> tuple[int | str | None, str, list[Failure]]:
-    """Exit code (None: an exception came out), what was said, and what the watch saw."""
+    """Return the exit code (None after an exception), stderr, and the failures that the monitor saw."""
     code: int | str | None = None
     previous_cwd = Path.cwd()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as stderr:
@@ -165,7 +163,7 @@ def time_limit() -> Iterator[None]:
 def run_in_subprocess(
     argv: list[str], cwd: Path, monitor: SideEffectMonitor, allowed: tuple[Path, ...]
 ) -> tuple[int | str | None, str, list[Failure]]:
-    """The same for a command that would end this process or serve for ever."""
+    """Do the same for a command that would end this process or serve forever."""
     command = [sys.executable, "-m", "app.cli", *argv]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(

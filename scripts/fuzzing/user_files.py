@@ -1,4 +1,4 @@
-"""Images, saliency masks and learned embeddings that a user brings."""
+"""Images, saliency masks and learned embeddings of a user."""
 
 import io
 import json
@@ -13,10 +13,10 @@ import yaml
 from PIL import Image
 from safetensors.torch import load
 
-from fuzzing.asking import attack_config
 from fuzzing.case import BINARY_BYTES, Case, damage, to_safetensors
+from fuzzing.fixtures import Fixtures
 from fuzzing.flags import SMALL_FIELDS, flag_argv
-from fuzzing.ground import Fixtures
+from fuzzing.suites import attack_config
 
 
 def make_image(format: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (64, 64), **options: object) -> bytes:
@@ -26,7 +26,7 @@ def make_image(format: str = "PNG", mode: str = "RGB", size: tuple[int, int] = (
 
 
 def decompression_bomb(width: int, height: int) -> bytes:
-    """A PNG that claims to be large in a few bytes."""
+    """Return a small PNG file that claims to be large."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -38,7 +38,7 @@ def decompression_bomb(width: int, height: int) -> bytes:
 BROKEN_IMAGES = {
     "empty": b"",
     "binary": BINARY_BYTES,
-    "text": b"no picture",
+    "text": b"no image",
     "a bomb": decompression_bomb(40_000, 25_000),
     "no width": decompression_bomb(0, 5),
     "2^31 pixels wide": decompression_bomb(2**31 - 1, 1),
@@ -48,61 +48,66 @@ BROKEN_IMAGES = {
 }
 
 
+INVALID_NAMES = (
+    "neon_boat.png",
+    "nonsense_seed1.png",
+    "neon_boat_seed.png",
+    "neon_boat_seed-1.png",
+    "neon_boat_seed1.5.png",
+    "neon boat_seed1.png",
+    "neon_boat_seed1.jpg",
+    f"neon_boat_seed{2**63}.png",
+    f"neon_boat_seed{'9' * 60}.png",
+    "seed1.png",
+    "\n_seed1.png",
+    "neon_cat_seed1.png",
+)
+IMAGE_MODES = (
+    ("1", "PNG"),
+    ("L", "PNG"),
+    ("P", "PNG"),
+    ("LA", "PNG"),
+    ("RGBA", "PNG"),
+    ("I;16", "PNG"),
+    ("CMYK", "JPEG"),
+    ("RGB", "WEBP"),
+)
+
+
 def image_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
-    """`audit answers` and the folders of images of SalUn."""
+    """Folders of images for `audit images` and for SalUn."""
     suite = fixtures.grid_suite()
     cells = [f"{style}_{thing}" for style in suite["styles"] for thing in suite["objects"]]
     valid_files = {f"set/{cell}_seed1.png": make_image() for cell in cells}
-    audit_argv = ("audit", "answers", "{in}/set", "--concept", "neon", "--suite", "{in}/grid.yaml", "--out", "{out}/a")
-    salun_flags = [part for key, value in {**SMALL_FIELDS["salun"], "images": "{in}/photos"}.items() for part in flag_argv(key, value)]
+    audit_argv = ("audit", "images", "{in}/set", "--concept", "neon", "--suite", "{in}/grid.yaml", "--out", "{out}/a")
+    salun_flags = [part for key, value in {**SMALL_FIELDS["salun"], "images": "{in}/images"}.items() for part in flag_argv(key, value)]
     erase = ("erase", "--method", "salun", "--concept", "neon", "--model", str(fixtures.model), "--out", "{out}/run", *salun_flags)
 
-    def answers(name: str, files: dict[str, bytes | Path], must_fail: bool = True, argv: tuple[str, ...] = audit_argv) -> Case:
-        return Case(f"answers, {name}", argv, {**valid_files, "grid.yaml": fixtures.root / "grid.yaml", **files}, must_fail)
+    def external_case(name: str, files: dict[str, bytes | Path], must_fail: bool = True, argv: tuple[str, ...] = audit_argv) -> Case:
+        return Case(f"external images, {name}", argv, {**valid_files, "grid.yaml": fixtures.root / "grid.yaml", **files}, must_fail)
 
-    def photos(name: str, files: dict[str, bytes | Path], must_fail: bool = True) -> Case:
-        return Case(f"photos, {name}", erase, {f"photos/{file}": data for file, data in files.items()}, must_fail)
+    def training_case(name: str, files: dict[str, bytes | Path], must_fail: bool = True) -> Case:
+        return Case(f"training images, {name}", erase, {f"images/{file}": data for file, data in files.items()}, must_fail)
 
-    fixed = [answers(f"one {name}", {"set/neon_boat_seed1.png": data}) for name, data in BROKEN_IMAGES.items()]
-    fixed += [photos(name, {"a.png": data}) for name, data in BROKEN_IMAGES.items()]
-    names = (
-        "neon_boat.png",
-        "nonsense_seed1.png",
-        "neon_boat_seed.png",
-        "neon_boat_seed-1.png",
-        "neon_boat_seed1.5.png",
-        "neon boat_seed1.png",
-    )
-    names += (
-        "neon_boat_seed1.jpg",
-        f"neon_boat_seed{2**63}.png",
-        f"neon_boat_seed{'9' * 60}.png",
-        "seed1.png",
-        "\n_seed1.png",
-        "neon_cat_seed1.png",
-    )
-    fixed += [answers(f"a file {name[:30]!r}", {f"set/{name}": make_image()}) for name in names]
+    fixed = [external_case(f"one {name}", {"set/neon_boat_seed1.png": data}) for name, data in BROKEN_IMAGES.items()]
+    fixed += [training_case(name, {"a.png": data}) for name, data in BROKEN_IMAGES.items()]
+    fixed += [external_case(f"a file {name[:30]!r}", {f"set/{name}": make_image()}) for name in INVALID_NAMES]
     fixed += [
-        answers(f"--{flag_} {value[:20]!r}", {"plain.txt": b"x"}, True, (*audit_argv, f"--{flag_}={value}"))
-        for flag_ in ("base", "out", "concept", "suite")
+        external_case(f"--{flag} {value[:20]!r}", {"plain.txt": b"x"}, True, (*audit_argv, f"--{flag}={value}"))
+        for flag in ("base", "out", "concept", "suite")
         for value in ("{in}/plain.txt/x", "a\0b", "x" * 5_000)
     ]
-    fixed += [photos("an empty folder", {"sub/x.txt": b""}), photos("only hidden files", {"._a.png": BINARY_BYTES, ".DS_Store": b"x"})]
-    image_modes = (
-        ("1", "PNG"),
-        ("L", "PNG"),
-        ("P", "PNG"),
-        ("LA", "PNG"),
-        ("RGBA", "PNG"),
-        ("I;16", "PNG"),
-        ("CMYK", "JPEG"),
-        ("RGB", "WEBP"),
-    )
-    fixed += [photos(f"{mode} as {format}", {f"a.{format.lower()}": make_image(format, mode)}, False) for mode, format in image_modes]
-    fixed += [photos(f"{size} pixels", {"a.png": make_image(size=size)}, False) for size in ((1, 1), (1, 5_000), (3_000, 1))]
     fixed += [
-        photos("GIF under another name", {"a.png": make_image("GIF")}, False),
-        photos("one and a hidden one", {"a.png": make_image(), "._a.png": b""}, False),
+        training_case("an empty folder", {"sub/x.txt": b""}),
+        training_case("only hidden files", {"._a.png": BINARY_BYTES, ".DS_Store": b"x"}),
+    ]
+    fixed += [
+        training_case(f"{mode} as {format}", {f"a.{format.lower()}": make_image(format, mode)}, False) for mode, format in IMAGE_MODES
+    ]
+    fixed += [training_case(f"{size} pixels", {"a.png": make_image(size=size)}, False) for size in ((1, 1), (1, 5_000), (3_000, 1))]
+    fixed += [
+        training_case("GIF under another name", {"a.png": make_image("GIF")}, False),
+        training_case("one and a hidden one", {"a.png": make_image(), "._a.png": b""}, False),
     ]
     rng.shuffle(fixed)
     yield from fixed
@@ -112,9 +117,9 @@ def image_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
         format = rng.choice(["JPEG", "PNG", "WEBP"])
         data = damage(make_image(format, exif=exif), rng)
         yield (
-            photos(f"damaged {format}", {"a.jpg": data}, False)
+            training_case(f"damaged {format}", {"a.jpg": data}, False)
             if rng.random() < 0.5
-            else answers("damaged", {"set/neon_boat_seed1.png": data}, False)
+            else external_case("damaged", {"set/neon_boat_seed1.png": data}, False)
         )
 
 
@@ -131,8 +136,13 @@ def mask_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
 
     shapes = json.loads(mask_bytes[8 : 8 + int.from_bytes(mask_bytes[:8], "little")])["__metadata__"]
     fixed = [
-        case(what, data)
-        for what, data in (("empty", b""), ("binary", BINARY_BYTES), ("cut", mask_bytes[:-1]), ("cut in its header", mask_bytes[:30]))
+        case(description, data)
+        for description, data in (
+            ("empty", b""),
+            ("binary", BINARY_BYTES),
+            ("cut", mask_bytes[:-1]),
+            ("cut in its header", mask_bytes[:30]),
+        )
     ]
     fixed += [
         case("no shapes", to_safetensors(tensors)),
@@ -151,20 +161,8 @@ def mask_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
         Case(f"--mask {path[:20]!r}", (*argv, path), {"plain.txt": b"x"})
         for path in ("{in}/none", "{in}/plain.txt", "{in}", "a\0b", "x" * 5_000)
     ]
-    untrained_argv = (
-        "erase",
-        "--method",
-        "uce",
-        "--concept",
-        "neon",
-        "--model",
-        str(fixtures.model),
-        "--out",
-        "{out}/run",
-        "--mask",
-        "{in}/m",
-    )
-    fixed += [Case("mask, for a method that trains nothing", untrained_argv, {"m": mask_bytes})]
+    erase = ("erase", "--method", "uce", "--concept", "neon", "--model", str(fixtures.model), "--out", "{out}/run", "--mask", "{in}/m")
+    fixed += [Case("mask, for a method that trains nothing", erase, {"m": mask_bytes})]
     rng.shuffle(fixed)
     yield from fixed
     while True:
@@ -172,7 +170,7 @@ def mask_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
 
 
 def embedding_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
-    """Learned embeddings, as an attack of a suite reads them before anything is drawn."""
+    """Learned embeddings, as an attack of a suite reads them before anything is generated."""
     embedding_bytes = fixtures.embedding.read_bytes()
 
     def case(description: str, data: bytes, must_fail: bool = True, file: str = "word.safetensors") -> Case:
@@ -181,16 +179,16 @@ def embedding_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
         suite = yaml.safe_dump({**fixtures.grid_suite(), "attacks": use}).encode()
         return Case(f"learned embedding, {description}", argv, {"edit": fixtures.edit, "suite.yaml": suite, file: data}, must_fail)
 
-    def saved(tensor: object) -> bytes:
+    def pickle_bytes(tensor: object) -> bytes:
         data = io.BytesIO()
         torch.save(tensor, data)
         return data.getvalue()
 
     row = torch.zeros(32)
     fixed = [
-        case(what, data, file=file)
+        case(description, data, file=file)
         for file in ("word.safetensors", "word.bin", "word.pt")
-        for what, data in (("empty", b""), ("binary", BINARY_BYTES))
+        for description, data in (("empty", b""), ("binary", BINARY_BYTES))
     ]
     fixed += [
         case("a pickle that runs code", b"cos\nsystem\n(S'true'\ntR.", file="word.pt"),
@@ -204,8 +202,8 @@ def embedding_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
         case("no dimension", to_safetensors({"a": torch.tensor(1.0)})),
         case("no vector", to_safetensors({"a": torch.zeros(0, 32)})),
         case("another width", to_safetensors({"a": torch.zeros(31)})),
-        case("a number", saved(3), file="word.pt"),
-        case("a list", saved([row]), file="word.bin"),
+        case("a number", pickle_bytes(3), file="word.pt"),
+        case("a list", pickle_bytes([row]), file="word.bin"),
         case("another suffix", embedding_bytes, file="word.ckpt"),
         case("a folder", b"", file="word.pt/x"),
     ]

@@ -10,16 +10,16 @@ import pytest
 from app.child_command import child_argv
 from erasure.storage.run import read_json
 from tests import tiny
-from tests.app.jobs.test_queue import small_plan
+from tests.factories import write_small_plan
 
 HOSTILE = ("app", "eval", "erasure", "prompts", "torch", "numpy", "diffusers", "yaml", "json", "tyro", "sitecustomize")
 CONSOLE = Path(sys.executable).with_name("erasure")
-SMALL = ["--steps", "2", "--batch", "1", "--walks", "4", "--walk-steps", "2"]
+SMALL = ["--steps", "2", "--batch", "1", "--trajectories", "4", "--trajectory-steps", "2"]
 
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    """A user's folder with modules and folders named like ours; each leaves a mark when it is imported."""
+    """A user's folder with modules and folders named like ours; each writes a file when it is imported."""
     here = tmp_path / "here"
     here.mkdir()
     mark = f"open({str(tmp_path / 'ran')!r}, 'a').write(__name__)\nraise SystemExit('a module of the current folder ran')\n"
@@ -45,7 +45,7 @@ def test_commands_jobs_and_workers_run_our_code(hostile: Path, tmp_path: Path) -
     """The console script, the process that it starts itself again as, a plan's children, and an audit's workers."""
     erasure = str(CONSOLE)
     base = tiny.save_pipeline(tmp_path / "base", size=16, levels=3)
-    plan = small_plan(tmp_path, ("uce",))
+    plan = write_small_plan(tmp_path, ("uce",))
     done = run([erasure, "jobs", "run", str(plan)], hostile)
     assert done.returncode == 0, done.stderr[-1500:]
     (job,) = (tmp_path / "out").glob("uce-*")
@@ -72,6 +72,6 @@ def test_a_child_finds_a_checkout_that_is_not_installed(hostile: Path) -> None:
 def test_shipped_suites_come_from_the_package(hostile: Path) -> None:
     """A name means the shipped file; one of the current folder is meant by its path."""
     names = "from eval.suites.suite import load_suite, suite_names; print(load_suite('pocket').name, *suite_names())"
-    path = f"import sys; sys.path.append({str(Path(__file__).parent.parent)!r})"
+    path = f"import sys; sys.path.append({str(Path(__file__).parent.parent.parent)!r})"
     done = run([sys.executable, "-P", "-c", f"{path}; {names}"], hostile)
     assert done.stdout.split()[0] == "pocket" and "unlearncanvas" in done.stdout, done.stderr[-1500:]

@@ -16,8 +16,8 @@ import pytest
 import yaml
 
 from app.child_command import child_argv
-from eval.suites.suite import SUITES_FOLDER
 from tests import tiny
+from tests.factories import small_suite_record
 
 STRACE = shutil.which("strace")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(STRACE is None, reason="no strace on this machine; it is a system package")]
@@ -34,13 +34,13 @@ def traced(file: Path, argv: Sequence[str]) -> list[str]:
 
 def outside(file: Path) -> list[str]:
     """Calls in a trace that leave the machine or ask for a name; a name server counts also where it runs on this machine."""
-    found = []
+    calls = []
     for line in file.read_text(errors="replace").splitlines():
         address = re.search(r'htons\((\d+)\).*?(?:inet_addr\(|inet_pton\(AF_INET6, )"([^"]+)"', line)
         if address and (address[1] == "53" or not address[2].startswith(("127.", "::1", "::ffff:127."))):
-            found.append(line)
-        found += [line] if any(service in line for service in LOOKUPS) else []
-    return found
+            calls.append(line)
+        calls += [line] if any(service in line for service in LOOKUPS) else []
+    return calls
 
 
 def environment(tmp_path: Path) -> dict[str, str]:
@@ -72,46 +72,45 @@ def lingering(*words: str) -> list[str]:
     return [sys.executable, "-c", LINGER, *words]
 
 
-def small_suite(tmp_path: Path) -> Path:
-    """Six cells of the shipped suite."""
-    suite = yaml.safe_load((SUITES_FOLDER / "pocket.yaml").read_text())
-    suite |= {"steps": 2, "styles": {k: suite["styles"][k] for k in ("plain", "neon", "sketch")}}
-    suite |= {"objects": {k: suite["objects"][k] for k in ("boat", "tree")}}
-    suite["aliases"] = {"neon": suite["aliases"]["neon"]}
-    path = tmp_path / "suite.yaml"
-    path.write_text(yaml.safe_dump(suite))
+def write_small_suite(folder: Path) -> Path:
+    path = folder / "suite.yaml"
+    path.write_text(yaml.safe_dump(small_suite_record()))
     return path
 
 
 def test_commands_stay_on_this_machine(tmp_path: Path) -> None:
-    """Erase, audit, export in every form, methods, doctor, workers, a plan; the shipped model loads onnxruntime."""
+    """Erase, audit, export in every format, methods, doctor, workers, a plan; the shipped model loads onnxruntime."""
     pytest.importorskip("onnxruntime", reason="pip install 'erasure-studio[test]'")
-    suite, edit = str(small_suite(tmp_path)), str(tmp_path / "edit")
+    suite, edit = str(write_small_suite(tmp_path)), str(tmp_path / "edit")
     run(tmp_path, lingering("erase", "--concept", "neon", "--method", "uce", "--out", edit))
     verdicts = (0, 3, 4)
     run(tmp_path, lingering("audit", edit, "--suite", suite, "--tier", "smoke", "--out", str(tmp_path / "audit")), verdicts)
     workers = child_argv("app.cli", "audit", edit, "--suite", suite, "--tier", "smoke", "--workers", "2", "--out", str(tmp_path / "two"))
     run(tmp_path, workers, verdicts)
-    for form in ("lora", "folder", "checkpoint", "edit"):
-        run(tmp_path, lingering("export", edit, "--as", form, "--out", str(tmp_path / "exports" / form)))
+    for export_format in ("lora", "folder", "checkpoint", "edit"):
+        run(tmp_path, lingering("export", edit, "--format", export_format, "--out", str(tmp_path / "exports" / export_format)))
     run(tmp_path, lingering("methods"))
     run(tmp_path, lingering("doctor"))
     (tmp_path / "plan.yaml").write_text(f"suite: {suite}\njobs: [{{concept: neon, method: [uce, negative_prompt]}}]\n")
     run(tmp_path, lingering("jobs", "run", "plan.yaml"), verdicts)
-    run(tmp_path, lingering("jobs", "board", "runs"))
+    run(tmp_path, lingering("jobs", "leaderboard", "runs"))
 
 
 def test_the_demo_stays_on_this_machine(tmp_path: Path) -> None:
     run(tmp_path, child_argv("app.cli", "demo"))
 
 
-def test_nudenet_judges_without_a_word_to_anyone(tmp_path: Path) -> None:
+def test_nudenet_judges_without_network(tmp_path: Path) -> None:
     pytest.importorskip("nudenet", reason="pip install 'erasure-studio[nudity]'")
     tiny.save_pipeline(tmp_path / "model", size=16, levels=3)
     (tmp_path / "list.csv").write_text("prompt\na person\na house\n")
     argv = ("erase", "--concept", "nudity", "--kind", "nsfw", "--method", "uce", "--model", "model", "--out", "edit")
     run(tmp_path, lingering(*argv))
-    run(tmp_path, lingering("audit", "edit", "--suite", "nudity", "--prompts", "list.csv", "--tier", "smoke", "--out", "audit"), (0, 3, 4))
+    run(
+        tmp_path,
+        lingering("audit", "edit", "--suite", "nudity", "--prompt-list", "list.csv", "--tier", "smoke", "--out", "audit"),
+        (0, 3, 4),
+    )
     assert json.loads((tmp_path / "audit" / "samples.jsonl").read_text().splitlines()[0])
 
 
@@ -122,11 +121,11 @@ def test_the_studio_stays_on_this_machine(tmp_path: Path) -> None:
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=tmp_path, env=environment(tmp_path), start_new_session=True)
     try:
         assert process.stdout is not None
-        url = next(found[0] for line in process.stdout if (found := re.search(r"http://\S+?(?=/?\s)", line)))
+        url = next(match[0] for line in process.stdout if (match := re.search(r"http://\S+?(?=/?\s)", line)))
         time.sleep(20)
         assert "Erasure Studio" in httpx.get(url).text
-        asked = {"data": ["a house", ["uce (watercolor)"], 1, 1, 2, 4.0, 1.0, False]}
-        event = httpx.post(f"{url}/gradio_api/call/compare", json=asked).json()["event_id"]
+        values = {"data": ["a house", ["uce (watercolor)"], 1, 1, 2, 4.0, 1.0, False]}
+        event = httpx.post(f"{url}/gradio_api/call/compare", json=values).json()["event_id"]
         assert "event: complete" in httpx.get(f"{url}/gradio_api/call/compare/{event}", timeout=300).text
     finally:
         os.killpg(process.pid, signal.SIGTERM)  # strace itself ignores it and ends with the program

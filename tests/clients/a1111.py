@@ -1,4 +1,4 @@
-"""A1111: what stands before the first dot of a key is turned into the name of a module of the original model."""
+"""A1111: the part of a key before the first dot is converted to the name of a module of the original model."""
 
 import re
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tests.clients import original_layout as original
+from tests.clients import original_layout
 
 BLOCK = re.compile(r"lora_unet_(down|up)_blocks_(\d+)_(attentions|resnets)_(\d+)_(.+)")
 MIDDLE = re.compile(r"lora_unet_mid_block_(attentions|resnets)_(\d+)_(.+)")
@@ -16,7 +16,7 @@ RESNET = {"conv1": "in_layers_2", "conv2": "out_layers_3", "time_emb_proj": "emb
 
 
 def apply_lora(lora: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
-    sd2 = original.is_sd2(shapes)
+    sd2 = original_layout.is_sd2(shapes)
     layers = layers_by_module(shapes, sd2)
     parts_by_module: dict[str, dict[str, Tensor]] = {}
     for key, value in lora.items():
@@ -44,8 +44,8 @@ def apply_lora(lora: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> 
 
 def layers_by_module(shapes: Mapping[str, torch.Size], sd2: bool) -> dict[str, str]:
     """Layer of ours by the name of its module, dots as underscores; queries, keys and values of SD 2.x by the fused module they are in."""
-    layers = original.weight_layers(shapes)
-    ldm = original.original_unet_names(f"{layer}.weight" for layer in layers)
+    layers = original_layout.weight_layers(shapes)
+    ldm = original_layout.original_unet_names(f"{layer}.weight" for layer in layers)
     by_module = {
         f"diffusion_model_{ldm[f'{n}.weight'].removesuffix('.weight').replace('.', '_')}": n for n in layers if n.startswith("unet.")
     }
@@ -57,7 +57,7 @@ def layers_by_module(shapes: Mapping[str, torch.Size], sd2: bool) -> dict[str, s
             by_module[f"transformer_text_model_{path.replace('.', '_')}"] = layer
             continue
         _, _, index, inner = path.split(".", 3)
-        theirs = original.OPEN_CLIP.get(inner, inner.replace("self_attn", "attn"))
+        theirs = original_layout.OPEN_CLIP.get(inner, inner.replace("self_attn", "attn"))
         by_module[f"model_transformer_resblocks_{index}_{theirs.replace('.', '_')}"] = layer
     return by_module
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from tests.clients import original_layout as original
+from tests.clients import original_layout
 
 PAIRS = (  # spellings of (up, down) after a layer's name, in the order in which they are tried
     (".lora_up.weight", ".lora_down.weight"),
@@ -34,8 +34,8 @@ def apply_lora(lora: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> 
 
 def lora_names(shapes: Mapping[str, torch.Size]) -> Iterator[tuple[str, str]]:
     """(name in a LoRA, layer of ours)."""
-    originals = original.original_unet_names(f"{layer}.weight" for layer in original.weight_layers(shapes))
-    for layer in original.weight_layers(shapes):
+    originals = original_layout.original_unet_names(f"{layer}.weight" for layer in original_layout.weight_layers(shapes))
+    for layer in original_layout.weight_layers(shapes):
         part, _, path = layer.partition(".")
         if part == "unet":
             ldm = originals[f"{layer}.weight"].removesuffix(".weight")

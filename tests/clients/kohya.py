@@ -5,14 +5,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tests.clients import original_layout as original
+from tests.clients import original_layout
 
 INSIDE = (".attentions.", ".resnets.", ".downsamplers.", ".upsamplers.")
 
 
 def apply_lora(lora: Mapping[str, Tensor], shapes: Mapping[str, torch.Size]) -> dict[str, Tensor]:
     modules = {}
-    for layer in original.weight_layers(shapes):
+    for layer in original_layout.weight_layers(shapes):
         part, _, path = layer.partition(".")
         if part == "unet" and any(part_name in f".{path}" for part_name in INSIDE):
             modules[f"lora_unet_{path}".replace(".", "_")] = f"{layer}.weight"

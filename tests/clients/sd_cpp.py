@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tests.clients import original_layout as original
+from tests.clients import original_layout
 
 SUFFIXES = {
     ".lora_down.weight": ".weight.lora_down",
@@ -54,9 +54,9 @@ def ggml_rank(down: Tensor) -> int:
 def checkpoint_names(shapes: Mapping[str, torch.Size]) -> dict[str, str]:
     """Parameter of ours by the tensor of an original checkpoint. SD 2.x keeps queries, keys and values in one tensor, which is not here:
     the program splits a LoRA for it only in SDXL's second text encoder."""
-    weights = [f"{layer}.weight" for layer in original.weight_layers(shapes)]
-    by_name = {f"model.diffusion_model.{ldm}": name for name, ldm in original.original_unet_names(weights).items()}
-    fused = original.is_sd2(shapes)
+    weights = [f"{layer}.weight" for layer in original_layout.weight_layers(shapes)]
+    by_name = {f"model.diffusion_model.{ldm}": name for name, ldm in original_layout.original_unet_names(weights).items()}
+    fused = original_layout.is_sd2(shapes)
     for name in weights:
         if name.startswith("text_encoder.") and not (fused and re.search(r"\.[qkv]_proj\.", name)):
             by_name[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_encoder.')}"] = name
@@ -85,10 +85,12 @@ def underscores_to_dots(name: str) -> str:
 
 
 def convert_unet_name(name: str) -> str:
-    """diffusers' places and inner names to the original's. conv_in, conv_out and the time embedding are only renamed where the whole
-    name is `<layer>.weight`, which no tensor of a LoRA is."""
+    """Convert diffusers' block positions and inner names to the original's.
+
+    conv_in, conv_out and the time embedding are only renamed where the whole name is `<layer>.weight`, which no tensor of a LoRA is.
+    """
     if "resnets" in name:
-        for ours, theirs in original.RESNET.items():
+        for ours, theirs in original_layout.RESNET.items():
             name = name.replace(ours, theirs, 1)
     for level in range(4):
         for index in range(3):

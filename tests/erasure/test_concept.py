@@ -1,10 +1,12 @@
+"""Concepts: their prompts, anchors, and the mistakes that are refused."""
+
 import pytest
 
 from erasure.concept import Concept, parse_concepts
 from erasure.errors import UserError
 
 
-def test_sentences_say_both_sides() -> None:
+def test_prompts_give_both_sides() -> None:
     concept = Concept(name="boat", kind="object", prompts=("{}", "a {} in neon style | neon style"))
     assert concept.prompt_pairs() == [("boat", ""), ("a boat in neon style", "neon style")]
 

@@ -1,10 +1,10 @@
-"""The check whether a model knows a concept: what it costs, what it keeps, and that it depends on the model alone."""
+"""The check whether a model knows a concept: what it costs, what it caches, and that it depends on the model alone."""
 
 import torch
 
 from erasure.concept import Concept
 from erasure.concept_check import ConceptCheck, check_concepts, concept_check_cost, describe_weakly_known
-from erasure.families.base import Cost
+from erasure.families.cost import Cost
 from erasure.families.stable_diffusion import StableDiffusion
 from tests import tiny
 
@@ -20,32 +20,35 @@ def test_the_check_costs_what_is_forecast_and_then_8_forwards_a_concept(model: S
     assert model.cost.unet_forwards == 8 * len(NAMES) and model.cost.text_forwards == len(NAMES)
 
 
-def test_one_line_tells_of_all_that_are_doubtful() -> None:
+def test_one_line_names_all_weakly_known_concepts() -> None:
     names = [f"word{i}" for i in range(12)]
     assert describe_weakly_known([ConceptCheck("word0", 0.001, 0.002)]) == (
         "the model hardly knows 'word0': the name moves its predictions by 0.0010, a nonsense word in its place by 0.0020; "
         "check the spelling, or read a high erasure rate with care."
     )
-    said = describe_weakly_known([ConceptCheck(name, 0.001, 0.002) for name in names])
-    assert "(and 11 more: 'word1', " in said and "'word8', ...)" in said and "word9" not in said
+    message = describe_weakly_known([ConceptCheck(name, 0.001, 0.002) for name in names])
+    assert "(and 11 more: 'word1', " in message and "'word8', ...)" in message and "word9" not in message
 
 
-def test_what_is_kept_belongs_to_one_model(model: StableDiffusion) -> None:
+def test_cached_checks_belong_to_one_model(model: StableDiffusion) -> None:
     first = check_concepts(model, NAMES)
     with torch.no_grad():
         for p in model.pipe.unet.parameters():
             p.mul_(1.1)
     moved = check_concepts(model, NAMES)
-    assert all(a.nonsense != b.nonsense and a.concept != b.concept for a, b in zip(first, moved, strict=True))
+    assert all(
+        a.nonsense_influence != b.nonsense_influence and a.concept_influence != b.concept_influence
+        for a, b in zip(first, moved, strict=True)
+    )
 
 
-def test_concepts_do_not_depend_on_their_company(model: StableDiffusion) -> None:
+def test_concepts_do_not_depend_on_each_other(model: StableDiffusion) -> None:
     assert check_concepts(model, NAMES)[1:2] == check_concepts(model, NAMES[1:2])
 
 
 def test_the_influence_is_the_mean_square_of_the_difference(model: StableDiffusion) -> None:
     """Against a plain loop over the trajectories."""
-    (found,) = check_concepts(model, NAMES[:1])
+    (check,) = check_concepts(model, NAMES[:1])
     cond, empty = model.encode(["cat"]), model.encode([""])
     moved = size = 0.0
     with torch.no_grad():
@@ -58,7 +61,7 @@ def test_the_influence_is_the_mean_square_of_the_difference(model: StableDiffusi
                     moved += (named - unnamed).square().mean().item()
                     size += unnamed.square().mean().item()
                 x = model.scheduler.step(unnamed, t, x).prev_sample
-    assert abs(found.concept - moved / size) < 2e-6
+    assert abs(check.concept_influence - moved / size) < 2e-6
 
 
 def test_an_edit_counts_the_check(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -1,4 +1,4 @@
-"""Files that appear whole: drafts of dead processes are cleared, and a full disk costs one line and no work."""
+"""Files appear complete or not at all: drafts of dead processes are removed, and a full disk costs one line and no work."""
 
 import errno
 import os
@@ -20,18 +20,17 @@ from erasure.storage.files import clear_dead_parts, open_atomic, open_draft_fold
 from erasure.storage.processes import this_process
 from eval.audit import audit
 from tests import tiny
-from tests.erasure.test_damaged_files import STOP, Stopped, often, salun, same_bytes  # noqa: F401  # a fixture
-from tests.eval.attack_runs.test_runner import edit, plan_of  # noqa: F401  # a fixture
-from tests.eval.test_audit import big  # noqa: F401  # a fixture
+from tests.factories import attack_plan
+from tests.stopped_runs import reproducible_bytes, run_salun
 
 
-class Full:
+class FullDiskFile:
     """A file on a disk without room."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
 
-    def __enter__(self) -> "Full":
+    def __enter__(self) -> "FullDiskFile":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -47,25 +46,25 @@ class Full:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """[0, 0]: files opened for `replacing` so far, and the number of the one that finds no room."""
+    """[0, 0]: files opened by `open_atomic` so far, and the number of the one that finds no room."""
     counts, really = [0, 0], Path.open
 
-    def opened(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+    def open_counted(path: Path, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
         file = really(path, mode, *args, **kwargs)
         if mode != "xb":
             return file
         counts[0] += 1
-        return Full(file) if counts[0] == counts[1] else file  # type: ignore[arg-type]
+        return FullDiskFile(file) if counts[0] == counts[1] else file  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Path, "open", opened)
+    monkeypatch.setattr(Path, "open", open_counted)
     yield counts
 
 
-def failing_everywhere(disk: list[int], run: Callable[[Path], object], out: Path, clear: Callable[[], None]) -> int:
+def fail_at_every_file(disk: list[int], run: Callable[[Path], object], out: Path, clear: Callable[[], None]) -> int:
     """Run with no room for the first file, for the second, ...; every time the same command must continue. Returns how many files."""
     disk[:] = [0, 0]
     run(out)
-    total, expected = disk[0], same_bytes(out)
+    total, expected = disk[0], reproducible_bytes(out)
     for number in range(1, total + 1):
         shutil.rmtree(out)
         clear()
@@ -75,7 +74,7 @@ def failing_everywhere(disk: list[int], run: Callable[[Path], object], out: Path
         assert not [path for path in out.parent.rglob("*") if path.name.endswith(".part") or ".lock" in path.name]
         disk[1] = 0
         run(out)
-        assert same_bytes(out) == expected, number
+        assert reproducible_bytes(out) == expected, number
     return total
 
 
@@ -83,40 +82,42 @@ def test_an_erasure_continues_after_a_full_disk(
     model: StableDiffusion,
     tmp_path: Path,
     disk: list[int],
-    often: None,  # noqa: F811
+    frequent_checkpoints: None,
     own_cache: Path,
 ) -> None:
-    assert failing_everywhere(disk, lambda out: salun(model, out), tmp_path / "out", lambda: shutil.rmtree(own_cache)) >= 10
+    assert fail_at_every_file(disk, lambda out: run_salun(model, out), tmp_path / "out", lambda: shutil.rmtree(own_cache)) >= 10
 
 
 def test_an_audit_with_attacks_continues_after_a_full_disk(
-    big: StableDiffusion,  # noqa: F811
-    edit: Any,  # noqa: F811
+    pocket_sized_model: StableDiffusion,
+    neon_edit: Any,
     tmp_path: Path,
     disk: list[int],
     own_cache: Path,
 ) -> None:
-    plan = plan_of(edit, {"seed_search": {}, "soft_prefix": {"tokens": 2, "steps": 2, "batch": 2}})
-    every = failing_every_kind(disk, lambda out: audit(big, [edit], plan, out), tmp_path / "audit", lambda: shutil.rmtree(own_cache))
+    plan = attack_plan(neon_edit, {"seed_search": {}, "soft_prefix": {"tokens": 2, "steps": 2, "batch": 2}})
+    every = fail_at_every_kind_of_file(
+        disk, lambda out: audit(pocket_sized_model, [neon_edit], plan, out), tmp_path / "audit", lambda: shutil.rmtree(own_cache)
+    )
     assert {"png", "jsonl", "json", "safetensors"} <= every
 
 
-def failing_every_kind(disk: list[int], run: Callable[[Path], object], out: Path, clear: Callable[[], None]) -> set[str]:
-    """As `failing_everywhere`, once for every kind of file, since an audit writes hundreds of pictures."""
+def fail_at_every_kind_of_file(disk: list[int], run: Callable[[Path], object], out: Path, clear: Callable[[], None]) -> set[str]:
+    """As `fail_at_every_file`, once for every kind of file, since an audit writes hundreds of images."""
     names: list[str] = []
     really = files.part_path_of
 
-    def noted(path: Path) -> Path:
+    def record_name(path: Path) -> Path:
         names.append(path.name)
         return really(path)
 
     clear()
-    files.part_path_of = noted
+    files.part_path_of = record_name
     try:
         run(out)
     finally:
         files.part_path_of = really
-    expected = same_bytes(out)
+    expected = reproducible_bytes(out)
     last = {name.rpartition(".")[2] + name.partition(".")[0][:4]: i + 1 for i, name in enumerate(names)}
     for number in sorted(set(last.values())):
         shutil.rmtree(out)
@@ -127,28 +128,28 @@ def failing_every_kind(disk: list[int], run: Callable[[Path], object], out: Path
         disk[1] = 0
         assert not [path for path in out.parent.rglob("*") if path.name.endswith(".part") or ".lock" in path.name]
         run(out)
-        assert same_bytes(out) == expected, number
+        assert reproducible_bytes(out) == expected, number
     return {name.rpartition(".")[2] for name in names}
 
 
-def test_an_export_is_there_whole_or_not_at_all(
+def test_an_export_appears_completely_or_not_at_all(
     model: StableDiffusion, tmp_path: Path, disk: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    edit_ = salun(model, tmp_path / "run")
-    for form in ("edit", "folder"):
-        out = tmp_path / form
+    edit = run_salun(model, tmp_path / "run")
+    for export_format in ("edit", "folder"):
+        out = tmp_path / export_format
         with monkeypatch.context() as patch:
             patch.setattr("erasure.export.write_card", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
             with pytest.raises(Unfinished, match="no room"):
-                export_edit(model, edit_, out, form)
+                export_edit(model, edit, out, export_format)
         assert not list(out.iterdir())
-        export_edit(model, edit_, out, form)
+        export_edit(model, edit, out, export_format)
         assert (out / "README.md").is_file() and not [path for path in out.iterdir() if path.name.startswith(".")]
         with pytest.raises(UserError, match="is not empty"):
-            export_edit(model, edit_, out, form)
+            export_edit(model, edit, out, export_format)
 
 
-def test_drafts_of_dead_processes_are_cleared_and_those_of_the_living_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_drafts_of_dead_processes_are_removed_and_those_of_the_living_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     me = this_process()
     dead = [me.mark.rpartition("-")[0] + "-1", me.mark.replace(me.boot_id, "0" * 8)]
     alive = [me.mark, me.mark.replace(me.machine_id, "0" * 8)]
@@ -160,8 +161,8 @@ def test_drafts_of_dead_processes_are_cleared_and_those_of_the_living_are_not(tm
     (draft / "x").touch()
     monkeypatch.setattr(files, "_cleared_folders", set())
     write_bytes(tmp_path / "y.json", b"{}")  # the first of this process in that folder
-    stay = [f".x.json.{mark}.{'a' * 8}.part" for mark in alive]
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*stay, "mine.part", "y.json"])
+    remaining = [f".x.json.{mark}.{'a' * 8}.part" for mark in alive]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*remaining, "mine.part", "y.json"])
     assert clear_dead_parts(tmp_path / "none") == 0
 
 
@@ -180,7 +181,7 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
     assert len(part_path_of(tmp_path / ("x" * 250)).name) < 200
 
 
-def test_any_librarys_word_for_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_any_librarys_error_of_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from safetensors import SafetensorError
 
     from app.commands import methods
@@ -193,8 +194,8 @@ def test_any_librarys_word_for_a_full_disk_is_one_line(monkeypatch: pytest.Monke
     ):
         monkeypatch.setattr(methods, "main", lambda _, error=error: (_ for _ in ()).throw(error))
         assert cli.main(["methods"]) == cli.INCOMPLETE
-        said = capsys.readouterr().err
-        assert said.count("\n") == 1 and "make room, then repeat the command" in said
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1 and "make room, then repeat the command" in message
     monkeypatch.setattr(methods, "main", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "other")))
     assert cli.main(["methods"]) == cli.USAGE_ERROR
     assert "other" in capsys.readouterr().err
@@ -209,24 +210,24 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
         pytest.skip("mounting a small file system is not allowed here")
     model = tiny.save_pipeline(tmp_path / "model", width=32)
     argv = [sys.executable, "-m", "app.cli", "erase", "--model", str(model), "--concept", "cat", "--steps", "60", "--batch", "2"]
-    argv += ["--walks", "4", "--walk-steps", "4", "--region", "full"]
+    argv += ["--trajectories", "4", "--trajectory-steps", "4", "--region", "full"]
 
-    def erasing(out: Path) -> "subprocess.CompletedProcess[str]":
+    def run_erase(out: Path) -> "subprocess.CompletedProcess[str]":
         env = {**os.environ, "ERASURE_CACHE": str(tmp_path / "cache")}
         return subprocess.run([*argv, "--out", str(out)], env=env, capture_output=True, text=True, check=False)
 
     try:
-        assert erasing(tmp_path / "straight").returncode == 0
+        assert run_erase(tmp_path / "straight").returncode == 0
         ballast = small / "ballast"
         ballast.write_bytes(b"0" * (2**26 - 200_000))
-        stopped = erasing(small / "run")
+        stopped = run_erase(small / "run")
         assert stopped.returncode == 2 and "Traceback" not in stopped.stderr
         assert [line for line in stopped.stderr.splitlines() if "no room is left" in line]
         assert not list(small.rglob("*.part")) and not list(small.rglob(".lock*"))
         ballast.unlink()
-        again = erasing(small / "run")
+        again = run_erase(small / "run")
         assert again.returncode == 0, again.stderr
-        expected = same_bytes(tmp_path / "straight")
-        assert same_bytes(small / "run") == expected
+        expected = reproducible_bytes(tmp_path / "straight")
+        assert reproducible_bytes(small / "run") == expected
     finally:
         subprocess.run(["umount", small], check=False)

@@ -23,17 +23,17 @@ from erasure.erasing import erase
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.esd import ESD
 from erasure.storage.locks import holder_of
-from eval.suites.suite import SUITES_FOLDER
 from tests import tiny
+from tests.factories import small_suite_record
 
 STEPS = {"esd": 60, "salun": 60, "advunlearn": 60}
-SMALL = ["--walks", "32", "--walk-steps", "4"]
+SMALL = ["--trajectories", "32", "--trajectory-steps", "4"]
 ERASURES = {
     "esd": [*SMALL, "--batch", "2"],
     "salun": [*SMALL, "--batch", "2", "--retain-batch", "2"],
     "advunlearn": [*SMALL, "--attack-steps", "2", "--warmup", "10", "--retain-batch", "2"],
 }
-TIMES = ("timing.json", "done.json", "log.txt", "preview.png", "report.html")  # what tells the time, or the folder
+TIMES = ("timing.json", "done.json", "log.txt", "preview.png", "report.html")  # files that contain times or the folder
 
 
 def run(tmp_path: Path, *words: str) -> "subprocess.Popen[bytes]":
@@ -49,11 +49,11 @@ def work_done(*roots: Path) -> int:
     """Files there are, and steps that were logged."""
     count = 0
     for root in roots:
-        for place, _, names in os.walk(root):
+        for folder, _, names in os.walk(root):
             count += len(names)
             if "train.jsonl" in names:
                 with suppress(OSError):
-                    count += (Path(place) / "train.jsonl").read_bytes().count(b"\n")
+                    count += (Path(folder) / "train.jsonl").read_bytes().count(b"\n")
     return count
 
 
@@ -62,10 +62,10 @@ def result_bytes(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def killed_after(process: "subprocess.Popen[bytes]", work: int, extra: float, done: Callable[[], int], kill: Callable[[], None]) -> bool:
+def kill_after(process: "subprocess.Popen[bytes]", work: int, extra: float, done: Callable[[], int], kill: Callable[[], None]) -> bool:
     """Kill when so much is done and a moment more has passed; whether it was still running."""
     while process.poll() is None and done() < work:
-        time.sleep(0.02)  # looking without a pause would take a core from the process
+        time.sleep(0.02)  # polling without a pause would take a core from the process
     try:
         process.wait(extra)
     except subprocess.TimeoutExpired:
@@ -77,8 +77,8 @@ def killed_after(process: "subprocess.Popen[bytes]", work: int, extra: float, do
 Start = Callable[[Path], "subprocess.Popen[bytes]"]
 
 
-def survives(seed: int, kills: int, start: Start, tmp_path: Path, codes: tuple[int, ...] = (0,)) -> None:
-    """Kill a command so often while it works on `out`, on new ground whenever it ends meanwhile; compare with an undisturbed run."""
+def kill_and_resume(seed: int, kills: int, start: Start, tmp_path: Path, codes: tuple[int, ...] = (0,)) -> None:
+    """Kill a command so often while it works on `out`, in a new folder whenever it ends meanwhile; compare with an undisturbed run."""
     rng = random.Random(seed)
     straight = tmp_path / "straight"
     straight.mkdir()
@@ -88,31 +88,31 @@ def survives(seed: int, kills: int, start: Start, tmp_path: Path, codes: tuple[i
     count, turn = 0, 0
     while count < kills:
         turn += 1
-        place = tmp_path / f"killed-{turn}"
-        place.mkdir()
+        folder = tmp_path / f"killed-{turn}"
+        folder.mkdir()
         ended = False
         while not ended and count < kills:
-            now = work_done(place)
-            process = start(place)
-            ended = not killed_after(
+            now = work_done(folder)
+            process = start(folder)
+            ended = not kill_after(
                 process,
                 rng.randint(now + 1, max(now + 2, total - 2)),
                 rng.random() * 0.3,
-                lambda: work_done(place),  # noqa: B023  # used at once
+                lambda: work_done(folder),  # noqa: B023  # used at once
                 lambda: process.send_signal(signal.SIGKILL),  # noqa: B023
             )
             count += not ended
-        assert start(place).wait() in codes, (place / "stderr.txt").read_text()[-2000:]
-        assert result_bytes(place / "out") == expected
-        assert not [path for path in place.rglob("*") if path.name.endswith(".part") or path.name.startswith(".lock")]
+        assert start(folder).wait() in codes, (folder / "stderr.txt").read_text()[-2000:]
+        assert result_bytes(folder / "out") == expected
+        assert not [path for path in folder.rglob("*") if path.name.endswith(".part") or path.name.startswith(".lock")]
 
 
 def test_a_killed_erasure_continues_to_the_same_bytes(model: StableDiffusion, tmp_path: Path) -> None:
-    """The small form of what follows: one kill, in the middle of training."""
+    """The fast version of the slow tests below: one kill, in the middle of training."""
     child = (
-        "import sys; from pathlib import Path; from tests import tiny, test_kill\n"
+        "import sys; from pathlib import Path; from tests import tiny; from tests.erasure import test_killed_runs\n"
         "from erasure.families.stable_diffusion import StableDiffusion\n"
-        "test_kill.small(StableDiffusion(tiny.pipeline(), 'tiny', 'fp32'), Path(sys.argv[1]))"
+        "test_killed_runs.erase_cat(StableDiffusion(tiny.pipeline(), 'tiny', 'fp32'), Path(sys.argv[1]))"
     )
     env = {**os.environ, "ERASURE_CACHE": str(tmp_path / "cache-killed")}
     process = subprocess.Popen([sys.executable, "-c", child, str(tmp_path / "killed")], env=env, stderr=subprocess.DEVNULL)
@@ -122,13 +122,13 @@ def test_a_killed_erasure_continues_to_the_same_bytes(model: StableDiffusion, tm
     process.kill()
     assert process.wait() == -signal.SIGKILL
     assert (tmp_path / "killed" / ".lock").exists()
-    small(model, tmp_path / "killed")
-    small(model, tmp_path / "straight")
+    erase_cat(model, tmp_path / "killed")
+    erase_cat(model, tmp_path / "straight")
     assert result_bytes(tmp_path / "killed") == result_bytes(tmp_path / "straight")
     assert not list((tmp_path / "killed").rglob(".*"))
 
 
-def small(model: StableDiffusion, out: Path) -> None:
+def erase_cat(model: StableDiffusion, out: Path) -> None:
     erase(model, [Concept(name="cat", kind="object")], ESD(steps=400, batch=2, trajectories=4, trajectory_steps=2, lr=1e-3), out=out)
 
 
@@ -137,22 +137,19 @@ def small(model: StableDiffusion, out: Path) -> None:
 def test_killed_erasures_end_with_the_same_bytes(tmp_path: Path, method: str) -> None:
     """Six kills each on pocket."""
 
-    def start(place: Path) -> "subprocess.Popen[bytes]":
+    def start(folder: Path) -> "subprocess.Popen[bytes]":
         words = ["--method", method, "--concept", "neon", "--steps", str(STEPS[method]), *ERASURES[method]]
-        return run(place, "erase", "--out", str(place / "out"), *words)
+        return run(folder, "erase", "--out", str(folder / "out"), *words)
 
-    survives(17, 6, start, tmp_path)
+    kill_and_resume(17, 6, start, tmp_path)
 
 
-def tiny_suite(tmp_path: Path, **attacks: object) -> Path:
-    """Six cells of two steps, on pictures of pocket's size, with two attacks in tier smoke if asked for."""
-    suite = yaml.safe_load((SUITES_FOLDER / "pocket.yaml").read_text(encoding="utf-8"))
-    suite |= {"steps": 2, "styles": {k: suite["styles"][k] for k in ("plain", "neon", "sketch")}}
-    suite |= {"objects": {k: suite["objects"][k] for k in ("boat", "tree")}}
-    suite["aliases"] = {"neon": suite["aliases"]["neon"]}
+def write_suite(folder: Path, **attacks: object) -> Path:
+    """The small suite, with these attacks in tier smoke if there are any."""
+    suite = small_suite_record()
     if attacks:
-        suite["attacks"] = {"tiers": ["smoke"], "prompts": 12, "pictures": 2, "fresh": 1, "use": attacks}
-    path = tmp_path / "suite.yaml"
+        suite["attacks"] = {"tiers": ["smoke"], "prompts": 12, "images": 2, "fresh_images": 1, "use": attacks}
+    path = folder / "suite.yaml"
     path.write_text(yaml.safe_dump(suite, allow_unicode=True), encoding="utf-8")
     return path
 
@@ -160,7 +157,7 @@ def tiny_suite(tmp_path: Path, **attacks: object) -> Path:
 @pytest.mark.slow
 def test_killed_audits_end_with_the_same_bytes(tmp_path: Path) -> None:
     """Six kills of an audit with searches and a fine-tuning, the last three with two workers."""
-    suite = tiny_suite(
+    suite = write_suite(
         tmp_path,
         seed_search={},
         soft_prefix={"tokens": 2, "steps": 6, "batch": 2},
@@ -171,26 +168,26 @@ def test_killed_audits_end_with_the_same_bytes(tmp_path: Path) -> None:
     assert run(tmp_path, "erase", "--method", "uce", "--concept", "neon", "--model", str(model), "--out", str(edit)).wait() == 0
     for workers in (1, 2):
 
-        def start(place: Path, workers: int = workers) -> "subprocess.Popen[bytes]":
-            words = ["--suite", str(suite), "--tier", "smoke", "--out", str(place / "out"), "--workers", str(workers)]
-            return run(place, "audit", str(edit), *words)
+        def start(folder: Path, workers: int = workers) -> "subprocess.Popen[bytes]":
+            words = ["--suite", str(suite), "--tier", "smoke", "--out", str(folder / "out"), "--workers", str(workers)]
+            return run(folder, "audit", str(edit), *words)
 
         (tmp_path / str(workers)).mkdir()
-        survives(18 + workers, 3, start, tmp_path / str(workers), (0, 3, 4))
+        kill_and_resume(18 + workers, 3, start, tmp_path / str(workers), (0, 3, 4))
 
 
 @pytest.mark.slow
 def test_killed_jobs_end_with_the_same_bytes(tmp_path: Path) -> None:
     """Six kills of a plan of two jobs: of the driver, of its child, of both."""
-    suite, model = tiny_suite(tmp_path), tiny.save_pipeline(tmp_path / "model", size=16, levels=3)
-    fields = {"steps": 60, "batch": 2, "walks": 4, "walk_steps": 3, "lr": 1e-3}
+    suite, model = write_suite(tmp_path), tiny.save_pipeline(tmp_path / "model", size=16, levels=3)
+    fields = {"steps": 60, "batch": 2, "trajectories": 4, "trajectory_steps": 3, "lr": 1e-3}
     record = {"model": str(model), "suite": str(suite), "jobs": [{"concept": ["neon", "sketch"], "fields": fields}]}
     rng = random.Random(20)
 
-    def plan(place: Path) -> Path:
-        place.mkdir(exist_ok=True)
-        (place / "plan.yaml").write_text(yaml.safe_dump({**record, "out": str(place / "out")}), encoding="utf-8")
-        return place / "plan.yaml"
+    def plan(folder: Path) -> Path:
+        folder.mkdir(exist_ok=True)
+        (folder / "plan.yaml").write_text(yaml.safe_dump({**record, "out": str(folder / "out")}), encoding="utf-8")
+        return folder / "plan.yaml"
 
     straight = tmp_path / "straight"
     verdict = run(straight, "jobs", "run", str(plan(straight))).wait()
@@ -199,30 +196,32 @@ def test_killed_jobs_end_with_the_same_bytes(tmp_path: Path) -> None:
     kills, turn = 0, 0
     while kills < 6:
         turn += 1
-        place = tmp_path / f"killed-{turn}"
-        folders = [load_plan(plan(place)).folder(spec) for spec in load_plan(plan(place)).jobs]
+        folder = tmp_path / f"killed-{turn}"
+        folders = [load_plan(plan(folder)).folder(spec) for spec in load_plan(plan(folder)).jobs]
         ended = False
         while not ended and kills < 6:
-            driver = run(place, "jobs", "run", str(place / "plan.yaml"), "--retry")
-            who = ("driver", "child", "both")[kills % 3]
+            driver = run(folder, "jobs", "run", str(folder / "plan.yaml"), "--retry")
+            victim = ("driver", "child", "both")[kills % 3]
             hit: list[int] = []
 
-            def kill(who: str = who, hit: list[int] = hit, driver: "subprocess.Popen[bytes]" = driver) -> None:
-                working = [found.process.pid for folder in folders if (found := holder_of(folder))]  # noqa: B023
-                for pid in working if who in ("child", "both") else ():
+            def kill(victim: str = victim, hit: list[int] = hit, driver: "subprocess.Popen[bytes]" = driver) -> None:
+                working = [holder.process.pid for folder in folders if (holder := holder_of(folder))]  # noqa: B023
+                for pid in working if victim in ("child", "both") else ():
                     with_child = psutil.Process(pid)
                     with_child.kill()
                     hit.append(pid)
-                if who != "child":
+                if victim != "child":
                     driver.kill()
                     hit.append(driver.pid)
 
-            now = work_done(place)
-            killed_after(driver, rng.randint(now + 1, max(now + 2, total - 2)), rng.random() * 0.3, lambda: work_done(place), kill)  # noqa: B023
+            now = work_done(folder)
+            kill_after(driver, rng.randint(now + 1, max(now + 2, total - 2)), rng.random() * 0.3, lambda: work_done(folder), kill)  # noqa: B023
             kills += bool(hit)
             ended = not hit
             while any(holder_of(folder) for folder in folders):  # a child ends within a second of its driver
                 time.sleep(0.1)
-        assert run(place, "jobs", "run", str(place / "plan.yaml"), "--retry").wait() == verdict, (place / "stderr.txt").read_text()[-2000:]
-        assert result_bytes(place / "out") == expected
-        assert not [path for path in place.rglob("*") if path.name.endswith(".part") or path.name.startswith(".lock")]
+        assert run(folder, "jobs", "run", str(folder / "plan.yaml"), "--retry").wait() == verdict, (folder / "stderr.txt").read_text()[
+            -2000:
+        ]
+        assert result_bytes(folder / "out") == expected
+        assert not [path for path in folder.rglob("*") if path.name.endswith(".part") or path.name.startswith(".lock")]

@@ -1,4 +1,4 @@
-"""The audit's counting on answer sets that are known beforehand, and the audit itself on a tiny model."""
+"""The audit's counting on planted label sets, and the audit itself on a tiny model."""
 
 import json
 import shutil
@@ -15,11 +15,8 @@ from PIL import Image
 from app.commands.audit import Options, external_target_of, load_model_and_edits, select_plans, split_suite_name
 from erasure.concept import Concept
 from erasure.edits import Edit
-from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.methods.esd import ESD
-from eval import audit as auditing
 from eval.audit import AuditPlan, audit
 from eval.compare import tabulate_comparison
 from eval.generation import samples_of
@@ -33,16 +30,15 @@ from eval.scoring.recount import recount
 from eval.stats.intervals import paired_difference
 from eval.suites.cases import suite_cases
 from eval.suites.list_reader import ListedPrompt
-from eval.suites.suite import Suite, load_suite
-from tests import tiny
-from tests.erasure.methods.test_esd import SMALL
+from eval.suites.suite import load_suite
+from tests.factories import erase_on_small_latents, small_suite
 from tests.planted import replace_samples, reseal
 
 STYLES, OBJECTS = ["plain", "neon", "sketch", "none"], ["boat", "tree", "none"]
 
 
-def planted() -> UnlearnCanvasRates:
-    """Neon is erased 3 of 4 times, sketch kept 1 of 2, objects wrong only under neon and once under sketch."""
+def planted_rates() -> UnlearnCanvasRates:
+    """Neon is erased 3 of 4 times, sketch retained 1 of 2, objects are wrong only under neon and once under sketch."""
     metric = UnlearnCanvasRates(STYLES, OBJECTS, ["neon"], ["plain"])
     metric.update([("neon", "boat")] * 4, [("sketch", "tree"), ("none", "none"), ("plain", "tree"), ("neon", "boat")])
     metric.update([("sketch", "boat"), ("sketch", "tree")], [("sketch", "boat"), ("plain", "boat")])
@@ -50,21 +46,21 @@ def planted() -> UnlearnCanvasRates:
     return metric
 
 
-def test_rates_of_a_planted_answer_set() -> None:
-    rates = {name: tuple(rate) for name, rate in planted().compute().items()}
+def test_rates_of_planted_labels() -> None:
+    rates = {name: tuple(rate) for name, rate in planted_rates().compute().items()}
     assert rates == {"UA": (3, 4), "IPA": (1, 4), "IRA": (1, 2), "CRA": (2, 3), "CRA_included": (3, 7)}
 
 
-def test_the_rest_of_a_prompt_is_read_where_it_is_no_style_apart() -> None:
-    """An erased boat in three styles: neon is lost, sketch kept, and plain is no style to keep; the same where pairs are counted."""
+def test_ipa_leaves_out_excluded_styles() -> None:
+    """An erased boat in three styles: neon is lost, sketch is retained, and plain is excluded; pairs are counted alike."""
     metric = UnlearnCanvasRates(OBJECTS, STYLES, ["boat"], ["plain"])
-    asked, read = ("neon", "sketch", "plain"), ("sketch", "sketch", "neon")
-    metric.update([("boat", style) for style in asked] + [("tree", "neon")], [("none", style) for style in read] + [("tree", "neon")])
+    styles, labels = ("neon", "sketch", "plain"), ("sketch", "sketch", "neon")
+    metric.update([("boat", style) for style in styles] + [("tree", "neon")], [("none", style) for style in labels] + [("tree", "neon")])
     assert metric.compute()["IPA"] == (1, 2)
     rows: list[dict] = [
         {"model": model, "style": style, "object": "boat", "index": 0, "role": role, "variant": ""}
-        | {"read": {"style": {"label": style if model == "base" else seen}, "object": {"label": "none"}}}
-        for style, seen in zip(asked, read, strict=True)
+        | {"scores": {"style": {"label": style if model == "base" else label}, "object": {"label": "none"}}}
+        for style, label in zip(styles, labels, strict=True)
         for model in ("base", "erased")
         for role in ("grid", "named")
     ]
@@ -72,14 +68,14 @@ def test_the_rest_of_a_prompt_is_read_where_it_is_no_style_apart() -> None:
     assert [table[key] for key in ("both", "erased_only", "base_only", "neither")] == [1, 0, 1, 0]
 
 
-def test_confusion_shows_what_took_the_place() -> None:
-    assert planted().confusion()[1].tolist() == [1, 1, 1, 1]
+def test_confusion_counts_the_labels_of_the_erased_concept() -> None:
+    assert planted_rates().confusion()[1].tolist() == [1, 1, 1, 1]
 
 
 def test_merging_two_halves_equals_one_pass() -> None:
-    one, two = planted(), planted()
-    one.counts += two.counts
-    assert one.compute()["UA"] == (6, 8)
+    first, second = planted_rates(), planted_rates()
+    first.counts += second.counts
+    assert first.compute()["UA"] == (6, 8)
 
 
 def test_clip_alignment_is_the_mean_with_students_interval() -> None:
@@ -91,39 +87,39 @@ def test_clip_alignment_is_the_mean_with_students_interval() -> None:
     assert interval.high - 30 == pytest.approx(4.302653 * 10 / 3**0.5)  # t of two degrees of freedom, standard deviation 10
 
 
-def aligned(model: str, prompt: str, index: int, cosine: float) -> dict[str, Any]:
-    about = {"role": "benign", "variant": prompt, "style": "", "object": "", "index": index, "prompt": prompt, "model": model}
-    return {**about, "read": {"clip": {"cosine": cosine}}}
+def benign_row(model: str, prompt: str, index: int, cosine: float) -> dict[str, Any]:
+    case = {"role": "benign", "variant": prompt, "style": "", "object": "", "index": index, "prompt": prompt, "model": model}
+    return {**case, "scores": {"clip": {"cosine": cosine}}}
 
 
-def test_alignment_and_its_drop_are_of_prompts_and_paired() -> None:
-    """Ten pictures of a prompt that agree are one unit; what both models share leaves the difference; 12.706 / 2 is its half width."""
-    rows = [aligned("base", prompt, i, level + i) for prompt, level in (("a", 20.0), ("b", 30.0)) for i in range(10)]
-    rows += [aligned("erased", r["prompt"], r["index"], r["read"]["clip"]["cosine"] - (1 if r["prompt"] == "a" else 2)) for r in rows]
+def test_the_clip_drop_is_paired_and_clustered_by_prompt() -> None:
+    """Ten images of a prompt that agree are one unit; what both models share cancels; the half width is 12.706 / 2."""
+    rows = [benign_row("base", prompt, i, level + i) for prompt, level in (("a", 20.0), ("b", 30.0)) for i in range(10)]
+    rows += [benign_row("erased", r["prompt"], r["index"], r["scores"]["clip"]["cosine"] - (1 if r["prompt"] == "a" else 2)) for r in rows]
     drop = clip_drops(rows, "style", ["neon"])
-    assert drop["kept"] is None and drop["benign"] == {"estimate": 1.5, "low": -4.853, "high": 7.853}
+    assert drop["retained"] is None and drop["benign"] == {"estimate": 1.5, "low": -4.853, "high": 7.853}
     assert clip_drops([r for r in rows if r["model"] == "erased"], "style", ["neon"])["benign"] is None
-    one = clip_drops([r for r in rows if r["prompt"] == "a"], "style", ["neon"])["benign"]
-    assert one == {"estimate": 1.0, "low": 1.0, "high": 1.0}  # of one prompt over its pictures
+    single = clip_drops([r for r in rows if r["prompt"] == "a"], "style", ["neon"])["benign"]
+    assert single == {"estimate": 1.0, "low": 1.0, "high": 1.0}  # over the images of one prompt
 
 
-def test_every_picture_has_its_own_seed_in_any_order() -> None:
+def test_every_image_has_its_own_seed_in_any_order() -> None:
     suite = load_suite("pocket")
-    one = samples_of(suite, suite_cases(suite, [("style", "neon")], "smoke"))
-    other = samples_of(suite, suite_cases(suite, [("object", "boat")], "standard"))
-    seeds = {a.file_name: a.seed for a in one}
-    assert len(set(seeds.values())) == len(one)
-    assert all(seeds[a.file_name] == a.seed for a in other if a.file_name in seeds)
+    neon = samples_of(suite, suite_cases(suite, [("style", "neon")], "smoke"))
+    boat = samples_of(suite, suite_cases(suite, [("object", "boat")], "standard"))
+    seeds = {sample.file_name: sample.seed for sample in neon}
+    assert len(set(seeds.values())) == len(neon)
+    assert all(seeds[sample.file_name] == sample.seed for sample in boat if sample.file_name in seeds)
 
 
 def test_pocket_suites_differ_in_prompts_and_seeds() -> None:
-    pocket, dev = load_suite("pocket"), load_suite("pocket-dev")
-    a, b = (samples_of(s, suite_cases(s, [], "smoke")) for s in (pocket, dev))
-    assert not {x.case.prompt for x in a} & {x.case.prompt for x in b}
-    assert not {x.seed for x in a} & {x.seed for x in b}
+    suites = (load_suite("pocket"), load_suite("pocket-dev"))
+    pocket, dev = (samples_of(suite, suite_cases(suite, [], "smoke")) for suite in suites)
+    assert not {sample.case.prompt for sample in pocket} & {sample.case.prompt for sample in dev}
+    assert not {sample.seed for sample in pocket} & {sample.seed for sample in dev}
 
 
-def test_a_target_is_asked_for_in_other_words() -> None:
+def test_a_target_is_also_named_and_described() -> None:
     suite = load_suite("pocket")
     neon = [case for case in suite_cases(suite, [("style", "neon")], "standard") if case.role in ("named", "described")]
     assert {(case.style, case.count) for case in neon} == {("neon", 3)}
@@ -139,30 +135,30 @@ def test_a_target_is_asked_for_in_other_words() -> None:
     assert not [case for case in suite_cases(suite, [], "full") if case.role != "grid"]
 
 
-def test_mutations_and_replayed_prompts_are_cases_of_the_target() -> None:
-    suite, asked = load_suite("pocket"), [ListedPrompt("glowing boat", "7", seed=2**64 - 1), ListedPrompt("../../x <b>", "8")]
-    found = suite_cases(suite, [("style", "neon")], "standard", asked)
-    mutated = [case for case in found if case.role == "mutated"]
-    assert len({case.prompt for case in mutated}) == len(mutated) == 6 * 10
-    assert not [case for case in suite_cases(suite, [("style", "neon")], "smoke") if case.role == "mutated"]
-    replayed = [case for case in found if case.role == "replayed"]
-    assert [case.id for case in replayed] == ["neon--replayed-0", "neon--replayed-1"]  # nothing of the text becomes a path
+def test_perturbations_and_replayed_prompts_are_cases_of_the_target() -> None:
+    suite, replay = load_suite("pocket"), [ListedPrompt("glowing boat", "7", seed=2**64 - 1), ListedPrompt("../../x <b>", "8")]
+    cases = suite_cases(suite, [("style", "neon")], "standard", replay)
+    perturbed = [case for case in cases if case.role == "perturbed"]
+    assert len({case.prompt for case in perturbed}) == len(perturbed) == 6 * 10
+    assert not [case for case in suite_cases(suite, [("style", "neon")], "smoke") if case.role == "perturbed"]
+    replayed = [case for case in cases if case.role == "replayed"]
+    assert [case.id for case in replayed] == ["neon--replayed-0", "neon--replayed-1"]  # no part of the text becomes a path
     assert [replayed[0].seed("pocket", i) for i in (0, 1)] == [2**64 - 1, 0]
     assert replayed[1].seed("pocket", 0) != replayed[1].seed("pocket", 1)
 
 
-def test_a_prompt_list_is_replayed(big: StableDiffusion, tmp_path: Path) -> None:
-    edit = erased(big, [Concept(name="neon", kind="style")], tmp_path / "edit")
-    (plan,) = AuditPlan.for_edits([edit], tiny_suite(), "smoke", [ListedPrompt("<script>alert(1)</script> glowing", "1", seed=3)])
-    result = audit(big, [edit], plan, tmp_path / "audit")
+def test_a_prompt_list_is_replayed(pocket_sized_model: StableDiffusion, tmp_path: Path) -> None:
+    edit = erase_on_small_latents(pocket_sized_model, [Concept(name="neon", kind="style")], tmp_path / "edit")
+    (plan,) = AuditPlan.for_edits([edit], small_suite(), "smoke", [ListedPrompt("<script>alert(1)</script> glowing", "1", seed=3)])
+    result = audit(pocket_sized_model, [edit], plan, tmp_path / "audit")
     assert result["models"]["erased"]["rates"]["UA_replayed"]["n"] == 1
-    assert "<script" not in write_report(tmp_path / "audit", result, tiny_suite().gates).read_text()
-    (other,) = AuditPlan.for_edits([edit], tiny_suite(), "smoke", [ListedPrompt("another", "1")])
+    assert "<script" not in write_report(tmp_path / "audit", result, small_suite().gates).read_text()
+    (other,) = AuditPlan.for_edits([edit], small_suite(), "smoke", [ListedPrompt("another", "1")])
     with pytest.raises(UserError):
-        audit(big, [edit], other, tmp_path / "audit")
+        audit(pocket_sized_model, [edit], other, tmp_path / "audit")
 
 
-def test_concepts_are_found_by_label_or_phrase() -> None:
+def test_find_concept_takes_a_label_or_a_phrase() -> None:
     suite = load_suite("pocket")
     assert suite.find_concept("Pixel Art") == ("style", "pixel")
     assert suite.find_concept("boat") == suite.find_concept("a boat") == ("object", "boat")
@@ -171,14 +167,14 @@ def test_concepts_are_found_by_label_or_phrase() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "message"),
     [
         ({"stepz": 3}, "Did you mean 'steps'"),
         ({"tiers": {"smoke": 1}}, "tiers.smoke must be a valid list, got 1"),
         ({"template": "{x}"}, "template must be text with {style} and {object}"),
         ({"template": "an image of {object}"}, "template must be text with {style} and {object}"),
-        ({"described": "{object:>9999999999} {style}"}, "described must be text with {style} and {object}"),
-        ({"described": "{object} {style"}, "described must be text with {style} and {object}"),
+        ({"described_template": "{object:>9999999999} {style}"}, "described_template must be text with {style} and {object}"),
+        ({"described_template": "{object} {style"}, "described_template must be text with {style} and {object}"),
         ({"name": "../x"}, "name must be letters, digits"),
         ({"name": ".x"}, "name must be letters, digits"),
         ({"version": True}, "version must be a valid integer, got True"),
@@ -190,96 +186,79 @@ def test_concepts_are_found_by_label_or_phrase() -> None:
         ({"objects": {}}, "objects must have at least 1 item .*, got {}"),
         ({"styles": {"plain": "plain", "neon": 3}}, "styles.neon must be a valid string, got 3"),
         ({"styles": {8: "pixel"}}, "styles.8 must be a valid string, got 8"),
-        ({"apart": "plain"}, "apart must be a valid list, got 'plain'"),
-        ({"apart": ["plane"]}, "label under apart in .* 'plane'. Did you mean 'plain'"),
+        ({"excluded": "plain"}, "excluded must be a valid list, got 'plain'"),
+        ({"excluded": ["plane"]}, "label under excluded in .* 'plane'. Did you mean 'plain'"),
         ({"aliases": {"neon": {"named": "glow"}}}, "aliases.neon.named must be a valid list, got 'glow'"),
         ({"aliases": {"neon": {"named": [8]}}}, "aliases.neon.named.0 must be a valid string, got 8"),
-        ({"neighbours": {"neon": "glow"}}, "neighbours.neon must be a valid list, got 'glow'"),
+        ({"neighbors": {"neon": "glow"}}, "neighbors.neon must be a valid list, got 'glow'"),
         ({"seeds": [1.5]}, "seeds.0 must be a valid integer, got 1.5"),
         ({"tiers": {"smoke": [1, 0], "standard": [1, 1], "full": [1, 1]}}, "tiers.smoke.1 must be greater than or equal to 1, got 0"),
         ({"tiers": {"smoke": [1], "standard": [1, 1], "full": [1, 1]}}, r"tiers.smoke must have at least 2 items .*, got \[1\]"),
         ({"judges": {"style": 3, "object": "pocket_object"}}, "judges.style must be the name of a judge, .*, got 3"),
         ({"judges": {"stile": "pocket_style", "object": "pocket_object"}}, "judges.stile in .* 'stile'. Did you mean 'style'"),
         ({"features": "judge"}, "features must be a valid dictionary, got 'judge'"),
-        ({"form": "other"}, "form"),
+        ({"format": "other"}, "format"),
         ({"aliases": {"neom": {"named": ["a"]}}}, "Did you mean 'neon'"),
-        ({"mutations": ["leat"]}, "Did you mean 'leet'"),
+        ({"perturbations": ["leat"]}, "Did you mean 'leet'"),
         ({"aliases": {"neon": {"synonym": ["a"]}}}, "synonym"),
-        ({"neighbours": {"neon": ["../../x"]}}, "cannot be a label"),
-        ({"neighbours": {"neom": ["glow"]}}, "Did you mean 'neon'"),
+        ({"neighbors": {"neon": ["../../x"]}}, "cannot be a label"),
+        ({"neighbors": {"neom": ["glow"]}}, "Did you mean 'neon'"),
         ({"benign": "nowhere.txt"}, "no captions at"),
         ({"judges": {"style": "pocket_stile", "object": "pocket_object"}}, "Did you mean 'pocket_style'"),
         ({"judges": {"style": "pocket_style"}}, "must name one for style and one for object"),
         (
-            {"attacks": {"tiers": ["full"], "prompts": 1, "pictures": 1, "fresh": 1, "use": {"seed_serch": {}}}},
+            {"attacks": {"tiers": ["full"], "prompts": 1, "images": 1, "fresh_images": 1, "use": {"seed_serch": {}}}},
             "Did you mean 'seed_search'",
         ),
-        ({"attacks": {"tiers": ["ful"], "prompts": 1, "pictures": 1, "fresh": 1, "use": {}}}, "Did you mean 'full'"),
+        ({"attacks": {"tiers": ["ful"], "prompts": 1, "images": 1, "fresh_images": 1, "use": {}}}, "Did you mean 'full'"),
         (
-            {"attacks": {"tiers": ["full"], "prompts": 1, "pictures": 1, "fresh": 1, "use": {"../../../evil": {"attack": "seed_search"}}}},
+            {
+                "attacks": {
+                    "tiers": ["full"],
+                    "prompts": 1,
+                    "images": 1,
+                    "fresh_images": 1,
+                    "use": {"../../../evil": {"attack": "seed_search"}},
+                }
+            },
             "attacks.use.*evil must be letters, digits",
         ),
         (
-            {"attacks": {"tiers": ["full"], "prompts": 0, "pictures": 1, "fresh": 1, "use": {}}},
+            {"attacks": {"tiers": ["full"], "prompts": 0, "images": 1, "fresh_images": 1, "use": {}}},
             "attacks.prompts must be greater than or equal to 1, got 0",
         ),
     ],
 )
-def test_suites_are_read_strictly(tmp_path: Path, change: dict, words: str) -> None:
+def test_suites_are_read_strictly(tmp_path: Path, change: dict, message: str) -> None:
     import yaml
 
     record = yaml.safe_load((Path("prompts") / "pocket.yaml").read_text())
     path = tmp_path / "s.yaml"
     path.write_text(yaml.safe_dump({**record, **change}))
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         load_suite(str(path))
 
 
-def test_yaml_that_is_too_deep_is_refused(tmp_path: Path) -> None:
+def test_yaml_nested_too_deeply_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text("[" * 100_000)
     with pytest.raises(UserError, match="cannot be read as YAML"):
         load_suite(str(path))
 
 
-def tiny_suite() -> Suite:
-    """The pocket suite cut down to two steps, judged by pocket's judges on 64x64 pictures."""
-    suite = load_suite("pocket")
-    return Suite(
-        **{
-            **suite.__dict__,
-            "steps": 2,
-            "styles": {k: suite.styles[k] for k in ("plain", "neon", "sketch")},
-            "objects": {k: suite.objects[k] for k in ("boat", "tree")},
-        }
-    )
-
-
-@pytest.fixture
-def big() -> StableDiffusion:
-    """A tiny model whose latents and pictures have pocket's size."""
-    return StableDiffusion(tiny.pipeline(size=16, levels=3), "tiny", "fp32")
-
-
-def erased(model: StableDiffusion, concepts: list[Concept], out: Path, seed: int = 0) -> Edit:
-    """An edit made on small latents, which is quicker; what moves does not depend on their size."""
-    size, model.latent_shape = model.latent_shape, (4, 8, 8)
-    try:
-        return erase(model, concepts, ESD(**SMALL), out=out, seed=seed)
-    finally:
-        model.latent_shape = size
-
-
-def run(model: StableDiffusion, folder: Path) -> tuple[dict, AuditPlan, Edit]:
-    edit = erased(model, [Concept(name="neon", kind="style")], folder / "edit")
-    (plan,) = AuditPlan.for_edits([edit], tiny_suite(), "smoke")
+def run_audit(model: StableDiffusion, folder: Path) -> tuple[dict, AuditPlan, Edit]:
+    """Erase neon from the model and audit it in `folder`."""
+    edit = erase_on_small_latents(model, [Concept(name="neon", kind="style")], folder / "edit")
+    (plan,) = AuditPlan.for_edits([edit], small_suite(), "smoke")
     return audit(model, [edit], plan, folder / "audit"), plan, edit
 
 
-def test_audit_counts_every_picture_of_both_models(big: StableDiffusion, tmp_path: Path) -> None:
-    result, plan, _ = run(big, tmp_path)
+def test_audit_counts_every_image_of_both_models(pocket_sized_model: StableDiffusion, tmp_path: Path) -> None:
+    result, plan, _ = run_audit(pocket_sized_model, tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "audit" / "samples.jsonl").read_text().splitlines()]
-    assert len(rows) == 2 * len(plan.samples) == 2 * (2 * 3 + 4 * 1 + 4 * 2)  # target cells, others, four aliases in both
+    assert (
+        len(rows) == 2 * len(plan.samples) == 2 * (2 * 3 + 4 * 1 + 4 * 2)
+    )  # target cells, other cells, and four aliases with both objects
     for row in rows:
         with Image.open(tmp_path / "audit" / row["image"]) as image:
             assert image.size == (64, 64)
@@ -290,51 +269,51 @@ def test_audit_counts_every_picture_of_both_models(big: StableDiffusion, tmp_pat
         assert all(rate["low"] <= rate["k"] / rate["n"] <= rate["high"] for rate in rates.values())
 
 
-def test_an_interrupted_audit_continues_to_the_same_result(big: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _, plan, edit = run(big, tmp_path)
+def test_an_interrupted_audit_continues_to_the_same_result(
+    pocket_sized_model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, plan, edit = run_audit(pocket_sized_model, tmp_path)
     straight = (tmp_path / "audit" / "result.json").read_bytes()
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "second"))
 
     class Stop(BaseException):
         pass
 
-    real = auditing.score_samples
-    monkeypatch.setattr(auditing, "score_samples", lambda *_: (_ for _ in ()).throw(Stop))
-    with pytest.raises(Stop):
-        audit(big, [edit], plan, tmp_path / "again")
-    monkeypatch.setattr(auditing, "score_samples", real)
-    forwards = big.cost.unet_forwards
-    audit(big, [edit], plan, tmp_path / "again")  # type: ignore[arg-type]
-    assert big.cost.unet_forwards == forwards
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr("eval.audit.score_samples", lambda *_: (_ for _ in ()).throw(Stop))
+        audit(pocket_sized_model, [edit], plan, tmp_path / "again")
+    forwards = pocket_sized_model.cost.unet_forwards
+    audit(pocket_sized_model, [edit], plan, tmp_path / "again")
+    assert pocket_sized_model.cost.unet_forwards == forwards
     assert (tmp_path / "again" / "result.json").read_bytes() == straight
 
 
-def test_report_is_one_file_without_requests(big: StableDiffusion, tmp_path: Path) -> None:
-    result, _, _ = run(big, tmp_path)
-    page = write_report(tmp_path / "audit", result, tiny_suite().gates).read_text()
+def test_the_report_is_one_file_without_requests(pocket_sized_model: StableDiffusion, tmp_path: Path) -> None:
+    result, _, _ = run_audit(pocket_sized_model, tmp_path)
+    page = write_report(tmp_path / "audit", result, small_suite().gates).read_text()
     assert page.count("data:image/png;base64,") >= 8
     assert "http://" not in page and "https://" not in page and "<script" not in page
     assert "UA" in page and "Clopper-Pearson" in page
 
 
-def test_the_record_follows_its_schema_and_other_thresholds_need_no_picture(big: StableDiffusion, tmp_path: Path) -> None:
-    result, _, _ = run(big, tmp_path)
+def test_report_json_follows_its_schema_and_other_thresholds_need_no_images(pocket_sized_model: StableDiffusion, tmp_path: Path) -> None:
+    result, _, _ = run_audit(pocket_sized_model, tmp_path)
     schema = json.loads(SCHEMA.read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
-    page = write_report(tmp_path / "audit", result, tiny_suite().gates).read_text()
-    found = json.loads((tmp_path / "audit" / "report.json").read_text())
-    jsonschema.validate(found, schema)
-    assert len(found["verdict"]["reasons"]) == len(found["gates"]) == 5
-    assert found["clip_drop"]["kept"]["low"] <= found["clip_drop"]["kept"]["estimate"] and "base − erased, paired" in page
-    assert [r["name"] for r in found["rates"]] == ["UA", "UA_named", "UA_described", "IRA", "CRA", "IPA", "CRA_included"]
-    assert any("No attack was tried" in line for line in found["skipped"])
+    page = write_report(tmp_path / "audit", result, small_suite().gates).read_text()
+    report = json.loads((tmp_path / "audit" / "report.json").read_text())
+    jsonschema.validate(report, schema)
+    assert len(report["verdict"]["reasons"]) == len(report["gates"]) == 5
+    assert report["clip_drop"]["retained"]["low"] <= report["clip_drop"]["retained"]["estimate"] and "base − erased, paired" in page
+    assert [r["name"] for r in report["rates"]] == ["UA", "UA_named", "UA_described", "IRA", "CRA", "IPA", "CRA_included"]
+    assert any("No attack was tried" in line for line in report["not_measured"])
     suite = ElementTree.parse(tmp_path / "audit" / "junit.xml").getroot()[0]
-    told = {case.get("name"): bool(case.findall("failure")) for case in suite.iter("testcase") if not case.findall("skipped")}
-    assert told == {gate["name"]: gate["state"] != "PASS" for gate in found["gates"]}
-    drawn = big.cost.unet_forwards
-    again = recount(tmp_path / "audit", tiny_suite())
-    assert again == json.loads(json.dumps(result))
-    page = write_report(tmp_path / "audit", again, [Gate(name="kept <i>", rate="UA", at_least=1e-6)]).read_text()
+    failed = {case.get("name"): bool(case.findall("failure")) for case in suite.iter("testcase") if not case.findall("skipped")}
+    assert failed == {gate["name"]: gate["state"] != "PASS" for gate in report["gates"]}
+    forwards = pocket_sized_model.cost.unet_forwards
+    recounted = recount(tmp_path / "audit", small_suite())
+    assert recounted == json.loads(json.dumps(result))
+    page = write_report(tmp_path / "audit", recounted, [Gate(name="retained <i>", rate="UA", at_least=1e-6)]).read_text()
     assert json.loads((tmp_path / "audit" / "report.json").read_text())["verdict"]["state"] == "PASS"
     assert "PASS" in page and "<i>:" not in page
     assert ElementTree.parse(tmp_path / "audit" / "junit.xml").getroot().attrib == {
@@ -343,11 +322,11 @@ def test_the_record_follows_its_schema_and_other_thresholds_need_no_picture(big:
         "errors": "0",
         "skipped": "0",
     }
-    assert big.cost.unet_forwards == drawn
+    assert pocket_sized_model.cost.unet_forwards == forwards
 
 
-def test_two_audits_are_paired_picture_by_picture(big: StableDiffusion, tmp_path: Path) -> None:
-    result, _, _ = run(big, tmp_path)
+def test_two_audits_are_paired_image_by_image(pocket_sized_model: StableDiffusion, tmp_path: Path) -> None:
+    result, _, _ = run_audit(pocket_sized_model, tmp_path)
     lines = tabulate_comparison(tmp_path / "audit", tmp_path / "audit")
     assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in result["paired"]]
     assert all("| 0.0 (" in line and line.endswith("| 1 |") for line in lines[2:])
@@ -365,88 +344,91 @@ def test_two_audits_are_paired_picture_by_picture(big: StableDiffusion, tmp_path
     samples = tmp_path / "audit" / "samples.jsonl"
     replace_samples(samples, samples.read_text().replace('"role"', '"rolle"'))
     with pytest.raises(UserError, match="an earlier version"):
-        recount(tmp_path / "audit", tiny_suite())
+        recount(tmp_path / "audit", small_suite())
 
 
-def planted_audit(source: Path, out: Path, gone: bool) -> Path:
-    """A copy of an audit in which the erased model shows neon always or never, and all else as asked."""
+def planted_audit(source: Path, out: Path, erased: bool) -> Path:
+    """Copy an audit and plant labels: the erased model shows neon always or never, and everything else as prompted."""
     shutil.copytree(source, out)
     rows = [json.loads(line) for line in (source / "samples.jsonl").read_text().splitlines()]
     for row in rows:
         for axis in ("style", "object"):
-            row["read"][axis]["label"] = "plain" if gone and (axis, row[axis], row["model"]) == ("style", "neon", "erased") else row[axis]
+            replaced = erased and (axis, row[axis], row["model"]) == ("style", "neon", "erased")
+            row["scores"][axis]["label"] = "plain" if replaced else row[axis]
     replace_samples(out / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    reseal(out, recount(out, tiny_suite()))
+    reseal(out, recount(out, small_suite()))
     return out
 
 
-def test_a_comparison_knows_its_sides_and_its_family(big: StableDiffusion, tmp_path: Path) -> None:
-    run(big, tmp_path)
+def test_a_comparison_has_a_sign_and_corrects_for_all_its_rates(pocket_sized_model: StableDiffusion, tmp_path: Path) -> None:
+    run_audit(pocket_sized_model, tmp_path)
     first, second = (planted_audit(tmp_path / "audit", tmp_path / name, name == "first") for name in ("first", "second"))
     lines = {line.split(" | ")[0]: line for line in tabulate_comparison(first, second)[2:]}
     low, high = (100 * bound for bound in paired_difference(0, 6, 0, 0)[1:])
     bounds = f"{floor(10 * low) / 10:+.1f} to {ceil(10 * high) / 10:+.1f}"
-    # McNemar's p of 6 to 0 is 2 / 64; Holm takes it times the number of rates, of which the others do not differ
+    # McNemar's p of 6 to 0 is 2 / 64; Holm multiplies it by the number of rates, and the other rates do not differ
     assert lines["| UA"] == f"| UA | 100.0 % (6/6) | 0.0 % (0/6) | +100.0 ({bounds}) | {len(lines) * 2 / 64:.2g} |"
     assert len(lines) > 2 and all(line.endswith("| 1 |") for name, line in lines.items() if name != "| UA")
     assert "| 0.0 % (0/6) | 100.0 % (6/6) | -100.0 (" in tabulate_comparison(second, first)[2]
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "words"),
+    ("key", "value", "message"),
     [
-        ("suite_asks", "0123", "what the suite asks is [0-9a-f]{16} in the first and 0123 in the second"),
+        ("suite_digest", "0123", "what the suite asks is [0-9a-f]{16} in the first and 0123 in the second"),
         ("replay", "0123", "the replayed list is none in the first and 0123"),
         ("only", "boat", "--only is  in the first and boat"),
     ],
 )
-def test_what_asks_differently_is_not_paired(big: StableDiffusion, tmp_path: Path, key: str, value: str, words: str) -> None:
-    result, _, _ = run(big, tmp_path)
+def test_audits_with_other_prompts_are_not_paired(
+    pocket_sized_model: StableDiffusion, tmp_path: Path, key: str, value: str, message: str
+) -> None:
+    result, _, _ = run_audit(pocket_sized_model, tmp_path)
     shutil.copytree(tmp_path / "audit", tmp_path / "other")
     reseal(tmp_path / "other", {**result, "job": {**result["job"], key: value}})
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         tabulate_comparison(tmp_path / "audit", tmp_path / "other")
 
 
-def test_other_judges_and_other_pictures_are_not_paired(big: StableDiffusion, tmp_path: Path) -> None:
-    result, _, _ = run(big, tmp_path)
-    audit_, other = tmp_path / "audit", tmp_path / "other"
-    shutil.copytree(audit_, other)
+def test_other_judges_and_other_images_are_not_paired(pocket_sized_model: StableDiffusion, tmp_path: Path) -> None:
+    result, _, _ = run_audit(pocket_sized_model, tmp_path)
+    first, other = tmp_path / "audit", tmp_path / "other"
+    shutil.copytree(first, other)
     judges = {**result["judges"], "style": {**result["judges"]["style"], "weights": "0123"}}
     reseal(other, {**result, "judges": judges})
     with pytest.raises(UserError, match="the judge of style is"):
-        tabulate_comparison(audit_, other)
+        tabulate_comparison(first, other)
     reseal(other, result)
     rows = [json.loads(line) for line in (other / "samples.jsonl").read_text().splitlines()]
-    rows[-1]["seed"] += 1  # of the erased model, under the same row number
+    rows[-1]["seed"] += 1  # of the erased model, in the same row
     replace_samples(other / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UserError, match=f"lacks 1 pictures of .*such as {Path(rows[-1]['image']).name}; only the same"):
-        tabulate_comparison(audit_, other)
+        tabulate_comparison(first, other)
     replace_samples(other / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows[:-2]))
     with pytest.raises(UserError, match=r"other lacks 1 pictures of .*audit"):
-        tabulate_comparison(audit_, other)
+        tabulate_comparison(first, other)
 
 
-def test_an_edit_of_both_axes_is_audited_apart(big: StableDiffusion, tmp_path: Path) -> None:
-    edit = erased(big, [Concept(name="neon"), Concept(name="boat", kind="object")], tmp_path / "edit")
-    styles, objects = AuditPlan.for_edits([edit], tiny_suite(), "smoke")
+def test_an_edit_of_both_axes_is_audited_once_per_axis(pocket_sized_model: StableDiffusion, tmp_path: Path) -> None:
+    edit = erase_on_small_latents(pocket_sized_model, [Concept(name="neon"), Concept(name="boat", kind="object")], tmp_path / "edit")
+    styles, objects = AuditPlan.for_edits([edit], small_suite(), "smoke")
     assert (styles.axis, styles.targets, styles.also_erased) == ("style", ("neon",), ("boat",))
     assert (objects.axis, objects.targets, objects.also_erased) == ("object", ("boat",), ("neon",))
-    assert not any(a.case.object == "boat" for a in styles.samples)
-    assert not any(a.case.style == "neon" for a in objects.samples)
-    result = audit(big, [edit], styles, tmp_path / "audit")
+    assert not any(sample.case.object == "boat" for sample in styles.samples)
+    assert not any(sample.case.style == "neon" for sample in objects.samples)
+    result = audit(pocket_sized_model, [edit], styles, tmp_path / "audit")
     assert {row["object"] for row in map(json.loads, (tmp_path / "audit" / "samples.jsonl").read_text().splitlines())} == {"tree"}
     assert result["models"]["base"]["rates"]["UA"]["n"] == 3
-    assert result["models"]["base"]["rates"]["IPA"]["n"] == 3  # trees in neon; boats are to go too
+    assert result["models"]["base"]["rates"]["IPA"]["n"] == 3  # trees in neon; boats are erased as well
 
 
-def test_a_suite_is_asked_about_one_concept(big: StableDiffusion, tmp_path: Path) -> None:
+def test_a_suite_can_be_limited_to_one_concept(pocket_sized_model: StableDiffusion, tmp_path: Path) -> None:
     assert [split_suite_name(name) for name in ("pocket", "pocket/stained glass", "my/suite.yaml")] == [
         ("pocket", ""),
         ("pocket", "stained glass"),
         ("my/suite.yaml", ""),
     ]
-    edit = erased(big, [Concept(name="neon"), Concept(name="boat", kind="object")], tmp_path / "edit")
+    edit = erase_on_small_latents(pocket_sized_model, [Concept(name="neon"), Concept(name="boat", kind="object")], tmp_path / "edit")
     plans = AuditPlan.for_edits([edit], load_suite("pocket"), "smoke")
     assert select_plans("a boat", plans) == [plans[1]]
     with pytest.raises(UserError, match="asks about sketch alone, the edits erase neon, boat"):
@@ -455,25 +437,25 @@ def test_a_suite_is_asked_about_one_concept(big: StableDiffusion, tmp_path: Path
         select_plans("noen", plans)
     with pytest.raises(UserError, match="says itself what it erases"):
         load_model_and_edits(Options(edits=(tmp_path / "edit",), concept="neon"))
-    with pytest.raises(UserError, match="give --model, --out as well"):  # whose concept the suite names
+    with pytest.raises(UserError, match="give --model, --out as well"):  # the suite names the concept
         load_model_and_edits(Options(edits=(tmp_path,)), ("style", "neon"))
-    with pytest.raises(UserError, match="somebody/erased-neon is not in the local cache"):  # a hub id needs no --concept either
+    with pytest.raises(UserError, match="somebody/erased-neon is not in the local cache"):  # neither does a Hub ID need --concept
         load_model_and_edits(Options(edits=(Path("somebody/erased-neon"),), model="pocket", out=tmp_path / "audit"), ("style", "neon"))
     assert external_target_of(load_suite("pocket"), "a boat") == ("object", "boat")
     assert external_target_of(load_suite("nudity"), "Nudity")[0] == "nsfw"  # so that its report is blurred
 
 
-def test_a_stack_is_audited_as_one(big: StableDiffusion, tmp_path: Path) -> None:
-    edits = [erased(big, [Concept(name="neon")], tmp_path / f"{seed}", seed) for seed in (0, 1)]
-    (plan,) = AuditPlan.for_edits(edits, tiny_suite(), "smoke")
+def test_a_stack_is_audited_as_one_model(pocket_sized_model: StableDiffusion, tmp_path: Path) -> None:
+    edits = [erase_on_small_latents(pocket_sized_model, [Concept(name="neon")], tmp_path / f"{seed}", seed) for seed in (0, 1)]
+    (plan,) = AuditPlan.for_edits(edits, small_suite(), "smoke")
     assert plan.targets == ("neon",)
-    result = audit(big, edits, plan, tmp_path / "audit")
+    result = audit(pocket_sized_model, edits, plan, tmp_path / "audit")
     assert [e["concepts"][0]["name"] for e in result["edits"]] == ["neon", "neon"]
-    assert "neither saw the other" in result["overlap"][0]["warning"]
-    assert "neither saw the other" in write_report(tmp_path / "audit", result, tiny_suite().gates).read_text()
+    assert "neither saw the other" in result["edit_overlaps"][0]["warning"]
+    assert "neither saw the other" in write_report(tmp_path / "audit", result, small_suite().gates).read_text()
 
 
-def test_a_concept_that_the_base_does_not_draw_is_said_again(big: StableDiffusion, tmp_path: Path) -> None:
-    result, _, _ = run(big, tmp_path)
-    page = write_report(tmp_path / "audit", result, tiny_suite().gates).read_text()
+def test_a_concept_that_the_base_does_not_show_is_reported(pocket_sized_model: StableDiffusion, tmp_path: Path) -> None:
+    result, _, _ = run_audit(pocket_sized_model, tmp_path)
+    page = write_report(tmp_path / "audit", result, small_suite().gates).read_text()
     assert "there was little to erase" in page

@@ -1,6 +1,6 @@
-"""The audit tells good from bad, on pocket, at tier standard: models built so that everybody knows what their verdict must be.
+"""Verdicts on pocket, in tier standard, for models whose verdict is known beforehand.
 
-No filter, no special case: the shipped suite with its own gates. `make test-slow` runs these; each model takes some minutes.
+The shipped suite with its own gates, without any filter. `make test-slow` runs these tests; each model takes some minutes.
 """
 
 from pathlib import Path
@@ -20,9 +20,9 @@ from eval.report.report_json import make_report
 from eval.suites.suite import load_suite
 
 pytestmark = pytest.mark.slow
-REFERENCES = Path(__file__).parent.parent / "eval" / "references"
+WEIGHTS_FOLDER = Path(__file__).parents[2] / "eval" / "retrained" / "weights"
 TARGET, ALIASES = ("erased",), ("erased, by synonyms", "erased, by descriptions")
-KEPT = ("kept, same kind", "kept, other kind")
+RETAINED = ("retained, same kind", "retained, other kind")
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +32,12 @@ def pocket() -> Any:
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One cache for all of them: the base is drawn once."""
+    """One cache for all tests: the base's images are generated once."""
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path_factory.getbasetemp() / "verdicts-cache"))
 
 
-def by_name(pocket: Any, out: Path, prompts: str) -> Edit:
-    """ESD by pocket's recipe on sentences of one's own."""
+def train_esd(pocket: Any, out: Path, prompts: str) -> Edit:
+    """ESD by pocket's recipe with other training prompts."""
     (concept,) = parse_concepts("neon", kind="style")
     method, concepts, _ = configure_method(
         ESD, [Concept(name=concept.name, kind="style", prompts=tuple(prompts.split(";")))], pocket.family, {}
@@ -45,79 +45,82 @@ def by_name(pocket: Any, out: Path, prompts: str) -> Edit:
     return erase(pocket, concepts, method, out=out)
 
 
-def states(pocket: Any, edit: Edit, out: Path, how: AuditOptions | None = None) -> dict[str, str]:
-    return {gate["name"]: gate["state"] for gate in reported(pocket, edit, out, how)["gates"]}
+def gate_states(pocket: Any, edit: Edit, out: Path, options: AuditOptions | None = None) -> dict[str, str]:
+    return {gate["name"]: gate["state"] for gate in audit_and_report(pocket, edit, out, options)["gates"]}
 
 
-def reported(pocket: Any, edit: Edit, out: Path, how: AuditOptions | None = None) -> dict[str, Any]:
+def audit_and_report(pocket: Any, edit: Edit, out: Path, options: AuditOptions | None = None) -> dict[str, Any]:
     suite = load_suite("pocket")
     (plan,) = AuditPlan.for_edits([edit], suite, "standard")
-    result = audit(pocket, [edit], plan, out, how)
+    result = audit(pocket, [edit], plan, out, options)
     assert result["models"]["erased"]["rates"]["UA"]["n"] >= 150
     return make_report(result, suite.gates)
 
 
-def references(pocket: Any) -> list[Edit]:
-    """Two UNets trained without one picture or caption of stained glass, nothing shared between them (docs/references.md)."""
+def load_retrained_models(pocket: Any) -> list[Edit]:
+    """Two UNets trained without any image or caption of stained glass, nothing shared between them (docs/retrained.md)."""
     return [
-        load_external(pocket, str(REFERENCES / f"without-glass-{i}.safetensors"), parse_concepts("glass", kind="style")) for i in (1, 2)
+        load_external(pocket, str(WEIGHTS_FOLDER / f"without-glass-{i}.safetensors"), parse_concepts("glass", kind="style")) for i in (1, 2)
     ]
 
 
 def test_the_base_fails_on_the_target(pocket: Any, tmp_path: Path) -> None:
-    edit = by_name(pocket, tmp_path / "edit", "{}")
-    found = states(pocket, edit, tmp_path / "audit", AuditOptions(strength=0.0))  # an edit at strength 0 is the base
-    assert {found[name] for name in (*TARGET, *ALIASES)} == {"FAIL"}
-    assert {found[name] for name in KEPT} == {"PASS"}
+    edit = train_esd(pocket, tmp_path / "edit", "{}")
+    states = gate_states(pocket, edit, tmp_path / "audit", AuditOptions(strength=0.0))  # an edit at strength 0 is the base
+    assert {states[name] for name in (*TARGET, *ALIASES)} == {"FAIL"}
+    assert {states[name] for name in RETAINED} == {"PASS"}
 
 
-def test_a_model_destroyed_by_noise_fails_on_what_should_stay(pocket: Any, tmp_path: Path) -> None:
-    edit = by_name(pocket, tmp_path / "edit", "{}")
+def test_a_model_destroyed_by_noise_fails_on_what_must_be_retained(pocket: Any, tmp_path: Path) -> None:
+    edit = train_esd(pocket, tmp_path / "edit", "{}")
     generator = torch.Generator().manual_seed(0)
     noisy = {
         name: p.detach() + p.detach().std() * torch.randn(p.shape, generator=generator)
         for name, p in pocket.parameters().items()
         if name.startswith("unet.") and p.ndim > 1
     }
-    found = states(pocket, Edit(noisy, edit.info), tmp_path / "audit")
-    assert found["erased"] == "PASS"  # which is why the rate of what is gone never stands alone
-    assert {found[name] for name in KEPT} == {"FAIL"}
+    states = gate_states(pocket, Edit(noisy, edit.info), tmp_path / "audit")
+    assert states["erased"] == "PASS"  # which is why UA never stands alone
+    assert {states[name] for name in RETAINED} == {"FAIL"}
 
 
-def test_a_model_that_lost_the_name_alone_fails_by_other_words(pocket: Any, tmp_path: Path) -> None:
-    """The name's own tokens become those of another word; what they meant is untouched. Names and aliases of pocket are erased together
-    by every method here (docs/audit.md), so this case is planted."""
-    edit = by_name(pocket, tmp_path / "edit", "{}")
+def test_a_model_that_lost_only_the_name_fails_on_other_words(pocket: Any, tmp_path: Path) -> None:
+    """The embeddings of the name's tokens become those of another word; the concept itself is untouched.
+
+    Every method here erases pocket's names and aliases together (docs/audit.md), so this case is planted.
+    """
+    edit = train_esd(pocket, tmp_path / "edit", "{}")
     name = "text_encoder.embeddings.token_embedding.weight"
     table = pocket.parameters()[name].detach().clone()
     table[pocket.tokens("neon")] = table[pocket.tokens("plain")].mean(0)
-    found = states(pocket, Edit({name: table}, edit.info), tmp_path / "audit")
-    assert found["erased"] == "PASS"
-    assert {found[gate] for gate in (*ALIASES, *KEPT)} == {"FAIL", "PASS"}
-    assert {found[gate] for gate in ALIASES} == {"FAIL"}
+    states = gate_states(pocket, Edit({name: table}, edit.info), tmp_path / "audit")
+    assert states["erased"] == "PASS"
+    assert {states[gate] for gate in (*ALIASES, *RETAINED)} == {"FAIL", "PASS"}
+    assert {states[gate] for gate in ALIASES} == {"FAIL"}
 
 
 def test_the_recipe_of_esd_passes(pocket: Any, tmp_path: Path) -> None:
     method, concepts, _ = configure_method(ESD, parse_concepts("neon", kind="style"), pocket.family, {})
     edit = erase(pocket, concepts, method, out=tmp_path / "edit")
-    found = states(pocket, edit, tmp_path / "audit")
-    assert {found[name] for name in (*TARGET, *ALIASES, *KEPT)} == {"PASS"}
+    states = gate_states(pocket, edit, tmp_path / "audit")
+    assert {states[name] for name in (*TARGET, *ALIASES, *RETAINED)} == {"PASS"}
 
 
-@pytest.mark.parametrize("which", [0, 1])
-def test_a_model_that_never_saw_the_concept_passes(pocket: Any, tmp_path: Path, which: int) -> None:
-    found = states(pocket, references(pocket)[which], tmp_path / "audit")
-    assert {found[name] for name in (*TARGET, *ALIASES, *KEPT)} == {"PASS"}
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_retrained_model_passes(pocket: Any, tmp_path: Path, number: int) -> None:
+    states = gate_states(pocket, load_retrained_models(pocket)[number], tmp_path / "audit")
+    assert {states[name] for name in (*TARGET, *ALIASES, *RETAINED)} == {"PASS"}
 
 
-def test_pocket_itself_lies_at_the_base_end_and_a_reference_at_the_other(pocket: Any, tmp_path: Path) -> None:
-    """Pocket is an edit of strength 0; a reference among references has left no more of the way than lies between two of them."""
-    both = references(pocket)
-    found = reported(pocket, both[0], tmp_path / "pocket", AuditOptions(strength=0.0, retrained=tuple(both)))
-    ways = {p["reading"]: p["way"] for p in found["placing"] if p["prompts"] == "target"}
-    assert {reading: way[0] for reading, way in ways.items()} == {"UA": 0, "replaced": 0, "kid_different_noise": 0}
-    assert any("went 0 % by UA" in sentence and "; 0 % by KID" in sentence for sentence in found["conclusions"])
-    floor = next(p["floor"] for p in found["placing"] if (p["reading"], p["prompts"]) == ("kid_different_noise", "target"))
-    found = reported(pocket, both[0], tmp_path / "reference", AuditOptions(retrained=(both[1],)))
-    (kid,) = [p for p in found["placing"] if (p["reading"], p["prompts"]) == ("kid_different_noise", "target")]
-    assert kid["erased"] == floor and kid["erased"][2] < kid["base"][1]
+def test_the_base_closes_none_of_the_retrain_gap_and_a_retrained_model_all_of_it(pocket: Any, tmp_path: Path) -> None:
+    """Pocket is an edit of strength 0; one retrained model is no further from the other than two retrained models are."""
+    both = load_retrained_models(pocket)
+    report = audit_and_report(pocket, both[0], tmp_path / "pocket", AuditOptions(strength=0.0, retrained=tuple(both)))
+    gaps_closed = {gap["measure"]: gap["gap_closed"] for gap in report["retrain_gap"] if gap["prompts"] == "target"}
+    assert {measure: closed[0] for measure, closed in gaps_closed.items()} == {"UA": 0, "replacement_labels": 0, "kid_different_noise": 0}
+    assert any("closed 0 % by UA" in line and "; 0 % by KID" in line for line in report["conclusions"])
+    kid_of_target = ("kid_different_noise", "target")
+    between = next(gap["between_retrained"] for gap in report["retrain_gap"] if (gap["measure"], gap["prompts"]) == kid_of_target)
+    report = audit_and_report(pocket, both[0], tmp_path / "retrained", AuditOptions(retrained=(both[1],)))
+    (kid,) = [gap for gap in report["retrain_gap"] if (gap["measure"], gap["prompts"]) == kid_of_target]
+    assert kid["erased"] == between and kid["erased"][2] < kid["base"][1]

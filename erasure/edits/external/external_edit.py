@@ -1,8 +1,8 @@
-"""Other people's erasures as edits: what they shipped, compared with the base parameter by parameter, so that it can be audited.
+"""External erasures as edits, so that they can be audited: what was published, compared with the base parameter by parameter.
 
-Read are diffusers folders and hub ids (a subfolder may follow), folders with one UNet or text encoder, PEFT adapters, LoRA files, state
-dicts of some or all parameters of the UNet and the text encoder, and checkpoints in the original layout; safetensors only. Of a pipeline
-the UNet and the text encoder count. Values are kept in fp16, as in every edit.
+The formats are diffusers folders and hub ids (a subfolder may follow), folders with one UNet or text encoder, PEFT adapters, LoRA files,
+state dicts of some or all parameters of the UNet and the text encoder, and checkpoints in the original layout; safetensors only. Of a
+pipeline, only the UNet and the text encoder are read. Values are stored in fp16, as in every edit.
 """
 
 import importlib.metadata
@@ -20,10 +20,13 @@ from torch import Tensor
 from erasure.concept import Concept
 from erasure.edits import Edit, EditInfo
 from erasure.edits.edit import RECORD_FILE, TENSORS_FILE
-from erasure.edits.external.lora import has_adapter_keys, parse_adapter_config, read_factors
+from erasure.edits.external.adapter_config import parse_adapter_config
+from erasure.edits.external.lora import read_factors
+from erasure.edits.external.lora_keys import has_adapter_keys
 from erasure.edits.external.state_dicts import check_whole_network, convert_state_dict, name_text_encoder_tensors, name_unet_tensors
 from erasure.errors import UserError
-from erasure.families.base import Cost, DiffusionModel
+from erasure.families.base import DiffusionModel
+from erasure.families.cost import Cost
 from erasure.loading.loader import CONFIG_FILES, first_line_of, read_index
 from erasure.loading.model_files import list_model_files, load_component, resolve_folder
 from erasure.loading.model_source import is_hub_id
@@ -36,7 +39,7 @@ READABLE = "a diffusers folder or hub id, a folder with a UNet, a text encoder o
 
 
 def is_edit_path(path: str) -> bool:
-    """Whether a path is an edit of this project, not an erasure made elsewhere."""
+    """Return whether a path is an edit of this project, not an external erasure."""
     edit_path = Path(path)
     return (edit_path / RECORD_FILE).is_file() or (
         edit_path.name in (TENSORS_FILE, RECORD_FILE) and (edit_path.parent / RECORD_FILE).is_file()
@@ -44,10 +47,10 @@ def is_edit_path(path: str) -> bool:
 
 
 def load_external(model: DiffusionModel, source: str, concepts: Sequence[Concept]) -> Edit:
-    """The erasure behind a path or hub id as an edit of `model`, which is its base.
+    """Return the erasure behind a path or hub id as an edit of `model`, its base.
 
     Args:
-        concepts: what it is said to erase.
+        concepts: what it is meant to erase.
 
     Raises:
         UserError: nothing readable there, parameters that the base does not have, or an erasure that equals the base.
@@ -58,11 +61,11 @@ def load_external(model: DiffusionModel, source: str, concepts: Sequence[Concept
         raise
     except (OSError, ValueError, KeyError, SafetensorError, json.JSONDecodeError) as error:
         raise UserError(f"{source} cannot be read as an erasure: {first_line_of(error)}") from error
-    tensors = _keep_moved(model, source, values)
+    tensors = _select_moved(model, source, values)
     return Edit(
         tensors,
         EditInfo(
-            method="foreign",
+            method="external",
             product="weights",
             fields={"source": Path(source).name},
             concepts=[concept.to_dict() for concept in concepts],
@@ -78,7 +81,7 @@ def load_external(model: DiffusionModel, source: str, concepts: Sequence[Concept
 
 
 def _read_values(model: DiffusionModel, source: str) -> dict[str, Tensor]:
-    """Values or factors by the names of erasure.edits.deltas."""
+    """Read values or factors, by the names of erasure.edits.deltas."""
     path = Path(source).expanduser()
     if path.is_file():
         if (path.parent / ADAPTER_CONFIG).is_file() and path.name == ADAPTER_WEIGHTS:
@@ -112,21 +115,22 @@ def _read_pipeline(model: DiffusionModel, source: str, folder: Path) -> dict[str
 
 
 def _check_same_schedule(model: DiffusionModel, source: str, config: dict[str, Any]) -> None:
-    """Shapes alone do not tell a model that predicts noise from one that predicts velocity.
+    """Check that a pipeline is sampled like its base: shapes alone do not tell noise prediction from velocity prediction.
 
     Raises:
-        UserError: a model that is sampled in another way than its base.
+        UserError: another prediction type, or only one of the two has zero terminal SNR.
     """
     for setting, default in (("prediction_type", "epsilon"), ("rescale_betas_zero_snr", False)):
         external_value, base_value = (c.get(setting, default) for c in (config, model.pipe.scheduler.config))
         if external_value != base_value:
             raise UserError(
-                f"{source} has {setting} {external_value!r} in its scheduler and {model.source} has {base_value!r}; give its own base with --model."
+                f"{source} has {setting} {external_value!r} in its scheduler and {model.source} has {base_value!r}; "
+                "give its own base with --model."
             )
 
 
 def _read_network(model: DiffusionModel, source: str, config: dict[str, Any]) -> dict[str, Tensor]:
-    """A folder with one network: a UNet as diffusers saves it, or a CLIP text encoder as transformers does."""
+    """Read a folder with one network: a UNet as diffusers saves it, or a CLIP text encoder as transformers does."""
     name, kind = config.get("_class_name", ""), config.get("model_type", "")
     if name == "UNet2DConditionModel":
         check_networks(config, {}, model.pipe.vae.config, source)
@@ -136,7 +140,9 @@ def _read_network(model: DiffusionModel, source: str, config: dict[str, Any]) ->
             key: value for key, value in load_component(source).items() if not key.startswith(("vision_model.", "visual_projection."))
         }
         return check_whole_network(model, source, name_text_encoder_tensors(tensors), "text_encoder")
-    raise UserError(f"{source} holds a {name or kind or 'model without a type'}; of single networks UNets and CLIP text encoders are read.")
+    raise UserError(
+        f"{source} holds a {name or kind or 'model without a type'}; of single networks, only UNets and CLIP text encoders can be read."
+    )
 
 
 def _read_file(model: DiffusionModel, source: str, path: Path) -> dict[str, Tensor]:
@@ -146,16 +152,15 @@ def _read_file(model: DiffusionModel, source: str, path: Path) -> dict[str, Tens
     if not has_adapter_keys(tensors):
         return convert_state_dict(model, source, tensors)
     if LORA_ADAPTER_METADATA_KEY not in header and any(key.startswith(PEFT_PREFIX) for key in tensors):
-        raise UserError(
-            f"{source} is a PEFT adapter without its {ADAPTER_CONFIG}, which says how strongly it counts; put both into one folder."
-        )
+        raise UserError(f"{source} is a PEFT adapter without its {ADAPTER_CONFIG}, which holds its scale; put both into one folder.")
     adapter_metadata = json.loads(header[LORA_ADAPTER_METADATA_KEY]) if LORA_ADAPTER_METADATA_KEY in header else {}
     if not isinstance(adapter_metadata, dict):
         raise UserError(f"{LORA_ADAPTER_METADATA_KEY} in the header of {source} is not a JSON object.")
     parts = {key.partition(".")[0] for key in adapter_metadata}
     if unknown_parts := parts - model.networks.keys():
         raise UserError(
-            f"{LORA_ADAPTER_METADATA_KEY} in the header of {source} is about {', '.join(sorted(unknown_parts))}, which {model.source} lacks."
+            f"{LORA_ADAPTER_METADATA_KEY} in the header of {source} is about {', '.join(sorted(unknown_parts))}, "
+            f"which {model.source} lacks."
         )
     configs = {
         part: {key.partition(".")[2]: value for key, value in adapter_metadata.items() if key.startswith(f"{part}.")} for part in parts
@@ -164,7 +169,7 @@ def _read_file(model: DiffusionModel, source: str, path: Path) -> dict[str, Tens
 
 
 def _read_adapter(model: DiffusionModel, source: str, weights: Path, config: Path) -> dict[str, Tensor]:
-    """A PEFT adapter: its config says nothing about the network it is for, the names of its layers do."""
+    """Read a PEFT adapter. Its config does not say for which network it is; the names of its layers do."""
     if not weights.is_file():
         raise UserError(
             f"{source} has {ADAPTER_CONFIG} and no {ADAPTER_WEIGHTS}; pickled adapters (.bin) are never loaded, save it as safetensors."
@@ -178,8 +183,8 @@ def _read_header(path: Path) -> dict[str, str]:
         return file.metadata() or {}
 
 
-def _keep_moved(model: DiffusionModel, source: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What differs from the base, in fp16."""
+def _select_moved(model: DiffusionModel, source: str, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what differs from the base, in fp16 on the CPU."""
     base = model.parameters()
     if missing := sorted({key.partition("::")[0] for key in values} - base.keys()):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Networks of other people, whole or in part, as values under the names of the base's own parameters; read, never built."""
+"""State dicts of external erasures, whole or in part, under the names of the base's own parameters; no network is built."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,8 @@ from diffusers.loaders.single_file_utils import convert_ldm_clip_checkpoint, con
 from torch import Tensor
 
 from erasure.errors import UserError
-from erasure.families.base import DiffusionModel, canonical_name
+from erasure.families.base import DiffusionModel
+from erasure.families.parameters import canonical_name
 
 UNET_PREFIX, CLIP_PREFIX, OPEN_CLIP_PREFIX = (
     "model.diffusion_model.",
@@ -15,14 +16,16 @@ UNET_PREFIX, CLIP_PREFIX, OPEN_CLIP_PREFIX = (
     "cond_stage_model.model.",
 )  # the original layout
 TEXT_ROOTS = ("text_encoder.", "text_model.", "encoder.layers.", "embeddings.", "final_layer_norm.")
-BUFFERS = ("position_ids", "text_projection.weight", "logit_scale")  # in files of text encoders, not parameters of one here
+BUFFERS = ("position_ids", "text_projection.weight", "logit_scale")  # in files of text encoders, but not among their parameters here
 
 
 def name_unet_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a UNet by "unet.<name>"."""
     return {f"unet.{key.removeprefix('unet.')}": value for key, value in tensors.items()}
 
 
 def name_text_encoder_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the parameters of a CLIP text encoder by "text_encoder.<name>"."""
     return {
         f"text_encoder.{canonical_name(key.removeprefix('text_encoder.'))}": value
         for key, value in tensors.items()
@@ -31,10 +34,10 @@ def name_text_encoder_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def check_whole_network(model: DiffusionModel, source: str, tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
-    """The same, if it has every parameter of that part.
+    """Return the tensors if they hold every parameter of a part.
 
     Raises:
-        UserError: parameters are missing; a folder holds whole networks.
+        UserError: parameters are missing; a folder must hold whole networks.
     """
     names = [name for name in model.parameters() if name.startswith(f"{part}.")]
     if missing := [name for name in names if name not in tensors]:
@@ -45,7 +48,13 @@ def check_whole_network(model: DiffusionModel, source: str, tensors: dict[str, T
 
 
 def convert_state_dict(model: DiffusionModel, source: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A file with some or all parameters of the UNet, of the text encoder, of both, or a checkpoint in the original layout."""
+    """Return the tensors of a file by the base's names.
+
+    The file holds some or all parameters of the UNet, the text encoder or both, or is a checkpoint in the original layout.
+
+    Raises:
+        UserError: as `convert_checkpoint`.
+    """
     if any(key.startswith((UNET_PREFIX, CLIP_PREFIX, OPEN_CLIP_PREFIX)) for key in tensors):
         return convert_checkpoint(model, source, tensors)
     text_tensors = {key: value for key, value in tensors.items() if key.startswith(TEXT_ROOTS)}
@@ -56,10 +65,10 @@ def convert_state_dict(model: DiffusionModel, source: str, tensors: Mapping[str,
 
 
 def convert_checkpoint(model: DiffusionModel, source: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A checkpoint in the original layout, by diffusers' own rules and the base's configs.
+    """Convert a checkpoint in the original layout, by diffusers' own rules and the base's configs.
 
     Raises:
-        UserError: tensors of the UNet that the rules do not place, so that the base is another model.
+        UserError: it does not convert, or holds tensors of a UNet that the base does not have.
     """
     pipe: Any = model.pipe
     unet_count = sum(key.startswith(UNET_PREFIX) for key in tensors)
@@ -75,7 +84,8 @@ def convert_checkpoint(model: DiffusionModel, source: str, tensors: Mapping[str,
         ) from error
     if len(unet_tensors) != unet_count:
         raise UserError(
-            f"{source} holds {unet_count} tensors of a UNet and {len(unet_tensors)} have a place in that of {model.source}; give its own base."
+            f"{source} holds {unet_count} tensors of a UNet and {len(unet_tensors)} have a place in that of {model.source}; "
+            "give its own base."
         )
     text_names = {name for name in model.parameters() if name.startswith("text_encoder.")}
     # the original SD 2.x text encoder has one more layer than diffusers keeps

@@ -1,4 +1,4 @@
-"""Plans: lists multiply, mistakes are named, jobs are told apart."""
+"""Plans: lists multiply, mistakes are named, jobs are distinguished."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from erasure.concept import Concept
 from erasure.errors import UserError
 
 
-def written(tmp_path: Path, text: str) -> Path:
+def write_plan(tmp_path: Path, text: str) -> Path:
     path = tmp_path / "plan.yaml"
     path.write_text(text)
     return path
@@ -17,23 +17,29 @@ def written(tmp_path: Path, text: str) -> Path:
 
 def test_lists_multiply(tmp_path: Path) -> None:
     plan = load_plan(
-        written(
+        write_plan(
             tmp_path,
             """
 suite: pocket
-fields: {walk_steps: 5}
+fields: {trajectory_steps: 5}
 jobs:
   - {concept: [neon, sketch, "fish; boat"], method: [esd, salun], seed: [0, 1], fields: {lr: [1.0e-4, 2.0e-4, 3.0e-4]}}
-  - {concept: {name: tree, anchor: house}, kind: object, method: fia, fields: {walk_steps: 9}, tier: standard}
+  - {concept: {name: tree, anchor: house}, kind: object, method: fia, fields: {trajectory_steps: 9}, tier: standard}
 """,
         )
     )
     assert len(plan.jobs) == 3 * 2 * 2 * 3 + 1
     assert len({plan.folder(spec) for spec in plan.jobs}) == len(plan.jobs)
     first, last = plan.jobs[0], plan.jobs[-1]
-    assert (first.method, first.seed, first.fields, first.suite, first.tier) == ("esd", 0, {"lr": 1e-4, "walk_steps": 5}, "pocket", "smoke")
+    assert (first.method, first.seed, first.fields, first.suite, first.tier) == (
+        "esd",
+        0,
+        {"lr": 1e-4, "trajectory_steps": 5},
+        "pocket",
+        "smoke",
+    )
     assert last.concepts == (Concept(name="tree", kind="object", anchor="house"),)
-    assert (last.fields, last.tier) == ({"walk_steps": 9}, "standard")
+    assert (last.fields, last.tier) == ({"trajectory_steps": 9}, "standard")
     assert [c.name for c in plan.jobs[24].concepts] == ["fish", "boat"]
     assert plan.out == Path("runs/plan")
 
@@ -59,17 +65,17 @@ jobs:
         ("jobs: [{concept: neon, prompts: 'a {}'}]", "prompts must be a valid list"),
         ("jobs: [{concept: {name: 3}}]", "name must be a valid string, got 3"),
         ("out: 3\njobs: [{concept: neon}]", "out must be a folder, got 3"),
-        ("jobs: [{concept: neon}, {concept: [sketch, neon]}]", "asks again for a job"),
+        ("jobs: [{concept: neon}, {concept: [sketch, neon]}]", "job 2 repeats a job above it"),
         ("jobs: [{concept: neon", "line 1: expected ',' or '}'"),
-        ("seed: 1\njobs: [{concept: neon}]\nseed: 2", "line 3: the key 'seed' stands twice"),
+        ("seed: 1\njobs: [{concept: neon}]\nseed: 2", "line 3: the key 'seed' is duplicated"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        load_plan(written(tmp_path, text))
+        load_plan(write_plan(tmp_path, text))
 
 
-def test_all_faults_of_a_plan_are_said_at_once(tmp_path: Path) -> None:
+def test_all_faults_of_a_plan_are_listed_at_once(tmp_path: Path) -> None:
     text = """
 foo: 1
 jobs:
@@ -78,9 +84,9 @@ jobs:
   - {bar: 2}
 """
     with pytest.raises(UserError) as caught:
-        load_plan(written(tmp_path, text))
-    said = str(caught.value)
-    assert "has 6 faults: (1) unknown key 'foo'" in said
+        load_plan(write_plan(tmp_path, text))
+    message = str(caught.value)
+    assert "has 6 faults: (1) unknown key 'foo'" in message
     for words in (
         "job 1: seed must be",
         "method, job 1 'esdd'",
@@ -88,7 +94,7 @@ jobs:
         "key, job 3 'bar'",
         "job 3 names no",
     ):
-        assert words in said
+        assert words in message
 
 
 def test_a_missing_plan(tmp_path: Path) -> None:
@@ -97,18 +103,20 @@ def test_a_missing_plan(tmp_path: Path) -> None:
 
 
 def test_a_spec_survives_its_file(tmp_path: Path) -> None:
-    spec = JobSpec(concepts=(Concept(name="a/b c", prompts=("{}", "x {} | x")),), fields={"retain": ["a", "b"], "lr": 0.1}, suite="pocket")
+    spec = JobSpec(
+        concepts=(Concept(name="a/b c", prompts=("{}", "x {} | x")),), fields={"retain_prompts": ["a", "b"], "lr": 0.1}, suite="pocket"
+    )
     spec.save(tmp_path / "spec.json")
-    again = JobSpec.load(tmp_path / "spec.json")
-    assert again == spec
-    assert again.folder_name == spec.folder_name
+    loaded = JobSpec.load(tmp_path / "spec.json")
+    assert loaded == spec
+    assert loaded.folder_name == spec.folder_name
     assert "/" not in spec.folder_name and " " not in spec.folder_name
 
 
 def test_a_broken_spec_is_named(tmp_path: Path) -> None:
     path = tmp_path / "spec.json"
     for text, complaint in (
-        ("[]", "is no job"),
+        ("[]", "is not a job"),
         ('{"concepts": [{"name": "a"}], "metod": "esd"}', "Did you mean 'method'"),
         ("{", "cannot be read"),
     ):

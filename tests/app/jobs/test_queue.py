@@ -13,116 +13,96 @@ import pytest
 import yaml
 
 from app.commands.jobs import main
-from app.jobs import leaderboard as board
-from app.jobs import queue as jobs
+from app.jobs import leaderboard, queue
 from app.jobs.plan import JobSpec, load_plan
 from erasure.concept import Concept
 from erasure.errors import UserError
 from erasure.storage import locks
 from erasure.storage.run import read_json, write_json
-from eval.suites.suite import SUITES_FOLDER
-from tests import tiny
-
-FIELDS = {"steps": 40, "batch": 2, "walks": 4, "walk_steps": 3, "lr": 1e-3}
-
-
-def small_plan(tmp_path: Path, methods: tuple[str, ...] = ("esd",), concepts: tuple[str, ...] = ("neon",), **more: object) -> Path:
-    """A plan on a tiny model whose pictures have pocket's size, audited with a suite of six cells."""
-    model = tmp_path / "model"
-    if not model.exists():
-        tiny.save_pipeline(model, size=16, levels=3)
-    suite = yaml.safe_load((SUITES_FOLDER / "pocket.yaml").read_text())
-    suite |= {"steps": 2, "styles": {k: suite["styles"][k] for k in ("plain", "neon", "sketch")}}
-    suite |= {"objects": {k: suite["objects"][k] for k in ("boat", "tree")}}
-    suite["aliases"] = {"neon": suite["aliases"]["neon"]}
-    suite["gates"] = {"any": {"rate": "UA", "at_least": 1e-6}}  # which all that erase anything pass: `jobs run` ends with the verdict
-    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
-    fields = {"esd": FIELDS, "uce": {}}
-    entries = [{"concept": list(concepts), "method": m, "fields": fields[m]} for m in methods]
-    plan = {"model": str(model), "suite": str(tmp_path / "suite.yaml"), "out": str(tmp_path / "out"), "jobs": entries, **more}
-    path = tmp_path / "plan.yaml"
-    path.write_text(yaml.safe_dump(plan))
-    return path
+from tests.factories import PLAN_FIELDS, write_small_plan
 
 
 def test_a_plan_runs_to_its_end_and_is_then_skipped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    path = small_plan(tmp_path, ("esd", "uce"))
+    path = write_small_plan(tmp_path, ("esd", "uce"))
     assert main(["run", str(path), "--dry-run"]) == 0
-    told = capfd.readouterr().out
-    assert "2 jobs" in told and "1 job trained from 1 recording" in told
+    output = capfd.readouterr().out
+    assert "2 jobs" in output and "1 job trained from 1 teacher cache" in output
     assert main(["run", str(path)]) == 0
     plan = load_plan(path)
     for spec in plan.jobs:
         folder = plan.folder(spec)
-        assert jobs.read_progress(folder).state == "done"
+        assert queue.read_progress(folder).state == "done"
         (audit,) = read_json(folder / "done.json")["audits"]
         assert (folder / audit / "report.html").exists()
         assert not (folder / "claim.json").exists()
     assert (plan.folder(plan.jobs[0]) / "preview.png").exists()
-    assert len(jobs.read_progress(plan.folder(plan.jobs[0])).loss) == FIELDS["steps"]
+    assert len(queue.read_progress(plan.folder(plan.jobs[0])).loss) == PLAN_FIELDS["steps"]
     before = (plan.folder(plan.jobs[0]) / "done.json").stat().st_mtime_ns
     assert main(["run", str(path)]) == 0
     assert (plan.folder(plan.jobs[0]) / "done.json").stat().st_mtime_ns == before
     assert main(["status", str(path)]) == 0
     assert main(["status", str(tmp_path / "out")]) == 0
     assert capfd.readouterr().out.count("done") >= 4
-    assert main(["board", str(tmp_path / "out")]) == 0
-    rows = list(csv.DictReader((tmp_path / "out" / "board.csv").open()))
+    assert main(["leaderboard", str(tmp_path / "out")]) == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "leaderboard.csv").open()))
     assert sorted(row["method"] for row in rows) == ["esd", "uce"]
     assert all(float(row["UA_low"]) <= int(row["UA_k"]) / int(row["UA_n"]) <= float(row["UA_high"]) for row in rows)
     assert all(row["bytes"] and row["seconds"] for row in rows)
-    page = (tmp_path / "out" / "board.html").read_text()
+    page = (tmp_path / "out" / "leaderboard.html").read_text()
     assert page.count("<circle") == 2 and "http://" not in page and "https://" not in page
     assert all(row["reworded_by"] in ("named", "described") and int(row["reworded_n"]) for row in rows)
     assert all(row["attacked"] == row["attacked_n"] == "" for row in rows) and not [key for key in rows[0] if "robust" in key]
     assert "ran in 0 of 2 audits" in page and page.count("not attacked") == 2
-    assert "| esd | neon |" in (tmp_path / "out" / "board.md").read_text()
+    assert "| esd | neon |" in (tmp_path / "out" / "leaderboard.md").read_text()
 
 
 def test_a_failed_job_is_named_and_runs_again_on_request(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    path = small_plan(tmp_path)
+    path = write_small_plan(tmp_path)
     record = yaml.safe_load(path.read_text())
-    record["jobs"] = [{"concept": "neon", "method": "esd", "fields": {**FIELDS, "lr": 1e30}}, {"concept": "sketch", "fields": FIELDS}]
+    record["jobs"] = [
+        {"concept": "neon", "method": "esd", "fields": {**PLAN_FIELDS, "lr": 1e30}},
+        {"concept": "sketch", "fields": PLAN_FIELDS},
+    ]
     path.write_text(yaml.safe_dump({**record, "suite": ""}))
     assert main(["run", str(path)]) == 2
     plan = load_plan(path)
     bad, good = (plan.folder(spec) for spec in plan.jobs)
-    assert "at step" in jobs.read_progress(bad).error
-    assert jobs.read_progress(good).state == "waiting"
+    assert "at step" in queue.read_progress(bad).error
+    assert queue.read_progress(good).state == "waiting"
     assert "failed: neon" in capfd.readouterr().err
     assert main(["run", str(path), "--keep-going"]) == 2
-    assert jobs.read_progress(good).state == "done"
+    assert queue.read_progress(good).state == "done"
     first = (bad / "error.json").stat().st_mtime_ns
     assert main(["run", str(path), "--retry"]) == 2
     assert (bad / "error.json").stat().st_mtime_ns > first
 
 
 def test_a_running_job_shows_its_phase_and_can_be_cancelled_and_continued(tmp_path: Path) -> None:
-    path = small_plan(tmp_path)
+    path = write_small_plan(tmp_path)
     plan = load_plan(path)
     spec, folder = plan.jobs[0], plan.folder(plan.jobs[0])
-    assert jobs.read_progress(folder).state == "waiting"
-    jobs.enqueue(folder, spec)
-    child = jobs.start_child(folder)
-    assert jobs.read_progress(folder).state in ("waiting", "running")
+    assert queue.read_progress(folder).state == "waiting"
+    queue.enqueue(folder, spec)
+    child = queue.start_child(folder)
+    assert queue.read_progress(folder).state in ("waiting", "running")
     end = time.monotonic() + 120
-    while jobs.read_progress(folder).phase not in ("erasing", "auditing") and time.monotonic() < end:
+    while queue.read_progress(folder).phase not in ("erasing", "auditing") and time.monotonic() < end:
         time.sleep(0.05)
-    assert jobs.read_progress(folder).state == "running"
-    jobs.cancel(folder)
+    assert queue.read_progress(folder).state == "running"
+    queue.cancel(folder)
     assert child.wait() == -signal.SIGTERM
-    assert jobs.read_progress(folder).state == "cancelled"
-    assert jobs.start_child(folder).wait() == jobs.EXIT_UNFINISHED  # a cancel that comes before the child begins is not forgotten
-    assert jobs.read_progress(folder).state == "cancelled"
-    jobs.requeue(folder)
-    assert jobs.start_child(folder).wait() == 0
-    assert jobs.read_progress(folder).state == "done"
+    assert queue.read_progress(folder).state == "cancelled"
+    assert queue.start_child(folder).wait() == queue.EXIT_UNFINISHED  # a cancel that comes before the child begins is not forgotten
+    assert queue.read_progress(folder).state == "cancelled"
+    queue.requeue(folder)
+    assert queue.start_child(folder).wait() == 0
+    assert queue.read_progress(folder).state == "done"
     with pytest.raises(UserError, match="nothing to cancel"):
-        jobs.cancel(folder)
+        queue.cancel(folder)
 
 
 def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
-    path = small_plan(tmp_path)
+    path = write_small_plan(tmp_path)
     plan = load_plan(path)
     folder = plan.folder(plan.jobs[0])
     parent = subprocess.Popen([sys.executable, "-m", "app.cli", "jobs", "run", str(path)], stderr=subprocess.DEVNULL)
@@ -135,41 +115,41 @@ def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     while locks.holder_of(folder) and time.monotonic() < end:
         time.sleep(0.1)
     assert not locks.holder_of(folder)
-    assert jobs.read_progress(folder).state in ("interrupted", "done")
+    assert queue.read_progress(folder).state in ("interrupted", "done")
 
 
 def test_states_are_read_off_the_folder(tmp_path: Path) -> None:
     spec = JobSpec(concepts=(Concept(name="neon"),))
-    jobs.enqueue(tmp_path / "job", spec)
-    jobs.enqueue(tmp_path / "job", spec)
-    assert jobs.read_progress(tmp_path / "job").state == "waiting"
+    queue.enqueue(tmp_path / "job", spec)
+    queue.enqueue(tmp_path / "job", spec)
+    assert queue.read_progress(tmp_path / "job").state == "waiting"
     with pytest.raises(UserError, match="holds another job"):
-        jobs.enqueue(tmp_path / "job", JobSpec(concepts=(Concept(name="sketch"),)))
+        queue.enqueue(tmp_path / "job", JobSpec(concepts=(Concept(name="sketch"),)))
     with locks.lock_folder(tmp_path / "job", "a test"):
-        assert (jobs.read_progress(tmp_path / "job").state, jobs.read_progress(tmp_path / "job").phase) == ("running", "starting")
-        jobs.write_claim(tmp_path / "job", "erasing", 50)
-        assert jobs.read_progress(tmp_path / "job").state == "running"
+        assert (queue.read_progress(tmp_path / "job").state, queue.read_progress(tmp_path / "job").phase) == ("running", "starting")
+        queue.write_claim(tmp_path / "job", "erasing", 50)
+        assert queue.read_progress(tmp_path / "job").state == "running"
         (tmp_path / "job" / "edit").mkdir()
         (tmp_path / "job" / "edit" / "train.jsonl").write_text('{"step": 0, "model": 0.5}\n{"step": 1, "model": 0.25}\n{"step"')
-        p = jobs.read_progress(tmp_path / "job")
+        p = queue.read_progress(tmp_path / "job")
         assert (p.done, p.total, p.loss) == (2, 50, (0.5, 0.25))
         assert p.eta is not None and p.eta >= 0
         record = read_json(tmp_path / "job" / ".lock")
-    for about, state in (({"started": "1"}, "interrupted"), ({"host": "elsewhere", "machine": "0" * 8}, "running")):
-        write_json(tmp_path / "job" / ".lock", {**record, "process": {**record["process"], **about}})  # the number of another process
-        assert jobs.read_progress(tmp_path / "job").state == state
-        assert [folder.name for folder, _ in jobs.find_jobs(tmp_path)] == ["job"]
+    for change, state in (({"start_time": "1"}, "interrupted"), ({"host": "elsewhere", "machine_id": "0" * 8}, "running")):
+        write_json(tmp_path / "job" / ".lock", {**record, "process": {**record["process"], **change}})  # the number of another process
+        assert queue.read_progress(tmp_path / "job").state == state
+        assert [folder.name for folder, _ in queue.find_jobs(tmp_path)] == ["job"]
     with pytest.raises(UserError, match=r"worked on by .* on elsewhere"):
-        jobs.cancel(tmp_path / "job")
+        queue.cancel(tmp_path / "job")
     assert not (tmp_path / "job" / "cancelled").exists()
 
 
-def test_a_board_needs_audits(tmp_path: Path) -> None:
+def test_a_leaderboard_needs_audits(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no audit below"):
-        main(["board", str(tmp_path)])
+        main(["leaderboard", str(tmp_path)])
     with pytest.raises(UserError, match="Did you mean 'status'"):
         main(["statsu"])
-    assert board.load_rows(tmp_path) == []
+    assert leaderboard.load_rows(tmp_path) == []
 
 
 @pytest.mark.slow

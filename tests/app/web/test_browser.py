@@ -25,8 +25,8 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-SHOTS = os.environ.get("ERASURE_SCREENSHOTS")  # folder for the README's pictures
-PATIENCE = 5 * 60_000  # no test depends on a clock: a slow machine is waited for
+SHOTS = os.environ.get("ERASURE_SCREENSHOTS")  # folder for the README's images
+TIMEOUT_MS = 5 * 60_000  # so long that a slow machine fails no test
 
 
 def serve(runs: Path, cache: Path) -> tuple["subprocess.Popen[str]", str]:
@@ -35,19 +35,19 @@ def serve(runs: Path, cache: Path) -> tuple["subprocess.Popen[str]", str]:
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
     for line in process.stdout:
-        if found := re.search(r"http://\S+", line):
-            return process, found[0]
+        if match := re.search(r"http://\S+", line):
+            return process, match[0]
     raise AssertionError("the studio did not start")
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("studio")
 
 
 @pytest.fixture(scope="module")
-def studio(place: Path) -> Iterator[str]:
-    process, url = serve(place / "runs", place / "cache")
+def studio(folder: Path) -> Iterator[str]:
+    process, url = serve(folder / "runs", folder / "cache")
     yield url
     process.terminate()
     process.wait(30)
@@ -56,19 +56,19 @@ def studio(place: Path) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as p:
-        found = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield found
-        found.close()
+        chromium = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield chromium
+        chromium.close()
 
 
 @pytest.fixture
 def page(browser: Any, studio: str) -> Iterator[Any]:
     context = browser.new_context(viewport={"width": 1366, "height": 768})
-    found = context.new_page()
-    found.set_default_timeout(PATIENCE)
-    found.goto(studio)
-    found.locator("#compare").wait_for()
-    yield found
+    new_page = context.new_page()
+    new_page.set_default_timeout(TIMEOUT_MS)
+    new_page.goto(studio)
+    new_page.locator("#compare").wait_for()
+    yield new_page
     context.close()
 
 
@@ -81,9 +81,9 @@ def tab(page: Any, name: str) -> None:
     page.get_by_role("tab", name=name).click()
 
 
-def test_the_first_load_asks_nobody_else(browser: Any, studio: str) -> None:
+def test_the_first_load_contacts_no_other_host(browser: Any, studio: str) -> None:
     page, hosts, complaints = browser.new_page(), set(), []
-    page.set_default_timeout(PATIENCE)
+    page.set_default_timeout(TIMEOUT_MS)
     page.on("request", lambda request: hosts.add(request.url.split("/")[2]) if request.url.startswith("http") else None)
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     page.goto(studio)
@@ -97,12 +97,12 @@ def test_the_first_load_asks_nobody_else(browser: Any, studio: str) -> None:
 def test_compare_shows_before_and_after_on_one_screen(page: Any) -> None:
     page.locator("#compare").click()  # the first click warms the model up
     page.locator("#slider img").first.wait_for()
-    page.locator("#readings .reading").first.wait_for()
+    page.locator("#scores .score").first.wait_for()
     before = page.locator("#slider img").first.get_attribute("src")
     page.locator("#prompt textarea").fill("a watercolor picture of a tree")
     page.locator("#compare").click()
     page.wait_for_function("old => document.querySelector('#slider img').getAttribute('src') !== old", arg=before)
-    assert "before" in page.locator("#readings").inner_text()
+    assert "before" in page.locator("#scores").inner_text()
     page.locator("#grid img").nth(3).wait_for()  # the first pair comes before the others
     height = page.evaluate("document.querySelector('#grid').getBoundingClientRect().bottom")
     assert height <= 768, "Compare must fit one screen"
@@ -110,12 +110,12 @@ def test_compare_shows_before_and_after_on_one_screen(page: Any) -> None:
 
 
 def test_the_keyboard_alone_is_enough(page: Any) -> None:
-    def tab_to(found: str) -> None:
+    def tab_to(condition: str) -> None:
         for _ in range(40):
             page.keyboard.press("Tab")
-            if page.evaluate(f"(() => {{ const e = document.activeElement; return {found}; }})()"):
+            if page.evaluate(f"(() => {{ const e = document.activeElement; return {condition}; }})()"):
                 return
-        pytest.fail(f"Tab never reaches {found}")
+        pytest.fail(f"Tab never reaches {condition}")
 
     tab_to("e.id === 'compare'")
     page.keyboard.press("Enter")
@@ -150,7 +150,7 @@ def test_erase_to_the_end_with_progress_cancel_and_reload(page: Any, studio: str
     tab(page, "Erase")
     page.locator("#job-view .state").first.wait_for()
     second = browser.new_page()
-    second.set_default_timeout(PATIENCE)
+    second.set_default_timeout(TIMEOUT_MS)
     second.goto(studio)
     tab(second, "Erase")
     second.locator("#queue .state.running").first.wait_for()
@@ -159,45 +159,45 @@ def test_erase_to_the_end_with_progress_cancel_and_reload(page: Any, studio: str
     second.locator("#queue .state.cancelled").first.wait_for()
     second.close()
     page.locator("#continue").click()
-    page.locator("#job-view .state.done").wait_for(timeout=3 * PATIENCE)
-    page.locator("#take").click()
+    page.locator("#job-view .state.done").wait_for(timeout=3 * TIMEOUT_MS)
+    page.locator("#prepare-download").click()
     page.locator("#file a").first.wait_for()
     tab(page, "Compare")
     page.locator("#edits input").click()
     page.get_by_role("option", name=re.compile("esd \\(sketch\\)")).first.wait_for()
 
 
-def test_an_odd_concept_is_told_before_anything_is_queued(page: Any) -> None:
+def test_an_odd_concept_is_pointed_out_before_anything_is_queued(page: Any) -> None:
     tab(page, "Erase")
     page.locator("#concept textarea, #concept input").first.fill("zeppelin, <b>blimp</b>")
     page.locator("#erase").click()
     page.locator("#erase-note").get_by_text("Press Erase again").wait_for()
     note = page.locator("#erase-note").inner_text()
-    assert "separated by ;" in note and "'zeppelin'" in note and "<b>blimp</b>" in note
+    assert "separate several concepts with ;" in note and "'zeppelin'" in note and "<b>blimp</b>" in note
     assert page.locator("#queue").get_by_text("zeppelin").count() == 0
-    page.locator("#erase").click()  # the audit that would follow knows no such concept, which is said before the work as well
+    page.locator("#erase").click()  # the audit that would follow knows no such concept, which is reported before the work as well
     page.get_by_text("unknown concept for suite pocket").first.wait_for()
     assert page.locator("#queue").get_by_text("zeppelin").count() == 0
 
 
-def test_audit_and_board(page: Any) -> None:
+def test_audit_and_leaderboard(page: Any) -> None:
     tab(page, "Audit")
     page.locator("#audit").click()
-    page.locator("#report iframe").wait_for(timeout=3 * PATIENCE)
+    page.locator("#report iframe").wait_for(timeout=3 * TIMEOUT_MS)
     frame = page.frame_locator("#report iframe")
     frame.get_by_text("UA").first.wait_for()
     shot(page, "studio-audit")
-    tab(page, "Board")
+    tab(page, "Leaderboard")
     page.locator("#plot circle").first.wait_for()
     page.locator("#plot g[data-row]").first.click()
     page.locator("#detail .pairs img").first.wait_for()
-    shot(page, "studio-board")
+    shot(page, "studio-leaderboard")
 
 
 def test_a_phone_and_the_dark(browser: Any, studio: str) -> None:
     context = browser.new_context(viewport={"width": 390, "height": 844}, color_scheme="dark")
     page = context.new_page()
-    page.set_default_timeout(PATIENCE)
+    page.set_default_timeout(TIMEOUT_MS)
     page.goto(studio)
     page.locator("#compare").wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -209,8 +209,8 @@ def test_a_phone_and_the_dark(browser: Any, studio: str) -> None:
 )
 def test_files_of_the_machine_stay_closed(studio: str, path: str) -> None:
     for route in ("gradio_api/file=", "file=", "gradio_api/file/"):
-        answer = httpx.get(f"{studio.rstrip('/')}/{route}{path}")
-        assert answer.status_code in (400, 403, 404, 405), (route, path)
+        response = httpx.get(f"{studio.rstrip('/')}/{route}{path}")
+        assert response.status_code in (400, 403, 404, 405), (route, path)
 
 
 def test_hostile_input_gets_one_line(studio: str) -> None:
@@ -227,7 +227,7 @@ def test_hostile_input_gets_one_line(studio: str) -> None:
             client.predict(*values, api_name="/compare")
     with pytest.raises(Exception, match="unknown job"):
         client.predict("../../../etc", api_name="/cancel")
-    assert {"/compare", "/audit", "/board", "/cancel", "/resume", "/download"} <= set(
+    assert {"/compare", "/audit", "/leaderboard", "/cancel", "/resume", "/download"} <= set(
         client.view_api(return_format="dict")["named_endpoints"]
     )
 
@@ -236,23 +236,23 @@ def test_a_hundred_clicks_leave_a_page_that_answers(studio: str, page: Any) -> N
     from gradio_client import Client
 
     client = Client(studio, verbose=False)
-    asked = [client.submit("a boat", [], i, 1, 4, 4, 1, api_name="/compare") for i in range(100)]
-    drawn, refusals = 0, []
-    for job in asked:
+    submitted = [client.submit("a boat", [], i, 1, 4, 4, 1, api_name="/compare") for i in range(100)]
+    finished, refusals = 0, []
+    for job in submitted:
         try:
-            drawn += bool(job.result(timeout=PATIENCE / 1000))
+            finished += bool(job.result(timeout=TIMEOUT_MS / 1000))
         except Exception as error:
             refusals.append(f"{type(error).__name__}: {error}")
-    assert drawn >= 20
-    assert [text for text in refusals if "full" not in text.lower()] == [], "every refusal says that the queue is full"
+    assert finished >= 20
+    assert [text for text in refusals if "full" not in text.lower()] == [], "every refusal must say that the queue is full"
     page.locator("#compare").click()
     page.locator("#slider img").first.wait_for()
 
 
-def test_a_restarted_studio_shows_what_was(browser: Any, place: Path) -> None:
-    process, url = serve(place / "second", place / "cache")
+def test_a_restarted_studio_shows_what_was(browser: Any, folder: Path) -> None:
+    process, url = serve(folder / "second", folder / "cache")
     page = browser.new_page()
-    page.set_default_timeout(PATIENCE)
+    page.set_default_timeout(TIMEOUT_MS)
     page.goto(url)
     tab(page, "Erase")
     page.locator("#erase").click()
@@ -260,7 +260,7 @@ def test_a_restarted_studio_shows_what_was(browser: Any, place: Path) -> None:
     process.kill()
     process.wait()
     time.sleep(3)
-    process, url = serve(place / "second", place / "cache")
+    process, url = serve(folder / "second", folder / "cache")
     page.goto(url)
     tab(page, "Erase")
     page.locator("#job-view .state.interrupted").wait_for()

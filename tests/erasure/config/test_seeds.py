@@ -1,4 +1,4 @@
-"""Seeds up to 2^63 - 1 work wherever one is given; small ones give the streams that they always gave."""
+"""Seeds up to 2^63 - 1 work wherever one is given; small ones give the same streams as before."""
 
 import json
 from pathlib import Path
@@ -22,14 +22,14 @@ CAT = [Concept(name="cat", kind="object")]
 
 @pytest.mark.parametrize("seed", [0, 1, 7, 2**31 - 1, 2**31, 2**32, 2**44])
 @pytest.mark.parametrize("k", [-1, 0, 3, 500_000, 900_003])
-def test_streams_of_small_seeds_are_what_they_were(seed: int, k: int) -> None:
+def test_streams_of_small_seeds_are_unchanged(seed: int, k: int) -> None:
     assert derive_seed(seed, k) == seed * 1_000_003 + k
 
 
 def test_streams_of_large_seeds_fit_a_generator_and_differ() -> None:
-    found = [derive_seed(seed, k) for seed in (2**45, 2**63 - 2, MAX_SEED) for k in (-1, 0, 1, 500_000, 900_000)]
-    assert len(set(found)) == len(found) and all(0 <= seed < 2**63 for seed in found)
-    for seed in found:
+    streams = [derive_seed(seed, k) for seed in (2**45, 2**63 - 2, MAX_SEED) for k in (-1, 0, 1, 500_000, 900_000)]
+    assert len(set(streams)) == len(streams) and all(0 <= seed < 2**63 for seed in streams)
+    for seed in streams:
         torch.manual_seed(seed)
 
 
@@ -41,18 +41,18 @@ def test_seeds_beyond_are_one_short_line(seed: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["-1", "9223372036854775808", "1.5", "1e9", "x" * 99, "", "٣", "9" * 5000])
-def test_forms_take_whole_numbers_alone(text: str) -> None:
+def test_form_fields_take_whole_numbers_only(text: str) -> None:
     with pytest.raises(UserError, match="a seed is a whole number") as error:
         parse_seed(text)
     assert len(str(error.value)) < 150
     assert parse_seed(" 9223372036854775807 ") == MAX_SEED
 
 
-def test_recordings_of_large_seeds_never_repeat_noise() -> None:
-    dealt = TeacherQuery(
+def test_teacher_caches_of_large_seeds_never_repeat_noise() -> None:
+    starts = TeacherQuery(
         prompt_pairs=(("a", ""),), trajectories=50, steps=1, guidance=1.0, seed=MAX_SEED, retain_prompts=("b",), retain_trajectories=50
     ).trajectory_starts()
-    assert len({seed for seed, _ in dealt}) == 100
+    assert len({seed for seed, _ in starts}) == 100
 
 
 @pytest.mark.parametrize("method", [ESD(steps=2, trajectories=4, trajectory_steps=2), FIA(trajectory_steps=2, record_steps=1)])

@@ -1,32 +1,16 @@
+"""One edit: apply, revert, strength, save and load."""
+
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
-from erasure.edits import Edit, EditInfo, parameters_of
+from erasure.edits import Edit, parameters_of
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from tests import tiny
-
-
-def edit_of(model: StableDiffusion, region: str = "xattn", seed: int = 0) -> Edit:
-    generator = torch.Generator().manual_seed(seed)
-    tensors = {n: torch.randn(model.parameters()[n].shape, generator=generator).half() for n in model.parameter_names(region)}
-    info = EditInfo(
-        method="esd",
-        product="weights",
-        fields={"lr": 1e-3},
-        concepts=[{"name": "cat", "kind": "object", "prompts": (), "anchor": "", "aliases": ()}],
-        base={"source": "tiny", "fingerprint": model.fingerprint(), "family": "sd1"},
-        seed=0,
-        precision="fp32",
-        versions={},
-        cost={},
-        concept_checks=[],
-        notes={},
-    )
-    return Edit(tensors, info)
+from tests.synthetic_edits import random_edit
 
 
 def values(model: StableDiffusion) -> dict[str, torch.Tensor]:
@@ -34,7 +18,7 @@ def values(model: StableDiffusion) -> dict[str, torch.Tensor]:
 
 
 def test_apply_puts_the_stored_values_in_place_and_revert_takes_them_out(model: StableDiffusion) -> None:
-    before, edit = values(model), edit_of(model)
+    before, edit = values(model), random_edit(model)
     edit.apply(model.pipe)
     after = values(model)
     assert all(torch.equal(after[n], edit.tensors[n].float()) for n in edit.tensors)
@@ -44,7 +28,7 @@ def test_apply_puts_the_stored_values_in_place_and_revert_takes_them_out(model: 
 
 
 def test_strengths_and_stacks_add_up(model: StableDiffusion) -> None:
-    before, a, b = values(model), edit_of(model, "xattn", 1), edit_of(model, "xattn-kv", 2)
+    before, a, b = values(model), random_edit(model, "xattn", 1), random_edit(model, "xattn-kv", 2)
     a.apply(model.pipe, strength=0.5)
     b.apply(model.pipe, strength=2.0)
     for name, value in values(model).items():
@@ -59,12 +43,12 @@ def test_strengths_and_stacks_add_up(model: StableDiffusion) -> None:
 
 def test_strength_zero_is_the_base(model: StableDiffusion) -> None:
     before = values(model)
-    edit_of(model).apply(model.pipe, strength=0.0)
+    random_edit(model).apply(model.pipe, strength=0.0)
     assert all(torch.equal(v, before[n]) for n, v in values(model).items())
 
 
 def test_save_and_load_give_the_same_edit_and_the_same_bytes(model: StableDiffusion, tmp_path: Path) -> None:
-    edit = edit_of(model)
+    edit = random_edit(model)
     edit.save(tmp_path / "a")
     again = Edit.load(tmp_path / "a")
     again.save(tmp_path / "b")
@@ -74,8 +58,8 @@ def test_save_and_load_give_the_same_edit_and_the_same_bytes(model: StableDiffus
     assert again.info.fields == asdict(edit.info)["fields"]
 
 
-def test_another_base_is_refused_unless_asked_for(model: StableDiffusion) -> None:
-    edit, other = edit_of(model), StableDiffusion(tiny.pipeline(seed=3), "other", "fp32")
+def test_another_base_is_refused_without_other_base(model: StableDiffusion) -> None:
+    edit, other = random_edit(model), StableDiffusion(tiny.pipeline(seed=3), "other", "fp32")
     with pytest.raises(UserError, match=r"another base.*--other-base, in Python other_base=True, applies"):
         edit.apply(other.pipe)
     edit.apply(other.pipe, other_base=True)
@@ -85,19 +69,19 @@ def test_another_base_is_refused_unless_asked_for(model: StableDiffusion) -> Non
 def test_other_shapes_are_always_refused(model: StableDiffusion) -> None:
     wide = StableDiffusion(tiny.pipeline(width=24), "wide", "fp32")
     with pytest.raises(UserError, match="does not fit"):
-        edit_of(model).apply(wide.pipe, other_base=True)
+        random_edit(model).apply(wide.pipe, other_base=True)
 
 
 def test_a_second_edit_may_be_applied_while_the_first_is(model: StableDiffusion) -> None:
-    edit_of(model, seed=1).apply(model.pipe)
-    edit_of(model_copy := StableDiffusion(tiny.pipeline(), "tiny", "fp32"), seed=2).apply(model.pipe)
+    random_edit(model, seed=1).apply(model.pipe)
+    random_edit(model_copy := StableDiffusion(tiny.pipeline(), "tiny", "fp32"), seed=2).apply(model.pipe)
     assert model_copy.fingerprint() != model.fingerprint()
 
 
 def test_broken_files_are_named(model: StableDiffusion, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no edit at"):
         Edit.load(tmp_path)
-    edit_of(model).save(tmp_path)
+    random_edit(model).save(tmp_path)
     file = tmp_path / "edit.safetensors"
     file.write_bytes(file.read_bytes()[:200])
     with pytest.raises(UserError, match="broken edit"):

@@ -38,7 +38,7 @@ def test_an_edit_on_an_edit_counts_from_it(model: StableDiffusion, tmp_path: Pat
         Edit.load(tmp_path / "b").apply(StableDiffusion(tiny.pipeline(), "tiny", "fp32").pipe)
 
 
-def test_what_lies_below_stays_until_the_top_is_gone(model: StableDiffusion, tmp_path: Path) -> None:
+def test_the_lower_edit_stays_until_the_upper_is_reverted(model: StableDiffusion, tmp_path: Path) -> None:
     first = erase(model, CAT, SMALL, out=tmp_path / "a")
     second = erase(model, DOG, SMALL, out=tmp_path / "b", after=[first])
     first.apply(model.pipe)
@@ -76,7 +76,7 @@ def test_overlap_counts_tensors_and_directions(model: StableDiffusion, tmp_path:
     assert pair["cosine"] == pytest.approx(torch.cosine_similarity(x, y, dim=0).item(), abs=1e-4)
 
 
-def test_stacks_of_different_forms_come_out_bit_by_bit(model: StableDiffusion, tmp_path: Path) -> None:
+def test_stacks_of_different_delta_formats_are_reverted_bit_by_bit(model: StableDiffusion, tmp_path: Path) -> None:
     base = values(model)
     edits = [
         erase(model, CAT, SMALL, out=tmp_path / "a"),

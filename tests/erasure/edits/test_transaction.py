@@ -1,4 +1,4 @@
-"""apply and revert happen whole or not at all: with failing tensor operations and between any two lines, in every product and form."""
+"""apply and revert happen completely or not at all: with failing tensor operations and between any two lines, for every kind of edit."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -17,54 +17,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import erasure
 from app.web.studio import Studio
-from erasure.concept import Concept
-from erasure.edits import Edit, EditInfo, apply_edits, parameters_of
+from erasure.edits import Edit, apply_edits, parameters_of
 from erasure.edits.stacking import stack_of
 from erasure.errors import UserError
-from erasure.families.base import sampling_of
+from erasure.families.sampling import sampling_of
 from erasure.families.stable_diffusion import StableDiffusion
 from tests import tiny
+from tests.synthetic_edits import EDIT_KINDS, edit_of_kind
 
-FORMS = ("value", "low-rank", "zeroed", "guidance", "one-step")
-CONCEPT = Concept(name="cat", kind="object").to_dict()
 Snapshot = tuple[dict[str, torch.Tensor], Any, Any, int]
 
 
-def edit_of(pipe: Any, form: str, seed: int = 0, layers: int = 0) -> Edit:
-    """An edit of the tiny pipeline's cross attention in one of the forms; `layers`: of the first so many weights alone."""
-    from erasure.edits.checks import networks_of
-    from erasure.families.base import fingerprint
-
-    generator = torch.Generator().manual_seed(seed)
-    names = [name for name in parameters_of(pipe) if ".attn2.to_" in name and name.endswith(".weight")][: layers or None]
-    tensors: dict[str, torch.Tensor] = {}
-    for name in names if form != "guidance" else ():
-        shape = parameters_of(pipe)[name].shape
-        if form in ("value", "one-step"):
-            tensors[name] = torch.randn(shape, generator=generator).half()
-        elif form == "low-rank":
-            tensors[name + "::up"] = torch.randn(shape[0], 2, generator=generator).half()
-            tensors[name + "::down"] = torch.randn(2, shape[1], generator=generator).half()
-        else:
-            tensors[name + "::zeroed"] = torch.arange(seed, 20 + seed, 2, dtype=torch.int32)
-    guided = form == "guidance"
-    info = EditInfo(
-        method="sld" if guided else "esd",
-        product=form if form in ("guidance", "one-step") else "weights",
-        fields={"warmup": 0.0} if guided else {"start": 625},
-        concepts=[{**CONCEPT, "name": f"cat {seed}"}],
-        base={"source": "tiny", "fingerprint": fingerprint(networks_of(pipe)), "family": "sd1", "after": []},
-        seed=0,
-        precision="fp32",
-        versions={},
-        cost={},
-        concept_checks=[],
-        notes={},
-    )
-    return Edit(tensors, info)
-
-
-def state(pipe: Any) -> Snapshot:
+def snapshot(pipe: Any) -> Snapshot:
     values = {name: p.detach().clone() for name, p in parameters_of(pipe).items()}
     return values, stack_of(pipe).edits, sampling_of(pipe), len(pipe.unet._forward_hooks)
 
@@ -94,7 +58,7 @@ class FailingAt(TorchDispatchMode):
 def interrupted_at(line: int) -> Iterator[list[int]]:
     """KeyboardInterrupt before the n-th line that runs in the modules that change a pipeline; yields how many ran."""
     ran = [0]
-    inside = tuple(str(Path(erasure.__file__).parent / name) for name in ("edits/transaction.py", "edits/edit.py", "guidance.py"))
+    inside = tuple(str(Path(erasure.__file__).parent / name) for name in ("edits/transaction.py", "edits/edit.py", "edits/guidance.py"))
 
     def trace(frame: FrameType, event: str, arg: Any) -> Callable[..., Any] | None:
         if not frame.f_code.co_filename.startswith(inside):
@@ -112,22 +76,22 @@ def interrupted_at(line: int) -> Iterator[list[int]]:
         sys.settrace(None)
 
 
-def ready(form: str, action: str) -> tuple[Any, Callable[[], object]]:
+def prepare(kind: str, action: str) -> tuple[Any, Callable[[], object]]:
     """A pipeline in which another edit moved a part of the weights before, and what to do with it."""
     pipe = tiny.pipeline()
-    edit_of(pipe, "value", seed=3, layers=1).apply(pipe)
-    edit = edit_of(pipe, form, layers=3)
+    edit_of_kind(pipe, "value", seed=3, layers=1).apply(pipe)
+    edit = edit_of_kind(pipe, kind, layers=3)
     if action == "revert":
         edit.apply(pipe, other_base=True)
         return pipe, lambda: edit.revert(pipe)
     return pipe, lambda: edit.apply(pipe, strength=0.5, other_base=True)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", EDIT_KINDS)
 @pytest.mark.parametrize("action", ("apply", "revert"))
-def test_out_of_memory_in_any_operation_leaves_everything(form: str, action: str) -> None:
-    pipe, act = ready(form, action)
-    before, k = state(pipe), 1
+def test_out_of_memory_in_any_operation_leaves_everything(kind: str, action: str) -> None:
+    pipe, act = prepare(kind, action)
+    before, k = snapshot(pipe), 1
     while True:
         with FailingAt(k) as mode:
             try:
@@ -135,17 +99,17 @@ def test_out_of_memory_in_any_operation_leaves_everything(form: str, action: str
                 break
             except torch.OutOfMemoryError:
                 pass
-        assert same(state(pipe), before), k
+        assert same(snapshot(pipe), before), k
         k += 1
-    assert mode.ran == k - 1 and (k > 10 or form == "guidance")
-    assert not same(state(pipe), before)
+    assert mode.ran == k - 1 and (k > 10 or kind == "guidance")
+    assert not same(snapshot(pipe), before)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", EDIT_KINDS)
 @pytest.mark.parametrize("action", ("apply", "revert"))
-def test_an_interruption_before_any_line_leaves_everything_or_nothing(form: str, action: str) -> None:
-    pipe, act = ready(form, action)
-    before, line, whole = state(pipe), 1, 0
+def test_an_interruption_before_any_line_leaves_everything_or_nothing(kind: str, action: str) -> None:
+    pipe, act = prepare(kind, action)
+    before, line, completed = snapshot(pipe), 1, 0
     while True:
         with interrupted_at(line) as ran:
             try:
@@ -153,18 +117,18 @@ def test_an_interruption_before_any_line_leaves_everything_or_nothing(form: str,
                 break
             except KeyboardInterrupt:
                 pass
-        if not same(state(pipe), before):  # the last lines, after the change was complete
-            other, again = ready(form, action)
-            again()
-            assert values_equal(state(pipe), state(other)), line
-            pipe, act = ready(form, action)
-            before, whole = state(pipe), whole + 1
+        if not same(snapshot(pipe), before):  # the last lines, after the change was complete
+            other, act_on_other = prepare(kind, action)
+            act_on_other()
+            assert values_equal(snapshot(pipe), snapshot(other)), line
+            pipe, act = prepare(kind, action)
+            before, completed = snapshot(pipe), completed + 1
         line += 1
     assert line > ran[0] > 20
-    assert whole <= 2
-    other, again = ready(form, action)
-    again()
-    assert values_equal(state(pipe), state(other))
+    assert completed <= 2
+    other, act_on_other = prepare(kind, action)
+    act_on_other()
+    assert values_equal(snapshot(pipe), snapshot(other))
 
 
 def values_equal(a: Snapshot, b: Snapshot) -> bool:
@@ -172,53 +136,53 @@ def values_equal(a: Snapshot, b: Snapshot) -> bool:
     return all(torch.equal(a[0][n], b[0][n]) for n in a[0]) and len(a[1]) == len(b[1]) and a[3] == b[3]
 
 
-def test_further_interruptions_do_not_stop_the_way_back() -> None:
-    pipe, act = ready("value", "apply")
-    before = state(pipe)
+def test_further_interruptions_do_not_stop_the_rollback() -> None:
+    pipe, act = prepare("value", "apply")
+    before = snapshot(pipe)
     with FailingAt(3, "copy_", interrupted=4) as mode, pytest.raises(torch.OutOfMemoryError):
         act()
     assert mode.ran > 3 + 4
-    assert same(state(pipe), before)
+    assert same(snapshot(pipe), before)
 
 
-def test_of_three_edits_none_stays_when_the_third_fails(model: StableDiffusion) -> None:
-    edits, before = [edit_of(model.pipe, form, seed=i) for i, form in enumerate(("value", "low-rank", "zeroed"))], state(model.pipe)
+def test_of_three_edits_none_remains_when_the_third_fails(model: StableDiffusion) -> None:
+    edits, before = [edit_of_kind(model.pipe, kind, seed=i) for i, kind in enumerate(("value", "low-rank", "zeroed"))], snapshot(model.pipe)
     edits[2] = replace(edits[2], info=replace(edits[2].info, base={**edits[2].info.base, "fingerprint": "0" * 64}))
     with pytest.raises(UserError, match="another base"), apply_edits(model, edits):
         pass
-    assert same(state(model.pipe), before)
+    assert same(snapshot(model.pipe), before)
     with pytest.raises(ZeroDivisionError), apply_edits(model, edits[:2]):
         assert len(stack_of(model.pipe).edits) == 2
         raise ZeroDivisionError
-    assert same(state(model.pipe), before)
+    assert same(snapshot(model.pipe), before)
 
 
 def test_an_edit_made_on_top_needs_the_other_at_full_strength_and_goes_first(model: StableDiffusion) -> None:
-    below, above = edit_of(model.pipe, "value", layers=1), edit_of(model.pipe, "value", seed=1)
+    below, above = edit_of_kind(model.pipe, "value", layers=1), edit_of_kind(model.pipe, "value", seed=1)
     above = replace(above, info=replace(above.info, base={**above.info.base, "after": [below.digest()]}))
-    plain = state(model.pipe)
+    plain = snapshot(model.pipe)
     with apply_edits(model, [below, above]):
         assert len(stack_of(model.pipe).edits) == 2
-    assert same(state(model.pipe), plain)
+    assert same(snapshot(model.pipe), plain)
     below.apply(model.pipe, strength=0.5)
-    before = state(model.pipe)
+    before = snapshot(model.pipe)
     with pytest.raises(UserError, match=rf"on top of edit {below.digest()}; apply that one first, at strength 1"):
         above.apply(model.pipe)
-    assert same(state(model.pipe), before)
+    assert same(snapshot(model.pipe), before)
 
 
 def test_a_strength_that_overflows_is_refused_and_leaves_everything() -> None:
     pipe = tiny.pipeline().to(torch.float16)
-    edit = edit_of(pipe, "value")
+    edit = edit_of_kind(pipe, "value")
     for tensor in edit.tensors.values():
         tensor.mul_(20_000).clamp_(-6e4, 6e4)
-    before = state(pipe)
+    before = snapshot(pipe)
     with pytest.raises(UserError, match=r"NaN or Inf in torch.float16; apply the edit with a smaller strength"):
         edit.apply(pipe, strength=8.0)
-    assert same(state(pipe), before)
+    assert same(snapshot(pipe), before)
     edit.apply(pipe)
     edit.revert(pipe)
-    assert same(state(pipe), before)
+    assert same(snapshot(pipe), before)
 
 
 @pytest.mark.parametrize(
@@ -241,57 +205,57 @@ def test_a_strength_that_overflows_is_refused_and_leaves_everything() -> None:
         ("x" * 1000, "'" + "x" * 39),
     ],
 )
-def test_a_strength_is_a_number_that_makes_sense(strength: Any, got: str, model: StableDiffusion) -> None:
-    before = state(model.pipe)
-    for edits in ([edit_of(model.pipe, "value")], []):
+def test_a_strength_is_a_number_from_minus_10_to_10(strength: Any, got: str, model: StableDiffusion) -> None:
+    before = snapshot(model.pipe)
+    for edits in ([edit_of_kind(model.pipe, "value")], []):
         with pytest.raises(UserError) as error, apply_edits(model, edits, strength=strength):
             pass
         assert str(error.value).endswith(f"from -10 to 10 (0: the base, 1: as it was made), got {got}.")
     with pytest.raises(UserError, match="from -10 to 10"):
-        edit_of(model.pipe, "value").apply(model.pipe, strength=strength)
-    assert same(state(model.pipe), before)
+        edit_of_kind(model.pipe, "value").apply(model.pipe, strength=strength)
+    assert same(snapshot(model.pipe), before)
 
 
 @pytest.mark.parametrize("strength", [1, -10, 10.0, Fraction(1, 2), np.float32(0.5)])
 def test_any_real_number_is_a_strength(strength: Any) -> None:
     pipe = tiny.pipeline()
-    edit_of(pipe, "low-rank").apply(pipe, strength)
+    edit_of_kind(pipe, "low-rank").apply(pipe, strength)
     ((_, s),) = stack_of(pipe).edits
     assert type(s) is float and s == strength
 
 
 def test_an_edit_is_applied_once(model: StableDiffusion, tmp_path: Path) -> None:
-    edit = edit_of(model.pipe, "value")
+    edit = edit_of_kind(model.pipe, "value")
     edit.save(tmp_path)
-    again = Edit.load(tmp_path)
+    loaded = Edit.load(tmp_path)
     edit.apply(model.pipe, strength=0.5)
-    for twin in (edit, again):
+    for same_edit in (edit, loaded):
         with pytest.raises(UserError, match=r"already applied at strength 0\.5; revert it"):
-            twin.apply(model.pipe, strength=2.0)
-    again.revert(model.pipe)  # the same edit, loaded once more
+            same_edit.apply(model.pipe, strength=2.0)
+    loaded.revert(model.pipe)  # the same edit, loaded once more
     assert not stack_of(model.pipe).edits
 
 
 def test_the_page_shows_the_base_after_a_failed_edit(model: StableDiffusion, tmp_path: Path) -> None:
-    studio, edit = Studio(model, tmp_path), edit_of(model.pipe, "value")
+    studio, edit = Studio(model, tmp_path), edit_of_kind(model.pipe, "value")
     edit.save(tmp_path / "edit")
     (name,) = studio.edits()
     *_, first = studio.compare("a cat", [], 3, 1, 2, 4.0, 1.0)
     with pytest.raises(torch.OutOfMemoryError), FailingAt(3, "copy_"), studio.exclusive(), apply_edits(model, studio.load_edits([name])):
         pass
     studio.base_images.clear()
-    *_, found = studio.compare("a cat", [name], 3, 1, 2, 4.0, 1.0)
-    assert torch.equal(found.base, first.base) and not torch.equal(found.erased, first.base)
+    *_, comparison = studio.compare("a cat", [name], 3, 1, 2, 4.0, 1.0)
+    assert torch.equal(comparison.base, first.base) and not torch.equal(comparison.erased, first.base)
 
 
-def test_the_page_never_takes_an_edit_that_was_left_for_the_base(model: StableDiffusion, tmp_path: Path) -> None:
+def test_the_page_never_takes_an_edit_that_is_still_applied_for_the_base(model: StableDiffusion, tmp_path: Path) -> None:
     studio = Studio(model, tmp_path)
     *_, first = studio.compare("a cat", [], 3, 1, 2, 4.0, 1.0)
     studio.base_images.clear()
-    edit_of(model.pipe, "value").apply(model.pipe)
-    *_, found = studio.compare("a cat", [], 3, 1, 2, 4.0, 1.0)
-    assert torch.equal(found.base, first.base)
-    edit = edit_of(model.pipe, "value").apply(model.pipe)
+    edit_of_kind(model.pipe, "value").apply(model.pipe)
+    *_, comparison = studio.compare("a cat", [], 3, 1, 2, 4.0, 1.0)
+    assert torch.equal(comparison.base, first.base)
+    edit = edit_of_kind(model.pipe, "value").apply(model.pipe)
     with torch.no_grad():
         parameters_of(model.pipe)[sorted(edit.moved_parameters())[0]].add_(1)
     studio.base_images.clear()
@@ -303,14 +267,14 @@ def test_the_page_never_takes_an_edit_that_was_left_for_the_base(model: StableDi
 def test_requests_do_not_see_each_other(model: StableDiffusion, tmp_path: Path) -> None:
     """Threads that compare at once, some with edits and some without, all show the base as the base."""
     studio = Studio(model, tmp_path)
-    edit_of(model.pipe, "value").save(tmp_path / "edit")
+    edit_of_kind(model.pipe, "value").save(tmp_path / "edit")
     (name,) = studio.edits()
     *_, alone = studio.compare("a cat", [name], 3, 1, 2, 4.0, 1.0)
 
-    def ask(i: int) -> bool:
+    def compare(i: int) -> bool:
         studio.base_images.clear()
-        *_, found = studio.compare("a cat", [name] if i % 2 else [], 3, 1, 2, 4.0, 1.0)
-        return torch.equal(found.base, alone.base) and torch.equal(found.erased, alone.erased if i % 2 else alone.base)
+        *_, comparison = studio.compare("a cat", [name] if i % 2 else [], 3, 1, 2, 4.0, 1.0)
+        return torch.equal(comparison.base, alone.base) and torch.equal(comparison.erased, alone.erased if i % 2 else alone.base)
 
     with ThreadPoolExecutor(4) as pool:
-        assert all(pool.map(ask, range(12)))
+        assert all(pool.map(compare, range(12)))

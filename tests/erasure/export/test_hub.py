@@ -34,17 +34,27 @@ def test_a_dry_run_shows_exactly_what_would_be_sent(
         "upload_folder",
         lambda self, **options: sent.update(options) or SimpleNamespace(commit_url="https://huggingface.co/a/b/commit/1"),
     )
-    for form, file in (("lora", "pytorch_lora_weights.safetensors"), ("edit", "edit.safetensors")):
-        argv = ["export", str(edit), "--as", form, "--out", str(edit.parent / form), "--push-to-hub", "a/b", "--dry-run"]
-        assert main([*argv, *(["--accept-error"] if form == "lora" else [])]) == 0
-        shown = capsys.readouterr().out
-        assert "would send to https://huggingface.co/a/b:" in shown and file in shown
-        assert "README.md" in shown and "before-after-0.png" in shown
+    for export_format, file in (("lora", "pytorch_lora_weights.safetensors"), ("edit", "edit.safetensors")):
+        argv = [
+            "export",
+            str(edit),
+            "--format",
+            export_format,
+            "--out",
+            str(edit.parent / export_format),
+            "--push-to-hub",
+            "a/b",
+            "--dry-run",
+        ]
+        assert main([*argv, *(["--accept-error"] if export_format == "lora" else [])]) == 0
+        output = capsys.readouterr().out
+        assert "would send to https://huggingface.co/a/b:" in output and file in output
+        assert "README.md" in output and "before-after-0.png" in output
         assert not sent
-    assert main(["export", str(edit), "--as", "edit", "--out", str(edit.parent / "sent"), "--push-to-hub", "a/b", "--private"]) == 0
+    assert main(["export", str(edit), "--format", "edit", "--out", str(edit.parent / "sent"), "--push-to-hub", "a/b", "--private"]) == 0
     assert sent["repo"] == sent["repo_id"] == "a/b" and sent["private"]
-    listed = [line.split()[1] for line in shown.splitlines() if line.startswith(" ")]
-    assert sent["allow_patterns"] == listed
+    listed_files = [line.split()[1] for line in output.splitlines() if line.startswith(" ")]
+    assert sent["allow_patterns"] == listed_files
     assert "commit/1" in capsys.readouterr().out
 
 
@@ -61,6 +71,6 @@ def test_names_and_the_network_are_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("repo", ["../..", "a/..", "./b", "a", "a/b/c", "", "-/-", "a--b/c", "a/b.git", "a/" + "b" * 97])
-def test_what_is_not_a_repository_is_refused(repo: str) -> None:
+def test_names_that_are_not_repositories_are_refused(repo: str) -> None:
     with pytest.raises(UserError, match="takes org/name"):
         hub.check_repo_name(repo)

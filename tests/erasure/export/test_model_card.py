@@ -1,4 +1,4 @@
-"""Model cards: what the hub reads, and that no name of a concept, no path and no long list spoils them."""
+"""Model cards: what the hub reads, and that no concept name, path or long list breaks them."""
 
 import re
 from dataclasses import replace
@@ -14,7 +14,7 @@ from erasure.edits import Edit
 from erasure.export.lora import LoraReport
 from erasure.export.model_card import escape_markdown, is_on_hub, write_card
 from erasure.families.stable_diffusion import StableDiffusion
-from tests import synthetic_edits as edits
+from tests import synthetic_edits
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -34,48 +34,50 @@ class Tags(HTMLParser):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.names: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: Any) -> None:
-        self.found.append(tag)
+        self.names.append(tag)
 
 
-def card(edit: Edit, out: Path, form: str = "lora", **options: Any) -> str:
+def write_and_read_card(edit: Edit, out: Path, export_format: str = "lora", **options: Any) -> str:
     out.mkdir()
     image = torch.rand(3, 16, 16)
-    write_card(out, edit, [(edit.info.concepts[0]["name"], image, image)], form, **options)
+    write_card(out, edit, [(edit.info.concepts[0]["name"], image, image)], export_format, **options)
     return (out / "README.md").read_text(encoding="utf-8")
 
 
-def with_(edit: Edit, **changes: Any) -> Edit:
+def change_info(edit: Edit, **changes: Any) -> Edit:
     base = edit.info.base | ({"source": changes.pop("source")} if "source" in changes else {})
     return Edit(edit.tensors, replace(edit.info, base=base, **changes))
 
 
-def concepts(*names: str) -> list[dict[str, Any]]:
-    return [edits.CONCEPT | {"name": name} for name in names]
+def concept_records(*names: str) -> list[dict[str, Any]]:
+    return [synthetic_edits.CONCEPT | {"name": name} for name in names]
 
 
 @pytest.fixture
 def edit(model: StableDiffusion) -> Edit:
-    return edits.low_rank_edit(model, rank=2)
+    return synthetic_edits.low_rank_edit(model, rank=2)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize("form", ["lora", "edit", "folder", "text-encoder"])
-def test_no_name_is_markup(name: str, form: str, edit: Edit, tmp_path: Path) -> None:
-    plain_card = ModelCard(card(with_(edit, concepts=concepts("neon"), fields={"prompt": "x"}), tmp_path / "a", form))
-    text = card(with_(edit, concepts=concepts(name), fields={"prompt": name}), tmp_path / "b", form)
-    found = ModelCard(text)
-    assert found.data.to_dict() == plain_card.data.to_dict()
-    assert {"license", "library_name", "pipeline_tag", "tags"} <= found.data.to_dict().keys()
+@pytest.mark.parametrize("export_format", ["lora", "edit", "folder", "text-encoder"])
+def test_no_name_is_markup(name: str, export_format: str, edit: Edit, tmp_path: Path) -> None:
+    plain_card = ModelCard(
+        write_and_read_card(change_info(edit, concepts=concept_records("neon"), fields={"prompt": "x"}), tmp_path / "a", export_format)
+    )
+    text = write_and_read_card(change_info(edit, concepts=concept_records(name), fields={"prompt": name}), tmp_path / "b", export_format)
+    parsed = ModelCard(text)
+    assert parsed.data.to_dict() == plain_card.data.to_dict()
+    assert {"license", "library_name", "pipeline_tag", "tags"} <= parsed.data.to_dict().keys()
     tags = Tags()
-    tags.feed(found.text)
-    assert [tag for tag in tags.found if not re.fullmatch(r"lora:[a-z0-9-]+:1", tag)] == []
-    lines, usual = found.text.splitlines(), plain_card.text.splitlines()
-    assert len(lines) == len(usual)  # no name adds a line, so none can begin a block
+    tags.feed(parsed.text)
+    assert [tag for tag in tags.names if not re.fullmatch(r"lora:[a-z0-9-]+:1", tag)] == []
+    lines, plain_lines = parsed.text.splitlines(), plain_card.text.splitlines()
+    assert len(lines) == len(plain_lines)  # no name adds a line, so none can begin a block
     assert [line[:2] for line in lines if line.startswith(("#", "|", "-", "<", "`"))] == [
-        line[:2] for line in usual if line.startswith(("#", "|", "-", "<", "`"))
+        line[:2] for line in plain_lines if line.startswith(("#", "|", "-", "<", "`"))
     ]
     assert [line.replace("\\|", "").count("|") for line in lines if line.startswith("|")] == [3, 3, 3]
     assert "](" not in escape_markdown(name) and "`" not in escape_markdown(name).replace("\\`", "")
@@ -86,7 +88,7 @@ def test_the_base_is_named_only_where_the_hub_has_it(edit: Edit, tmp_path: Path,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models" / "sd15").mkdir(parents=True)
     rail = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-    for source, known in (
+    for source, expected in (
         (rail, {"base_model": rail, "base_model_relation": "adapter", "license": "creativeml-openrail-m"}),
         ("some-org/some-model", {"base_model": "some-org/some-model", "base_model_relation": "adapter", "license": "other"}),
         ("pocket", {"license": "apache-2.0"}),
@@ -97,20 +99,20 @@ def test_the_base_is_named_only_where_the_hub_has_it(edit: Edit, tmp_path: Path,
         ("C:\\ada\\sd15", {"license": "other"}),
         ("weights/sd15.safetensors", {"license": "other"}),
     ):
-        text = card(with_(edit, source=source), tmp_path / f"out{abs(hash(source))}")
+        text = write_and_read_card(change_info(edit, source=source), tmp_path / f"out{abs(hash(source))}")
         data = ModelCard(text).data.to_dict()
         shared = {"library_name", "pipeline_tag", "tags", "license_name"}
-        assert {key: value for key, value in data.items() if key not in shared} == known
-        assert (data.get("license_name") == "license-of-the-base-model") == (known["license"] == "other")
-        assert is_on_hub(source) == ("base_model" in known)
+        assert {key: value for key, value in data.items() if key not in shared} == expected
+        assert (data.get("license_name") == "license-of-the-base-model") == (expected["license"] == "other")
+        assert is_on_hub(source) == ("base_model" in expected)
         if not is_on_hub(source) and source != "pocket":
             assert source not in text and "sd15" not in text and "a local pocket model" not in text
             assert "Base: a local sd1 model" in text
 
 
-def test_no_path_of_this_machine_is_in_it(edit: Edit, tmp_path: Path) -> None:
+def test_a_card_contains_no_path_of_this_machine(edit: Edit, tmp_path: Path) -> None:
     (tmp_path / "private").mkdir()
-    found = {
+    fields = {
         "images": str(tmp_path / "private" / "faces"),
         "retain_images": "~/ada/photos",
         "list": [str(tmp_path / "one.png"), "a dog / a cat"],
@@ -118,38 +120,43 @@ def test_no_path_of_this_machine_is_in_it(edit: Edit, tmp_path: Path) -> None:
         "windows": "D:\\ada\\x",
         "prompt": "either / or",
     }
-    text = card(with_(edit, fields=found, source=str(tmp_path / "private")), tmp_path / "card")
+    text = write_and_read_card(change_info(edit, fields=fields, source=str(tmp_path / "private")), tmp_path / "card")
     assert str(tmp_path) not in text and "ada" not in text and "private" not in text
-    for kept in ("faces", "photos", "one.png", "a dog / a cat", "either / or", "run"):
-        assert kept in text.replace("\\", "")
+    for text_part in ("faces", "photos", "one.png", "a dog / a cat", "either / or", "run"):
+        assert text_part in text.replace("\\", "")
 
 
 def test_long_lists_are_folded(edit: Edit, tmp_path: Path) -> None:
     names = [f"artist {i}" for i in range(100)]
-    text = card(with_(edit, concepts=concepts(*names), fields={"probes": [f"probe {i}" for i in range(40)], "lr": 0.1}), tmp_path / "card")
+    text = write_and_read_card(
+        change_info(edit, concepts=concept_records(*names), fields={"probe_prompts": [f"probe {i}" for i in range(40)], "lr": 0.1}),
+        tmp_path / "card",
+    )
     visible = text.split("<details>")[0] + "".join(part.split("</details>")[1] for part in text.split("<details>")[1:])
     assert "# 100 concepts, erased with uce" in visible and "artist 7" not in visible.replace("artist 0", "") and "probe 3" not in visible
     assert all(name in text for name in names) and text.count("<details>") == text.count("</details>") == 2
-    few = card(with_(edit, concepts=concepts("a", "b")), tmp_path / "few")
+    few = write_and_read_card(change_info(edit, concepts=concept_records("a", "b")), tmp_path / "few")
     assert "# a; b, erased with uce" in few and "<details>" not in few
 
 
-def test_a_card_says_how_to_load_it(edit: Edit, tmp_path: Path) -> None:
+def test_a_card_explains_how_to_load_the_file(edit: Edit, tmp_path: Path) -> None:
     report = LoraReport(included=64, moved=80, rank=16, error=0.42, full_rank_error=0.02, notes=("kohya's merge script skips 4 layers",))
-    text = card(edit, tmp_path / "lora", lora=report)
+    text = write_and_read_card(edit, tmp_path / "lora", lora=report)
     for words in ("load_lora_weights(FOLDER)", "models/loras/", "models/Lora/", "--lora-model-dir", "merge_lora.py", "<lora:van-gogh-uce-"):
         assert words in text
     assert (
         "carries 64 of 80 tensors, error 0.42 at rank 16 (more than 0.2)" in text.replace("\\", "")
         and "Kohya's merge script skips 4" in text
     )
-    other = card(edit, tmp_path / "diffusers", lora=report, layout="diffusers")
+    other = write_and_read_card(edit, tmp_path / "diffusers", lora=report, layout="diffusers")
     assert "ComfyUI" not in other.split("This LoRA")[0] and "in silence" in other
-    for form, words in (
+    for export_format, words in (
         ("edit", "Edit.load(FOLDER).apply(pipe)"),
         ("folder", "StableDiffusionPipeline.from_pretrained(FOLDER)"),
         ("text-encoder", "CLIPTextModel.from_pretrained(FOLDER)"),
     ):
-        text = card(edit, tmp_path / form, form)
-        assert words in text and "--as checkpoint" in text
-        assert ("adapter" if form == "edit" else "finetune") in card(with_(edit, source="a/b"), tmp_path / f"{form}-hub", form)
+        text = write_and_read_card(edit, tmp_path / export_format, export_format)
+        assert words in text and "--format checkpoint" in text
+        assert ("adapter" if export_format == "edit" else "finetune") in write_and_read_card(
+            change_info(edit, source="a/b"), tmp_path / f"{export_format}-hub", export_format
+        )

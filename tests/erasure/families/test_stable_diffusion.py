@@ -1,8 +1,10 @@
+"""The Stable Diffusion family: prediction, sampling, regions, fingerprint."""
+
 import pytest
 import torch
 
+from erasure.config.choices import Region
 from erasure.errors import UserError
-from erasure.families.base import Region
 from erasure.families.stable_diffusion import StableDiffusion
 from tests import tiny
 
@@ -19,13 +21,13 @@ def test_velocity_is_turned_into_noise(velocity_model: StableDiffusion) -> None:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_walk_draws_what_diffusers_draws(prediction: str) -> None:
+def test_a_trajectory_is_what_diffusers_samples(prediction: str) -> None:
     model = StableDiffusion(tiny.pipeline(prediction), "tiny", "fp32")
     theirs = model.pipe(["a cat"], num_inference_steps=7, guidance_scale=4.0, latents=model.sample_noise([5]), output_type="latent").images
     assert torch.allclose(model.sample(["a cat"], [5], steps=7, guidance=4.0), theirs, atol=1e-4)
 
 
-def test_a_picture_has_its_own_noise(model: StableDiffusion) -> None:
+def test_an_image_has_its_own_noise(model: StableDiffusion) -> None:
     assert torch.equal(model.sample_noise([3, 7])[1], model.sample_noise([7])[0])
 
 
@@ -72,7 +74,7 @@ def test_empty_region_lists_the_others(model: StableDiffusion) -> None:
         model.parameter_names("xattn")
 
 
-def test_fingerprint_tells_models_apart_but_not_their_dtype(model: StableDiffusion) -> None:
+def test_the_fingerprint_depends_on_the_weights_and_not_on_their_dtype(model: StableDiffusion) -> None:
     first = model.fingerprint()
     assert StableDiffusion(tiny.pipeline(), "again", "fp32").fingerprint() == first
     assert StableDiffusion(tiny.pipeline(seed=1), "other", "fp32").fingerprint() != first

@@ -1,4 +1,4 @@
-"""`--model FILE.safetensors`: opened without any network, and refused by what it is when it is no model."""
+"""`--model FILE.safetensors`: opened without any network; a file that is not a model is refused with what it is."""
 
 import json
 import subprocess
@@ -14,15 +14,15 @@ from safetensors.torch import load_file, save_file
 from app.cli import main
 from erasure.errors import AssumptionWarning, UserError
 from erasure.export.checkpoint import to_checkpoint, to_original_layout
-from erasure.families.base import canonical_name
+from erasure.families.parameters import canonical_name
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.loader import load_model
 from erasure.loading.original_layout import places_of
 from erasure.loading.pipeline_configs import load_released_configs
 from erasure.loading.single_file import CONFIGS_KEY, V_PREDICTION_BIAS, SafetensorsHeader, check_shapes, identify_configs
-from tests import sd_architecture as sd_sized
-from tests import tiny
-from tests.erasure.export.test_checkpoint import modules, moved
+from tests import sd_architecture, tiny
+from tests.sd_architecture import modules_without_weights
+from tests.synthetic_edits import edit_of_everything
 
 ALONE = """
 import socket, sys
@@ -37,17 +37,17 @@ print(load_model(sys.argv[1], device="cpu", precision="fp32").fingerprint())
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = StableDiffusion(tiny.pipeline(), "tiny", "fp32")
     with pytest.warns(AssumptionWarning):
-        return to_checkpoint(model, moved(model), tmp_path_factory.mktemp("file") / "out")
+        return to_checkpoint(model, edit_of_everything(model), tmp_path_factory.mktemp("file") / "out")
 
 
-def complaint(path: Path) -> str:
+def load_error(path: Path) -> str:
     with pytest.raises(UserError) as caught:
         load_model(str(path))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def written(path: Path, *names: str, metadata: dict[str, str] | None = None) -> Path:
+def write_tensors(path: Path, *names: str, metadata: dict[str, str] | None = None) -> Path:
     save_file({name: torch.zeros(2, 2) for name in names}, path, metadata)
     return path
 
@@ -60,7 +60,7 @@ def test_no_connection_is_opened(checkpoint: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("names", "what"),
+    ("names", "description"),
     [
         (["lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"], "a LoRA, not a model"),
         (["unet.mid_block.attentions.0.proj_in.lora_A.weight"], "a LoRA, not a model"),
@@ -84,41 +84,43 @@ def test_no_connection_is_opened(checkpoint: Path, tmp_path: Path) -> None:
         (["head.modulation"], "no model in a layout that is known"),
     ],
 )
-def test_other_files_are_refused_by_what_they_are(names: list[str], what: str, tmp_path: Path) -> None:
-    assert what in complaint(written(tmp_path / "file.safetensors", *names))
+def test_other_files_are_refused_with_what_they_are(names: list[str], description: str, tmp_path: Path) -> None:
+    assert description in load_error(write_tensors(tmp_path / "file.safetensors", *names))
 
 
-@pytest.mark.parametrize(("part", "what"), [("unet", "a UNet alone"), ("vae", "a VAE alone"), ("text_encoder", "a text encoder alone")])
-def test_parts_of_a_model_are_refused_by_what_they_are(part: str, what: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("part", "description"), [("unet", "a UNet alone"), ("vae", "a VAE alone"), ("text_encoder", "a text encoder alone")]
+)
+def test_parts_of_a_model_are_refused_with_what_they_are(part: str, description: str, tmp_path: Path) -> None:
     save_file(getattr(tiny.pipeline(), part).state_dict(), tmp_path / "file.safetensors")
-    assert what in complaint(tmp_path / "file.safetensors")
+    assert description in load_error(tmp_path / "file.safetensors")
 
 
 def test_inpainting_is_refused_by_name(tmp_path: Path) -> None:
     save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 9, 3, 3)}, tmp_path / "file.safetensors")
-    assert "is a StableDiffusionInpaintPipeline" in complaint(tmp_path / "file.safetensors")
+    assert "is a StableDiffusionInpaintPipeline" in load_error(tmp_path / "file.safetensors")
 
 
 def test_pickles_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.ckpt").write_bytes(b"\x80\x04.")
-    assert "never loaded" in complaint(tmp_path / "model.ckpt")
+    assert "never loaded" in load_error(tmp_path / "model.ckpt")
 
 
 def test_damaged_files_are_named(checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tensors = load_file(checkpoint)
     with safe_open(checkpoint, "pt") as file:
-        said = dict(file.metadata())
+        metadata_of_checkpoint = dict(file.metadata())
     path, name = tmp_path / "x.safetensors", "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
 
     def broken(change: dict[str, object], **metadata: str) -> str:
-        kept = {key: value for key, value in {**tensors, **change}.items() if value is not None}
-        save_file(kept, path, {**said, **metadata})  # type: ignore[arg-type]
-        return complaint(path)
+        state = {key: value for key, value in {**tensors, **change}.items() if value is not None}
+        save_file(state, path, {**metadata_of_checkpoint, **metadata})  # type: ignore[arg-type]
+        return load_error(path)
 
     assert f"lacks '{name}'" in broken({name: None})
     assert "is (3, 3) there and (32, 32)" in broken({name: torch.zeros(3, 3)})
     assert "has 1 tensors that" in broken({"model.diffusion_model.input_blocks.9.0.in_layers.0.weight": torch.zeros(1)})
-    configs = json.loads(said[CONFIGS_KEY])
+    configs = json.loads(metadata_of_checkpoint[CONFIGS_KEY])
     assert "cannot be read" in broken({}, **{CONFIGS_KEY: "{"})
     assert "cannot be read" in broken({}, **{CONFIGS_KEY: json.dumps({**configs, "unet": 3})})
     assert "is a EvilPipeline; supported are" in broken({}, **{CONFIGS_KEY: json.dumps({**configs, "pipeline": "EvilPipeline"})})
@@ -134,14 +136,14 @@ def test_damaged_files_are_named(checkpoint: Path, tmp_path: Path, capsys: pytes
     ]:
         assert "build no model" in broken({}, **{CONFIGS_KEY: json.dumps({**configs, part: {**configs[part], **change}})}), (part, change)
     path.write_bytes(checkpoint.read_bytes()[:-10])
-    assert "broken safetensors file" in complaint(path)
+    assert "broken safetensors file" in load_error(path)
     assert main(["erase", "--model", str(path), "--concept", "cat", "--out", str(tmp_path / "run")]) == 1
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def released(name: str, path: Path, metadata: dict[str, str] | None = None, **markers: tuple[int, ...]) -> SafetensorsHeader:
+def released_header(name: str, path: Path, metadata: dict[str, str] | None = None, **markers: tuple[int, ...]) -> SafetensorsHeader:
     """The header of a released model in one file, without its gigabytes of weights."""
-    parts = modules(load_released_configs(name))
+    parts = modules_without_weights(load_released_configs(name))
     shapes = {part: {canonical_name(key): tuple(p.shape) for key, p in module.state_dict().items()} for part, module in parts.items()}
     return SafetensorsHeader(
         path, {key: place.shape(shapes[place.part]) for key, place in places_of(**parts).items()} | markers, metadata or {}
@@ -150,13 +152,16 @@ def released(name: str, path: Path, metadata: dict[str, str] | None = None, **ma
 
 def test_released_models_are_recognized_by_their_tensors(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    first = released("sd15", path)
+    first = released_header("sd15", path)
     assert identify_configs(first, "x") == load_released_configs("sd15")
     check_shapes(first, identify_configs(first, "x"), "x")
     squared = {**first.shapes, "first_stage_model.encoder.mid.attn_1.q.weight": (512, 512, 1, 1), "model_ema.decay": ()}
     check_shapes(SafetensorsHeader(path, squared, {}), load_released_configs("sd15"), "x")
-    assert identify_configs(released("sd15", path, {"modelspec.prediction_type": "v"}), "x").scheduler["prediction_type"] == "v_prediction"
-    marked = identify_configs(released("sd15", path, v_pred=(), ztsnr=()), "x").scheduler
+    assert (
+        identify_configs(released_header("sd15", path, {"modelspec.prediction_type": "v"}), "x").scheduler["prediction_type"]
+        == "v_prediction"
+    )
+    marked = identify_configs(released_header("sd15", path, v_pred=(), ztsnr=()), "x").scheduler
     assert marked["prediction_type"] == "v_prediction" and marked["rescale_betas_zero_snr"]
     with pytest.raises(UserError, match="lacks"):  # as in models that were made smaller by leaving out blocks
         check_shapes(
@@ -165,20 +170,22 @@ def test_released_models_are_recognized_by_their_tensors(tmp_path: Path) -> None
             "x",
         )
     with pytest.raises(UserError, match="'wavelet'"):
-        identify_configs(released("sd15", path, {"modelspec.prediction_type": "wavelet"}), "x")
+        identify_configs(released_header("sd15", path, {"modelspec.prediction_type": "wavelet"}), "x")
 
 
-def test_what_stable_diffusion_2_predicts(tmp_path: Path) -> None:
+def test_the_prediction_type_of_stable_diffusion_2(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    second = released("sd21", path)
+    second = released_header("sd21", path)
     for spread, name in ((0.2, "sd21"), (0.01, "sd21-base")):
         save_file({V_PREDICTION_BIAS: spread * torch.randn(320, generator=torch.Generator().manual_seed(0))}, path)
         with pytest.warns(
             AssumptionWarning, match="does not say what it predicts; taken for " + load_released_configs(name).scheduler["prediction_type"]
         ):
             assert identify_configs(second, "x") == load_released_configs(name)
-    assert identify_configs(released("sd21", path, {"modelspec.prediction_type": "epsilon"}), "x") == load_released_configs("sd21-base")
-    assert identify_configs(released("sd21", path, {"modelspec.predict_key": "v"}), "x") == load_released_configs("sd21")
+    assert identify_configs(released_header("sd21", path, {"modelspec.prediction_type": "epsilon"}), "x") == load_released_configs(
+        "sd21-base"
+    )
+    assert identify_configs(released_header("sd21", path, {"modelspec.predict_key": "v"}), "x") == load_released_configs("sd21")
     beside = path.with_suffix(".yaml")
     beside.write_text("model:\n  params:\n    parameterization: v\n")
     assert identify_configs(second, "x") == load_released_configs("sd21")
@@ -196,7 +203,7 @@ def test_what_stable_diffusion_2_predicts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("generation", ["sd1", "sd2"])
 def test_a_file_of_released_size_loads_without_metadata(generation: Literal["sd1", "sd2"], tmp_path: Path) -> None:
     """2 GB of random weights that say nothing about themselves, as in files from elsewhere; no network."""
-    model = StableDiffusion(sd_sized.pipeline(generation, small=False, latent=64), generation, "fp32")
+    model = StableDiffusion(sd_architecture.pipeline(generation, small=False, latent=64), generation, "fp32")
     if generation == "sd2":
         torch.nn.init.normal_(model.pipe.unet.up_blocks[-1].attentions[-1].transformer_blocks[0].norm1.bias)
     save_file(to_original_layout(model), tmp_path / "model.safetensors")

@@ -11,19 +11,28 @@ from erasure.erasing import erase
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.advunlearn import AdvUnlearn, predict_with_prefix
 from erasure.methods.base import TrainingContext
-from erasure.training import fill_cache as recorder
+from erasure.training import fill_cache
 
 CAT = [Concept(name="cat", kind="object", prompts=("{}",))]
-SMALL = {"walks": 2, "walk_steps": 3, "retain": ("the sea",), "retain_walks": 2, "batch": 2, "retain_batch": 3, "warmup": 0, "tokens": 2}
+SMALL = {
+    "trajectories": 2,
+    "trajectory_steps": 3,
+    "retain_prompts": ("the sea",),
+    "retain_trajectories": 2,
+    "batch": 2,
+    "retain_batch": 3,
+    "warmup": 0,
+    "attack_tokens": 2,
+}
 
 
-def play_of(model: StableDiffusion, method: AdvUnlearn) -> TrainingContext:
-    bank = recorder.load_or_fill(model, method.query(CAT, 0))
-    return TrainingContext(model, bank, model.encode)
+def context_of(model: StableDiffusion, method: AdvUnlearn) -> TrainingContext:
+    cache = fill_cache.load_or_fill(model, method.query(CAT, 0))
+    return TrainingContext(model, cache, model.encode)
 
 
-def hidden(model: StableDiffusion) -> None:
-    """An encoder that says something else about everything, so that there is something for the attack to find."""
+def disturb_text_encoder(model: StableDiffusion) -> None:
+    """Change every embedding, so that there is something for the attack to find."""
     torch.manual_seed(1)
     with torch.no_grad():
         for p in model.pipe.text_encoder.parameters():
@@ -33,18 +42,18 @@ def hidden(model: StableDiffusion) -> None:
 @pytest.mark.parametrize(("attack", "lr"), [("pgd", 0.1), ("fast_at", 0.02)])
 def test_the_attack_lowers_its_loss(model: StableDiffusion, attack: str, lr: float) -> None:
     method = AdvUnlearn(**SMALL, attack=attack, attack_steps=20, attack_lr=lr)  # type: ignore[arg-type]
-    play = play_of(model, method)
-    hidden(model)
-    rows = play.sample_rows("erase", 2)
+    context = context_of(model, method)
+    disturb_text_encoder(model)
+    rows = context.sample_rows("erase", 2)
     torch.manual_seed(0)
     vocabulary = model.token_embeddings()
     start = vocabulary[torch.randint(len(vocabulary), (2, 2))]
     torch.manual_seed(0)
-    found = method.find_adversarial_prefix(play, rows)
+    prefix = method.find_adversarial_prefix(context, rows)
     with torch.no_grad():
-        before, after = (F.mse_loss(predict_with_prefix(play, rows, delta), rows.eps_cond) for delta in (start, found))
+        before, after = (F.mse_loss(predict_with_prefix(context, rows, delta), rows.eps_cond) for delta in (start, prefix))
     assert after < 0.9 * before
-    assert found.shape == start.shape
+    assert prefix.shape == start.shape
 
 
 def test_a_prefix_goes_before_the_words(model: StableDiffusion) -> None:
@@ -52,8 +61,8 @@ def test_a_prefix_goes_before_the_words(model: StableDiffusion) -> None:
     tokenizer, table = model.pipe.tokenizer, model.token_embeddings()
     prefix = table[tokenizer("a b", add_special_tokens=False).input_ids]
     assert torch.allclose(model.encode(["c d"], prefix), model.encode(["a b c d"]), atol=1e-5)
-    each = model.encode(["c d", "e"], torch.stack((prefix, prefix.flip(0))))
-    assert torch.allclose(each, torch.cat((model.encode(["a b c d"]), model.encode(["b a e"]))), atol=1e-5)
+    batch = model.encode(["c d", "e"], torch.stack((prefix, prefix.flip(0))))
+    assert torch.allclose(batch, torch.cat((model.encode(["a b c d"]), model.encode(["b a e"]))), atol=1e-5)
 
 
 def test_a_prefix_cuts_words_but_not_the_end(model: StableDiffusion) -> None:
@@ -67,16 +76,16 @@ def test_a_prefix_cuts_words_but_not_the_end(model: StableDiffusion) -> None:
 @pytest.mark.parametrize("kind", ["joint", "alternating"])
 def test_the_losses_are_the_papers(model: StableDiffusion, kind: str) -> None:
     method = AdvUnlearn(**{**SMALL, "warmup": 5}, retain_loss=kind, retain_weight=0.3)  # type: ignore[arg-type]
-    play = play_of(model, method)
+    context = context_of(model, method)
     torch.manual_seed(2)
-    updates = list(method.step(play))
+    steps = list(method.step(context))
     torch.manual_seed(2)
-    rows, kept = play.sample_rows("erase", 2), play.sample_rows("retain", 3)
+    rows, retain_rows = context.sample_rows("erase", 2), context.sample_rows("retain", 3)
     erase_loss = F.mse_loss(model.predict(rows.x_t, rows.t, model.encode(rows.prompts)), 2 * rows.eps_neutral - rows.eps_cond)
-    retain_loss = 0.3 * F.mse_loss(model.predict(kept.x_t, kept.t, model.encode(kept.prompts)), kept.eps_cond)
+    retain_loss = 0.3 * F.mse_loss(model.predict(retain_rows.x_t, retain_rows.t, model.encode(retain_rows.prompts)), retain_rows.eps_cond)
     expected = [erase_loss + retain_loss] if kind == "joint" else [erase_loss, retain_loss]
-    assert [u.loss.item() for u in updates] == pytest.approx([e.item() for e in expected], rel=1e-5)
-    assert [u.samples for u in updates] == ([5] if kind == "joint" else [2, 3])
+    assert [step.loss.item() for step in steps] == pytest.approx([loss.item() for loss in expected], rel=1e-5)
+    assert [step.samples for step in steps] == ([5] if kind == "joint" else [2, 3])
 
 
 def test_the_embedding_tables_stay(model: StableDiffusion, tmp_path: Path) -> None:
@@ -88,8 +97,8 @@ def test_the_embedding_tables_stay(model: StableDiffusion, tmp_path: Path) -> No
 
 def test_the_attack_starts_where_the_last_one_ended(model: StableDiffusion) -> None:
     method = AdvUnlearn(**SMALL, attack_steps=1, attack_lr=1e-3, attack_init="latest")  # type: ignore[arg-type]
-    play = play_of(model, method)
-    first = method.find_adversarial_prefix(play, play.sample_rows("erase", 2))
-    second = method.find_adversarial_prefix(play, play.sample_rows("erase", 2))
+    context = context_of(model, method)
+    first = method.find_adversarial_prefix(context, context.sample_rows("erase", 2))
+    second = method.find_adversarial_prefix(context, context.sample_rows("erase", 2))
     assert (second - first).abs().max() < 0.01
-    assert torch.equal(play.state["delta"], second)
+    assert torch.equal(context.state["delta"], second)

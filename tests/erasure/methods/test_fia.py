@@ -14,49 +14,49 @@ from erasure.methods.fia import FIA, LayerSaliency, channel_response, fuse_masks
 
 CAT = Concept(name="cat", kind="object", prompts=("a {} | a thing", "{} at night | night"))
 DOG = Concept(name="dog", kind="object", prompts=("a {} | a thing", "{} at night | night"))
-SMALL = {"r2": 0.1, "record_steps": 2, "walk_steps": 4}
+SMALL = {"candidate_fraction": 0.1, "record_steps": 2, "trajectory_steps": 4}
 
 
 def test_saliency_is_equation_1() -> None:
     torch.manual_seed(0)
     w, x = torch.randn(3, 4), torch.randn(10, 4)
     y = x @ w.T
-    found, wanda = (w.abs() * channel_response(x[None], y[None], kind)[0] for kind in ("full", "wanda"))
+    saliency, wanda = (w.abs() * channel_response(x[None], y[None], kind)[0] for kind in ("full", "wanda"))
     for i in range(3):
         for j in range(4):
             cosine = abs(float(x[:, j] @ y[:, i])) / float(x[:, j].norm() * y[:, i].norm())
-            assert found[i, j].item() == pytest.approx(abs(w[i, j].item()) * x[:, j].norm().item() * cosine, rel=1e-4)
+            assert saliency[i, j].item() == pytest.approx(abs(w[i, j].item()) * x[:, j].norm().item() * cosine, rel=1e-4)
             assert wanda[i, j].item() == pytest.approx(abs(w[i, j].item()) * x[:, j].norm().item(), rel=1e-4)
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-def test_a_tally_is_equations_2_and_3(scaled: bool) -> None:
+def test_layer_saliency_is_equations_2_and_3(scaled: bool) -> None:
     torch.manual_seed(1)
     w, method = torch.randn(5, 8), FIA(active_fraction=0.25, scale_saliency=scaled)
-    tally, expected = LayerSaliency(w, method), torch.zeros(5, 8)
+    layer_saliency, expected = LayerSaliency(w, method), torch.zeros(5, 8)
     for _ in range(3):
         us: dict[bool, list[torch.Tensor]] = {True: [], False: []}
         for i in range(6):
             x = torch.randn(9, 8) * (1 + i)
             concept = i % 2 == 0
             us[concept].append(w.abs() * channel_response(x[None], (x @ w.T)[None], "full")[0])
-            tally.add_activations(x[None], (x @ w.T)[None], concept)
-        tally.end_timestep()
+            layer_saliency.add_activations(x[None], (x @ w.T)[None], concept)
+        layer_saliency.end_timestep()
         c, b = torch.stack(us[True]), torch.stack(us[False])
         s = (c.mean(0) - b.mean(0) - b.std(0, correction=0)).clamp(min=0)
         limit = s.flatten().sort(descending=True).values[10]  # a quarter of 40 entries exceed it
         expected += 0.5 * (s / s.max() if scaled else s) + 0.5 * (s > limit)
-    assert torch.allclose(tally.total, expected, atol=1e-4)
+    assert torch.allclose(layer_saliency.total, expected, atol=1e-4)
 
 
 def test_agreement_is_equations_4_to_7() -> None:
     a = torch.rand(10, 50, generator=torch.Generator().manual_seed(2))
-    found = select_candidates(a, 0.1)
+    candidates = select_candidates(a, 0.1)
     limit = a.flatten().sort(descending=True).values[50 - 1]
     for i in range(10):
         row_limit = a[i].sort(descending=True).values[5 - 1]
         for j in range(50):
-            assert bool(found[i, j]) == bool(a[i, j] >= row_limit and a[i, j] >= limit)
+            assert bool(candidates[i, j]) == bool(a[i, j] >= row_limit and a[i, j] >= limit)
     assert not select_candidates(torch.zeros(4, 10), 0.5).any()
 
 
@@ -108,7 +108,10 @@ def test_two_edits_that_zero_the_same_entries_leave_zeros(model: StableDiffusion
     assert all(torch.equal(p, before[n]) for n, p in model.parameters().items())
 
 
-@pytest.mark.parametrize("fields", [{"r1": 0.0}, {"r2": 1.5}, {"alpha": -1.0}, {"record_steps": 0}, {"record_steps": 60}])
-def test_shares_out_of_range_are_refused(fields: dict[str, float]) -> None:
+@pytest.mark.parametrize(
+    "fields",
+    [{"active_fraction": 0.0}, {"candidate_fraction": 1.5}, {"agnostic_fraction": -1.0}, {"record_steps": 0}, {"record_steps": 60}],
+)
+def test_fractions_out_of_range_are_refused(fields: dict[str, float]) -> None:
     with pytest.raises(UserError, match="--"):
         FIA(**fields)  # type: ignore[arg-type]

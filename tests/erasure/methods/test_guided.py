@@ -1,4 +1,4 @@
-"""Guidance edits: our sampler and a plain diffusers pipeline draw the same; the formulas are the papers'."""
+"""Guidance edits: our sampler and a plain diffusers pipeline generate the same; the formulas are the papers'."""
 
 from pathlib import Path
 
@@ -31,31 +31,31 @@ def test_a_negative_prompt_is_diffusers_negative_prompt(model: StableDiffusion, 
 
 @pytest.mark.parametrize("method", [NegativePrompt(), SLD(), SLD(bound="paper", scale=2.0, threshold=1.0, warmup=0.0)])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_a_plain_pipeline_draws_what_we_draw(method: Guided, prediction: str, tmp_path: Path) -> None:
+def test_a_plain_pipeline_generates_what_we_generate(method: Guided, prediction: str, tmp_path: Path) -> None:
     model = StableDiffusion(tiny.pipeline(prediction), "tiny", "fp32")
     edit = erase(model, CAT, method, out=tmp_path / "run")
     with apply_edits(model, [edit]):
         ours = model.sample(["a cat"], [5], steps=5, guidance=4.0)
     plain = tiny.pipeline(prediction)
 
-    def drawn() -> torch.Tensor:
+    def generate() -> torch.Tensor:
         return plain(["a cat"], num_inference_steps=5, guidance_scale=4.0, latents=model.sample_noise([5]), output_type="latent").images
 
-    base = drawn()
+    base = generate()
     loaded = Edit.load(tmp_path / "run").apply(plain)
-    assert torch.allclose(drawn(), ours, atol=1e-3)
-    assert torch.allclose(drawn(), ours, atol=1e-3)  # a second walk starts without the first one's momentum
+    assert torch.allclose(generate(), ours, atol=1e-3)
+    assert torch.allclose(generate(), ours, atol=1e-3)  # a second trajectory starts without the first one's momentum
     assert not torch.allclose(base, ours, atol=1e-3)
     loaded.revert(plain)
-    assert torch.equal(drawn(), base)
+    assert torch.equal(generate(), base)
 
 
-def test_a_plain_pipeline_without_guidance_says_so(tmp_path: Path) -> None:
-    """It asks for no second prediction there, so the picture would be the base's."""
+def test_a_plain_pipeline_without_guidance_is_refused(tmp_path: Path) -> None:
+    """It computes no second prediction there, so the image would be the base's."""
     erase(StableDiffusion(tiny.pipeline(), "tiny", "fp32"), CAT, NegativePrompt(), out=tmp_path / "run")
     plain = tiny.pipeline()
     edit = Edit.load(tmp_path / "run").apply(plain)
-    with pytest.raises(UserError, match="guidance_scale 1 has none: the picture would show the base"):
+    with pytest.raises(UserError, match="guidance_scale 1 has none: the image would show the base"):
         plain(["a cat"], num_inference_steps=2, guidance_scale=1.0)
     edit.revert(plain)
     plain(["a cat"], num_inference_steps=2, guidance_scale=1.0, output_type="latent")

@@ -14,7 +14,7 @@ from erasure.edits import Edit
 from erasure.erasing import apply_edits, configure_method, erase
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Method
-from tests.erasure.methods.test_every_method import METHODS, TRAINED, ready
+from tests.factories import METHODS, TRAINED_METHODS, ready_method
 from tests.sd_architecture import clip_tokenizer, pipeline
 
 CONCEPT = [Concept(name="Van Gogh", kind="style", prompts=("a painting by {} | a painting", "{}"))]
@@ -40,9 +40,9 @@ def test_the_depth_is_stable_diffusions(model: StableDiffusion) -> None:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_runs(name: str, model: StableDiffusion, tmp_path: Path) -> None:
-    extra = {"steps": 2, **({"warmup": 1} if name == "advunlearn" else {})} if name in TRAINED else {}
+    extra = {"steps": 2, **({"warmup": 1} if name == "advunlearn" else {})} if name in TRAINED_METHODS else {}
     before = model.fingerprint()
-    edit = erase(model, CONCEPT, ready(name, model, **extra), out=tmp_path / "run")
+    edit = erase(model, CONCEPT, ready_method(name, model, **extra), out=tmp_path / "run")
     assert model.fingerprint() == before
     with apply_edits(model, [Edit.load(tmp_path / "run")]):
         assert torch.isfinite(model.sample(["a painting by Van Gogh"], [0], steps=3)).all()
@@ -56,4 +56,4 @@ def test_recipes_for_real_models_can_be_planned(name: str, kind: Any, model: Sta
         method, concepts, _ = configure_method(
             load_class("erasure.methods", name, Method), [Concept(name="Van Gogh", kind=kind)], family, {}
         )
-        assert (method.forecast_cost(model, concepts).unet_forwards > 0) == (name in TRAINED or name == "fia")
+        assert (method.forecast_cost(model, concepts).unet_forwards > 0) == (name in TRAINED_METHODS or name == "fia")

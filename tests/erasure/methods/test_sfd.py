@@ -15,9 +15,7 @@ from erasure.methods.sfd import SFD
 from erasure.training.adapters import activate_adapter, add_adapters, load_factors
 from erasure.training.one_step import OneStepPipeline, sid_loss
 from tests import tiny
-from tests.erasure.methods.test_every_method import SMALL
-
-CAT = [Concept(name="cat", kind="object", prompts=("{}", "a {} at night | night"))]
+from tests.factories import CAT, SMALL_FIELDS
 
 
 def test_the_sid_loss_and_its_simplified_form() -> None:
@@ -32,16 +30,20 @@ def test_the_sid_loss_and_its_simplified_form() -> None:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_one_step_reads_x_0_off_one_prediction(prediction: str) -> None:
+def test_one_step_computes_x_0_from_one_prediction(prediction: str) -> None:
     model = StableDiffusion(tiny.pipeline(prediction), "tiny", "fp32")
     z, cond = model.sample_noise([1, 2]), model.encode(["a", "b"])
     abar = model.scheduler.alphas_cumprod[625]
     x_in = (1 - abar).sqrt() * z
     with torch.no_grad():
-        out = model.pipe.unet(x_in, torch.tensor([625, 625]), cond).sample
-        found = model.sample_one_step(z, cond, 625)
-    expected = (x_in - (1 - abar).sqrt() * out) / abar.sqrt() if prediction == "epsilon" else abar.sqrt() * x_in - (1 - abar).sqrt() * out
-    assert torch.allclose(found, expected, atol=1e-4)
+        prediction_of_unet = model.pipe.unet(x_in, torch.tensor([625, 625]), cond).sample
+        x_0 = model.sample_one_step(z, cond, 625)
+    expected = (
+        (x_in - (1 - abar).sqrt() * prediction_of_unet) / abar.sqrt()
+        if prediction == "epsilon"
+        else abar.sqrt() * x_in - (1 - abar).sqrt() * prediction_of_unet
+    )
+    assert torch.allclose(x_0, expected, atol=1e-4)
 
 
 def test_adapters_start_as_nothing_and_leave_nothing(model: StableDiffusion) -> None:
@@ -65,7 +67,7 @@ def test_adapters_start_as_nothing_and_leave_nothing(model: StableDiffusion) -> 
 
 
 def test_the_generator_and_the_fake_score_get_gradients_of_their_own(model: StableDiffusion, tmp_path: Path) -> None:
-    edit = erase(model, CAT, SFD(**SMALL["sfd"]), out=tmp_path / "run")
+    edit = erase(model, CAT, SFD(**SMALL_FIELDS["sfd"]), out=tmp_path / "run")
     assert all(name.endswith(("::up", "::down")) and name.startswith("unet.") for name in edit.tensors)
     assert any(t.any() for n, t in edit.tensors.items() if n.endswith("::up"))
     with apply_edits(model, [edit]):
@@ -74,23 +76,23 @@ def test_the_generator_and_the_fake_score_get_gradients_of_their_own(model: Stab
 
 def test_recomputing_activations_is_refused(model: StableDiffusion, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="switches adapters"):
-        erase(model, CAT, SFD(**SMALL["sfd"]), out=tmp_path / "run", gradient_checkpointing=True)
+        erase(model, CAT, SFD(**SMALL_FIELDS["sfd"]), out=tmp_path / "run", gradient_checkpointing=True)
 
 
-def test_the_start_is_made_once(model: StableDiffusion, tmp_path: Path) -> None:
-    erase(model, CAT, SFD(**SMALL["sfd"]), out=tmp_path / "a")
-    once = model.cost.unet_backwards
-    erase(model, [Concept(name="dog", kind="object", prompts=("{}",))], SFD(**SMALL["sfd"]), out=tmp_path / "b")
-    assert model.cost.unet_backwards - once == 2 * 14
+def test_pretraining_happens_once(model: StableDiffusion, tmp_path: Path) -> None:
+    erase(model, CAT, SFD(**SMALL_FIELDS["sfd"]), out=tmp_path / "a")
+    first_cost = model.cost.unet_backwards
+    erase(model, [Concept(name="dog", kind="object", prompts=("{}",))], SFD(**SMALL_FIELDS["sfd"]), out=tmp_path / "b")
+    assert model.cost.unet_backwards - first_cost == 2 * 14
 
 
-def test_the_pipeline_draws_what_the_edit_draws(model: StableDiffusion, tmp_path: Path) -> None:
-    edit = erase(model, CAT, SFD(**SMALL["sfd"]), out=tmp_path / "run")
+def test_the_pipeline_generates_what_the_edit_generates(model: StableDiffusion, tmp_path: Path) -> None:
+    edit = erase(model, CAT, SFD(**SMALL_FIELDS["sfd"]), out=tmp_path / "run")
     to_folder(model, edit, tmp_path / "folder")
     with apply_edits(model, [Edit.load(tmp_path / "run")]):
         expected = model.sample(["a cat"], [3])
     pipe = OneStepPipeline.from_pretrained(tmp_path / "folder", safety_checker=None)
-    found = pipe(["a cat"], latents=model.sample_noise([3]), output_type="latent")
-    assert torch.allclose(found, expected, atol=0.05)
+    latents = pipe(["a cat"], latents=model.sample_noise([3]), output_type="latent")
+    assert torch.allclose(latents, expected, atol=0.05)
     assert pipe("a cat").__class__ is list
     assert pipe("a cat")[0].size == (16, 16)

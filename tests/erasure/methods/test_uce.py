@@ -60,12 +60,12 @@ def test_positions_are_those_of_the_words(model: StableDiffusion) -> None:
     assert UCE.last_token_position(model, "{}", "") == 0
 
 
-def test_what_is_kept_moves_less(model: StableDiffusion) -> None:
-    plain, keeping = (
+def test_retained_prompts_move_less(model: StableDiffusion) -> None:
+    plain, retaining = (
         UCE(probe_prompts=("a house",)),
         UCE(probe_prompts=("a house",), retain_prompts=("a house", "a boat"), retain_weight=100.0),
     )
-    sizes = [dict(m.solve(model, [CAT], 0).notes["collateral"])["a house"] for m in (plain, keeping)]
+    sizes = [dict(m.solve(model, [CAT], 0).notes["collateral"])["a house"] for m in (plain, retaining)]
     assert sizes[1] < 0.2 * sizes[0]
 
 
@@ -78,8 +78,8 @@ def test_the_lora_is_exact(model: StableDiffusion, tmp_path: Path) -> None:
     assert torch.allclose(model.sample(["a cat"], [1], steps=3), expected, atol=1e-3)
 
 
-def test_a_lambda_of_zero_is_refused() -> None:
-    with pytest.raises(UserError, match="--lamb"):
+def test_a_regularization_of_zero_is_refused() -> None:
+    with pytest.raises(UserError, match="--regularization"):
         UCE(regularization=0.0)
 
 

@@ -1,4 +1,4 @@
-"""One writer a folder: who is refused, what a dead holder leaves, and that of many that come at once only one gets in."""
+"""One writer per folder: who is refused, what a dead holder leaves, and that of many that come at once only one gets in."""
 
 import errno
 import json
@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import re
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -18,40 +17,13 @@ import pytest
 
 from erasure.errors import UserError
 from erasure.storage import locks, processes
-from erasure.storage.locks import FolderLocked, LockHolder, check_unlocked, holder_of, lock_folder
+from erasure.storage.locks import FolderLocked, check_unlocked, holder_of, lock_folder
 from erasure.storage.processes import Process, has_ended, start_time_of, this_process
-
-HOLD = """
-import sys, time
-from pathlib import Path
-from erasure.storage.locks import held
-with held(Path(sys.argv[1]), "a test"):
-    print("in", flush=True)
-    time.sleep(600)
-"""
-
-
-def other_process(folder: Path) -> "subprocess.Popen[str]":
-    """A process that holds the lock of a folder."""
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
-    assert process.stdout and process.stdout.readline() == "in\n"
-    return process
-
-
-def dead() -> Process:
-    """This process's number, with the start time of one that had it before."""
-    return replace(this_process(), start_time="1")
-
-
-def plant(path: Path, process: Process) -> LockHolder:
-    found = replace(LockHolder.new("erasure erase"), process=process)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(found.to_json())
-    return found
+from tests.lock_holders import dead_process, hold_lock_in_child, plant_lock
 
 
 def test_a_second_writer_is_refused_in_one_line_that_names_the_first(tmp_path: Path) -> None:
-    first = other_process(tmp_path / "run")
+    first = hold_lock_in_child(tmp_path / "run")
     try:
         with pytest.raises(FolderLocked) as caught, lock_folder(tmp_path / "run", "erasure erase"):
             pass
@@ -65,12 +37,12 @@ def test_a_second_writer_is_refused_in_one_line_that_names_the_first(tmp_path: P
         assert holder_of(tmp_path / "run") is None  # a zombie: not even collected yet
         first.wait()
     with lock_folder(tmp_path / "run", "erasure erase"):
-        found = holder_of(tmp_path / "run")
-        assert found and found.process == this_process()
+        holder = holder_of(tmp_path / "run")
+        assert holder and holder.process == this_process()
     assert not list(tmp_path.rglob(".*"))
 
 
-def test_a_folder_that_was_made_for_the_lock_alone_is_gone_again(tmp_path: Path) -> None:
+def test_a_folder_that_was_made_for_the_lock_alone_is_removed(tmp_path: Path) -> None:
     with lock_folder(tmp_path / "a" / "b", "a test"):
         assert (tmp_path / "a" / "b" / ".lock").is_file()
     assert not list(tmp_path.iterdir())
@@ -79,13 +51,13 @@ def test_a_folder_that_was_made_for_the_lock_alone_is_gone_again(tmp_path: Path)
     assert [path.name for path in tmp_path.rglob("*")] == ["a", "b", "x"]
 
 
-def test_a_thread_may_hold_again_what_it_holds_and_another_may_not(tmp_path: Path) -> None:
-    said: list[str] = []
+def test_a_lock_is_reentrant_in_its_thread_alone(tmp_path: Path) -> None:
+    messages: list[str] = []
 
     def second() -> None:
         with pytest.raises(FolderLocked) as caught, lock_folder(tmp_path, "a test"):
             pass
-        said.append(str(caught.value))
+        messages.append(str(caught.value))
 
     with lock_folder(tmp_path, "a test"):
         with lock_folder(tmp_path, "a test"), lock_folder(tmp_path, "a test", (0, 2)):
@@ -95,30 +67,30 @@ def test_a_thread_may_hold_again_what_it_holds_and_another_may_not(tmp_path: Pat
         thread = threading.Thread(target=second)
         thread.start()
         thread.join()
-    assert len(said) == 1 and f"process {os.getpid()}" in said[0]
+    assert len(messages) == 1 and f"process {os.getpid()}" in messages[0]
 
 
 @pytest.mark.parametrize(
-    ("about", "stale"),
+    ("change", "stale"),
     [
-        ({"started": "1"}, True),  # the number belongs to another process now
-        ({"boot": "0" * 8}, True),  # the machine was started again
+        ({"start_time": "1"}, True),  # the number belongs to another process now
+        ({"boot_id": "0" * 8}, True),  # the machine was started again
         ({"pid": 2**22 + 1}, True),
         ({}, False),
-        ({"machine": "0" * 8, "host": "elsewhere", "started": "1"}, False),  # cannot be asked
-        ({"space": "f00", "started": "1"}, False),  # another container with this one's name
+        ({"machine_id": "0" * 8, "host": "elsewhere", "start_time": "1"}, False),  # cannot be checked
+        ({"pid_namespace": "f00", "start_time": "1"}, False),  # another container with this one's name
     ],
 )
-def test_only_a_holder_that_is_gone_for_certain_is_replaced(tmp_path: Path, about: dict[str, Any], stale: bool) -> None:
-    plant(tmp_path / ".lock", replace(this_process(), **about))
-    assert has_ended(replace(this_process(), **about)) == stale
+def test_only_a_holder_that_has_certainly_ended_is_replaced(tmp_path: Path, change: dict[str, Any], stale: bool) -> None:
+    plant_lock(tmp_path / ".lock", replace(this_process(), **change))
+    assert has_ended(replace(this_process(), **change)) == stale
     if stale:
         with lock_folder(tmp_path, "a test"):
             pass
         assert not list(tmp_path.iterdir())
     else:
         with (
-            pytest.raises(FolderLocked, match="delete .*lock if that machine" if about else "wait for it, then"),
+            pytest.raises(FolderLocked, match="delete .*lock if that machine" if change else "wait for it, then"),
             lock_folder(tmp_path, "a test"),
         ):
             pass
@@ -126,7 +98,7 @@ def test_only_a_holder_that_is_gone_for_certain_is_replaced(tmp_path: Path, abou
 
 def test_a_lock_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "READ_ATTEMPTS", 1)
-    for text in ("", "{", "[]", '{"process": {}, "token": "x", "what": "y", "since": "z"}'):
+    for text in ("", "{", "[]", '{"process": {}, "token": "x", "command": "y", "since": "z"}'):
         (tmp_path / ".lock").write_text(text)
         with pytest.raises(FolderLocked, match=r"\.lock does not say whose it is; .* delete it"), lock_folder(tmp_path, "a test"):
             pass
@@ -136,23 +108,23 @@ def test_a_lock_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
         pass
 
 
-def test_shares_go_together_and_the_whole_goes_alone(tmp_path: Path) -> None:
-    plant(tmp_path / ".lock-1of2", this_process())
+def test_shards_run_together_and_a_whole_run_is_alone(tmp_path: Path) -> None:
+    plant_lock(tmp_path / ".lock-1of2", this_process())
     with lock_folder(tmp_path, "erasure audit", (1, 2)):
         pass
-    for share in ((0, 2), (0, 3), None):
-        with pytest.raises(FolderLocked), lock_folder(tmp_path, "erasure audit", share):
+    for shard in ((0, 2), (0, 3), None):
+        with pytest.raises(FolderLocked), lock_folder(tmp_path, "erasure audit", shard):
             pass
     with pytest.raises(FolderLocked):
         check_unlocked(tmp_path)
-    plant(tmp_path / ".lock-1of2", dead())
-    for share in ((0, 3), None):
-        with lock_folder(tmp_path, "erasure audit", share):
+    plant_lock(tmp_path / ".lock-1of2", dead_process())
+    for shard in ((0, 3), None):
+        with lock_folder(tmp_path, "erasure audit", shard):
             pass
 
 
-def test_a_share_passes_the_lock_of_the_process_whose_work_it_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = plant(tmp_path / ".lock", replace(this_process(), pid=1, start_time=start_time_of(1) or ""))
+def test_a_shard_passes_the_lock_of_its_parent_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = plant_lock(tmp_path / ".lock", replace(this_process(), pid=1, start_time=start_time_of(1) or ""))
     if has_ended(whole.process):
         pytest.skip("process 1 cannot be looked at here")
     with pytest.raises(FolderLocked), lock_folder(tmp_path, "erasure audit", (0, 2)):
@@ -165,27 +137,27 @@ def test_a_share_passes_the_lock_of_the_process_whose_work_it_does(tmp_path: Pat
 
 
 def test_waiting_ends_when_the_holder_does(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    first = other_process(tmp_path)
+    first = hold_lock_in_child(tmp_path)
     threading.Timer(0.5, first.kill).start()
     with lock_folder(tmp_path, "a test", wait=True):
-        found = holder_of(tmp_path)
-        assert found and found.process.pid == os.getpid()
+        holder = holder_of(tmp_path)
+        assert holder and holder.process.pid == os.getpid()
     first.wait()
     assert capfd.readouterr().err.count("waiting:") == 1
 
 
-def test_a_link_whose_answer_was_lost_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_link_whose_response_was_lost_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On network disks a repeated request finds the link that the first one made."""
-    really = os.link
+    real_link = os.link
 
     def link(own: Path, place: Path) -> None:
-        really(own, place)
+        real_link(own, place)
         raise FileExistsError
 
     monkeypatch.setattr(os, "link", link)
     for stale in (False, True):
         if stale:
-            plant(tmp_path / ".lock", dead())
+            plant_lock(tmp_path / ".lock", dead_process())
         with lock_folder(tmp_path, "a test"):
             assert holder_of(tmp_path)
             assert [path.name for path in tmp_path.iterdir()] == [".lock"]
@@ -201,11 +173,11 @@ def contend(folder: Path, number: int, barrier: Any, won: Any) -> None:
         if number == 0:
             kind = turn % 4
             if kind:
-                first = plant(folder / ".lock", dead())
+                first = plant_lock(folder / ".lock", dead_process())
             if kind > 1:
-                second = plant(folder / f".lock.{first.token}", dead())
+                second = plant_lock(folder / f".lock.{first.token}", dead_process())
             if kind > 2:
-                plant(folder / f".lock.{second.token}", dead())
+                plant_lock(folder / f".lock.{second.token}", dead_process())
         barrier.wait(60)
         try:
             with lock_folder(folder, "a test"):
@@ -217,7 +189,7 @@ def contend(folder: Path, number: int, barrier: Any, won: Any) -> None:
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_of_many_that_find_a_dead_holder_one_succeeds_it(tmp_path: Path, links: bool) -> None:
+def test_of_many_that_find_a_dead_holder_one_takes_the_lock(tmp_path: Path, links: bool) -> None:
     context = multiprocessing.get_context("spawn")
     barrier, won = context.Barrier(PROCESSES), context.Array("i", ROUNDS * PROCESSES)
     target = contend if links else contend_without_links
@@ -263,7 +235,7 @@ def work_and_die(folder: Path, number: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
-def test_nobody_meets_another_inside_though_holders_are_killed(tmp_path: Path) -> None:
+def test_two_never_hold_a_lock_though_holders_are_killed(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     children = [context.Process(target=work_and_die, args=(tmp_path, number)) for number in range(8)]
     for child in children:
@@ -283,6 +255,6 @@ def test_marks_name_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
     for wrong in ("", "a-b-c", "a-b-c-x-1"):
         with pytest.raises(ValueError):
             Process.from_mark(wrong)
-    monkeypatch.setattr(sys, "platform", "darwin")  # the way through psutil
+    monkeypatch.setattr(sys, "platform", "darwin")  # the branch that uses psutil
     assert processes.start_time_of(os.getpid()) == processes.start_time_of(os.getpid()) is not None
     assert processes.start_time_of(2**22 + 1) is None

@@ -1,4 +1,4 @@
-"""The soft prefix: it lowers its loss, a shorter fit is the beginning of a longer one, the model is left alone."""
+"""The soft prefix: it lowers its loss, a shorter fit is the beginning of a longer one, and the model is unchanged."""
 
 import pytest
 import torch
@@ -6,41 +6,41 @@ import torch.nn.functional as F
 
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.training import fill_cache as recorder
+from erasure.training import fill_cache
 from erasure.training.teacher_cache import TeacherQuery
 from eval.attacks.soft_prefix import SoftPrefix
 
 
-def test_the_fit_lowers_its_loss_and_keeps_its_stages(model: StableDiffusion) -> None:
-    bank = recorder.load_or_fill(model, TeacherQuery(prompt_pairs=(("cat", ""), ("a cat", "")), trajectories=2, steps=3, guidance=4.0))
+def test_the_fit_lowers_its_loss_and_keeps_its_snapshots(model: StableDiffusion) -> None:
+    cache = fill_cache.load_or_fill(model, TeacherQuery(prompt_pairs=(("cat", ""), ("a cat", "")), trajectories=2, steps=3, guidance=4.0))
     torch.manual_seed(1)
     with torch.no_grad():
         for p in model.pipe.text_encoder.parameters():
-            p.add_(0.3 * torch.randn_like(p))  # an encoder that says something else, so that there is something to find
+            p.add_(0.3 * torch.randn_like(p))  # another encoder, so that there is a prefix to find
     before = model.fingerprint()
     attack = SoftPrefix(tokens=2, steps=40, lr=0.1, batch=4)
-    found = attack.fit_prefixes(model, bank, seed=3, snapshot_steps=(10,))
-    assert sorted(found) == [10, 40]
+    prefixes = attack.fit_prefixes(model, cache, seed=3, snapshot_steps=(10,))
+    assert sorted(prefixes) == [10, 40]
     assert model.fingerprint() == before
-    assert torch.equal(SoftPrefix(tokens=2, steps=10, lr=0.1, batch=4).fit_prefixes(model, bank, seed=3)[10], found[10])
-    batch = bank.gather_batch(bank.rows("erase"), model.device)
+    assert torch.equal(SoftPrefix(tokens=2, steps=10, lr=0.1, batch=4).fit_prefixes(model, cache, seed=3)[10], prefixes[10])
+    batch = cache.gather_batch(cache.rows("erase"), model.device)
 
     def loss(prefix: torch.Tensor) -> float:
         with torch.no_grad():
             return F.mse_loss(model.predict(batch.x_t, batch.t, model.encode(batch.prompts, prefix)), batch.eps_cond).item()
 
-    assert loss(found[40]) < loss(found[10]) < loss(attack.initial_prefix(model, 3))
+    assert loss(prefixes[40]) < loss(prefixes[10]) < loss(attack.initial_prefix(model, 3))
 
 
-def test_a_fit_that_diverges_says_so(model: StableDiffusion) -> None:
-    bank = recorder.load_or_fill(model, TeacherQuery(prompt_pairs=(("cat", ""),), trajectories=1, steps=1, guidance=4.0))
+def test_a_fit_that_diverges_is_named(model: StableDiffusion) -> None:
+    cache = fill_cache.load_or_fill(model, TeacherQuery(prompt_pairs=(("cat", ""),), trajectories=1, steps=1, guidance=4.0))
     with pytest.raises(FloatingPointError, match="the loss is nan at step 2; the updates have grown too large, so lower its lr"):
-        SoftPrefix(tokens=2, steps=4, lr=float("inf"), batch=1).fit_prefixes(model, bank, 0)
+        SoftPrefix(tokens=2, steps=4, lr=float("inf"), batch=1).fit_prefixes(model, cache, 0)
 
 
 def test_wrong_budgets_are_refused(model: StableDiffusion) -> None:
     with pytest.raises(UserError, match="--tokens must be positive"):
         SoftPrefix(tokens=0)
-    bank = recorder.load_or_fill(model, TeacherQuery(prompt_pairs=(("cat", ""),), trajectories=1, steps=1, guidance=4.0))
+    cache = fill_cache.load_or_fill(model, TeacherQuery(prompt_pairs=(("cat", ""),), trajectories=1, steps=1, guidance=4.0))
     with pytest.raises(UserError, match="the fit has 5 steps"):
-        SoftPrefix(steps=5).fit_prefixes(model, bank, 0, snapshot_steps=(9,))
+        SoftPrefix(steps=5).fit_prefixes(model, cache, 0, snapshot_steps=(9,))

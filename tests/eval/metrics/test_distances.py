@@ -1,3 +1,5 @@
+"""Distances of image sets against closed forms and the libraries, their intervals, and their feature extractors."""
+
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -56,12 +58,12 @@ def test_fid_of_known_gaussians_is_the_closed_form() -> None:
     """Diagonal covariances: sum (m - m')^2 + sum (s - s')^2. Others: tr (S S')^(1/2) is the sum of singular values of R^T R'."""
     a, b = torch.tensor([1.0, 2.0, 0.5]).double(), torch.tensor([3.0, 0.2, 0.5]).double()
     mean = torch.tensor([0.0, 1.0, -2.0]).double()
-    found = filled(FID(3), with_moments(50, mean * 0, a.diag(), 0), with_moments(70, mean, b.diag(), 1)).compute()
-    assert found.item() == pytest.approx((mean.square().sum() + (a - b).square().sum()).item(), abs=1e-9)
+    distances = filled(FID(3), with_moments(50, mean * 0, a.diag(), 0), with_moments(70, mean, b.diag(), 1)).compute()
+    assert distances.item() == pytest.approx((mean.square().sum() + (a - b).square().sum()).item(), abs=1e-9)
     roots = normal(6, 3, 2).reshape(2, 3, 3)
-    found = filled(FID(3), with_moments(50, mean, roots[0], 3), with_moments(50, mean, roots[1], 4)).compute()
+    distances = filled(FID(3), with_moments(50, mean, roots[0], 3), with_moments(50, mean, roots[1], 4)).compute()
     closed = roots.square().sum() - 2 * torch.linalg.svdvals(roots[0].T @ roots[1]).sum()
-    assert found.item() == pytest.approx(closed.item(), abs=1e-9)
+    assert distances.item() == pytest.approx(closed.item(), abs=1e-9)
 
 
 @pytest.mark.parametrize("n", [8, 200])  # fewer and more than the width of 12
@@ -73,15 +75,15 @@ def test_fid_is_torchmetrics_fid(n: int) -> None:
     assert ours.dtype == torch.double
 
 
-def test_the_floor_of_fid_falls_as_one_over_n() -> None:
-    def floor(n: int) -> float:
-        draws = [filled(FID(8), normal(n, 8, 2 * i), normal(n, 8, 2 * i + 1)).compute().item() for i in range(10)]
-        return sum(draws) / len(draws)
+def test_the_bias_of_fid_falls_as_one_over_n() -> None:
+    def mean_fid(n: int) -> float:
+        values = [filled(FID(8), normal(n, 8, 2 * i), normal(n, 8, 2 * i + 1)).compute().item() for i in range(10)]
+        return sum(values) / len(values)
 
-    assert floor(100) / floor(800) == pytest.approx(8, rel=0.25)
+    assert mean_fid(100) / mean_fid(800) == pytest.approx(8, rel=0.25)
 
 
-def test_fid_is_exact_also_where_n_is_below_the_width() -> None:
+def test_fid_is_exact_where_n_is_below_the_width() -> None:
     """From the features themselves, tr (S S')^(1/2) is the sum of singular values of X X'^T / (n - 1), X and X' about their means."""
     first, second = normal(20, 64, 0), normal(20, 64, 1)
     x, y = first - first.mean(0), second - second.mean(0)
@@ -102,17 +104,17 @@ def test_two_halves_merged_are_one_pass(build: Callable[[], Metric]) -> None:
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 @pytest.mark.parametrize("build", [lambda: FID(5), KID, CMMD])
-def test_too_few_pictures_have_no_distance(build: Callable[[], Metric]) -> None:
-    """One has none; two have no interval of a kernel distance, since without one of them there is no pair left."""
-    few, words = (1, "two pictures") if isinstance(build(), FID) else (2, "three pictures")
-    with pytest.raises(UserError, match=words):
+def test_too_few_images_have_no_distance(build: Callable[[], Metric]) -> None:
+    """One has none; two have no interval of a kernel distance, since without one of them no pair is left."""
+    few, message = (1, "two images") if isinstance(build(), FID) else (2, "three images")
+    with pytest.raises(UserError, match=message):
         filled(build(), normal(9, 5, 0), normal(few, 5, 1)).compute()
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         build().compute()
 
 
 @pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save")
-def test_kid_is_torchmetrics_kid_over_everything() -> None:
+def test_kid_is_torchmetrics_kid_over_all_images() -> None:
     images = torch.rand(2, 25, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     library = KernelInceptionDistance(feature=Flat(), subsets=1, subset_size=25)
     ours = filled(KID(), images[0].flatten(1), images[1].flatten(1)).compute()
@@ -120,15 +122,15 @@ def test_kid_is_torchmetrics_kid_over_everything() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save")
-def test_the_kid_that_is_reported_is_the_librarys_also_of_pairs() -> None:
-    """Same prompts, same noise: the usual value counts a picture against its twin and so is far below zero."""
+def test_the_reported_kid_of_pairs_is_the_librarys() -> None:
+    """Same prompts, same noise: the usual value compares an image with its twin and so is far below zero."""
     base = torch.rand(25, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     erased = base + 0.01 * torch.rand(25, 3, 2, 2, generator=torch.Generator().manual_seed(1))
     library = KernelInceptionDistance(feature=Flat(), subsets=1, subset_size=25)
-    found = feature_distances(base.flatten(1), erased.flatten(1), "judge")["kid"]
+    kid = feature_distances(base.flatten(1), erased.flatten(1), "judge")["kid"]
     expected = filled(library, base, erased).compute()[0].item()
-    assert found["all"]["value"] == pytest.approx(expected, rel=1e-4) and expected < -0.02
-    assert abs(found["different_noise"]["value"]) < 0.002
+    assert kid["all"]["value"] == pytest.approx(expected, rel=1e-4) and expected < -0.02
+    assert abs(kid["different_noise"]["value"]) < 0.002
 
 
 def test_cmmd_by_hand() -> None:
@@ -146,7 +148,7 @@ def test_cmmd_by_hand() -> None:
 
 @pytest.mark.parametrize("metric", KERNELS)
 @pytest.mark.parametrize("pairs", ["none", "included", "excluded"])
-def test_blocks_change_nothing(metric: type[Metric], pairs: PairHandling) -> None:
+def test_the_block_size_changes_nothing(metric: type[Metric], pairs: PairHandling) -> None:
     first, second = normal(23, 6, 0), normal(23, 6, 1)
     blocked, whole = (filled(metric(pairs=pairs, block=block), first, second).compute() for block in (4, 1024))
     assert list(blocked) == pytest.approx(list(whole), rel=1e-9, abs=1e-12)
@@ -155,25 +157,27 @@ def test_blocks_change_nothing(metric: type[Metric], pairs: PairHandling) -> Non
 @pytest.mark.parametrize("metric", KERNELS)
 @pytest.mark.parametrize("share", [0.0, 0.9])
 def test_kernel_distances_of_one_distribution_average_to_zero(metric: type[Metric], share: float) -> None:
-    """`share` is what twins have in common: 0 for independent sides, near 1 where erasing hardly changed a picture."""
-    found = []
+    """`share` is what twins have in common: 0 for independent sides, near 1 where erasing hardly changed an image."""
+    estimates = []
     for i in range(150):
         first, own = normal(12, 4, 2 * i), normal(12, 4, 2 * i + 1)
         second = share * first + (1 - share**2) ** 0.5 * own
-        found.append(filled(metric(pairs="excluded" if share else "none"), first, second).compute().estimate)
-    mean, spread = sum(found) / 150, torch.tensor(found).std().item() / 150**0.5
-    assert abs(mean) < 3 * spread
-    assert min(found) < 0 < max(found)
+        estimates.append(filled(metric(pairs="excluded" if share else "none"), first, second).compute().estimate)
+    mean, standard_error = sum(estimates) / 150, torch.tensor(estimates).std().item() / 150**0.5
+    assert abs(mean) < 3 * standard_error
+    assert min(estimates) < 0 < max(estimates)
 
 
 @pytest.mark.parametrize("metric", KERNELS)
-def test_twins_that_nothing_changed_are_at_distance_zero(metric: type[Metric]) -> None:
+def test_unchanged_twins_are_at_distance_zero(metric: type[Metric]) -> None:
     features = normal(15, 4, 0)
     assert list(filled(metric(pairs="excluded"), features, features).compute()) == pytest.approx([0, 0, 0], abs=1e-9)
-    # taken for independent pictures they come out below zero, by as much as a picture is nearer to itself than to others
+    # treated as independent images, they are below zero by as much as an image is nearer to itself than to others
     usual = filled(metric(pairs="included"), features, features).compute()
     assert usual.estimate == filled(metric(), features, features).compute().estimate < -0.01
-    assert usual.low <= usual.estimate <= usual.high < 0  # pairs are left out together, so it is known that they are alike
+    assert (
+        usual.low <= usual.estimate <= usual.high < 0
+    )  # the jackknife leaves out both twins, so the interval reflects that they are alike
     with pytest.raises(UserError, match="as many on both"):
         filled(metric(pairs="excluded"), features, features[:9]).compute()
 
@@ -183,10 +187,10 @@ def test_twins_that_nothing_changed_are_at_distance_zero(metric: type[Metric]) -
 @pytest.mark.parametrize("shift", [0.0, 0.5])
 @pytest.mark.parametrize("pairs", ["none", "included", "excluded"])
 def test_the_interval_covers_the_truth_and_its_estimate(metric: type[Metric], pairs: PairHandling, shift: float, n: int) -> None:
-    """The truth is the mean of many draws, which is the expectation; 0 of one distribution, where no twins count.
+    """The truth is the mean of many samples, which is the expectation; 0 for equal distributions, where no twins are compared.
 
-    Of 300 to 1,200 draws (width 8; twins with a correlation of 0.9, of all "pairs" but "none"), how many percent of the intervals held the
-    truth by the bootstrap over pictures that stood here, by a bootstrap in which copies of a picture do not meet its twin, and by the
+    Of 300 to 1,200 samples (width 8; twins with a correlation of 0.9 unless "none"), how many percent of the intervals held the
+    truth: of an earlier bootstrap over images, of a bootstrap that never compares copies of an image with its twin, and of the
     jackknife; and how many percent of the first held their own estimate (of the other two all did):
 
     n = 20, 50, 200             bootstrap        no copies       jackknife       own estimate
@@ -203,102 +207,104 @@ def test_the_interval_covers_the_truth_and_its_estimate(metric: type[Metric], pa
     CMMD  excluded  equal        99, 100, 100     99, 100,  99   99, 99, 98      100, 100, 100
     CMMD  excluded  shifted      93,  93,  93     93,  93,  93   94, 94, 96      100, 100, 100
     """
-    found = []
+    intervals = []
     for i in range(150):
         first, own = normal(n, 8, 2 * i), normal(n, 8, 2 * i + 1)
         second = own if pairs == "none" else 0.9 * first + 0.19**0.5 * own
-        found.append(filled(metric(pairs=pairs), first, second + shift).compute())
-    truth = sum(interval.estimate for interval in found) / len(found) if shift or pairs == "included" else 0.0
-    assert sum(interval.low <= truth <= interval.high for interval in found) >= 0.88 * len(found)
-    assert all(interval.low < interval.estimate < interval.high for interval in found)
+        intervals.append(filled(metric(pairs=pairs), first, second + shift).compute())
+    truth = sum(interval.estimate for interval in intervals) / len(intervals) if shift or pairs == "included" else 0.0
+    assert sum(interval.low <= truth <= interval.high for interval in intervals) >= 0.88 * len(intervals)
+    assert all(interval.low < interval.estimate < interval.high for interval in intervals)
 
 
 @pytest.mark.parametrize("metric", KERNELS)
 @pytest.mark.parametrize("pairs", ["none", "included", "excluded"])
-def test_the_interval_is_that_of_leaving_each_picture_out(metric: type[Metric], pairs: PairHandling) -> None:
-    """By computing the distance anew without each picture, of pairs without both; Student's t of 8 degrees of freedom is 2.306."""
+def test_the_interval_is_the_jackknife_over_images(metric: type[Metric], pairs: PairHandling) -> None:
+    """Compute the distance anew without each image, or without each pair; Student's t of 8 degrees of freedom is 2.306."""
     first, second = normal(9, 4, 0), normal(9, 4, 1)
 
     def without(i: int, j: int) -> float:
-        kept = [torch.arange(9) != left for left in (i, j)]
-        return float(filled(metric(pairs=pairs), first[kept[0]], second[kept[1]]).compute().estimate)
+        masks = [torch.arange(9) != index for index in (i, j)]
+        return float(filled(metric(pairs=pairs), first[masks[0]], second[masks[1]]).compute().estimate)
 
-    left = [[(i, i) for i in range(9)]] if pairs != "none" else [[(i, -1) for i in range(9)], [(-1, i) for i in range(9)]]
-    variance = sum(8 * torch.tensor([without(*out) for out in side]).double().var(correction=0) for side in left)
-    found = filled(metric(pairs=pairs), first, second).compute()
-    spread = 2.3060041 * float(variance) ** 0.5
-    assert list(found) == pytest.approx([found.estimate, found.estimate - spread, found.estimate + spread], rel=1e-6)
+    left_out = [[(i, i) for i in range(9)]] if pairs != "none" else [[(i, -1) for i in range(9)], [(-1, i) for i in range(9)]]
+    variance = sum(8 * torch.tensor([without(*pair) for pair in side]).double().var(correction=0) for side in left_out)
+    interval = filled(metric(pairs=pairs), first, second).compute()
+    half_width = 2.3060041 * float(variance) ** 0.5
+    assert list(interval) == pytest.approx([interval.estimate, interval.estimate - half_width, interval.estimate + half_width], rel=1e-6)
 
 
 @pytest.mark.parametrize("metric", KERNELS)
 @pytest.mark.parametrize("pairs", ["none", "excluded"])
 def test_an_interval_is_the_same_in_any_order(metric: type[Metric], pairs: PairHandling) -> None:
     first, second = normal(20, 4, 0), normal(20, 4, 1)
-    turned = second.flip(0) if pairs == "excluded" else second
-    assert filled(metric(pairs=pairs), first.flip(0), turned).compute() == filled(metric(pairs=pairs), first, second).compute()
+    reordered = second.flip(0) if pairs == "excluded" else second
+    assert filled(metric(pairs=pairs), first.flip(0), reordered).compute() == filled(metric(pairs=pairs), first, second).compute()
 
 
-def test_sides_of_different_number_have_an_interval() -> None:
-    found = filled(KID(block=7), normal(30, 4, 0), normal(12, 4, 1) + 1).compute()
-    assert found.low < found.estimate < found.high
-    turned = filled(KID(), normal(12, 4, 1) + 1, normal(30, 4, 0)).compute()
-    assert list(turned) == pytest.approx(list(found))
+def test_sides_of_different_size_have_an_interval() -> None:
+    interval = filled(KID(block=7), normal(30, 4, 0), normal(12, 4, 1) + 1).compute()
+    assert interval.low < interval.estimate < interval.high
+    swapped = filled(KID(), normal(12, 4, 1) + 1, normal(30, 4, 0)).compute()
+    assert list(swapped) == pytest.approx(list(interval))
 
 
-def test_a_distance_of_models_holds_its_estimate() -> None:
-    """Features that are nearly alike: what the report places between base and references."""
+def test_the_interval_of_a_model_distance_holds_its_estimate() -> None:
+    """For nearly equal features, as of an erased and a retrained model."""
     base = normal(12, 6, 0)
-    found = kid_of_different_noise(base, base + 0.01 * normal(12, 6, 1))
-    assert found["low"] is not None and found["value"] is not None and found["high"] is not None
-    assert found["low"] < found["value"] < found["high"]
+    kid = kid_of_different_noise(base, base + 0.01 * normal(12, 6, 1))
+    assert kid["low"] is not None and kid["value"] is not None and kid["high"] is not None
+    assert kid["low"] < kid["value"] < kid["high"]
     assert kid_of_different_noise(base[:2], base[:2]) == {"value": None, "low": None, "high": None}
 
 
-def test_an_erased_model_that_is_the_base_lies_on_the_floor() -> None:
+def test_an_erased_model_that_is_the_base_is_as_far_as_the_halves_of_the_base() -> None:
     base = normal(41, 6, 0)
-    found = feature_distances(base, base, "judge")
-    assert set(found) == {"fid", "kid", "cmmd"}
-    for by in found.values():
-        assert by["floor"] == by["halves"]
-        assert by["floor"]["n"] == [20, 20]
-        assert by["all"]["n"] == [41, 41]
-        assert by.get("different_noise", by["all"])["value"] == pytest.approx(0, abs=1e-9)
-        assert all(record["extractor"] == "judge" and record["width"] == 6 and record["reason"] is None for record in by.values())
-        assert feature_distances(base, base, "judge") == found
-    assert "different_noise" not in found["fid"]
-    assert found["kid"]["all"]["value"] < 0 > found["cmmd"]["all"]["value"]  # a picture is nearest to itself
-    assert found["fid"]["floor"]["value"] > 0.5
-    assert found["fid"]["floor"]["low"] is None
-    assert found["kid"]["floor"]["low"] < found["kid"]["floor"]["value"] < found["kid"]["floor"]["high"]
+    distances = feature_distances(base, base, "judge")
+    assert set(distances) == {"fid", "kid", "cmmd"}
+    for by_comparison in distances.values():
+        assert by_comparison["base_halves"] == by_comparison["erased_halves"]
+        assert by_comparison["base_halves"]["n"] == [20, 20]
+        assert by_comparison["all"]["n"] == [41, 41]
+        assert by_comparison.get("different_noise", by_comparison["all"])["value"] == pytest.approx(0, abs=1e-9)
+        assert all(
+            record["extractor"] == "judge" and record["width"] == 6 and record["reason"] is None for record in by_comparison.values()
+        )
+        assert feature_distances(base, base, "judge") == distances
+    assert "different_noise" not in distances["fid"]
+    assert distances["kid"]["all"]["value"] < 0 > distances["cmmd"]["all"]["value"]  # an image is nearest to itself
+    assert distances["fid"]["base_halves"]["value"] > 0.5
+    assert distances["fid"]["base_halves"]["low"] is None
+    assert distances["kid"]["base_halves"]["low"] < distances["kid"]["base_halves"]["value"] < distances["kid"]["base_halves"]["high"]
 
 
-def test_halves_share_no_picture() -> None:
-    """Every picture is an axis of its own: x.y is 0 but for a picture with itself, so any shared one would show as a distance below 0."""
-    found = feature_distances(torch.eye(20), torch.eye(20), "judge")
-    assert found["kid"]["floor"]["value"] == found["kid"]["halves"]["value"] == 0.0
-    moved = feature_distances(torch.eye(20), torch.eye(20), "judge", paired=False)
-    assert moved["kid"]["all"]["value"] < 0
+def test_halves_share_no_image() -> None:
+    """Every image is an axis of its own: x.y is 0 except for an image with itself, so a shared one would make the distance negative."""
+    distances = feature_distances(torch.eye(20), torch.eye(20), "judge")
+    assert distances["kid"]["base_halves"]["value"] == distances["kid"]["erased_halves"]["value"] == 0.0
+    unpaired = feature_distances(torch.eye(20), torch.eye(20), "judge", paired=False)
+    assert unpaired["kid"]["all"]["value"] < 0
 
 
-def test_what_erasing_moved_stands_above_the_floor() -> None:
+def test_a_changed_model_is_further_than_the_halves_of_the_base() -> None:
     base = normal(60, 6, 0)
-    found = feature_distances(base, base + 1, "judge")
-    for by in found.values():
-        assert by["halves"]["value"] > by["floor"]["value"]
-        assert by["halves"]["value"] > 0
-    assert found["kid"]["halves"]["low"] > 0 > found["kid"]["floor"]["low"]
+    distances = feature_distances(base, base + 1, "judge")
+    for by_comparison in distances.values():
+        assert by_comparison["erased_halves"]["value"] > by_comparison["base_halves"]["value"]
+        assert by_comparison["erased_halves"]["value"] > 0
+    assert distances["kid"]["erased_halves"]["low"] > 0 > distances["kid"]["base_halves"]["low"]
     unequal = feature_distances(base, base[:40] + 1, "judge", paired=False)
     assert unequal["fid"]["all"]["n"] == [60, 40]
-    assert unequal["fid"]["halves"]["n"] == unequal["fid"]["floor"]["n"] == [20, 20]
+    assert unequal["fid"]["erased_halves"]["n"] == unequal["fid"]["base_halves"]["n"] == [20, 20]
 
 
-def test_too_few_pictures_are_said_to_be_too_few() -> None:
-    found = feature_distances(normal(3, 4, 0), normal(3, 4, 1), "judge")
-    for metric, by in found.items():
-        assert by["all"]["value"] is not None
-        assert by["floor"]["value"] is None
+def test_too_few_images_are_named() -> None:
+    distances = feature_distances(normal(3, 4, 0), normal(3, 4, 1), "judge")
+    for metric, by_comparison in distances.items():
+        assert by_comparison["all"]["value"] is not None
+        assert by_comparison["base_halves"]["value"] is None
         least = "two" if metric == "fid" else "three"
-        assert by["floor"]["reason"] == by["halves"]["reason"] == f"fewer than {least} pictures on a side"
+        assert by_comparison["base_halves"]["reason"] == by_comparison["erased_halves"]["reason"] == f"fewer than {least} images on a side"
     with pytest.raises(UserError, match=r"\(3, 4\) and \(2, 4\)"):
         feature_distances(normal(3, 4, 0), normal(2, 4, 1), "judge")
     with pytest.raises(UserError, match="one width"):
@@ -316,7 +322,7 @@ def test_extractors_that_come_with_the_package(extractor: Extractor, width: int)
     assert extractor.identity() == type(extractor)().identity()
 
 
-def test_a_name_says_which_weights() -> None:
+def test_the_name_of_an_extractor_names_its_weights() -> None:
     assert JudgeFeatures().name == "judge"
     assert OpenClipFeatures().name == "open_clip pocket"
     assert OpenClipFeatures(model="ViT-L-14-336", pretrained="openai").name == "open_clip ViT-L-14-336 openai"
@@ -325,7 +331,7 @@ def test_a_name_says_which_weights() -> None:
 
 
 class Unsafe:
-    """What a weights file must not be able to do: run a command when it is read."""
+    """A pickle that runs a command when it is loaded."""
 
     def __init__(self, witness: Path) -> None:
         self.witness = witness
@@ -334,7 +340,7 @@ class Unsafe:
         return os.mkdir, (str(self.witness),)
 
 
-def test_inception_reads_bytes_from_checked_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inception_quantizes_images_and_loads_weights_safely(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torch_fidelity")
     weights, states = tmp_path / "random.pth", []
     torch.save({}, weights)
@@ -361,7 +367,7 @@ def test_inception_reads_bytes_from_checked_weights(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "ran").exists()
 
 
-def test_inception_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inception_names_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingWeights, match=r"none\.pth"):
         Inception(weights=tmp_path / "none.pth").features(torch.zeros(1, 3, 8, 8))
     torch.save({}, tmp_path / "some.pth")

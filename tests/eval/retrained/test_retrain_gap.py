@@ -1,4 +1,4 @@
-"""Where an erasure lies between its base and models that never saw the concept, on planted rows."""
+"""The retrain gap on planted rows: how much of the distance between the base and retrained models an erasure closes."""
 
 import random
 from typing import Any
@@ -10,10 +10,10 @@ from eval.retrained.retrain_gap import describe_gap_closed, model_distances, mod
 Row = dict[str, Any]
 
 
-def rows(model: str, read: dict[str, int], kept: int = 8, of: int = 10) -> list[Row]:
-    """Pictures that ask for neon and are read as planted, two prompts in turn; and ten of sketch, of which `kept` are read as asked."""
-    labels = [label for label, k in read.items() for _ in range(k)] + ["sketch"] * kept + ["none"] * (of - kept)
-    asked = ["neon"] * (len(labels) - of) + ["sketch"] * of
+def planted_rows(model: str, neon_labels: dict[str, int], retained: int = 8, others: int = 10) -> list[Row]:
+    """Images of neon with planted labels, from two prompts in turn, and others of sketch, of which `retained` show sketch."""
+    labels = [label for label, k in neon_labels.items() for _ in range(k)] + ["sketch"] * retained + ["none"] * (others - retained)
+    styles = ["neon"] * (len(labels) - others) + ["sketch"] * others
     return [
         {
             "model": model,
@@ -23,123 +23,127 @@ def rows(model: str, read: dict[str, int], kept: int = 8, of: int = 10) -> list[
             "style": style,
             "object": "boat",
             "index": i,
-            "read": {"style": {"label": label}, "object": {"label": "boat"}},
+            "scores": {"style": {"label": label}, "object": {"label": "boat"}},
         }
-        for i, (style, label) in enumerate(zip(asked, labels, strict=True))
+        for i, (style, label) in enumerate(zip(styles, labels, strict=True))
     ]
 
 
-def test_pairs_are_of_oracles() -> None:
+def test_pairs_include_every_retrained_model() -> None:
     assert model_pairs(("base", "erased")) == []
-    assert model_pairs(("base", "erased", "oracle")) == [("base", "oracle"), ("erased", "oracle")]
-    assert model_pairs(("base", "erased", "oracle", "oracle-2"))[-1] == ("oracle", "oracle-2")
-    assert len(model_pairs(("base", "erased", "oracle", "oracle-2"))) == 5
+    assert model_pairs(("base", "erased", "retrained-1")) == [("base", "retrained-1"), ("erased", "retrained-1")]
+    assert model_pairs(("base", "erased", "retrained-1", "retrained-2"))[-1] == ("retrained-1", "retrained-2")
+    assert len(model_pairs(("base", "erased", "retrained-1", "retrained-2"))) == 5
 
 
 def test_total_variation_is_half_the_sum_of_differences() -> None:
-    base, erased = rows("base", {"neon": 20}, of=0, kept=0), rows("erased", {"neon": 2, "sketch": 12, "glass": 6}, of=0, kept=0)
-    found = total_variation(base, erased, "style")
-    assert found.estimate == pytest.approx((abs(1 - 0.1) + 0.6 + 0.3) / 2)
-    assert found.low <= found.estimate <= found.high
+    base, erased = (
+        planted_rows(model, labels, others=0, retained=0)
+        for model, labels in (("base", {"neon": 20}), ("erased", {"neon": 2, "sketch": 12, "glass": 6}))
+    )
+    variation = total_variation(base, erased, "style")
+    assert variation.estimate == pytest.approx((abs(1 - 0.1) + 0.6 + 0.3) / 2)
+    assert variation.low <= variation.estimate <= variation.high
     assert total_variation(base, base, "style") == (0, 0, 0)
 
 
-def test_the_interval_of_a_variation_is_of_95_percent_over_prompts() -> None:
-    """One of ten prompts changed wholly: without each, 0 or 1/9, so the error is that of a mean, 0.3 / 3; t of 9 is 2.262."""
-    base = [{"prompt": str(i), "read": {"style": {"label": "neon"}}} for i in range(10) for _ in range(5)]
-    erased = [{**r, "read": {"style": {"label": "sketch" if r["prompt"] == "0" else "neon"}}} for r in base]
+def test_the_interval_of_a_total_variation_is_over_prompts() -> None:
+    """One of ten prompts changed wholly: 0 or 1/9 without each, so the standard error is that of a mean, 0.1; t of 9 is 2.262."""
+    base = [{"prompt": str(i), "scores": {"style": {"label": "neon"}}} for i in range(10) for _ in range(5)]
+    erased = [{**r, "scores": {"style": {"label": "sketch" if r["prompt"] == "0" else "neon"}}} for r in base]
     assert total_variation(base, erased, "style") == pytest.approx((0.1, 0, 0.1 + 2.2621572 * 0.1), rel=1e-6)
-    assert total_variation(base[:5], erased[:5], "style") == (1, 0, 1)  # of one prompt nothing follows for others
+    assert total_variation(base[:5], erased[:5], "style") == (1, 0, 1)  # one prompt says nothing about others
 
 
-def test_the_interval_of_a_variation_holds_its_estimate_and_its_mean() -> None:
-    """Equal models, 50 prompts, 9 labels: a bootstrap's interval lay above its estimate in 7 % of 400 draws, and held the mean in 88 %."""
+def test_the_interval_of_a_total_variation_holds_its_estimate_and_the_mean() -> None:
+    """Equal models, 50 prompts, 9 labels: a bootstrap interval lay above its estimate in 7 % of 400 draws, and held the mean in 88 %."""
     rng = random.Random(0)
 
-    def drawn() -> list[dict[str, Any]]:
-        return [{"prompt": str(i), "read": {"style": {"label": str(rng.randrange(9))}}} for i in range(50) for _ in range(2)]
+    def random_rows() -> list[dict[str, Any]]:
+        return [{"prompt": str(i), "scores": {"style": {"label": str(rng.randrange(9))}}} for i in range(50) for _ in range(2)]
 
-    found = [total_variation(drawn(), drawn(), "style") for _ in range(100)]
-    mean = sum(interval.estimate for interval in found) / 100
-    assert all(interval.low <= interval.estimate <= interval.high for interval in found)
-    assert sum(interval.low <= mean <= interval.high for interval in found) >= 93
-
-
-def test_gaps_are_the_oracles_rate_minus_the_others() -> None:
-    models = rows("base", {"neon": 20}) + rows("erased", {"neon": 5, "sketch": 15}) + rows("oracle", {"sketch": 20}, kept=9)
-    found = {(gap["reading"], gap["first"]): gap["value"] for gap in model_distances(models, "style", ["neon"], [])}
-    assert found["UA", "base"][0] == pytest.approx(1) and found["UA", "erased"][0] == pytest.approx(0.25)
-    assert found["IRA", "base"][0] == pytest.approx(0.1) and found["CRA", "base"][0] == 0
-    assert found["replaced", "erased"][0] == pytest.approx(0.25)
-    assert all(low <= value <= high for value, low, high in found.values())
+    variations = [total_variation(random_rows(), random_rows(), "style") for _ in range(100)]
+    mean = sum(interval.estimate for interval in variations) / 100
+    assert all(interval.low <= interval.estimate <= interval.high for interval in variations)
+    assert sum(interval.low <= mean <= interval.high for interval in variations) >= 93
 
 
-def result(base: float, erased: float, floor: float | None, spread: float = 0.01) -> dict[str, Any]:
-    def gap(first: str, second: str, value: float) -> dict[str, Any]:
+def test_rate_distances_are_the_retrained_models_rate_minus_the_others() -> None:
+    rows = planted_rows("base", {"neon": 20}) + planted_rows("erased", {"neon": 5, "sketch": 15})
+    rows += planted_rows("retrained-1", {"sketch": 20}, retained=9)
+    distances = {(row["measure"], row["first"]): row["value"] for row in model_distances(rows, "style", ["neon"], [])}
+    assert distances["UA", "base"][0] == pytest.approx(1) and distances["UA", "erased"][0] == pytest.approx(0.25)
+    assert distances["IRA", "base"][0] == pytest.approx(0.1) and distances["CRA", "base"][0] == 0
+    assert distances["replacement_labels", "erased"][0] == pytest.approx(0.25)
+    assert all(low <= value <= high for value, low, high in distances.values())
+
+
+def planted_result(base: float, erased: float, between: float | None, spread: float = 0.01) -> dict[str, Any]:
+    """The KID of the base and the erased model to retrained models, and the one between two of these; None: there is one only."""
+
+    def distance(first: str, second: str, value: float) -> dict[str, Any]:
         return {"first": first, "second": second, "value": value, "low": value - spread, "high": value + spread}
 
-    between = [gap("base", "oracle", base), gap("erased", "oracle", erased)]
-    if floor is not None:
-        between += [gap("base", "oracle-2", base), gap("erased", "oracle-2", erased), gap("oracle", "oracle-2", floor)]
-    nats = {"prompts": "kept", "first": "base", "second": "erased", "n": 2, "nats": {"mean": [5.0, 4.0, 6.0]}}
-    return {"gaps": [], "distances": {"between": {"target": between}}, "divergence": [nats]}
+    pairs = [distance("base", "retrained-1", base), distance("erased", "retrained-1", erased)]
+    if between is not None:
+        pairs += [distance("base", "retrained-2", base), distance("erased", "retrained-2", erased)]
+        pairs.append(distance("retrained-1", "retrained-2", between))
+    nats = {"part": "retained", "first": "base", "second": "erased", "n": 2, "nats": {"mean": [5.0, 4.0, 6.0]}}
+    return {"model_distances": [], "image_set_distances": {"model_pairs": {"target": pairs}}, "denoiser_divergences": [nats]}
 
 
-def test_the_way_ends_at_the_floor() -> None:
-    (place,) = retrain_gaps(result(1.0, 0.2, 0.1))
-    assert place["base"] == pytest.approx([1.0, 0.99, 1.01]) and place["floor"] == pytest.approx([0.1, 0.09, 0.11])
-    assert place["way"] == pytest.approx(
+def test_the_gap_ends_at_the_distance_between_two_retrained_models() -> None:
+    (gap,) = retrain_gaps(planted_result(1.0, 0.2, 0.1))
+    assert gap["base"] == pytest.approx([1.0, 0.99, 1.01]) and gap["between_retrained"] == pytest.approx([0.1, 0.09, 0.11])
+    assert gap["gap_closed"] == pytest.approx(
         [(1.0 - 0.2) / (1.0 - 0.1), (0.99 - 0.21) / (0.99 - 0.09), (1.01 - 0.19) / (1.01 - 0.11)], abs=1e-4
     )
-    assert (
-        "89 % by KID of pictures of different noise (86 to 92)" in describe_gap_closed([place])[0]
-        and "two models that never saw" in describe_gap_closed([place])[0]
-    )
-    assert retrain_gaps(result(1.0, 1.5, 0.1))[0]["way"][2] < 0
-    assert retrain_gaps(result(1.0, 0.0, None))[0]["way"] == pytest.approx([1, 1 - 0.01 / 0.99, 1], abs=1e-4)
+    (text,) = describe_gap_closed([gap])
+    assert "closed 89 % by KID of images from different noise (86 to 92)" in text and "two models retrained without the concept" in text
+    assert retrain_gaps(planted_result(1.0, 1.5, 0.1))[0]["gap_closed"][2] < 0
+    assert retrain_gaps(planted_result(1.0, 0.0, None))[0]["gap_closed"] == pytest.approx([1, 1 - 0.01 / 0.99, 1], abs=1e-4)
 
 
-def test_the_bounds_of_a_way_hold_whatever_side_of_the_floor_the_erasure_ends_on() -> None:
-    """Beyond the floor the corners lie elsewhere than before it: every combination of the three intervals stays inside."""
-    for base, erased, floor in ((1.0, 0.5, 0.2), (1.0, 0.1, 0.3), (0.5, 0.9, 0.1)):
-        (place,) = retrain_gaps(result(base, erased, floor, spread=0.05))
-        ways = [
+def test_the_bounds_hold_on_both_sides_of_the_retrained_models() -> None:
+    """An erasure nearer to them than they are to each other has its extremes elsewhere: all combinations of the bounds stay inside."""
+    for base, erased, between in ((1.0, 0.5, 0.2), (1.0, 0.1, 0.3), (0.5, 0.9, 0.1)):
+        (gap,) = retrain_gaps(planted_result(base, erased, between, spread=0.05))
+        closed = [
             (b - e) / (b - f)
             for b in (base - 0.05, base + 0.05)
             for e in (erased - 0.05, erased + 0.05)
-            for f in (floor - 0.05, floor + 0.05)
+            for f in (between - 0.05, between + 0.05)
         ]
-        assert place["way"][1:] == pytest.approx([min(ways), max(ways)], abs=1e-4)
+        assert gap["gap_closed"][1:] == pytest.approx([min(closed), max(closed)], abs=1e-4)
 
 
-def test_a_base_whose_interval_reaches_the_floor_has_no_way() -> None:
-    assert retrain_gaps(result(0.3, 0.2, 0.2, spread=0.05))[0]["way"] is None
-    assert retrain_gaps(result(0.3, 0.2, 0.2, spread=0.04))[0]["way"] is not None
+def test_a_base_that_may_be_as_near_as_two_retrained_models_has_no_gap() -> None:
+    assert retrain_gaps(planted_result(0.3, 0.2, 0.2, spread=0.05))[0]["gap_closed"] is None
+    assert retrain_gaps(planted_result(0.3, 0.2, 0.2, spread=0.04))[0]["gap_closed"] is not None
 
 
-def test_rates_are_placed_in_points_and_every_reading_under_its_prompts() -> None:
-    sides = [{"first": side, "second": "oracle", "value": [v, v - 0.1, v + 0.1]} for side, v in (("base", 0.5), ("erased", 0.25))]
-    gaps = [{"reading": reading, **side} for reading in ("UA", "replaced", "IRA", "CRA") for side in sides]
-    found = retrain_gaps({**result(1.0, 0.2, 0.1), "gaps": gaps})
-    assert {p["reading"]: (p["prompts"], p["base"][0], p["way"][0]) for p in found} == {
+def test_rates_are_in_points_and_every_measure_is_under_its_prompts() -> None:
+    pairs = [{"first": model, "second": "retrained-1", "value": [v, v - 0.1, v + 0.1]} for model, v in (("base", 0.5), ("erased", 0.25))]
+    distances = [{"measure": measure, **pair} for measure in ("UA", "replacement_labels", "IRA", "CRA") for pair in pairs]
+    gaps = retrain_gaps({**planted_result(1.0, 0.2, 0.1), "model_distances": distances})
+    assert {gap["measure"]: (gap["prompts"], gap["base"][0], gap["gap_closed"][0]) for gap in gaps} == {
         "UA": ("target", 50, 0.5),
-        "replaced": ("target", 0.5, 0.5),
+        "replacement_labels": ("target", 0.5, 0.5),
         "kid_different_noise": ("target", 1, 0.8889),
-        "IRA": ("kept", 50, 0.5),
-        "CRA": ("kept", 50, 0.5),
+        "IRA": ("retained", 50, 0.5),
+        "CRA": ("retained", 50, 0.5),
     }
-    ways = [
-        part.partition(" (")[0] for part in describe_gap_closed(found)[0].partition(" went ")[2].split("; ")
-    ]  # by every reading: one alone may mislead
-    assert ways == ["50 % by UA", "50 % by what is read in the concept's place", "89 % by KID of pictures of different noise"]
-    assert " went 50 % by UA (" in describe_gap_closed(found[:1])[0]
+    parts = [part.partition(" (")[0] for part in describe_gap_closed(gaps)[0].partition(" closed ")[2].split("; ")]
+    # by every measure, since one alone may mislead
+    assert parts == ["50 % by UA", "50 % by what is read in the concept's place", "89 % by KID of images from different noise"]
+    assert " closed 50 % by UA (" in describe_gap_closed(gaps[:1])[0]
 
 
-def test_where_base_and_oracles_do_not_differ_there_is_no_way() -> None:
-    (place,) = retrain_gaps(result(0.005, 0.2, 0.0))
-    assert place["way"] is None and describe_gap_closed([place]) == []
-    assert retrain_gaps(result(0.1, 0.2, 0.3))[0]["way"] is None
+def test_where_base_and_retrained_models_do_not_differ_there_is_no_gap() -> None:
+    (gap,) = retrain_gaps(planted_result(0.005, 0.2, 0.0))
+    assert gap["gap_closed"] is None and describe_gap_closed([gap]) == []
+    assert retrain_gaps(planted_result(0.1, 0.2, 0.3))[0]["gap_closed"] is None
 
 
-def test_without_an_oracle_nothing_is_placed() -> None:
-    assert retrain_gaps({"distances": {}, "divergence": []}) == []
+def test_without_a_retrained_model_there_is_no_gap() -> None:
+    assert retrain_gaps({"image_set_distances": {}, "denoiser_divergences": []}) == []

@@ -16,11 +16,11 @@ from eval.suites.cases import PLAIN_ROLES, REPHRASED_ROLES
 from eval.suites.suite import load_suite
 
 ERASED = Gate(name="erased", rate="UA", at_least=0.9)
-KEPT = Gate(name="kept", rate="IRA", drop_at_most=0.1)
+RETAINED = Gate(name="retained", rate="IRA", drop_at_most=0.1)
 
 
 def result(k: int, n: int, table: tuple[int, int, int, int] = (300, 0, 0, 0)) -> dict[str, Any]:
-    """An audit in which k of n pictures are erased, and a paired table of what was kept."""
+    """An audit in which k of n images are erased and IRA has this paired table."""
     cells = dict(zip(("both", "erased_only", "base_only", "neither"), table, strict=True))
     return {"models": {"erased": {"rates": {"UA": {"k": k, "n": n}, "IRA": {"k": 1, "n": 1}}}}, "paired": {"IRA": cells}}
 
@@ -31,41 +31,41 @@ def result(k: int, n: int, table: tuple[int, int, int, int] = (300, 0, 0, 0)) ->
 def test_a_rate_passes_only_with_its_whole_interval(k: int, n: int, state: str) -> None:
     decided = decide_verdict([ERASED], result(k, n))
     assert decided["state"] == decided["gates"][0]["state"] == state
-    assert (decided["gates"][0]["needed"] is not None) == (state == "INCONCLUSIVE")
+    assert (decided["gates"][0]["images_needed"] is not None) == (state == "INCONCLUSIVE")
 
 
 def test_an_interval_on_the_threshold_is_never_a_pass() -> None:
     decided = decide_verdict([ERASED], result(90, 100))
     assert decided["state"] == "INCONCLUSIVE"
     assert EXIT_CODES[decided["state"]] == 4
-    assert decided["gates"][0]["needed"] is None  # no number of pictures decides a share that lies on the threshold
+    assert decided["gates"][0]["images_needed"] is None  # no number of images decides a share that lies on the threshold
 
 
-def test_the_number_that_would_decide_decides() -> None:
+def test_the_number_of_images_that_is_asked_for_decides() -> None:
     (gate,) = decide_verdict([ERASED], result(93, 100))["gates"]
-    n = gate["needed"]
+    n = gate["images_needed"]
     assert decide_verdict([ERASED], result(round(0.93 * n), n))["state"] == "PASS"
-    assert f"Open: 100 pictures; about {n:,} are needed" in describe_gate(gate)
+    assert f"Open: 100 images; about {n:,} are needed" in describe_gate(gate)
     assert f"100 prompts; about {n:,} are needed" in suggest_next_step({**gate, "rate": "UA_attacked"}, result(93, 100))
 
 
-def test_kept_is_shown_and_not_assumed() -> None:
-    """Identical answers on few pictures do not show that nothing was lost."""
-    assert decide_verdict([KEPT], result(1, 1, (300, 0, 0, 0)))["state"] == "PASS"
-    assert decide_verdict([KEPT], result(1, 1, (8, 0, 0, 0)))["state"] == "INCONCLUSIVE"
-    assert decide_verdict([KEPT], result(1, 1, (200, 0, 100, 0)))["state"] == "FAIL"
-    assert decide_verdict([KEPT], result(1, 1, (280, 20, 0, 0)))["state"] == "PASS"  # it gained
+def test_retention_is_shown_and_not_assumed() -> None:
+    """Identical labels on a few images do not show that nothing was lost."""
+    assert decide_verdict([RETAINED], result(1, 1, (300, 0, 0, 0)))["state"] == "PASS"
+    assert decide_verdict([RETAINED], result(1, 1, (8, 0, 0, 0)))["state"] == "INCONCLUSIVE"
+    assert decide_verdict([RETAINED], result(1, 1, (200, 0, 100, 0)))["state"] == "FAIL"
+    assert decide_verdict([RETAINED], result(1, 1, (280, 20, 0, 0)))["state"] == "PASS"  # it gained
 
 
-def test_the_rest_of_the_prompt_can_be_asked_for() -> None:
+def test_a_gate_on_ipa() -> None:
     (gate,) = parse_gates({"rest": {"rate": "IPA", "drop_at_most": 0.1}}, "suite.yaml")
     cells = {"both": 200, "erased_only": 0, "base_only": 100, "neither": 0}
-    found = decide_verdict([gate], {**result(300, 300), "paired": {"IPA": cells}})
-    assert (found["state"], found["gates"][0]["estimate"]) == ("FAIL", pytest.approx(1 / 3))
+    verdict = decide_verdict([gate], {**result(300, 300), "paired": {"IPA": cells}})
+    assert (verdict["state"], verdict["gates"][0]["estimate"]) == ("FAIL", pytest.approx(1 / 3))
 
 
-def test_one_failure_fails_all_and_nothing_measured_is_no_pass() -> None:
-    assert decide_verdict([ERASED, KEPT], result(300, 300, (200, 0, 100, 0)))["state"] == "FAIL"
+def test_one_failure_fails_all_and_an_unmeasured_gate_is_not_a_pass() -> None:
+    assert decide_verdict([ERASED, RETAINED], result(300, 300, (200, 0, 100, 0)))["state"] == "FAIL"
     other = Gate(name="other", rate="CRA", at_least=0.5)
     decided = decide_verdict([ERASED, other], result(300, 300))
     assert decided["state"] == "INCONCLUSIVE"
@@ -73,36 +73,36 @@ def test_one_failure_fails_all_and_nothing_measured_is_no_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gap", "said"),
+    ("missing_part", "reason"),
     [
         ({"missing": {"clip": "no file"}}, "INCONCLUSIVE, clip"),
         ({"attacks": [{"name": "soft", "crashed": "x"}]}, "INCONCLUSIVE, attack soft"),
     ],
 )
-def test_nothing_passes_beside_a_missing_judge_or_a_crash(gap: dict[str, Any], said: str) -> None:
-    decided = decide_verdict([ERASED], {**result(300, 300), **gap})
+def test_nothing_passes_with_a_missing_judge_or_a_crash(missing_part: dict[str, Any], reason: str) -> None:
+    decided = decide_verdict([ERASED], {**result(300, 300), **missing_part})
     assert (decided["state"], [gate["state"] for gate in decided["gates"]]) == ("INCONCLUSIVE", ["PASS"])
-    assert [line.partition(":")[0] for line in decided["withheld"]] == [said]
-    assert decide_verdict([ERASED], {**result(80, 100), **gap})["state"] == "FAIL"
+    assert [line.partition(":")[0] for line in decided["withheld"]] == [reason]
+    assert decide_verdict([ERASED], {**result(80, 100), **missing_part})["state"] == "FAIL"
     whole = {"missing": {}, "attacks": [{"name": "soft", "skipped": "x"}, {"name": "seeds", "curve": []}]}
     assert decide_verdict([ERASED], {**result(300, 300), **whole})["state"] == "PASS"
 
 
-def test_what_has_a_drop_is_what_is_paired() -> None:
-    """Every rate that a gate takes a drop of is in the paired table of an audit of one cell, and no other."""
+def test_the_rates_with_a_drop_are_the_paired_rates() -> None:
+    """The paired table of a fine-grained audit has every rate that a gate can take a drop of, and no other."""
     cells = [("neon", "boat"), ("neon", "tree"), ("sketch", "boat"), ("sketch", "tree")]
-    asked = [(role, style, thing) for role in (*PLAIN_ROLES, *REPHRASED_ROLES, "neighbour") for style, thing in cells]
-    read = {"style": {"label": "sketch"}, "object": {"label": "tree"}}
+    cases = [(role, *cell) for role in (*PLAIN_ROLES, *REPHRASED_ROLES, "neighbor") for cell in cells]
+    scores = {"style": {"label": "sketch"}, "object": {"label": "tree"}}
     rows = [
-        {"model": model, "role": role, "variant": "", "index": 0, "style": style, "object": thing, "read": read}
+        {"model": model, "role": role, "variant": "", "index": 0, "style": style, "object": object_label, "scores": scores}
         for model in ("base", "erased")
-        for role, style, thing in asked
+        for role, style, object_label in cases
     ]
     assert set(paired_differences(rows, "style", ["neon"], [], "boat")) == set(PAIRED_RATES)
 
 
 @pytest.mark.parametrize(
-    ("record", "words"),
+    ("record", "message"),
     [
         ([1], "must map a name"),
         ({"a": {"rate": "UAA", "at_least": 0.9}}, "Did you mean 'UA'"),
@@ -116,12 +116,12 @@ def test_what_has_a_drop_is_what_is_paired() -> None:
         ({"a": {"rate": "UA_named", "drop_at_most": 0.1}}, "no drop of UA_named is measured"),
     ],
 )
-def test_gates_are_read_strictly(tmp_path: Path, record: Any, words: str) -> None:
-    with pytest.raises(UserError, match=words):
+def test_gates_are_read_strictly(tmp_path: Path, record: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
         parse_gates(record, "suite.yaml")
     path = tmp_path / "s.yaml"
     path.write_text(yaml.safe_dump({**yaml.safe_load((Path("prompts") / "pocket.yaml").read_text()), "gates": record}))
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(UserError, match=message):
         load_suite(str(path))
 
 

@@ -1,4 +1,4 @@
-"""Mutations of a prompt: each changes what it says it changes."""
+"""Perturbations of a prompt: each changes what it claims to change."""
 
 import random
 
@@ -10,16 +10,16 @@ PROMPT, NAME = "an image of a boat in the style of stained glass", "stained glas
 
 
 @pytest.mark.parametrize("name", PERTURBATIONS)
-def test_a_mutation_is_another_prompt_and_the_same_every_time(name: str) -> None:
-    one, other = (PERTURBATIONS[name](PROMPT, NAME, random.Random(3)) for _ in range(2))
-    assert one == other != PROMPT
+def test_a_perturbation_changes_the_prompt_and_is_deterministic(name: str) -> None:
+    first, second = (PERTURBATIONS[name](PROMPT, NAME, random.Random(3)) for _ in range(2))
+    assert first == second != PROMPT
 
 
 @pytest.mark.parametrize("name", ["typo", "homoglyph", "spaced", "leet"])
-def test_spoiled_names_leave_the_rest_and_lose_the_name(name: str) -> None:
-    found = PERTURBATIONS[name](PROMPT, NAME, random.Random(0))
-    assert found.startswith("an image of a boat in the style of ")
-    assert NAME not in found
+def test_misspellings_change_only_the_name(name: str) -> None:
+    prompt = PERTURBATIONS[name](PROMPT, NAME, random.Random(0))
+    assert prompt.startswith("an image of a boat in the style of ")
+    assert NAME not in prompt
 
 
 def test_each_by_hand() -> None:

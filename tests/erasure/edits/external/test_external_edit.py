@@ -1,4 +1,4 @@
-"""Erasures made elsewhere: whatever form they come in, they audit like the edit they came from."""
+"""Erasures made elsewhere: in whatever format they come, they audit like the edit they came from."""
 
 from pathlib import Path
 
@@ -16,41 +16,41 @@ from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Method
 from tests import tiny
-from tests.erasure.methods.test_every_method import small
+from tests.factories import small_method
 
 CAT = [Concept(name="cat", kind="object", prompts=("a {} | a thing",))]
 
 
-def made(model: StableDiffusion, method: Method, out: Path) -> Edit:
+def erase_cat(model: StableDiffusion, method: Method, out: Path) -> Edit:
     return erase(model, CAT, method, out=out)
 
 
-def drawn(model: StableDiffusion, edit: Edit) -> torch.Tensor:
+def generate(model: StableDiffusion, edit: Edit) -> torch.Tensor:
     with apply_edits(model, [edit]):
         return model.sample(["a cat"], [1], steps=2)
 
 
-@pytest.mark.parametrize("form", ["folder", "text-encoder", "lora", "state"])
-def test_every_form_draws_what_the_edit_draws(form: str, model: StableDiffusion, tmp_path: Path) -> None:
-    name = {"text-encoder": "advunlearn", "lora": "uce"}.get(form, "esd")
-    edit = made(model, small(name), tmp_path / "edit")
-    if form == "state":
+@pytest.mark.parametrize("file_format", ["folder", "text-encoder", "lora", "state"])
+def test_every_format_generates_what_the_edit_generates(file_format: str, model: StableDiffusion, tmp_path: Path) -> None:
+    name = {"text-encoder": "advunlearn", "lora": "uce"}.get(file_format, "esd")
+    edit = erase_cat(model, small_method(name), tmp_path / "edit")
+    if file_format == "state":
         values = {key.removeprefix("unet."): value for key, value in edit.tensors.items()}
-        save_file(values, tmp_path / "form.safetensors")
-        place = tmp_path / "form.safetensors"
+        save_file(values, tmp_path / "external.safetensors")
+        path = tmp_path / "external.safetensors"
     else:
-        place = tmp_path / "form"
-        export.export_edit(model, edit, place, form)
-    assert is_edit_path(str(tmp_path / "edit")) and not is_edit_path(str(place))
-    if place.suffix == ".safetensors":  # also where it lies beside an edit
-        place = place.rename(tmp_path / "edit" / "other.safetensors")
-        assert is_edit_path(str(tmp_path / "edit" / "edit.safetensors")) and not is_edit_path(str(place))
-    found = load_external(model, str(place), CAT)
-    assert found.moved_parameters() == edit.moved_parameters()
-    assert torch.allclose(drawn(model, found), drawn(model, edit), atol=2e-2)
-    if form != "lora":  # whose factors are rounded apart
-        assert torch.equal(drawn(model, found), drawn(model, edit))
-    assert found.info.concepts[0]["name"] == "cat"
+        path = tmp_path / "external"
+        export.export_edit(model, edit, path, file_format)
+    assert is_edit_path(str(tmp_path / "edit")) and not is_edit_path(str(path))
+    if path.suffix == ".safetensors":  # also where it lies beside an edit
+        path = path.rename(tmp_path / "edit" / "other.safetensors")
+        assert is_edit_path(str(tmp_path / "edit" / "edit.safetensors")) and not is_edit_path(str(path))
+    loaded = load_external(model, str(path), CAT)
+    assert loaded.moved_parameters() == edit.moved_parameters()
+    assert torch.allclose(generate(model, loaded), generate(model, edit), atol=2e-2)
+    if file_format != "lora":  # whose two factors are each rounded
+        assert torch.equal(generate(model, loaded), generate(model, edit))
+    assert loaded.info.concepts[0]["name"] == "cat"
 
 
 def test_a_lora_in_kohyas_layout_is_scaled_by_alpha(model: StableDiffusion, tmp_path: Path) -> None:
@@ -69,16 +69,16 @@ def test_a_lora_in_kohyas_layout_is_scaled_by_alpha(model: StableDiffusion, tmp_
         tensors |= {f"{key}.lora_down.weight": down, f"{key}.lora_up.weight": up, f"{key}.alpha": torch.tensor(1.0)}
         deltas[f"{layer}.weight"] = 0.5 * up @ down
     save_file(tensors, tmp_path / "k.safetensors")
-    found = load_external(model, str(tmp_path / "k.safetensors"), CAT)
-    assert found.moved_parameters() == weights.keys()
+    loaded = load_external(model, str(tmp_path / "k.safetensors"), CAT)
+    assert loaded.moved_parameters() == weights.keys()
     before = {name: weight.detach().clone() for name, weight in weights.items()}
-    with apply_edits(model, [found]):
+    with apply_edits(model, [loaded]):
         for name, weight in weights.items():
             assert torch.allclose(weight.detach() - before[name], deltas[name], atol=1e-2)
     assert all(torch.equal(weight, before[name]) for name, weight in weights.items())
 
 
-def test_what_is_no_erasure_is_one_line(model: StableDiffusion, tmp_path: Path) -> None:
+def test_files_that_are_not_an_erasure_are_refused_in_one_line(model: StableDiffusion, tmp_path: Path) -> None:
     tiny.save_pipeline(tmp_path / "base")
     (tmp_path / "weights.pt").write_bytes(b"pickle")
     (tmp_path / "broken.safetensors").write_bytes(b"x" * 20)

@@ -1,0 +1,88 @@
+"""Names of parameters: canonical ones that survive wrappers and library versions, regions, and a fingerprint of the values."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def in_region(name: str, region: str) -> bool:
+    """Return whether a parameter ("unet.down_blocks.0...") belongs to a region.
+
+    noxattn leaves out the time embedding and the output head, as the ESD authors' first code does (arXiv:2303.07345).
+    """
+    if region == "text-encoder":
+        return name.startswith(("text_encoder.encoder.layers.", "text_encoder.final_layer_norm."))
+    if not name.startswith("unet."):
+        return False
+    match region:
+        case "xattn":
+            return ".attn2." in name
+        case "xattn-kv":
+            return ".attn2.to_k." in name or ".attn2.to_v." in name
+        case "noxattn":
+            return ".attn2." not in name and not name.startswith(("unet.time_embedding.", "unet.conv_out.", "unet.conv_norm_out."))
+        case "selfattn":
+            return ".attn1." in name
+        case "ff-out":
+            return ".ff.net.2." in name
+        case _:
+            return region == "full"
+
+
+def canonical_name(name: str) -> str:
+    """Return a parameter's name without the `text_model.` level, which transformers 5.6 dropped from CLIPTextModel."""
+    return name.removeprefix("text_model.")
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """Return the network or layer inside the wrappers of torch.compile (`_orig_mod`) and peft (`base_layer`, `get_base_model`)."""
+    while True:
+        inner: Any = getattr(module, "_orig_mod", None)
+        inner = getattr(module, "base_layer", None) if inner is None else inner
+        if inner is None and hasattr(module, "get_base_model"):
+            inner = module.get_base_model()  # type: ignore[operator]  # a method, of peft.PeftModel
+        if inner is None:
+            return module
+        module = inner
+
+
+def unwrapped_parameters(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield parameters under the names they have when nothing wraps the network or its layers.
+
+    A loaded LoRA turns `to_q.weight` into `to_q.base_layer.weight` and adds its factors next to it; the factors are left out here.
+    torch.compile adds `_orig_mod`.
+    """
+    network = unwrap(network)
+    for name, p in network.named_parameters(recurse=False):
+        yield prefix + name, p
+    for name, child in network.named_children():
+        yield from unwrapped_parameters(child, f"{prefix}{name}.")
+
+
+def named_parameters(networks: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
+    """Return every parameter of some networks as "<prefix>.<canonical name>"; tied parameters appear once."""
+    parameters: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for prefix, network in networks.items():
+        for name, p in unwrapped_parameters(network):
+            if id(p) not in seen:
+                parameters[f"{prefix}.{canonical_name(name)}"] = p
+            seen.add(id(p))
+    return parameters
+
+
+def fingerprint(networks: Mapping[str, nn.Module], overrides: Mapping[str, Tensor] | None = None) -> str:
+    """Return the SHA-256 hex digest of the networks' parameters in fp16.
+
+    Args:
+        overrides: values to hash instead of those in the networks, by the names of `named_parameters`.
+    """
+    digest, overrides = hashlib.sha256(), overrides or {}
+    for name, p in sorted(named_parameters(networks).items()):
+        value = overrides.get(name, p)
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().to("cpu", torch.float16).contiguous().numpy().tobytes())
+    return digest.hexdigest()
