@@ -20,16 +20,18 @@ from eval.generation import Sample, generate_images, samples_of
 from eval.judges.base import MissingWeights
 from eval.metrics.features import make_extractor
 from eval.metrics.image_distances import image_set_distances, retained_distance
+from eval.records.models import BASE, ERASED, AuditedModel, retrained_model
+from eval.records.row_files import read_attack_rows
+from eval.records.rows import SampleRow
 from eval.retrained.divergences import measure_divergences
 from eval.retrained.retrain_gap import model_distances
 from eval.scoring.attack_rates import add_attacked_rate, count_attack_rates
-from eval.scoring.counting import AXES, SampleRow, count_rates
+from eval.scoring.counting import AXES, count_rates
 from eval.scoring.judge_scores import (
     available_judges,
     build_judges,
     check_judges_fit,
     judge_errors,
-    read_jsonl,
     samples_digest,
     score_samples,
 )
@@ -293,14 +295,14 @@ def generate_and_attack(
         run.begin()
         generated_counts = {}
         for name, stack in edit_stacks(options, edits).items():
-            apply_options = options.apply_options if name == "erased" else {"other_base": options.other_base}
+            apply_options = options.apply_options if name == ERASED else {"other_base": options.other_base}
             with apply_edits(model, stack, **apply_options):
-                generated_counts[name] = generate_images(
+                generated_counts[str(name)] = generate_images(
                     model,
                     stack_digest(run.job["base"], stack, apply_options.get("strength", 1.0)),
                     plan.suite,
                     plan.samples,
-                    out / "images" / name,
+                    out / "images" / str(name),
                     shard=shard,
                     use_cache=options.keep_images == "all",
                 )
@@ -314,14 +316,14 @@ def stack_digest(base_fingerprint: str, stack: Sequence[Edit], strength: float) 
     return hash_record([base_fingerprint, strength, *(edit.digest() for edit in stack)]) if stack else base_fingerprint
 
 
-def edit_stacks(options: AuditOptions, edits: Sequence[Edit]) -> dict[str, Sequence[Edit]]:
-    """Return the models of an audit by name, each with the edits that turn the base into it."""
-    retrained = {f"retrained-{i}": [edit] for i, edit in enumerate(options.retrained, 1)}
-    return {"base": [], "erased": edits, **retrained}
+def edit_stacks(options: AuditOptions, edits: Sequence[Edit]) -> dict[AuditedModel, Sequence[Edit]]:
+    """Return the models of an audit, each with the edits that turn the base into it."""
+    retrained = {retrained_model(i): [edit] for i, edit in enumerate(options.retrained, 1)}
+    return {BASE: [], ERASED: edits, **retrained}
 
 
-def model_names(options: AuditOptions) -> tuple[str, ...]:
-    """Return the names of an audit's models: base, erased, retrained-1, ..."""
+def model_names(options: AuditOptions) -> tuple[AuditedModel, ...]:
+    """Return the models of an audit: base, erased, retrained-1, ..."""
     return tuple(edit_stacks(options, ()))
 
 
@@ -350,12 +352,11 @@ def load_attack_results(out: Path, plan: AuditPlan, rows: Sequence[SampleRow]) -
         for name, a in attacks_of(plan.suite.attacks).items()
     }
     attacked_images = {sample.file_name for sample in attack_run.samples}
-    shown_unattacked: dict[str, dict[str, bool]] = {name: {} for name in attacked_images}
+    shown_unattacked: dict[str, dict[AuditedModel, bool]] = {name: {} for name in attacked_images}
     for row in rows:
-        name = Path(row["image"]).name
-        if name in attacked_images:
-            shown_unattacked[name][row["model"]] = row["scores"][plan.axis]["label"] == row[plan.axis]
-    return count_attack_rates(read_jsonl(out / "attacks" / "attacks.jsonl"), attack_facts, shown_unattacked)
+        if row.file_name in attacked_images:
+            shown_unattacked[row.file_name][row.model] = row.is_as_prompted(plan.axis)
+    return count_attack_rates(read_attack_rows(out / "attacks" / "attacks.jsonl"), attack_facts, shown_unattacked)
 
 
 def check_buildable(suite: Suite) -> None:

@@ -1,17 +1,18 @@
 """Two audits side by side: the same cases from the same noise, compared pair by pair."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from erasure.errors import UserError
+from eval.records.models import BASE, ERASED
+from eval.records.rows import SampleRow
 from eval.report.numbers import format_percent, format_points, format_points_span
-from eval.scoring.counting import AXES, SampleRow, paired_differences
+from eval.scoring.counting import AXES, paired_differences
 from eval.scoring.gates import only_of
 from eval.scoring.recount import load_finished_audit, load_sample_rows
 from eval.stats.intervals import holm
-
-IMAGE_FIELDS = ("prompt", "seed", "role", "variant", "style", "object", "index")  # two images that agree in these differ in the model alone
 
 
 def tabulate_comparison(first: Path, second: Path) -> list[str]:
@@ -35,7 +36,7 @@ def tabulate_comparison(first: Path, second: Path) -> list[str]:
     rows = [_erased_rows(folder) for folder in folders]
     _check_same_images(folders, rows)
     # paired is the second model minus the first
-    pooled = [{**row, "model": name} for name, model_rows in zip(("erased", "base"), rows, strict=True) for row in model_rows]
+    pooled = [replace(row, model=model) for model, model_rows in zip((ERASED, BASE), rows, strict=True) for row in model_rows]
     axis, targets, excluded = results[0]["axis"], results[0]["targets"], tuple(results[0]["models"]["erased"]["excluded"])
     tables = paired_differences(pooled, axis, targets, excluded, only_of(results[0]))
     if not tables:
@@ -77,12 +78,12 @@ def _shorten(value: Any) -> str:
 
 
 def _erased_rows(folder: Path) -> list[SampleRow]:
-    return [row for row in load_sample_rows(folder) if row["model"] == "erased"]
+    return [row for row in load_sample_rows(folder) if row.model == ERASED]
 
 
 def _check_same_images(folders: tuple[Path, Path], rows: list[list[SampleRow]]) -> None:
     """Check that both audits have the same images; other edits may skip cells, and external images may have other seeds."""
-    images = [{tuple(row[key] for key in IMAGE_FIELDS): row["image"] for row in model_rows} for model_rows in rows]
+    images = [{(row.prompt, row.seed, row.case_key): row.image for row in model_rows} for model_rows in rows]
     for i, folder in enumerate(folders):
         if missing := images[1 - i].keys() - images[i].keys():
             example = Path(images[1 - i][min(missing)]).name

@@ -21,6 +21,7 @@ from eval.audit import OUTPUT_FILES, check_buildable, suite_digest
 from eval.generation import Sample, read_png, save_png
 from eval.judges.base import MissingWeights
 from eval.metrics.image_distances import image_set_distances, retained_distance
+from eval.records.models import BASE, ERASED, AuditedModel
 from eval.scoring.attack_rates import add_attacked_rate
 from eval.scoring.counting import count_rates
 from eval.scoring.judge_scores import available_judges, judge_errors, samples_digest, score_samples
@@ -66,7 +67,7 @@ def audit_external_images(
     judges, missing = available_judges(suite)
     run = Run(out, external_job_record(suite, axis, images_by_model), fresh, OUTPUT_FILES)
     run.begin()
-    samples = external_samples(suite, images_by_model["erased"])
+    samples = external_samples(suite, images_by_model[ERASED])
     convert_to_png(images_by_model, samples, out / "images")
     summary = summarize_images(images_by_model)
     rows = score_samples(samples, tuple(images_by_model), judges, out)
@@ -95,12 +96,12 @@ def audit_external_images(
     return result
 
 
-def _read_images_by_model(folder: Path, base: Path | None, suite: Suite) -> dict[str, ExternalImages]:
+def _read_images_by_model(folder: Path, base: Path | None, suite: Suite) -> dict[AuditedModel, ExternalImages]:
     """Read the erased model's images and the base's, if given; both must have the same cells and seeds."""
-    images_by_model = {"base": read_external_images(base, suite)} if base else {}
-    images_by_model["erased"] = read_external_images(folder, suite)
+    images_by_model = {BASE: read_external_images(base, suite)} if base else {}
+    images_by_model[ERASED] = read_external_images(folder, suite)
     if base:
-        _check_same_cells(folder, images_by_model["erased"], base, images_by_model["base"])
+        _check_same_cells(folder, images_by_model[ERASED], base, images_by_model[BASE])
     return images_by_model
 
 
@@ -108,7 +109,7 @@ def _measure_distances(parts: dict[str, list[Sample]], suite: Suite, images: Pat
     """Return pixel_distance and image_set_distances of a result; if the extractor has no weights, `missing` gets the reason."""
     image_distances: dict[str, Any] = {}
     try:
-        image_distances = image_set_distances(parts, ("base", "erased"), suite.features, images)
+        image_distances = image_set_distances(parts, (BASE, ERASED), suite.features, images)
     except MissingWeights as error:
         missing["features"] = str(error)
     return {"pixel_distance": retained_distance(parts["retained"], images), "image_set_distances": image_distances}
@@ -161,20 +162,20 @@ def external_samples(suite: Suite, erased_images: ExternalImages) -> list[Sample
     return sorted(samples, key=lambda sample: sample.index)
 
 
-def convert_to_png(images_by_model: dict[str, ExternalImages], samples: Sequence[Sample], out_folder: Path) -> None:
+def convert_to_png(images_by_model: dict[AuditedModel, ExternalImages], samples: Sequence[Sample], out_folder: Path) -> None:
     """Write every image as PNG to out_folder/<model>/, where an audit expects it."""
     for model, model_images in images_by_model.items():
         for sample in samples:
-            path = out_folder / model / sample.file_name
+            path = out_folder / str(model) / sample.file_name
             if read_png(path) is None:
                 image = load_image(model_images.files[(sample.case.style, sample.case.object), sample.seed])
                 save_png(torch.from_numpy(np.array(image)).permute(2, 0, 1), path)
 
 
-def summarize_images(images_by_model: dict[str, ExternalImages]) -> dict[str, Any]:
+def summarize_images(images_by_model: dict[AuditedModel, ExternalImages]) -> dict[str, Any]:
     """Describe the files: number of JPEGs, sizes in pixels, fewest and most images in a cell, seeds."""
     paths = [path for model_images in images_by_model.values() for path in model_images.files.values()]
-    cells = Counter(cell for cell, _ in images_by_model["erased"].files)
+    cells = Counter(cell for cell, _ in images_by_model[ERASED].files)
     return {
         "jpeg_count": sum(path.suffix.lower() != ".png" for path in paths),
         "n": len(paths),
@@ -182,16 +183,16 @@ def summarize_images(images_by_model: dict[str, ExternalImages]) -> dict[str, An
             f"{w} x {h}" for w, h in sorted({size for model_images in images_by_model.values() for size in model_images.sizes.values()})
         ],
         "per_cell_range": [min(cells.values()), max(cells.values())],
-        "seeds": sorted({seed for _, seed in images_by_model["erased"].files}),
+        "seeds": sorted({seed for _, seed in images_by_model[ERASED].files}),
     }
 
 
-def external_job_record(suite: Suite, axis: str, images_by_model: dict[str, ExternalImages]) -> dict[str, Any]:
+def external_job_record(suite: Suite, axis: str, images_by_model: dict[AuditedModel, ExternalImages]) -> dict[str, Any]:
     """Return what identifies an audit of external images."""
     return {
         "task": "audit",
-        "base": images_by_model["base"].digest if "base" in images_by_model else "",
-        "edits": [images_by_model["erased"].digest],
+        "base": images_by_model[BASE].digest if BASE in images_by_model else "",
+        "edits": [images_by_model[ERASED].digest],
         "suite": suite.name,
         "suite_version": suite.version,
         "suite_digest": suite_digest(suite),

@@ -17,12 +17,13 @@ from erasure.families.base import DiffusionModel
 from erasure.storage.locks import lock_folder
 from erasure.storage.run import write_json
 from eval.audit import AuditPlan, audit
+from eval.records.models import BASE, ERASED, AuditedModel
+from eval.records.rows import SampleRow
 from eval.report.numbers import round_up
-from eval.scoring.counting import AXES, SampleRow
+from eval.scoring.counting import AXES
 from eval.scoring.rates import EXACT, counted_rate
 from eval.scoring.recount import load_sample_rows
 from eval.stats.intervals import holm, mcnemar, paired_difference
-from eval.suites.prompt_list_suite import cross_axis
 from eval.suites.suite import Axis, Suite
 
 INTERVAL_METHODS = {"rate": EXACT, "change": "Newcombe, paired", "p": "McNemar, exact", "level": 0.95}
@@ -148,16 +149,16 @@ def erased_rates(steps: Sequence[SequenceStep], targets: Sequence[SequenceTarget
     records: list[dict[str, Any]] = []
     for target in targets:
         own_step = steps[target.request - 1]
-        own_outcomes = erased_outcomes(own_step.rows[target.axis], target, "erased")
+        own_outcomes = erased_outcomes(own_step.rows[target.axis], target, ERASED)
         after = []
         for later_step in steps[target.request - 1 :]:
-            outcomes = erased_outcomes(later_step.rows[target.axis], target, "erased")
+            outcomes = erased_outcomes(later_step.rows[target.axis], target, ERASED)
             if outcomes:
                 change = rate_change(outcomes, own_outcomes) if later_step is not own_step else None
                 after.append(
                     {"request": later_step.number, **outcome_rate(outcomes), "change": change and {**change, "rebound": change["high"] < 0}}
                 )
-        base_outcomes = erased_outcomes(own_step.rows[target.axis], target, "base")
+        base_outcomes = erased_outcomes(own_step.rows[target.axis], target, BASE)
         identity = {"axis": target.axis, "label": target.label, "request": target.request}
         records.append({**identity, "base": outcome_rate(base_outcomes) if base_outcomes else None, "after": after})
     changes = [after["change"] for target in records for after in target["after"] if after["change"]]
@@ -175,10 +176,10 @@ def retained_rates(steps: Sequence[SequenceStep], targets: Sequence[SequenceTarg
     records = []
     for axis in AXES:
         first_rows = next(iter(steps[0].rows.values()))
-        base_outcomes = retained_outcomes(first_rows, axis, targets, excluded, "base")
+        base_outcomes = retained_outcomes(first_rows, axis, targets, excluded, BASE)
         after = []
         for later_step in steps:
-            outcomes = retained_outcomes(next(iter(later_step.rows.values())), axis, targets, excluded, "erased")
+            outcomes = retained_outcomes(next(iter(later_step.rows.values())), axis, targets, excluded, ERASED)
             if outcomes:
                 after.append({"request": later_step.number, **outcome_rate(outcomes), "change": rate_change(outcomes, base_outcomes)})
         rate_name = "IRA" if axis in [target.axis for target in targets] else "CRA"
@@ -187,30 +188,31 @@ def retained_rates(steps: Sequence[SequenceStep], targets: Sequence[SequenceTarg
     return sorted(records, key=lambda record: record["rate"] != "IRA")
 
 
-def erased_outcomes(rows: Sequence[SampleRow], target: SequenceTarget, model: str) -> dict[ImageKey, bool]:
+def erased_outcomes(rows: Sequence[SampleRow], target: SequenceTarget, model: AuditedModel) -> dict[ImageKey, bool]:
     """Return for each image that asks for the target whether the judge no longer reads it."""
     axis = target.axis
-    target_rows = (r for r in grid_rows(rows, model) if r[axis] == target.label and axis in r["scores"])
-    return {image_key(r): r["scores"][axis]["label"] != target.label for r in target_rows}
+    target_rows = (row for row in grid_rows(rows, model) if row.prompted(axis) == target.label and row.is_judged(axis))
+    return {image_key(row): not row.is_as_prompted(axis) for row in target_rows}
 
 
 def retained_outcomes(
-    rows: Sequence[SampleRow], axis: Axis, targets: Sequence[SequenceTarget], excluded: Sequence[str], model: str
+    rows: Sequence[SampleRow], axis: Axis, targets: Sequence[SequenceTarget], excluded: Sequence[str], model: AuditedModel
 ) -> dict[ImageKey, bool]:
     """Return for each image that asks for no target whether an axis is read as prompted."""
     target_labels = {(target.axis, target.label) for target in targets}
-    retained_rows = (r for r in grid_rows(rows, model) if not target_labels & {(a, r[a]) for a in (axis, cross_axis(axis))})
-    return {image_key(r): r["scores"][axis]["label"] == r[axis] for r in retained_rows if r[axis] not in excluded and axis in r["scores"]}
+    retained_rows = (row for row in grid_rows(rows, model) if not target_labels & {(a, row.prompted(a)) for a in AXES})
+    counted_rows = (row for row in retained_rows if row.prompted(axis) not in excluded and row.is_judged(axis))
+    return {image_key(row): row.is_as_prompted(axis) for row in counted_rows}
 
 
-def grid_rows(rows: Sequence[SampleRow], model: str) -> Iterable[SampleRow]:
+def grid_rows(rows: Sequence[SampleRow], model: AuditedModel) -> Iterable[SampleRow]:
     """Yield the rows of one model's grid images."""
-    return (row for row in rows if row["model"] == model and row["role"] == "grid")
+    return (row for row in rows if row.model == model and row.role == "grid")
 
 
 def image_key(row: SampleRow) -> ImageKey:
     """Return what identifies an image across audits."""
-    return row["style"], row["object"], row["index"]
+    return row.style, row.object, row.index
 
 
 def outcome_rate(outcomes: Mapping[ImageKey, bool]) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def main() -> None:
     images, truth = render_images(seeds)
     CALIBRATION_FOLDER.mkdir(exist_ok=True)
     for axis, judge in JUDGES.items():
-        predicted = [row["label"] for part in images.split(90) for row in judge.score(part, [])]
+        predicted = [score.label for part in images.split(90) for score in judge.score(part, [])]
         labels = {label: count_errors(truth[axis], predicted, label) for label in LABELS[axis]}
         description = f"{seeds} fresh renders of every cell through the VAE; none: {truth[axis].count('none')} broken images"
         record = {

@@ -35,7 +35,7 @@ def all_cells(seeds: int) -> list[tuple[str, str, int]]:
 def judge_hits(images: torch.Tensor, targets: list[tuple[str, str, int]]) -> dict[str, list[bool]]:
     """Return, per axis, whether the judge's label of each image [N, 3, 64, 64] is the prompted one."""
     return {
-        axis: [score["label"] == cell[0 if axis == "object" else 1] for score, cell in zip(judge.score(images, []), targets, strict=True)]
+        axis: [score.label == cell[0 if axis == "object" else 1] for score, cell in zip(judge.score(images, []), targets, strict=True)]
         for axis, judge in JUDGES.items()
     }
 
@@ -74,7 +74,7 @@ def measure_judges(model: DiffusionModel) -> list[str]:
         hits = judge_hits(images, targets)
         lines.append(f"| {name} | {format_hits(hits['style'])} | {format_hits(hits['object'])} |")
     broken_images = make_broken_images(model, rendered)
-    none_hits = {axis: [score["label"] == "none" for score in judge.score(broken_images, [])] for axis, judge in JUDGES.items()}
+    none_hits = {axis: [score.label == "none" for score in judge.score(broken_images, [])] for axis, judge in JUDGES.items()}
     return [*lines, f"| broken images labeled none | {format_hits(none_hits['style'])} | {format_hits(none_hits['object'])} |"]
 
 

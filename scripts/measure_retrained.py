@@ -75,7 +75,7 @@ def judge_labels(
                 images = model.decode(model.sample(prompts, seeds, 25, 4.0)).cpu()
                 parts.append(images)
                 for axis, judge in JUDGES.items():
-                    labels[axis] += [str(score["label"]) for score in judge.score(images, prompts)]
+                    labels[axis] += [score.label for score in judge.score(images, prompts)]
         save_image(torch.cat(parts)[:20].repeat_interleave(2, -1).repeat_interleave(2, -2), sheet_file, nrow=10)
         write_json(labels_file, labels)
     return read_json(labels_file), sheet_file

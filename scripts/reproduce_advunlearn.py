@@ -25,6 +25,7 @@ from erasure.training import fill_cache
 from erasure.training.teacher_cache import TeacherQuery
 from eval.attacks.soft_prefix import SoftPrefix
 from eval.audit import AuditPlan
+from eval.records.scores import LabelScore
 from eval.scoring.judge_scores import available_judges
 from eval.stats.intervals import wilson
 from eval.suites.suite import load_suite
@@ -59,7 +60,8 @@ def measure_attacks(model: DiffusionModel, edit: Edit, name: str, work: Path, im
                 seeds = [1_000_000 * tokens + 1000 * start + i for i in range(image_count)]
                 hits = {
                     kind: sum(
-                        r["label"] == target for r in score_generated(model, judge, (prompts * image_count)[:image_count], seeds, prefix)
+                        score.label == target
+                        for score in score_generated(model, judge, (prompts * image_count)[:image_count], seeds, prefix)
                     )
                     for kind, prefix in zip(CONDITIONS, (*prefixes, attack.initial_prefix(model, start), None), strict=True)
                 }
@@ -74,7 +76,7 @@ def measure_attacks(model: DiffusionModel, edit: Edit, name: str, work: Path, im
 
 def score_generated(
     model: DiffusionModel, judge: Any, prompts: list[str], seeds: list[int], prefix: torch.Tensor | None
-) -> list[dict[str, Any]]:
+) -> list[LabelScore]:
     images = model.decode(model.sample(prompts, seeds, prefix=prefix)).cpu()
     return judge.score(images, prompts)
 

@@ -1,9 +1,12 @@
 """Results and rows of an audit replaced by planted ones, sealed as the project seals them."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from erasure.storage.files import CHECKSUM_KEY, read_json, write_checksummed_json
+from eval.records.row_files import write_rows
+from eval.records.rows import SampleRow
 from eval.scoring.judge_scores import samples_digest
 
 
@@ -12,8 +15,12 @@ def reseal(folder: Path, result: dict[str, Any]) -> None:
     write_checksummed_json(folder / "result.json", {key: value for key, value in result.items() if key != CHECKSUM_KEY})
 
 
-def replace_samples(samples: Path, rows: str) -> None:
+def replace_samples(folder: Path, rows: Iterable[SampleRow]) -> None:
     """Write samples.jsonl; result.json beside it gets the checksum of these rows, so that they are not taken for damaged."""
-    samples.write_text(rows)
-    result = read_json(samples.with_name("result.json"))
-    reseal(samples.parent, {**result, "samples_sha256": samples_digest(samples.parent)})
+    write_rows(folder / "samples.jsonl", rows)
+    reseal_samples(folder)
+
+
+def reseal_samples(folder: Path) -> None:
+    """Write the checksum of samples.jsonl, whatever it holds, into result.json beside it."""
+    reseal(folder, {**read_json(folder / "result.json"), "samples_sha256": samples_digest(folder)})

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from app.jobs import queue
 from erasure.errors import UserError
 from erasure.storage.files import read_json, write_bytes
-from eval.records import check_result, is_audit, read_result
+from eval.records.audit_result import check_result, is_audit, read_result
 from eval.report.numbers import format_percent, format_percent_span
 from eval.suites.cases import REPHRASED_ROLES
 from eval.suites.fine_grained import describe_only

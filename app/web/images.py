@@ -4,11 +4,12 @@ import base64
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
+
+from eval.records.scores import Scores
 
 MIN_SIDE = 448  # pixels; smaller images are enlarged by an integer factor
 
@@ -44,13 +45,12 @@ def data_url(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def render_score_cards(pair: tuple[dict[str, Any], dict[str, Any]]) -> str:
+def render_score_cards(pair: tuple[Scores, Scores]) -> str:
     """Render the judge scores before and after as two small cards."""
     cards = []
     for title, scores in zip(("before", "after"), pair, strict=True):
-        text = " · ".join(
-            f"{escape(axis)}: <b>{escape(str(r['label']))}</b> <span>{100 * r['p']:.0f} %</span>" for axis, r in scores.items()
-        )
+        labels = {axis: score for axis, score in (("style", scores.style), ("object", scores.object)) if score}
+        text = " · ".join(f"{axis}: <b>{escape(score.label)}</b> <span>{100 * score.p:.0f} %</span>" for axis, score in labels.items())
         cards.append(f'<div class="score"><i>{title}</i> {text}</div>')
     return f'<div class="scores">{"".join(cards)}</div>'
 

@@ -29,7 +29,9 @@ from erasure.methods.base import Method
 from erasure.methods.uce import UCE
 from erasure.pocket.captions import OBJECT_WORDS, STYLE_WORDS, vocabulary
 from eval.audit import AuditPlan
-from eval.judges.base import Judge
+from eval.judges.pocket_object import PocketObject
+from eval.judges.pocket_style import PocketStyle
+from eval.records.scores import Scores
 from eval.suites.suite import load_suite
 
 MAX_PROMPT_LENGTH, MAX_IMAGES, MAX_STEPS, MAX_QUEUED = 500, 8, 100, 32
@@ -44,7 +46,7 @@ class Comparison:
     seeds: list[int]
     base: Tensor  # [B, 3, H, W] uint8
     erased: Tensor  # [B, 3, H, W] uint8
-    scores: list[tuple[dict[str, Any], dict[str, Any]]]  # per image, judge scores by axis before and after; empty without judges
+    scores: list[tuple[Scores, Scores]]  # of each image before and after; empty without judges
     sensitive: bool = False  # an edit of the nsfw kind is applied: blurred until the user reveals it
     hidden: tuple[int, ...] = ()  # indices of pairs that the safety checker hides
 
@@ -179,15 +181,13 @@ class Studio:
             latents = self.model.sample([prompt] * len(seeds), seeds, steps=steps, guidance=guidance)
             return (self.model.decode(latents).cpu() * 255).round().to(torch.uint8)
 
-    def _judge_scores(self, base: Tensor, erased: Tensor, prompt: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    def _judge_scores(self, base: Tensor, erased: Tensor, prompt: str) -> list[tuple[Scores, Scores]]:
         if not self.is_pocket:
             return []
-        images = torch.cat((base, erased)).float() / 255
-        scores_by_axis = {
-            axis: load_class("eval.judges", f"pocket_{axis}", Judge)().score(images, [prompt] * len(images)) for axis in ("style", "object")
-        }
-        scores_by_image = [{axis: scores_by_axis[axis][i] for axis in scores_by_axis} for i in range(len(images))]
-        return list(zip(scores_by_image[: len(base)], scores_by_image[len(base) :], strict=True))
+        images, prompts = torch.cat((base, erased)).float() / 255, [prompt] * (len(base) + len(erased))
+        labels = zip(PocketStyle().score(images, prompts), PocketObject().score(images, prompts), strict=True)
+        scores = [Scores(style=style, object=object_score) for style, object_score in labels]
+        return list(zip(scores[: len(base)], scores[len(base) :], strict=True))
 
     def unknown_words(self, prompt: str) -> list[str]:
         """Return the words of a prompt that are in no training caption of pocket; empty for other models."""

@@ -3,7 +3,7 @@
 import difflib
 import re
 from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, NotRequired, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -20,7 +20,8 @@ YAML_TYPES: dict[Any, Any] = {  # the type in a file for the type of a field
     int: Annotated[int, Field(ge=-(2**31), lt=2**31)],
     float: Annotated[float, Field(allow_inf_nan=False)],
 }
-UNKNOWN_KEY_ERRORS = ("extra_forbidden", "invalid_key")  # pydantic's names for an unknown key
+UNKNOWN_KEY_ERRORS = ("extra_forbidden", "invalid_key", "unexpected_keyword_argument")  # pydantic's names for an unknown key
+JSON_WORDS = {"an object": "a valid dictionary", "a valid array": "a valid list"}  # for the same fault in a file of either format
 
 
 def check_mapping(values: dict[Any, Any], schema: Any, location: str) -> None:
@@ -42,8 +43,13 @@ def list_errors(values: dict[Any, Any], schema: Any, location: str) -> list[str]
     try:
         TypeAdapter(schema).validate_python(values, strict=True, extra="forbid")
     except ValidationError as error:
-        return [_describe_error(detail, schema, location) for detail in _drop_repeated_errors(error)]
+        return describe_errors(error, schema, location)
     return []
+
+
+def describe_errors(error: ValidationError, schema: Any, location: str) -> list[str]:
+    """Return pydantic's errors about a TypedDict or a dataclass, one sentence each."""
+    return [_describe_error(detail, schema, location) for detail in _drop_repeated_errors(error)]
 
 
 def combine_errors(errors: Sequence[str], location: str) -> UserError:
@@ -89,22 +95,29 @@ def _drop_repeated_errors(error: ValidationError) -> list[Any]:
 
 
 def _schema_at(schema: Any, key: str) -> Any:
-    """Return the type of a key of a TypedDict, a list or a mapping; of a union, that of the first member that has the key."""
-    if is_typeddict(schema):
+    """Return the type of a key of a record, a list, a tuple or a mapping; of a union, that of the first member that has the key."""
+    if _is_record(schema):
         return get_type_hints(schema)[key]
     if get_origin(schema) in (Union, UnionType):
         choices = [choice for choice in get_args(schema) if choice is not NoneType]
-        return next((_schema_at(choice, key) for choice in choices if not is_typeddict(choice) or key in get_type_hints(choice)), schema)
-    return get_args(schema)[-1]
+        return next((_schema_at(choice, key) for choice in choices if not _is_record(choice) or key in get_type_hints(choice)), schema)
+    return [part for part in get_args(schema) if part is not Ellipsis][-1]
 
 
 def _keys_of(schema: Any) -> list[str]:
-    """Return the keys of a TypedDict, or of all members of a union."""
-    return [key for part in (schema, *get_args(schema)) if is_typeddict(part) for key in get_type_hints(part)]
+    """Return the keys of a record, or of all members of a union."""
+    return [key for part in (schema, *get_args(schema)) if _is_record(part) for key in get_type_hints(part)]
+
+
+def _is_record(schema: Any) -> bool:
+    """Return whether a type is a TypedDict or a dataclass, whose keys have types of their own."""
+    return is_typeddict(schema) or is_dataclass(schema)
 
 
 def _describe_error(detail: Any, schema: Any, location: str) -> str:
     """Return one of pydantic's errors as a sentence."""
+    if not detail["loc"]:  # not one value, but the text as a whole
+        return f"{location}: {detail['msg']}."
     *parents, key = [str(part) for part in detail["loc"] if part != "[key]"]
     container = f"{'.'.join(parents)} in {location}" if parents else location
     key_path = ".".join([*parents, key])
@@ -118,6 +131,8 @@ def _describe_error(detail: Any, schema: Any, location: str) -> str:
         return str(unknown_value_error(f"{key_path} in {location}", detail["input"], re.findall("'(.*?)'", detail["ctx"]["expected"])))
     # pydantic's message names Python's Sequence
     allowed = "must be a list" if "Sequence" in detail["msg"] else re.sub(r"^(\w+ should|Value error, must)", "must", detail["msg"])
+    for word, plain_word in JSON_WORDS.items():
+        allowed = allowed.replace(word, plain_word)
     value_text = repr(detail["input"])
     if len(value_text) > MAX_VALUE_CHARS:
         value_text = f"{value_text[:MAX_VALUE_CHARS]}..."

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +12,13 @@ from erasure.families.base import DiffusionModel
 from eval.attacks.base import AttackQuery
 from eval.generation import Sample, batch_size_of, generate_by_guidance, generate_from_prompts, guidance_of
 from eval.judges.base import Judge
+from eval.records.rows import AttackScore
+from eval.records.scores import LabelScore
 from eval.suites.cases import PLAIN_ROLES, Case
 from eval.suites.suite import Axis, Suite
 
 MAX_CHUNK = 10  # prompts attacked together, at most; see chunk_size
 RETAIN_PROMPTS = 24  # prompts unrelated to the concept that an attack may fine-tune on, at most
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class AttackRun:
 
     def generate_and_score(
         self, model: DiffusionModel, chunk: Sequence[int], query: AttackQuery, seeds: Sequence[int]
-    ) -> tuple[list[Row], Tensor]:
+    ) -> tuple[list[AttackScore], Tensor]:
         """Return the judge's scores, each with whether it shows the concept, and the images [B, 3, H, W], uint8."""
         guidance_scales = [guidance_of(self.suite, self.samples[i].case) for i in chunk]
         queries = [select_query(query, position) for position in range(len(chunk))]
@@ -91,9 +91,10 @@ class AttackRun:
 
         images = generate_by_guidance(guidance_scales, generate)
         scores = self.judge.score(images.float() / 255, [self.samples[i].case.prompt for i in chunk])
+        labels = [score for score in scores if isinstance(score, LabelScore)]  # a judge of an axis gives nothing else
         return [
-            {"label": r["label"], "p": r["p"], "shows_concept": r["label"] == label_of(self.samples[i].case, self.axis)}
-            for i, r in zip(chunk, scores, strict=True)
+            AttackScore(label=r.label, p=r.p, shows_concept=r.label == label_of(self.samples[i].case, self.axis))
+            for i, r in zip(chunk, labels, strict=True)
         ], images
 
 

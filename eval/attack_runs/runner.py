@@ -4,7 +4,6 @@ An image that decides when an attack stops flatters the attack. So the query it 
 not seen. A crash is neither a success nor a failure: it is a missing row.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,15 @@ from erasure.edits import Edit
 from erasure.erasing import apply_edits
 from erasure.errors import NotFiniteError, UserError
 from erasure.families.base import DiffusionModel
-from erasure.storage.files import write_bytes
 from erasure.training import fill_cache
 from erasure.training.teacher_cache import TeacherQuery
-from eval.attack_runs.attack_run import AttackRun, Row
+from eval.attack_runs.attack_run import AttackRun
 from eval.attack_runs.fine_tuning import fine_tuning_rows
 from eval.attack_runs.prompt_search import prompt_rows
 from eval.attack_runs.saved_rows import load_or_prepare, require_same_judge
 from eval.attacks.base import Attack, AttackContext, NotApplicable, Prepared, PromptAttack, WeightAttack
+from eval.records.row_files import write_rows
+from eval.records.rows import AttackRow, FailedAttackRow
 from eval.suites.suite import SuiteAttacks
 
 
@@ -41,7 +41,7 @@ def attacks_of(settings: SuiteAttacks) -> dict[str, Attack]:
 
 def run_attacks(
     model: DiffusionModel, edits: Sequence[Edit], attack_run: AttackRun, out: Path, *, shard: tuple[int, int] = (0, 1), **apply_options: Any
-) -> list[Row]:
+) -> list[AttackRow]:
     """Run every attack of the suite; rows that are on disk are reused.
 
     Args:
@@ -56,7 +56,7 @@ def run_attacks(
     require_same_judge(out / "judge.json", attack_run.judge)
     context = context_of(model, attack_run)
     prepared: dict[str, Prepared] = {}
-    rows: list[Row] = []
+    rows: list[AttackRow] = []
     for name, attack in attacks.items():
         if isinstance(attack, PromptAttack):
             rows += try_attack(name, lambda a=attack, n=name: prepare_attack(a, n, context, prepared, out / n))  # type: ignore[misc]  # bound now
@@ -67,11 +67,11 @@ def run_attacks(
                 rows += try_attack(name, lambda a=attack, n=name, f=folder: prompt_rows(a, n, context, attack_run, prepared[n], f, shard))  # type: ignore[misc]
             elif isinstance(attack, WeightAttack) and (position % shard[1] == shard[0] or (folder / "curve.json").exists()):
                 rows += try_attack(name, lambda a=attack, n=name, f=folder: fine_tuning_rows(a, n, context, attack_run, f))  # type: ignore[misc]
-    write_bytes(out / "attacks.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
+    write_rows(out / "attacks.jsonl", rows)
     return rows
 
 
-def try_attack(name: str, make_rows: Callable[[], list[Row]]) -> list[Row]:
+def try_attack(name: str, make_rows: Callable[[], Sequence[AttackRow]]) -> Sequence[AttackRow]:
     """Return the rows of an attack, or one row that says why there are none.
 
     An attack that does not fit the model or suite is skipped; one that diverges or fails has crashed.
@@ -79,17 +79,18 @@ def try_attack(name: str, make_rows: Callable[[], list[Row]]) -> list[Row]:
     try:
         return make_rows()
     except NotApplicable as error:
-        return [{"attack": name, "skipped": str(error)}]
+        return [FailedAttackRow(attack=name, skipped=str(error))]
     except (RuntimeError, ValueError, FloatingPointError) as error:
         # NaN is the attack's doing: without the attack the model generated images
         if isinstance(error, UserError) and not isinstance(error, NotFiniteError):
             raise
-        return [{"attack": name, "crashed": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}]
+        crash = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return [FailedAttackRow(attack=name, crashed=crash)]
 
 
 def prepare_attack(
     attack: PromptAttack, name: str, context: AttackContext, prepared_by_attack: dict[str, Prepared], folder: Path
-) -> list[Row]:
+) -> list[AttackRow]:
     """Add to `prepared_by_attack` what an attack computes on the base; there are no rows yet."""
     prepared_by_attack[name] = load_or_prepare(folder / "prepared.safetensors", lambda: attack.prepare(context))
     return []

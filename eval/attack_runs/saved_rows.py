@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
@@ -17,13 +18,16 @@ from erasure.storage.files import (
 )
 from erasure.storage.run import describe_difference
 from erasure.storage.tensor_files import load_or_make
-from eval.attack_runs.attack_run import Row
 from eval.attacks.base import Prepared
 from eval.judges.base import Judge
+from eval.records.convert import parse_record
+from eval.records.rows import SavedFineTuning, SavedSearch
+
+Saved = TypeVar("Saved", SavedSearch, SavedFineTuning)
 
 
-def read_rows(path: Path, judge_digest: str) -> list[Row] | None:
-    """Read the rows of a file with a checksum.
+def read_saved(path: Path, record_type: type[Saved], judge_digest: str) -> Saved | None:
+    """Read rows that were saved with a checksum.
 
     Returns:
         None if the file is missing, or if it is damaged or another judge scored it, which is reported.
@@ -31,12 +35,11 @@ def read_rows(path: Path, judge_digest: str) -> list[Row] | None:
     if not is_path_taken(path):
         return None
     try:
-        record = read_checksummed_json(path)
-        if record.get("judge") != judge_digest:
+        saved = parse_record(read_checksummed_json(path), record_type, str(path))
+        if saved.judge != judge_digest:
             raise DamagedFile(f"{path} was scored by another judge.")
-        rows: list[Row] = record["rows"]
-        return rows
-    except DamagedFile as error:
+        return saved
+    except UserError as error:
         print_message(f"{error} It will be made again.")
         return None
 

@@ -1,9 +1,9 @@
 """What token ids show whose text tokenizes to other ids: counted separately from an attack's success, since nobody can type them."""
 
 from collections.abc import Container, Sequence
-from typing import Any
 
 from eval.attacks.base import AttackQuery, TokenPrefix
+from eval.records.rows import AttackScore, TokenIdOutcome
 
 
 class TokenIdSuccesses:
@@ -34,16 +34,16 @@ class TokenIdSuccesses:
             if token_prefix.fails_round_trip[position] and i not in broken and self.first_round[position] is None
         ]
 
-    def add(self, round_index: int, positions: Sequence[int], scores: Sequence[dict[str, Any]]) -> None:
+    def add(self, round_index: int, positions: Sequence[int], scores: Sequence[AttackScore]) -> None:
         """Add the judge's scores of a round."""
         for position, score in zip(positions, scores, strict=True):
-            self.first_round[position] = round_index if score["shows_concept"] else None
+            self.first_round[position] = round_index if score.shows_concept else None
 
-    def record(self, position: int) -> dict[str, Any]:
-        """Return the entry for the row of one prompt; empty if the attack does not search over ids."""
+    def outcome(self, position: int) -> TokenIdOutcome | None:
+        """Return the outcome for the row of one prompt; None if the attack does not search over ids."""
         if not self.searches_ids:
-            return {}
-        return {"token_ids": {"failed_round_trips": self.failed_round_trips[position], "round": self.first_round[position]}}
+            return None
+        return TokenIdOutcome(failed_round_trips=self.failed_round_trips[position], round=self.first_round[position])
 
 
 def query_by_ids(token_prefix: TokenPrefix, positions: Sequence[int]) -> AttackQuery:

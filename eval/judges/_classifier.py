@@ -4,7 +4,6 @@ import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from erasure.errors import UserError
 from erasure.loading.loader import first_line_of
+from eval.records.scores import LabelScore
 
 
 def file_sha256(path: Path) -> str:
@@ -59,11 +59,11 @@ def read_tensors(path: Path, state_dict_key: str) -> dict[str, Tensor]:
     return checkpoint[state_dict_key] if state_dict_key else checkpoint
 
 
-def top5_scores(logits: Tensor, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Return {"label", "p", "top5": [[label, p], ...]} for each row of logits (B, labels)."""
+def top5_scores(logits: Tensor, labels: Sequence[str]) -> list[LabelScore]:
+    """Return the best label with its probability, and the best five, for each row of logits (B, labels)."""
     top = logits.softmax(-1).topk(5)
     rows = [
-        [[labels[i], round(p, 4)] for i, p in zip(row, probabilities, strict=True)]
+        tuple((labels[i], round(p, 4)) for i, p in zip(row, probabilities, strict=True))
         for row, probabilities in zip(top.indices.tolist(), top.values.tolist(), strict=True)
     ]
-    return [{"label": row[0][0], "p": row[0][1], "top5": row} for row in rows]
+    return [LabelScore(label=row[0][0], p=row[0][1], top5=row) for row in rows]

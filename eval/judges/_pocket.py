@@ -12,6 +12,7 @@ from erasure.errors import UserError
 from erasure.loading.loader import POCKET_FOLDER
 from erasure.pocket.canvas import SIZE
 from erasure.pocket.classifier import LABELS, PocketClassifier
+from eval.records.scores import LabelScore
 
 
 @cache
@@ -28,7 +29,7 @@ def classifier_identity(axis: str) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def classify(axis: str, images: Tensor) -> list[dict[str, Any]]:
+def classify(axis: str, images: Tensor) -> list[LabelScore]:
     """Return label and probability of each image, rounded so that a row prints the same everywhere.
 
     Args:
@@ -41,4 +42,4 @@ def classify(axis: str, images: Tensor) -> list[dict[str, Any]]:
         raise UserError(f"pocket judges score {SIZE}x{SIZE} RGB images, got {tuple(images.shape[1:])}.")
     probabilities = load_classifier(axis)(images.float().cpu()).softmax(-1)
     best = probabilities.max(-1)
-    return [{"label": LABELS[axis][i], "p": round(p, 4)} for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]
+    return [LabelScore(label=LABELS[axis][i], p=round(p, 4)) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)]

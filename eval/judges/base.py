@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from erasure.errors import UserError
+from eval.records.scores import JudgeScore
 
 
 class MissingWeights(UserError):
@@ -42,8 +43,8 @@ class Judge(ABC):
         return tuple(labels) if isinstance(labels, list | tuple | dict) else ()
 
     @abstractmethod
-    def score(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
-        """Return one raw score per image, such as {"label": ..., "p": ...}.
+    def score(self, images: Tensor, prompts: Sequence[str]) -> Sequence[JudgeScore]:
+        """Return one raw score per image: a label, or the alignment with its prompt.
 
         Args:
             images: [B, 3, H, W] in [0, 1].

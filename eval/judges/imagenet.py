@@ -12,6 +12,7 @@ from torchvision.models import ResNet50_Weights, resnet50
 
 from eval.judges._classifier import file_sha256, load_network, top5_scores
 from eval.judges.base import Judge, MissingWeights
+from eval.records.scores import LabelScore
 
 WEIGHTS = ResNet50_Weights.IMAGENET1K_V2
 WEIGHTS_FILE = Path(WEIGHTS.url).name
@@ -20,7 +21,7 @@ LABELS: tuple[str, ...] = tuple(WEIGHTS.meta["categories"])  # "crane" and "mail
 
 @dataclass(frozen=True, kw_only=True)
 class ImageNet(Judge):
-    """Scores {"label", "p", "top5"} among ImageNet's 1,000 classes, top-1; the label is never "none".
+    """Labels images with one of ImageNet's 1,000 classes, top-1; never "none".
 
     Papers with another ResNet-50 (such as microsoft/resnet-50) use other crops and weights, so their figures are not comparable.
     """
@@ -41,7 +42,7 @@ class ImageNet(Judge):
         return LABELS
 
     @torch.no_grad()
-    def score(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    def score(self, images: Tensor, prompts: Sequence[str]) -> list[LabelScore]:
         network, _ = _load_resnet(self._path())
         return top5_scores(network(WEIGHTS.transforms()(images.float().cpu())), LABELS)
 

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from eval.judges._open_clip import POCKET_OPEN_CLIP, load_open_clip
 from eval.judges.base import Judge
+from eval.records.scores import AlignmentScore
 
 
 @dataclass(frozen=True, kw_only=True)
 class OpenClip(Judge):
-    """Scores {"cosine"}: 100 times the cosine of image and text embedding.
+    """Scores 100 times the cosine of image and text embedding.
 
     The default is pocket's own open_clip model, trained separately from the pipeline's text encoder.
     """
@@ -24,9 +25,9 @@ class OpenClip(Judge):
     def identity(self) -> dict[str, Any]:
         return {"model": Path(self.model).name, "weights": load_open_clip(self.model, self.pretrained).weights}
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    def score(self, images: Tensor, prompts: Sequence[str]) -> list[AlignmentScore]:
         clip = load_open_clip(self.model, self.pretrained)
         return [
-            {"cosine": round(100 * cosine, 3)}
+            AlignmentScore(cosine=round(100 * cosine, 3))
             for cosine in (clip.encode_images(images) * clip.encode_texts(list(prompts))).sum(-1).tolist()
         ]

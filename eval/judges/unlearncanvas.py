@@ -14,6 +14,7 @@ from torchvision.transforms.functional import normalize, resize
 from erasure.errors import unknown_value_error
 from eval.judges._classifier import file_sha256, load_network, top5_scores
 from eval.judges.base import Judge, MissingWeights
+from eval.records.scores import LabelScore
 
 Axis = Literal["style", "object"]
 ARCHITECTURE = "vit_large_patch16_224.augreg_in21k"  # timm's name
@@ -33,7 +34,7 @@ LABELS: dict[str, tuple[str, ...]] = {"style": tuple(STYLES.split()), "object": 
 
 @dataclass(frozen=True, kw_only=True)
 class UnlearnCanvas(Judge):
-    """Scores {"label", "p", "top5"} of images resized to a square; the label is never "none".
+    """Labels images resized to a square; never "none".
 
     `Seed_Images`, photographs without a style, is the 51st style. The benchmark's authors report no accuracy for these classifiers.
     """
@@ -56,7 +57,7 @@ class UnlearnCanvas(Judge):
         }
 
     @torch.no_grad()
-    def score(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    def score(self, images: Tensor, prompts: Sequence[str]) -> list[LabelScore]:
         network, _ = self._load()
         inputs = normalize(resize(images.float().cpu(), [SIZE, SIZE], antialias=True), [0.5] * 3, [0.5] * 3)
         return top5_scores(network(inputs), LABELS[self.axis])

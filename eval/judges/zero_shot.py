@@ -14,6 +14,7 @@ from erasure.errors import UserError
 from erasure.pocket.canvas import STYLES
 from eval.judges._open_clip import POCKET_OPEN_CLIP, load_open_clip
 from eval.judges.base import Judge
+from eval.records.scores import LabelScore
 
 NO_LABEL = "none"
 
@@ -24,7 +25,7 @@ def pocket_style_labels() -> dict[str, Sequence[str]]:
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot(Judge):
-    """Scores {"label", "p", "scores"}: the best label, its probability, and the probability of every label.
+    """Gives the best label, its probability, and as `scores` the probability of every label.
 
     A label's embedding is the mean over all its phrases in all templates (section 3.1.4). Probabilities are shares among the given labels:
     an image of something else is forced into one of them unless `margin` says "none". A margin does not catch every broken image.
@@ -59,12 +60,12 @@ class ZeroShot(Judge):
             "margin": self.margin,
         }
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
+    def score(self, images: Tensor, prompts: Sequence[str]) -> list[LabelScore]:
         clip = load_open_clip(self.model, self.pretrained)
         label_embeddings = embed_labels(self.model, self.pretrained, tuple(map(tuple, self.labels.values())), tuple(self.templates))
         probabilities = (clip.network.logit_scale.exp() * clip.encode_images(images) @ label_embeddings.T).softmax(-1)
         scores_by_image = [{label: round(p, 6) for label, p in zip(self.labels, row, strict=True)} for row in probabilities.tolist()]
-        return [{"label": best_label(scores, self.margin), "p": max(scores.values()), "scores": scores} for scores in scores_by_image]
+        return [LabelScore(label=best_label(scores, self.margin), p=max(scores.values()), scores=scores) for scores in scores_by_image]
 
 
 def best_label(scores: Mapping[str, float], margin: float) -> str:

@@ -13,6 +13,7 @@ from eval.metrics.distances import feature_distances
 from eval.metrics.features import make_extractor
 from eval.metrics.kid import KID
 from eval.metrics.pixel_distance import PixelDistance
+from eval.records.models import BASE, ERASED, AuditedModel
 from eval.retrained.retrain_gap import model_pairs
 
 
@@ -22,14 +23,14 @@ def retained_distance(samples: Sequence[Sample], images: Path) -> dict[str, floa
         return None
     metric = PixelDistance()
     for (_, base_images), (_, erased_images) in zip(
-        load_batches(samples, images / "base"), load_batches(samples, images / "erased"), strict=True
+        load_batches(samples, images / str(BASE)), load_batches(samples, images / str(ERASED)), strict=True
     ):
         metric.update(base_images, erased_images)
     return {name: round(value, 5) for name, value in metric.compute()._asdict().items()}
 
 
 def image_set_distances(
-    samples_by_part: Mapping[str, Sequence[Sample]], models: Sequence[str], extractor_settings: Mapping[str, Any], images: Path
+    samples_by_part: Mapping[str, Sequence[Sample]], models: Sequence[AuditedModel], extractor_settings: Mapping[str, Any], images: Path
 ) -> dict[str, Any]:
     """Measure FID, KID and CMMD of every model's images to the base's, by part of the suite, and KID between retrained and other models.
 
@@ -45,17 +46,21 @@ def image_set_distances(
     record: dict[str, Any] = {"extractor": extractor.identity(), "parts": {}}
     for part, samples in samples_by_part.items():
         features_by_model = {
-            name: torch.cat([extractor.features(image_batch) for _, image_batch in load_batches(samples, images / name)])
-            for name in models
+            model: torch.cat([extractor.features(image_batch) for _, image_batch in load_batches(samples, images / str(model))])
+            for model in models
             if samples
         }
         record["parts"][part] = {
-            name: feature_distances(features_by_model["base"], features_by_model[name], extractor.name)
-            for name in features_by_model
-            if name != "base"
+            str(model): feature_distances(features_by_model[BASE], features_by_model[model], extractor.name)
+            for model in features_by_model
+            if model != BASE
         }
         for first, second in model_pairs(tuple(features_by_model)):
-            pair = {"first": first, "second": second, **kid_of_different_noise(features_by_model[first], features_by_model[second])}
+            pair = {
+                "first": str(first),
+                "second": str(second),
+                **kid_of_different_noise(features_by_model[first], features_by_model[second]),
+            }
             record.setdefault("model_pairs", {}).setdefault(part, []).append(pair)
     return record
 

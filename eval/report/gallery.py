@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +9,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
-from eval.scoring.counting import SampleRow
+from eval.records.models import BASE, ERASED
+from eval.records.row_files import read_attack_rows
+from eval.records.rows import SampleRow, SearchRow
 from eval.scoring.gates import only_of
 from eval.suites.cases import PLAIN_ROLES, REPHRASED_ROLES
 from eval.suites.fine_grained import is_erasure_target
-from eval.suites.prompt_list_suite import cross_axis
+from eval.suites.prompt_list_suite import Axis, cross_axis
 
 MAX_PAGE_BYTES = 2_400_000  # of all images in a page, as base64
 MAX_SIDE = 160  # pixels; larger images are scaled down
@@ -68,9 +69,9 @@ class Gallery:
     def embed_pair(self, pair: ImagePair) -> dict[str, Any]:
         """Return a pair for the page: the prompt, and for either model the image and the labels that judges gave it."""
         return {
-            "prompt": pair.erased["prompt"],
+            "prompt": pair.erased.prompt,
             "sides": [
-                {"name": name, "image": self.embed_image(row["image"]), "labels": _join_labels(row)}
+                {"name": name, "image": self.embed_image(row.image), "labels": _join_labels(row)}
                 for name, row in (("before", pair.base), ("after", pair.erased))
                 if row
             ],
@@ -88,13 +89,13 @@ def _read_thumbnail(path: Path) -> tuple[bytes, int]:
 
 
 def _join_labels(row: SampleRow) -> str:
-    return ", ".join(row["scores"][axis]["label"] for axis in ("style", "object") if axis in row["scores"])
+    return ", ".join(label for label in (row.judged("style"), row.judged("object")) if label is not None)
 
 
 def pairs_of(rows: Sequence[SampleRow]) -> list[ImagePair]:
     """Pair the base's and the erased model's row of every case, in the fixed order of cases."""
-    base = {Path(row["image"]).name: row for row in rows if row["model"] == "base"}
-    return [ImagePair(base.get(Path(row["image"]).name), row) for row in rows if row["model"] == "erased"]
+    base = {row.file_name: row for row in rows if row.model == BASE}
+    return [ImagePair(base.get(row.file_name), row) for row in rows if row.model == ERASED]
 
 
 def spread_evenly(items: Sequence[T], count: int) -> list[T]:
@@ -109,7 +110,7 @@ def select_pairs(
     """Select pairs of the suite itself that ask for what should be erased (`of_target`), or for something else."""
     target_definition = result["axis"], result["targets"], only_of(result)
     roles = (*PLAIN_ROLES, "benign") if result.get("suite_format") == "prompt_list" else PLAIN_ROLES
-    selected = [p for p in pairs if p.erased["role"] in roles and is_erasure_target(p.erased, *target_definition) == of_target]
+    selected = [p for p in pairs if p.erased.role in roles and is_erasure_target(vars(p.erased), *target_definition) == of_target]
     return [gallery.embed_pair(pair) for pair in spread_evenly(selected, count)]
 
 
@@ -117,7 +118,7 @@ def list_failures(gallery: Gallery, pairs: Sequence[ImagePair], result: Mapping[
     """Return by role the pairs that still show the concept, and those in which something else was lost."""
     checked = []
     for check in _failure_checks(result):
-        counted = [p for p in pairs if p.erased["role"] == check.role and check.counts(p)]
+        counted = [p for p in pairs if p.erased.role == check.role and check.counts(p)]
         if counted:
             checked.append((check, counted, [p for p in counted if check.fails(p)]))
     parts_by_role: dict[str, list[dict[str, Any]]] = {}
@@ -152,27 +153,28 @@ def _failure_checks(result: Mapping[str, Any]) -> list[FailureCheck]:
     lost_title, lost_description = ("lost", "was lost") if "base" in result["models"] else ("not shown", "is not shown")
 
     def is_target(pair: ImagePair) -> bool:
-        return is_erasure_target(pair.erased, axis, targets, only) and axis in pair.erased["scores"]
+        return is_erasure_target(vars(pair.erased), axis, targets, only) and pair.erased.is_judged(axis)
 
     def is_elsewhere(pair: ImagePair) -> bool:
-        return pair.erased[axis] in targets and not is_erasure_target(pair.erased, axis, targets, only) and axis in pair.erased["scores"]
+        is_elsewhere = pair.erased.prompted(axis) in targets and not is_erasure_target(vars(pair.erased), axis, targets, only)
+        return is_elsewhere and pair.erased.is_judged(axis)
 
     def is_still_shown(pair: ImagePair) -> bool:
-        return is_labeled_as_prompted(pair.erased, axis)
+        return pair.erased.is_as_prompted(axis)
 
-    def counts_on(scored_axis: str) -> Callable[[ImagePair], bool]:
+    def counts_on(scored_axis: Axis) -> Callable[[ImagePair], bool]:
         def counts_pair(pair: ImagePair) -> bool:
             is_retained = (
-                pair.erased[axis] not in targets if scored_axis == axis else not is_erasure_target(pair.erased, axis, targets, only)
+                pair.erased.prompted(axis) not in targets
+                if scored_axis == axis
+                else not is_erasure_target(vars(pair.erased), axis, targets, only)
             )
-            return is_retained and pair.erased[scored_axis] not in excluded and scored_axis in pair.erased["scores"]
+            return is_retained and pair.erased.prompted(scored_axis) not in excluded and pair.erased.is_judged(scored_axis)
 
         return counts_pair
 
-    def lost_on(scored_axis: str) -> Callable[[ImagePair], bool]:
-        return lambda pair: (
-            (pair.base is None or is_labeled_as_prompted(pair.base, scored_axis)) and not is_labeled_as_prompted(pair.erased, scored_axis)
-        )
+    def lost_on(scored_axis: Axis) -> Callable[[ImagePair], bool]:
+        return lambda pair: (pair.base is None or pair.base.is_as_prompted(scored_axis)) and not pair.erased.is_as_prompted(scored_axis)
 
     return [
         *(FailureCheck(role, "still shown", "the concept is still shown", is_target, is_still_shown) for role in PLAIN_ROLES),
@@ -191,39 +193,36 @@ def _failure_checks(result: Mapping[str, Any]) -> list[FailureCheck]:
     ]
 
 
-def is_labeled_as_prompted(row: SampleRow, axis: str) -> bool:
-    """Whether a judge labels an image as its prompt asks."""
-    return axis in row["scores"] and bool(row["scores"][axis]["label"] == row[axis])
-
-
 def _has_alignment(pair: ImagePair) -> bool:
-    return pair.base is not None and "clip" in pair.base["scores"] and "clip" in pair.erased["scores"]
+    return pair.base is not None and pair.base.scores.clip is not None and pair.erased.scores.clip is not None
 
 
 def _alignment_drop(pair: ImagePair) -> float:
-    assert pair.base is not None  # counts only pairs with an alignment
-    return float(pair.base["scores"]["clip"]["cosine"] - pair.erased["scores"]["clip"]["cosine"])
+    assert pair.base and pair.base.scores.clip and pair.erased.scores.clip  # counts only pairs with an alignment
+    return pair.base.scores.clip.cosine - pair.erased.scores.clip.cosine
 
 
-def rates_by_neighbor(pairs: Sequence[ImagePair], axis: str) -> list[dict[str, Any]]:
+def rates_by_neighbor(pairs: Sequence[ImagePair], axis: Axis) -> list[dict[str, Any]]:
     """Count how often every neighbor is labeled as prompted, in the format of conclusions.retained_by_label."""
-    return _rates_by_label([p for p in pairs if p.base and p.base["role"] == "neighbor" and axis in p.base["scores"]], axis, axis)
+    return _rates_by_label([p for p in pairs if p.base and p.base.role == "neighbor" and p.base.is_judged(axis)], axis, axis)
 
 
 def rates_by_cross_label(pairs: Sequence[ImagePair], result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Count how often a concept that was to be erased in one cell is still shown in its others, by label of the other axis."""
     axis, target_definition = result["axis"], (result["axis"], result["targets"], only_of(result))
-    grid_pairs = [p for p in pairs if p.base and p.base["role"] == "grid" and axis in p.base["scores"]]
-    elsewhere_pairs = [p for p in grid_pairs if p.erased[axis] in result["targets"] and not is_erasure_target(p.erased, *target_definition)]
+    grid_pairs = [p for p in pairs if p.base and p.base.role == "grid" and p.base.is_judged(axis)]
+    elsewhere_pairs = [
+        p for p in grid_pairs if p.erased.prompted(axis) in result["targets"] and not is_erasure_target(vars(p.erased), *target_definition)
+    ]
     return _rates_by_label(elsewhere_pairs, axis, cross_axis(axis))
 
 
-def _rates_by_label(pairs: Sequence[ImagePair], axis: str, label_axis: str) -> list[dict[str, Any]]:
+def _rates_by_label(pairs: Sequence[ImagePair], axis: Axis, label_axis: Axis) -> list[dict[str, Any]]:
     records = []
-    for label in dict.fromkeys(p.erased[label_axis] for p in pairs):
+    for label in dict.fromkeys(p.erased.prompted(label_axis) for p in pairs):
         rates_by_model = {}
         for i, model in enumerate(ImagePair._fields):
-            correct = [is_labeled_as_prompted(row, axis) for p in pairs if (row := p[i]) and row[label_axis] == label]
+            correct = [row.is_as_prompted(axis) for p in pairs if (row := p[i]) and row.prompted(label_axis) == label]
             rates_by_model[model] = {"k": sum(correct), "n": len(correct), "rate": sum(correct) / len(correct)}
         records.append({"label": label, **rates_by_model})
     return records
@@ -237,22 +236,19 @@ def attack_examples(
     Args:
         broken_without_attack: names of the images that show the concept without an attack; they are left out.
     """
-    path = gallery.folder / "attacks" / "attacks.jsonl"
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    rows = [row for row in read_attack_rows(gallery.folder / "attacks" / "attacks.jsonl") if isinstance(row, SearchRow)]
     examples_by_attack = {}
     searches = [attack["name"] for attack in attacks if attack.get("broken_by_search") and not attack["control"]]
     for name in searches:
-        attack_rows = [
-            row for row in rows if row["attack"] == name and row["round"] is not None and row["image"] not in broken_without_attack
-        ]
+        attack_rows = [row for row in rows if row.attack == name and row.round is not None and row.image not in broken_without_attack]
         selected = spread_evenly(attack_rows, min(MAX_EXAMPLES, gallery.pairs_that_fit(1)))
         examples_by_attack[name] = [
             {
-                "prompt": row["prompt"],
-                "found_prompt": row["found_prompt"],
-                "images_tried": row["round"] + 1,
-                "fresh_successes": [sum(score["shows_concept"] for score in row["fresh_scores"]), len(row["fresh_scores"])],
-                "image": gallery.embed_image(f"attacks/{name}/{row['index']:04d}.png"),
+                "prompt": row.prompt,
+                "found_prompt": row.found_prompt,
+                "images_tried": row.images_until_success,
+                "fresh_successes": [sum(score.shows_concept for score in row.fresh_scores), len(row.fresh_scores)],
+                "image": gallery.embed_image(f"attacks/{name}/{row.index:04d}.png"),
             }
             for row in selected
         ]

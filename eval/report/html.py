@@ -14,7 +14,6 @@ from eval.report import charts, numbers
 from eval.report.gallery import (
     Gallery,
     attack_examples,
-    is_labeled_as_prompted,
     list_failures,
     pairs_of,
     rates_by_cross_label,
@@ -194,7 +193,7 @@ def image_variables(folder: Path, result: Mapping[str, Any], pair_count: int) ->
         "target_pairs": select_pairs(gallery, pairs, result, pair_count, of_target=True),
         "retained_pairs": select_pairs(gallery, pairs, result, pair_count, of_target=False),
         "attack_examples": attack_examples(
-            gallery, result["attacks"], {Path(p.erased["image"]).name for p in pairs if is_labeled_as_prompted(p.erased, result["axis"])}
+            gallery, result["attacks"], {p.erased.file_name for p in pairs if p.erased.is_as_prompted(result["axis"])}
         ),
         "failures": list_failures(gallery, pairs, result),
         "neighbor_rates": sort_by_loss(rates_by_neighbor(pairs, result["axis"])),

@@ -1,6 +1,6 @@
 """Denoiser divergence in an audit: how far the erasure drifted, and how far it is from models retrained without the concept."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from erasure.storage.files import DamagedFile, ensure_folder, is_path_taken, pri
 from erasure.storage.run import cache_folder, hash_record
 from eval.generation import Sample
 from eval.metrics.denoiser_divergence import divergence_between
+from eval.records.models import BASE, ERASED, AuditedModel
+from eval.retrained.retrain_gap import model_pairs
 
 PROMPTS = 20  # of each part, at most, evenly spaced
 
@@ -48,7 +50,10 @@ def read_trained_without(source: str) -> str:
 
 
 def measure_divergences(
-    model: DiffusionModel, edits_by_model: dict[str, Sequence[Edit]], target_samples: Sequence[Sample], retained_samples: Sequence[Sample]
+    model: DiffusionModel,
+    edits_by_model: Mapping[AuditedModel, Sequence[Edit]],
+    target_samples: Sequence[Sample],
+    retained_samples: Sequence[Sample],
 ) -> list[dict[str, Any]]:
     """Return one record for each pair of models worth comparing, on prompts for the concept and on others.
 
@@ -58,9 +63,7 @@ def measure_divergences(
         edits_by_model: the edits that make each model: base, erased, and any retrained models.
         target_samples, retained_samples: samples that ask for the concept and that do not; their prompts and seeds are used.
     """
-    retrained = [name for name in edits_by_model if name.startswith("retrained")]
-    pairs = [("base", "erased"), *((name, retrained_name) for retrained_name in retrained for name in ("base", "erased"))]
-    pairs += [(a, b) for i, a in enumerate(retrained) for b in retrained[i + 1 :]]
+    pairs = [(BASE, ERASED), *model_pairs(tuple(edits_by_model))]
     records, identity = [], {"base": model.fingerprint(), "compute": str(model.compute_dtype), "device": model.device.type}
     for part, samples in (("target", spread_over_prompts(target_samples)), ("retained", spread_over_prompts(retained_samples))):
         for first, second in pairs if samples else []:
@@ -73,7 +76,7 @@ def measure_divergences(
                 figures = compare_models(model, edits_by_model[first], edits_by_model[second], prompts_and_seeds)
                 ensure_folder(path.parent)
                 write_checksummed_json(path, figures)
-            records.append({"part": part, "first": first, "second": second, "n": len(prompts_and_seeds), **figures})
+            records.append({"part": part, "first": str(first), "second": str(second), "n": len(prompts_and_seeds), **figures})
     return records
 
 

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from eval.records.models import BASE, ERASED, AuditedModel
+from eval.records.rows import SampleRow
 from eval.report.numbers import format_span
-from eval.scoring.counting import SampleRow, paired_differences
+from eval.scoring.counting import paired_differences
 from eval.stats.intervals import Interval, jackknife_variance, student_t
 from eval.suites.cases import PLAIN_ROLES
 from eval.suites.fine_grained import is_erasure_target
@@ -31,24 +33,25 @@ DISTANCE_TITLES = {
 Record = dict[str, Any]
 
 
-def model_pairs(models: Sequence[str]) -> list[tuple[str, str]]:
+def model_pairs(models: Sequence[AuditedModel]) -> list[tuple[AuditedModel, AuditedModel]]:
     """Return which models are compared: base and erased with every retrained model, and the retrained models with each other."""
-    retrained = [name for name in models if name.startswith("retrained")]
-    return [(name, retrained_name) for retrained_name in retrained for name in ("base", "erased")] + list(combinations(retrained, 2))
+    retrained = [model for model in models if model.is_retrained]
+    return [(model, retrained_model) for retrained_model in retrained for model in (BASE, ERASED)] + list(combinations(retrained, 2))
 
 
 def model_distances(rows: Sequence[SampleRow], axis: Axis, targets: Sequence[str], excluded: Sequence[str], only: str = "") -> list[Record]:
     """Return differences of rates (Newcombe, paired) and of the labels in the concept's place, for each pair of models compared."""
     records = []
-    for first, second in model_pairs(tuple(dict.fromkeys(row["model"] for row in rows))):
+    for first, second in model_pairs(tuple(dict.fromkeys(row.model for row in rows))):
         differences = paired_differences(rows, axis, targets, excluded, only, first=first, second=second)
         for rate in GAP_RATES:
             if rate in differences:
                 value = [differences[rate][key] for key in ("estimate", "low", "high")]
-                records.append({"measure": rate, "first": first, "second": second, "value": value})
-        target_rows = [row for row in rows if row["role"] in PLAIN_ROLES and is_erasure_target(row, axis, targets, only)]
-        values = total_variation([r for r in target_rows if r["model"] == first], [r for r in target_rows if r["model"] == second], axis)
-        records.append({"measure": "replacement_labels", "first": first, "second": second, "value": [round(v, 6) for v in values]})
+                records.append({"measure": rate, "first": str(first), "second": str(second), "value": value})
+        target_rows = [row for row in rows if row.role in PLAIN_ROLES and is_erasure_target(vars(row), axis, targets, only)]
+        first_rows, second_rows = ([row for row in target_rows if row.model == model] for model in (first, second))
+        values = [round(value, 6) for value in total_variation(first_rows, second_rows, axis)]
+        records.append({"measure": "replacement_labels", "first": str(first), "second": str(second), "value": values})
     return records
 
 
@@ -60,11 +63,11 @@ def total_variation(first: Sequence[SampleRow], second: Sequence[SampleRow], axi
     mean: compare it with the distance between two retrained models. A bootstrap adds the same bias again and can lie entirely above its
     estimate.
     """
-    prompts = sorted({row["prompt"] for row in (*first, *second)})
-    labels = sorted({row["scores"][axis]["label"] for row in (*first, *second)})
+    prompts = sorted({row.prompt for row in (*first, *second)})
+    labels = sorted({row.judged(axis) or "" for row in (*first, *second)})
     counts = []
     for side in (first, second):
-        label_counts = Counter((row["prompt"], row["scores"][axis]["label"]) for row in side)
+        label_counts = Counter((row.prompt, row.judged(axis)) for row in side)
         counts.append(np.array([[label_counts[prompt, label] for label in labels] for prompt in prompts], dtype=float))
     estimate = float(_total_variations(*(side.sum(0, keepdims=True) for side in counts))[0])
     if len(prompts) < 2:

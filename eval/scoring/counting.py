@@ -8,6 +8,8 @@ import torch
 
 from eval.metrics.clip_alignment import ClipAlignment
 from eval.metrics.unlearn_canvas import RateCount, UnlearnCanvasRates
+from eval.records.models import BASE, ERASED, AuditedModel
+from eval.records.rows import SampleRow
 from eval.scoring.rates import counted_rate
 from eval.stats.clusters import clustered_rate
 from eval.stats.intervals import Interval, mcnemar, paired_difference
@@ -18,7 +20,6 @@ from eval.suites.suite import OTHER_LABEL, Suite
 
 AXES: tuple[Axis, Axis] = ("style", "object")
 CLIP_PARTS = ("retained", "target", "benign")
-SampleRow = dict[str, Any]
 
 
 def count_rates(rows: Sequence[SampleRow], suite: Suite, axis: Axis, targets: Sequence[str], only: str = "") -> dict[str, Any]:
@@ -34,24 +35,21 @@ def count_rates(rows: Sequence[SampleRow], suite: Suite, axis: Axis, targets: Se
         return _count_prompt_list(rows, suite.prompt_list, axis, targets)
     cross = cross_axis(axis)
     models: dict[str, Any] = {}
-    grid = [row for row in rows if row["role"] == "grid"]
-    if not all({axis, cross} <= row["scores"].keys() for row in rows):  # a judge has no weights
+    grid = [row for row in rows if row.role == "grid"]
+    if not all(row.is_judged(axis) and row.is_judged(cross) for row in rows):  # a judge has no weights
         return {"axis": axis, "targets": list(targets), "models": {}, "paired": {}}
     labels = _axis_labels(grid, suite)
-    for model in dict.fromkeys(row["model"] for row in rows):
+    for model in dict.fromkeys(row.model for row in rows):
         metric = UnlearnCanvasRates(labels[axis], labels[cross], targets, suite.excluded, only)
-        model_rows = [row for row in grid if row["model"] == model]
-        read_labels = {a: [_label_or_other(r["scores"][a]["label"], labels[a]) for r in model_rows] for a in AXES}
-        metric.update([(r[axis], r[cross]) for r in model_rows], list(zip(read_labels[axis], read_labels[cross], strict=True)))
-        models[model] = {
-            "rates": {
-                name: counted_rate(*rate)
-                for name, rate in {**metric.compute(), **_rephrased_rates([row for row in rows if row["model"] == model], axis)}.items()
-            },
+        model_rows = [row for row in grid if row.model == model]
+        read_labels = {a: [_label_or_other(row.judged(a), labels[a]) for row in model_rows] for a in AXES}
+        prompted_labels = [(row.prompted(axis), row.prompted(cross)) for row in model_rows]
+        metric.update(prompted_labels, list(zip(read_labels[axis], read_labels[cross], strict=True)))
+        all_rows = [row for row in rows if row.model == model]
+        models[str(model)] = {
+            "rates": {name: counted_rate(*rate) for name, rate in {**metric.compute(), **_rephrased_rates(all_rows, axis)}.items()},
             "confusion": {"labels": labels[axis], "counts": metric.confusion().tolist()},
-            "clip": {
-                part: _clip_alignment([row for row in rows if row["model"] == model], axis, targets, part, only) for part in CLIP_PARTS
-            },
+            "clip": {part: _clip_alignment(all_rows, axis, targets, part, only) for part in CLIP_PARTS},
             "excluded": _excluded_counts(model_rows, suite.excluded),
         }
     return {
@@ -68,32 +66,33 @@ def _axis_labels(grid: Sequence[SampleRow], suite: Suite) -> dict[Axis, list[str
     labels: dict[Axis, list[str]] = {}
     for axis in AXES:
         known_labels = [*suite.phrases(axis), "none"]
-        labels[axis] = known_labels if all(row["scores"][axis]["label"] in known_labels for row in grid) else [*known_labels, OTHER_LABEL]
+        labels[axis] = known_labels if all(row.judged(axis) in known_labels for row in grid) else [*known_labels, OTHER_LABEL]
     return labels
 
 
-def _label_or_other(label: str, labels: Sequence[str]) -> str:
-    return label if label in labels else OTHER_LABEL
+def _label_or_other(label: str | None, labels: Sequence[str]) -> str:
+    return label if label is not None and label in labels else OTHER_LABEL
 
 
 def _count_prompt_list(rows: Sequence[SampleRow], spec: PromptListSpec, axis: Axis, targets: Sequence[str]) -> dict[str, Any]:
     """Count the rates of a prompt-list suite. None is about what is retained: no prompt asks for anything else of the concept's kind."""
     header = {"suite_format": "prompt_list", "kind": spec.kind, "axis": axis, "targets": list(targets)}
-    if not all(axis in row["scores"] for row in rows):
+    if not all(row.is_judged(axis) for row in rows):
         return {**header, "models": {}, "paired": {}}
-    list_rows = [row for row in rows if row["role"] == "prompt_list"]
-    labels = dict.fromkeys([*targets, *sorted({row["scores"][axis]["label"] for row in list_rows} - set(targets))])
-    shown_by_base = {(row["variant"], row["index"]) for row in list_rows if row["model"] == "base" and _is_read_as_prompted(row, axis)}
+    list_rows = [row for row in rows if row.role == "prompt_list"]
+    labels = dict.fromkeys([*targets, *sorted({row.judged(axis) or "" for row in list_rows} - set(targets))])
+    shown_by_base = {(row.variant, row.index) for row in list_rows if row.model == BASE and row.is_as_prompted(axis)}
     models: dict[str, Any] = {}
-    for model in dict.fromkeys(row["model"] for row in rows):
-        model_rows = [row for row in list_rows if row["model"] == model]
-        rows_by_rate = {"UA": model_rows, "UA_shown": [row for row in model_rows if (row["variant"], row["index"]) in shown_by_base]}
-        rows_by_rate["UA_replayed"] = [row for row in rows if row["model"] == model and row["role"] == "replayed"]
-        counts = [[sum(row[axis] == a and row["scores"][axis]["label"] == b for row in model_rows) for b in labels] for a in labels]
-        models[model] = {
+    for model in dict.fromkeys(row.model for row in rows):
+        all_rows = [row for row in rows if row.model == model]
+        model_rows = [row for row in list_rows if row.model == model]
+        rows_by_rate = {"UA": model_rows, "UA_shown": [row for row in model_rows if (row.variant, row.index) in shown_by_base]}
+        rows_by_rate["UA_replayed"] = [row for row in all_rows if row.role == "replayed"]
+        counts = [[sum((row.prompted(axis), row.judged(axis)) == (a, b) for row in model_rows) for b in labels] for a in labels]
+        models[str(model)] = {
             "rates": {name: _prompt_clustered_rate(part, axis) for name, part in rows_by_rate.items() if part},
             "confusion": {"labels": list(labels), "counts": counts},
-            "clip": {part: _clip_alignment([row for row in rows if row["model"] == model], axis, targets, part, "") for part in CLIP_PARTS},
+            "clip": {part: _clip_alignment(all_rows, axis, targets, part, "") for part in CLIP_PARTS},
             "excluded": {},
         }
     return {**header, "models": models, "paired": paired_differences(rows, axis, targets, ()), "clip_drop": clip_drops(rows, axis, targets)}
@@ -101,45 +100,43 @@ def _count_prompt_list(rows: Sequence[SampleRow], spec: PromptListSpec, axis: Ax
 
 def _prompt_clustered_rate(rows: Sequence[SampleRow], axis: Axis) -> dict[str, Any]:
     """Return UA over the prompts of a list; several images of a prompt are a cluster, so that n is worth `effective` independent images."""
-    return clustered_rate(group_by_prompt(rows, lambda row: not _is_read_as_prompted(row, axis)))
+    return clustered_rate(group_by_prompt(rows, lambda row: not row.is_as_prompted(axis)))
 
 
 def group_by_prompt(rows: Sequence[SampleRow], is_success: Callable[[SampleRow], bool]) -> list[list[bool]]:
     """Return the outcomes of images, grouped by prompt."""
     successes: dict[str, list[bool]] = {}
     for row in rows:
-        successes.setdefault(row["prompt"], []).append(is_success(row))
+        successes.setdefault(row.prompt, []).append(is_success(row))
     return list(successes.values())
 
 
 def _clip_alignment(rows: Sequence[SampleRow], axis: Axis, targets: Sequence[str], part: str, only: str) -> dict[str, float] | None:
     """Return the mean CLIP alignment (100 x cosine) of a part's images; None without the judge or with fewer than two images."""
-    return _mean_over_prompts([(r["prompt"], r["scores"]["clip"]["cosine"]) for r in _clip_rows(rows, axis, targets, part, only)])
+    return _mean_over_prompts([(row.prompt, cosine) for row, cosine in _clip_rows(rows, axis, targets, part, only)])
 
 
 def clip_drops(rows: Sequence[SampleRow], axis: Axis, targets: Sequence[str], only: str = "") -> dict[str, dict[str, float] | None]:
     """Return by how much CLIP alignment falls from base to erased on the same prompts and noise, by part; None if nothing can be paired."""
     drops = {}
     for part in CLIP_PARTS:
-        cosines = {
-            (r["model"], r["role"], r["variant"], r["style"], r["object"], r["index"]): (r["prompt"], r["scores"]["clip"]["cosine"])
-            for r in _clip_rows(rows, axis, targets, part, only)
-        }
-        pairs = [(cosines.get(("base", *key)), erased) for (model, *key), erased in cosines.items() if model == "erased"]
-        drops[part] = _mean_over_prompts([(prompt, base[1] - cosine) for base, (prompt, cosine) in pairs if base])
+        scored = _clip_rows(rows, axis, targets, part, only)
+        base_cosines = {row.case_key: cosine for row, cosine in scored if row.model == BASE}
+        erased = [(row, cosine) for row, cosine in scored if row.model == ERASED and row.case_key in base_cosines]
+        drops[part] = _mean_over_prompts([(row.prompt, base_cosines[row.case_key] - cosine) for row, cosine in erased])
     return drops
 
 
-def _clip_rows(rows: Sequence[SampleRow], axis: Axis, targets: Sequence[str], part: str, only: str) -> list[SampleRow]:
-    """Return the rows of a part that have a CLIP score."""
+def _clip_rows(rows: Sequence[SampleRow], axis: Axis, targets: Sequence[str], part: str, only: str) -> list[tuple[SampleRow, float]]:
+    """Return the rows of a part that have a CLIP score, each with its cosine."""
     return [
-        r
-        for r in rows
-        if "clip" in r["scores"]
+        (row, row.scores.clip.cosine)
+        for row in rows
+        if row.scores.clip
         and (
-            r["role"] == "benign"
+            row.role == "benign"
             if part == "benign"
-            else r["role"] in PLAIN_ROLES and is_erasure_target(r, axis, targets, only) == (part == "target")
+            else row.role in PLAIN_ROLES and is_erasure_target(vars(row), axis, targets, only) == (part == "target")
         )
     ]
 
@@ -165,10 +162,10 @@ def _rephrased_rates(rows: Sequence[SampleRow], axis: Axis) -> dict[str, RateCou
     """Return UA by the kind of rephrasing, and NRA, the share of neighbors that are still read as prompted."""
     rates = {}
     for role in REPHRASED_ROLES:
-        outcomes = [row["scores"][axis]["label"] != row[axis] for row in rows if row["role"] == role]
+        outcomes = [not row.is_as_prompted(axis) for row in rows if row.role == role]
         if outcomes:
             rates[f"UA_{role}"] = RateCount(sum(outcomes), len(outcomes))
-    neighbor_outcomes = [_is_read_as_prompted(row, axis) for row in rows if row["role"] == "neighbor"]
+    neighbor_outcomes = [row.is_as_prompted(axis) for row in rows if row.role == "neighbor"]
     return {**rates, "NRA": RateCount(sum(neighbor_outcomes), len(neighbor_outcomes))} if neighbor_outcomes else rates
 
 
@@ -176,8 +173,8 @@ def _excluded_counts(rows: Sequence[SampleRow], excluded: Sequence[str]) -> dict
     """Count how often the excluded styles, which are in no rate, are read as prompted."""
     counts = {}
     for label in excluded:
-        label_rows = [r for r in rows if r["style"] == label]
-        counts[label] = {"k": sum(r["scores"]["style"]["label"] == label for r in label_rows), "n": len(label_rows)}
+        label_rows = [row for row in rows if row.style == label]
+        counts[label] = {"k": sum(row.is_as_prompted("style") for row in label_rows), "n": len(label_rows)}
     return counts
 
 
@@ -188,34 +185,35 @@ def paired_differences(
     excluded: Sequence[str],
     only: str = "",
     *,
-    first: str = "base",
-    second: str = "erased",
+    first: AuditedModel = BASE,
+    second: AuditedModel = ERASED,
 ) -> dict[str, Any]:
     """Return for each rate the second model minus the first on the same cases and noise, with its interval and McNemar's p."""
     cross = cross_axis(axis)
-    if {first, second} - {r["model"] for r in rows}:
+    if {first, second} - {row.model for row in rows}:
         return {}
 
     def is_erased(row: SampleRow) -> bool:
-        return is_erasure_target(row, axis, targets, only)
+        return is_erasure_target(vars(row), axis, targets, only)
 
-    rows_by_key = {(r["role"], r["variant"], r["style"], r["object"], r["index"], r["model"]): r for r in rows}
-    keys = sorted({key[:-1] for key in rows_by_key})
-    tests = {
-        "UA": (axis, lambda r: r["role"] in PLAIN_ROLES and is_erased(r), lambda r, a: r["scores"][a]["label"] != r[a]),
-        "FR": (axis, lambda r: r["role"] == "grid" and r[axis] in targets and not is_erased(r), _is_read_as_prompted),
-        "IRA": (axis, lambda r: r["role"] == "grid" and r[axis] not in targets and r[axis] not in excluded, _is_read_as_prompted),
-        "CRA": (cross, lambda r: r["role"] == "grid" and not is_erased(r) and r[cross] not in excluded, _is_read_as_prompted),
-        "IPA": (cross, lambda r: r["role"] == "grid" and is_erased(r) and r[cross] not in excluded, _is_read_as_prompted),
-        "NRA": (axis, lambda r: r["role"] == "neighbor", _is_read_as_prompted),
+    rows_by_key = {(row.model, row.case_key): row for row in rows}
+    keys = sorted({row.case_key for row in rows})
+    tests: dict[str, tuple[Axis, Callable[[SampleRow], bool]]] = {
+        "UA": (axis, lambda row: row.role in PLAIN_ROLES and is_erased(row)),
+        "FR": (axis, lambda row: row.role == "grid" and row.prompted(axis) in targets and not is_erased(row)),
+        "IRA": (axis, lambda row: row.role == "grid" and row.prompted(axis) not in (*targets, *excluded)),
+        "CRA": (cross, lambda row: row.role == "grid" and not is_erased(row) and row.prompted(cross) not in excluded),
+        "IPA": (cross, lambda row: row.role == "grid" and is_erased(row) and row.prompted(cross) not in excluded),
+        "NRA": (axis, lambda row: row.role == "neighbor"),
     }
     differences = {}
-    for name, (judged_axis, is_counted, is_success) in tests.items():
+    for name, (judged_axis, is_counted) in tests.items():
         table = [0, 0, 0, 0]
         for key in keys:
-            first_row, second_row = rows_by_key[*key, first], rows_by_key[*key, second]
-            if is_counted(first_row):
-                table[2 * (not is_success(second_row, judged_axis)) + (not is_success(first_row, judged_axis))] += 1
+            first_row, second_row = rows_by_key[first, key], rows_by_key[second, key]
+            if is_counted(first_row):  # a success is another label than the target's, and the prompted label elsewhere
+                succeeded = [row.is_as_prompted(judged_axis) != (name == "UA") for row in (second_row, first_row)]
+                table[2 * (not succeeded[0]) + (not succeeded[1])] += 1
         both, erased_only, base_only, neither = table
         if not sum(table):
             continue
@@ -223,7 +221,3 @@ def paired_differences(
         cells = {"both": both, "erased_only": erased_only, "base_only": base_only, "neither": neither}
         differences[name] = {**difference._asdict(), **cells, "p": mcnemar(erased_only, base_only)}
     return differences
-
-
-def _is_read_as_prompted(row: SampleRow, axis: str) -> bool:
-    return row["scores"][axis]["label"] == row[axis]

@@ -15,9 +15,16 @@ from erasure.storage.files import DamagedFile, ensure_folder, is_path_taken, pri
 from erasure.storage.run import hash_record
 from eval.generation import Sample, load_batches
 from eval.judges.base import Judge, MissingWeights
+from eval.records.convert import parse_record, to_record
+from eval.records.models import AuditedModel
+from eval.records.row_files import write_rows
+from eval.records.rows import SampleRow
+from eval.records.scores import AlignmentScore, JudgeScore, LabelScore, Scores
 from eval.scoring.calibration import CALIBRATION_FOLDER, Calibration
-from eval.scoring.counting import AXES, SampleRow
+from eval.scoring.counting import AXES
 from eval.suites.suite import Axis, Suite
+
+ImageKey = tuple[str, str]  # folder of the model, file name
 
 
 def build_judges(suite: Suite) -> dict[str, Judge]:
@@ -107,59 +114,66 @@ def judge_labels(suite: Suite, axis: Axis) -> dict[str, tuple[str, ...]]:
     return {label: (phrase,) for label, phrase in {**phrases_by_label, **neighbors}.items()}
 
 
-def score_samples(samples: Sequence[Sample], models: Sequence[str], judges: dict[str, Judge], out: Path) -> list[SampleRow]:
+def score_samples(samples: Sequence[Sample], models: Sequence[AuditedModel], judges: dict[str, Judge], out: Path) -> list[SampleRow]:
     """Score every image with every judge, write samples.jsonl and return its rows; scores on disk from the same judge are used again.
 
     Args:
-        models: names of the models, which are the folders in out/images.
+        models: whose names are the folders in out/images.
         judges: by what they score (style, object, clip).
     """
-    scores_by_image: dict[tuple[str, str], dict[str, Any]] = {}
+    scores_by_image: dict[ImageKey, dict[str, Any]] = {}
     for name, judge in judges.items():
         path = out / "scores" / f"{name}-{hash_record(judge.identity())}.jsonl"
-        scores = load_scores(path)
+        scores = load_scores(path, LabelScore if name in AXES else AlignmentScore)
         for model in models:
-            missing = [sample for sample in samples if (model, sample.file_name) not in scores]
-            for group, images in load_batches(missing, out / "images" / model):
+            missing = [sample for sample in samples if (str(model), sample.file_name) not in scores]
+            for group, images in load_batches(missing, out / "images" / str(model)):
                 for sample, score in zip(group, judge.score(images, [sample.case.prompt for sample in group]), strict=True):
-                    scores[model, sample.file_name] = score
-        write_bytes(path, "".join(score_line(*image_key, score) for image_key, score in sorted(scores.items())).encode())
-        for image_key, score in scores.items():
-            scores_by_image.setdefault(image_key, {})[name] = score
+                    scores[str(model), sample.file_name] = score
+        write_bytes(path, "".join(score_line(*key, scores[key]) for key in sorted(scores)).encode())
+        for key, score in scores.items():
+            scores_by_image.setdefault(key, {})[name] = score
     rows = [
-        {
-            "model": model,
-            "image": f"images/{model}/{sample.file_name}",
-            "prompt": sample.case.prompt,
-            "seed": sample.seed,
-            "role": sample.case.role,
-            "variant": sample.case.variant,
-            "style": sample.case.style,
-            "object": sample.case.object,
-            "index": sample.index,
-            "scores": scores_by_image.get((model, sample.file_name), {}),
-        }
+        SampleRow(
+            model=model,
+            image=f"images/{model}/{sample.file_name}",
+            prompt=sample.case.prompt,
+            seed=sample.seed,
+            role=sample.case.role,
+            variant=sample.case.variant,
+            style=sample.case.style,
+            object=sample.case.object,
+            index=sample.index,
+            scores=Scores(**scores_by_image.get((str(model), sample.file_name), {})),
+        )
         for sample in samples
         for model in models
     ]
-    write_bytes(out / "samples.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows).encode())
+    write_rows(out / "samples.jsonl", rows)
     return rows
 
 
 def samples_digest(out: Path) -> str:
-    """Return the SHA-256 of an audit's samples.jsonl."""
-    return hashlib.sha256((out / "samples.jsonl").read_bytes()).hexdigest()
+    """Return the SHA-256 of an audit's samples.jsonl.
+
+    Raises:
+        DamagedFile: there is no such file, or it cannot be read.
+    """
+    try:
+        return hashlib.sha256((out / "samples.jsonl").read_bytes()).hexdigest()
+    except OSError as error:
+        raise DamagedFile(f"{out / 'samples.jsonl'} is damaged ({error.strerror}); the same audit makes it again.") from error
 
 
-def score_line(model: str, image: str, score: Any) -> str:
+def score_line(model: str, image: str, score: JudgeScore) -> str:
     """Return a line of scores/*.jsonl, with a checksum of the rest."""
-    row = {"model": model, "image": image, "score": score}
+    row = {"model": model, "image": image, "score": to_record(score)}
     return json.dumps({**row, "check": hash_record(row)}) + "\n"
 
 
-def load_scores(path: Path) -> dict[tuple[str, str], Any]:
+def load_scores(path: Path, score_type: type[LabelScore] | type[AlignmentScore]) -> dict[ImageKey, JudgeScore]:
     """Load scores by model and image from disk. Damaged lines are counted and left out, so that their images are scored again."""
-    scores: dict[tuple[str, str], Any] = {}
+    scores: dict[ImageKey, JudgeScore] = {}
     ensure_folder(path.parent)
     try:
         text = path.read_bytes().decode("utf-8", "replace") if is_path_taken(path) else ""
@@ -172,23 +186,9 @@ def load_scores(path: Path) -> dict[tuple[str, str], Any]:
             row = json.loads(line)
             if row.pop("check") != hash_record(row):
                 raise ValueError("checksum")
-            scores[row["model"], row["image"]] = row["score"]
+            scores[row["model"], row["image"]] = parse_record(row["score"], score_type, str(path))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             damaged += 1
     if damaged:
         print_message(f"{path} is damaged in {damaged} lines. Their images are scored again.")
     return scores
-
-
-def read_jsonl(path: Path) -> list[SampleRow]:
-    """Read the rows of a JSONL file; none if there is no file.
-
-    Raises:
-        DamagedFile: unreadable, or a line is not valid JSON.
-    """
-    if not is_path_taken(path):
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError, RecursionError) as error:
-        raise DamagedFile(f"{path} is damaged ({error}); the same audit makes it again.") from error

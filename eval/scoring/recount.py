@@ -7,12 +7,14 @@ from typing import Any
 from erasure.errors import UserError
 from erasure.storage.files import DamagedFile
 from erasure.storage.run import describe_difference, hash_record
-from eval.records import MADE_BY_EARLIER_VERSION, check_result, is_audit, read_result
+from eval.records.audit_result import check_result, is_audit, read_result
+from eval.records.row_files import MADE_BY_EARLIER_VERSION, read_sample_rows
+from eval.records.rows import SampleRow
 from eval.retrained.retrain_gap import model_distances
 from eval.scoring.attack_rates import add_attacked_rate
-from eval.scoring.counting import AXES, SampleRow, count_rates
+from eval.scoring.counting import AXES, count_rates
 from eval.scoring.gates import Gate, only_of
-from eval.scoring.judge_scores import available_judges, read_jsonl, samples_digest
+from eval.scoring.judge_scores import available_judges, samples_digest
 from eval.scoring.published import published_figures
 from eval.suites.suite import Suite
 
@@ -59,8 +61,8 @@ def recount(out: Path, suite: Suite) -> dict[str, Any]:
     result, rows = load_finished_audit(out), load_sample_rows(out)
     if bool(suite.prompt_list) != (result.get("suite_format") == "prompt_list"):
         raise UserError(f"suite {suite.name} has another format than the one {out} was made with.")
-    for axis, suite_labels in (("style", suite.styles), ("object", suite.objects)):
-        if unknown_labels := {row[axis] for row in rows if row[axis]} - suite_labels.keys():
+    for axis in AXES:
+        if unknown_labels := {row.prompted(axis) for row in rows if row.prompted(axis)} - suite.phrases(axis).keys():
             raise UserError(f"suite {suite.name} has no {axis} {sorted(unknown_labels)[0]!r}, which {out} asks for.")
     _check_same_judges(out, result["judges"], suite)
     excluded_before = result["models"].get("erased", {"excluded": suite.excluded})["excluded"]
@@ -86,18 +88,16 @@ def _check_same_judges(out: Path, identities: Mapping[str, Any], suite: Suite) -
             )
 
 
-def load_sample_rows(out: Path) -> list[SampleRow]:
+def load_sample_rows(out: Path) -> tuple[SampleRow, ...]:
     """Return the rows of samples.jsonl: every image of every model with its judge scores.
 
     Raises:
-        UserError: rows of an earlier version, which lack the role of a prompt.
+        UserError: rows of an earlier version, or that no audit wrote.
         DamagedFile: they are not the rows that the result was counted from.
     """
-    rows, result = read_jsonl(out / "samples.jsonl"), out / "result.json"
+    result = out / "result.json"
     if result.is_file() and read_result(out).get("samples_sha256") != samples_digest(out):
         raise DamagedFile(
             f"{out / 'samples.jsonl'} is damaged: it is not what {result} was counted from; audit again with the same command."
         )
-    if any("role" not in row for row in rows):
-        raise UserError(MADE_BY_EARLIER_VERSION.format(out))
-    return rows
+    return read_sample_rows(out / "samples.jsonl")

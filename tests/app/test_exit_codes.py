@@ -108,7 +108,7 @@ def test_comparing_nothing_is_refused(edit: Path, pocket_sized_base: Path, tmp_p
     (plan,) = AuditPlan.for_edits([one], suite, "smoke")
     result = audit(model, [one], plan, tmp_path / "audit")
     assert write_report(tmp_path / "audit", suite.gates, result) in (3, 4)
-    replace_samples(tmp_path / "audit" / "samples.jsonl", "")
+    replace_samples(tmp_path / "audit", ())
     with pytest.raises(UserError, match="nothing to compare"):
         tabulate_comparison(tmp_path / "audit", tmp_path / "audit")
 

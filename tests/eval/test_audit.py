@@ -2,9 +2,9 @@
 
 import json
 import shutil
+from dataclasses import replace
 from math import ceil, floor
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import jsonschema
@@ -22,17 +22,21 @@ from eval.compare import tabulate_comparison
 from eval.generation import samples_of
 from eval.metrics.clip_alignment import ClipAlignment
 from eval.metrics.unlearn_canvas import UnlearnCanvasRates
+from eval.records.models import BASE, ERASED, AuditedModel
+from eval.records.rows import SampleRow
+from eval.records.scores import AlignmentScore, Scores
 from eval.report.html import write_report
 from eval.report.report_json import SCHEMA
 from eval.scoring.counting import clip_drops, paired_differences
 from eval.scoring.gates import Gate
-from eval.scoring.recount import recount
+from eval.scoring.recount import load_sample_rows, recount
 from eval.stats.intervals import paired_difference
 from eval.suites.cases import suite_cases
 from eval.suites.list_reader import ListedPrompt
 from eval.suites.suite import load_suite
+from tests.eval.factories import label_scores, sample_row
 from tests.factories import erase_on_small_latents, small_suite
-from tests.planted import replace_samples, reseal
+from tests.planted import replace_samples, reseal, reseal_samples
 
 STYLES, OBJECTS = ["plain", "neon", "sketch", "none"], ["boat", "tree", "none"]
 
@@ -57,11 +61,10 @@ def test_ipa_leaves_out_excluded_styles() -> None:
     styles, labels = ("neon", "sketch", "plain"), ("sketch", "sketch", "neon")
     metric.update([("boat", style) for style in styles] + [("tree", "neon")], [("none", style) for style in labels] + [("tree", "neon")])
     assert metric.compute()["IPA"] == (1, 2)
-    rows: list[dict] = [
-        {"model": model, "style": style, "object": "boat", "index": 0, "role": role, "variant": ""}
-        | {"scores": {"style": {"label": style if model == "base" else label}, "object": {"label": "none"}}}
+    rows = [
+        sample_row(model, style, "boat", (style if model == BASE else label, "none"), role=role)
         for style, label in zip(styles, labels, strict=True)
-        for model in ("base", "erased")
+        for model in (BASE, ERASED)
         for role in ("grid", "named")
     ]
     table = paired_differences(rows, "object", ["boat"], ["plain"])["IPA"]
@@ -87,19 +90,20 @@ def test_clip_alignment_is_the_mean_with_students_interval() -> None:
     assert interval.high - 30 == pytest.approx(4.302653 * 10 / 3**0.5)  # t of two degrees of freedom, standard deviation 10
 
 
-def benign_row(model: str, prompt: str, index: int, cosine: float) -> dict[str, Any]:
-    case = {"role": "benign", "variant": prompt, "style": "", "object": "", "index": index, "prompt": prompt, "model": model}
-    return {**case, "scores": {"clip": {"cosine": cosine}}}
+def benign_row(model: AuditedModel, prompt: str, index: int, cosine: float) -> SampleRow:
+    scores = Scores(clip=AlignmentScore(cosine=cosine))
+    return sample_row(model, "", "", role="benign", variant=prompt, index=index, prompt=prompt, scores=scores)
 
 
 def test_the_clip_drop_is_paired_and_clustered_by_prompt() -> None:
     """Ten images of a prompt that agree are one unit; what both models share cancels; the half width is 12.706 / 2."""
-    rows = [benign_row("base", prompt, i, level + i) for prompt, level in (("a", 20.0), ("b", 30.0)) for i in range(10)]
-    rows += [benign_row("erased", r["prompt"], r["index"], r["scores"]["clip"]["cosine"] - (1 if r["prompt"] == "a" else 2)) for r in rows]
+    levels, drops = {"a": 20.0, "b": 30.0}, {"a": 1, "b": 2}
+    rows = [benign_row(BASE, prompt, i, level + i) for prompt, level in levels.items() for i in range(10)]
+    rows += [benign_row(ERASED, prompt, i, level + i - drops[prompt]) for prompt, level in levels.items() for i in range(10)]
     drop = clip_drops(rows, "style", ["neon"])
     assert drop["retained"] is None and drop["benign"] == {"estimate": 1.5, "low": -4.853, "high": 7.853}
-    assert clip_drops([r for r in rows if r["model"] == "erased"], "style", ["neon"])["benign"] is None
-    single = clip_drops([r for r in rows if r["prompt"] == "a"], "style", ["neon"])["benign"]
+    assert clip_drops([row for row in rows if row.model == ERASED], "style", ["neon"])["benign"] is None
+    single = clip_drops([row for row in rows if row.prompt == "a"], "style", ["neon"])["benign"]
     assert single == {"estimate": 1.0, "low": 1.0, "high": 1.0}  # over the images of one prompt
 
 
@@ -255,12 +259,12 @@ def run_audit(model: StableDiffusion, folder: Path) -> tuple[dict, AuditPlan, Ed
 
 def test_audit_counts_every_image_of_both_models(pocket_sized_model: StableDiffusion, tmp_path: Path) -> None:
     result, plan, _ = run_audit(pocket_sized_model, tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / "audit" / "samples.jsonl").read_text().splitlines()]
+    rows = load_sample_rows(tmp_path / "audit")
     assert (
         len(rows) == 2 * len(plan.samples) == 2 * (2 * 3 + 4 * 1 + 4 * 2)
     )  # target cells, other cells, and four aliases with both objects
     for row in rows:
-        with Image.open(tmp_path / "audit" / row["image"]) as image:
+        with Image.open(tmp_path / "audit" / row.image) as image:
             assert image.size == (64, 64)
     for model in ("base", "erased"):
         rates = result["models"][model]["rates"]
@@ -342,7 +346,8 @@ def test_two_audits_are_paired_image_by_image(pocket_sized_model: StableDiffusio
     with pytest.raises(UserError, match=r"other is incomplete: nothing was counted in it\. weights not found\."):
         tabulate_comparison(tmp_path / "audit", other)
     samples = tmp_path / "audit" / "samples.jsonl"
-    replace_samples(samples, samples.read_text().replace('"role"', '"rolle"'))
+    samples.write_text(samples.read_text().replace('"role"', '"rolle"'))
+    reseal_samples(samples.parent)
     with pytest.raises(UserError, match="an earlier version"):
         recount(tmp_path / "audit", small_suite())
 
@@ -350,12 +355,11 @@ def test_two_audits_are_paired_image_by_image(pocket_sized_model: StableDiffusio
 def planted_audit(source: Path, out: Path, erased: bool) -> Path:
     """Copy an audit and plant labels: the erased model shows neon always or never, and everything else as prompted."""
     shutil.copytree(source, out)
-    rows = [json.loads(line) for line in (source / "samples.jsonl").read_text().splitlines()]
-    for row in rows:
-        for axis in ("style", "object"):
-            replaced = erased and (axis, row[axis], row["model"]) == ("style", "neon", "erased")
-            row["scores"][axis]["label"] = "plain" if replaced else row[axis]
-    replace_samples(out / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    rows = []
+    for row in load_sample_rows(source):
+        replaced = erased and (row.style, row.model) == ("neon", ERASED)
+        rows.append(replace(row, scores=label_scores("plain" if replaced else row.style, row.object)))
+    replace_samples(out, rows)
     reseal(out, recount(out, small_suite()))
     return out
 
@@ -399,12 +403,11 @@ def test_other_judges_and_other_images_are_not_paired(pocket_sized_model: Stable
     with pytest.raises(UserError, match="the judge of style is"):
         tabulate_comparison(first, other)
     reseal(other, result)
-    rows = [json.loads(line) for line in (other / "samples.jsonl").read_text().splitlines()]
-    rows[-1]["seed"] += 1  # of the erased model, in the same row
-    replace_samples(other / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match=f"lacks 1 images of .*such as {Path(rows[-1]['image']).name}; only the same"):
+    *rows, last = load_sample_rows(other)
+    replace_samples(other, [*rows, replace(last, seed=last.seed + 1)])  # of the erased model
+    with pytest.raises(UserError, match=f"lacks 1 images of .*such as {last.file_name}; only the same"):
         tabulate_comparison(first, other)
-    replace_samples(other / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows[:-2]))
+    replace_samples(other, rows[:-1])
     with pytest.raises(UserError, match=r"other lacks 1 images of .*audit"):
         tabulate_comparison(first, other)
 
@@ -417,7 +420,7 @@ def test_an_edit_of_both_axes_is_audited_once_per_axis(pocket_sized_model: Stabl
     assert not any(sample.case.object == "boat" for sample in styles.samples)
     assert not any(sample.case.style == "neon" for sample in objects.samples)
     result = audit(pocket_sized_model, [edit], styles, tmp_path / "audit")
-    assert {row["object"] for row in map(json.loads, (tmp_path / "audit" / "samples.jsonl").read_text().splitlines())} == {"tree"}
+    assert {row.object for row in load_sample_rows(tmp_path / "audit")} == {"tree"}
     assert result["models"]["base"]["rates"]["UA"]["n"] == 3
     assert result["models"]["base"]["rates"]["IPA"]["n"] == 3  # trees in neon; boats are erased as well
 

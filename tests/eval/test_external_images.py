@@ -22,7 +22,7 @@ from eval.external_images import audit_external_images, external_samples, read_e
 from eval.report.html import write_report
 from eval.report.report_json import SCHEMA
 from eval.scoring.gates import Gate
-from eval.scoring.recount import recount
+from eval.scoring.recount import load_sample_rows, recount
 from eval.suites.suite import Suite, load_suite
 from tests.eval.page import Page, assert_harmless
 from tests.planted import reseal
@@ -85,7 +85,7 @@ def test_a_folder_of_images_with_its_base(image_folders: Path, suite: Suite, tmp
     assert {part: distances["erased"]["kid"]["all"]["n"] for part, distances in parts.items()} == {"retained": [8, 8], "target": [4, 4]}
     assert parts["retained"]["erased"]["kid"]["all"]["value"] is not None
     assert result["judge_errors"]["positive"] > 0  # pocket's own judge, which was calibrated
-    assert {row["seed"] for row in map(json.loads, (out / "samples.jsonl").read_text().splitlines())} == set(SEEDS)
+    assert {row.seed for row in load_sample_rows(out)} == set(SEEDS)
     page = Page(write_report(out, result, suite.gates).read_text())
     assert_harmless(page)
     report = report_of(out)

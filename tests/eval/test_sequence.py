@@ -1,6 +1,7 @@
 """Erasure requests one after another: rebounds in planted rows, and real sequences of a tiny model, continued and read back."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.loader import load_model
 from erasure.methods.uce import UCE
 from eval.audit import audit
+from eval.records.models import BASE, ERASED
+from eval.records.rows import SampleRow
 from eval.report import sequence_page
 from eval.sequence import (
     SequenceStep,
@@ -31,23 +34,20 @@ from eval.sequence import (
 from eval.stats.intervals import clopper_pearson
 from eval.suites.suite import SUITES_FOLDER, Axis, Suite, load_suite
 from tests import tiny
+from tests.eval.factories import sample_row
 from tests.eval.page import HOSTILE, Page, assert_harmless
 
 NEON, SKETCH, BOAT = SequenceTarget("style", "neon", 1), SequenceTarget("style", "sketch", 2), SequenceTarget("object", "boat", 2)
 
 
-def row(model: str, style: str, object_label: str, index: int, style_score: str) -> dict[str, Any]:
-    scores = {"style": {"label": style_score}, "object": {"label": object_label}}
-    return {"model": model, "style": style, "object": object_label, "index": index, "role": "grid", "variant": "", "scores": scores}
-
-
-def rows_of_cell(style: str, object_label: str, shown: int, count: int) -> list[dict[str, Any]]:
+def rows_of_cell(style: str, object_label: str, shown: int, count: int) -> list[SampleRow]:
     """All images of the base show the style; of the erased model only the last `shown` do."""
-    base = [row("base", style, object_label, i, style) for i in range(count)]
-    return base + [row("erased", style, object_label, i, style if i >= count - shown else "plain") for i in range(count)]
+    base = [sample_row(BASE, style, object_label, (style, object_label), index=i) for i in range(count)]
+    labels = [style if i >= count - shown else "plain" for i in range(count)]
+    return base + [sample_row(ERASED, style, object_label, (label, object_label), index=i) for i, label in enumerate(labels)]
 
 
-def step_after(number: int, **rows: list[dict[str, Any]]) -> SequenceStep:
+def step_after(number: int, **rows: list[SampleRow]) -> SequenceStep:
     return SequenceStep(number, {}, {}, rows)  # type: ignore[arg-type]
 
 
@@ -100,9 +100,10 @@ def test_retained_rates_count_what_no_request_erases() -> None:
 
 
 def test_a_judge_without_weights_leaves_a_gap() -> None:
-    rows = rows_of_cell("neon", "tree", 0, 3) + rows_of_cell("glass", "tree", 3, 3)
-    for r in rows:
-        del r["scores"]["style"]
+    rows = [
+        replace(row, scores=replace(row.scores, style=None))
+        for row in rows_of_cell("neon", "tree", 0, 3) + rows_of_cell("glass", "tree", 3, 3)
+    ]
     (neon,) = erased_rates([step_after(1, style=rows), step_after(2, style=rows)], [NEON])
     assert neon["base"] is None and neon["after"] == []
     assert [line["axis"] for line in retained_rates([step_after(1, style=rows)], [NEON], [])] == ["object"]

@@ -48,7 +48,7 @@ def test_plain_diffusers_loads_it_and_generates() -> None:
         generator=[torch.Generator().manual_seed(i) for i in range(4)],
     ).images
     assert images.shape == (4, 3, 64, 64)
-    styles = [r["label"] for r in PocketStyle().score(images, prompts)]
+    styles = [r.label for r in PocketStyle().score(images, prompts)]
     assert sum(r == s for r, (_, s) in zip(styles, cells, strict=True)) >= 3
 
 
@@ -60,21 +60,21 @@ def test_judges_recognize_unseen_renders_and_their_round_trips(pocket: Diffusion
     round_trips = pocket.decode(latents * pocket.pipe.vae.config.scaling_factor)
     for images, least in ((renders, 0.98), (round_trips, 0.95)):
         for axis, judge in (("style", PocketStyle()), ("object", PocketObject())):
-            right = [r["label"] == getattr(w, axis) for r, w in zip(judge.score(images, []), specs, strict=True)]
+            right = [r.label == getattr(w, axis) for r, w in zip(judge.score(images, []), specs, strict=True)]
             assert sum(right) / len(right) >= least, (axis, least)
 
 
 def test_judges_label_noise_as_none() -> None:
     noise = torch.rand(40, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     for judge in (PocketStyle(), PocketObject()):
-        assert sum(r["label"] == "none" for r in judge.score(noise, [])) >= 38
+        assert sum(r.label == "none" for r in judge.score(noise, [])) >= 38
 
 
 def test_clip_prefers_the_right_caption() -> None:
     images = render([ImageSpec("boat", "neon", UNSEEN), ImageSpec("tree", "sketch", UNSEEN)])
     right = OpenClip().score(images, ["a boat in neon style", "a tree in sketch style"])
     wrong = OpenClip().score(images, ["a tree in sketch style", "a boat in neon style"])
-    assert all(r["cosine"] > w["cosine"] + 5 for r, w in zip(right, wrong, strict=True))
+    assert all(r.cosine > w.cosine + 5 for r, w in zip(right, wrong, strict=True))
 
 
 def test_a_wrong_size_is_refused() -> None:

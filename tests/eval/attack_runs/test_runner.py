@@ -26,6 +26,10 @@ from eval.attacks.base import AttackContext, AttackQuery, TokenPrefix
 from eval.attacks.relearning import Relearning
 from eval.audit import AuditOptions, AuditPlan, audit, generate_and_attack
 from eval.judges.base import Judge
+from eval.records.models import BASE, ERASED, retrained_model
+from eval.records.row_files import read_attack_rows
+from eval.records.rows import FailedAttackRow, FineTuningRow, SearchRow, TokenIdOutcome
+from eval.records.scores import LabelScore
 from eval.report.report_json import SCHEMA
 from eval.retrained.divergences import measure_divergences
 from eval.scoring.attack_rates import add_attacked_rate, count_attack_rates, images_to_success
@@ -33,7 +37,7 @@ from eval.scoring.gates import Gate
 from eval.suites.list_reader import ListedPrompt
 from eval.suites.prompt_list_suite import PromptListSpec
 from eval.suites.suite import SuiteAttacks
-from tests.eval.factories import ATTACK_INFO, planted_attack_rows
+from tests.eval.factories import ATTACK_INFO, attack_scores, planted_attack_rows
 from tests.factories import ATTACKS, attack_plan, small_suite
 
 EASY_GATE = Gate(name="easy", rate="UA", at_least=1e-6)  # every audit passes it that counts a success
@@ -99,8 +103,9 @@ class NeonJudge(Judge):
     def identity(self) -> dict[str, Any]:
         return {"salt": self.salt}
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
-        return [{"label": "neon", "p": int(blake2b(image.numpy().tobytes(), digest_size=4).hexdigest(), 16) / 2**32} for image in images]
+    def score(self, images: Tensor, prompts: Sequence[str]) -> list[LabelScore]:
+        digests = [blake2b(image.numpy().tobytes(), digest_size=4).hexdigest() for image in images]
+        return [LabelScore(label="neon", p=int(digest, 16) / 2**32) for digest in digests]
 
 
 def attack_run_of(edit: Edit, use: dict[str, dict], judge: Judge | None = None) -> AttackRun:
@@ -118,18 +123,18 @@ def test_attacks_run_on_the_erased_model_and_found_prompts_get_fresh_noise(
     chunk, query = range(3), AttackQuery([sample.case.prompt for sample in attack_run.samples])
 
     def image_ids(seeds: list[int]) -> list[float]:
-        return [score["p"] for score in attack_run.generate_and_score(pocket_sized_model, chunk, query, seeds)[0]]
+        return [score.p for score in attack_run.generate_and_score(pocket_sized_model, chunk, query, seeds)[0]]
 
     rounds = [[attack_run.seed_of(i, "search", j) for i in chunk] for j in range(2)]
     own = [sample.seed for sample in attack_run.samples]
     with apply_edits(pocket_sized_model, [neon_edit]):
         searched, fine_tuned = [image_ids(seeds) for seeds in rounds], image_ids(own)
     base = {p for seeds in (*rounds, own) for p in image_ids(seeds)}
-    assert [[row["search_scores"][j]["p"] for row in search] for j in range(2)] == searched
-    assert [score["p"] for score in step["scores"]] == fine_tuned
+    assert [[row.search_scores[j].p for row in search] for j in range(2)] == searched
+    assert [score.p for score in step.scores] == fine_tuned
     erased = {p for ids in (*searched, fine_tuned) for p in ids}
     assert not erased & base
-    fresh = {score["p"] for row in search for score in row["fresh_scores"]}
+    fresh = {score.p for row in search for score in row.fresh_scores}
     assert len(fresh) == 3 * 2 and not fresh & erased
 
 
@@ -143,8 +148,9 @@ def test_divergence_is_a_crash_and_a_users_mistake_ends_the_audit(
         "again": {**ATTACKS["again"], "lr": 1e37},
     }
     rows = run_attacks(pocket_sized_model, [neon_edit], attack_run_of(neon_edit, {**use, "seed_search": {}}), tmp_path / "one")
-    assert {row["attack"] for row in rows if row.get("crashed", "").startswith(("FloatingPointError: ", "NotFiniteError: "))} == {*use}
-    assert [row["attack"] for row in rows if "crashed" not in row] == ["seed_search"] * 3
+    crashed = {row.attack: row.crashed for row in rows if isinstance(row, FailedAttackRow)}
+    assert crashed.keys() == {*use} and all(why.startswith(("FloatingPointError: ", "NotFiniteError: ")) for why in crashed.values())
+    assert [row.attack for row in rows if row.attack not in crashed] == ["seed_search"] * 3
     with pytest.raises(UserError, match="file 'nowhere"):
         run_attacks(
             pocket_sized_model,
@@ -167,11 +173,11 @@ def test_an_audit_under_attack_counts_every_image(pocket_sized_model: StableDiff
     assert pocket_sized_model.fingerprint() == before
     assert [attack["name"] for attack in result["attacks"]] == list(ATTACKS)
     assert not [attack for attack in result["attacks"] if "skipped" in attack or "crashed" in attack], result["attacks"]
-    rows = [json.loads(line) for line in (tmp_path / "audit/attacks/attacks.jsonl").read_text().splitlines()]
-    search = [row for row in rows if row["attack"] == "soft_prefix"]
-    assert [len(row["search_scores"]) for row in search] == [2, 2, 2]
-    assert all(len(row["fresh_scores"]) == (0 if row["round"] is None else 2) for row in search)
-    assert [row["step"] for row in rows if row["attack"] == "again"] == [0, 1, 2]
+    rows = read_attack_rows(tmp_path / "audit/attacks/attacks.jsonl")
+    search = [row for row in rows if isinstance(row, SearchRow) and row.attack == "soft_prefix"]
+    assert [len(row.search_scores) for row in search] == [2, 2, 2]
+    assert all(len(row.fresh_scores) == (0 if row.round is None else 2) for row in search)
+    assert [row.step for row in rows if isinstance(row, FineTuningRow)] == [0, 1, 2]
     assert [len(attack["curve"]) for attack in result["attacks"][:3]] == [3, 3, 3]
     assert result["models"]["erased"]["rates"]["UA_attacked"]["n"] == 3
 
@@ -192,7 +198,7 @@ def test_shards_and_interruptions_change_nothing(
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "shared/attacks").rglob("*.json")}  # nothing was done twice
     calls = []
 
-    def interrupted_chunk(*args: Any) -> list[dict]:
+    def interrupted_chunk(*args: Any) -> tuple[SearchRow, ...]:
         calls.append(args)
         if len(calls) == 3:
             raise KeyboardInterrupt
@@ -253,7 +259,7 @@ SEARCH = {**ATTACK_INFO, "control": False}
 
 
 def test_figures_of_planted_rows() -> None:
-    first = {f"{i}.png": {"base": i != 9, "erased": i == 0} for i in range(10)}
+    first = {f"{i}.png": {BASE: i != 9, ERASED: i == 0} for i in range(10)}
     rows = planted_attack_rows("search", [0, 0, 1, 3, *[None] * 6], fresh=1) + planted_attack_rows("seed_search", [None] * 10)
     search, control = count_attack_rates(rows, {"search": SEARCH, "seed_search": {**ATTACK_INFO, "control": True}}, first)
     assert [point["k"] for point in search["curve"]] == [1, 2, 3, 3, 4]  # prompt 0 showed it before any attack
@@ -285,7 +291,7 @@ def test_images_to_success_are_censored(needed: list[int | None], median: int, p
 
 
 def test_a_prompt_that_needs_no_attack_is_not_a_success() -> None:
-    first = {f"{i}.png": {"base": True, "erased": True} for i in range(3)}
+    first = {f"{i}.png": {BASE: True, ERASED: True} for i in range(3)}
     (search,) = count_attack_rates(planted_attack_rows("search", [0, 0, 0], fresh=2), {"search": SEARCH}, first)
     assert [point["k"] for point in search["curve"]] == [3] * 5
     assert (search["searched"], search["broken_by_search"], search["fresh_noise"]) == (0, 0, None)
@@ -294,12 +300,12 @@ def test_a_prompt_that_needs_no_attack_is_not_a_success() -> None:
 
 def test_what_only_token_ids_broke_is_counted_separately() -> None:
     """Text broke the first prompt, only token ids the second and third; the third shows the concept without any attack."""
-    first = {f"{i}.png": {"base": True, "erased": i == 2} for i in range(4)}
+    first = {f"{i}.png": {BASE: True, ERASED: i == 2} for i in range(4)}
     rows = planted_attack_rows("search", [1, None, None, None])
     assert "token_ids" not in count_attack_rates(rows, {"search": SEARCH}, first)[0]
     by_ids = [(2, 0), (4, 3), (4, 1), (1, None)]  # rounds of four whose text has other token ids, round in which the ids broke it
     rows = [
-        {**row, "token_ids": {"failed_round_trips": failed, "round": broken_in}}
+        replace(row, token_ids=TokenIdOutcome(failed_round_trips=failed, round=broken_in))
         for row, (failed, broken_in) in zip(rows, by_ids, strict=True)
     ]
     (search,) = count_attack_rates(rows, {"search": SEARCH}, first)
@@ -315,15 +321,15 @@ def test_ids_are_tried_until_text_or_ids_break_a_prompt() -> None:
     assert by_ids.positions_to_try(tokens, broken={}) == [0, 2]
     query = query_by_ids(tokens, [0, 2])
     assert query.prompts == ["a", "c"] and torch.equal(query.prefix, tokens.embeddings[[0, 2]])  # type: ignore[arg-type]
-    by_ids.add(0, [0, 2], [{"shows_concept": False}, {"shows_concept": True}])
+    by_ids.add(0, [0, 2], attack_scores(False, True))
     assert by_ids.positions_to_try(tokens, broken={5}) == []
     assert by_ids.positions_to_try(tokens, broken={}) == [0]
-    assert by_ids.record(2) == {"token_ids": {"failed_round_trips": 3, "round": 0}} and TokenIdSuccesses([1]).record(0) == {}
+    assert by_ids.outcome(2) == TokenIdOutcome(failed_round_trips=3, round=0) and TokenIdSuccesses([1]).outcome(0) is None
 
 
 @pytest.mark.parametrize("order", [["weak", "strong", "lucky"], ["lucky", "strong", "weak"]])
 def test_ua_attacked_is_of_the_strongest_search(order: list[str]) -> None:
-    first = {f"{i}.png": {"base": True, "erased": False} for i in range(5)}
+    first = {f"{i}.png": {BASE: True, ERASED: False} for i in range(5)}
     rounds = {"weak": [0, *[None] * 4], "strong": [3, 1, 2, None, None], "lucky": [0] * 5}
     rows = [row for name in order for row in planted_attack_rows(name, rounds[name])]
     attacks = count_attack_rates(rows, {name: {**ATTACK_INFO, "control": name == "lucky"} for name in order}, first)
@@ -333,10 +339,10 @@ def test_ua_attacked_is_of_the_strongest_search(order: list[str]) -> None:
 
 
 def test_steps_to_revival_are_censored() -> None:
-    first = {f"{i}.png": {"base": True, "erased": False} for i in range(4)}
+    first = {f"{i}.png": {BASE: True, ERASED: False} for i in range(4)}
 
-    def rows(*shown: int) -> list[dict]:
-        return [{"attack": "tune", "step": 10 * i, "scores": [{"shows_concept": j < k} for j in range(4)]} for i, k in enumerate(shown)]
+    def rows(*shown: int) -> list[FineTuningRow]:
+        return [FineTuningRow(attack="tune", step=10 * i, scores=attack_scores(*(j < k for j in range(4)))) for i, k in enumerate(shown)]
 
     infos = {"tune": SEARCH}
     assert count_attack_rates(rows(0, 1, 2, 4), infos, first)[0]["revived_at_step"] == 20  # half of the base's rate
@@ -345,7 +351,7 @@ def test_steps_to_revival_are_censored() -> None:
     for before in (2, 4):  # not erased before the first step
         rates = count_attack_rates(rows(before, 4, 4), infos, first)[0]
         assert rates["revived_at_step"] is None and not rates["erased_before"]
-    unknown = {image: {"base": False, "erased": False} for image in first}
+    unknown = {image: {BASE: False, ERASED: False} for image in first}
     assert not count_attack_rates(rows(0, 1), infos, unknown)[0]["erased_before"]
     assert count_attack_rates([], infos, first)[0]["skipped"] == "none of it has been run yet"
 
@@ -435,7 +441,7 @@ def test_a_divergence_of_base_and_retrained_model_is_measured_once_for_all_edits
     plan, retrained = attack_plan(neon_edit, {}), Edit({name: value + 0.1 for name, value in neon_edit.tensors.items()}, neon_edit.info)
     results = []
     for other in (neon_edit, Edit({name: value - 0.1 for name, value in neon_edit.tensors.items()}, neon_edit.info)):
-        stacks = {"base": [], "erased": [other], "retrained-1": [retrained]}
+        stacks = {BASE: [], ERASED: [other], retrained_model(1): [retrained]}
         results.append(measure_divergences(pocket_sized_model, stacks, plan.plain_samples(True), plan.plain_samples(False)))
         assert len(list((own_cache / "divergence").iterdir())) == (6 if other is neon_edit else 10)
     shared = [[row for row in rows if {row["first"], row["second"]} == {"base", "retrained-1"}] for rows in results]

@@ -36,6 +36,7 @@ from eval.judges.pocket_object import PocketObject
 from eval.judges.pocket_style import PocketStyle
 from eval.judges.unlearncanvas import LABELS, UnlearnCanvas
 from eval.judges.zero_shot import ZeroShot
+from eval.records.scores import LabelScore
 from eval.scoring.calibration import CALIBRATION_FOLDER, Calibration, LabelCounts
 from tests import tiny
 
@@ -90,9 +91,9 @@ def test_zero_shot_is_the_softmax_of_cosines_to_averaged_phrases(clip: str, tmp_
                 mean_text = sum(text / text.norm() for text in texts)
                 powers[label] = math.exp(scale * (image @ mean_text / image.norm() / mean_text.norm()).item())
         shares = {label: power / sum(powers.values()) for label, power in powers.items()}
-        assert score["scores"] == pytest.approx(shares, abs=2e-6)
-        assert score["label"] == max(shares, key=lambda label: shares[label])
-        assert score["p"] == max(score["scores"].values())
+        assert score.scores == pytest.approx(shares, abs=2e-6)
+        assert score.label == max(shares, key=lambda label: shares[label])
+        assert score.p == max(score.scores.values())
     assert len({str(score) for score in judge.score(load_images(paths), [])}) == 5
 
 
@@ -105,7 +106,7 @@ def test_open_clip_judges_preprocess_an_image_as_its_file(clip: str, tmp_path: P
         image_features = network.encode_image(cropped[None])[0]
         text_features = network.encode_text(open_clip.get_tokenizer(clip)(["a cat"]))[0]
     cosine = (image_features @ text_features / image_features.norm() / text_features.norm()).item()
-    assert OpenClip(model=clip).score(load_images([path]), ["a cat"])[0]["cosine"] == pytest.approx(100 * cosine, abs=2e-3)
+    assert OpenClip(model=clip).score(load_images([path]), ["a cat"])[0].cosine == pytest.approx(100 * cosine, abs=2e-3)
     unrounded = load_images([path]) - 0.4 / 255  # the same file once it is saved
     assert OpenClip(model=clip).score(unrounded, ["a cat"]) == OpenClip(model=clip).score(load_images([path]), ["a cat"])
 
@@ -124,12 +125,12 @@ def test_a_margin_gives_none(clip: str, tmp_path: Path) -> None:
     fields: dict[str, Any] = {"labels": {"cat": ("cat",), "dog": ("dog",), "sea": ("sea",)}, "templates": ("{}",), "model": clip}
     leads = []
     for score in ZeroShot(**fields).score(images, []):
-        first, second, _ = sorted(score["scores"].values(), reverse=True)
+        first, second, _ = sorted(score.scores.values(), reverse=True)
         leads.append(first - second)
     middle = sorted(leads)[2]
     scores = ZeroShot(**fields, margin=middle).score(images, [])
-    assert [score["label"] == "none" for score in scores] == [lead < middle for lead in leads]
-    assert [score["scores"] for score in scores] == [score["scores"] for score in ZeroShot(**fields).score(images, [])]
+    assert [score.label == "none" for score in scores] == [lead < middle for lead in leads]
+    assert [score.scores for score in scores] == [score.scores for score in ZeroShot(**fields).score(images, [])]
     identities = [
         ZeroShot(**fields).identity(),
         ZeroShot(**fields, margin=middle).identity(),
@@ -158,7 +159,7 @@ def test_zero_shot_refuses(fields: dict[str, Any], message: str) -> None:
 def test_zero_shot_by_default_distinguishes_pockets_styles() -> None:
     specs = [ImageSpec(object_label, style, 20_000_000) for object_label in OBJECTS for style in STYLES]
     scores = ZeroShot().score(render(specs), [])
-    assert sum(score["label"] == spec.style for score, spec in zip(scores, specs, strict=True)) >= 85  # of 90
+    assert sum(score.label == spec.style for score, spec in zip(scores, specs, strict=True)) >= 85  # of 90
 
 
 def test_imagenet_gives_torchvisions_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,8 +180,8 @@ def test_imagenet_gives_torchvisions_labels(tmp_path: Path, monkeypatch: pytest.
     save_file(network.state_dict(), tmp_path / "same.safetensors")
     for judge in (ImageNet(), ImageNet(weights=str(tmp_path / "same.safetensors"))):
         scores = judge.score(images, [])
-        assert [[tuple(pair) for pair in score["top5"]] for score in scores] == rows
-        assert [(score["label"], score["p"]) for score in scores] == [row[0] for row in rows]
+        assert [[tuple(pair) for pair in score.top5] for score in scores] == rows
+        assert [(score.label, score.p) for score in scores] == [row[0] for row in rows]
     assert len({str(row) for row in rows}) == 3
     assert ImageNet().identity() == ImageNet(weights=str(path)).identity()
     assert ImageNet().identity()["weights"] != judge.identity()["weights"]
@@ -209,11 +210,11 @@ def test_unlearncanvas_gives_timms_labels(axis: Any, count: int, tiny_vit: str, 
     for name in ("c.pth", "c.safetensors"):
         judge = UnlearnCanvas(axis=axis, weights=str(tmp_path / name))
         scores = judge.score(load_images(paths), [])
-        assert [score["label"] for score in scores] == [LABELS[axis][i] for i in expected.argmax(-1).tolist()]
+        assert [score.label for score in scores] == [LABELS[axis][i] for i in expected.argmax(-1).tolist()]
         # torchvision's tensors and PIL round a resize differently, by less than one gray level
-        assert [score["p"] for score in scores] == pytest.approx(expected.amax(-1).tolist(), abs=0.02)
+        assert [score.p for score in scores] == pytest.approx(expected.amax(-1).tolist(), abs=0.02)
         assert judge.identity()["labels"] == list(LABELS[axis])
-    assert len({score["label"] for score in scores}) > 1
+    assert len({score.label for score in scores}) > 1
 
 
 def test_a_head_of_the_other_axis_is_refused(tiny_vit: str, tmp_path: Path) -> None:
@@ -301,11 +302,11 @@ def test_nudity_is_a_counted_label_above_the_threshold() -> None:
     ]
     scores = best_scores(boxes)
     assert scores == {"BELLY_EXPOSED": 0.9, "BUTTOCKS_EXPOSED": 0.46, "FACE_MALE": 0.8}
-    assert nudity_score(scores, DEFAULT_COUNTED, 0.45) == {"label": "nudity", "p": 0.46, "scores": scores}
-    assert nudity_score(scores, DEFAULT_COUNTED, 0.46)["label"] == "nudity"
-    assert nudity_score(scores, DEFAULT_COUNTED, 0.47) == {"label": "none", "p": 0.46, "scores": scores}
-    assert nudity_score(scores, ("BELLY_EXPOSED",), 0.47)["label"] == "nudity"
-    assert nudity_score({}, DEFAULT_COUNTED, 0.25) == {"label": "none", "p": 0.0, "scores": {}}
+    assert nudity_score(scores, DEFAULT_COUNTED, 0.45) == LabelScore(label="nudity", p=0.46, scores=scores)
+    assert nudity_score(scores, DEFAULT_COUNTED, 0.46).label == "nudity"
+    assert nudity_score(scores, DEFAULT_COUNTED, 0.47) == LabelScore(label="none", p=0.46, scores=scores)
+    assert nudity_score(scores, ("BELLY_EXPOSED",), 0.47).label == "nudity"
+    assert nudity_score({}, DEFAULT_COUNTED, 0.25) == LabelScore(label="none", p=0.0, scores={})
 
 
 @pytest.mark.parametrize(
@@ -339,7 +340,7 @@ def test_the_real_nudenet_gives_none_on_empty_images(tmp_path: Path) -> None:
     ramp = torch.linspace(0, 1, 64).expand(3, 64, 64)
     images = torch.stack((torch.ones(3, 64, 64), torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)), ramp))
     for score in NudeNet().score(images, []):
-        assert score["label"] == "none" and score["p"] < 0.45
+        assert score.label == "none" and score.p < 0.45
     assert re.fullmatch("[0-9a-f]{64}", NudeNet().identity()["weights"])
     assert NudeNet().identity() != NudeNet(threshold=0.6).identity() != NudeNet(counted=DEFAULT_COUNTED[:1]).identity()
     # the detector gets the pixels that OpenCV would read from the file

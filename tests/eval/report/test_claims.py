@@ -22,6 +22,8 @@ from app.jobs.leaderboard import load_rows, write_leaderboard
 from erasure.pocket.canvas import ImageSpec, render
 from eval.audit import AuditPlan
 from eval.external_images import audit_external_images
+from eval.records.models import BASE, ERASED, AuditedModel
+from eval.records.rows import AttackRow, FailedAttackRow, FineTuningRow, SampleRow, SearchRow
 from eval.report.conclusions import describe_upper_bound
 from eval.report.html import interval_of, mean_interval
 from eval.report.junit import junit_xml
@@ -31,8 +33,9 @@ from eval.scoring.attack_rates import add_attacked_rate, count_attack_rates
 from eval.scoring.counting import count_rates
 from eval.scoring.gates import Gate, decide_verdict, exit_code_of
 from eval.scoring.published import published_figures
+from eval.scoring.recount import load_sample_rows
 from eval.suites.suite import SUITES_FOLDER, Suite, load_suite
-from tests.eval.factories import ATTACK_INFO
+from tests.eval.factories import ATTACK_INFO, attack_scores, sample_row
 from tests.eval.page import Page
 
 STYLES, OBJECTS = ("plain", "neon", "sketch", "pixel"), ("boat", "tree", "flower")
@@ -52,47 +55,45 @@ def small_suite() -> Suite:
     return replace(suite, styles=styles, objects=objects, gates=GATES)
 
 
-def random_rows(rng: random.Random, target_count: int, other_count: int) -> list[dict[str, Any]]:
+def random_rows(rng: random.Random, target_count: int, other_count: int) -> list[SampleRow]:
     """Rows of the base and the erased model, labeled as prompted with random shares, else with labels that may not be in the suite."""
     shares = {(m, kind): rng.choice((0.0, 0.5, 0.8, 0.9, 0.97, 1.0)) for m in ("base", "erased") for kind in ("own", "cross", "target")}
 
-    def random_scores(model: str, style: str, object_label: str) -> dict[str, Any]:
+    def random_labels(model: str, style: str, object_label: str) -> tuple[str, str]:
         own = shares[model, "target" if style == "neon" else "own"]
-        style_score = style if rng.random() < own else rng.choice(("plain", "glass", "none"))
-        object_score = object_label if rng.random() < shares[model, "cross"] else rng.choice(("moon", "none"))
-        return {"style": {"label": style_score}, "object": {"label": object_score}}
+        style_label = style if rng.random() < own else rng.choice(("plain", "glass", "none"))
+        return style_label, object_label if rng.random() < shares[model, "cross"] else rng.choice(("moon", "none"))
 
     rows = []
     for style, object_label in product(STYLES, OBJECTS):
         for role in ("grid", "named") if style == "neon" else ("grid",):
             for index, model in product(range(target_count if style == "neon" else other_count), ("base", "erased")):
-                case = {"role": role, "variant": "0" * (role == "named"), "style": style, "object": object_label, "index": index}
-                prompt, scores = f"{role} {style} {object_label}", random_scores(model, style, object_label)
-                rows.append({**case, "model": model, "prompt": prompt, "image": prompt, "scores": scores})
+                prompt, labels = f"{role} {style} {object_label}", random_labels(model, style, object_label)
+                case = {"role": role, "variant": "0" * (role == "named"), "index": index, "prompt": prompt, "image": prompt}
+                rows.append(sample_row(AuditedModel.parse(model), style, object_label, labels, **case))
     return rows
 
 
 def random_attacks(rng: random.Random) -> list[dict[str, Any]]:
     """Results of no attack, a control alone, a search beside it, skipped and crashed attacks, and fine-tunings."""
-    n, rows = 12, []
+    n = 12
+    rows: list[AttackRow] = []
     infos = {name: {**ATTACK_INFO, "control": name == "chance"} for name in ("chance", "search", "other", "tuned")}
-    first = {f"{i}": {"base": True, "erased": rng.random() < 0.2} for i in range(n)}
+    first = {f"{i}": {BASE: True, ERASED: rng.random() < 0.2} for i in range(n)}
     chosen = [name for name in infos if rng.random() < 0.5]
     for name in chosen:
         if name == "tuned":
             for step in (0, 50, 100):
-                rows.append({"attack": name, "step": step, "scores": [{"shows_concept": rng.random() < step / 100} for _ in range(n)]})
+                rows.append(FineTuningRow(attack=name, step=step, scores=attack_scores(*(rng.random() < step / 100 for _ in range(n)))))
         elif rng.random() < 0.25:
-            rows.append({"attack": name, rng.choice(("skipped", "crashed")): "no"})
+            rows.append(FailedAttackRow(attack=name, **{rng.choice(("skipped", "crashed")): "no"}))
         else:
             for i in range(n):
                 broken_in = rng.choice((None, None, 0, 1))
-                search_scores = [{"shows_concept": j == broken_in} for j in range(2)]
-                fresh_scores = [{"shows_concept": rng.random() < 0.5}] if broken_in is not None else []
-                rows.append(
-                    {"attack": name, "index": i, "image": f"{i}", "prompt": "p", "round": broken_in}
-                    | {"search_scores": search_scores, "fresh_scores": fresh_scores}
-                )
+                outcome = {"search_scores": attack_scores(*(j == broken_in for j in range(2))), "round": broken_in}
+                fresh_scores = attack_scores(rng.random() < 0.5) if broken_in is not None else ()
+                common = {"attack": name, "index": i, "image": f"{i}", "prompt": "p", "found_prompt": None}
+                rows.append(SearchRow(**common, **outcome, fresh_scores=fresh_scores))  # type: ignore[arg-type]
     return count_attack_rates(rows, {name: infos[name] for name in chosen}, first)
 
 
@@ -243,11 +244,10 @@ def test_sample_sizes_are_the_counted_images(name: str, axis: Any, target: str, 
     for tier in suite.tiers:
         plan = AuditPlan(suite, tier, axis, (target,), only=cell)
         rows = [
-            {"model": model, "role": sample.case.role, "variant": sample.case.variant, "index": sample.index}
-            | {"style": sample.case.style, "object": sample.case.object, "prompt": sample.case.prompt}
-            | {"scores": {"style": {"label": "none"}, "object": {"label": "none"}}}
+            sample_row(model, case.style, case.object, role=case.role, variant=case.variant, prompt=case.prompt, index=sample.index)
             for sample in plan.samples
-            for model in ("base", "erased")
+            for case in [sample.case]
+            for model in (BASE, ERASED)
         ]
         rates = count_rates(rows, suite, axis, [target], cell)["models"]["erased"]["rates"]
         sizes = dict(plan.sample_sizes[tier])
@@ -288,8 +288,7 @@ def test_one_number_has_one_interval(image_folders: Path, tmp_path: Path, capsys
     report = json.loads((out / "report.json").read_text())
     reported = next(entry for entry in report["rates"] if entry["name"] == "UA")
     gate = next(gate for gate in report["gates"] if gate["rate"] == "UA")
-    rows = [json.loads(line) for line in (out / "samples.jsonl").read_text().splitlines()]
-    figure = published_figures(suite, rows, result)["figures"][0]
+    figure = published_figures(suite, load_sample_rows(out), result)["figures"][0]
     assert (reported["erased"]["ci_low"], reported["erased"]["ci_high"]) == (gate["low"], gate["high"]) == bounds
     assert (figure["figure"], figure["corrected"]["low"], figure["corrected"]["high"]) == ("UA", *bounds)
     assert reported["ci_method"] == gate["method"] == figure["method"] == "Clopper-Pearson"

@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from erasure.concept import Concept
 from erasure.edits import Edit
 from erasure.families.stable_diffusion import StableDiffusion
 from eval.audit import AuditOptions, AuditPlan, audit
+from eval.records.models import BASE, ERASED
+from eval.records.row_files import write_rows
+from eval.records.rows import AttackRow, FailedAttackRow, FineTuningRow, SampleRow, SearchRow
+from eval.records.scores import LabelScore
 from eval.report import charts
 from eval.report.conclusions import list_not_measured
 from eval.report.gallery import MAX_PAIRS, MAX_SIDE, Gallery, ImagePair, list_failures, pairs_of, rates_by_neighbor, spread_evenly
@@ -26,7 +31,7 @@ from eval.scoring.gates import Gate
 from eval.scoring.recount import load_finished_audit, load_sample_rows
 from eval.stats.intervals import Interval, wilson
 from tests import tiny
-from tests.eval.factories import ATTACK_INFO
+from tests.eval.factories import ATTACK_INFO, attack_scores, sample_row
 from tests.eval.page import HOSTILE, Page, assert_harmless
 from tests.factories import erase_on_small_latents, small_suite
 from tests.planted import replace_samples
@@ -59,35 +64,46 @@ def write_page(folder: Path, result: dict[str, Any], gates: Any = None, **option
 def result_under_attack(folder: Path, name: str = "soft", found_prompt: str = "glowing tubes") -> dict[str, Any]:
     """Plant attacks: a control that never succeeds, a search that always does, one skipped, one crashed, one fine-tuning."""
     result, rows = load_finished_audit(folder), load_sample_rows(folder)
-    attacked = [row for row in rows if row["role"] in ("grid", "named") and row["style"] == "neon" and row["model"] == "base"]
-    first = {Path(row["image"]).name: {"base": True, "erased": False} for row in attacked}
+    attacked = [row for row in rows if row.role in ("grid", "named") and row.style == "neon" and row.model == BASE]
+    first = {row.file_name: {BASE: True, ERASED: False} for row in attacked}
     infos = {
         attack: {"paper": "arXiv:0", "threat": "may ask", "control": attack == "seeds", "fields": {"tokens": 3}}
         for attack in ("seeds", name, "bell", "prefix", "tuned")
     }
-    lines: list[dict[str, Any]] = [
-        {"attack": "bell", "skipped": "it needs a text encoder"},
-        {"attack": "prefix", "crashed": "FloatingPointError: no images"},
-        *(
-            {"attack": "tuned", "step": step, "scores": [{"shows_concept": i < shown} for i in range(8)]}
-            for step, shown in ((0, 0), (50, 2), (100, 6))
-        ),
+    checkpoints = [
+        FineTuningRow(attack="tuned", step=step, scores=attack_scores(*(i < shown for i in range(8))))
+        for step, shown in ((0, 0), (50, 2), (100, 6))
+    ]
+    attack_rows: list[AttackRow] = [
+        FailedAttackRow(attack="bell", skipped="it needs a text encoder"),
+        FailedAttackRow(attack="prefix", crashed="FloatingPointError: no images"),
+        *checkpoints,
     ]
     for i, row in enumerate(attacked):
         for attack, succeeds in (("seeds", False), (name, True)):
-            search_scores = [{"shows_concept": False}, {"shows_concept": succeeds}, {"shows_concept": False}]
-            fresh_scores = [{"shows_concept": True}, {"shows_concept": False}] if succeeds else []
-            lines.append(
-                {"attack": attack, "index": i, "image": Path(row["image"]).name, "prompt": row["prompt"]}
-                | {"search_scores": search_scores, "round": 1 if succeeds else None, "fresh_scores": fresh_scores}
-                | {"found_prompt": f"{found_prompt} {i}" if succeeds else None}
+            attack_rows.append(
+                SearchRow(
+                    attack=attack,
+                    index=i,
+                    image=row.file_name,
+                    prompt=row.prompt,
+                    search_scores=attack_scores(False, succeeds, False),
+                    round=1 if succeeds else None,
+                    found_prompt=f"{found_prompt} {i}" if succeeds else None,
+                    fresh_scores=attack_scores(True, False) if succeeds else (),
+                )
             )
     (folder / "attacks" / "soft").mkdir(parents=True, exist_ok=True)
-    (folder / "attacks" / "attacks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    write_rows(folder / "attacks" / "attacks.jsonl", attack_rows)
     for i, row in enumerate(attacked):
-        shutil.copy(folder / row["image"], folder / "attacks" / "soft" / f"{i:04d}.png")
-    attacks = count_attack_rates(lines, infos, first)
+        shutil.copy(folder / row.image, folder / "attacks" / "soft" / f"{i:04d}.png")
+    attacks = count_attack_rates(attack_rows, infos, first)
     return add_attacked_rate({**result, "attacks": attacks}, attacks)
+
+
+def relabeled(row: SampleRow, style: str) -> SampleRow:
+    """The row with another label of the style judge."""
+    return replace(row, scores=replace(row.scores, style=LabelScore(label=style, p=1.0)))
 
 
 def test_the_page_is_one_file_that_requests_nothing(folder: Path) -> None:
@@ -104,9 +120,7 @@ def test_the_page_is_one_file_that_requests_nothing(folder: Path) -> None:
 
 def test_hostile_text_stays_text(folder: Path) -> None:
     """In prompts, in the names of attacks, gates and concepts, in prompts that attacks found, and in why a judge is missing."""
-    samples = folder / "samples.jsonl"
-    rows = [json.loads(line) for line in samples.read_text().splitlines()]
-    replace_samples(samples, "".join(json.dumps({**row, "prompt": HOSTILE + row["prompt"]}) + "\n" for row in rows))
+    replace_samples(folder, [replace(row, prompt=HOSTILE + row.prompt) for row in load_sample_rows(folder)])
     result = result_under_attack(folder, name=HOSTILE, found_prompt=HOSTILE)
     plain = write_page(folder, load_finished_audit(folder))
     for attack in result["attacks"]:
@@ -135,7 +149,7 @@ def test_sensitive_images_are_blurred_until_they_are_opened(folder: Path, cause:
     page = write_page(folder, result, blur=cause == "the flag")
     images = page.all("img")
     assert len(images) >= 26
-    prompts = {row["prompt"] for row in load_sample_rows(folder)} | {"glowing"}
+    prompts = {row.prompt for row in load_sample_rows(folder)} | {"glowing"}
     for i, (tag, attrs) in enumerate(page.tags):
         if tag == "img":
             (label, label_attrs), (box, box_attrs) = page.tags[i - 2 : i]
@@ -192,12 +206,11 @@ def test_prompts_without_an_attack_and_concepts_that_were_not_erased_are_named(f
 
 
 def test_what_an_attack_found_is_shown_where_it_was_needed(folder: Path) -> None:
-    result, samples = result_under_attack(folder), folder / "samples.jsonl"
-    rows = [json.loads(line) for line in samples.read_text().splitlines()]
-    attacked = [row for row in rows if row["role"] in ("grid", "named") and row["style"] == "neon" and row["model"] == "erased"]
-    for i, row in enumerate(attacked):
-        row["scores"]["style"]["label"] = "sketch" if i == 3 else "neon"
-    replace_samples(samples, "".join(json.dumps(row) + "\n" for row in rows))
+    result, rows = result_under_attack(folder), list(load_sample_rows(folder))
+    attacked = [i for i, row in enumerate(rows) if row.role in ("grid", "named") and row.style == "neon" and row.model == ERASED]
+    for number, i in enumerate(attacked):
+        rows[i] = relabeled(rows[i], "sketch" if number == 3 else "neon")
+    replace_samples(folder, rows)
     assert re.findall(r"glowing tubes \d+", write_page(folder, result).visible_text()) == ["glowing tubes 3"]
 
 
@@ -264,11 +277,8 @@ def test_captions_name_what_a_table_measures(folder: Path) -> None:
 
 
 def test_a_missing_judge_leaves_the_images_and_is_named(folder: Path) -> None:
-    samples = folder / "samples.jsonl"
-    rows = [json.loads(line) for line in samples.read_text().splitlines()]
-    for row in rows:
-        del row["scores"]["style"]
-    replace_samples(samples, "".join(json.dumps(row) + "\n" for row in rows))
+    rows = [replace(row, scores=replace(row.scores, style=None)) for row in load_sample_rows(folder)]
+    replace_samples(folder, rows)
     result = {
         **load_finished_audit(folder),
         **count_rates(rows, small_suite(), "style", ["neon"]),
@@ -294,16 +304,16 @@ def test_an_audit_that_keeps_no_images_shows_none(finished: tuple[StableDiffusio
 
 def plant_attacks_without_images(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
     """Plant an attack that left images of its own; the page of such an audit must not show them either."""
-    rows = [row for row in load_sample_rows(folder) if row["style"] == "neon" and row["role"] == "grid" and row["model"] == "base"]
+    rows = [row for row in load_sample_rows(folder) if row.style == "neon" and row.role == "grid" and row.model == BASE]
     (folder / "attacks" / "soft").mkdir(parents=True)
-    lines = []
+    found = {"round": 0, "found_prompt": "x", "fresh_scores": (), "search_scores": attack_scores(True)}
+    attack_rows = []
     for i, row in enumerate(rows):
         Image.new("RGB", (64, 64)).save(folder / "attacks" / "soft" / f"{i:04d}.png")
-        common = {"attack": "soft", "index": i, "image": Path(row["image"]).name, "prompt": row["prompt"]}
-        lines.append({**common, "search_scores": [{"shows_concept": True}], "round": 0, "found_prompt": "x", "fresh_scores": []})
-    (folder / "attacks" / "attacks.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        attack_rows.append(SearchRow(attack="soft", index=i, image=row.file_name, prompt=row.prompt, **found))  # type: ignore[arg-type]
+    write_rows(folder / "attacks" / "attacks.jsonl", attack_rows)
     infos = {"soft": {**ATTACK_INFO, "control": False}}
-    attacks = count_attack_rates(lines, infos, {line["image"]: {"base": True, "erased": False} for line in lines})
+    attacks = count_attack_rates(attack_rows, infos, {row.image: {BASE: True, ERASED: False} for row in attack_rows})
     return add_attacked_rate({**result, "attacks": attacks}, attacks)
 
 
@@ -343,11 +353,12 @@ def test_a_retrained_model_has_a_column(folder: Path) -> None:
 
 def test_a_full_page_shows_fewer_pairs_and_says_how_many(folder: Path) -> None:
     """Large images, all of them failures: they are scaled down, and the list of failures stays within its bytes."""
-    rows, large = load_sample_rows(folder), folder / "large.png"
+    large = folder / "large.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (MAX_SIDE + 40, MAX_SIDE + 40, 3), np.uint8)).save(large)
-    for row in rows:
-        shutil.copy(large, folder / row["image"])
-        row["scores"]["style"]["label"] = "neon" if row["model"] == "erased" or row["style"] == "neon" else row["style"]
+    rows = []
+    for row in load_sample_rows(folder):
+        shutil.copy(large, folder / row.image)
+        rows.append(relabeled(row, "neon" if row.model == ERASED or row.style == "neon" else row.style))
     pairs, result = pairs_of(rows), load_finished_audit(folder)
     gallery = Gallery(folder, True, bytes_left=300_000)
     roles = list_failures(gallery, pairs, result)
@@ -355,9 +366,9 @@ def test_a_full_page_shows_fewer_pairs_and_says_how_many(folder: Path) -> None:
     assert shown[0][1:] == (6, 6) and shown[1][1] == shown[1][2] == 2
     assert gallery.bytes_left >= 0 and sum(n for n, _, _ in shown) < sum(failed for _, failed, _ in shown)
     assert all(n <= MAX_PAIRS for n, _, _ in shown)
-    image = Gallery(folder, True).embed_image(rows[0]["image"])
+    image = Gallery(folder, True).embed_image(rows[0].image)
     assert image and not image["coarse"] and len(image["src"]) < 2 * MAX_SIDE**2
-    replace_samples(folder / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    replace_samples(folder, rows)
     page = write_page(folder, result)
     assert len(page.text) < 3_000_000 and "still shown 6 of 6" in page.visible_text()
 
@@ -368,11 +379,11 @@ def test_pairs_are_spread_evenly() -> None:
 
 
 def test_neighbors_are_counted_by_label_and_sorted_by_loss() -> None:
-    def row(label: str, score: str) -> dict[str, Any]:
-        return {"role": "neighbor", "style": label, "scores": {"style": {"label": score}}}
+    def row(label: str, score: str, role: str = "neighbor") -> SampleRow:
+        return sample_row(BASE, label, "", (score, None), role=role)
 
     pairs = [ImagePair(row("tube", "tube"), row("tube", "tube")), *[ImagePair(row("laser", "laser"), row("laser", "none"))] * 2]
-    pairs.append(ImagePair({**row("grid", "grid"), "role": "grid"}, row("grid", "none")))
+    pairs.append(ImagePair(row("grid", "grid", "grid"), row("grid", "none")))
     first, second = sort_by_loss(rates_by_neighbor(pairs, "style"))
     assert (first["label"], first["erased"], first["loss"]) == ("laser", {"k": 0, "n": 2, "rate": 0.0}, 1.0)
     assert (second["label"], second["loss"]) == ("tube", 0.0)

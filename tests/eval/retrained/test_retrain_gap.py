@@ -1,45 +1,40 @@
 """The retrain gap on planted rows: how much of the distance between the base and retrained models an erasure closes."""
 
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from eval.records.models import BASE, ERASED, AuditedModel, retrained_model
+from eval.records.rows import SampleRow
 from eval.retrained.retrain_gap import describe_gap_closed, model_distances, model_pairs, retrain_gaps, total_variation
+from tests.eval.factories import label_scores, sample_row
 
-Row = dict[str, Any]
+FIRST, SECOND = retrained_model(1), retrained_model(2)
 
 
-def planted_rows(model: str, neon_labels: dict[str, int], retained: int = 8, others: int = 10) -> list[Row]:
+def planted_rows(model: AuditedModel, neon_labels: dict[str, int], retained: int = 8, others: int = 10) -> list[SampleRow]:
     """Images of neon with planted labels, from two prompts in turn, and others of sketch, of which `retained` show sketch."""
     labels = [label for label, k in neon_labels.items() for _ in range(k)] + ["sketch"] * retained + ["none"] * (others - retained)
     styles = ["neon"] * (len(labels) - others) + ["sketch"] * others
     return [
-        {
-            "model": model,
-            "role": "grid",
-            "variant": "",
-            "prompt": f"{style} {i % 2}",
-            "style": style,
-            "object": "boat",
-            "index": i,
-            "scores": {"style": {"label": label}, "object": {"label": "boat"}},
-        }
+        sample_row(model, style, "boat", (label, "boat"), prompt=f"{style} {i % 2}", index=i)
         for i, (style, label) in enumerate(zip(styles, labels, strict=True))
     ]
 
 
 def test_pairs_include_every_retrained_model() -> None:
-    assert model_pairs(("base", "erased")) == []
-    assert model_pairs(("base", "erased", "retrained-1")) == [("base", "retrained-1"), ("erased", "retrained-1")]
-    assert model_pairs(("base", "erased", "retrained-1", "retrained-2"))[-1] == ("retrained-1", "retrained-2")
-    assert len(model_pairs(("base", "erased", "retrained-1", "retrained-2"))) == 5
+    assert model_pairs((BASE, ERASED)) == []
+    assert model_pairs((BASE, ERASED, FIRST)) == [(BASE, FIRST), (ERASED, FIRST)]
+    assert model_pairs((BASE, ERASED, FIRST, SECOND))[-1] == (FIRST, SECOND)
+    assert len(model_pairs((BASE, ERASED, FIRST, SECOND))) == 5
 
 
 def test_total_variation_is_half_the_sum_of_differences() -> None:
     base, erased = (
         planted_rows(model, labels, others=0, retained=0)
-        for model, labels in (("base", {"neon": 20}), ("erased", {"neon": 2, "sketch": 12, "glass": 6}))
+        for model, labels in ((BASE, {"neon": 20}), (ERASED, {"neon": 2, "sketch": 12, "glass": 6}))
     )
     variation = total_variation(base, erased, "style")
     assert variation.estimate == pytest.approx((abs(1 - 0.1) + 0.6 + 0.3) / 2)
@@ -49,8 +44,8 @@ def test_total_variation_is_half_the_sum_of_differences() -> None:
 
 def test_the_interval_of_a_total_variation_is_over_prompts() -> None:
     """One of ten prompts changed wholly: 0 or 1/9 without each, so the standard error is that of a mean, 0.1; t of 9 is 2.262."""
-    base = [{"prompt": str(i), "scores": {"style": {"label": "neon"}}} for i in range(10) for _ in range(5)]
-    erased = [{**r, "scores": {"style": {"label": "sketch" if r["prompt"] == "0" else "neon"}}} for r in base]
+    base = [sample_row(BASE, "neon", "boat", ("neon", None), prompt=str(i)) for i in range(10) for _ in range(5)]
+    erased = [replace(row, scores=label_scores("sketch" if row.prompt == "0" else "neon", None)) for row in base]
     assert total_variation(base, erased, "style") == pytest.approx((0.1, 0, 0.1 + 2.2621572 * 0.1), rel=1e-6)
     assert total_variation(base[:5], erased[:5], "style") == (1, 0, 1)  # one prompt says nothing about others
 
@@ -59,8 +54,8 @@ def test_the_interval_of_a_total_variation_holds_its_estimate_and_the_mean() -> 
     """Equal models, 50 prompts, 9 labels: a bootstrap interval lay above its estimate in 7 % of 400 samples, and held the mean in 88 %."""
     rng = random.Random(0)
 
-    def random_rows() -> list[dict[str, Any]]:
-        return [{"prompt": str(i), "scores": {"style": {"label": str(rng.randrange(9))}}} for i in range(50) for _ in range(2)]
+    def random_rows() -> list[SampleRow]:
+        return [sample_row(BASE, "neon", "boat", (str(rng.randrange(9)), None), prompt=str(i)) for i in range(50) for _ in range(2)]
 
     variations = [total_variation(random_rows(), random_rows(), "style") for _ in range(100)]
     mean = sum(interval.estimate for interval in variations) / 100
@@ -69,8 +64,8 @@ def test_the_interval_of_a_total_variation_holds_its_estimate_and_the_mean() -> 
 
 
 def test_rate_distances_are_the_retrained_models_rate_minus_the_others() -> None:
-    rows = planted_rows("base", {"neon": 20}) + planted_rows("erased", {"neon": 5, "sketch": 15})
-    rows += planted_rows("retrained-1", {"sketch": 20}, retained=9)
+    rows = planted_rows(BASE, {"neon": 20}) + planted_rows(ERASED, {"neon": 5, "sketch": 15})
+    rows += planted_rows(FIRST, {"sketch": 20}, retained=9)
     distances = {(row["measure"], row["first"]): row["value"] for row in model_distances(rows, "style", ["neon"], [])}
     assert distances["UA", "base"][0] == pytest.approx(1) and distances["UA", "erased"][0] == pytest.approx(0.25)
     assert distances["IRA", "base"][0] == pytest.approx(0.1) and distances["CRA", "base"][0] == 0

@@ -8,12 +8,14 @@ import pytest
 import yaml
 
 from erasure.errors import UserError
+from eval.records import models
 from eval.report.conclusions import describe_gate
 from eval.scoring.advice import suggest_next_step
 from eval.scoring.counting import paired_differences
 from eval.scoring.gates import EXIT_CODES, PAIRED_RATES, Gate, decide_verdict, gates_digest, parse_gates
 from eval.suites.cases import PLAIN_ROLES, REPHRASED_ROLES
 from eval.suites.suite import load_suite
+from tests.eval.factories import sample_row
 
 ERASED = Gate(name="erased", rate="UA", at_least=0.9)
 RETAINED = Gate(name="retained", rate="IRA", drop_at_most=0.1)
@@ -92,10 +94,9 @@ def test_the_rates_with_a_drop_are_the_paired_rates() -> None:
     """The paired table of a fine-grained audit has every rate that a gate can take a drop of, and no other."""
     cells = [("neon", "boat"), ("neon", "tree"), ("sketch", "boat"), ("sketch", "tree")]
     cases = [(role, *cell) for role in (*PLAIN_ROLES, *REPHRASED_ROLES, "neighbor") for cell in cells]
-    scores = {"style": {"label": "sketch"}, "object": {"label": "tree"}}
     rows = [
-        {"model": model, "role": role, "variant": "", "index": 0, "style": style, "object": object_label, "scores": scores}
-        for model in ("base", "erased")
+        sample_row(model, style, object_label, ("sketch", "tree"), role=role)
+        for model in (models.BASE, models.ERASED)
         for role, style, object_label in cases
     ]
     assert set(paired_differences(rows, "style", ["neon"], [], "boat")) == set(PAIRED_RATES)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from eval.generation import samples_of, save_png
 from eval.judges.base import Judge
+from eval.records.models import ERASED
+from eval.records.scores import LabelScore
 from eval.scoring.judge_scores import score_samples
 from eval.suites.cases import suite_cases
 from tests.factories import small_suite
@@ -24,8 +26,8 @@ class FixedJudge(Judge):
     def identity(self) -> dict[str, Any]:
         return {"label": self.label}
 
-    def score(self, images: Tensor, prompts: Sequence[str]) -> list[dict[str, Any]]:
-        return [{"label": self.label, "p": 1.0} for _ in images]
+    def score(self, images: Tensor, prompts: Sequence[str]) -> list[LabelScore]:
+        return [LabelScore(label=self.label, p=1.0) for _ in images]
 
 
 def test_scores_of_two_judges_never_mix(tmp_path: Path) -> None:
@@ -33,10 +35,10 @@ def test_scores_of_two_judges_never_mix(tmp_path: Path) -> None:
     for sample in samples:
         save_png(torch.zeros(3, 2, 2, dtype=torch.uint8), tmp_path / "images" / "erased" / sample.file_name)
 
-    def labels_of(label: str) -> set[str]:
-        rows = score_samples(samples, ["erased"], {"style": FixedJudge(label=label)}, tmp_path)
+    def labels_of(label: str) -> set[str | None]:
+        rows = score_samples(samples, [ERASED], {"style": FixedJudge(label=label)}, tmp_path)
         assert len(rows) == len(samples)
-        return {row["scores"]["style"]["label"] for row in rows}
+        return {row.judged("style") for row in rows}
 
     assert labels_of("neon") == {"neon"} and labels_of("plain") == {"plain"}
     for sample in samples:

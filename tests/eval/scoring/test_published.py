@@ -14,6 +14,9 @@ from erasure.storage.files import read_checksummed_json
 from eval.audit import AuditPlan, audit
 from eval.generation import samples_of
 from eval.judges.nudenet import DEFAULT_COUNTED, LABELS
+from eval.records.models import BASE, ERASED
+from eval.records.rows import AttackRow, FailedAttackRow, SampleRow
+from eval.records.scores import LabelScore, Scores
 from eval.report.html import write_report
 from eval.report.report_json import SCHEMA
 from eval.scoring.attack_rates import count_attack_rates
@@ -22,30 +25,20 @@ from eval.scoring.rates import counted_rate, rate_interval
 from eval.scoring.recount import recount
 from eval.suites.cases import suite_cases
 from eval.suites.suite import SuiteAttacks, load_suite
-from tests.eval.factories import ATTACK_INFO, planted_attack_rows
+from tests.eval.factories import ATTACK_INFO, planted_attack_rows, sample_row
 from tests.eval.page import Page, assert_harmless
 from tests.factories import erase_on_small_latents, small_suite
 
 
-def row(style: str, object_label: str, labels: tuple[str, str], index: int = 0) -> dict[str, Any]:
-    scores = {"style": {"label": labels[0]}, "object": {"label": labels[1]}}
-    return {
-        "model": "erased",
-        "role": "grid",
-        "style": style,
-        "object": object_label,
-        "prompt": f"{object_label} {style}",
-        "index": index,
-        "variant": "",
-        "scores": scores,
-    }
+def row(style: str, object_label: str, labels: tuple[str, str], index: int = 0) -> SampleRow:
+    return sample_row(ERASED, style, object_label, labels, index=index)
 
 
 def test_unlearncanvas_counts_excluded_styles() -> None:
     """Neon is erased from 3 of 4 images, whose objects are all wrong; plain, which is excluded, is shown as prompted."""
     rows = [row("neon", "boat", ("neon" if i == 0 else "plain", "tree"), i) for i in range(4)]
     rows += [row("plain", "boat", ("plain", "boat"), i) for i in range(2)] + [row("sketch", "boat", ("plain", "boat"), i) for i in range(2)]
-    rows += [{**rows[0], "model": "base"}, {**rows[0], "role": "perturbed"}]
+    rows += [replace(rows[0], model=BASE), replace(rows[0], role="perturbed")]
     suite = replace(small_suite(), published="unlearncanvas")
     errors = {"true_positive": 80, "positive": 100, "true_negative": 100, "negative": 100}
     result = {"axis": "style", "targets": ["neon"], "models": {"erased": {}}, "judge_errors": errors}
@@ -77,9 +70,10 @@ def test_unlearncanvas_counts_excluded_styles() -> None:
 
 def test_unlearndiffatk_counts_the_best_of_many_and_never_drops_the_missing() -> None:
     """Of 12 prompts 2 are missing; 1 shows the concept before the attack, 4 in all; a control that finds nothing breaks that one too."""
-    first = {f"{i}.png": {"base": True, "erased": i == 0} for i in range(12)}
-    rows = planted_attack_rows("search", [0, 0, 1, 3, *[None] * 6], fresh=1) + planted_attack_rows("seed_search", [None] * 10)
-    rows.append({"attack": "broken", "crashed": "RuntimeError: out of memory"})
+    first = {f"{i}.png": {BASE: True, ERASED: i == 0} for i in range(12)}
+    rows: list[AttackRow] = [*planted_attack_rows("search", [0, 0, 1, 3, *[None] * 6], fresh=1)]
+    rows += planted_attack_rows("seed_search", [None] * 10)
+    rows.append(FailedAttackRow(attack="broken", crashed="RuntimeError: out of memory"))
     infos = {name: {**ATTACK_INFO, "control": name == "seed_search"} for name in ("search", "seed_search", "broken")}
     attacks = count_attack_rates(rows, infos, first)
     suite = replace(small_suite(), published="unlearndiffatk")
@@ -113,21 +107,18 @@ def test_nine_classes_of_nudity_are_counted_beside_five() -> None:
     counted = suite.judges["object"]["counted"]
     assert sorted(counted) == sorted(label for label in LABELS if label.endswith("_EXPOSED")) and set(DEFAULT_COUNTED) < set(counted)
     detections = [{"FEET_EXPOSED": 0.9}, {"BUTTOCKS_EXPOSED": 0.46}, {"BUTTOCKS_EXPOSED": 0.8}, {}]
+
+    def scores_of(boxes: dict[str, float]) -> Scores:
+        label = "nudity" if max(boxes.values(), default=0) >= 0.5 else "none"
+        return Scores(object=LabelScore(label=label, p=max(boxes.values(), default=0.0), scores=boxes))
+
     rows = [
-        {
-            "model": "erased",
-            "role": "prompt_list",
-            "style": "",
-            "object": "nudity",
-            "prompt": str(i),
-            "scores": {"object": {"label": "nudity" if max(boxes.values(), default=0) >= 0.5 else "none", "scores": boxes}},
-        }
-        for i, boxes in enumerate(detections)
+        sample_row(ERASED, "", "nudity", role="prompt_list", prompt=str(i), scores=scores_of(boxes)) for i, boxes in enumerate(detections)
     ]
     (figure,) = published_figures(suite, rows, {"axis": "object", "targets": ["nudity"], "attacks": []})["figures"]
     assert (figure["published"]["k"], figure["corrected"]["k"], figure["corrected"]["n"]) == (2, 2, 4)
-    rows += [{**rows[2], "model": "base"}, {**rows[2], "role": "replayed"}, {**rows[2], "object": "other"}]  # none of them counts
-    rows[1]["scores"]["object"]["scores"] = {}
+    rows += [replace(rows[2], model=BASE), replace(rows[2], role="replayed"), replace(rows[2], object="other")]  # none of them counts
+    rows[1] = replace(rows[1], scores=scores_of({}))
     (figure,) = published_figures(suite, rows, {"axis": "object", "targets": ["nudity"], "attacks": []})["figures"]
     assert (figure["published"]["n"], figure["corrected"]["k"], figure["corrected"]["n"]) == (4, 1, 4)
 

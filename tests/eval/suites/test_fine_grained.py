@@ -19,14 +19,17 @@ from erasure.families.stable_diffusion import StableDiffusion
 from eval.audit import AuditPlan, audit
 from eval.compare import tabulate_comparison
 from eval.metrics.unlearn_canvas import UnlearnCanvasRates
+from eval.records.models import BASE, ERASED
+from eval.records.rows import SampleRow
 from eval.report.html import audit_command, write_report
 from eval.report.report_json import SCHEMA
 from eval.scoring.counting import count_rates, paired_differences
 from eval.scoring.gates import Gate, decide_verdict
-from eval.scoring.recount import load_finished_audit, recount
+from eval.scoring.recount import load_finished_audit, load_sample_rows, recount
 from eval.suites.fine_grained import describe_only, find_only_label
 from eval.suites.list_reader import ListedPrompt
 from eval.suites.suite import SuiteAttacks, load_suite
+from tests.eval.factories import label_scores, sample_row
 from tests.factories import erase_on_small_latents, small_suite
 from tests.planted import replace_samples
 
@@ -60,19 +63,17 @@ def test_an_unknown_cell_is_refused() -> None:
         UnlearnCanvasRates(STYLES, OBJECTS, ["neon"], only="moat")
 
 
-def row(model: str, style: str, object_label: str, labels: tuple[str, str], index: int = 0) -> dict[str, Any]:
-    scores = {"style": {"label": labels[0]}, "object": {"label": labels[1]}}
-    return {"model": model, "style": style, "object": object_label, "index": index, "role": "grid", "variant": "", "scores": scores}
-
-
 def test_pairs_of_planted_labels() -> None:
     """Neon boats: erased in 2 of 2. Neon trees: neon in base 3 of 3, in erased 1 of 3, and one tree lost. A sketch: unchanged."""
-    rows = [row("base", "neon", "boat", ("neon", "boat"), i) for i in (0, 1)] + [
-        row("erased", "neon", "boat", ("plain", "none"), i) for i in (0, 1)
+    rows = [
+        sample_row(model, "neon", "boat", labels, index=i)
+        for model, labels in ((BASE, ("neon", "boat")), (ERASED, ("plain", "none")))
+        for i in (0, 1)
     ]
-    rows += [row("base", "neon", "tree", ("neon", "tree"), i) for i in range(3)]
-    rows += [row("erased", "neon", "tree", labels, i) for i, labels in enumerate((("neon", "tree"), ("plain", "tree"), ("none", "boat")))]
-    rows += [row(model, "sketch", "boat", ("sketch", "boat")) for model in ("base", "erased")]
+    rows += [sample_row(BASE, "neon", "tree", ("neon", "tree"), index=i) for i in range(3)]
+    labels_of_trees = (("neon", "tree"), ("plain", "tree"), ("none", "boat"))
+    rows += [sample_row(ERASED, "neon", "tree", labels, index=i) for i, labels in enumerate(labels_of_trees)]
+    rows += [sample_row(model, "sketch", "boat", ("sketch", "boat")) for model in (BASE, ERASED)]
 
     def cells(only: str) -> dict[str, list[int]]:
         tables = paired_differences(rows, "style", ["neon"], ["plain"], only)
@@ -212,12 +213,15 @@ def test_a_concept_that_is_retained_elsewhere_is_counted(pocket_sized_model: Sta
     edit = erase_on_small_latents(pocket_sized_model, [Concept(name="neon", kind="style")], tmp_path / "edit")
     (plan,) = AuditPlan.for_edits([edit], small_suite(), "smoke", only="boat")
     audit(pocket_sized_model, [edit], plan, tmp_path / "audit")
-    samples = tmp_path / "audit" / "samples.jsonl"
-    rows = [json.loads(line) for line in samples.read_text().splitlines()]
-    for row in rows:
-        is_erased = row["model"] == "erased" and row["style"] == "neon" and (row["object"] == "boat" or row["index"] == 0)
-        row["scores"]["style"]["label"], row["scores"]["object"]["label"] = "plain" if is_erased else row["style"], row["object"]
-    replace_samples(samples, "".join(json.dumps(row) + "\n" for row in rows))
+
+    def is_erased(row: SampleRow) -> bool:
+        return row.model == ERASED and row.style == "neon" and (row.object == "boat" or row.index == 0)
+
+    rows = [
+        replace(row, scores=label_scores("plain" if is_erased(row) else row.style, row.object))
+        for row in load_sample_rows(tmp_path / "audit")
+    ]
+    replace_samples(tmp_path / "audit", rows)
     result = {**load_finished_audit(tmp_path / "audit"), **count_rates(rows, plan.suite, "style", ["neon"], "boat")}
     rates = {name: (rate["k"], rate["n"]) for name, rate in result["models"]["erased"]["rates"].items()}
     assert rates["UA"] == (6, 6) and rates["FR"] == (2, 3) and rates["UA_named"] == (4, 4) and rates["IRA"] == (2, 2)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from eval import generation
 from eval.audit import AuditPlan, audit, suite_digest
+from eval.records.models import BASE, ERASED, AuditedModel
+from eval.records.rows import SampleRow
+from eval.records.scores import LabelScore
 from eval.report.html import audit_command
 from eval.report.report_json import SCHEMA
 from eval.scoring.counting import count_rates
@@ -29,6 +33,7 @@ from eval.suites.cases import suite_cases
 from eval.suites.list_reader import ListedPrompt
 from eval.suites.prompt_list_suite import load_prompt_list
 from eval.suites.suite import Suite, load_suite, suite_names
+from tests.eval.factories import sample_row
 from tests.eval.page import Page, assert_harmless
 from tests.factories import erase_on_small_latents
 from tests.planted import replace_samples
@@ -165,13 +170,16 @@ def plan_of(edit: Edit, suite: Suite, tier: str = "smoke", replay: tuple[ListedP
     return plan
 
 
-def plant_labels(out: Path, shown: dict[str, set[int]]) -> list[dict[str, Any]]:
+def plant_labels(out: Path, shown: dict[AuditedModel, set[int]]) -> list[SampleRow]:
     """Plant labels in the rows of an audit: the prompt-list images of these numbers show the boat, by model."""
-    rows = load_sample_rows(out)
-    for model, numbers in shown.items():
-        for i, row in enumerate(row for row in rows if row["role"] == "prompt_list" and row["model"] == model):
-            row["scores"]["object"]["label"] = "boat" if i in numbers else "none"
-    replace_samples(out / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    numbers, rows = Counter[AuditedModel](), []
+    for row in load_sample_rows(out):
+        if row.role == "prompt_list" and row.model in shown:
+            label = "boat" if numbers[row.model] in shown[row.model] else "none"
+            numbers[row.model] += 1
+            row = replace(row, scores=replace(row.scores, object=LabelScore(label=label, p=1.0)))
+        rows.append(row)
+    replace_samples(out, rows)
     return rows
 
 
@@ -181,7 +189,7 @@ def test_an_audit_of_a_prompt_list(
     suite = load_suite(write_suite(tmp_path, benign="benign.txt", features={"extractor": "judge"}))
     out = tmp_path / "audit"
     audit(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite, replay=(ListedPrompt("another", "1"),)), out)
-    plant_labels(out, {"base": {0, 1, 2, 3}, "erased": {0, 5}})
+    plant_labels(out, {BASE: {0, 1, 2, 3}, ERASED: {0, 5}})
     result = recount(out, suite)
     rates = {model: figures["rates"] for model, figures in result["models"].items()}
     assert {name: (r["k"], r["n"]) for name, r in rates["erased"].items() if name != "UA_replayed"} == {"UA": (4, 6), "UA_shown": (3, 4)}
@@ -255,15 +263,14 @@ def test_the_report_names_the_files_and_what_was_left_out(
     assert suite_digest(load_suite(write_suite(tmp_path, list="other.csv"))) == suite_digest(suite)  # the same prompts are the same audit
 
 
-def planted_rows(prompts: int, images: int, shown: set[int], role: str = "prompt_list") -> list[dict[str, Any]]:
+def planted_rows(prompts: int, images: int, shown: set[int], role: str = "prompt_list") -> list[SampleRow]:
     """Rows of both models by prompt number and index: the base always shows nudity, the erased model under the prompts in `shown`."""
-    case = {"role": role, "style": "", "object": "nudity"}
     return [
-        {**case, "model": model, "variant": str(i), "prompt": f"p{i}", "index": j, "seed": j, "scores": {"object": {"label": label}}}
-        for model in ("base", "erased")
+        sample_row(model, "", "nudity", (None, label), role=role, variant=str(i), prompt=f"p{i}", index=j)
+        for model in (BASE, ERASED)
         for i in range(prompts)
         for j in range(images)
-        for label in ["nudity" if model == "base" or i in shown else "none"]
+        for label in ["nudity" if model == BASE or i in shown else "none"]
     ]
 
 
@@ -293,7 +300,7 @@ def test_images_of_one_prompt_are_not_counted_as_independent() -> None:
 def test_prompts_that_show_nothing_leave_their_gate_open(pocket_sized_model: StableDiffusion, boat_edit: Edit, tmp_path: Path) -> None:
     suite, out = load_suite(write_suite(tmp_path)), tmp_path / "audit"
     audit(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite), out)
-    result = {**recount(out, suite), **count_rates(plant_labels(out, {"base": set(), "erased": set()}), suite, "object", ["boat"])}
+    result = {**recount(out, suite), **count_rates(plant_labels(out, {BASE: set(), ERASED: set()}), suite, "object", ["boat"])}
     assert "UA_shown" not in result["models"]["erased"]["rates"]
     assert result["pixel_distance"] is None and result["image_set_distances"] == {}
     verdict = decide_verdict(suite.gates, result)

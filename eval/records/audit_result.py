@@ -10,10 +10,10 @@ from typing_extensions import TypedDict
 from erasure.config.validation import check_mapping
 from erasure.errors import UserError
 from erasure.storage.files import DamagedFile, MissingChecksum, read_checksummed_json
+from eval.records.row_files import MADE_BY_EARLIER_VERSION
 from eval.scoring.rates import counted_rate
 from eval.suites.prompt_list_suite import Axis
 
-MADE_BY_EARLIER_VERSION = "{} was made by an earlier version of this project; audit again with --fresh."
 MAX_RECOUNTED_TRIALS = 10_000_000  # above it, an interval is not computed again
 TOLERANCE = 1e-6  # between a recorded and a recomputed value
 
