@@ -88,7 +88,7 @@ def _drop_repeated_errors(error: ValidationError) -> list[Any]:
             unknown_keys.setdefault(tuple(parents), []).append(str(key))
     details = []
     for detail in sorted(error.errors(), key=lambda e: e["type"] not in UNKNOWN_KEY_ERRORS):  # these first: they explain the others
-        *parents, key = detail["loc"]
+        *parents, key = detail["loc"] or ("",)
         if detail["type"] != "missing" or not difflib.get_close_matches(str(key), unknown_keys.get(tuple(parents), ())):
             details.append(detail)
     return details
@@ -116,9 +116,7 @@ def _is_record(schema: Any) -> bool:
 
 def _describe_error(detail: Any, schema: Any, location: str) -> str:
     """Return one of pydantic's errors as a sentence."""
-    if not detail["loc"]:  # not one value, but the text as a whole
-        return f"{location}: {detail['msg']}."
-    *parents, key = [str(part) for part in detail["loc"] if part != "[key]"]
+    *parents, key = [str(part) for part in detail["loc"] if part != "[key]"] or [""]
     container = f"{'.'.join(parents)} in {location}" if parents else location
     key_path = ".".join([*parents, key])
     if detail["type"] in UNKNOWN_KEY_ERRORS:
@@ -136,4 +134,4 @@ def _describe_error(detail: Any, schema: Any, location: str) -> str:
     value_text = repr(detail["input"])
     if len(value_text) > MAX_VALUE_CHARS:
         value_text = f"{value_text[:MAX_VALUE_CHARS]}..."
-    return f"{location}: {key_path} {allowed}, got {value_text}."
+    return f"{f'{location}: {key_path}' if key_path else location} {allowed}, got {value_text}."

@@ -2,10 +2,9 @@
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import GetCoreSchemaHandler
-from pydantic_core import CoreSchema, core_schema
+from pydantic import AfterValidator, Field, GetCoreSchemaHandler, PlainSerializer
 
 MODEL_PATTERN = r"^(base|erased|retrained-[0-9]+)$"
 RETRAINED_PATTERN = r"^retrained-[0-9]+$"
@@ -45,12 +44,10 @@ class AuditedModel:
         return cls(ModelRole(role), int(number or 0))
 
     @classmethod
-    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """Let a record hold it as its text, as a value or as a key."""
-        from_text = core_schema.no_info_after_validator_function(cls.parse, core_schema.str_schema(pattern=MODEL_PATTERN))
-        return core_schema.json_or_python_schema(
-            from_text, core_schema.is_instance_schema(cls), serialization=core_schema.to_string_ser_schema()
-        )
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        """Let a file hold it as its text, as a value or as a key."""
+        text = Annotated[str, Field(pattern=MODEL_PATTERN), AfterValidator(cls.parse), PlainSerializer(str, return_type=str)]
+        return handler.generate_schema(text)
 
 
 BASE, ERASED = AuditedModel(ModelRole.BASE), AuditedModel(ModelRole.ERASED)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic_core import PydanticSerializationError
 
 from erasure.errors import UserError
 from eval.records.convert import parse_record, to_record
@@ -72,7 +71,7 @@ def test_attack_rows_are_read_as_they_were_written(tmp_path: Path) -> None:
         ({"scores": {"stile": {}}}, r"unknown key in rows.1.scores in .* 'stile'. Did you mean 'style'"),
         ({"scores": []}, r"rows.1.scores must be a valid dictionary, got \[\]"),
         ({"scores": {"clip": {"cosine": float("nan")}}}, "rows.1.scores.clip.cosine must be a finite number, got nan"),
-        ({"prompt": "\ud800"}, "samples.jsonl: Invalid JSON"),
+        ({"prompt": "\ud800"}, r"samples.jsonl: a text in it is not valid Unicode\."),
     ],
 )
 def test_a_row_that_no_audit_wrote_is_refused_by_file_and_key(tmp_path: Path, change: dict[str, Any], words: str) -> None:
@@ -87,12 +86,12 @@ def test_a_row_that_no_audit_wrote_is_refused_by_file_and_key(tmp_path: Path, ch
 def test_a_line_that_is_no_row_is_refused(tmp_path: Path) -> None:
     for line in ("3", "null", "[]", "{}"):
         (tmp_path / "attacks.jsonl").write_text(line + "\n")
-        with pytest.raises(UserError, match="attacks.jsonl"):
+        with pytest.raises(UserError, match=r"attacks\.jsonl: rows\.0|rows\.0.* in .*attacks\.jsonl"):
             read_attack_rows(tmp_path / "attacks.jsonl")
 
 
 def test_a_field_of_another_type_is_not_written() -> None:
     row = sample_row(BASE, "neon", "boat", seed="3")
-    with pytest.raises(PydanticSerializationError, match="seed"):
+    with pytest.raises(ValueError, match="seed"):
         to_record(row)
     assert parse_record(to_record(sample_row(BASE, "neon", "boat")), SampleRow, "x") == sample_row(BASE, "neon", "boat")
