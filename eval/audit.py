@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from erasure.edits import Edit
 from erasure.edits.overlap import measure_overlap
@@ -20,22 +20,24 @@ from eval.generation import Sample, generate_images, samples_of
 from eval.judges.base import MissingWeights
 from eval.metrics.features import make_extractor
 from eval.metrics.image_distances import image_set_distances, retained_distance
+from eval.records.attacks import AttackInfo, AttackRecord
+from eval.records.audit_result import AuditedEdit, AuditJob, AuditResult, EditOverlap, KeepImages
+from eval.records.convert import parse_record, to_record
+from eval.records.distances import DenoiserDivergence
+from eval.records.fields import ImagePart
 from eval.records.models import BASE, ERASED, AuditedModel, retrained_model
 from eval.records.row_files import read_attack_rows
 from eval.records.rows import SampleRow
 from eval.retrained.divergences import measure_divergences
-from eval.retrained.retrain_gap import model_distances
-from eval.scoring.attack_rates import add_attacked_rate, count_attack_rates
-from eval.scoring.counting import AXES, count_rates
+from eval.scoring.assembly import Measurements, assemble_result
+from eval.scoring.attack_rates import count_attack_rates
+from eval.scoring.counting import AXES
 from eval.scoring.judge_scores import (
     available_judges,
     build_judges,
     check_judges_fit,
-    judge_errors,
-    samples_digest,
     score_samples,
 )
-from eval.scoring.published import published_figures
 from eval.scoring.recount import recount
 from eval.suites.cases import PLAIN_ROLES, Case, prompt_list_cases, suite_cases
 from eval.suites.fine_grained import find_only_label, is_erasure_target, restrict_to_cell
@@ -44,7 +46,6 @@ from eval.suites.prompt_list_suite import cross_axis, prompt_list_records
 from eval.suites.sample_sizes import SampleSizes, count_sample_sizes
 from eval.suites.suite import Axis, Suite
 
-KeepImages = Literal["all", "none"]
 SINGLE_SHARD = (0, 1)  # shard 0 of 1: the whole audit
 IMAGE_FILES = ("images/*/*-[0-9][0-9]*.png", "images/*/uncached/*/*.png", "attacks/*/[0-9][0-9][0-9][0-9].png")
 # everything an audit writes into its folder; --fresh removes exactly these files
@@ -182,7 +183,7 @@ class AuditOptions:
 
 def audit(
     model: DiffusionModel, edits: Sequence[Edit], plan: AuditPlan, out: Path, options: AuditOptions | None = None, *, fresh: bool = False
-) -> dict[str, Any]:
+) -> AuditResult:
     """Generate, attack, judge and count; return the result that is also written to out/result.json.
 
     `out` ends up with images/, attacks/, scores/, samples.jsonl, timing.json and result.json. An interrupted audit continues; scores of a
@@ -196,67 +197,50 @@ def audit(
         FolderLocked: another process is writing into `out`.
     """
     options = options or AuditOptions()
-    run = Run(out, job_record(model, edits, plan, options), fresh, OUTPUT_FILES)
+    run = Run(out, to_record(job_record(model, edits, plan, options)), fresh, OUTPUT_FILES)
     with lock_folder(out, "erasure audit"):
         # a finished audit without its images still has their scores
         if options.keep_images == "none" and run.is_complete and (result := recount_finished(out, plan)):
-            run.finish(result)
+            run.finish(to_record(result))
             return result
         return run_plan(model, edits, plan, out, options, fresh)
 
 
-def recount_finished(out: Path, plan: AuditPlan) -> dict[str, Any] | None:
+def recount_finished(out: Path, plan: AuditPlan) -> AuditResult | None:
     """Recount a finished audit from its rows on disk; return None, with a message, if they are damaged."""
     try:
         result = recount(out, plan.suite)
     except DamagedFile as error:
         print_message(f"{error} It will be made again.")
         return None
-    plan_entries = {"gates": [asdict(gate) for gate in plan.suite.gates], **({"suite_file": plan.suite.file} if plan.suite.file else {})}
-    return {**{key: value for key, value in result.items() if key not in ("suite_file", "excluded_by_suite")}, **plan_entries}
+    return replace(result, gates=plan.suite.gates, suite_file=plan.suite.file, excluded_by_suite=None)
 
 
-def run_plan(
-    model: DiffusionModel, edits: Sequence[Edit], plan: AuditPlan, out: Path, options: AuditOptions, fresh: bool
-) -> dict[str, Any]:
+def run_plan(model: DiffusionModel, edits: Sequence[Edit], plan: AuditPlan, out: Path, options: AuditOptions, fresh: bool) -> AuditResult:
     """Do the work of `audit` in a folder that this process has locked."""
     started = time.monotonic()
     run, generated_counts = generate_and_attack(model, edits, plan, out, options, fresh=fresh)
     judges, missing = available_judges(plan.suite)
     rows = score_samples(plan.samples, model_names(options), judges, out)
-    attacks = load_attack_results(out, plan, rows)
-    parts = {"retained": plan.plain_samples(False), "target": plan.plain_samples(True)}
+    parts: dict[ImagePart, list[Sample]] = {"retained": plan.plain_samples(False), "target": plan.plain_samples(True)}
+    distances = None
     try:
         distances = image_set_distances(parts, model_names(options), plan.suite.features, out / "images")
     except MissingWeights as error:
-        distances, missing["features"] = {}, str(error)
-    result = {
-        "tier": plan.tier,
-        **add_attacked_rate(count_rates(rows, plan.suite, plan.axis, plan.targets, plan.only), attacks),
-        **(
-            {"model_distances": model_distances(rows, plan.axis, plan.targets, plan.suite.excluded, plan.only)}
-            if options.retrained and plan.axis in judges
-            else {}
-        ),
-        "job": run.job,
-        "samples_sha256": samples_digest(out),
-        "prompt_lists": prompt_list_records(plan.suite.prompt_list, plan.replay_origin),
-        "attacks": attacks,
-        "pixel_distance": retained_distance(plan.retained_samples, out / "images"),
-        "image_set_distances": distances,
-        "denoiser_divergences": measure_plan_divergences(model, edits, plan, options),
-        "judges": {name: judge.identity() for name, judge in judges.items()},
-        "gates": [asdict(gate) for gate in plan.suite.gates],
-        **({"suite_file": plan.suite.file} if plan.suite.file else {}),
-        "missing": missing,
-        "judge_errors": judge_errors(plan.suite, plan.axis, plan.targets, judges[plan.axis]) if plan.axis in judges else None,
-        "edits": [edit_record(edit) for edit in edits],
-        "edit_overlaps": measure_overlap(model, edits),
-        "sample_sizes": plan.sample_sizes,
-    }
+        missing["features"] = str(error)
+    measured = Measurements(
+        attacks=load_attack_results(out, plan, rows),
+        pixel_distance=retained_distance(plan.retained_samples, out / "images"),
+        image_set_distances=distances,
+        denoiser_divergences=measure_plan_divergences(model, edits, plan, options),
+        edit_overlaps=tuple(EditOverlap(**overlap) for overlap in measure_overlap(model, edits)),
+        prompt_lists=prompt_list_records(plan.suite.prompt_list, plan.replay_origin),
+        sample_sizes=plan.sample_sizes,
+    )
     write_json(out / "timing.json", {"seconds": round(time.monotonic() - started, 1), "generated": generated_counts})
-    result["published"] = published_figures(plan.suite, rows, result)
-    run.finish(result)
+    job, audited_edits = job_record(model, edits, plan, options), [edit_record(edit) for edit in edits]
+    result = assemble_result(out, plan.suite, job, plan.targets, audited_edits, rows, judges, missing, measured)
+    run.finish(to_record(result))
     if options.keep_images == "none":
         remove_matching(out, IMAGE_FILES)
     return result
@@ -284,7 +268,7 @@ def generate_and_attack(
         UserError: `out` holds another job; an edit, a judge or an attack does not fit the model.
         FolderLocked: another process is working on this shard; with `fresh`, on any shard.
     """
-    run = Run(out, job_record(model, edits, plan, options), fresh, OUTPUT_FILES)
+    run = Run(out, to_record(job_record(model, edits, plan, options)), fresh, OUTPUT_FILES)
     with apply_edits(model, edits, **options.apply_options):  # raises before anything is written
         pass
     check_judges_fit(model, plan.suite)  # raises before anything is generated
@@ -327,10 +311,12 @@ def model_names(options: AuditOptions) -> tuple[AuditedModel, ...]:
     return tuple(edit_stacks(options, ()))
 
 
-def measure_plan_divergences(model: DiffusionModel, edits: Sequence[Edit], plan: AuditPlan, options: AuditOptions) -> list[dict[str, Any]]:
+def measure_plan_divergences(
+    model: DiffusionModel, edits: Sequence[Edit], plan: AuditPlan, options: AuditOptions
+) -> tuple[DenoiserDivergence, ...]:
     """Measure denoiser divergences in tier full or with a retrained model, if the edits have full strength and their own base."""
     if options.apply_options != AuditOptions().apply_options or not (options.retrained or plan.tier == "full"):
-        return []
+        return ()
     return measure_divergences(model, edit_stacks(options, edits), plan.plain_samples(True), plan.plain_samples(False))
 
 
@@ -342,21 +328,21 @@ def plan_attack_run(plan: AuditPlan) -> AttackRun | None:
     return AttackRun.from_suite(plan.suite, plan.axis, plan.targets, plan.attackable_samples, judges[plan.axis])
 
 
-def load_attack_results(out: Path, plan: AuditPlan, rows: Sequence[SampleRow]) -> list[dict[str, Any]]:
+def load_attack_results(out: Path, plan: AuditPlan, rows: Sequence[SampleRow]) -> tuple[AttackRecord, ...]:
     """Count the attack rates from the rows on disk."""
     attack_run = plan_attack_run(plan)
     if attack_run is None:
-        return []
-    attack_facts = {
-        name: {"paper": a.paper, "threat": a.threat, "control": a.control, "fields": asdict(a)}  # type: ignore[call-overload]  # dataclasses
+        return ()
+    infos = [
+        AttackInfo(name=name, paper=a.paper, threat=a.threat, control=a.control, fields=asdict(a))  # type: ignore[call-overload]  # dataclasses
         for name, a in attacks_of(plan.suite.attacks).items()
-    }
+    ]
     attacked_images = {sample.file_name for sample in attack_run.samples}
     shown_unattacked: dict[str, dict[AuditedModel, bool]] = {name: {} for name in attacked_images}
     for row in rows:
         if row.file_name in attacked_images:
             shown_unattacked[row.file_name][row.model] = row.is_as_prompted(plan.axis)
-    return count_attack_rates(read_attack_rows(out / "attacks" / "attacks.jsonl"), attack_facts, shown_unattacked)
+    return count_attack_rates(read_attack_rows(out / "attacks" / "attacks.jsonl"), infos, shown_unattacked)
 
 
 def check_buildable(suite: Suite) -> None:
@@ -371,24 +357,23 @@ def check_buildable(suite: Suite) -> None:
         make_extractor(suite.features)
 
 
-def job_record(model: DiffusionModel, edits: Sequence[Edit], plan: AuditPlan, options: AuditOptions) -> dict[str, Any]:
-    """Return what identifies an audit: two audits with equal records produce the same images."""
-    return {
-        "task": "audit",
-        "base": model.fingerprint(),
-        "edits": [edit.digest() for edit in edits],
-        "suite": plan.suite.name,
-        "suite_version": plan.suite.version,
-        "suite_digest": suite_digest(plan.suite),
-        "axis": plan.axis,
-        "tier": plan.tier,
-        "strength": options.strength,
-        "compute": str(model.compute_dtype).removeprefix("torch."),
-        **({"replay": hash_record([prompt.to_record() for prompt in plan.replay_prompts])} if plan.replay_prompts else {}),
-        **({"only": plan.only} if plan.only else {}),
-        **({"retrained": [edit.digest() for edit in options.retrained]} if options.retrained else {}),
-        **({"keep_images": options.keep_images} if options.keep_images != "all" else {}),
-    }
+def job_record(model: DiffusionModel, edits: Sequence[Edit], plan: AuditPlan, options: AuditOptions) -> AuditJob:
+    """Return what identifies an audit."""
+    return AuditJob(
+        base=model.fingerprint(),
+        edits=tuple(edit.digest() for edit in edits),
+        suite=plan.suite.name,
+        suite_version=plan.suite.version,
+        suite_digest=suite_digest(plan.suite),
+        axis=plan.axis,
+        tier=plan.tier,
+        strength=options.strength,
+        compute=str(model.compute_dtype).removeprefix("torch."),
+        replay=hash_record([prompt.to_record() for prompt in plan.replay_prompts]) if plan.replay_prompts else "",
+        only=plan.only,
+        retrained=tuple(edit.digest() for edit in options.retrained),
+        keep_images=options.keep_images,
+    )
 
 
 def suite_digest(suite: Suite) -> str:
@@ -400,18 +385,7 @@ def suite_digest(suite: Suite) -> str:
     return hash_record(fields)
 
 
-def edit_record(edit: Edit) -> dict[str, Any]:
+def edit_record(edit: Edit) -> AuditedEdit:
     """Return what a result says about an audited edit."""
-    info = edit.info
-    return {
-        "method": info.method,
-        "fields": info.fields,
-        "concepts": info.concepts,
-        "seed": info.seed,
-        "cost": info.cost,
-        "base": info.base,
-        "versions": info.versions,
-        "concept_checks": info.concept_checks,
-        "notes": info.notes,
-        "product": info.product,
-    }
+    info = {key: value for key, value in vars(edit.info).items() if key not in ("precision", "format")}
+    return parse_record(info, AuditedEdit, edit.name)

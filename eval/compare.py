@@ -1,17 +1,16 @@
 """Two audits side by side: the same cases from the same noise, compared pair by pair."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from erasure.errors import UserError
+from eval.records.audit_result import AuditResult
 from eval.records.models import BASE, ERASED
+from eval.records.result_files import read_result
 from eval.records.rows import SampleRow
 from eval.report.numbers import format_percent, format_points, format_points_span
 from eval.scoring.counting import AXES, paired_differences
-from eval.scoring.gates import only_of
-from eval.scoring.recount import load_finished_audit, load_sample_rows
+from eval.scoring.recount import load_sample_rows
 from eval.stats.intervals import holm
 
 
@@ -23,11 +22,13 @@ def tabulate_comparison(first: Path, second: Path) -> list[str]:
             in their images.
     """
     folders = (first, second)
-    results = [load_finished_audit(folder) for folder in folders]
+    results = [read_result(folder) for folder in folders]
+    erased_figures = []
     for folder, result in zip(folders, results, strict=True):
-        if not result["models"]:
-            reasons = " ".join(result["missing"].values())
+        if not result.erased:
+            reasons = " ".join(result.missing.values())
             raise UserError(f"{folder} is incomplete: nothing was counted in it. {reasons}".strip())
+        erased_figures.append(result.erased)
     conditions = [_audit_conditions(result) for result in results]
     for condition, first_value in conditions[0].items():
         if first_value != (second_value := conditions[1][condition]):
@@ -37,42 +38,40 @@ def tabulate_comparison(first: Path, second: Path) -> list[str]:
     _check_same_images(folders, rows)
     # paired is the second model minus the first
     pooled = [replace(row, model=model) for model, model_rows in zip((ERASED, BASE), rows, strict=True) for row in model_rows]
-    axis, targets, excluded = results[0]["axis"], results[0]["targets"], tuple(results[0]["models"]["erased"]["excluded"])
-    tables = paired_differences(pooled, axis, targets, excluded, only_of(results[0]))
+    excluded = tuple(erased_figures[0].excluded)
+    tables = paired_differences(pooled, results[0].axis, results[0].targets, excluded, results[0].job.only)
     if not tables:
         raise UserError(f"{first} and {second} have no image in common that a rate counts; there is nothing to compare.")
-    adjusted = holm([table["p"] for table in tables.values()])
-    names = [" + ".join(edit["method"] for edit in result["edits"]) for result in results]
+    adjusted = holm([table.p for table in tables.values()])
+    names = [" + ".join(edit.method for edit in result.edits) for result in results]
     lines = [f"| rate | {names[0]} (first) | {names[1]} (second) | first − second, points | p, Holm |", "|---|---|---|---|---|"]
     for (name, table), p in zip(tables.items(), adjusted, strict=True):
-        columns = " | ".join(
-            f"{format_percent(r['estimate'])} % ({r['k']}/{r['n']})"
-            for r in (audit_result["models"]["erased"]["rates"][name] for audit_result in results)
-        )
-        change = f"{format_points(table['estimate'])} ({format_points_span(table['low'], table['high'])})"
+        rates = [figures.rates[name] for figures in erased_figures]
+        columns = " | ".join(f"{format_percent(rate.estimate)} % ({rate.k}/{rate.n})" for rate in rates)
+        change = f"{format_points(table.estimate)} ({format_points_span(table.low, table.high)})"
         lines.append(f"| {name} | {columns} | {change} | {p:.2g} |")
     return lines
 
 
-def _audit_conditions(result: Mapping[str, Any]) -> dict[str, Any]:
+def _audit_conditions(result: AuditResult) -> dict[str, object]:
     """Return what has to be the same in two audits, by a name for the error message."""
-    job = result["job"]
+    job = result.job
     return {
-        "the base": job["base"],
-        "the suite": (job["suite"], job["suite_version"]),
-        "axis": job["axis"],
-        "tier": job["tier"],
-        "precision": job["compute"],
-        "--only": only_of(result),
-        "the replayed list": job.get("replay", "none"),
-        "the target": result["targets"],
-        "what the suite asks": job.get("suite_digest", ""),
-        "what is excluded from the rates": sorted(result["models"]["erased"]["excluded"]),
-        **{f"the judge of {axis}": result["judges"].get(axis, "none") for axis in AXES},
+        "the base": job.base,
+        "the suite": (job.suite, job.suite_version),
+        "axis": job.axis,
+        "tier": job.tier,
+        "precision": job.compute,
+        "--only": job.only,
+        "the replayed list": job.replay or "none",
+        "the target": list(result.targets),
+        "what the suite asks": job.suite_digest,
+        "what is excluded from the rates": sorted(result.erased.excluded) if result.erased else [],
+        **{f"the judge of {axis}": result.judges.get(axis, "none") for axis in AXES},
     }
 
 
-def _shorten(value: Any) -> str:
+def _shorten(value: object) -> str:
     text = str(value)
     return text if len(text) <= 80 else text[:80] + "..."
 

@@ -3,10 +3,10 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,17 +21,19 @@ from eval.audit import OUTPUT_FILES, check_buildable, suite_digest
 from eval.generation import Sample, read_png, save_png
 from eval.judges.base import MissingWeights
 from eval.metrics.image_distances import image_set_distances, retained_distance
+from eval.records.audit_result import AuditedEdit, AuditJob, AuditResult, EditBase, ErasedConcept, ExternalImagesSummary
+from eval.records.convert import to_record
+from eval.records.fields import Axis, ImagePart
 from eval.records.models import BASE, ERASED, AuditedModel
-from eval.scoring.attack_rates import add_attacked_rate
-from eval.scoring.counting import count_rates
-from eval.scoring.judge_scores import available_judges, judge_errors, samples_digest, score_samples
-from eval.scoring.published import published_figures
+from eval.records.report import EXTERNAL_TIER
+from eval.scoring.assembly import Measurements, assemble_result
+from eval.scoring.judge_scores import available_judges, score_samples
 from eval.suites.cases import Case
 from eval.suites.suite import Suite
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 FILE_NAME = re.compile(r"(?P<cell>.+)_seed(?P<seed>[0-9]{1,19})")  # {style}_{object}_seed{seed}
-EXTERNAL_TIER = "external"  # tier of a result whose images no tier generated
+
 MAX_NAMED = 5  # items named in an error
 Cell = tuple[str, str]  # style, object
 
@@ -46,7 +48,7 @@ class ExternalImages(NamedTuple):
 
 def audit_external_images(
     folder: Path, suite: Suite, concept: str, kind: ConceptKind, out: Path, base: Path | None = None, fresh: bool = False
-) -> dict[str, Any]:
+) -> AuditResult:
     """Judge and count a folder of images named {style}_{object}_seed{seed}; return the result that is also written to out/result.json.
 
     Without the base's images, nothing is paired, and figures that need them are not measured.
@@ -65,34 +67,23 @@ def audit_external_images(
     axis, target = suite.find_concept(concept)
     images_by_model = _read_images_by_model(folder, base, suite)
     judges, missing = available_judges(suite)
-    run = Run(out, external_job_record(suite, axis, images_by_model), fresh, OUTPUT_FILES)
+    job = external_job_record(suite, axis, images_by_model)
+    run = Run(out, to_record(job), fresh, OUTPUT_FILES)
     run.begin()
     samples = external_samples(suite, images_by_model[ERASED])
     convert_to_png(images_by_model, samples, out / "images")
     summary = summarize_images(images_by_model)
     rows = score_samples(samples, tuple(images_by_model), judges, out)
-    distances: dict[str, Any] = {"pixel_distance": None, "image_set_distances": {}}
-    if base and len(summary["sizes"]) == 1:
-        parts = {part: [s for s in samples if (label_of(s.case, axis) == target) == (part == "target")] for part in ("retained", "target")}
-        distances = _measure_distances(parts, suite, out / "images", missing)
-    result: dict[str, Any] = {
-        "tier": EXTERNAL_TIER,
-        **add_attacked_rate(count_rates(rows, suite, axis, [target]), []),
-        "job": run.job,
-        "samples_sha256": samples_digest(out),
-        "external_images": summary,
-        "attacks": [],
-        **distances,
-        "denoiser_divergences": [],
-        "judges": {name: judge.identity() for name, judge in judges.items()},
-        "gates": [asdict(gate) for gate in suite.gates],
-        **({"suite_file": suite.file} if suite.file else {}),
-        "missing": missing,
-        "judge_errors": judge_errors(suite, axis, [target], judges[axis]) if axis in judges else None,
-        "edits": [_external_edit_record(concept, kind, folder, base)],
-        "edit_overlaps": [],
-    }
-    run.finish(result := {**result, "published": published_figures(suite, rows, result)})
+    measured = Measurements(external_images=summary)
+    if base and len(summary.sizes) == 1:
+        parts: dict[ImagePart, list[Sample]] = {
+            "retained": [sample for sample in samples if label_of(sample.case, axis) != target],
+            "target": [sample for sample in samples if label_of(sample.case, axis) == target],
+        }
+        measured = _measure_distances(measured, parts, suite, out / "images", missing)
+    edits = [_external_edit_record(concept, kind, folder, base)]
+    result = assemble_result(out, suite, job, [target], edits, rows, judges, missing, measured)
+    run.finish(to_record(result))
     return result
 
 
@@ -105,14 +96,16 @@ def _read_images_by_model(folder: Path, base: Path | None, suite: Suite) -> dict
     return images_by_model
 
 
-def _measure_distances(parts: dict[str, list[Sample]], suite: Suite, images: Path, missing: dict[str, str]) -> dict[str, Any]:
-    """Return pixel_distance and image_set_distances of a result; if the extractor has no weights, `missing` gets the reason."""
-    image_distances: dict[str, Any] = {}
+def _measure_distances(
+    measured: Measurements, parts: Mapping[ImagePart, Sequence[Sample]], suite: Suite, images: Path, missing: dict[str, str]
+) -> Measurements:
+    """Add the distances to the base's images; if the extractor has no weights, `missing` gets the reason."""
+    distances = None
     try:
-        image_distances = image_set_distances(parts, (BASE, ERASED), suite.features, images)
+        distances = image_set_distances(parts, (BASE, ERASED), suite.features, images)
     except MissingWeights as error:
         missing["features"] = str(error)
-    return {"pixel_distance": retained_distance(parts["retained"], images), "image_set_distances": image_distances}
+    return replace(measured, pixel_distance=retained_distance(parts["retained"], images), image_set_distances=distances)
 
 
 def read_external_images(folder: Path, suite: Suite) -> ExternalImages:
@@ -172,50 +165,48 @@ def convert_to_png(images_by_model: dict[AuditedModel, ExternalImages], samples:
                 save_png(torch.from_numpy(np.array(image)).permute(2, 0, 1), path)
 
 
-def summarize_images(images_by_model: dict[AuditedModel, ExternalImages]) -> dict[str, Any]:
+def summarize_images(images_by_model: dict[AuditedModel, ExternalImages]) -> ExternalImagesSummary:
     """Describe the files: number of JPEGs, sizes in pixels, fewest and most images in a cell, seeds."""
     paths = [path for model_images in images_by_model.values() for path in model_images.files.values()]
     cells = Counter(cell for cell, _ in images_by_model[ERASED].files)
-    return {
-        "jpeg_count": sum(path.suffix.lower() != ".png" for path in paths),
-        "n": len(paths),
-        "sizes": [
-            f"{w} x {h}" for w, h in sorted({size for model_images in images_by_model.values() for size in model_images.sizes.values()})
-        ],
-        "per_cell_range": [min(cells.values()), max(cells.values())],
-        "seeds": sorted({seed for _, seed in images_by_model[ERASED].files}),
-    }
+    sizes = sorted({size for model_images in images_by_model.values() for size in model_images.sizes.values()})
+    return ExternalImagesSummary(
+        jpeg_count=sum(path.suffix.lower() != ".png" for path in paths),
+        n=len(paths),
+        sizes=tuple(f"{width} x {height}" for width, height in sizes),
+        per_cell_range=(min(cells.values()), max(cells.values())),
+        seeds=tuple(sorted({seed for _, seed in images_by_model[ERASED].files})),
+    )
 
 
-def external_job_record(suite: Suite, axis: str, images_by_model: dict[AuditedModel, ExternalImages]) -> dict[str, Any]:
+def external_job_record(suite: Suite, axis: Axis, images_by_model: dict[AuditedModel, ExternalImages]) -> AuditJob:
     """Return what identifies an audit of external images."""
-    return {
-        "task": "audit",
-        "base": images_by_model[BASE].digest if BASE in images_by_model else "",
-        "edits": [images_by_model[ERASED].digest],
-        "suite": suite.name,
-        "suite_version": suite.version,
-        "suite_digest": suite_digest(suite),
-        "axis": axis,
-        "tier": EXTERNAL_TIER,
-        "strength": 1.0,
-        "compute": "elsewhere",
-    }
+    return AuditJob(
+        base=images_by_model[BASE].digest if BASE in images_by_model else "",
+        edits=(images_by_model[ERASED].digest,),
+        suite=suite.name,
+        suite_version=suite.version,
+        suite_digest=suite_digest(suite),
+        axis=axis,
+        tier=EXTERNAL_TIER,
+        strength=1.0,
+        compute="elsewhere",
+    )
 
 
-def _external_edit_record(concept: str, kind: ConceptKind, folder: Path, base: Path | None) -> dict[str, Any]:
+def _external_edit_record(concept: str, kind: ConceptKind, folder: Path, base: Path | None) -> AuditedEdit:
     """Return a stand-in for the edit, which is not available."""
-    return {
-        "method": "external_images",
-        "fields": {},
-        "concepts": [{"name": concept, "kind": kind}],
-        "seed": 0,
-        "cost": {},
-        "base": {"source": base.name if base else ""},
-        "concept_checks": [],
-        "notes": {"folder": folder.name},
-        "product": "images",
-    }
+    return AuditedEdit(
+        method="external_images",
+        fields={},
+        concepts=(ErasedConcept(name=concept, kind=kind),),
+        seed=0,
+        cost={},
+        base=EditBase(source=base.name if base else ""),
+        concept_checks=(),
+        notes={"folder": folder.name},
+        product="images",
+    )
 
 
 def _check_same_cells(folder: Path, erased: ExternalImages, base_folder: Path, base: ExternalImages) -> None:

@@ -6,9 +6,8 @@ audits.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from erasure.edits import Edit
 from erasure.erasing import apply_edits
@@ -17,8 +16,23 @@ from erasure.families.base import DiffusionModel
 from erasure.storage.locks import lock_folder
 from erasure.storage.run import write_json
 from eval.audit import AuditPlan, audit
+from eval.records.audit_result import AuditResult
+from eval.records.convert import to_record
 from eval.records.models import BASE, ERASED, AuditedModel
+from eval.records.rates import CountedRate
 from eval.records.rows import SampleRow
+from eval.records.sequence import (
+    IntervalMethods,
+    RateChange,
+    Rebound,
+    RequestRate,
+    RetainedRates,
+    SequenceBase,
+    SequenceRequest,
+    SequenceResult,
+    SequenceSuite,
+    TargetRates,
+)
 from eval.report.numbers import round_up
 from eval.scoring.counting import AXES
 from eval.scoring.rates import EXACT, counted_rate
@@ -26,7 +40,7 @@ from eval.scoring.recount import load_sample_rows
 from eval.stats.intervals import holm, mcnemar, paired_difference
 from eval.suites.suite import Axis, Suite
 
-INTERVAL_METHODS = {"rate": EXACT, "change": "Newcombe, paired", "p": "McNemar, exact", "level": 0.95}
+INTERVAL_METHODS = IntervalMethods(rate=EXACT, change="Newcombe, paired", p="McNemar, exact", level=0.95)
 ImageKey = tuple[str, str, int]  # style, object, index: one image, generated from the same noise in every audit
 
 
@@ -45,13 +59,13 @@ class SequenceStep:
 
     number: int
     folders: Mapping[Axis, Path]
-    results: Mapping[Axis, dict[str, Any]]
+    results: Mapping[Axis, AuditResult]
     rows: Mapping[Axis, Sequence[SampleRow]]
 
 
 def audit_sequence(
     model: DiffusionModel, edits: Sequence[Edit], suite: Suite, tier: str, out: Path, *, fresh: bool = False
-) -> dict[str, Any]:
+) -> SequenceResult:
     """Audit after every request, write out/sequence.json and return what it holds.
 
     The audits lie beside it in 1/, 2/, ... (or in 1/style, 1/object, ...).
@@ -84,26 +98,26 @@ def audit_sequence(
 
 def _run_sequence(
     model: DiffusionModel, edits: Sequence[Edit], suite: Suite, tier: str, out: Path, targets: Sequence[SequenceTarget], fresh: bool
-) -> dict[str, Any]:
+) -> SequenceResult:
     """Do the work of `audit_sequence` in a folder that this process has locked."""
     steps = [audit_step(model, edits[: i + 1], suite, tier, out / str(i + 1), fresh) for i in range(len(edits))]
-    record: dict[str, Any] = {
-        "task": "sequence",
-        "suite": {"name": suite.name, "file": suite.file or None, "version": suite.version, "tier": tier},
-        "base": {"source": model.source, "fingerprint": model.fingerprint(), "compute": str(model.compute_dtype).removeprefix("torch.")},
-        "methods": INTERVAL_METHODS,
-        "requests": [request_record(edit, step_audits, out) for edit, step_audits in zip(edits, steps, strict=True)],
-        "targets": erased_rates(steps, targets),
-        "retained": retained_rates(steps, targets, suite.excluded),
-    }
-    record["rebounds"] = [
-        {"label": target["label"], "axis": target["axis"], "request": after["request"]}
-        for target in record["targets"]
-        for after in target["after"]
-        if after["change"] and after["change"]["rebound"]
-    ]
-    write_json(out / "sequence.json", record)
-    return record
+    target_rates, compute = erased_rates(steps, targets), str(model.compute_dtype).removeprefix("torch.")
+    sequence = SequenceResult(
+        suite=SequenceSuite(name=suite.name, file=suite.file or None, version=suite.version, tier=tier),
+        base=SequenceBase(source=model.source, fingerprint=model.fingerprint(), compute=compute),
+        methods=INTERVAL_METHODS,
+        requests=tuple(request_record(edit, step_audits, out) for edit, step_audits in zip(edits, steps, strict=True)),
+        targets=target_rates,
+        retained=retained_rates(steps, targets, suite.excluded),
+        rebounds=tuple(
+            Rebound(label=target.label, axis=target.axis, request=after.request)
+            for target in target_rates
+            for after in target.after
+            if after.change and after.change.rebound
+        ),
+    )
+    write_json(out / "sequence.json", to_record(sequence))
+    return sequence
 
 
 def sequence_targets(edits: Sequence[Edit], suite: Suite) -> list[SequenceTarget]:
@@ -127,26 +141,27 @@ def audit_step(model: DiffusionModel, edits: Sequence[Edit], suite: Suite, tier:
     return SequenceStep(len(edits), folders, results, {axis: load_sample_rows(audit_folder) for axis, audit_folder in folders.items()})
 
 
-def request_record(edit: Edit, step: SequenceStep, out: Path) -> dict[str, Any]:
+def request_record(edit: Edit, step: SequenceStep, out: Path) -> SequenceRequest:
     """Return what sequence.json says about a request, including what its audits lack."""
-    return {
-        "number": step.number,
-        "method": edit.info.method,
-        "concepts": [concept["name"] for concept in edit.info.concepts],
-        "edit": edit.digest(),
-        "after": edit.after,
-        "audits": [folder.relative_to(out).as_posix() for folder in step.folders.values()],
-        "missing": {part: reason for result in step.results.values() for part, reason in result["missing"].items()},
-        "crashed": {a["name"]: a["crashed"] for result in step.results.values() for a in result["attacks"] if "crashed" in a},
-    }
+    results = step.results.values()
+    return SequenceRequest(
+        number=step.number,
+        method=edit.info.method,
+        concepts=tuple(concept["name"] for concept in edit.info.concepts),
+        edit=edit.digest(),
+        after=tuple(edit.after),
+        audits=tuple(folder.relative_to(out).as_posix() for folder in step.folders.values()),
+        missing={part: reason for result in results for part, reason in result.missing.items()},
+        crashed={name: reason for result in results for name, reason in result.crashes.items()},
+    )
 
 
-def erased_rates(steps: Sequence[SequenceStep], targets: Sequence[SequenceTarget]) -> list[dict[str, Any]]:
+def erased_rates(steps: Sequence[SequenceStep], targets: Sequence[SequenceTarget]) -> tuple[TargetRates, ...]:
     """Return UA of every target after its own request and every later one, with the change since its own.
 
     `rebound` is true if the whole interval of the change is below 0; `holm` is McNemar's p, adjusted over all changes of the sequence.
     """
-    records: list[dict[str, Any]] = []
+    rates: list[TargetRates] = []
     for target in targets:
         own_step = steps[target.request - 1]
         own_outcomes = erased_outcomes(own_step.rows[target.axis], target, ERASED)
@@ -155,25 +170,38 @@ def erased_rates(steps: Sequence[SequenceStep], targets: Sequence[SequenceTarget
             outcomes = erased_outcomes(later_step.rows[target.axis], target, ERASED)
             if outcomes:
                 change = rate_change(outcomes, own_outcomes) if later_step is not own_step else None
-                after.append(
-                    {"request": later_step.number, **outcome_rate(outcomes), "change": change and {**change, "rebound": change["high"] < 0}}
-                )
+                after.append(_request_rate(later_step, outcomes, change and replace(change, rebound=change.high < 0)))
         base_outcomes = erased_outcomes(own_step.rows[target.axis], target, BASE)
-        identity = {"axis": target.axis, "label": target.label, "request": target.request}
-        records.append({**identity, "base": outcome_rate(base_outcomes) if base_outcomes else None, "after": after})
-    changes = [after["change"] for target in records for after in target["after"] if after["change"]]
-    for change, p in zip(changes, holm([change["p"] for change in changes]), strict=True):
-        change["holm"] = p
-    return records
+        base = outcome_rate(base_outcomes) if base_outcomes else None
+        rates.append(TargetRates(axis=target.axis, label=target.label, request=target.request, base=base, after=tuple(after)))
+    return _adjust_p(rates)
 
 
-def retained_rates(steps: Sequence[SequenceStep], targets: Sequence[SequenceTarget], excluded: Sequence[str]) -> list[dict[str, Any]]:
+def _request_rate(step: SequenceStep, outcomes: Mapping[ImageKey, bool], change: RateChange | None) -> RequestRate:
+    return RequestRate(request=step.number, change=change, **vars(outcome_rate(outcomes)))
+
+
+def _adjust_p(targets: Sequence[TargetRates]) -> tuple[TargetRates, ...]:
+    """Return the rates with McNemar's p adjusted over all their changes (Holm)."""
+    adjusted = iter(holm([after.change.p for target in targets for after in target.after if after.change]))
+    return tuple(
+        replace(
+            target,
+            after=tuple(
+                replace(after, change=replace(after.change, holm=next(adjusted))) if after.change else after for after in target.after
+            ),
+        )
+        for target in targets
+    )
+
+
+def retained_rates(steps: Sequence[SequenceStep], targets: Sequence[SequenceTarget], excluded: Sequence[str]) -> tuple[RetainedRates, ...]:
     """Return after every request the share of images that are still read as prompted, among those that no request of the sequence erases.
 
     The images are the same after every request, so the rate falls only if something was lost. It is IRA on an axis with a target and CRA on
     one without.
     """
-    records = []
+    rates: list[RetainedRates] = []
     for axis in AXES:
         first_rows = next(iter(steps[0].rows.values()))
         base_outcomes = retained_outcomes(first_rows, axis, targets, excluded, BASE)
@@ -181,11 +209,12 @@ def retained_rates(steps: Sequence[SequenceStep], targets: Sequence[SequenceTarg
         for later_step in steps:
             outcomes = retained_outcomes(next(iter(later_step.rows.values())), axis, targets, excluded, ERASED)
             if outcomes:
-                after.append({"request": later_step.number, **outcome_rate(outcomes), "change": rate_change(outcomes, base_outcomes)})
-        rate_name = "IRA" if axis in [target.axis for target in targets] else "CRA"
+                after.append(_request_rate(later_step, outcomes, rate_change(outcomes, base_outcomes)))
         if base_outcomes:
-            records.append({"axis": axis, "rate": rate_name, "base": outcome_rate(base_outcomes), "after": after})
-    return sorted(records, key=lambda record: record["rate"] != "IRA")
+            has_target = axis in [target.axis for target in targets]
+            base = outcome_rate(base_outcomes)
+            rates.append(RetainedRates(axis=axis, rate="IRA" if has_target else "CRA", base=base, after=tuple(after)))
+    return tuple(sorted(rates, key=lambda line: line.rate != "IRA"))
 
 
 def erased_outcomes(rows: Sequence[SampleRow], target: SequenceTarget, model: AuditedModel) -> dict[ImageKey, bool]:
@@ -215,12 +244,12 @@ def image_key(row: SampleRow) -> ImageKey:
     return row.style, row.object, row.index
 
 
-def outcome_rate(outcomes: Mapping[ImageKey, bool]) -> dict[str, Any]:
+def outcome_rate(outcomes: Mapping[ImageKey, bool]) -> CountedRate:
     """Return the rate of true outcomes (eval.scoring.rates.counted_rate)."""
     return counted_rate(sum(outcomes.values()), len(outcomes))
 
 
-def rate_change(later: Mapping[ImageKey, bool], earlier: Mapping[ImageKey, bool]) -> dict[str, Any] | None:
+def rate_change(later: Mapping[ImageKey, bool], earlier: Mapping[ImageKey, bool]) -> RateChange | None:
     """Return the later minus the earlier rate over the images of both, with Newcombe's interval and McNemar's p; None without any.
 
     If a later request erases a label of the other axis, its images drop out of both sides.
@@ -231,32 +260,40 @@ def rate_change(later: Mapping[ImageKey, bool], earlier: Mapping[ImageKey, bool]
     both, later_only, earlier_only, neither = table
     if not sum(table):
         return None
-    cells = {"both": both, "later_only": later_only, "earlier_only": earlier_only, "neither": neither}
-    return {**paired_difference(*table)._asdict(), **cells, "p": mcnemar(later_only, earlier_only)}
+    estimate, low, high = paired_difference(*table)
+    return RateChange(
+        estimate=estimate,
+        low=low,
+        high=high,
+        both=both,
+        later_only=later_only,
+        earlier_only=earlier_only,
+        neither=neither,
+        p=mcnemar(later_only, earlier_only),
+    )
 
 
-def missing_parts(record: Mapping[str, Any]) -> list[str]:
+def missing_parts(sequence: SequenceResult) -> list[str]:
     """List what the requests asked for and the audits lack, in words."""
     failures = [
-        f"after request {request['number']}, {part}: {reason}"
-        for request in record["requests"]
-        for part, reason in {**request["missing"], **request["crashed"]}.items()
+        f"after request {request.number}, {part}: {reason}"
+        for request in sequence.requests
+        for part, reason in {**request.missing, **request.crashed}.items()
     ]
     return failures or [
-        f"{target['label']} after request {other_request['number']}: no image of it was counted"
-        for target in record["targets"]
-        for other_request in record["requests"]
-        if other_request["number"] >= target["request"]
-        and other_request["number"] not in [counted["request"] for counted in target["after"]]
+        f"{target.label} after request {request.number}: no image of it was counted"
+        for target in sequence.targets
+        for request in sequence.requests
+        if request.number >= target.request and request.number not in [counted.request for counted in target.after]
     ]
 
 
-def possible_rebounds(record: Mapping[str, Any]) -> list[str]:
+def possible_rebounds(sequence: SequenceResult) -> list[str]:
     """List how much may have come back in spite of no shown rebound, by the interval of each change."""
     return [
-        f"{target['label']} after request {later['request']}: no rebound is shown; up to {round_up(-100 * later['change']['low']):.1f} "
+        f"{target.label} after request {later.request}: no rebound is shown; up to {round_up(-100 * later.change.low):.1f} "
         "points of UA may have been lost since its own request (95 % interval)"
-        for target in record["targets"]
-        for later in target["after"]
-        if later["change"] and not later["change"]["rebound"] and later["change"]["low"] < 0
+        for target in sequence.targets
+        for later in target.after
+        if later.change and not later.change.rebound and later.change.low < 0
     ]

@@ -3,11 +3,11 @@
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -19,9 +19,13 @@ from erasure.concept import ConceptKind, parse_concepts
 from erasure.config.choices import Attention, Precision
 from erasure.errors import UserError
 from erasure.storage.locks import lock_folder
-from erasure.storage.run import check_output_folder, read_json
+from erasure.storage.run import check_output_folder
+from eval.records.audit_result import AuditResult, PromptListFile
+from eval.records.convert import to_record
+from eval.records.gates import Gate
+from eval.records.rates import RateName
 from eval.report.numbers import format_percent, format_percent_span
-from eval.scoring.gates import Gate, exit_code_of
+from eval.scoring.gates import exit_code_of
 
 if TYPE_CHECKING:
     from erasure.edits import Edit
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from eval.suites.suite import Suite
 
 
+HEADLINE_RATES = (RateName.UA, RateName.UA_SHOWN, RateName.FR, RateName.IRA, RateName.CRA)
 MAX_WORKERS = 4 * (os.cpu_count() or 1)
 
 
@@ -162,7 +167,7 @@ def run_audit(options: Options, argv: Sequence[str]) -> int:
     with ExitStack() as stack:
         for plan, out in zip(plans, out_folders, strict=True):
             # fails before a lock is in the folder
-            run = Run(out, job_record(model, edits, plan, audit_options), options.fresh, OUTPUT_FILES)
+            run = Run(out, to_record(job_record(model, edits, plan, audit_options)), options.fresh, OUTPUT_FILES)
             stack.enter_context(lock_folder(out, "erasure audit"))
             if options.workers > 1 and options.fresh:
                 run.begin()  # once, not once per worker
@@ -171,8 +176,8 @@ def run_audit(options: Options, argv: Sequence[str]) -> int:
         codes = []
         for plan, out in zip(plans, out_folders, strict=True):
             result = audit(model, edits, plan, out, audit_options, fresh=options.fresh and options.workers == 1)
-            for pair in result["edit_overlaps"]:
-                print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
+            for pair in result.edit_overlaps:
+                print(f"{pair.first} and {pair.second} share {pair.shared} tensors. {pair.warning}", file=sys.stderr)
             codes.append(write_report(out, suite.gates, result, options.blur))
     return worst_exit_code(codes)
 
@@ -246,33 +251,35 @@ def load_model_and_edits(options: Options, target: tuple[ConceptKind, str] | Non
     return model, list(check_distinct(edits))
 
 
-def write_report(out: Path, gates: Sequence[Gate], result: dict[str, Any], blur: bool = False, gates_from: str = "") -> int:
+def write_report(out: Path, gates: Sequence[Gate], result: AuditResult, blur: bool = False, gates_from: str = "") -> int:
     """Write the report, print its path, the rates and the verdict, and return the exit code."""
     from eval.report.html import write_report
+    from eval.report.report_json import make_report
 
     print(write_report(out, result, gates, blur=blur, gates_source=gates_from))
-    if result["models"]:
+    if result.models:
         print(format_headline(result))
-    report = read_json(out / "report.json")
-    for reason in [*report["verdict"]["reasons"], *report["conclusions"][1:]]:
+    report = make_report(result, gates, gates_from)
+    for reason in [*report.verdict.reasons, *report.conclusions[1:]]:
         print(f"  {reason}")
-    for part, reason in result["missing"].items():
+    for part, reason in result.missing.items():
         print(f"  INCOMPLETE, judge of {part}: {reason}", file=sys.stderr)
-    if not report["thresholds"]["from_suite"]:
-        source = f"{report['thresholds']['file'] or 'another suite'} (gates {report['thresholds']['digest']})"
+    if not report.thresholds.from_suite:
+        source = f"{report.thresholds.file or 'another suite'} (gates {report.thresholds.digest})"
         print(f"  decided by the thresholds of {source}, not by those that the audit was made with")
-    print(report["verdict"]["state"])
-    return exit_code_of(report["verdict"]["state"], result)
+    print(report.verdict.state)
+    return exit_code_of(report.verdict.state, result)
 
 
 def rewrite_report(options: ReportOptions) -> int:
-    from eval.scoring.recount import audit_gates, load_finished_audit, recount
+    from eval.records.result_files import read_result
+    from eval.scoring.recount import recount
     from eval.suites.suite import load_suite
 
-    result = load_finished_audit(options.audit)
+    result = read_result(options.audit)
     with lock_folder(options.audit, "erasure audit report"):
         if not options.suite:
-            return write_report(options.audit, audit_gates(options.audit, result), result, options.blur)
+            return write_report(options.audit, result.gates, result, options.blur)
         suite = load_suite(options.suite)
         return write_report(options.audit, suite.gates, recount(options.audit, suite), options.blur, options.suite)
 
@@ -317,23 +324,23 @@ def slug_of_list(address: str) -> str:
     return "-".join(part for part in (Path(file).stem, re.sub(r"[^\w.-]+", "-", column)) if part)
 
 
-def warn_about_lists(lists: Sequence[Mapping[str, Any]]) -> None:
+def warn_about_lists(lists: Sequence[PromptListFile]) -> None:
     """Print what was left out of prompt lists, and their other warnings, before anything is generated."""
     from eval.report.conclusions import describe_left_out
 
-    for list_record in lists:
-        for line in (describe_left_out(dict(list_record)), *list_record["warnings"]):
+    for list_file in lists:
+        for line in (describe_left_out(list_file), *list_file.warnings):
             if line:
                 print(f"erasure: warning: {line}", file=sys.stderr)
 
 
-def format_headline(result: dict[str, Any]) -> str:
+def format_headline(result: AuditResult) -> str:
     """Format the headline rates in one line, with interval, counts and the base's rate: UA, then the others."""
-    erased, base = result["models"]["erased"]["rates"], result["models"].get("base", {"rates": {}})["rates"]
+    erased, base = (figures.rates if figures else {} for figures in (result.erased, result.base))
     parts = []
-    for name in (n for n in ("UA", "UA_shown", "FR", "IRA", "CRA") if n in erased):
-        base_part = f", base {format_percent(base[name]['estimate'])}" if name in base and name != "UA_shown" else ""
+    for name in (name for name in HEADLINE_RATES if name in erased):
+        base_part = f", base {format_percent(base[name].estimate)}" if name in base and name is not RateName.UA_SHOWN else ""
         rate = erased[name]
-        bounds = format_percent_span(rate["low"], rate["high"])
-        parts.append(f"{name} {format_percent(rate['estimate'])} % ({bounds}; {rate['k']}/{rate['n']}{base_part})")
+        bounds = format_percent_span(rate.low, rate.high)
+        parts.append(f"{name} {format_percent(rate.estimate)} % ({bounds}; {rate.k}/{rate.n}{base_part})")
     return ", ".join(parts)

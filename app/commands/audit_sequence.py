@@ -1,10 +1,10 @@
 """`erasure audit sequence A B ...`: apply edits one after another, and measure all earlier targets again after each."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -12,6 +12,7 @@ from app.parsing import check_edits_exist, parse_options
 from erasure.config.choices import Attention, Precision
 from erasure.errors import UserError
 from erasure.storage.run import check_output_folder
+from eval.records.sequence import RequestRate, SequenceResult
 from eval.report.numbers import format_percent, format_points, format_points_span
 
 REBOUND, INCOMPLETE = 3, 2
@@ -44,8 +45,8 @@ def main(argv: list[str]) -> int:
     check_edits_exist(options.edits)
     from erasure.edits import Edit
     from erasure.loading.loader import load_model
+    from eval.records.result_files import read_result
     from eval.report import html, sequence_page
-    from eval.scoring.recount import load_finished_audit
     from eval.sequence import audit_sequence, missing_parts, possible_rebounds
     from eval.suites.suite import load_suite
 
@@ -54,16 +55,16 @@ def main(argv: list[str]) -> int:
     model = load_model(source, device=options.device, precision=options.dtype, attention=options.attention)
     out = options.out or default_folder(options.edits, suite.name, options.tier)
     result = audit_sequence(model, edits, suite, options.tier, out, fresh=options.fresh)
-    for folder in [out / name for request in result["requests"] for name in request["audits"]]:
-        html.write_report(folder, load_finished_audit(folder), suite.gates)
-    for pair in load_finished_audit(out / result["requests"][-1]["audits"][0])["edit_overlaps"]:
-        print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
+    for folder in [out / name for request in result.requests for name in request.audits]:
+        html.write_report(folder, read_result(folder), suite.gates)
+    for pair in read_result(out / result.requests[-1].audits[0]).edit_overlaps:
+        print(f"{pair.first} and {pair.second} share {pair.shared} tensors. {pair.warning}", file=sys.stderr)
     print(sequence_page.write_sequence_page(out, result))
     print("\n".join([*format_table(result), *possible_rebounds(result)]))
     gaps = missing_parts(result)
     for gap in gaps:
         print(f"  INCOMPLETE {gap}", file=sys.stderr)
-    return REBOUND if result["rebounds"] else INCOMPLETE if gaps else 0
+    return REBOUND if result.rebounds else INCOMPLETE if gaps else 0
 
 
 def default_folder(edits: Sequence[Path], suite: str, tier: str) -> Path:
@@ -71,19 +72,19 @@ def default_folder(edits: Sequence[Path], suite: str, tier: str) -> Path:
     return edits[0].parent / "+".join(path.name for path in edits) / f"sequence-{suite}-{tier}"
 
 
-def format_table(result: Mapping[str, Any]) -> list[str]:
+def format_table(result: SequenceResult) -> list[str]:
     """Format UA of every target and the retained rates after every request as a Markdown table, and the rebounds."""
-    request_numbers = [request["number"] for request in result["requests"]]
+    request_numbers = [request.number for request in result.requests]
     lines = [f"| | base | {' | '.join(f'after {number}' for number in request_numbers)} |", "|---" * (len(request_numbers) + 2) + "|"]
-    rows = [(f"UA {target['label']}, erased by {target['request']}", target) for target in result["targets"]]
-    rows += [(f"{line['rate']}, {line['axis']}s that no request erases", line) for line in result["retained"]]
-    for name, row in rows:
-        cells = {entry["request"]: format_entry(entry) for entry in row["after"]}
-        base = f"{format_percent(row['base']['estimate'])} %" if row["base"] else "not measured"
-        lines.append(f"| {name} | {base} | {' | '.join(cells.get(number, '') for number in request_numbers)} |")
-    return [*lines, *(f"REBOUND: {r['label']} after request {r['request']}" for r in result["rebounds"])]
+    rows = [(f"UA {target.label}, erased by {target.request}", target.base, target.after) for target in result.targets]
+    rows += [(f"{line.rate}, {line.axis}s that no request erases", line.base, line.after) for line in result.retained]
+    for name, base, after in rows:
+        cells = {rate.request: format_entry(rate) for rate in after}
+        base_text = f"{format_percent(base.estimate)} %" if base else "not measured"
+        lines.append(f"| {name} | {base_text} | {' | '.join(cells.get(number, '') for number in request_numbers)} |")
+    return [*lines, *(f"REBOUND: {rebound.label} after request {rebound.request}" for rebound in result.rebounds)]
 
 
-def format_entry(entry: Mapping[str, Any]) -> str:
-    share, change = f"{format_percent(entry['estimate'])} % ({entry['k']}/{entry['n']})", entry["change"]
-    return f"{share}, {format_points(change['estimate'])} ({format_points_span(change['low'], change['high'])})" if change else share
+def format_entry(entry: RequestRate) -> str:
+    share, change = f"{format_percent(entry.estimate)} % ({entry.k}/{entry.n})", entry.change
+    return f"{share}, {format_points(change.estimate)} ({format_points_span(change.low, change.high)})" if change else share

@@ -31,9 +31,9 @@ def main(argv: list[str]) -> int:
     from erasure.erasing import configure_method, erase
     from erasure.loading.loader import load_model
     from erasure.methods.esd import ESD
-    from erasure.storage.run import read_json
     from eval.audit import AuditPlan, audit
     from eval.report.html import write_report
+    from eval.scoring.gates import decide_verdict
     from eval.suites.suite import load_suite
 
     model, suite = load_model("pocket"), load_suite("pocket")
@@ -50,5 +50,5 @@ def main(argv: list[str]) -> int:
     result = audit(model, [edit], AuditPlan.for_edits([edit], suite, "smoke")[0], out, fresh=options.fresh)
     print(write_report(out, result, suite.gates))
     print(format_headline(result))
-    print(f"{read_json(out / 'report.json')['verdict']['state']}: a smoke audit is a first look; use --tier standard for a verdict")
+    print(f"{decide_verdict(suite.gates, result).state}: a smoke audit is a first look; use --tier standard for a verdict")
     return 0

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from app.jobs.queue import read_progress
 from erasure.errors import UserError
-from erasure.storage.files import read_checksummed_json, read_json
-from eval.scoring.gates import EXIT_CODES_WORST_FIRST, EXIT_INCOMPLETE, Gate, decide_verdict, exit_code_of
+from erasure.storage.files import read_json
+from eval.records.result_files import read_report_head, read_result
+from eval.scoring.gates import EXIT_CODES_WORST_FIRST, EXIT_INCOMPLETE, decide_verdict, exit_code_of
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,12 @@ def load_outcomes(job: Path) -> list[AuditOutcome]:
 
 def _load_outcome(folder: Path) -> AuditOutcome:
     try:
-        report, result = read_json(folder / "report.json"), read_checksummed_json(folder / "result.json")
-        state = report["verdict"]["state"]
-        if not report["thresholds"]["from_suite"]:  # the report was rewritten with the thresholds of another file
-            state = decide_verdict([Gate(**fields) for fields in result["gates"]], result)["state"]
+        report, result = read_report_head(folder), read_result(folder)
+        state = report.verdict.state
+        if not report.thresholds.from_suite:  # the report was rewritten with the thresholds of another file
+            state = decide_verdict(result.gates, result).state
         return AuditOutcome(folder, state, exit_code_of(state, result))
-    except (UserError, KeyError, TypeError):
+    except UserError:
         return AuditOutcome(folder, "UNREADABLE", EXIT_INCOMPLETE)
 
 

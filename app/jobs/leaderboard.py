@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +13,35 @@ from markupsafe import Markup
 from app.jobs import queue
 from erasure.errors import UserError
 from erasure.storage.files import read_json, write_bytes
-from eval.records.audit_result import check_result, is_audit, read_result
+from eval.records.audit_result import AuditedEdit, AuditResult
+from eval.records.convert import parse_record
+from eval.records.fields import Count, Role
+from eval.records.rates import CountedRate, RateName
+from eval.records.report import ReportHead
+from eval.records.result_files import is_audit, parse_result, read_report_head, read_run_result
 from eval.report.numbers import format_percent, format_percent_span
 from eval.suites.cases import REPHRASED_ROLES
 from eval.suites.fine_grained import describe_only
 
-RATES = ("UA", "IRA", "CRA")
+RATES = (RateName.UA, RateName.IRA, RateName.CRA)
 METHOD_COLORS = ("#2f6feb", "#d9480f", "#1f7a4d", "#9c36b5", "#c2255c", "#0b7285", "#846000", "#495057", "#5f3dc4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ErasureResult:
+    """The result.json of an erasure."""
+
+    edit: str  # digest
+    cost: Mapping[str, Count]
+    bytes: Count
+
+
+@dataclass(frozen=True)
+class Rewording:
+    """UA over the prompts that ask for the concept in other words."""
+
+    by: Role
+    rate: CountedRate
 
 
 @dataclass(frozen=True)
@@ -32,10 +54,10 @@ class LeaderboardRow:
     strength: float
     suite: str
     tier: str
-    rates: dict[str, dict[str, Any]]  # of the erased model by name: k, n, estimate, low, high
-    base: dict[str, dict[str, Any]]
-    reworded: dict[str, Any] | None  # lowest UA over rephrased prompts: by, k, n, estimate, low, high; None where none were generated
-    attacked: dict[str, Any] | None  # UA under the most successful prompt attack: k, n, estimate, low, high; None where none ran
+    rates: Mapping[RateName, CountedRate]  # of the erased model
+    base: Mapping[RateName, CountedRate]
+    reworded: Rewording | None  # with the lowest UA; None where no rephrased prompts were generated
+    attacked: CountedRate | None  # UA under the most successful prompt attack; None where none ran
     forwards: int | None  # of the erasure; None where it was made elsewhere
     backwards: int | None
     seconds: float | None  # that the erasure took; None where its run folder is unknown
@@ -46,7 +68,7 @@ class LeaderboardRow:
     @property
     def retained(self) -> float:
         """The mean of IRA and CRA."""
-        return (self.rates["IRA"]["estimate"] + self.rates["CRA"]["estimate"]) / 2
+        return (self.rates[RateName.IRA].estimate + self.rates[RateName.CRA].estimate) / 2
 
 
 def load_rows(root: Path) -> list[LeaderboardRow]:
@@ -56,81 +78,82 @@ def load_rows(root: Path) -> list[LeaderboardRow]:
 
 def load_leaderboard(root: Path) -> tuple[list[LeaderboardRow], list[str]]:
     """Return the rows of `load_rows`, and one line for every result and every job that cannot be read."""
-    results, rows = [], []
+    rows: list[LeaderboardRow] = []
+    audits: list[tuple[Path, AuditResult]] = []
+    runs: dict[str, tuple[Path, ErasureResult]] = {}
     unreadable = [
         f"job {folder.name}: {p.error}" for folder, _ in queue.find_jobs(root) if (p := queue.read_progress(folder)).state == "broken"
     ]
     for path in sorted(root.glob("**/result.json")):
         try:
-            results.append((path.parent, read_result(path.parent)))
+            record = read_run_result(path.parent)
+            if is_audit(record):
+                audits.append((path.parent, parse_result(record, path)))
+            elif "edit" in record:
+                run = parse_record(record, ErasureResult, str(path))
+                runs[run.edit] = path.parent, run
         except UserError as error:
             unreadable.append(str(error))
-    runs = {record["edit"]: (folder, record) for folder, record in results if "edit" in record}
-    for folder, result in results:
+    for folder, result in audits:
         try:
-            if not is_audit(result):
-                continue
-            check_result(result, str(folder / "result.json"))
-            if has_comparison(result["models"]):
+            if has_comparison(result):
                 rows.append(to_row(folder, result, runs))
-        except UserError as error:
-            unreadable.append(str(error))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (UserError, KeyError, TypeError) as error:  # of the report, or of an erasure's timing
             unreadable.append(f"{folder} has no readable audit ({type(error).__name__}: {error}).")
-    return sorted(rows, key=lambda row: (-row.rates["UA"]["estimate"], -row.retained)), unreadable
+    return sorted(rows, key=lambda row: (-row.rates[RateName.UA].estimate, -row.retained)), unreadable
 
 
-def has_comparison(models: dict[str, Any]) -> bool:
+def has_comparison(result: AuditResult) -> bool:
     """Return whether base and erased model both have UA, IRA and CRA: not without a judge, a grid, or the base's images."""
-    return all(set(RATES) <= models.get(model, {"rates": {}})["rates"].keys() for model in ("base", "erased"))
+    return all(figures is not None and set(RATES) <= figures.rates.keys() for figures in (result.base, result.erased))
 
 
-def to_row(folder: Path, result: dict[str, Any], runs: dict[str, tuple[Path, dict[str, Any]]]) -> LeaderboardRow:
-    edits, job = result["edits"], result["job"]
-    edit_runs = [runs[digest] for digest in job["edits"] if digest in runs]
+def to_row(folder: Path, result: AuditResult, runs: Mapping[str, tuple[Path, ErasureResult]]) -> LeaderboardRow:
+    """Return the row of an audit of which `has_comparison` is true."""
+    assert result.erased and result.base
+    edits, job, rates = result.edits, result.job, result.erased.rates
+    edit_runs = [runs[digest] for digest in job.edits if digest in runs]
     has_all_runs = len(edit_runs) == len(edits)
-    report = read_json(folder / "report.json") if (folder / "report.json").exists() else None
+    only = describe_only(result)
     return LeaderboardRow(
         folder=folder,
-        method=" + ".join(e["method"] for e in edits),
-        concepts="; ".join(c["name"] for e in edits for c in e["concepts"])
-        + (f" only{describe_only(result)}" if describe_only(result) else ""),
-        strength=job["strength"],
-        suite=job["suite"] + (f" ({result['suite_file']})" if "suite_file" in result else ""),
-        tier=result["tier"],
-        rates={name: result["models"]["erased"]["rates"][name] for name in RATES},
-        base={name: result["models"]["base"]["rates"][name] for name in RATES},
-        reworded=find_worst_rewording(result["models"]["erased"]["rates"]),
-        attacked=result["models"]["erased"]["rates"].get("UA_attacked"),
+        method=" + ".join(edit.method for edit in edits),
+        concepts="; ".join(concept.name for edit in edits for concept in edit.concepts) + (f" only{only}" if only else ""),
+        strength=job.strength,
+        suite=job.suite + (f" ({result.suite_file})" if result.suite_file else ""),
+        tier=result.tier,
+        rates={name: rates[name] for name in RATES},
+        base={name: result.base.rates[name] for name in RATES},
+        reworded=find_worst_rewording(rates),
+        attacked=rates.get(RateName.UA_ATTACKED),
         forwards=total_cost(edits, "unet_forwards"),
         backwards=total_cost(edits, "unet_backwards"),
-        seconds=sum(read_json(run / "timing.json")["seconds"] for run, _ in edit_runs) if has_all_runs else None,
-        size=sum(record["bytes"] for _, record in edit_runs) if has_all_runs else None,
-        verdict=verdict_of(report) if report else "",
-        sensitive=any(c["kind"] == "nsfw" for e in edits for c in e["concepts"]),
+        seconds=sum(read_json(run_folder / "timing.json")["seconds"] for run_folder, _ in edit_runs) if has_all_runs else None,
+        size=sum(run.bytes for _, run in edit_runs) if has_all_runs else None,
+        verdict=verdict_of(read_report_head(folder)) if (folder / "report.json").exists() else "",
+        sensitive=any(concept.kind == "nsfw" for edit in edits for concept in edit.concepts),
     )
 
 
-def verdict_of(report: dict[str, Any]) -> str:
+def verdict_of(report: ReportHead) -> str:
     """Return the verdict of a report, and whose thresholds decided where they are not the audit's own."""
-    thresholds, state = report["thresholds"], str(report["verdict"]["state"])
-    return state if thresholds["from_suite"] else f"{state} by {thresholds['file'] or 'another suite'}"
+    state, thresholds = report.verdict.state, report.thresholds
+    return state if thresholds.from_suite else f"{state} by {thresholds.file or 'another suite'}"
 
 
-def total_cost(edits: Sequence[dict[str, Any]], key: str) -> int | None:
+def total_cost(edits: Sequence[AuditedEdit], key: str) -> int | None:
     """Return the network passes of all erasures together; None where one has no cost, such as images made by another tool."""
-    return sum(e["cost"][key] for e in edits) if all(key in e["cost"] for e in edits) else None
+    return sum(edit.cost[key] for edit in edits) if all(key in edit.cost for edit in edits) else None
 
 
 def format_passes(count: int | None) -> str:
     return "" if count is None else f"{count:,}"
 
 
-def find_worst_rewording(rates: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+def find_worst_rewording(rates: Mapping[RateName, CountedRate]) -> Rewording | None:
     """Return the rephrasing with the lowest UA; None where none was measured. Attacks are not among them."""
-    rates_by_role = {role: rates[f"UA_{role}"] for role in REPHRASED_ROLES if f"UA_{role}" in rates}
-    worst_role = min(rates_by_role, key=lambda role: rates_by_role[role]["estimate"], default=None)
-    return {"by": worst_role, **rates_by_role[worst_role]} if worst_role else None
+    rewordings = [Rewording(role, rate) for role in REPHRASED_ROLES if (rate := rates.get(RateName(f"UA_{role}")))]
+    return min(rewordings, key=lambda rewording: rewording.rate.estimate, default=None)
 
 
 def write_leaderboard(rows: Sequence[LeaderboardRow], out: Path) -> list[Path]:
@@ -161,13 +184,13 @@ def flatten(row: LeaderboardRow) -> dict[str, Any]:
     }
     columns["verdict"] = row.verdict
     for name in RATES:
-        r = row.rates[name]
-        columns |= {name: round(r["estimate"], 5), f"{name}_low": round(r["low"], 5), f"{name}_high": round(r["high"], 5)}
-        columns |= {f"{name}_k": r["k"], f"{name}_n": r["n"], f"{name}_base": round(row.base[name]["estimate"], 5)}
-    for name, rate in (("reworded", row.reworded), ("attacked", row.attacked)):
-        r = rate or dict.fromkeys(("estimate", "low", "high", "k", "n"), "")
-        columns |= {name: r["estimate"], **{f"{name}_{key}": r[key] for key in ("low", "high", "k", "n")}}
-    columns["reworded_by"] = row.reworded["by"] if row.reworded else ""
+        rate = row.rates[name]
+        columns |= {f"{name}": round(rate.estimate, 5), f"{name}_low": round(rate.low, 5), f"{name}_high": round(rate.high, 5)}
+        columns |= {f"{name}_k": rate.k, f"{name}_n": rate.n, f"{name}_base": round(row.base[name].estimate, 5)}
+    for column, other in (("reworded", row.reworded.rate if row.reworded else None), ("attacked", row.attacked)):
+        columns[column] = other.estimate if other else ""
+        columns |= {f"{column}_{key}": getattr(other, key) if other else "" for key in ("low", "high", "k", "n")}
+    columns["reworded_by"] = row.reworded.by if row.reworded else ""
     return columns | {
         "unet_forwards": row.forwards,
         "unet_backwards": row.backwards,
@@ -184,7 +207,13 @@ def as_markdown(rows: Sequence[LeaderboardRow]) -> str:
     for row in rows:
         name = row.method + (f" ×{row.strength:g}" if row.strength != 1 else "")
         rates = " | ".join(
-            (format_rate(row, "UA"), format_reworded(row), format_attacked(row), format_rate(row, "IRA"), format_rate(row, "CRA"))
+            (
+                format_rate(row, RateName.UA),
+                format_reworded(row),
+                format_attacked(row),
+                format_rate(row, RateName.IRA),
+                format_rate(row, RateName.CRA),
+            )
         )
         concepts = row.concepts.replace("|", "\\|")
         seconds = "" if row.seconds is None else f"{row.seconds:.0f}"
@@ -207,21 +236,20 @@ def describe_columns(rows: Sequence[LeaderboardRow]) -> str:
     )
 
 
-def format_rate(row: LeaderboardRow, name: str) -> str:
-    r = row.rates[name]
-    return f"{_format_interval(r)}; base {format_percent(row.base[name]['estimate'])})"
+def format_rate(row: LeaderboardRow, name: RateName) -> str:
+    return f"{_format_interval(row.rates[name])}; base {format_percent(row.base[name].estimate)})"
 
 
 def format_reworded(row: LeaderboardRow) -> str:
-    return "not measured" if row.reworded is None else f"{_format_interval(row.reworded)}; {row.reworded['by']})"
+    return "not measured" if row.reworded is None else f"{_format_interval(row.reworded.rate)}; {row.reworded.by})"
 
 
 def format_attacked(row: LeaderboardRow) -> str:
-    return "not attacked" if row.attacked is None else f"{_format_interval(row.attacked)}; {row.attacked['n']} prompts)"
+    return "not attacked" if row.attacked is None else f"{_format_interval(row.attacked)}; {row.attacked.n} prompts)"
 
 
-def _format_interval(r: dict[str, Any]) -> str:
-    return f"{format_percent(r['estimate'])} ({format_percent_span(r['low'], r['high'])}"
+def _format_interval(rate: CountedRate) -> str:
+    return f"{format_percent(rate.estimate)} ({format_percent_span(rate.low, rate.high)}"
 
 
 def as_html(rows: Sequence[LeaderboardRow]) -> str:

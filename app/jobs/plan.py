@@ -19,7 +19,7 @@ from erasure.config.validation import check_mapping, combine_errors, list_errors
 from erasure.errors import UserError, unknown_value_error
 from erasure.storage.files import ensure_folder, read_json, verify_checksum, write_checksummed_json
 from erasure.storage.run import check_output_folder, hash_record
-from eval.scoring.gates import Tier
+from eval.records.gates import Tier
 
 PLAN_KEYS = ("model", "out", "suite", "tier", "seed", "kind", "method", "fields")
 MAX_JOBS = 10_000  # in one plan

@@ -10,7 +10,7 @@ from app.jobs import queue
 from app.web.studio import Studio
 from app.web.tab_erase import render_job
 from erasure.errors import UserError
-from eval.scoring.gates import TIERS
+from eval.records.gates import TIERS
 from eval.suites.suite import suite_names
 
 

@@ -45,8 +45,9 @@ def tab(studio: Studio) -> tuple[Any, list[Any]]:
 
 
 def to_table_row(row: LeaderboardRow) -> list[Any]:
-    ua, *retained = (round(100 * row.rates[name]["estimate"], 1) for name in leaderboard.RATES)
-    reworded, attacked = (round(100 * rate["estimate"], 1) if rate else "" for rate in (row.reworded, row.attacked))
+    ua, *retained = (round(100 * row.rates[name].estimate, 1) for name in leaderboard.RATES)
+    reworded_rate = row.reworded.rate if row.reworded else None
+    reworded, attacked = (round(100 * rate.estimate, 1) if rate else "" for rate in (reworded_rate, row.attacked))
     name = row.method + (f" ×{row.strength:g}" if row.strength != 1 else "")
     return [
         name,

@@ -21,6 +21,7 @@ YAML_TYPES: dict[Any, Any] = {  # the type in a file for the type of a field
     float: Annotated[float, Field(allow_inf_nan=False)],
 }
 UNKNOWN_KEY_ERRORS = ("extra_forbidden", "invalid_key", "unexpected_keyword_argument")  # pydantic's names for an unknown key
+INNER_PARTS = ("[key]", "[filled]", "[empty]")  # parts of pydantic's locations that are not in the file: of keys, and of tags
 JSON_WORDS = {"an object": "a valid dictionary", "a valid array": "a valid list"}  # for the same fault in a file of either format
 
 
@@ -84,11 +85,11 @@ def _drop_repeated_errors(error: ValidationError) -> list[Any]:
     unknown_keys: dict[Any, list[str]] = {}
     for detail in error.errors():
         if detail["type"] in UNKNOWN_KEY_ERRORS:
-            *parents, key = [part for part in detail["loc"] if part != "[key]"]
+            *parents, key = [part for part in detail["loc"] if part not in INNER_PARTS]
             unknown_keys.setdefault(tuple(parents), []).append(str(key))
     details = []
     for detail in sorted(error.errors(), key=lambda e: e["type"] not in UNKNOWN_KEY_ERRORS):  # these first: they explain the others
-        *parents, key = detail["loc"] or ("",)
+        *parents, key = [part for part in detail["loc"] if part not in INNER_PARTS] or [""]
         if detail["type"] != "missing" or not difflib.get_close_matches(str(key), unknown_keys.get(tuple(parents), ())):
             details.append(detail)
     return details
@@ -116,7 +117,7 @@ def _is_record(schema: Any) -> bool:
 
 def _describe_error(detail: Any, schema: Any, location: str) -> str:
     """Return one of pydantic's errors as a sentence."""
-    *parents, key = [str(part) for part in detail["loc"] if part != "[key]"] or [""]
+    *parents, key = [str(part) for part in detail["loc"] if part not in INNER_PARTS] or [""]
     container = f"{'.'.join(parents)} in {location}" if parents else location
     key_path = ".".join([*parents, key])
     if detail["type"] in UNKNOWN_KEY_ERRORS:

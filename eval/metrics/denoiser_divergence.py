@@ -11,7 +11,7 @@ guidance, so x_0 should be sampled at guidance 1, which is not how people genera
 drifted; only against a model retrained without the concept does it measure how well the model forgot.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,7 +22,7 @@ from erasure.erasing import apply_edits
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.families.sampling import sampling_of
-from eval.stats.clusters import cluster_bootstrap
+from eval.stats.bootstrap import cluster_bootstrap
 from eval.stats.intervals import Interval
 
 
@@ -133,10 +133,17 @@ def squared_differences(points: NoisedPoints, eps_a: Tensor, eps_b: Tensor) -> S
     return SquaredDifferences(points.weights * difference.sum(1), difference.mean(1), points.prompts)
 
 
+class Divergences(NamedTuple):
+    """Both measures of the divergence of two models."""
+
+    nats: DirectedDivergence  # weighted sum over steps
+    mean_squared_error: DirectedDivergence  # unweighted
+
+
 def directed_divergences(
     forward: SquaredDifferences, backward: SquaredDifferences, *, resamples: int = 10_000, seed: int = 0
-) -> dict[str, DirectedDivergence]:
-    """Return "nats", the weighted sum over steps, and "mean_squared_error", unweighted; each with a cluster bootstrap over prompts.
+) -> Divergences:
+    """Return both measures, each with a cluster bootstrap over prompts.
 
     Args:
         forward, backward: at points from the first model and at points from the second, for the same prompts.
@@ -146,14 +153,14 @@ def directed_divergences(
     """
     if sorted(forward.prompts) != sorted(backward.prompts):
         raise UserError("both directions need the same prompts, each with as many points; sample both models with the same prompts.")
-    divergences = {}
-    for name in ("nats", "mean_squared_error"):
-        directions = [_group_by_prompt(getattr(side, name), side.prompts) for side in (forward, backward)]
+
+    def measure(values_of: Callable[[SquaredDifferences], Tensor]) -> DirectedDivergence:
+        directions = [_group_by_prompt(values_of(side), side.prompts) for side in (forward, backward)]
         summed = [from_first + from_second for from_first, from_second in zip(*directions, strict=True)]
-        divergences[name] = DirectedDivergence(
-            *(cluster_bootstrap(clusters, resamples=resamples, seed=seed) for clusters in (*directions, summed))
-        )
-    return divergences
+        intervals = (cluster_bootstrap(clusters, resamples=resamples, seed=seed) for clusters in (*directions, summed))
+        return DirectedDivergence(*intervals)
+
+    return Divergences(nats=measure(lambda side: side.nats), mean_squared_error=measure(lambda side: side.mean_squared_error))
 
 
 def _group_by_prompt(values: Tensor, prompts: Sequence[str]) -> list[list[float]]:
@@ -175,7 +182,7 @@ def divergence_between(
     timesteps: int = 20,
     seed: int = 0,
     batch: int = 32,
-) -> dict[str, DirectedDivergence]:
+) -> Divergences:
     """Measure the divergence of one model with two lists of edits, either of which may be empty; the model is restored.
 
     Each list of edits is applied twice: to sample, and to predict at the points of both.

@@ -4,7 +4,7 @@ Every distance of finite samples depends on their number and on the extractor, s
 with itself, on halves that share no image.
 """
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -15,11 +15,10 @@ from eval.metrics._mmd import MIN_IMAGES, PairHandling
 from eval.metrics.cmmd import CMMD
 from eval.metrics.fid import FID
 from eval.metrics.kid import KID
+from eval.records.distances import ComparedSets, DistributionDistance, DistributionDistances
 
 
-def feature_distances(
-    base: Tensor, erased: Tensor, extractor: str, *, paired: bool = True, seed: int = 0
-) -> dict[str, dict[str, dict[str, Any]]]:
+def feature_distances(base: Tensor, erased: Tensor, extractor: str, *, paired: bool = True, seed: int = 0) -> DistributionDistances:
     """Measure FID, KID and CMMD in three comparisons; KID and CMMD of pairs in a fourth.
 
     "all": every base image against every erased one, which is what these names mean elsewhere. "different_noise": the same without the
@@ -33,10 +32,6 @@ def feature_distances(
         paired: row i of both comes from the same prompt and noise. Then "all" is closer to zero than for unpaired images, or below it, and
             the intervals of KID and CMMD are those of pairs. FID cannot leave such pairs out.
 
-    Returns:
-        metric, then comparison, then: extractor, width d, n (of both sides), value, low and high (None for FID, which has no interval
-        here), and reason: why there is no value, else None.
-
     Raises:
         UserError: the widths differ, or paired sides differ in number.
     """
@@ -49,27 +44,40 @@ def feature_distances(
     order = torch.randperm(len(base), generator=generator)
     erased_order = order if paired else torch.randperm(len(erased), generator=generator)
     base_half, base_other_half, erased_half = base[order[:half]], base[order[half : 2 * half]], erased[erased_order[half : 2 * half]]
-    comparisons: dict[str, tuple[Tensor, Tensor, PairHandling]] = {"all": (base, erased, "included" if paired else "none")}
-    comparisons |= {"different_noise": (base, erased, "excluded")} if paired else {}
-    comparisons |= {"base_halves": (base_half, base_other_half, "none"), "erased_halves": (base_half, erased_half, "none")}
-    extractor_fields, width = {"extractor": extractor, "width": base.shape[1]}, base.shape[1]
-    records: dict[str, dict[str, dict[str, Any]]] = {}
-    for name, (a, b, pair_handling) in comparisons.items():
-        metrics: dict[str, Metric] = {"kid": KID(pair_handling), "cmmd": CMMD(pair_handling)}
-        metrics |= {"fid": FID(width)} if pair_handling != "excluded" else {}
-        for metric, distance in metrics.items():
-            records.setdefault(metric, {})[name] = {**extractor_fields, "n": [len(a), len(b)], **_measure(distance, a, b)}
-    return records
+    width = base.shape[1]
+
+    def compare(make_metric: Callable[[PairHandling], Metric], leaves_out_pairs: bool) -> ComparedSets:
+        def measure(pairs: PairHandling, a: Tensor, b: Tensor) -> DistributionDistance:
+            return _measure(make_metric(pairs), a, b, extractor)
+
+        return ComparedSets(
+            all=measure("included" if paired else "none", base, erased),
+            base_halves=measure("none", base_half, base_other_half),
+            erased_halves=measure("none", base_half, erased_half),
+            different_noise=measure("excluded", base, erased) if paired and leaves_out_pairs else None,
+        )
+
+    return DistributionDistances(fid=compare(lambda _: FID(width), False), kid=compare(KID, True), cmmd=compare(CMMD, True))
 
 
-def _measure(metric: Metric, a: Tensor, b: Tensor) -> dict[str, Any]:
+def _measure(metric: Metric, a: Tensor, b: Tensor, extractor: str) -> DistributionDistance:
     minimum, minimum_in_words = (2, "two") if isinstance(metric, FID) else (MIN_IMAGES, "three")
+    value, low, high, reason = None, None, None, None
     if min(len(a), len(b)) < minimum:
-        return {"value": None, "low": None, "high": None, "reason": f"fewer than {minimum_in_words} images on a side"}
-    metric.update(a, True)
-    metric.update(b, False)
-    value, low, high = (metric.compute().item(), None, None) if isinstance(metric, FID) else metric.compute()
-    return {"value": _round_to_six_digits(value), "low": _round_to_six_digits(low), "high": _round_to_six_digits(high), "reason": None}
+        reason = f"fewer than {minimum_in_words} images on a side"
+    else:
+        metric.update(a, True)
+        metric.update(b, False)
+        value, low, high = (metric.compute().item(), None, None) if isinstance(metric, FID) else metric.compute()
+    return DistributionDistance(
+        value=_round_to_six_digits(value),
+        low=_round_to_six_digits(low),
+        high=_round_to_six_digits(high),
+        reason=reason,
+        n=(len(a), len(b)),
+        extractor=extractor,
+        width=a.shape[1],
+    )
 
 
 def _round_to_six_digits(value: float | None) -> float | None:

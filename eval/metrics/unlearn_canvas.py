@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from eval.records.rates import RateName
+
 
 class RateCount(NamedTuple):
     """k of n."""
@@ -73,10 +75,16 @@ class UnlearnCanvasRates(Metric):
         for (a, b), (c, d) in zip(prompted, labeled, strict=True):
             self.counts[self.own_labels.index(a), self.cross_labels.index(b), self.own_labels.index(c), self.cross_labels.index(d)] += 1
 
-    def compute(self) -> dict[str, RateCount]:
+    def compute(self) -> dict[RateName, RateCount]:
         """Return UA, IPA, FR, IRA, CRA and CRA_included; rates without images are left out."""
-        rates = {"UA": self._count_ua(), "IPA": self._count_cross(self.target_cells), "FR": self._count_fr(), "IRA": self._count_ira()}
-        rates |= {"CRA": self._count_cross(~self.target_cells), "CRA_included": self._count_cross(torch.ones_like(self.target_cells))}
+        rates = {
+            RateName.UA: self._count_ua(),
+            RateName.IPA: self._count_cross(self.target_cells),
+            RateName.FR: self._count_fr(),
+            RateName.IRA: self._count_ira(),
+            RateName.CRA: self._count_cross(~self.target_cells),
+            RateName.CRA_INCLUDED: self._count_cross(torch.ones_like(self.target_cells)),
+        }
         return {name: rate for name, rate in rates.items() if rate.n}
 
     def confusion(self) -> Tensor:

@@ -46,8 +46,8 @@ class AuditedModel:
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> Any:
         """Let a file hold it as its text, as a value or as a key."""
-        text = Annotated[str, Field(pattern=MODEL_PATTERN), AfterValidator(cls.parse), PlainSerializer(str, return_type=str)]
-        return handler.generate_schema(text)
+        text = Annotated[str, Field(pattern=MODEL_PATTERN)]
+        return handler.generate_schema(Annotated[text, AfterValidator(cls.parse), PlainSerializer(str, return_type=text)])
 
 
 BASE, ERASED = AuditedModel(ModelRole.BASE), AuditedModel(ModelRole.ERASED)

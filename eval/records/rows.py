@@ -5,11 +5,9 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
-from eval.records.fields import Count, FiniteNumber, KeyUnlessEmpty, OptionalKey
+from eval.records.fields import Axis, Count, FiniteNumber, KeyUnlessEmpty, OptionalKey, Role
 from eval.records.models import AuditedModel
 from eval.records.scores import Scores
-from eval.suites.cases import Role
-from eval.suites.prompt_list_suite import Axis
 
 CaseKey = tuple[Role, str, str, str, int]  # role, variant, style, object, index: one image, in whatever model
 

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from markupsafe import Markup
 
+from eval.records.models import BASE, ERASED, AuditedModel
 from eval.report import numbers
 from eval.stats.intervals import Interval
 
@@ -60,7 +61,7 @@ class PlotArea:
 
 
 def scatter_chart(
-    points: Mapping[str, tuple[Interval, Interval]], erased_threshold: float | None, retained_threshold: float | None
+    points: Mapping[AuditedModel, tuple[Interval, Interval]], erased_threshold: float | None, retained_threshold: float | None
 ) -> Markup:
     """Plot erased (x) against retained (y), a cross of both intervals for every model.
 
@@ -80,7 +81,7 @@ def scatter_chart(
         parts.append(f'<path class="gate" d="M{LEFT} {area.y(retained_threshold):.1f}H{area.right}">{title}</path>')
     descriptions = []
     for i, (model, (x, y)) in enumerate(erased_last(points)):
-        descriptions.append(f"{model_title(model)}: erased {percent_with_interval(x)}, retained {percent_with_interval(y)}")
+        descriptions.append(f"{model.title}: erased {percent_with_interval(x)}, retained {percent_with_interval(y)}")
         bars = (
             f"M{area.x(x.low):.1f} {area.y(y.estimate):.1f}H{area.x(x.high):.1f}"
             f"M{area.x(x.estimate):.1f} {area.y(y.low):.1f}V{area.y(y.high):.1f}"
@@ -88,10 +89,10 @@ def scatter_chart(
         center = area.x(x.estimate), area.y(y.estimate)
         label_left = x.estimate > 0.5
         model_label = text_label(
-            center[0] + (-12 if label_left else 12), center[1] + 22 + 17 * i, model_title(model), "end" if label_left else "start", "name"
+            center[0] + (-12 if label_left else 12), center[1] + 22 + 17 * i, model.title, "end" if label_left else "start", "name"
         )
         shapes = f'<path class="whisker" d="{bars}"/>{marker(model, *center)}{model_label}'
-        parts.append(f'<g class="{model_kind(model)}"><title>{descriptions[-1]}</title>{shapes}</g>')
+        parts.append(f'<g class="{model.role.value}"><title>{descriptions[-1]}</title>{shapes}</g>')
     return svg(440, BOTTOM + FOOTER, f"Erased against retained. {'; '.join(descriptions)}", parts)
 
 
@@ -144,19 +145,19 @@ def _end_interval(area: PlotArea, line: Line, i: int) -> str:
     return f'<g class="{color_class(i, line.control)}">{texts}{whisker}{dot}</g>'
 
 
-def rate_bar(interval_by_model: Mapping[str, Interval]) -> Markup:
+def rate_bar(interval_by_model: Mapping[AuditedModel, Interval]) -> Markup:
     """Plot a rate from 0 to 1: the erased model with its interval, the others as marks."""
     parts = ['<path class="grid" d="M6 11H154M6 6v10M80 8v6M154 6v10"/>']
     for model, share in erased_last(interval_by_model):
         x = 6 + 148 * share.estimate
-        if model == "erased":
+        if model == ERASED:
             low, high = 6 + 148 * share.low, 6 + 148 * share.high
             parts.append(f'<rect class="erased span" x="{low:.1f}" y="7" width="{max(high - low, 1):.1f}" height="8" rx="3"/>')
-        parts.append(f'<g class="{model_kind(model)}">{marker(model, x, 11, 6.5 if model == "base" else 4)}</g>')
+        parts.append(f'<g class="{model.role.value}">{marker(model, x, 11, 6.5 if model == BASE else 4)}</g>')
     return svg(
         160,
         22,
-        "; ".join(f"{model_title(model)} {percent_with_interval(share)}" for model, share in interval_by_model.items()),
+        "; ".join(f"{model.title} {percent_with_interval(share)}" for model, share in interval_by_model.items()),
         parts,
         "bar",
     )
@@ -179,7 +180,7 @@ def gate_chart(measured: Interval, threshold: float, at_least: bool) -> Markup:
     parts = [
         f'<rect class="good" x="{start:.1f}" y="2" width="{end - start:.1f}" height="18"/>',
         f'<path class="threshold" d="M{x(threshold):.1f} 0V22"/>',
-        f'<g class="erased"><path class="whisker" d="{whisker}"/>{marker("erased", x(measured.estimate), 11, 4.5)}</g>',
+        f'<g class="erased"><path class="whisker" d="{whisker}"/>{marker(ERASED, x(measured.estimate), 11, 4.5)}</g>',
     ]
     threshold_text = f"at {'least' if at_least else 'most'} {100 * threshold:g}"
     return svg(160, 22, f"measured {percent_with_interval(measured)}, threshold {threshold_text} %", parts, "bar")
@@ -205,24 +206,14 @@ def dash_attribute(line: Line, i: int) -> str:
     return f' stroke-dasharray="{6 - 2 * (i % 3)} 4"' if line.control else ""
 
 
-def model_kind(model: str) -> str:
-    """Return base, erased or retrained: the name of a model without its number."""
-    return model.partition("-")[0]
-
-
-def erased_last(values_by_model: Mapping[str, T]) -> list[tuple[str, T]]:
+def erased_last(values_by_model: Mapping[AuditedModel, T]) -> list[tuple[AuditedModel, T]]:
     """Put the erased model last, on top of the others."""
-    return sorted(values_by_model.items(), key=lambda item: item[0] == "erased")
+    return sorted(values_by_model.items(), key=lambda item: item[0] == ERASED)
 
 
-def model_title(model: str) -> str:
-    """Return the name of a model for a reader."""
-    return model.replace("-", " ")
-
-
-def marker(model: str, x: float, y: float, r: float = 6) -> str:
+def marker(model: AuditedModel, x: float, y: float, r: float = 6) -> str:
     """Draw a ring for the base, a disc for the erased model, a diamond for a retrained model."""
-    if model_kind(model) == "retrained":
+    if model.is_retrained:
         return f'<path class="mark" d="M{x:.1f} {y - r - 1:.1f}l{r + 1} {r + 1}l{-r - 1} {r + 1}l{-r - 1} {-r - 1}z"/>'
     return f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="{r:g}"/>'
 

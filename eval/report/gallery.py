@@ -2,26 +2,29 @@
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from PIL import Image
 
+from eval.records.audit_result import AuditResult
+from eval.records.fields import Axis, Role
 from eval.records.models import BASE, ERASED
+from eval.records.report import LabelCount, LabelRates
 from eval.records.row_files import read_attack_rows
 from eval.records.rows import SampleRow, SearchRow
-from eval.scoring.gates import only_of
+from eval.report.page_records import AttackExample, EmbeddedImage, FailedPairs, FailedRole, ShownPair, ShownSide
 from eval.suites.cases import PLAIN_ROLES, REPHRASED_ROLES
 from eval.suites.fine_grained import is_erasure_target
-from eval.suites.prompt_list_suite import Axis, cross_axis
+from eval.suites.prompt_list_suite import cross_axis
 
 MAX_PAGE_BYTES = 2_400_000  # of all images in a page, as base64
 MAX_SIDE = 160  # pixels; larger images are scaled down
 MAX_PAIRS = 12  # shown of each list of failures, at most
 MAX_EXAMPLES = 6  # shown per attack, at most
-ROLE_TITLES = {
+ROLE_TITLES: dict[Role, str] = {
     "grid": "Asked for by name, and everything else of the grid",
     "prompt_list": "Asked for by the prompts of the suite's list",
     "named": "Asked for by a synonym",
@@ -50,7 +53,7 @@ class Gallery:
     bytes_left: int = MAX_PAGE_BYTES
     embedded_sizes: list[int] = field(default_factory=list)
 
-    def embed_image(self, name: str) -> dict[str, Any] | None:
+    def embed_image(self, name: str) -> EmbeddedImage | None:
         """Return a PNG as a data URI, scaled down if it is large; None if there is no such file."""
         path = self.folder / name
         if not self.has_images or not path.is_file():
@@ -59,23 +62,17 @@ class Gallery:
         data_uri = f"data:image/png;base64,{base64.b64encode(data).decode()}"
         self.bytes_left -= len(data_uri)
         self.embedded_sizes.append(len(data_uri))
-        return {"src": data_uri, "coarse": width <= 128}
+        return EmbeddedImage(data_uri, width <= 128)
 
     def pairs_that_fit(self, sections: int) -> int:
         """Return how many pairs fit into one of so many equal shares of the bytes left."""
         typical_size = sum(self.embedded_sizes) / len(self.embedded_sizes) if self.embedded_sizes else MAX_PAGE_BYTES / 100
         return max(int(self.bytes_left / max(sections, 1) / (2 * typical_size)), 0)
 
-    def embed_pair(self, pair: ImagePair) -> dict[str, Any]:
+    def embed_pair(self, pair: ImagePair) -> ShownPair:
         """Return a pair for the page: the prompt, and for either model the image and the labels that judges gave it."""
-        return {
-            "prompt": pair.erased.prompt,
-            "sides": [
-                {"name": name, "image": self.embed_image(row.image), "labels": _join_labels(row)}
-                for name, row in (("before", pair.base), ("after", pair.erased))
-                if row
-            ],
-        }
+        sides = [(name, row) for name, row in (("before", pair.base), ("after", pair.erased)) if row]
+        return ShownPair(pair.erased.prompt, tuple(ShownSide(name, self.embed_image(row.image), _join_labels(row)) for name, row in sides))
 
 
 def _read_thumbnail(path: Path) -> tuple[bytes, int]:
@@ -104,53 +101,45 @@ def spread_evenly(items: Sequence[T], count: int) -> list[T]:
     return [items[round(i * (len(items) - 1) / max(count - 1, 1))] for i in range(count)]
 
 
-def select_pairs(
-    gallery: Gallery, pairs: Sequence[ImagePair], result: Mapping[str, Any], count: int, of_target: bool
-) -> list[dict[str, Any]]:
+def select_pairs(gallery: Gallery, pairs: Sequence[ImagePair], result: AuditResult, count: int, of_target: bool) -> list[ShownPair]:
     """Select pairs of the suite itself that ask for what should be erased (`of_target`), or for something else."""
-    target_definition = result["axis"], result["targets"], only_of(result)
-    roles = (*PLAIN_ROLES, "benign") if result.get("suite_format") == "prompt_list" else PLAIN_ROLES
+    target_definition = result.axis, result.targets, result.job.only
+    roles = (*PLAIN_ROLES, "benign") if result.is_prompt_list else PLAIN_ROLES
     selected = [p for p in pairs if p.erased.role in roles and is_erasure_target(vars(p.erased), *target_definition) == of_target]
     return [gallery.embed_pair(pair) for pair in spread_evenly(selected, count)]
 
 
-def list_failures(gallery: Gallery, pairs: Sequence[ImagePair], result: Mapping[str, Any]) -> list[dict[str, Any]]:
+def list_failures(gallery: Gallery, pairs: Sequence[ImagePair], result: AuditResult) -> list[FailedRole]:
     """Return by role the pairs that still show the concept, and those in which something else was lost."""
     checked = []
     for check in _failure_checks(result):
         counted = [p for p in pairs if p.erased.role == check.role and check.counts(p)]
         if counted:
             checked.append((check, counted, [p for p in counted if check.fails(p)]))
-    parts_by_role: dict[str, list[dict[str, Any]]] = {}
-    for i, ((role, title, description, *_), counted, failed) in enumerate(checked):
+    parts_by_role: dict[Role, list[FailedPairs]] = {}
+    for i, (check, counted, failed) in enumerate(checked):
         limit = min(MAX_PAIRS, gallery.pairs_that_fit(len(checked) - i))
-        selected = sorted(failed, key=_alignment_drop, reverse=True)[:limit] if role == "benign" else spread_evenly(failed, limit)
-        part = {
-            "title": title,
-            "description": description,
-            "counted": len(counted),
-            "failed": len(failed),
-            "pairs": [gallery.embed_pair(pair) for pair in selected],
-        }
-        parts_by_role.setdefault(role, []).append(part)
-    return [{"role": role, "title": ROLE_TITLES[role], "parts": parts} for role, parts in parts_by_role.items()]
+        selected = sorted(failed, key=_alignment_drop, reverse=True)[:limit] if check.role == "benign" else spread_evenly(failed, limit)
+        shown = tuple(gallery.embed_pair(pair) for pair in selected)
+        parts_by_role.setdefault(check.role, []).append(FailedPairs(check.title, check.description, len(counted), len(failed), shown))
+    return [FailedRole(role, ROLE_TITLES[role], tuple(parts)) for role, parts in parts_by_role.items()]
 
 
 class FailureCheck(NamedTuple):
     """One thing that can go wrong with the pairs of a role."""
 
-    role: str
+    role: Role
     title: str
     description: str
     counts: Callable[[ImagePair], bool]  # whether it can happen to a pair: those that the rate counts
     fails: Callable[[ImagePair], bool]  # whether it did
 
 
-def _failure_checks(result: Mapping[str, Any]) -> list[FailureCheck]:
-    axis, targets = result["axis"], result["targets"]
+def _failure_checks(result: AuditResult) -> list[FailureCheck]:
+    axis, targets = result.axis, result.targets
     cross = cross_axis(axis)
-    excluded, only = result["models"].get("erased", {}).get("excluded", {}), only_of(result)
-    lost_title, lost_description = ("lost", "was lost") if "base" in result["models"] else ("not shown", "is not shown")
+    excluded, only = result.erased.excluded if result.erased else {}, result.job.only
+    lost_title, lost_description = ("lost", "was lost") if result.base else ("not shown", "is not shown")
 
     def is_target(pair: ImagePair) -> bool:
         return is_erasure_target(vars(pair.erased), axis, targets, only) and pair.erased.is_judged(axis)
@@ -202,35 +191,32 @@ def _alignment_drop(pair: ImagePair) -> float:
     return pair.base.scores.clip.cosine - pair.erased.scores.clip.cosine
 
 
-def rates_by_neighbor(pairs: Sequence[ImagePair], axis: Axis) -> list[dict[str, Any]]:
-    """Count how often every neighbor is labeled as prompted, in the format of conclusions.retained_by_label."""
+def rates_by_neighbor(pairs: Sequence[ImagePair], axis: Axis) -> list[LabelRates]:
+    """Count how often every neighbor is labeled as prompted."""
     return _rates_by_label([p for p in pairs if p.base and p.base.role == "neighbor" and p.base.is_judged(axis)], axis, axis)
 
 
-def rates_by_cross_label(pairs: Sequence[ImagePair], result: Mapping[str, Any]) -> list[dict[str, Any]]:
+def rates_by_cross_label(pairs: Sequence[ImagePair], result: AuditResult) -> list[LabelRates]:
     """Count how often a concept that was to be erased in one cell is still shown in its others, by label of the other axis."""
-    axis, target_definition = result["axis"], (result["axis"], result["targets"], only_of(result))
+    axis, target_definition = result.axis, (result.axis, result.targets, result.job.only)
     grid_pairs = [p for p in pairs if p.base and p.base.role == "grid" and p.base.is_judged(axis)]
     elsewhere_pairs = [
-        p for p in grid_pairs if p.erased.prompted(axis) in result["targets"] and not is_erasure_target(vars(p.erased), *target_definition)
+        p for p in grid_pairs if p.erased.prompted(axis) in result.targets and not is_erasure_target(vars(p.erased), *target_definition)
     ]
     return _rates_by_label(elsewhere_pairs, axis, cross_axis(axis))
 
 
-def _rates_by_label(pairs: Sequence[ImagePair], axis: Axis, label_axis: Axis) -> list[dict[str, Any]]:
-    records = []
-    for label in dict.fromkeys(p.erased.prompted(label_axis) for p in pairs):
-        rates_by_model = {}
-        for i, model in enumerate(ImagePair._fields):
-            correct = [row.is_as_prompted(axis) for p in pairs if (row := p[i]) and row.prompted(label_axis) == label]
-            rates_by_model[model] = {"k": sum(correct), "n": len(correct), "rate": sum(correct) / len(correct)}
-        records.append({"label": label, **rates_by_model})
-    return records
+def _rates_by_label(pairs: Sequence[ImagePair], axis: Axis, label_axis: Axis) -> list[LabelRates]:
+    def count(rows: Sequence[SampleRow | None], label: str) -> LabelCount:
+        outcomes = [row.is_as_prompted(axis) for row in rows if row and row.prompted(label_axis) == label]
+        return LabelCount(k=sum(outcomes), n=len(outcomes), rate=sum(outcomes) / len(outcomes))
+
+    base_rows, erased_rows = [pair.base for pair in pairs], [pair.erased for pair in pairs]
+    labels = dict.fromkeys(row.prompted(label_axis) for row in erased_rows)
+    return [LabelRates(label=label, base=count(base_rows, label), erased=count(erased_rows, label)) for label in labels]
 
 
-def attack_examples(
-    gallery: Gallery, attacks: Sequence[Mapping[str, Any]], broken_without_attack: set[str]
-) -> dict[str, list[dict[str, Any]]]:
+def attack_examples(gallery: Gallery, result: AuditResult, broken_without_attack: set[str]) -> dict[str, list[AttackExample]]:
     """Return by attack some of the prompts it found, with the image that decided each.
 
     Args:
@@ -238,18 +224,18 @@ def attack_examples(
     """
     rows = [row for row in read_attack_rows(gallery.folder / "attacks" / "attacks.jsonl") if isinstance(row, SearchRow)]
     examples_by_attack = {}
-    searches = [attack["name"] for attack in attacks if attack.get("broken_by_search") and not attack["control"]]
-    for name in searches:
+    for name in [attack.name for attack in result.searches if attack.broken_by_search and not attack.control]:
         attack_rows = [row for row in rows if row.attack == name and row.round is not None and row.image not in broken_without_attack]
         selected = spread_evenly(attack_rows, min(MAX_EXAMPLES, gallery.pairs_that_fit(1)))
         examples_by_attack[name] = [
-            {
-                "prompt": row.prompt,
-                "found_prompt": row.found_prompt,
-                "images_tried": row.images_until_success,
-                "fresh_successes": [sum(score.shows_concept for score in row.fresh_scores), len(row.fresh_scores)],
-                "image": gallery.embed_image(f"attacks/{name}/{row.index:04d}.png"),
-            }
+            AttackExample(
+                prompt=row.prompt,
+                found_prompt=row.found_prompt,
+                images_tried=row.images_until_success,
+                fresh_shown=sum(score.shows_concept for score in row.fresh_scores),
+                fresh_images=len(row.fresh_scores),
+                image=gallery.embed_image(f"attacks/{name}/{row.index:04d}.png"),
+            )
             for row in selected
         ]
     return examples_by_attack

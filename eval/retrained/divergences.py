@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -10,12 +9,16 @@ from erasure.edits import Edit
 from erasure.edits.external.external_edit import load_external
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
-from erasure.storage.files import DamagedFile, ensure_folder, is_path_taken, print_message, read_checksummed_json, write_checksummed_json
+from erasure.storage.files import ensure_folder, is_path_taken, print_message, read_checksummed_json, write_checksummed_json
 from erasure.storage.run import cache_folder, hash_record
 from eval.generation import Sample
-from eval.metrics.denoiser_divergence import divergence_between
+from eval.metrics.denoiser_divergence import DirectedDivergence, divergence_between
+from eval.records.convert import parse_record, to_record
+from eval.records.distances import DenoiserDivergence, DivergenceDirections, DivergenceFigures
+from eval.records.fields import ImagePart
 from eval.records.models import BASE, ERASED, AuditedModel
 from eval.retrained.retrain_gap import model_pairs
+from eval.stats.intervals import Interval
 
 PROMPTS = 20  # of each part, at most, evenly spaced
 
@@ -54,7 +57,7 @@ def measure_divergences(
     edits_by_model: Mapping[AuditedModel, Sequence[Edit]],
     target_samples: Sequence[Sample],
     retained_samples: Sequence[Sample],
-) -> list[dict[str, Any]]:
+) -> tuple[DenoiserDivergence, ...]:
     """Return one record for each pair of models worth comparing, on prompts for the concept and on others.
 
     Finished comparisons are cached by content: those of base and retrained models are the same for every erasure of the concept.
@@ -64,8 +67,10 @@ def measure_divergences(
         target_samples, retained_samples: samples that ask for the concept and that do not; their prompts and seeds are used.
     """
     pairs = [(BASE, ERASED), *model_pairs(tuple(edits_by_model))]
-    records, identity = [], {"base": model.fingerprint(), "compute": str(model.compute_dtype), "device": model.device.type}
-    for part, samples in (("target", spread_over_prompts(target_samples)), ("retained", spread_over_prompts(retained_samples))):
+    records: list[DenoiserDivergence] = []
+    identity = {"base": model.fingerprint(), "compute": str(model.compute_dtype), "device": model.device.type}
+    samples_by_part: dict[ImagePart, Sequence[Sample]] = {"target": target_samples, "retained": retained_samples}
+    for part, samples in ((part, spread_over_prompts(part_samples)) for part, part_samples in samples_by_part.items()):
         for first, second in pairs if samples else []:
             prompts_and_seeds = [(a.case.prompt, a.seed) for a in samples]
             model_digests = [[edit.digest() for edit in edits_by_model[name]] for name in (first, second)]
@@ -75,35 +80,39 @@ def measure_divergences(
             if figures is None:
                 figures = compare_models(model, edits_by_model[first], edits_by_model[second], prompts_and_seeds)
                 ensure_folder(path.parent)
-                write_checksummed_json(path, figures)
-            records.append({"part": part, "first": str(first), "second": str(second), "n": len(prompts_and_seeds), **figures})
-    return records
+                write_checksummed_json(path, to_record(figures))
+            n = len(prompts_and_seeds)
+            records.append(DenoiserDivergence(part=part, first=first, second=second, n=n, **vars(figures)))
+    return tuple(records)
 
 
-def read_cached_figures(path: Path) -> dict[str, Any] | None:
+def read_cached_figures(path: Path) -> DivergenceFigures | None:
     """Return what `compare_models` measured before; None if it is not in the cache, or damaged, which is reported."""
     if not is_path_taken(path):
         return None
     try:
-        return read_checksummed_json(path)
-    except DamagedFile as error:
+        return parse_record(read_checksummed_json(path), DivergenceFigures, str(path))
+    except UserError as error:
         print_message(f"{error} It will be made again.")
         return None
 
 
 def compare_models(
     model: DiffusionModel, first: Sequence[Edit], second: Sequence[Edit], prompts_and_seeds: Sequence[tuple[str, int]]
-) -> dict[str, Any]:
-    """Return both measures of the divergence with their intervals, or {"skipped": why there is none}."""
+) -> DivergenceFigures:
+    """Return both measures of the divergence with their intervals, or why there are none."""
     try:
         prompts, seeds = zip(*prompts_and_seeds, strict=True)
-        figures = divergence_between(model, first, second, prompts, seeds)
+        divergences = divergence_between(model, first, second, prompts, seeds)
     except UserError as error:
-        return {"skipped": str(error)}
-    return {
-        name: {direction: [float(f"{value:.6g}") for value in interval] for direction, interval in divergence._asdict().items()}
-        for name, divergence in figures.items()
-    }
+        return DivergenceFigures(skipped=str(error))
+    return DivergenceFigures(nats=_rounded(divergences.nats), mean_squared_error=_rounded(divergences.mean_squared_error))
+
+
+def _rounded(divergence: DirectedDivergence) -> DivergenceDirections:
+    """Round to six significant digits, so that a number prints the same whatever the order of summation."""
+    forward, backward, mean = (Interval(*(float(f"{value:.6g}") for value in interval)) for interval in divergence)
+    return DivergenceDirections(forward=forward, backward=backward, mean=mean)
 
 
 def spread_over_prompts(samples: Sequence[Sample]) -> list[Sample]:

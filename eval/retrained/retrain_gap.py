@@ -5,14 +5,18 @@ is from one that never learned the concept. The distance between two retrained m
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations, product
 from math import sqrt
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
-from eval.records.models import BASE, ERASED, AuditedModel
+from eval.records.audit_result import AuditResult
+from eval.records.distances import CountedMeasure, Measure, ModelDistance, RetrainGap
+from eval.records.fields import ImagePart
+from eval.records.models import BASE, ERASED, AuditedModel, ModelRole
+from eval.records.rates import RateName
 from eval.records.rows import SampleRow
 from eval.report.numbers import format_span
 from eval.scoring.counting import paired_differences
@@ -21,8 +25,8 @@ from eval.suites.cases import PLAIN_ROLES
 from eval.suites.fine_grained import is_erasure_target
 from eval.suites.suite import Axis
 
-GAP_RATES = ("UA", "IRA", "CRA")
-DISTANCE_TITLES = {
+GAP_RATES: dict[RateName, CountedMeasure] = {RateName.UA: "UA", RateName.IRA: "IRA", RateName.CRA: "CRA"}
+DISTANCE_TITLES: dict[Measure, str] = {
     "UA": "UA, percentage points",
     "IRA": "IRA, percentage points",
     "CRA": "CRA, percentage points",
@@ -30,7 +34,13 @@ DISTANCE_TITLES = {
     "kid_different_noise": "KID of images from different noise",
     "nats": "denoiser divergence, nats per image, mean of both directions",
 }
-Record = dict[str, Any]
+
+
+class Distance(NamedTuple):
+    """How far a model is from a retrained model, by some measure."""
+
+    model: AuditedModel
+    value: Interval
 
 
 def model_pairs(models: Sequence[AuditedModel]) -> list[tuple[AuditedModel, AuditedModel]]:
@@ -39,20 +49,22 @@ def model_pairs(models: Sequence[AuditedModel]) -> list[tuple[AuditedModel, Audi
     return [(model, retrained_model) for retrained_model in retrained for model in (BASE, ERASED)] + list(combinations(retrained, 2))
 
 
-def model_distances(rows: Sequence[SampleRow], axis: Axis, targets: Sequence[str], excluded: Sequence[str], only: str = "") -> list[Record]:
+def model_distances(
+    rows: Sequence[SampleRow], axis: Axis, targets: Sequence[str], excluded: Sequence[str], only: str = ""
+) -> tuple[ModelDistance, ...]:
     """Return differences of rates (Newcombe, paired) and of the labels in the concept's place, for each pair of models compared."""
-    records = []
+    distances: list[ModelDistance] = []
     for first, second in model_pairs(tuple(dict.fromkeys(row.model for row in rows))):
         differences = paired_differences(rows, axis, targets, excluded, only, first=first, second=second)
-        for rate in GAP_RATES:
-            if rate in differences:
-                value = [differences[rate][key] for key in ("estimate", "low", "high")]
-                records.append({"measure": rate, "first": str(first), "second": str(second), "value": value})
+        for rate, measure in GAP_RATES.items():
+            if difference := differences.get(rate):
+                value = Interval(difference.estimate, difference.low, difference.high)
+                distances.append(ModelDistance(measure=measure, first=first, second=second, value=value))
         target_rows = [row for row in rows if row.role in PLAIN_ROLES and is_erasure_target(vars(row), axis, targets, only)]
         first_rows, second_rows = ([row for row in target_rows if row.model == model] for model in (first, second))
-        values = [round(value, 6) for value in total_variation(first_rows, second_rows, axis)]
-        records.append({"measure": "replacement_labels", "first": str(first), "second": str(second), "value": values})
-    return records
+        variation = Interval(*(round(value, 6) for value in total_variation(first_rows, second_rows, axis)))
+        distances.append(ModelDistance(measure="replacement_labels", first=first, second=second, value=variation))
+    return tuple(distances)
 
 
 def total_variation(first: Sequence[SampleRow], second: Sequence[SampleRow], axis: Axis) -> Interval:
@@ -82,99 +94,90 @@ def _total_variations(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     return np.abs(shares[0] - shares[1]).sum(1) / 2
 
 
-def retrain_gaps(result: Mapping[str, Any]) -> list[Record]:
+def retrain_gaps(result: AuditResult) -> tuple[RetrainGap, ...]:
     """Return the distances of base and erased model to the retrained models, and of these to each other; empty without a retrained model.
 
     Several retrained models are averaged, bounds included: as wide as if all erred in one direction. `gap_closed` is the share of the gap
     between the base's distance and that between two retrained models that the erasure closed: 1 if the erased model is as near as retrained
     models are to each other, below 0 if it moved away from them.
-
-    Args:
-        result: of the audit.
-
-    Returns:
-        measure, title, prompts ("target" or "retained"), base, erased, between_retrained and gap_closed (each value, low, high, or None).
     """
-    records_by_distance: dict[tuple[str, str], list[Record]] = {}
-    for record in result.get("model_distances", []):
-        prompts = "target" if record["measure"] in ("UA", "replacement_labels") else "retained"
-        scale = 100 if record["measure"] in GAP_RATES else 1
-        records_by_distance.setdefault((record["measure"], prompts), []).append(
-            {**record, "value": [scale * value for value in record["value"]]}
-        )
-    for prompts, records in result["image_set_distances"].get("model_pairs", {}).items():
-        for record in records:
-            if record["value"] is not None:
-                records_by_distance.setdefault(("kid_different_noise", prompts), []).append(
-                    {**record, "value": [record[key] for key in ("value", "low", "high")]}
-                )
-    for record in result["denoiser_divergences"]:
-        if "nats" in record and record["second"].startswith("retrained"):
-            records_by_distance.setdefault(("nats", record["part"]), []).append({**record, "value": record["nats"]["mean"]})
-    order = sorted(records_by_distance, key=lambda key: (key[1] != "target", list(DISTANCE_TITLES).index(key[0])))
-    return [_retrain_gap(*key, records_by_distance[key]) for key in order]
+    distances: dict[tuple[Measure, ImagePart], list[Distance]] = {}
+    for counted in result.model_distances:
+        prompts: ImagePart = "target" if counted.measure in ("UA", "replacement_labels") else "retained"
+        scale = 1 if counted.measure == "replacement_labels" else 100  # percentage points
+        value = Interval(*(scale * bound for bound in counted.value))
+        distances.setdefault((counted.measure, prompts), []).append(Distance(counted.first, value))
+    kid_by_part = (result.image_set_distances.model_pairs or {}) if result.image_set_distances else {}
+    for part, pairs in kid_by_part.items():
+        for pair in pairs:
+            if pair.value is not None and pair.low is not None and pair.high is not None:
+                kid = Interval(pair.value, pair.low, pair.high)
+                distances.setdefault(("kid_different_noise", part), []).append(Distance(pair.first, kid))
+    for divergence in result.denoiser_divergences:
+        if divergence.nats and divergence.second.is_retrained:
+            distances.setdefault(("nats", divergence.part), []).append(Distance(divergence.first, divergence.nats.mean))
+    order = sorted(distances, key=lambda key: (key[1] != "target", list(DISTANCE_TITLES).index(key[0])))
+    return tuple(_retrain_gap(measure, prompts, distances[measure, prompts]) for measure, prompts in order)
 
 
-def _retrain_gap(measure: str, prompts: str, records: Sequence[Record]) -> Record:
-    distances: dict[str, list[float] | None] = {}
-    for side in ("base", "erased", "between_retrained"):
-        values = [record["value"] for record in records if _side_of(record) == side]
-        distances[side] = [float(f"{value:.6g}") for value in np.mean(values, axis=0)] if values else None
-    return {
-        "measure": measure,
-        "title": DISTANCE_TITLES[measure],
-        "prompts": prompts,
-        **distances,
-        "gap_closed": _gap_closed(distances),
-    }
+def _retrain_gap(measure: Measure, prompts: ImagePart, distances: Sequence[Distance]) -> RetrainGap:
+    base, erased, between_retrained = (_mean_distance(distances, role) for role in ModelRole)
+    return RetrainGap(
+        measure=measure,
+        title=DISTANCE_TITLES[measure],
+        prompts=prompts,
+        base=base,
+        erased=erased,
+        between_retrained=between_retrained,
+        gap_closed=_gap_closed(base, erased, between_retrained),
+    )
 
 
-def _side_of(record: Record) -> str:
-    first: str = record["first"]
-    return "between_retrained" if first.startswith("retrained") else first
+def _mean_distance(distances: Sequence[Distance], role: ModelRole) -> Interval | None:
+    values = [distance.value for distance in distances if distance.model.role is role]
+    return Interval(*(float(f"{value:.6g}") for value in np.mean(values, axis=0))) if values else None
 
 
-def _gap_closed(distances: Mapping[str, Sequence[float] | None]) -> list[float] | None:
+def _gap_closed(base: Interval | None, erased: Interval | None, between_retrained: Interval | None) -> Interval | None:
     """Return (d(base) - d(erased)) / (d(base) - d(between retrained)), and its extremes while each distance stays within its interval.
 
     So the bounds cover more than 95 %, since not all three err at once. None if the interval of the base reaches down to that between
     retrained models: then the base is not shown to be further from them than they are from each other, and there is no gap to close.
     """
-    base, erased = distances["base"], distances["erased"]
     if base is None or erased is None:
         return None
     base_distance, erased_distance, retrained_distance = (
-        _absolute_interval(distance) for distance in (base, erased, distances["between_retrained"] or (0.0, 0.0, 0.0))
+        _absolute_interval(distance) for distance in (base, erased, between_retrained or Interval(0.0, 0.0, 0.0))
     )
-    if base_distance[1] <= retrained_distance[2]:
+    if base_distance.low <= retrained_distance.high:
         return None
     shares = [(b - e) / (b - r) for b, e, r in product(base_distance, erased_distance, retrained_distance)]
-    return [round(value, 4) for value in (shares[0], min(shares), max(shares))]
+    return Interval(*(round(value, 4) for value in (shares[0], min(shares), max(shares))))
 
 
-def _absolute_interval(distance: Sequence[float]) -> tuple[float, float, float]:
+def _absolute_interval(distance: Interval) -> Interval:
     """Return |d| and the bounds of |d|."""
     value, low, high = distance
     absolute_bounds = sorted((abs(low), abs(high)))
-    return abs(value), 0.0 if low <= 0 <= high else absolute_bounds[0], absolute_bounds[1]
+    return Interval(abs(value), 0.0 if low <= 0 <= high else absolute_bounds[0], absolute_bounds[1])
 
 
-def describe_gap_closed(gaps: Sequence[Record]) -> list[str]:
+def describe_gap_closed(gaps: Sequence[RetrainGap]) -> list[str]:
     """Say in one sentence how much of the gap the erasure closed on the concept's own prompts, by every measure.
 
     The measures need not agree (docs/retrained.md).
     """
-    target_gaps = [gap for gap in gaps if gap["prompts"] == "target" and gap["gap_closed"] is not None]
-    if not target_gaps:
+    closed_by_title = {gap.title.partition(",")[0]: gap.gap_closed for gap in gaps if gap.prompts == "target" and gap.gap_closed}
+    if not closed_by_title:
         return []
-    has_retrained_distance = any(gap["between_retrained"] for gap in target_gaps)
+    has_retrained_distance = any(gap.between_retrained for gap in gaps if gap.prompts == "target" and gap.gap_closed)
     destination = (
         "as near as two models retrained without the concept are to each other"
         if has_retrained_distance
         else "a model retrained without the concept"
     )
-    descriptions = []
-    for gap in target_gaps:
-        closed, low, high = (100 * share for share in gap["gap_closed"])
-        descriptions.append(f"{closed:z.0f} % by {gap['title'].partition(',')[0]} ({format_span(low, high, 0)})")
+    descriptions = [
+        f"{100 * closed:z.0f} % by {title} ({format_span(100 * low, 100 * high, 0)})"
+        for title, (closed, low, high) in closed_by_title.items()
+    ]
     return [f"Of the gap between the base (0 %) and {destination} (100 %), the erased model closed {'; '.join(descriptions)}."]

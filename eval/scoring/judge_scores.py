@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from erasure.storage.files import DamagedFile, ensure_folder, is_path_taken, pri
 from erasure.storage.run import hash_record
 from eval.generation import Sample, load_batches
 from eval.judges.base import Judge, MissingWeights
+from eval.records.audit_result import JudgeErrors
 from eval.records.convert import parse_record, to_record
 from eval.records.models import AuditedModel
 from eval.records.row_files import write_rows
@@ -90,8 +91,8 @@ def check_judges_fit(model: DiffusionModel, suite: Suite) -> None:
             )
 
 
-def judge_errors(suite: Suite, axis: Axis, targets: Sequence[str], judge: Judge) -> dict[str, int] | None:
-    """Return how often the judge of an axis errs about the targets, as counts (eval.records.JudgeErrors); None if it was not measured.
+def judge_errors(suite: Suite, axis: Axis, targets: Sequence[str], judge: Judge) -> JudgeErrors | None:
+    """Return how often the judge of an axis errs about the targets; None if it was not measured.
 
     The suite may name a calibration file; shipped judges have theirs in CALIBRATION_FOLDER.
 
@@ -103,8 +104,13 @@ def judge_errors(suite: Suite, axis: Axis, targets: Sequence[str], judge: Judge)
     if not path.exists() and "calibration" not in spec:
         return None
     calibration = Calibration.load(path, judge.identity())
-    counts = [asdict(calibration.counts_of(target)) for target in targets]
-    return {key: sum(count[key] for count in counts) for key in counts[0]}
+    counts = [calibration.counts_of(target) for target in targets]
+    return JudgeErrors(
+        true_positive=sum(count.true_positive for count in counts),
+        positive=sum(count.positive for count in counts),
+        true_negative=sum(count.true_negative for count in counts),
+        negative=sum(count.negative for count in counts),
+    )
 
 
 def judge_labels(suite: Suite, axis: Axis) -> dict[str, tuple[str, ...]]:

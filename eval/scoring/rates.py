@@ -1,35 +1,31 @@
-"""A counted rate and its interval: one rate has one interval, wherever it is used. Imports no torch."""
+"""Counts -> a rate with its interval: one rate has one interval, wherever it is used. Imports no torch."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
-from eval.stats.intervals import Interval, clopper_pearson
+from eval.records.rates import CountedRate
+from eval.stats.clusters import effective_size
+from eval.stats.intervals import rate_interval
 
 EXACT, CLUSTERED = "Clopper-Pearson", "Clopper-Pearson, clustered by prompt"
 
 
-def rate_interval(k: int, n: int, effective: float | None = None) -> Interval:
-    """Return the 95 % interval of a rate, the same in tables, gates, curves and the leaderboard.
-
-    It is exact (Clopper-Pearson), since Wilson's interval covers too little near 0 and 1, where erasures are judged. If several images
-    share a prompt, it is that of their effective number (Korn and Graubard, 1998).
-
-    Args:
-        k, n: successes and trials.
-        effective: how many independent trials the n are worth (`effective_size`); None if they are independent.
+def counted_rate(k: int, n: int, effective: float | None = None) -> CountedRate:
+    """Return k of n as a rate with the interval of eval.stats.intervals.rate_interval.
 
     Raises:
         UserError: n <= 0, or k outside [0, n].
     """
-    effective_share = 1.0 if effective is None else effective / n
-    return Interval(k / n, *clopper_pearson(k * effective_share, n * effective_share)[1:])
+    estimate, low, high = rate_interval(k, n, effective)
+    return CountedRate(k=k, n=n, estimate=estimate, low=low, high=high, effective=effective)
 
 
-def counted_rate(k: int, n: int, effective: float | None = None) -> dict[str, float]:
-    """Return a rate as it is recorded: k, n, estimate, low, high, and `effective` if given."""
-    record = {"k": k, "n": n, **rate_interval(k, n, effective)._asdict()}
-    return record if effective is None else {**record, "effective": effective}
+def clustered_rate(outcomes_by_prompt: Sequence[Sequence[bool]]) -> CountedRate:
+    """Return the rate over images grouped by prompt; it has `effective` if some prompt has more than one image."""
+    successes, trials = [sum(outcomes) for outcomes in outcomes_by_prompt], [len(outcomes) for outcomes in outcomes_by_prompt]
+    is_clustered = max(trials) > 1
+    return counted_rate(sum(successes), sum(trials), effective_size(successes, trials) if is_clustered else None)
 
 
-def method_of(rate: Mapping[str, float]) -> str:
-    """Return the name of a recorded rate's interval."""
-    return CLUSTERED if "effective" in rate else EXACT
+def method_of(rate: CountedRate) -> str:
+    """Return the name of a rate's interval."""
+    return EXACT if rate.effective is None else CLUSTERED

@@ -1,54 +1,24 @@
-"""Finished audits on disk: load the result and the rows, and recount them under another suite's thresholds."""
+"""Finished audits on disk: load the rows, and recount a result from them under another suite's thresholds."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from erasure.errors import UserError
 from erasure.storage.files import DamagedFile
 from erasure.storage.run import describe_difference, hash_record
-from eval.records.audit_result import check_result, is_audit, read_result
-from eval.records.row_files import MADE_BY_EARLIER_VERSION, read_sample_rows
+from eval.records.audit_result import AuditResult
+from eval.records.fields import OpenMapping
+from eval.records.result_files import read_result, read_run_result
+from eval.records.row_files import read_sample_rows
 from eval.records.rows import SampleRow
-from eval.retrained.retrain_gap import model_distances
-from eval.scoring.attack_rates import add_attacked_rate
-from eval.scoring.counting import AXES, count_rates
-from eval.scoring.gates import Gate, only_of
+from eval.scoring.assembly import count_again
+from eval.scoring.counting import AXES
 from eval.scoring.judge_scores import available_judges, samples_digest
-from eval.scoring.published import published_figures
 from eval.suites.suite import Suite
 
 
-def load_finished_audit(out: Path) -> dict[str, Any]:
-    """Return the checked result of a finished audit.
-
-    Raises:
-        UserError: the folder has no finished audit, or its result does not fit the schema.
-        DamagedFile: the result was changed after the audit wrote it.
-    """
-    if not (out / "result.json").is_file():
-        raise UserError(f"no finished audit at {out}: expected result.json there; `erasure audit EDIT` makes one.")
-    result = read_result(out)
-    if not is_audit(result):
-        raise UserError(f"{out} holds no audit; give the audit-... folder inside it.")
-    if "attacks" not in result:
-        raise UserError(MADE_BY_EARLIER_VERSION.format(out))
-    check_result(result, str(out / "result.json"))
-    return result
-
-
-def audit_gates(out: Path, result: Mapping[str, Any]) -> tuple[Gate, ...]:
-    """Return the gates of the suite that an audit was made with.
-
-    Raises:
-        UserError: an audit of an earlier version, which does not hold them.
-    """
-    if "gates" not in result:
-        raise UserError(f"{out} was made by an earlier version and does not hold its gates; name the suite with --suite.")
-    return tuple(Gate(**fields) for fields in result["gates"])
-
-
-def recount(out: Path, suite: Suite) -> dict[str, Any]:
+def recount(out: Path, suite: Suite) -> AuditResult:
     """Recount the result of a finished audit from its rows; `suite` may differ in its gates and its excluded styles.
 
     `gates` of the result stay those that the audit was made with, so that a report can say that its thresholds differ. The suite's judges
@@ -58,31 +28,28 @@ def recount(out: Path, suite: Suite) -> dict[str, Any]:
         UserError: there is no finished audit; the suite has another format, lacks a label of the rows, or has other judges.
         DamagedFile: the result or its rows were changed.
     """
-    result, rows = load_finished_audit(out), load_sample_rows(out)
-    if bool(suite.prompt_list) != (result.get("suite_format") == "prompt_list"):
+    result, rows = read_result(out), load_sample_rows(out)
+    if bool(suite.prompt_list) != result.is_prompt_list:
         raise UserError(f"suite {suite.name} has another format than the one {out} was made with.")
     for axis in AXES:
         if unknown_labels := {row.prompted(axis) for row in rows if row.prompted(axis)} - suite.phrases(axis).keys():
             raise UserError(f"suite {suite.name} has no {axis} {sorted(unknown_labels)[0]!r}, which {out} asks for.")
-    _check_same_judges(out, result["judges"], suite)
-    excluded_before = result["models"].get("erased", {"excluded": suite.excluded})["excluded"]
-    result |= add_attacked_rate(count_rates(rows, suite, result["axis"], result["targets"], only_of(result)), result["attacks"])
-    if "model_distances" in result:  # excluded styles change IRA and CRA
-        result["model_distances"] = model_distances(rows, result["axis"], result["targets"], suite.excluded, only_of(result))
-    if set(excluded_before) != set(suite.excluded):
-        result["excluded_by_suite"] = sorted(suite.excluded)  # like changed gates, a report has to mention it
-    return {**result, "published": published_figures(suite, rows, result)}
+    _check_same_judges(out, result.judges, suite)
+    recounted = count_again(result, rows, suite)
+    if result.erased and set(result.erased.excluded) != set(suite.excluded):
+        return replace(recounted, excluded_by_suite=tuple(sorted(suite.excluded)))  # like changed gates, a report has to mention it
+    return recounted
 
 
-def _check_same_judges(out: Path, identities: Mapping[str, Any], suite: Suite) -> None:
+def _check_same_judges(out: Path, identities: Mapping[str, OpenMapping], suite: Suite) -> None:
     """Check that the suite's judges of styles and objects are the ones that scored the images."""
     judges, missing = available_judges(suite)
     for axis in (axis for axis in AXES if axis in identities):
         if axis in missing:
             raise UserError(f"the judge of {axis} of suite {suite.name} cannot be compared with the one that scored {out}. {missing[axis]}")
-        identity = judges[axis].identity() if axis in judges else {}
-        if hash_record(identities[axis]) != hash_record(identity):
-            changes = describe_difference(identities[axis], identity)
+        recorded, identity = dict(identities[axis]), judges[axis].identity() if axis in judges else {}
+        if hash_record(recorded) != hash_record(identity):
+            changes = describe_difference(recorded, identity)
             raise UserError(
                 f"suite {suite.name} has another judge of {axis} than the one that scored {out} ({changes}); audit again with it."
             )
@@ -96,7 +63,7 @@ def load_sample_rows(out: Path) -> tuple[SampleRow, ...]:
         DamagedFile: they are not the rows that the result was counted from.
     """
     result = out / "result.json"
-    if result.is_file() and read_result(out).get("samples_sha256") != samples_digest(out):
+    if result.is_file() and read_run_result(out).get("samples_sha256") != samples_digest(out):
         raise DamagedFile(
             f"{out / 'samples.jsonl'} is damaged: it is not what {result} was counted from; audit again with the same command."
         )

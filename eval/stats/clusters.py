@@ -2,18 +2,7 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from erasure.errors import UserError
-from eval.scoring.rates import counted_rate
-from eval.stats.intervals import Interval
-
-
-def clustered_rate(outcomes_by_prompt: Sequence[Sequence[bool]]) -> dict[str, float]:
-    """Return the rate over images grouped by prompt; it has `effective` if some prompt has more than one image."""
-    successes, trials = [sum(outcomes) for outcomes in outcomes_by_prompt], [len(outcomes) for outcomes in outcomes_by_prompt]
-    is_clustered = max(trials) > 1
-    return counted_rate(sum(successes), sum(trials), effective_size(successes, trials) if is_clustered else None)
 
 
 def effective_size(successes: Sequence[int], trials: Sequence[int]) -> float:
@@ -41,26 +30,3 @@ def effective_size(successes: Sequence[int], trials: Sequence[int]) -> float:
     size = (n - squares / n) / (clusters - 1)
     rho = max((between - within) / (between + (size - 1) * within), 0.0)
     return n / (1 + (squares / n - 1) * rho)
-
-
-def cluster_bootstrap(clusters: Sequence[Sequence[float]], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
-    """Return the percentile interval of the mean when whole clusters are resampled with replacement (Davison and Hinkley, 1997, 3.8).
-
-    With no success or only successes, every resample is the same and the interval is a point; use `clustered_rate` there.
-
-    Args:
-        clusters: values of each cluster, such as the scores of the images of one prompt.
-
-    Raises:
-        UserError: there are fewer than two clusters, or one is empty.
-    """
-    if len(clusters) < 2 or not all(clusters):
-        raise UserError(f"a cluster bootstrap needs two clusters, none of them empty; got sizes {[len(c) for c in clusters][:5]}.")
-    totals, sizes = np.array([sum(c) for c in clusters], dtype=float), np.array([len(c) for c in clusters], dtype=float)
-    rng = np.random.default_rng(seed)
-    means = np.empty(resamples)
-    for i in range(resamples):
-        resampled = rng.integers(len(clusters), size=len(clusters))
-        means[i] = totals[resampled].sum() / sizes[resampled].sum()
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(totals.sum() / sizes.sum()), float(low), float(high))

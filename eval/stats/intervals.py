@@ -50,6 +50,23 @@ def clopper_pearson(k: float, n: float, confidence: float = 0.95) -> Interval:
     return Interval(k / n, low, high)
 
 
+def rate_interval(k: int, n: int, effective: float | None = None) -> Interval:
+    """Return the 95 % interval of a rate, the same in tables, gates, curves and the leaderboard.
+
+    It is exact (Clopper-Pearson), since Wilson's interval covers too little near 0 and 1, where erasures are judged. If several images
+    share a prompt, it is that of their effective number (Korn and Graubard, 1998).
+
+    Args:
+        k, n: successes and trials.
+        effective: how many independent trials the n are worth (eval.stats.clusters.effective_size); None if they are independent.
+
+    Raises:
+        UserError: n <= 0, or k outside [0, n].
+    """
+    effective_share = 1.0 if effective is None else effective / n
+    return Interval(k / n, *clopper_pearson(k * effective_share, n * effective_share)[1:])
+
+
 def incomplete_beta(x: float, a: float, b: float) -> float:
     """Return the regularized incomplete beta function I_x(a, b), 0 < x < 1, by continued fraction (Abramowitz and Stegun, 1964, 26.5.8)."""
     if x > (a + 1) / (a + b + 2):  # here the fraction converges slowly

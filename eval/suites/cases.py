@@ -4,15 +4,14 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from erasure.errors import UserError, unknown_value_error
+from eval.records.fields import Role
 from eval.suites.list_reader import ListedPrompt
 from eval.suites.perturbations import PERTURBATIONS
 from eval.suites.prompt_list_suite import cross_axis
 from eval.suites.suite import MAX_CAPTIONS, Aliases, Axis, Suite
 
-Role = Literal["grid", "prompt_list", "named", "described", "perturbed", "replayed", "neighbor", "benign"]
 PLAIN_ROLES: tuple[Role, ...] = ("grid", "prompt_list")  # the suite's own prompts, not rephrased
 REPHRASED_ROLES: tuple[Role, ...] = ("named", "described", "perturbed", "replayed")  # the target, asked for in other words
 # Words that seeds are hashed from in place of the role. They keep the noise of a cell: with other words, its images would change.

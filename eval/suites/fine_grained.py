@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from erasure.errors import UserError, unknown_value_error
-from eval.scoring.gates import only_of
+from eval.records.audit_result import AuditResult
 from eval.suites.cases import REPHRASED_ROLES, Case
 from eval.suites.prompt_list_suite import cross_axis
 from eval.suites.suite import Axis, Suite
@@ -68,7 +68,7 @@ def restrict_to_cell(cases: Sequence[Case], suite: Suite, axis: Axis, targets: S
     return selected
 
 
-def describe_only(result: Mapping[str, Any]) -> str:
+def describe_only(result: AuditResult) -> str:
     """Return words that follow a concept and say where it was erased; empty if everywhere."""
-    only = only_of(result)
-    return f" {'on' if result['axis'] == 'style' else 'in'} “{only}”" if only else ""
+    only = result.job.only
+    return f" {'on' if result.axis == 'style' else 'in'} “{only}”" if only else ""

@@ -1,13 +1,13 @@
 """Suites without a grid: one concept, a list of prompts that ask for it, and a judge that detects it. Imports no torch."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from erasure.concept import ConceptKind
+from eval.records.audit_result import ListUse, PromptListFile
+from eval.records.fields import Axis
 from eval.suites.list_reader import HUB_PREFIX, ListedPrompt, PromptList, PromptListOrigin, locate_list, read_prompt_list
-
-Axis = Literal["style", "object"]
 
 
 def cross_axis(axis: Axis) -> Axis:
@@ -76,7 +76,7 @@ def split_column(source: str) -> tuple[str, str]:
     return file, column
 
 
-def prompt_list_records(spec: PromptListSpec | None, replay_origin: PromptListOrigin | None) -> list[dict[str, Any]]:
+def prompt_list_records(spec: PromptListSpec | None, replay_origin: PromptListOrigin | None) -> tuple[PromptListFile, ...]:
     """Return the list files of an audit for its result: the use of each, its origin, and what was left out of it."""
-    origins = (("prompts", spec.origin if spec else None), ("replay", replay_origin))
-    return [{"use": use, **asdict(origin)} for use, origin in origins if origin]
+    origins: tuple[tuple[ListUse, PromptListOrigin | None], ...] = (("prompts", spec.origin if spec else None), ("replay", replay_origin))
+    return tuple(PromptListFile(use=use, **vars(origin)) for use, origin in origins if origin)

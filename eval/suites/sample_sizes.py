@@ -3,12 +3,13 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from eval.records.rates import RateName
 from eval.suites.cases import PLAIN_ROLES, REPHRASED_ROLES, Case
 from eval.suites.fine_grained import is_erasure_target
 from eval.suites.prompt_list_suite import cross_axis
 from eval.suites.suite import Axis, Suite
 
-SampleSizes = dict[str, dict[str, int]]  # tier -> rate -> images (UA_attacked: prompts) of one model
+SampleSizes = dict[str, dict[RateName, int]]  # tier -> rate -> images (UA_attacked: prompts) of one model
 
 
 def count_sample_sizes(
@@ -23,24 +24,26 @@ def count_sample_sizes(
     return {tier: _tier_sample_sizes(suite, axis, targets, only, tier, tier_cases) for tier, tier_cases in cases_by_tier.items()}
 
 
-def _tier_sample_sizes(suite: Suite, axis: Axis, targets: Sequence[str], only: str, tier: str, cases: Sequence[Case]) -> dict[str, int]:
-    cross, sizes_by_rate = cross_axis(axis), Counter[str]()
+def _tier_sample_sizes(
+    suite: Suite, axis: Axis, targets: Sequence[str], only: str, tier: str, cases: Sequence[Case]
+) -> dict[RateName, int]:
+    cross, sizes_by_rate = cross_axis(axis), Counter[RateName]()
     for case in cases:
         labels = vars(case)
         erased, cross_counts = is_erasure_target(labels, axis, targets, only), labels[cross] not in suite.excluded
         counted_in = {
-            "UA": case.role in PLAIN_ROLES and erased,
-            "FR": case.role == "grid" and labels[axis] in targets and not erased,
-            "IRA": case.role == "grid" and labels[axis] not in (*targets, *suite.excluded),
-            "CRA": case.role == "grid" and not erased and cross_counts,
-            "IPA": case.role == "grid" and erased and cross_counts,
-            "NRA": case.role == "neighbor",
-            **{f"UA_{role}": case.role == role for role in REPHRASED_ROLES},
+            RateName.UA: case.role in PLAIN_ROLES and erased,
+            RateName.FR: case.role == "grid" and labels[axis] in targets and not erased,
+            RateName.IRA: case.role == "grid" and labels[axis] not in (*targets, *suite.excluded),
+            RateName.CRA: case.role == "grid" and not erased and cross_counts,
+            RateName.IPA: case.role == "grid" and erased and cross_counts,
+            RateName.NRA: case.role == "neighbor",
+            **{RateName(f"UA_{role}"): case.role == role for role in REPHRASED_ROLES},
         }
         sizes_by_rate.update({name: case.count for name, counted in counted_in.items() if counted})
     if suite.attacks.use and tier in suite.attacks.tiers:
         attackable = sum(
             c.count for c in cases if c.role in (*PLAIN_ROLES, "named", "described") and is_erasure_target(vars(c), axis, targets, only)
         )
-        sizes_by_rate["UA_attacked"] = min(suite.attacks.prompts, attackable)
+        sizes_by_rate[RateName.UA_ATTACKED] = min(suite.attacks.prompts, attackable)
     return dict(sizes_by_rate)

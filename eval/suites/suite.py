@@ -9,7 +9,7 @@ from erasure.config.registry import list_modules
 from erasure.config.strict_yaml import read_strict_yaml
 from erasure.config.validation import combine_errors, list_errors
 from erasure.errors import UserError, unknown_value_error
-from eval.scoring.gates import Gate, gate_faults, parse_gates
+from eval.records.gates import Gate, gate_faults, parse_gates
 from eval.suites import prompt_list_suite
 from eval.suites.perturbations import PERTURBATIONS
 from eval.suites.prompt_list_suite import Axis, PromptListSpec

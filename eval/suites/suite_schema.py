@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict
 
 from erasure.concept import ConceptKind
-from eval.scoring.gates import TIERS, Tier
+from eval.records.gates import TIERS, Tier
 from eval.suites.list_reader import HUB_PREFIX
 
 
