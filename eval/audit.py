@@ -6,9 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from erasure.edits import Edit
+from erasure.edits import Edit, apply_edits
 from erasure.edits.overlap import measure_overlap
-from erasure.erasing import apply_edits
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.storage.files import DamagedFile, print_message
@@ -174,7 +173,7 @@ class AuditOptions:
 
     @property
     def apply_options(self) -> dict[str, Any]:
-        """Keyword arguments of erasure.erasing.apply_edits."""
+        """Keyword arguments of erasure.edits.apply_edits."""
         return {"other_base": self.other_base, "strength": self.strength}
 
 

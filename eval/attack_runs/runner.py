@@ -11,8 +11,7 @@ from typing import Any
 
 from erasure.config.registry import load_class
 from erasure.config.validation import build_dataclass
-from erasure.edits import Edit
-from erasure.erasing import apply_edits
+from erasure.edits import Edit, apply_edits
 from erasure.errors import NotFiniteError, UserError
 from erasure.families.base import DiffusionModel
 from erasure.storage.files import write_bytes
@@ -46,7 +45,7 @@ def run_attacks(
 
     Args:
         shard: (i, n): only every n-th piece of work, from the i-th on; the rows are then those of all shards so far.
-        apply_options: other_base and strength, as in erasure.erasing.apply_edits.
+        apply_options: other_base and strength, as in erasure.edits.apply_edits.
 
     Raises:
         UserError: another judge scored the rows on disk, or an attack cannot use a file or a field.

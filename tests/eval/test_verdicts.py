@@ -12,9 +12,10 @@ import torch
 from erasure.concept import Concept, parse_concepts
 from erasure.edits import Edit
 from erasure.edits.external.external_edit import load_external
-from erasure.erasing import configure_method, erase
+from erasure.erasing import erase
 from erasure.loading.loader import load_model
 from erasure.methods.esd import ESD
+from erasure.recipes import configure_method
 from eval.audit import AuditOptions, AuditPlan, audit
 from eval.report.report_json import make_report
 from eval.suites.suite import load_suite
