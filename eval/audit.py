@@ -220,6 +220,18 @@ def run_plan(
     """Do the work of `audit` in a folder that this process has locked."""
     started = time.monotonic()
     run, generated_counts = generate_and_attack(model, edits, plan, out, options, fresh=fresh)
+    result = assemble_result(model, edits, plan, options, run, out)
+    write_json(out / "timing.json", {"seconds": round(time.monotonic() - started, 1), "generated": generated_counts})
+    run.finish(result)
+    if options.keep_images == "none":
+        remove_matching(out, IMAGE_FILES)
+    return result
+
+
+def assemble_result(
+    model: DiffusionModel, edits: Sequence[Edit], plan: AuditPlan, options: AuditOptions, run: Run, out: Path
+) -> dict[str, Any]:
+    """Judge the images on disk, count, measure distances, and return everything that result.json says."""
     judges, missing = available_judges(plan.suite)
     rows = score_samples(plan.samples, model_names(options), judges, out)
     attacks = load_attack_results(out, plan, rows)
@@ -252,12 +264,7 @@ def run_plan(
         "edit_overlaps": measure_overlap(model, edits),
         "sample_sizes": plan.sample_sizes,
     }
-    write_json(out / "timing.json", {"seconds": round(time.monotonic() - started, 1), "generated": generated_counts})
-    result["published"] = published_figures(plan.suite, rows, result)
-    run.finish(result)
-    if options.keep_images == "none":
-        remove_matching(out, IMAGE_FILES)
-    return result
+    return {**result, "published": published_figures(plan.suite, rows, result)}
 
 
 def generate_and_attack(
