@@ -17,7 +17,7 @@ from eval.scoring.counting import SampleRow, paired_differences
 from eval.stats.intervals import Interval, jackknife_variance, student_t
 from eval.suites.cases import PLAIN_ROLES
 from eval.suites.fine_grained import is_erasure_target
-from eval.suites.suite import Axis
+from eval.suites.axes import Axis
 
 GAP_RATES = ("UA", "IRA", "CRA")
 DISTANCE_TITLES = {
