@@ -28,7 +28,7 @@ from erasure.families.base import DiffusionModel
 from erasure.methods.base import Method
 from erasure.methods.uce import UCE
 from erasure.pocket.captions import OBJECT_WORDS, STYLE_WORDS, vocabulary
-from eval.audit import AuditPlan
+from eval.auditing.plan import AuditPlan
 from eval.judges.base import Judge
 from eval.suites.suite import load_suite
 

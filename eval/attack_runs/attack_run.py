@@ -113,9 +113,7 @@ def substitute_prompts(suite: GridSuite, axis: Axis, targets: Sequence[str], sam
     other_labels = [label for label in phrases if label not in (*targets, *suite.excluded)]
     if not other_labels:
         raise UserError(f"suite {suite.name} has no {axis} besides what was erased; attacks need one to compare with.")
-    return tuple(
-        fill_template(suite, axis, sample.case, phrases[other_labels[i % len(other_labels)]]) for i, sample in enumerate(samples)
-    )
+    return tuple(fill_template(suite, axis, sample.case, phrases[other_labels[i % len(other_labels)]]) for i, sample in enumerate(samples))
 
 
 def stripped_prompts(suite: GridSuite, axis: Axis, samples: Sequence[Sample]) -> tuple[str, ...]:

@@ -144,7 +144,9 @@ def audited_models(base: str, edits: Sequence[Edit], options: AuditOptions) -> t
     Args:
         base: the base's fingerprint.
     """
-    retrained = [AuditedModel(f"retrained-{i}", (edit,), 1.0, stack_digest(base, [edit], 1.0)) for i, edit in enumerate(options.retrained, 1)]
+    retrained = [
+        AuditedModel(f"retrained-{i}", (edit,), 1.0, stack_digest(base, [edit], 1.0)) for i, edit in enumerate(options.retrained, 1)
+    ]
     erased = AuditedModel("erased", tuple(edits), options.strength, stack_digest(base, edits, options.strength))
     return (AuditedModel("base", (), 1.0, base), erased, *retrained)
 

@@ -118,10 +118,9 @@ def list_cases(suite: PromptListSuite, tier: Tier) -> list[Case]:
     """
     check_has_prompts(suite)
     spec = suite.tiers[tier]
-    rows = range(len(suite.prompts))
-    if spec.prompts and spec.prompts < len(rows):
-        spacing = len(rows) / spec.prompts
-        rows = [int(i * spacing) for i in range(spec.prompts)]
+    count = min(len(suite.prompts), spec.prompts or len(suite.prompts))
+    spacing = len(suite.prompts) / count
+    rows = [int(i * spacing) for i in range(count)]
     return [_listed_case(suite.axis, suite.label, "prompt_list", i, suite.prompts[i], spec.images) for i in rows]
 
 

@@ -1,6 +1,5 @@
 """Suites by name or file: strict YAML, all faults told at once, parsed into one of two formats. Imports no torch."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -111,7 +110,7 @@ def _parse_list_keys(record: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _read_captions(path: Path) -> tuple[str, ...]:
-    if not os.path.isfile(path):  # not Path.is_file, which raises for a name that is too long
+    if not path.is_file():
         raise UserError(f"no captions at {path}; `benign` names a text file beside the suite, one caption per line.")
     try:
         return tuple(line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
