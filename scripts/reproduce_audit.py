@@ -16,10 +16,11 @@ from reproduce_methods import DEVELOPMENT, erase_in_subprocess
 
 from erasure.concept import parse_concepts
 from erasure.edits import Edit
-from erasure.erasing import configure_method, erase
+from erasure.erasing import erase
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.methods.esd import ESD
+from erasure.recipes import configure_method
 from eval.attacks._token_search import searchable_token_ids as tokens_of
 from eval.auditing.plan import AuditPlan
 from eval.auditing.run import audit_plan

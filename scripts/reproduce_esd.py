@@ -21,10 +21,11 @@ from fill_docs import fill_section
 
 from erasure.concept import ConceptKind, parse_concepts
 from erasure.edits import Edit
-from erasure.erasing import configure_method, erase
+from erasure.erasing import erase
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.methods.esd import ESD
+from erasure.recipes import configure_method
 from eval.auditing.plan import AuditPlan
 from eval.auditing.run import audit_plan
 from eval.suites.suite import load_suite

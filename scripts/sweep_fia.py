@@ -16,11 +16,12 @@ from fill_docs import fill_section
 from reproduce_methods import DEVELOPMENT, percent_of
 
 from erasure.concept import parse_concepts
-from erasure.erasing import configure_method, erase
+from erasure.erasing import erase
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.methods.fia import FIA
 from erasure.pocket import prompts as pocket_prompts
+from erasure.recipes import configure_method
 from erasure.storage.run import hash_record
 from eval.auditing.plan import AuditPlan
 from eval.auditing.run import audit_plan

@@ -229,7 +229,7 @@ def load_model_and_edits(options: Options, target: tuple[ConceptKind, str] | Non
     from erasure.loading.loader import load_model
 
     def load_base(source: str) -> "DiffusionModel":
-        return load_model(source, device=options.device, precision=options.dtype, attention=options.attention)
+        return load_model(source, device=options.device, dtype=options.dtype, attention=options.attention)
 
     kind, concept = (options.kind, options.concept) if options.concept or target is None else target
     external_paths = [path for path in options.edits if not is_edit_path(str(path))]

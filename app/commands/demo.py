@@ -28,9 +28,10 @@ def main(argv: list[str]) -> int:
     check_output_folder(options.out)
     parse_concepts(options.concept, kind="style")  # rejects an empty name before torch is imported
     from erasure.concept_hints import find_hints
-    from erasure.erasing import configure_method, erase
+    from erasure.erasing import erase
     from erasure.loading.loader import load_model
     from erasure.methods.esd import ESD
+    from erasure.recipes import configure_method
     from erasure.storage.run import read_json
     from eval.auditing.plan import AuditPlan
     from eval.auditing.run import audit_plan

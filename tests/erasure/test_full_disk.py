@@ -141,12 +141,12 @@ def test_an_export_appears_completely_or_not_at_all(
         with monkeypatch.context() as patch:
             patch.setattr("erasure.export.write_card", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
             with pytest.raises(Unfinished, match="no room"):
-                export_edit(model, edit, out, export_format)
+                export_edit(model, edit, export_format, out)
         assert not list(out.iterdir())
-        export_edit(model, edit, out, export_format)
+        export_edit(model, edit, export_format, out)
         assert (out / "README.md").is_file() and not [path for path in out.iterdir() if path.name.startswith(".")]
         with pytest.raises(UserError, match="is not empty"):
-            export_edit(model, edit, out, export_format)
+            export_edit(model, edit, export_format, out)
 
 
 def test_drafts_of_dead_processes_are_removed_and_those_of_the_living_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,7 @@ class SavedEdits:
         self.boat = self.edit(model, "boat", "object", [self.neon])
 
     def model(self) -> StableDiffusion:
-        model = load_model(str(self.source), precision="fp32")
+        model = load_model(str(self.source), dtype="fp32")
         assert isinstance(model, StableDiffusion)
         return model
 

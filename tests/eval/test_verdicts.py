@@ -12,9 +12,10 @@ import torch
 from erasure.concept import Concept, parse_concepts
 from erasure.edits import Edit
 from erasure.edits.external.external_edit import load_external
-from erasure.erasing import configure_method, erase
+from erasure.erasing import erase
 from erasure.loading.loader import load_model
 from erasure.methods.esd import ESD
+from erasure.recipes import configure_method
 from eval.auditing.plan import AuditPlan
 from eval.auditing.prepare import AuditOptions
 from eval.auditing.run import audit_plan

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from app.commands.audit import write_report
-from erasure.edits import Edit
-from erasure.erasing import apply_edits
+from erasure.edits import Edit, apply_edits
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.storage.run import read_json
