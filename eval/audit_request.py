@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 from erasure.concept import ConceptKind, parse_concepts
 from erasure.errors import UserError
 from eval.scoring.gates import Tier
-from eval.suites.list_reader import ListedPrompt, PromptListOrigin
-from eval.suites.prompt_list_suite import load_prompt_list, split_column
-from eval.suites.suite import Suite, load_suite
+from eval.suites.formats import Suite
+from eval.suites.list_reader import ListedPrompt, PromptListOrigin, load_prompt_list, split_column
+from eval.suites.suite import load_suite
 
 if TYPE_CHECKING:
     from erasure.edits import Edit
     from erasure.families.base import DiffusionModel
-    from eval.audit import AuditPlan
+    from eval.auditing.plan import AuditPlan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +32,7 @@ class AuditRequest:
         concept, kind: what an erasure made elsewhere claims to erase; "a; b" are two concepts.
         model: the base; empty means the one that the first edit was made on.
         out: the audit folder; None means one below the edit.
-        prompt_list, replay: addresses of prompt lists (eval.suites.prompt_list_suite.load_prompt_list).
+        prompt_list, replay: addresses of prompt lists (eval.suites.list_reader.load_prompt_list).
         only: the label of the other axis that a fine-grained erasure is meant for.
     """
 
@@ -95,7 +95,7 @@ def external_target_of(suite: Suite, concept: str) -> tuple[ConceptKind, str]:
         UserError: The suite does not have the concept.
     """
     axis, label = suite.find_concept(concept)
-    return (suite.prompt_list.kind, concept) if suite.prompt_list else (axis, label)
+    return (suite.kind, concept) if suite.format == "prompt_list" else (axis, label)
 
 
 def load_model_and_edits(
@@ -136,7 +136,7 @@ def plan_audits(request: AuditRequest, requested: RequestedSuite, edits: Sequenc
     Raises:
         UserError: The suite lacks a concept or its tier, or the edits do not erase the concept of SUITE/CONCEPT alone.
     """
-    from eval.audit import AuditPlan
+    from eval.auditing.plan import AuditPlan
 
     suite = requested.suite
     plans = AuditPlan.for_edits(edits, suite, request.tier, requested.replay_prompts, request.only, requested.replay_list)

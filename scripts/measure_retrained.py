@@ -26,8 +26,8 @@ from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.storage.run import hash_record, read_json, write_json
 from eval.stats.intervals import Interval, paired_difference, wilson
+from eval.suites.axes import cross_axis
 from eval.suites.cases import Case
-from eval.suites.prompt_list_suite import cross_axis
 from eval.suites.suite import load_suite
 
 IMAGES_PER_PROBE = 200

@@ -23,7 +23,7 @@ from erasure.storage.run import read_json, write_json
 from erasure.training import fill_cache
 from erasure.training.teacher_cache import TeacherQuery
 from eval.attacks.soft_prefix import SoftPrefix
-from eval.audit import AuditPlan
+from eval.auditing.plan import AuditPlan
 from eval.scoring.judge_scores import available_judges
 from eval.stats.intervals import wilson
 from eval.suites.suite import load_suite

@@ -23,7 +23,8 @@ from erasure.methods.fia import FIA
 from erasure.pocket import prompts as pocket_prompts
 from erasure.recipes import configure_method
 from erasure.storage.run import hash_record
-from eval.audit import AuditPlan, audit
+from eval.auditing.plan import AuditPlan
+from eval.auditing.run import audit_plan
 from eval.suites.suite import load_suite
 
 FRACTIONS = (0.02, 0.07, 0.2, 0.4)
@@ -47,7 +48,7 @@ def measure_point(model: DiffusionModel, name: str, fields: dict[str, Any], work
     folder = work / name / hash_record(asdict(method))
     edit = erase(model, concepts, method, out=folder)
     (plan,) = AuditPlan.for_edits([edit], load_suite("pocket-dev"), "smoke")
-    result = audit(model, [edit], plan, folder / "audit")
+    result = audit_plan(model, [edit], plan, folder / "audit")
     return fields, percent_of(result, "UA"), percent_of(result, "IRA"), percent_of(result, "CRA"), edit.info.notes["zeroed"]
 
 

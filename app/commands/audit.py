@@ -21,9 +21,9 @@ from erasure.config.choices import Attention, Precision
 from erasure.errors import MAX_VALUE_CHARS, UserError
 
 if TYPE_CHECKING:
-    from erasure import DiffusionModel, Edit
-    from eval.audit import AuditOptions, AuditPlan
+    from erasure import DiffusionModel
     from eval.audit_request import AuditRequest
+    from eval.auditing.prepare import PreparedAudit
 
 MAX_WORKERS = 4 * (os.cpu_count() or 1)
 AuditAction = (
@@ -77,16 +77,6 @@ class AuditCommand:
         return AuditRequest(**{f.name: getattr(self, f.name) for f in fields(AuditRequest)})
 
 
-@dataclass(frozen=True)
-class LoadedAudits:
-    """Everything that an audit needs, loaded; each plan has its folder."""
-
-    model: "DiffusionModel"
-    edits: list["Edit"]
-    plans: list[tuple["AuditPlan", Path]]
-    options: "AuditOptions"
-
-
 def run_audit(command: AuditCommand) -> int:
     """Audit and report, or run another action. Return the exit code: 0 pass, 2 incomplete, 3 a gate failed, 4 inconclusive.
 
@@ -96,7 +86,7 @@ def run_audit(command: AuditCommand) -> int:
     if command.action is not None:
         return run_action(command)
     check_before_torch(command)
-    audits = load_audits(command)
+    audits = prepare(command)
     return audit_shard(command, audits) if command.shard else audit_all(command, audits)
 
 
@@ -171,11 +161,11 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(number) - 1, int(count)
 
 
-def load_audits(command: AuditCommand) -> LoadedAudits:
-    """Load suite, model and edits, and plan the audits.
+def prepare(command: AuditCommand) -> "tuple[PreparedAudit, ...]":
+    """Load suite, model and edits, and prepare the audits.
 
     Raises:
-        UserError: As the functions of eval.audit_request and `load_retrained`.
+        UserError: As the functions of eval.audit_request, `load_retrained` and `prepare_audits`.
     """
     from eval.audit_request import load_model_and_edits, load_requested_suite, plan_audits
 
@@ -184,9 +174,9 @@ def load_audits(command: AuditCommand) -> LoadedAudits:
     import erasure
     from app.confirmation import print_warnings
     from erasure.edits import check_strength
-    from eval.audit import AuditOptions
+    from eval.auditing.plan import prompt_list_records
+    from eval.auditing.prepare import AuditOptions, prepare_audits
     from eval.retrained.divergences import load_retrained
-    from eval.suites.prompt_list_suite import prompt_list_records
 
     def load_base(source: str) -> "DiffusionModel":
         return erasure.load_model(source, device=command.device, dtype=command.dtype, attention=command.attention)
@@ -194,51 +184,47 @@ def load_audits(command: AuditCommand) -> LoadedAudits:
     check_strength(command.strength)
     with print_warnings():
         model, edits = load_model_and_edits(request, requested.suite, load_base)
-    warn_about_lists(prompt_list_records(requested.suite.prompt_list, requested.replay_list))
-    plans = plan_audits(request, requested, edits)
+    warn_about_lists(prompt_list_records(requested.suite, requested.replay_list))
+    plans, folders = zip(*plan_audits(request, requested, edits), strict=True)
     options = AuditOptions(
         strength=command.strength,
         other_base=command.other_base,
         keep_images=command.keep_images,
-        retrained=load_retrained(model, command.retrained, [target for plan, _ in plans for target in plan.targets]),
+        retrained=load_retrained(model, command.retrained, [target for plan in plans for target in plan.targets]),
     )
-    return LoadedAudits(model, edits, plans, options)
+    return prepare_audits(model, edits, plans, folders, options, fresh=command.fresh)
 
 
-def audit_shard(command: AuditCommand, audits: LoadedAudits) -> int:
+def audit_shard(command: AuditCommand, audits: "Sequence[PreparedAudit]") -> int:
     """Do one shard of the slow part of every audit; there is no verdict yet."""
-    from eval.audit import generate_and_attack
+    from eval.auditing.run import generate_and_attack
 
-    shard = parse_shard(command.shard)
-    for plan, out in audits.plans:
-        generate_and_attack(audits.model, audits.edits, plan, out, audits.options, shard=shard, fresh=command.fresh)
-        print(f"shard {command.shard} of {out} is done. That is not a verdict: when all are done, run the command without --shard.")
+    for prepared in audits:
+        generate_and_attack(prepared, parse_shard(command.shard))
+        done = f"shard {command.shard} of {prepared.out} is done"
+        print(f"{done}. That is not a verdict: when all are done, run the command without --shard.")
     return 0
 
 
-def audit_all(command: AuditCommand, audits: LoadedAudits) -> int:
+def audit_all(command: AuditCommand, audits: "Sequence[PreparedAudit]") -> int:
     """Audit, with several processes for the slow part if they are asked for, and report. Return the worst exit code."""
     from app.jobs.audit_outcomes import worst_exit_code
     from erasure.storage.locks import lock_folder
-    from erasure.storage.run import Run
-    from eval.audit import OUTPUT_FILES, audit, job_record
+    from eval.auditing.run import run_audit as run_prepared
 
     codes = []
     with ExitStack() as locks:
-        for plan, out in audits.plans:
-            # fails before a lock is in the folder
-            run = Run(out, job_record(audits.model, audits.edits, plan, audits.options), command.fresh, OUTPUT_FILES)
-            locks.enter_context(lock_folder(out, "erasure audit"))
+        for prepared in audits:
+            locks.enter_context(lock_folder(prepared.out, "erasure audit"))
             if command.workers > 1 and command.fresh:
-                run.begin()  # once, not once per worker
+                prepared.open_run().begin()  # once, not once per worker
         if command.workers > 1:
             run_workers(command)
-        for plan, out in audits.plans:
-            fresh = command.fresh and command.workers == 1
-            result = audit(audits.model, audits.edits, plan, out, audits.options, fresh=fresh)
+        for prepared in audits:
+            result = run_prepared(prepared if command.workers == 1 else replace(prepared, fresh=False))
             for pair in result["edit_overlaps"]:
                 print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
-            codes.append(write_and_print_report(out, plan.suite.gates, result, command.blur))
+            codes.append(write_and_print_report(prepared.out, prepared.plan.suite.gates, result, command.blur))
     return worst_exit_code(codes)
 
 

@@ -23,7 +23,7 @@ def compare_audits(command: AuditCompareCommand) -> int:
     Raises:
         UserError: As `tabulate_comparison`.
     """
-    from eval.compare import tabulate_comparison
+    from eval.comparison import tabulate_comparison
 
     for line in tabulate_comparison(command.first, command.second):
         print(line)

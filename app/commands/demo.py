@@ -37,7 +37,8 @@ def run_demo(command: DemoCommand) -> int:
     from app.commands.audit_report import format_headline
     from app.confirmation import confirm
     from erasure.storage.files import read_json
-    from eval.audit import AuditPlan, audit
+    from eval.auditing.plan import AuditPlan
+    from eval.auditing.run import audit_plan
     from eval.report.html import write_report
     from eval.suites.suite import load_suite
 
@@ -52,7 +53,7 @@ def run_demo(command: DemoCommand) -> int:
     edit = planned.run()
     print("2/2 generating the audit's images with the base and the erased model", file=sys.stderr)
     out = command.out / "audit-pocket-smoke"
-    result = audit(model, [edit], AuditPlan.for_edits([edit], suite, "smoke")[0], out, fresh=command.fresh)
+    result = audit_plan(model, [edit], AuditPlan.for_edits([edit], suite, "smoke")[0], out, fresh=command.fresh)
     print(write_report(out, result, suite.gates))
     print(format_headline(result))
     print(f"{read_json(out / 'report.json')['verdict']['state']}: a smoke audit is a first look; use --tier standard for a verdict")

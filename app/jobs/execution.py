@@ -20,7 +20,8 @@ from erasure.recipes import configure_method
 from erasure.storage.files import is_disk_full, write_checksummed_json
 from erasure.storage.locks import lock_folder
 from erasure.training.preview import Preview
-from eval.audit import AuditPlan, audit
+from eval.auditing.plan import AuditPlan
+from eval.auditing.run import audit_plan
 from eval.report.html import write_report
 from eval.scoring.judge_scores import check_judges_fit
 from eval.suites.suite import load_suite
@@ -110,6 +111,6 @@ def run_audits(model: DiffusionModel, folder: Path, spec: JobSpec, edits: list[E
     folder_names = []
     for plan in plans:
         folder_name = f"audit-{plan.suite.name}-{plan.tier}" + (f"-{plan.axis}" if len(plans) > 1 else "")
-        write_report(folder / folder_name, audit(model, edits, plan, folder / folder_name), plan.suite.gates)
+        write_report(folder / folder_name, audit_plan(model, edits, plan, folder / folder_name), plan.suite.gates)
         folder_names.append(folder_name)
     return folder_names

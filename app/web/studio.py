@@ -29,7 +29,7 @@ from erasure.methods.base import Method
 from erasure.methods.uce import UCE
 from erasure.pocket.captions import OBJECT_WORDS, STYLE_WORDS, vocabulary
 from erasure.recipes import configure_method
-from eval.audit import AuditPlan
+from eval.auditing.plan import AuditPlan
 from eval.judges.base import Judge
 from eval.suites.suite import load_suite
 

@@ -18,7 +18,7 @@ from erasure.families.stable_diffusion import StableDiffusion
 from erasure.storage import files
 from erasure.storage.files import clear_dead_parts, open_atomic, open_draft_folder, part_path_of, write_bytes
 from erasure.storage.processes import this_process
-from eval.audit import audit
+from eval.auditing.run import audit_plan
 from tests import tiny
 from tests.factories import attack_plan
 from tests.stopped_runs import reproducible_bytes, run_salun
@@ -97,7 +97,7 @@ def test_an_audit_with_attacks_continues_after_a_full_disk(
 ) -> None:
     plan = attack_plan(neon_edit, {"seed_search": {}, "soft_prefix": {"tokens": 2, "steps": 2, "batch": 2}})
     every = fail_at_every_kind_of_file(
-        disk, lambda out: audit(pocket_sized_model, [neon_edit], plan, out), tmp_path / "audit", lambda: shutil.rmtree(own_cache)
+        disk, lambda out: audit_plan(pocket_sized_model, [neon_edit], plan, out), tmp_path / "audit", lambda: shutil.rmtree(own_cache)
     )
     assert {"png", "jsonl", "json", "safetensors"} <= every
 

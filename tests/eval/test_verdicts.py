@@ -16,7 +16,9 @@ from erasure.erasing import erase
 from erasure.loading.loader import load_model
 from erasure.methods.esd import ESD
 from erasure.recipes import configure_method
-from eval.audit import AuditOptions, AuditPlan, audit
+from eval.auditing.plan import AuditPlan
+from eval.auditing.prepare import AuditOptions
+from eval.auditing.run import audit_plan
 from eval.report.report_json import make_report
 from eval.suites.suite import load_suite
 
@@ -53,7 +55,7 @@ def gate_states(pocket: Any, edit: Edit, out: Path, options: AuditOptions | None
 def audit_and_report(pocket: Any, edit: Edit, out: Path, options: AuditOptions | None = None) -> dict[str, Any]:
     suite = load_suite("pocket")
     (plan,) = AuditPlan.for_edits([edit], suite, "standard")
-    result = audit(pocket, [edit], plan, out, options)
+    result = audit_plan(pocket, [edit], plan, out, options)
     assert result["models"]["erased"]["rates"]["UA"]["n"] >= 150
     return make_report(result, suite.gates)
 

@@ -11,7 +11,8 @@ import pytest
 from erasure.concept import Concept
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.storage.files import read_checksummed_json
-from eval.audit import AuditPlan, audit
+from eval.auditing.plan import AuditPlan
+from eval.auditing.run import audit_plan
 from eval.generation import samples_of
 from eval.judges.nudenet import DEFAULT_COUNTED, LABELS
 from eval.report.html import write_report
@@ -21,7 +22,8 @@ from eval.scoring.published import published_figures
 from eval.scoring.rates import counted_rate, rate_interval
 from eval.scoring.recount import recount
 from eval.suites.cases import suite_cases
-from eval.suites.suite import SuiteAttacks, load_suite
+from eval.suites.formats import SuiteAttacks, parse_attacks
+from eval.suites.suite import load_suite
 from tests.eval.factories import ATTACK_INFO, planted_attack_rows
 from tests.eval.page import Page, assert_harmless
 from tests.factories import erase_on_small_latents, small_suite
@@ -85,7 +87,13 @@ def test_unlearndiffatk_counts_the_best_of_many_and_never_drops_the_missing() ->
     suite = replace(small_suite(), published="unlearndiffatk")
     published = published_figures(suite, [], {"axis": "style", "targets": ["neon"], "attacks": attacks})["figures"]
     figures = {figure["figure"]: figure for figure in published}
-    assert list(figures) == ["pre-ASR, search", "ASR, search", "ASR, search, fresh noise", "ASR, search, over seed_search", "ASR, broken"]
+    assert list(figures) == [
+        "pre-ASR, search",
+        "ASR, search",
+        "ASR, search, generated again",
+        "ASR, search, beyond seed_search",
+        "ASR, broken",
+    ]
     assert (figures["pre-ASR, search"]["published"], figures["ASR, search"]["published"]) == (
         {"k": 1, "n": 12, "estimate": 1 / 12},
         {"k": 4, "n": 12, "estimate": 4 / 12},
@@ -94,17 +102,17 @@ def test_unlearndiffatk_counts_the_best_of_many_and_never_drops_the_missing() ->
     assert (before["low"], before["high"]) == (rate_interval(1, 12).low, rate_interval(3, 12).high)
     assert (bounds["low"], bounds["high"]) == (rate_interval(4, 12).low, rate_interval(6, 12).high)
     assert "best of 5 images" in figures["ASR, search"]["caveat"] and "2 of 12 prompts are missing" in figures["ASR, search"]["caveat"]
-    assert (figures["ASR, search, fresh noise"]["corrected"]["k"], figures["ASR, search, fresh noise"]["corrected"]["n"]) == (3, 6)
-    over_control = figures["ASR, search, over seed_search"]
+    assert (figures["ASR, search, generated again"]["corrected"]["k"], figures["ASR, search, generated again"]["corrected"]["n"]) == (3, 6)
+    over_control = figures["ASR, search, beyond seed_search"]
     assert over_control["corrected"]["estimate"] == pytest.approx(0.3)
-    assert over_control["is_difference"] and "searches nothing" in over_control["caveat"]
+    assert over_control["is_difference"] and "without a search" in over_control["caveat"]
     crashed = figures["ASR, broken"]
-    assert crashed["published"] is None and crashed["corrected"] is None and "neither broken nor resisted" in crashed["caveat"]
+    assert crashed["published"] is None and crashed["corrected"] is None and "neither broken nor resistant" in crashed["caveat"]
 
 
 def test_nine_classes_of_nudity_are_counted_beside_five() -> None:
     suite = load_suite("unlearndiffatk")
-    counted = suite.judges["object"]["counted"]
+    counted = suite.judges["object"].fields["counted"]
     assert sorted(counted) == sorted(label for label in LABELS if label.endswith("_EXPOSED")) and set(DEFAULT_COUNTED) < set(counted)
     detections = [{"FEET_EXPOSED": 0.9}, {"BUTTOCKS_EXPOSED": 0.46}, {"BUTTOCKS_EXPOSED": 0.8}, {}]
     rows = [
@@ -135,18 +143,24 @@ def test_the_preset_suites_use_the_prompts_of_the_papers() -> None:
     assert {"A Architectures image in Van Gogh style.", "A Dogs image in Seed Images style."} <= prompts
     assert (suite.steps, suite.guidance, suite.excluded) == (100, 9.0, ("Seed_Images",))
     attacks = load_suite("unlearndiffatk").attacks
-    assert (attacks.prompts, attacks.images) == (142, 50) and set(attacks.use) == {"unlearndiffatk", "seed_search", "random_prefix"}
+    assert (attacks.prompts, attacks.images) == (142, 50) and {spec.name for spec in attacks.use} == {
+        "unlearndiffatk",
+        "seed_search",
+        "random_prefix",
+    }
 
 
 @pytest.mark.parametrize("protocol", ["unlearncanvas", "unlearndiffatk"])
 def test_the_report_has_the_section(pocket_sized_model: StableDiffusion, tmp_path: Path, protocol: str) -> None:
     edit = erase_on_small_latents(pocket_sized_model, [Concept(name="neon", kind="style")], tmp_path / "edit")
     use: dict[str, Any] = {"unlearndiffatk": {"tokens": 2, "steps": 2}, "seed_search": {}, "random_prefix": {"tokens": 2}}
-    attacks = SuiteAttacks(tiers=("smoke",), prompts=2, images=2, fresh_images=1, use=use if protocol == "unlearndiffatk" else {})
+    attacks = SuiteAttacks(
+        tiers=("smoke",), prompts=2, images=2, fresh_images=1, use=parse_attacks(use if protocol == "unlearndiffatk" else {})
+    )
     suite = replace(small_suite(), published=protocol, attacks=attacks)
     (plan,) = AuditPlan.for_edits([edit], suite, "smoke")
     out = tmp_path / "audit"
-    result = audit(pocket_sized_model, [edit], plan, out)
+    result = audit_plan(pocket_sized_model, [edit], plan, out)
     assert recount(out, suite) == read_checksummed_json(out / "result.json")
     page = Page(write_report(out, result, suite.gates).read_text())
     assert_harmless(page)
@@ -156,7 +170,7 @@ def test_the_report_has_the_section(pocket_sized_model: StableDiffusion, tmp_pat
     if protocol == "unlearncanvas":
         assert names == ["UA", "UA, judge's errors", "IRA", "CRA"]
     else:
-        assert names[:3] == ["pre-ASR, unlearndiffatk", "ASR, unlearndiffatk", "ASR, unlearndiffatk, fresh noise"] and len(names) == 5
+        assert names[:3] == ["pre-ASR, unlearndiffatk", "ASR, unlearndiffatk", "ASR, unlearndiffatk, generated again"] and len(names) == 5
         assert "best of 3 images" in report["as_published"]["figures"][1]["caveat"]
     text = page.visible_text()
     assert "As published" in text and all(name in text for name in names)
