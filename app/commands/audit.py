@@ -3,17 +3,16 @@
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
 from app.commands.audit_compare import AuditCompareCommand, compare_audits
 from app.commands.audit_images import AuditImagesCommand, audit_images
-from app.commands.audit_report import AuditReportCommand, rewrite_report, write_and_print_report
+from app.commands.audit_report import AuditReportCommand, print_audit, rewrite_report
 from app.commands.audit_sequence import AuditSequenceCommand, run_sequence
 from app.parsing import ModelSource, Switch, check_edits_exist, to_argv
 from erasure.concept import ConceptKind
@@ -21,9 +20,7 @@ from erasure.config.choices import Attention, Precision
 from erasure.errors import MAX_VALUE_CHARS, UserError
 
 if TYPE_CHECKING:
-    from erasure import DiffusionModel
-    from eval.audit_request import AuditRequest
-    from eval.auditing.prepare import PreparedAudit
+    from eval import PreparedAudits
 
 MAX_WORKERS = 4 * (os.cpu_count() or 1)
 AuditAction = (
@@ -70,12 +67,6 @@ class AuditCommand:
     blur: Switch = False  # blur the report's images until the reader reveals them; always on where the concept's kind is nsfw
     action: AuditAction | None = None
 
-    def to_request(self) -> "AuditRequest":
-        """Return the part that says what is audited."""
-        from eval.audit_request import AuditRequest
-
-        return AuditRequest(**{f.name: getattr(self, f.name) for f in fields(AuditRequest)})
-
 
 def run_audit(command: AuditCommand) -> int:
     """Audit and report, or run another action. Return the exit code: 0 pass, 2 incomplete, 3 a gate failed, 4 inconclusive.
@@ -84,22 +75,25 @@ def run_audit(command: AuditCommand) -> int:
         UserError: What is asked for cannot be audited; what needs no model is checked before torch is imported.
     """
     if command.action is not None:
-        return run_action(command)
+        check_nothing_before(command, command.action.words)
+        return run_action(command.action)
     check_before_torch(command)
-    audits = prepare(command)
-    return audit_shard(command, audits) if command.shard else audit_all(command, audits)
+    prepared = prepare(command)
+    return audit_shard(command, prepared) if command.shard else audit_all(command, prepared)
 
 
-def run_action(command: AuditCommand) -> int:
-    """Run an action that is named in place of an edit.
+def check_nothing_before(command: AuditCommand, action: str) -> None:
+    """Check that no edit and no option stands before an action, which takes its own behind its name.
 
     Raises:
-        UserError: Edits or options stand before the action, which takes its own behind it.
+        UserError: Something does.
     """
-    action = command.action
     if replace(command, action=None) != AuditCommand():
-        name = action.words if action else ""
-        raise UserError(f"erasure {name} takes its options behind its name; for an edit in a folder of that name write ./FOLDER.")
+        raise UserError(f"erasure {action} takes its options behind its name; for an edit in a folder of that name write ./FOLDER.")
+
+
+def run_action(action: AuditAction) -> int:
+    """Run an action and return its exit code."""
     match action:
         case AuditReportCommand():
             return rewrite_report(action)
@@ -109,17 +103,17 @@ def run_action(command: AuditCommand) -> int:
             return compare_audits(action)
         case AuditSequenceCommand():
             return run_sequence(action)
-        case None:
-            raise ValueError("no action")
 
 
 def check_before_torch(command: AuditCommand) -> None:
-    """Check what the command line alone decides.
+    """Check what needs no model.
 
     Raises:
-        UserError: --workers or --shard is out of range or both are given, no edit is given, or one does not exist.
+        UserError: --workers or --shard is out of range or both are given; no edit is given, or one does not exist; or the suite or a list
+            cannot be used.
     """
     from erasure.storage.run import check_output_folder
+    from eval.requests import resolve_replay, resolve_suite, split_suite_name
 
     if not 1 <= command.workers <= MAX_WORKERS or (command.workers > 1 and command.shard):
         raise UserError(
@@ -131,8 +125,10 @@ def check_before_torch(command: AuditCommand) -> None:
         raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
     if command.out:
         check_output_folder(command.out)
-    if not command.to_request().may_be_external():
+    if not command.concept and not split_suite_name(command.suite)[1]:  # with a concept it may be an external erasure on the hub
         check_edits(command.edits)
+    resolve_suite(command.suite, command.prompt_list)
+    resolve_replay(command.replay)
 
 
 def check_edits(edits: Sequence[Path]) -> None:
@@ -161,71 +157,73 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(number) - 1, int(count)
 
 
-def prepare(command: AuditCommand) -> "tuple[PreparedAudit, ...]":
-    """Load suite, model and edits, and prepare the audits.
+def prepare(command: AuditCommand) -> "PreparedAudits":
+    """Load the base and the edits, and prepare the audits.
 
     Raises:
-        UserError: As the functions of eval.audit_request, `load_retrained` and `prepare_audits`.
+        UserError: As `eval.requests.load_model_and_edits` and `eval.prepare_audit`.
     """
-    from eval.audit_request import load_model_and_edits, load_requested_suite, plan_audits
-
-    request = command.to_request()
-    requested = load_requested_suite(request)  # fails before torch is imported
     import erasure
-    from app.confirmation import print_warnings
-    from erasure.edits import check_strength
-    from eval.auditing.plan import prompt_list_records
-    from eval.auditing.prepare import AuditOptions, prepare_audits
-    from eval.retrained.divergences import load_retrained
+    import eval
+    from app.confirmation import print_warning, print_warnings
+    from eval.requests import external_target_of, load_model_and_edits, resolve_suite
 
-    def load_base(source: str) -> "DiffusionModel":
+    def load_base(source: str) -> erasure.DiffusionModel:
         return erasure.load_model(source, device=command.device, dtype=command.dtype, attention=command.attention)
 
-    check_strength(command.strength)
+    suite, target = resolve_suite(command.suite, command.prompt_list)
     with print_warnings():
-        model, edits = load_model_and_edits(request, requested.suite, load_base)
-    warn_about_lists(prompt_list_records(requested.suite, requested.replay_list))
-    plans, folders = zip(*plan_audits(request, requested, edits), strict=True)
-    options = AuditOptions(
+        model, edits = load_model_and_edits(
+            command.edits,
+            load_base,
+            model=command.model,
+            concept=command.concept,
+            kind=command.kind,
+            suite_target=external_target_of(suite, target) if target else None,
+            out=command.out,
+        )
+    prepared = eval.prepare_audit(
+        model,
+        edits,
+        command.suite,
+        command.tier,
+        prompt_list=command.prompt_list,
+        replay=command.replay,
+        only=command.only,
+        retrained=command.retrained,
         strength=command.strength,
         other_base=command.other_base,
         keep_images=command.keep_images,
-        retrained=load_retrained(model, command.retrained, [target for plan in plans for target in plan.targets]),
+        out=command.out,
+        edit_paths=command.edits,
+        fresh=command.fresh,
+        blur=command.blur,
     )
-    return prepare_audits(model, edits, plans, folders, options, fresh=command.fresh)
+    for warning in prepared.warnings:
+        print_warning(warning)
+    return prepared
 
 
-def audit_shard(command: AuditCommand, audits: "Sequence[PreparedAudit]") -> int:
+def audit_shard(command: AuditCommand, prepared: "PreparedAudits") -> int:
     """Do one shard of the slow part of every audit; there is no verdict yet."""
-    from eval.auditing.run import generate_and_attack
-
-    for prepared in audits:
-        generate_and_attack(prepared, parse_shard(command.shard))
-        done = f"shard {command.shard} of {prepared.out} is done"
+    prepared.generate(parse_shard(command.shard))
+    for audit in prepared.audits:
+        done = f"shard {command.shard} of {audit.out} is done"
         print(f"{done}. That is not a verdict: when all are done, run the command without --shard.")
     return 0
 
 
-def audit_all(command: AuditCommand, audits: "Sequence[PreparedAudit]") -> int:
-    """Audit, with several processes for the slow part if they are asked for, and report. Return the worst exit code."""
-    from app.jobs.audit_outcomes import worst_exit_code
-    from erasure.storage.locks import lock_folder
-    from eval.auditing.run import run_audit as run_prepared
-
-    codes = []
-    with ExitStack() as locks:
-        for prepared in audits:
-            locks.enter_context(lock_folder(prepared.out, "erasure audit"))
-            if command.workers > 1 and command.fresh:
-                prepared.open_run().begin()  # once, not once per worker
+def audit_all(command: AuditCommand, prepared: "PreparedAudits") -> int:
+    """Audit, with several processes for the slow part if they are asked for, and report. Return the exit code of the worst verdict."""
+    with prepared.lock():
         if command.workers > 1:
+            prepared = prepared.begin()
             run_workers(command)
-        for prepared in audits:
-            result = run_prepared(prepared if command.workers == 1 else replace(prepared, fresh=False))
-            for pair in result["edit_overlaps"]:
-                print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
-            codes.append(write_and_print_report(prepared.out, prepared.plan.suite.gates, result, command.blur))
-    return worst_exit_code(codes)
+        audited = prepared.run()
+    for result in audited.results:
+        for pair in result["edit_overlaps"]:
+            print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
+    return print_audit(audited)
 
 
 def run_workers(command: AuditCommand) -> None:
@@ -238,14 +236,3 @@ def run_workers(command: AuditCommand) -> None:
 
     count = command.workers
     run_shards([to_argv(replace(command, workers=1, fresh=False, shard=f"{i}/{count}")) for i in range(1, count + 1)])
-
-
-def warn_about_lists(lists: Sequence[dict[str, Any]]) -> None:
-    """Print what was left out of prompt lists, and their other warnings, before anything is generated."""
-    from app.confirmation import print_warning
-    from eval.report.conclusions import describe_left_out
-
-    for record in lists:
-        for line in (describe_left_out(record), *record["warnings"]):
-            if line:
-                print_warning(line)

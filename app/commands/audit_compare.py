@@ -21,10 +21,9 @@ def compare_audits(command: AuditCompareCommand) -> int:
     """Print the comparison as a table.
 
     Raises:
-        UserError: As `tabulate_comparison`.
+        UserError: As `eval.compare`.
     """
-    from eval.comparison import tabulate_comparison
+    import eval
 
-    for line in tabulate_comparison(command.first, command.second):
-        print(line)
+    print(eval.compare(command.first, command.second))
     return 0

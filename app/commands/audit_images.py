@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 import tyro
 
-from app.commands.audit_report import write_and_print_report
+from app.commands.audit_report import print_audit
 from app.parsing import Switch
 from erasure.concept import ConceptKind
 
@@ -31,13 +31,18 @@ def audit_images(command: AuditImagesCommand) -> int:
     """Judge, count and report the images of a folder. Return the exit code.
 
     Raises:
-        UserError: As `audit_external_images`, or the suite does not exist.
+        UserError: As `eval.audit_images`.
     """
-    from erasure.storage.locks import lock_folder
-    from eval.external_images import audit_external_images
-    from eval.suites.suite import load_suite
+    import eval
 
-    suite, out = load_suite(command.suite), command.out
-    with lock_folder(out, "erasure audit images"):
-        result = audit_external_images(command.images, suite, command.concept, command.kind, out, command.base, command.fresh)
-        return write_and_print_report(out, suite.gates, result, command.blur)
+    audited = eval.audit_images(
+        command.images,
+        command.concept,
+        command.suite,
+        out=command.out,
+        kind=command.kind,
+        base=command.base,
+        fresh=command.fresh,
+        blur=command.blur,
+    )
+    return print_audit(audited)

@@ -1,17 +1,18 @@
 """`erasure audit report DIR`: report a finished audit again. And what every audit prints in the end."""
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
 from app.parsing import Switch
 
 if TYPE_CHECKING:
-    from eval.scoring.gates import Gate
+    from eval import Audit, AuditResult
+
+EXIT_CODES = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4, "INCOMPLETE": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,30 +30,28 @@ def rewrite_report(command: AuditReportCommand) -> int:
     """Report a finished audit again and return its exit code.
 
     Raises:
-        UserError: No finished audit in the folder, or the suite cannot decide about it.
+        UserError: As `eval.rewrite_report`.
     """
-    from erasure.storage.locks import lock_folder
-    from eval.scoring.recount import audit_gates, load_finished_audit, recount
-    from eval.suites.suite import load_suite
+    import eval
 
-    result = load_finished_audit(command.audit)
-    with lock_folder(command.audit, "erasure audit report"):
-        if not command.suite:
-            return write_and_print_report(command.audit, audit_gates(command.audit, result), result, command.blur)
-        suite = load_suite(command.suite)
-        return write_and_print_report(command.audit, suite.gates, recount(command.audit, suite), command.blur, command.suite)
+    return print_audit(eval.rewrite_report(command.audit, command.suite, blur=command.blur))
 
 
-def write_and_print_report(out: Path, gates: "Sequence[Gate]", result: dict[str, Any], blur: bool = False, gates_from: str = "") -> int:
-    """Write the report, print its path, the rates and the verdict, and return the exit code."""
+def print_audit(audited: "Audit") -> int:
+    """Print the path of every report, the rates and the verdict, and return the exit code of the worst."""
+    for report, result in zip(audited.reports, audited.results, strict=True):
+        print_report(report, result)
+    return EXIT_CODES[audited.verdict]
+
+
+def print_report(report_file: Path, result: "AuditResult") -> None:
+    """Print the path of a report, the rates, and the verdict with its reasons."""
     from erasure.storage.files import read_json
-    from eval.report.html import write_report
-    from eval.scoring.gates import exit_code_of
 
-    print(write_report(out, result, gates, blur=blur, gates_source=gates_from))
+    print(report_file)
     if result["models"]:
         print(format_headline(result))
-    report = read_json(out / "report.json")
+    report = read_json(report_file.with_name("report.json"))
     for reason in [*report["verdict"]["reasons"], *report["conclusions"][1:]]:
         print(f"  {reason}")
     for part, reason in result["missing"].items():
@@ -61,14 +60,14 @@ def write_and_print_report(out: Path, gates: "Sequence[Gate]", result: dict[str,
         source = f"{report['thresholds']['file'] or 'another suite'} (gates {report['thresholds']['digest']})"
         print(f"  decided by the thresholds of {source}, not by those that the audit was made with")
     print(report["verdict"]["state"])
-    return exit_code_of(report["verdict"]["state"], result)
 
 
-def format_headline(result: dict[str, Any]) -> str:
+def format_headline(result: "AuditResult") -> str:
     """Format the headline rates in one line, with interval, counts and the base's rate: UA, then the others."""
     from eval.report.numbers import format_percent, format_percent_span
 
-    erased, base = result["models"]["erased"]["rates"], result["models"].get("base", {"rates": {}})["rates"]
+    models = result["models"]
+    erased, base = models["erased"]["rates"], models["base"]["rates"] if "base" in models else {}
     parts = []
     for name in (n for n in ("UA", "UA_shown", "FR", "IRA", "CRA") if n in erased):
         base_part = f", base {format_percent(base[name]['estimate'])}" if name in base and name != "UA_shown" else ""

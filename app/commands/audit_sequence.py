@@ -50,12 +50,12 @@ def run_sequence(command: AuditSequenceCommand) -> int:
         check_output_folder(command.out)
     check_edits_exist(command.edits)
     import erasure
+    import eval
     from eval.report import html, sequence_page
     from eval.scoring.recount import load_finished_audit
     from eval.sequence import audit_sequence, missing_parts, possible_rebounds
-    from eval.suites.suite import load_suite
 
-    suite, edits = load_suite(command.suite), [erasure.Edit.load(path) for path in command.edits]
+    suite, edits = eval.load_suite(command.suite), [erasure.Edit.load(path) for path in command.edits]
     source = command.model or edits[0].info.base["source"]
     model = erasure.load_model(source, device=command.device, dtype=command.dtype, attention=command.attention)
     out = command.out or default_folder(command.edits, suite.name, command.tier)

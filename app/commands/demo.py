@@ -34,15 +34,12 @@ def run_demo(command: DemoCommand) -> int:
     check_output_folder(command.out)
     requested = parse_concepts(command.concept, kind="style")  # rejects an empty name before torch is imported
     import erasure
+    import eval
     from app.commands.audit_report import format_headline
     from app.confirmation import confirm
     from erasure.storage.files import read_json
-    from eval.auditing.plan import AuditPlan
-    from eval.auditing.run import audit_plan
-    from eval.report.html import write_report
-    from eval.suites.suite import load_suite
 
-    suite = load_suite("pocket")
+    suite = eval.load_suite("pocket")
     for concept in requested:
         suite.find_concept(concept.name)  # fails now, not after the erasure
     model = erasure.load_model("pocket")
@@ -52,9 +49,10 @@ def run_demo(command: DemoCommand) -> int:
     print(f"1/2 erasing the style {command.concept!r} from the pocket model with ESD", file=sys.stderr)
     edit = planned.run()
     print("2/2 generating the audit's images with the base and the erased model", file=sys.stderr)
-    out = command.out / "audit-pocket-smoke"
-    result = audit_plan(model, [edit], AuditPlan.for_edits([edit], suite, "smoke")[0], out, fresh=command.fresh)
-    print(write_report(out, result, suite.gates))
-    print(format_headline(result))
-    print(f"{read_json(out / 'report.json')['verdict']['state']}: a smoke audit is a first look; use --tier standard for a verdict")
+    audited = eval.audit(model, edit, suite="pocket", tier="smoke", out=command.out / "audit-pocket-smoke", fresh=command.fresh)
+    (report,) = audited.reports
+    print(report)
+    print(format_headline(audited.result))
+    state = read_json(report.with_name("report.json"))["verdict"]["state"]
+    print(f"{state}: a smoke audit is a first look; use --tier standard for a verdict")
     return 0

@@ -204,13 +204,13 @@ def check_suite(spec: "JobSpec") -> None:
     Raises:
         UserError: The suite does not exist, or lacks a concept or its prompt list.
     """
+    import eval
     from eval.suites.formats import check_has_prompts
-    from eval.suites.suite import load_suite
 
     if not spec.suite:
         return
     try:
-        suite = load_suite(spec.suite)
+        suite = eval.load_suite(spec.suite)
         for concept in spec.concepts:
             suite.find_concept(concept.name)
         check_has_prompts(suite)

@@ -6,7 +6,6 @@ import pytest
 import yaml
 
 from app.cli import main
-from app.commands.audit_report import write_and_print_report
 from app.jobs import queue
 from app.jobs.plan import JobSpec
 from erasure.concept import Concept
@@ -23,7 +22,7 @@ from eval.comparison import tabulate_comparison
 from eval.scoring.judge_scores import available_judges, check_judges_fit
 from eval.suites.suite import load_suite
 from tests import tiny
-from tests.command_line import error_of
+from tests.command_line import error_of, report_and_print
 from tests.factories import small_suite, write_one_step_suite
 from tests.planted import replace_samples
 
@@ -108,7 +107,7 @@ def test_comparing_nothing_is_refused(edit: Path, pocket_sized_base: Path, tmp_p
     suite = load_suite(str(write_one_step_suite(tmp_path)))
     (plan,) = AuditPlan.for_edits([one], suite, "smoke")
     result = audit_plan(model, [one], plan, tmp_path / "audit")
-    assert write_and_print_report(tmp_path / "audit", suite.gates, result) in (3, 4)
+    assert report_and_print(tmp_path / "audit", suite.gates, result) in (3, 4)
     replace_samples(tmp_path / "audit" / "samples.jsonl", "")
     with pytest.raises(UserError, match="nothing to compare"):
         tabulate_comparison(tmp_path / "audit", tmp_path / "audit")

@@ -17,7 +17,6 @@ from erasure.edits import Edit
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.loader import load_model
-from eval.audit_request import AuditRequest, external_target_of, load_model_and_edits, select_plans, split_suite_name
 from eval.auditing.plan import AuditPlan
 from eval.auditing.run import audit_plan
 from eval.comparison import tabulate_comparison
@@ -26,6 +25,7 @@ from eval.metrics.clip_alignment import ClipAlignment
 from eval.metrics.unlearn_canvas import UnlearnCanvasRates
 from eval.report.html import write_report
 from eval.report.report_json import SCHEMA
+from eval.requests import external_target_of, load_model_and_edits, select_plans, split_suite_name
 from eval.scoring.counting import clip_drops, paired_differences
 from eval.scoring.gates import Gate
 from eval.scoring.recount import recount
@@ -437,14 +437,13 @@ def test_a_suite_can_be_limited_to_one_concept(pocket_sized_model: StableDiffusi
         select_plans("sketch", plans)
     with pytest.raises(UserError, match="Did you mean 'neon'"):
         select_plans("noen", plans)
-    suite, somewhere = load_suite("pocket"), tmp_path / "audit"
     with pytest.raises(UserError, match="records what it erases"):
-        load_model_and_edits(AuditRequest(edits=(tmp_path / "edit",), concept="neon"), suite, load_model)
+        load_model_and_edits([tmp_path / "edit"], load_model, concept="neon")
     with pytest.raises(UserError, match="give --model, --out as well"):  # the suite names the concept
-        load_model_and_edits(AuditRequest(edits=(tmp_path,), suite="pocket/neon"), suite, load_model)
-    request = AuditRequest(edits=(Path("somebody/erased-neon"),), suite="pocket/neon", model="pocket", out=somewhere)
+        load_model_and_edits([tmp_path], load_model, suite_target=("style", "neon"))
+    somewhere, target = [Path("somebody/erased-neon")], ("style", "neon")
     with pytest.raises(UserError, match="somebody/erased-neon is not in the local cache"):  # neither does a Hub ID need --concept
-        load_model_and_edits(request, suite, load_model)
+        load_model_and_edits(somewhere, load_model, model="pocket", suite_target=target, out=tmp_path / "audit")
     assert external_target_of(load_suite("pocket"), "a boat") == ("object", "boat")
     assert external_target_of(load_suite("nudity"), "Nudity")[0] == "nsfw"  # so that its report is blurred
 

@@ -16,13 +16,13 @@ from erasure.concept import Concept
 from erasure.edits import Edit
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from eval.audit_request import AuditRequest, audit_folder_of
 from eval.auditing.plan import AuditPlan
 from eval.auditing.run import audit_plan
 from eval.comparison import tabulate_comparison
 from eval.metrics.unlearn_canvas import UnlearnCanvasRates
 from eval.report.html import audit_command, write_report
 from eval.report.report_json import SCHEMA
+from eval.requests import default_audit_folder
 from eval.scoring.counting import count_rates, paired_differences
 from eval.scoring.gates import Gate, decide_verdict
 from eval.scoring.recount import load_finished_audit, recount
@@ -233,6 +233,5 @@ def test_a_concept_that_is_retained_elsewhere_is_counted(pocket_sized_model: Sta
 
 def test_the_default_folder_names_the_cell() -> None:
     assert [describe_only({"axis": axis, "job": {"only": "x"}}) for axis in ("style", "object")] == [" on “x”", " in “x”"]
-    options = AuditRequest(edits=(Path("runs/a"),), only="a boat", tier="smoke")
-    assert audit_folder_of(options, "pocket", "", "boat") == Path("runs/a/audit-pocket-smoke-only-boat")
-    assert audit_folder_of(options, "pocket", "") == Path("runs/a/audit-pocket-smoke")
+    assert default_audit_folder([Path("runs/a")], "pocket", "smoke", only="boat") == Path("runs/a/audit-pocket-smoke-only-boat")
+    assert default_audit_folder([Path("runs/a")], "pocket", "smoke") == Path("runs/a/audit-pocket-smoke")
