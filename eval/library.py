@@ -130,24 +130,17 @@ def prepare_audit(
             folder that holds something else.
     """
     chosen_suite, suite_concept = resolve_suite(suite, prompt_list)
-    target, replayed = target or suite_concept, resolve_replay(replay)
+    target = target or suite_concept
+    replay_prompts, replay_origin = resolve_replay(replay) or ((), None)
     check_strength(strength)
     if out is not None:
         check_output_folder(Path(out))
     sources = _as_list(edits)
-    claim = (kind, concept) if concept else external_target_of(chosen_suite, target) if target else None
-    loaded = resolve_edits(model, sources, claim, may_be_remote=bool(concept))
-    if concept and all(edit.info.method != "external" for edit in loaded):
-        raise UserError("--concept is for erasures made elsewhere; this edit records what it erases. Leave it out.")
-    plans = make_plans(concept_names(loaded), chosen_suite, tier, *(replayed or ((),)), only=only)
+    loaded = _load_claimed(model, sources, concept, (kind, concept) if concept else _claim_of(chosen_suite, target))
+    plans = make_plans(concept_names(loaded), chosen_suite, tier, replay_prompts, replay_origin, only=only)
     selected = select_plans(target, plans) if target else plans
-    labels = [label for plan in selected for label in plan.targets]
-    options = AuditOptions(
-        strength=strength,
-        other_base=other_base,
-        keep_images=keep_images,
-        retrained=_load_retrained(model, _as_list(retrained), labels),
-    )
+    retrained_edits = _load_retrained(model, _as_list(retrained), [label for plan in selected for label in plan.targets])
+    options = AuditOptions(strength=strength, other_base=other_base, keep_images=keep_images, retrained=retrained_edits)
     paths = [Path(path) for path in edit_paths or sources if not isinstance(path, Edit)]
     lists = {"prompt_list": prompt_list, "replay": replay if isinstance(replay, str) else ""}
     folders = [_folder_of(plan, out, paths, strength, has_both_axes=len(plans) > 1, **lists) for plan in selected]
@@ -204,6 +197,20 @@ def audit(
 
 def _as_list(edits: EditSource | Sequence[EditSource]) -> list[EditSource]:
     return [edits] if isinstance(edits, Edit | str | Path) else list(edits)
+
+
+def _claim_of(suite: Suite, target: str) -> tuple[ConceptKind, str] | None:
+    return external_target_of(suite, target) if target else None
+
+
+def _load_claimed(
+    model: DiffusionModel, sources: Sequence[EditSource], concept: str, claim: tuple[ConceptKind, str] | None
+) -> tuple[Edit, ...]:
+    """Return the edits; `concept` is what the user says of erasures made elsewhere, and no other edit takes it."""
+    loaded = resolve_edits(model, sources, claim, may_be_remote=bool(concept))
+    if concept and all(edit.info.method != "external" for edit in loaded):
+        raise UserError("--concept is for erasures made elsewhere; this edit records what it erases. Leave it out.")
+    return loaded
 
 
 def _load_retrained(model: DiffusionModel, sources: Sequence[EditSource], targets: Sequence[str]) -> tuple[Edit, ...]:

@@ -107,7 +107,8 @@ def attack_cells(attack: Result) -> str:
 
 def describe_budget(model: DiffusionModel, edits: int) -> str:
     attack_config, vocabulary = load_suite("pocket").attacks, len(tokens_of(model))
-    prefix, steps = attack_config.use["random_prefix"]["tokens"], attack_config.use["unlearndiffatk"]["steps"]
+    fields = {spec.name: spec.fields for spec in attack_config.use}
+    prefix, steps = fields["random_prefix"]["tokens"], fields["unlearndiffatk"]["steps"]
     return (
         f"Neon erased by {edits} edits, suite `pocket`, tier full: {attack_config.prompts} prompts "
         f"({MANY_PROMPTS} where training was stopped), "

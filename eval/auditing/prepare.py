@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from erasure.edits import Edit, apply_edits
+from erasure.errors import unknown_value_error
 from erasure.families.base import DiffusionModel
 from erasure.storage.run import Run, hash_record, run_folder_of
 from eval.attack_runs.attack_run import AttackRun, build_attacks
@@ -30,12 +31,20 @@ OUTPUT_FILES = (
 
 @dataclass(frozen=True, kw_only=True)
 class AuditOptions:
-    """How an audit is run, as opposed to what it measures."""
+    """How an audit is run, as opposed to what it measures.
+
+    Raises:
+        UserError: `keep_images` has another value.
+    """
 
     strength: float = 1.0  # of every edit
     other_base: bool = False
     retrained: tuple[Edit, ...] = ()  # each turns the base into a model retrained without the concept
     keep_images: KeepImages = "all"  # "none" deletes the images at the end and keeps their scores
+
+    def __post_init__(self) -> None:
+        if self.keep_images not in get_args(KeepImages):
+            raise unknown_value_error("keep_images", self.keep_images, get_args(KeepImages))
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def read_trained_without(source: str) -> str:
         return ""
     try:
         with safe_open(source, "pt") as file:
-            return (file.metadata() or {}).get("without", "")
+            return str((file.metadata() or {}).get("without", ""))
     except SafetensorError:  # `load_external` says what is wrong with it
         return ""
 

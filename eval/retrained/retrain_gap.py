@@ -76,7 +76,8 @@ def total_variation(first: Sequence[SampleRow], second: Sequence[SampleRow], axi
 
 def _total_variations(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     shares = [side / side.sum(1, keepdims=True).clip(min=1) for side in (p, q)]
-    return np.abs(shares[0] - shares[1]).sum(1) / 2
+    distances: np.ndarray = np.abs(shares[0] - shares[1]).sum(1) / 2
+    return distances
 
 
 def retrain_gaps(result: Mapping[str, Any]) -> list[Record]:

@@ -95,6 +95,8 @@ def test_strings_are_accepted_where_the_command_line_accepts_them(
         prepare_audit(pocket_sized_model, tmp_path / "none", suite_file)
     with pytest.raises(UserError, match=r"unknown tier 'smoky'\. Did you mean 'smoke'"):
         prepare_audit(pocket_sized_model, edit, suite_file, "smoky")
+    with pytest.raises(UserError, match=r"unknown keep_images 'nome'\. Did you mean 'none'"):
+        prepare_audit(pocket_sized_model, edit, suite_file, "smoke", keep_images="nome")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="needs the folder of an edit"):
         prepare_audit(pocket_sized_model, [], suite_file)
 

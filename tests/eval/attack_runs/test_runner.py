@@ -473,7 +473,7 @@ def test_an_edit_that_is_the_retrained_model_closes_the_whole_gap(
 ) -> None:
     monkeypatch.setattr("eval.retrained.divergences.PROMPTS", 2)
     plan = attack_plan(neon_edit, {})
-    plan = replace(plan, suite=replace(plan.suite, features={}))  # distances of images take long and are tested elsewhere
+    plan = replace(plan, suite=replace(plan.suite, features=None))  # distances of images take long and are tested elsewhere
     result = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit", AuditOptions(retrained=(neon_edit,)))
     report_and_print(tmp_path / "audit", plan.suite.gates, result)
     gaps = read_json(tmp_path / "audit/report.json")["retrain_gap"]
