@@ -56,7 +56,8 @@ def read_tensors(path: Path, state_dict_key: str) -> dict[str, Tensor]:
         raise UserError(f"{path} is broken or holds more than tensors, which is never loaded: {first_line_of(error)}.") from error
     if state_dict_key and not (isinstance(checkpoint, dict) and state_dict_key in checkpoint):
         raise UserError(f"{path} lacks {state_dict_key!r}, under which the state dict is expected.")
-    return checkpoint[state_dict_key] if state_dict_key else checkpoint
+    tensors: dict[str, Tensor] = checkpoint[state_dict_key] if state_dict_key else checkpoint
+    return tensors
 
 
 def top5_scores(logits: Tensor, labels: Sequence[str]) -> list[LabelScore]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +9,7 @@ from torch import Tensor
 from eval.generation import Sample, load_batches
 from eval.metrics._mmd import MIN_IMAGES
 from eval.metrics.distances import feature_distances
-from eval.metrics.features import make_extractor
+from eval.metrics.features import Extractor
 from eval.metrics.kid import KID
 from eval.metrics.pixel_distance import PixelDistance
 from eval.records.distances import DistributionDistances, ImageSetDistances, ModelPairKid
@@ -34,22 +33,18 @@ def retained_distance(samples: Sequence[Sample], images: Path) -> MeanEstimate |
 
 
 def image_set_distances(
-    samples_by_part: Mapping[ImagePart, Sequence[Sample]],
-    models: Sequence[AuditedModel],
-    extractor_settings: Mapping[str, Any],
-    images: Path,
+    samples_by_part: Mapping[ImagePart, Sequence[Sample]], models: Sequence[AuditedModel], extractor: Extractor | None, images: Path
 ) -> ImageSetDistances | None:
     """Measure FID, KID and CMMD of every model's images to the base's, by part of the suite, and KID between retrained and other models.
 
     Args:
-        extractor_settings: `features` of a suite; empty for no distances, and None is returned.
+        extractor: of the features that are compared; None for no distances.
 
     Raises:
         MissingWeights: the extractor's weights are missing.
     """
-    if not extractor_settings:
+    if extractor is None:
         return None
-    extractor = make_extractor(extractor_settings)
     parts: dict[ImagePart, dict[AuditedModel, DistributionDistances]] = {}
     kid_by_part: dict[ImagePart, tuple[ModelPairKid, ...]] = {}
     for part, samples in samples_by_part.items():

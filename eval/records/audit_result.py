@@ -7,8 +7,9 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from eval.records.attacks import AttackNotRun, AttackRecord, FineTuningAttack, PromptSearch
+from eval.records.axes import Axis
 from eval.records.distances import DenoiserDivergence, ImageSetDistances, ModelDistance
-from eval.records.fields import Axis, Count, EmptyIfNone, FiniteNumber, KeyUnlessEmpty, OpenMapping, OptionalKey, key_unless
+from eval.records.fields import Count, EmptyIfNone, FiniteNumber, KeyUnlessEmpty, OpenMapping, OptionalKey, key_unless
 from eval.records.gates import Gate
 from eval.records.models import BASE, ERASED, AuditedModel
 from eval.records.published import PublishedFigures

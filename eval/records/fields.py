@@ -15,7 +15,6 @@ Count = Annotated[int, Field(ge=0)]
 Proportion = Annotated[float, Field(ge=0, le=1)]
 Difference = Annotated[float, Field(ge=-1, le=1)]
 FiniteNumber = Annotated[float, Field(allow_inf_nan=False)]
-Axis = Literal["style", "object"]
 Role = Literal["grid", "prompt_list", "named", "described", "perturbed", "replayed", "neighbor", "benign"]  # of a prompt: what it tests
 ImagePart = Literal["target", "retained"]
 OpenMapping = Mapping[str, Any]  # whose keys belong to a class that anybody may add: a method's fields, a judge's identity

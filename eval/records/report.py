@@ -38,10 +38,11 @@ class Thresholds:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportHead:
-    """What a list of audits needs of a report."""
+    """What is read again from a report: the verdict, where its thresholds came from, and the conclusions."""
 
     verdict: ReportVerdict
     thresholds: Thresholds
+    conclusions: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +154,6 @@ class Report(ReportHead):
     # gate says what would decide it, and a rate has the interval that decides its gate; 6: it names the file of the thresholds and of the
     # suite; 7: keys and values have new names
     schema_version: Literal[7] = 7
-    conclusions: tuple[str, ...]
     gates: tuple[GateDecision, ...]
     suite: ReportSuite
     models: ReportModels

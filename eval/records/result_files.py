@@ -52,7 +52,7 @@ def read_run_result(folder: Path) -> dict[str, Any]:
 
 
 def read_report_head(folder: Path) -> ReportHead:
-    """Return the verdict of report.json and where its thresholds came from.
+    """Return the verdict and the conclusions of report.json, and where its thresholds came from.
 
     Raises:
         UserError: no such file, not JSON, or without them.

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
-from eval.records.fields import Axis, Count, FiniteNumber, KeyUnlessEmpty, OptionalKey, Role
+from eval.records.axes import Axis
+from eval.records.fields import Count, FiniteNumber, KeyUnlessEmpty, OptionalKey, Role
 from eval.records.models import AuditedModel
 from eval.records.scores import Scores
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from eval.records.fields import Axis, Count, Difference, OptionalKey, Proportion
+from eval.records.axes import Axis
+from eval.records.fields import Count, Difference, OptionalKey, Proportion
 from eval.records.rates import CountedRate
 
 

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 
 from eval.records.attacks import FineTuningAttack, PromptSearch
 from eval.records.audit_result import AuditResult, ExternalImagesSummary, PromptListFile
+from eval.records.axes import cross_axis
 from eval.records.gates import RATES, GateDecision
 from eval.records.rates import ModelFigures, PairedDifference, RateName
 from eval.records.report import LabelCount, LabelRates
 from eval.report.numbers import format_percent, format_percent_span, round_down, round_up
 from eval.retrained.retrain_gap import describe_gap_closed, retrain_gaps
 from eval.suites.fine_grained import describe_only
-from eval.suites.prompt_list_suite import cross_axis
 
 
 def concept_names(result: AuditResult) -> str:

@@ -10,7 +10,8 @@ from typing import NamedTuple, TypeVar
 from PIL import Image
 
 from eval.records.audit_result import AuditResult
-from eval.records.fields import Axis, Role
+from eval.records.axes import Axis, cross_axis
+from eval.records.fields import Role
 from eval.records.models import BASE, ERASED
 from eval.records.report import LabelCount, LabelRates
 from eval.records.row_files import read_attack_rows
@@ -18,7 +19,6 @@ from eval.records.rows import SampleRow, SearchRow
 from eval.report.page_records import AttackExample, EmbeddedImage, FailedPairs, FailedRole, ShownPair, ShownSide
 from eval.suites.cases import PLAIN_ROLES, REPHRASED_ROLES
 from eval.suites.fine_grained import is_erasure_target
-from eval.suites.prompt_list_suite import cross_axis
 
 MAX_PAGE_BYTES = 2_400_000  # of all images in a page, as base64
 MAX_SIDE = 160  # pixels; larger images are scaled down

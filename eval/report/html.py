@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from erasure.storage.run import write_bytes, write_json
 from eval.records.audit_result import AuditResult
+from eval.records.axes import cross_axis
 from eval.records.convert import to_record
 from eval.records.gates import Gate, GateDecision
 from eval.records.models import BASE, ERASED
@@ -35,7 +36,6 @@ from eval.scoring.gates import applies_to, withheld_reasons
 from eval.scoring.recount import load_sample_rows
 from eval.stats.intervals import Interval
 from eval.suites.fine_grained import describe_only
-from eval.suites.prompt_list_suite import cross_axis
 
 TEMPLATES = Path(__file__).parent
 RATE_MEANINGS = {

@@ -47,13 +47,14 @@ def read_trained_without(source: str) -> str:
         return ""
     try:
         with safe_open(source, "pt") as file:
-            return (file.metadata() or {}).get("without", "")
+            return str((file.metadata() or {}).get("without", ""))
     except SafetensorError:  # `load_external` says what is wrong with it
         return ""
 
 
 def measure_divergences(
     model: DiffusionModel,
+    fingerprint: str,
     edits_by_model: Mapping[AuditedModel, Sequence[Edit]],
     target_samples: Sequence[Sample],
     retained_samples: Sequence[Sample],
@@ -63,12 +64,13 @@ def measure_divergences(
     Finished comparisons are cached by content: those of base and retrained models are the same for every erasure of the concept.
 
     Args:
+        fingerprint: the model's, without any edit.
         edits_by_model: the edits that make each model: base, erased, and any retrained models.
         target_samples, retained_samples: samples that ask for the concept and that do not; their prompts and seeds are used.
     """
     pairs = [(BASE, ERASED), *model_pairs(tuple(edits_by_model))]
     records: list[DenoiserDivergence] = []
-    identity = {"base": model.fingerprint(), "compute": str(model.compute_dtype), "device": model.device.type}
+    identity = {"base": fingerprint, "compute": str(model.compute_dtype), "device": model.device.type}
     samples_by_part: dict[ImagePart, Sequence[Sample]] = {"target": target_samples, "retained": retained_samples}
     for part, samples in ((part, spread_over_prompts(part_samples)) for part, part_samples in samples_by_part.items()):
         for first, second in pairs if samples else []:

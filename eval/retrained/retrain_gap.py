@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from eval.records.audit_result import AuditResult
+from eval.records.axes import Axis
 from eval.records.distances import CountedMeasure, Measure, ModelDistance, RetrainGap
 from eval.records.fields import ImagePart
 from eval.records.models import BASE, ERASED, AuditedModel, ModelRole
@@ -23,7 +24,6 @@ from eval.scoring.counting import paired_differences
 from eval.stats.intervals import Interval, jackknife_variance, student_t
 from eval.suites.cases import PLAIN_ROLES
 from eval.suites.fine_grained import is_erasure_target
-from eval.suites.suite import Axis
 
 GAP_RATES: dict[RateName, CountedMeasure] = {RateName.UA: "UA", RateName.IRA: "IRA", RateName.CRA: "CRA"}
 DISTANCE_TITLES: dict[Measure, str] = {
@@ -91,7 +91,8 @@ def total_variation(first: Sequence[SampleRow], second: Sequence[SampleRow], axi
 
 def _total_variations(p: np.ndarray, q: np.ndarray) -> np.ndarray:
     shares = [side / side.sum(1, keepdims=True).clip(min=1) for side in (p, q)]
-    return np.abs(shares[0] - shares[1]).sum(1) / 2
+    distances: np.ndarray = np.abs(shares[0] - shares[1]).sum(1) / 2
+    return distances
 
 
 def retrain_gaps(result: AuditResult) -> tuple[RetrainGap, ...]:

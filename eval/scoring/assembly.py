@@ -15,7 +15,7 @@ from eval.scoring.attack_rates import add_attacked_rate
 from eval.scoring.counting import count_rates
 from eval.scoring.judge_scores import judge_errors, samples_digest
 from eval.scoring.published import published_figures
-from eval.suites.suite import Suite
+from eval.suites.formats import JudgePart, Suite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,7 @@ def assemble_result(
     targets: Sequence[str],
     edits: Sequence[AuditedEdit],
     rows: Sequence[SampleRow],
-    judges: Mapping[str, Judge],
+    judges: Mapping[JudgePart, Judge],
     missing: Mapping[str, str],
     measured: Measurements,
 ) -> AuditResult:

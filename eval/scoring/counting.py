@@ -9,6 +9,7 @@ import torch
 from eval.metrics.clip_alignment import ClipAlignment
 from eval.metrics.unlearn_canvas import RateCount, UnlearnCanvasRates
 from eval.records.audit_result import AuditCounts
+from eval.records.axes import AXES, Axis, cross_axis
 from eval.records.models import BASE, ERASED, AuditedModel
 from eval.records.rates import (
     AlignmentByPart,
@@ -25,10 +26,7 @@ from eval.scoring.rates import clustered_rate, counted_rate
 from eval.stats.intervals import mcnemar, paired_difference
 from eval.suites.cases import PLAIN_ROLES, REPHRASED_ROLES
 from eval.suites.fine_grained import is_erasure_target
-from eval.suites.prompt_list_suite import Axis, PromptListSpec, cross_axis
-from eval.suites.suite import OTHER_LABEL, Suite
-
-AXES: tuple[Axis, Axis] = ("style", "object")
+from eval.suites.formats import OTHER_LABEL, GridSuite, PromptListSuite, Suite
 
 
 def count_rates(rows: Sequence[SampleRow], suite: Suite, axis: Axis, targets: Sequence[str], only: str = "") -> AuditCounts:
@@ -40,8 +38,8 @@ def count_rates(rows: Sequence[SampleRow], suite: Suite, axis: Axis, targets: Se
     Returns:
         counts without figures of any model if a judge is missing.
     """
-    if suite.prompt_list:
-        return _count_prompt_list(rows, suite.prompt_list, axis, targets)
+    if isinstance(suite, PromptListSuite):
+        return _count_prompt_list(rows, suite, axis, targets)
     cross = cross_axis(axis)
     models: dict[AuditedModel, ModelFigures] = {}
     grid = [row for row in rows if row.role == "grid"]
@@ -74,7 +72,7 @@ def _confusion_matrix(labels: Sequence[str], counts: Sequence[Sequence[int]]) ->
     return ConfusionMatrix(labels=tuple(labels), counts=tuple(map(tuple, counts)))
 
 
-def _axis_labels(grid: Sequence[SampleRow], suite: Suite) -> dict[Axis, list[str]]:
+def _axis_labels(grid: Sequence[SampleRow], suite: GridSuite) -> dict[Axis, list[str]]:
     """Return the labels of confusion matrices: the suite's, "none", and OTHER_LABEL if a judge read something else."""
     labels: dict[Axis, list[str]] = {}
     for axis in AXES:
@@ -87,9 +85,9 @@ def _label_or_other(label: str | None, labels: Sequence[str]) -> str:
     return label if label is not None and label in labels else OTHER_LABEL
 
 
-def _count_prompt_list(rows: Sequence[SampleRow], spec: PromptListSpec, axis: Axis, targets: Sequence[str]) -> AuditCounts:
+def _count_prompt_list(rows: Sequence[SampleRow], suite: PromptListSuite, axis: Axis, targets: Sequence[str]) -> AuditCounts:
     """Count the rates of a prompt-list suite. None is about what is retained: no prompt asks for anything else of the concept's kind."""
-    uncounted = AuditCounts(suite_format="prompt_list", kind=spec.kind, axis=axis, targets=tuple(targets), models={}, paired={})
+    uncounted = AuditCounts(suite_format="prompt_list", kind=suite.kind, axis=axis, targets=tuple(targets), models={}, paired={})
     if not all(row.is_judged(axis) for row in rows):
         return uncounted
     list_rows = [row for row in rows if row.role == "prompt_list"]

@@ -10,6 +10,7 @@ from erasure.errors import UserError
 from eval.judges.nudenet import DEFAULT_COUNTED, NudeNet
 from eval.records.attacks import PromptSearch
 from eval.records.audit_result import AuditResult, JudgeErrors
+from eval.records.axes import cross_axis
 from eval.records.models import ERASED
 from eval.records.published import CorrectedFigure, PublishedFigure, PublishedFigures, PublishedRate
 from eval.records.rates import CountedRate
@@ -18,8 +19,7 @@ from eval.scoring.counting import group_by_prompt
 from eval.scoring.rates import EXACT, clustered_rate, counted_rate, method_of
 from eval.stats.intervals import DetectorCounts, rate_interval, rogan_gladen
 from eval.suites.cases import PLAIN_ROLES
-from eval.suites.prompt_list_suite import cross_axis
-from eval.suites.suite import Suite
+from eval.suites.formats import Suite
 
 NEWCOMBE = "Newcombe, paired by prompt"
 I2P_THRESHOLD = NudeNet.threshold  # of the corrected figure
@@ -134,7 +134,7 @@ def _attack_figures(attack: PromptSearch) -> list[PublishedFigure]:
 def _nudity_figures(suite: Suite, rows: Sequence[SampleRow], result: AuditResult) -> list[PublishedFigure]:
     """Return how often the plain prompts show nudity by NudeNet's nine exposed classes, and by the five of I2P."""
     axis = result.axis
-    if suite.judges.get(axis, {}).get("judge") != "nudenet":
+    if axis not in suite.judges or suite.judges[axis].judge != "nudenet":
         return []
     plain_rows = [
         row

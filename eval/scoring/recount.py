@@ -8,14 +8,14 @@ from erasure.errors import UserError
 from erasure.storage.files import DamagedFile
 from erasure.storage.run import describe_difference, hash_record
 from eval.records.audit_result import AuditResult
+from eval.records.axes import AXES
 from eval.records.fields import OpenMapping
 from eval.records.result_files import read_result, read_run_result
 from eval.records.row_files import read_sample_rows
 from eval.records.rows import SampleRow
 from eval.scoring.assembly import count_again
-from eval.scoring.counting import AXES
 from eval.scoring.judge_scores import available_judges, samples_digest
-from eval.suites.suite import Suite
+from eval.suites.formats import PromptListSuite, Suite
 
 
 def recount(out: Path, suite: Suite) -> AuditResult:
@@ -29,7 +29,7 @@ def recount(out: Path, suite: Suite) -> AuditResult:
         DamagedFile: the result or its rows were changed.
     """
     result, rows = read_result(out), load_sample_rows(out)
-    if bool(suite.prompt_list) != result.is_prompt_list:
+    if isinstance(suite, PromptListSuite) != result.is_prompt_list:
         raise UserError(f"suite {suite.name} has another format than the one {out} was made with.")
     for axis in AXES:
         if unknown_labels := {row.prompted(axis) for row in rows if row.prompted(axis)} - suite.phrases(axis).keys():

@@ -18,8 +18,9 @@ from erasure.families.stable_diffusion import StableDiffusion
 from erasure.storage import files
 from erasure.storage.files import clear_dead_parts, open_atomic, open_draft_folder, part_path_of, write_bytes
 from erasure.storage.processes import this_process
-from eval.audit import audit
+from eval.auditing.run import audit_plan
 from tests import tiny
+from tests.command_line import replace_command
 from tests.factories import attack_plan
 from tests.stopped_runs import reproducible_bytes, run_salun
 
@@ -97,7 +98,7 @@ def test_an_audit_with_attacks_continues_after_a_full_disk(
 ) -> None:
     plan = attack_plan(neon_edit, {"seed_search": {}, "soft_prefix": {"tokens": 2, "steps": 2, "batch": 2}})
     every = fail_at_every_kind_of_file(
-        disk, lambda out: audit(pocket_sized_model, [neon_edit], plan, out), tmp_path / "audit", lambda: shutil.rmtree(own_cache)
+        disk, lambda out: audit_plan(pocket_sized_model, [neon_edit], plan, out), tmp_path / "audit", lambda: shutil.rmtree(own_cache)
     )
     assert {"png", "jsonl", "json", "safetensors"} <= every
 
@@ -141,12 +142,12 @@ def test_an_export_appears_completely_or_not_at_all(
         with monkeypatch.context() as patch:
             patch.setattr("erasure.export.write_card", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
             with pytest.raises(Unfinished, match="no room"):
-                export_edit(model, edit, out, export_format)
+                export_edit(model, edit, export_format, out)
         assert not list(out.iterdir())
-        export_edit(model, edit, out, export_format)
+        export_edit(model, edit, export_format, out)
         assert (out / "README.md").is_file() and not [path for path in out.iterdir() if path.name.startswith(".")]
         with pytest.raises(UserError, match="is not empty"):
-            export_edit(model, edit, out, export_format)
+            export_edit(model, edit, export_format, out)
 
 
 def test_drafts_of_dead_processes_are_removed_and_those_of_the_living_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,19 +185,17 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
 def test_any_librarys_error_of_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from safetensors import SafetensorError
 
-    from app.commands import methods
-
     for error in (
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "quota"),
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
         RuntimeError("[enforce fail] . No space left on device"),
     ):
-        monkeypatch.setattr(methods, "main", lambda _, error=error: (_ for _ in ()).throw(error))
+        replace_command(monkeypatch, "methods", lambda _, error=error: (_ for _ in ()).throw(error))
         assert cli.main(["methods"]) == cli.INCOMPLETE
         message = capsys.readouterr().err
         assert message.count("\n") == 1 and "make room, then repeat the command" in message
-    monkeypatch.setattr(methods, "main", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "other")))
+    replace_command(monkeypatch, "methods", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "other")))
     assert cli.main(["methods"]) == cli.USAGE_ERROR
     assert "other" in capsys.readouterr().err
 

@@ -12,23 +12,25 @@ import pytest
 import torch
 from PIL import Image
 
-from app.commands.audit import Options, external_target_of, load_model_and_edits, select_plans, split_suite_name
 from erasure.concept import Concept
 from erasure.edits import Edit
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from eval.audit import AuditPlan, audit
-from eval.compare import tabulate_comparison
+from erasure.loading.loader import load_model
+from eval.auditing.plan import AuditPlan
+from eval.auditing.run import audit_plan
+from eval.comparison import tabulate_comparison
 from eval.generation import samples_of
 from eval.metrics.clip_alignment import ClipAlignment
 from eval.metrics.unlearn_canvas import UnlearnCanvasRates
+from eval.records.gates import Gate
 from eval.records.models import BASE, ERASED, AuditedModel
 from eval.records.rows import SampleRow
 from eval.records.scores import AlignmentScore, Scores
 from eval.report.html import write_report
 from eval.report.report_json import SCHEMA
+from eval.requests import external_target_of, load_model_and_edits, select_plans, split_suite_name
 from eval.scoring.counting import clip_drops, paired_differences
-from eval.scoring.gates import Gate
 from eval.scoring.recount import load_sample_rows, recount
 from eval.stats.intervals import paired_difference
 from eval.suites.cases import suite_cases
@@ -154,12 +156,12 @@ def test_perturbations_and_replayed_prompts_are_cases_of_the_target() -> None:
 def test_a_prompt_list_is_replayed(pocket_sized_model: StableDiffusion, tmp_path: Path) -> None:
     edit = erase_on_small_latents(pocket_sized_model, [Concept(name="neon", kind="style")], tmp_path / "edit")
     (plan,) = AuditPlan.for_edits([edit], small_suite(), "smoke", [ListedPrompt("<script>alert(1)</script> glowing", "1", seed=3)])
-    result = audit(pocket_sized_model, [edit], plan, tmp_path / "audit")
+    result = audit_plan(pocket_sized_model, [edit], plan, tmp_path / "audit")
     assert result["models"]["erased"]["rates"]["UA_replayed"]["n"] == 1
     assert "<script" not in write_report(tmp_path / "audit", result, small_suite().gates).read_text()
     (other,) = AuditPlan.for_edits([edit], small_suite(), "smoke", [ListedPrompt("another", "1")])
     with pytest.raises(UserError):
-        audit(pocket_sized_model, [edit], other, tmp_path / "audit")
+        audit_plan(pocket_sized_model, [edit], other, tmp_path / "audit")
 
 
 def test_find_concept_takes_a_label_or_a_phrase() -> None:
@@ -254,7 +256,7 @@ def run_audit(model: StableDiffusion, folder: Path) -> tuple[dict, AuditPlan, Ed
     """Erase neon from the model and audit it in `folder`."""
     edit = erase_on_small_latents(model, [Concept(name="neon", kind="style")], folder / "edit")
     (plan,) = AuditPlan.for_edits([edit], small_suite(), "smoke")
-    return audit(model, [edit], plan, folder / "audit"), plan, edit
+    return audit_plan(model, [edit], plan, folder / "audit"), plan, edit
 
 
 def test_audit_counts_every_image_of_both_models(pocket_sized_model: StableDiffusion, tmp_path: Path) -> None:
@@ -284,10 +286,10 @@ def test_an_interrupted_audit_continues_to_the_same_result(
         pass
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr("eval.audit.score_samples", lambda *_: (_ for _ in ()).throw(Stop))
-        audit(pocket_sized_model, [edit], plan, tmp_path / "again")
+        patch.setattr("eval.auditing.result.score_samples", lambda *_: (_ for _ in ()).throw(Stop))
+        audit_plan(pocket_sized_model, [edit], plan, tmp_path / "again")
     forwards = pocket_sized_model.cost.unet_forwards
-    audit(pocket_sized_model, [edit], plan, tmp_path / "again")
+    audit_plan(pocket_sized_model, [edit], plan, tmp_path / "again")
     assert pocket_sized_model.cost.unet_forwards == forwards
     assert (tmp_path / "again" / "result.json").read_bytes() == straight
 
@@ -419,7 +421,7 @@ def test_an_edit_of_both_axes_is_audited_once_per_axis(pocket_sized_model: Stabl
     assert (objects.axis, objects.targets, objects.also_erased) == ("object", ("boat",), ("neon",))
     assert not any(sample.case.object == "boat" for sample in styles.samples)
     assert not any(sample.case.style == "neon" for sample in objects.samples)
-    result = audit(pocket_sized_model, [edit], styles, tmp_path / "audit")
+    result = audit_plan(pocket_sized_model, [edit], styles, tmp_path / "audit")
     assert {row.object for row in load_sample_rows(tmp_path / "audit")} == {"tree"}
     assert result["models"]["base"]["rates"]["UA"]["n"] == 3
     assert result["models"]["base"]["rates"]["IPA"]["n"] == 3  # trees in neon; boats are erased as well
@@ -439,11 +441,12 @@ def test_a_suite_can_be_limited_to_one_concept(pocket_sized_model: StableDiffusi
     with pytest.raises(UserError, match="Did you mean 'neon'"):
         select_plans("noen", plans)
     with pytest.raises(UserError, match="records what it erases"):
-        load_model_and_edits(Options(edits=(tmp_path / "edit",), concept="neon"))
+        load_model_and_edits([tmp_path / "edit"], load_model, concept="neon")
     with pytest.raises(UserError, match="give --model, --out as well"):  # the suite names the concept
-        load_model_and_edits(Options(edits=(tmp_path,)), ("style", "neon"))
+        load_model_and_edits([tmp_path], load_model, suite_target=("style", "neon"))
+    somewhere, target = [Path("somebody/erased-neon")], ("style", "neon")
     with pytest.raises(UserError, match="somebody/erased-neon is not in the local cache"):  # neither does a Hub ID need --concept
-        load_model_and_edits(Options(edits=(Path("somebody/erased-neon"),), model="pocket", out=tmp_path / "audit"), ("style", "neon"))
+        load_model_and_edits(somewhere, load_model, model="pocket", suite_target=target, out=tmp_path / "audit")
     assert external_target_of(load_suite("pocket"), "a boat") == ("object", "boat")
     assert external_target_of(load_suite("nudity"), "Nudity")[0] == "nsfw"  # so that its report is blurred
 
@@ -452,7 +455,7 @@ def test_a_stack_is_audited_as_one_model(pocket_sized_model: StableDiffusion, tm
     edits = [erase_on_small_latents(pocket_sized_model, [Concept(name="neon")], tmp_path / f"{seed}", seed) for seed in (0, 1)]
     (plan,) = AuditPlan.for_edits(edits, small_suite(), "smoke")
     assert plan.targets == ("neon",)
-    result = audit(pocket_sized_model, edits, plan, tmp_path / "audit")
+    result = audit_plan(pocket_sized_model, edits, plan, tmp_path / "audit")
     assert [e["concepts"][0]["name"] for e in result["edits"]] == ["neon", "neon"]
     assert "neither saw the other" in result["edit_overlaps"][0]["warning"]
     assert "neither saw the other" in write_report(tmp_path / "audit", result, small_suite().gates).read_text()

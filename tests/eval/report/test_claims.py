@@ -17,11 +17,12 @@ import torch
 import yaml
 from PIL import Image
 
-from app.commands.audit import format_headline, write_report
+from app.commands.audit_report import format_headline
 from app.jobs.leaderboard import load_rows, write_leaderboard
 from erasure.pocket.canvas import ImageSpec, render
-from eval.audit import AuditPlan
+from eval.auditing.plan import AuditPlan
 from eval.external_images import audit_external_images
+from eval.records.gates import Gate
 from eval.records.models import BASE, ERASED, AuditedModel
 from eval.records.rows import AttackRow, FailedAttackRow, FineTuningRow, SampleRow, SearchRow
 from eval.report.conclusions import describe_upper_bound
@@ -31,10 +32,12 @@ from eval.report.report_json import make_report
 from eval.scoring.advice import images_by_tier, suggest_next_step
 from eval.scoring.attack_rates import add_attacked_rate, count_attack_rates
 from eval.scoring.counting import count_rates
-from eval.scoring.gates import Gate, decide_verdict, exit_code_of
+from eval.scoring.gates import decide_verdict, exit_code_of
 from eval.scoring.published import published_figures
 from eval.scoring.recount import load_sample_rows
-from eval.suites.suite import SUITES_FOLDER, Suite, load_suite
+from eval.suites.formats import Suite
+from eval.suites.suite import SUITES_FOLDER, load_suite
+from tests.command_line import report_and_print
 from tests.eval.factories import ATTACK_INFO, attack_scores, sample_row
 from tests.eval.page import Page
 
@@ -280,7 +283,7 @@ def test_one_number_has_one_interval(image_folders: Path, tmp_path: Path, capsys
     out = tmp_path / "audit"
     result = audit_external_images(image_folders / "erased", suite, "neon", "style", out, image_folders / "base")
     capsys.readouterr()
-    assert write_report(out, suite.gates, result) == 4
+    assert report_and_print(out, suite.gates, result) == 4
     console = capsys.readouterr().out
     rate = result["models"]["erased"]["rates"]["UA"]
     assert (rate["k"], rate["n"]) == (29, 30)
@@ -331,7 +334,7 @@ def test_every_printed_bound_is_rounded_one_way(image_folders: Path, tmp_path: P
     suite, out = load_suite(str(image_folders / "cut.yaml")), tmp_path / "audit"
     result = audit_external_images(image_folders / "erased", suite, "neon", "style", out, image_folders / "base")
     result |= {"pixel_distance": None, "image_set_distances": {}}  # which are not shares
-    write_report(out, suite.gates, result)
+    report_and_print(out, suite.gates, result)
     write_leaderboard(load_rows(tmp_path), tmp_path / "leaderboard")
     report = json.loads((out / "report.json").read_text())
     rates = result["models"]["erased"]["rates"]

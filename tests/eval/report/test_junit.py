@@ -5,9 +5,10 @@ from xml.etree import ElementTree
 
 import pytest
 
+from eval.records.gates import Gate
 from eval.report.conclusions import describe_gate
 from eval.report.junit import junit_xml
-from eval.scoring.gates import Gate, decide_verdict
+from eval.scoring.gates import decide_verdict
 
 GATES = (
     Gate(name="erased", rate="UA", at_least=0.9),

@@ -9,10 +9,11 @@ import yaml
 
 from erasure.errors import UserError
 from eval.records import models
+from eval.records.gates import PAIRED_RATES, Gate, parse_gates
 from eval.report.conclusions import describe_gate
 from eval.scoring.advice import suggest_next_step
 from eval.scoring.counting import paired_differences
-from eval.scoring.gates import EXIT_CODES, PAIRED_RATES, Gate, decide_verdict, gates_digest, parse_gates
+from eval.scoring.gates import EXIT_CODES, decide_verdict, gates_digest
 from eval.suites.cases import PLAIN_ROLES, REPHRASED_ROLES
 from eval.suites.suite import load_suite
 from tests.eval.factories import sample_row

@@ -12,27 +12,33 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from app.commands.audit import Options, audit_folder_of, format_headline, warn_about_lists, write_report
+from app.commands.audit_report import format_headline
 from erasure.concept import Concept
 from erasure.edits import Edit
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from eval import generation
-from eval.audit import AuditPlan, audit, suite_digest
+from eval.auditing.plan import AuditPlan
+from eval.auditing.prepare import prepare_audit, suite_digest
+from eval.auditing.run import audit_plan
+from eval.library import PreparedAudits
+from eval.records.gates import Gate
 from eval.records.models import BASE, ERASED, AuditedModel
 from eval.records.rows import SampleRow
 from eval.records.scores import LabelScore
 from eval.report.html import audit_command
 from eval.report.report_json import SCHEMA
+from eval.requests import default_audit_folder
 from eval.scoring.counting import count_rates
-from eval.scoring.gates import Gate, decide_verdict
+from eval.scoring.gates import decide_verdict
 from eval.scoring.judge_scores import available_judges
 from eval.scoring.recount import load_sample_rows, recount
 from eval.stats.intervals import clopper_pearson
 from eval.suites.cases import suite_cases
-from eval.suites.list_reader import ListedPrompt
-from eval.suites.prompt_list_suite import load_prompt_list
-from eval.suites.suite import Suite, load_suite, suite_names
+from eval.suites.formats import PromptListSuite, Suite
+from eval.suites.list_reader import ListedPrompt, load_prompt_list
+from eval.suites.suite import load_suite, suite_names
+from tests.command_line import report_and_print
 from tests.eval.factories import sample_row
 from tests.eval.page import Page, assert_harmless
 from tests.factories import erase_on_small_latents
@@ -130,14 +136,15 @@ def test_a_suite_without_prompts_needs_the_users_list(tmp_path: Path) -> None:
 
 def test_every_column_of_a_list_has_a_folder_of_its_own() -> None:
     lists = ("a/list.csv", "a/list.csv#Spanish", "a/list.tsv#sensitive prompt")
-    names = [audit_folder_of(Options(edits=(Path("e"),), replay=source), "pocket", "").name for source in lists]
+    names = [default_audit_folder([Path("e")], "pocket", "standard", replay=source).name for source in lists]
     assert names == [f"audit-pocket-standard-replay-{name}" for name in ("list", "list-Spanish", "list-sensitive-prompt")]
 
 
 def test_the_shipped_prompt_list_suites_blur_images_and_ship_no_prompts() -> None:
     for name in ("nudity", "unlearndiffatk"):
-        spec = load_suite(name).prompt_list
-        assert spec and spec.kind == "nsfw" and not spec.prompts and name not in suite_names(complete=True)
+        suite = load_suite(name)
+        assert isinstance(suite, PromptListSuite) and suite.kind == "nsfw" and not suite.prompts
+        assert name not in suite_names(complete=True) and "pocket" in suite_names(complete=True)
 
 
 def test_a_dataset_file_comes_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +156,7 @@ def test_a_dataset_file_comes_from_the_cache(tmp_path: Path, monkeypatch: pytest
     (repository / "snapshots" / ("0" * 40) / "deep").mkdir(parents=True)
     (repository / "snapshots" / ("0" * 40) / "deep" / "list.csv").write_text(LIST)
     suite = load_suite(write_suite(tmp_path, list="hub:some/lists/deep/list.csv"))
-    assert suite.prompt_list and len(suite.prompt_list.prompts) == 6
+    assert isinstance(suite, PromptListSuite) and len(suite.prompts) == 6
     for source, message in (
         ("hub:some/lists/other.csv", "hub:some/lists/other.csv .*not in the cache"),
         ("hub:some/lists", "does not name a file of a dataset"),
@@ -188,7 +195,7 @@ def test_an_audit_of_a_prompt_list(
 ) -> None:
     suite = load_suite(write_suite(tmp_path, benign="benign.txt", features={"extractor": "judge"}))
     out = tmp_path / "audit"
-    audit(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite, replay=(ListedPrompt("another", "1"),)), out)
+    audit_plan(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite, replay=(ListedPrompt("another", "1"),)), out)
     plant_labels(out, {BASE: {0, 1, 2, 3}, ERASED: {0, 5}})
     result = recount(out, suite)
     rates = {model: figures["rates"] for model, figures in result["models"].items()}
@@ -204,7 +211,7 @@ def test_an_audit_of_a_prompt_list(
     assert result["pixel_distance"]["estimate"] > 0
     assert list(result["image_set_distances"]["parts"]["retained"]) == ["erased"]  # of the captions
     assert format_headline(result) == "UA 66.7 % (22.2 to 95.7; 4/6, base 33.3), UA_shown 75.0 % (19.4 to 99.4; 3/4)"
-    assert write_report(out, suite.gates, result) == 4
+    assert report_and_print(out, suite.gates, result) == 4
     record = json.loads((out / "report.json").read_text())
     jsonschema.validate(record, json.loads(SCHEMA.read_text()))
     assert not {r["name"] for r in record["rates"]} & {"IRA", "CRA", "NRA", "CRA_included"}
@@ -236,8 +243,8 @@ def test_the_report_names_the_files_and_what_was_left_out(
     suite, (replay, replay_origin) = load_suite(path), load_prompt_list("<b>replay.txt", tmp_path)
     (plan,) = AuditPlan.for_edits([boat_edit], suite, "smoke", replay, "", replay_origin)
     out = tmp_path / "audit"
-    result = audit(pocket_sized_model, [boat_edit], plan, out)
-    assert write_report(out, suite.gates, recount(out, suite)) in (0, 3, 4)
+    audit_plan(pocket_sized_model, [boat_edit], plan, out)
+    assert report_and_print(out, suite.gates, recount(out, suite)) in (0, 3, 4)
     record = json.loads((out / "report.json").read_text())
     jsonschema.validate(record, json.loads(SCHEMA.read_text()))
     own, other = record["prompt_lists"]
@@ -251,12 +258,10 @@ def test_the_report_names_the_files_and_what_was_left_out(
     ]
     page = Page((out / "report.html").read_text())
     assert_harmless(page)
-    capsys.readouterr()
-    warn_about_lists(result["prompt_lists"])
-    console = capsys.readouterr().err
+    warnings = PreparedAudits((prepare_audit(pocket_sized_model, [boat_edit], plan, out),), blur=False).warnings
     for line in expected:
         assert line in [*record["not_measured"], *record["threats_to_validity"]] and line in page.visible_text()
-        assert f"warning: {line}" in console
+        assert line in warnings
     assert own["sha256"] in page.visible_text()
     suite = load_suite(write_suite(tmp_path, list="church.csv"))
     (tmp_path / "church.csv").rename(tmp_path / "other.csv")
@@ -299,28 +304,28 @@ def test_images_of_one_prompt_are_not_counted_as_independent() -> None:
 
 def test_prompts_that_show_nothing_leave_their_gate_open(pocket_sized_model: StableDiffusion, boat_edit: Edit, tmp_path: Path) -> None:
     suite, out = load_suite(write_suite(tmp_path)), tmp_path / "audit"
-    audit(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite), out)
+    audit_plan(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite), out)
     result = {**recount(out, suite), **count_rates(plant_labels(out, {BASE: set(), ERASED: set()}), suite, "object", ["boat"])}
     assert "UA_shown" not in result["models"]["erased"]["rates"]
     assert result["pixel_distance"] is None and result["image_set_distances"] == {}
     verdict = decide_verdict(suite.gates, result)
     assert (verdict["state"], verdict["unmeasured"]) == ("INCONCLUSIVE", ["erased where shown"])
-    assert write_report(out, suite.gates, result) == 4
+    assert report_and_print(out, suite.gates, result) == 4
     record = json.loads((out / "report.json").read_text())
     assert "The base shows it for none of these prompts" in " ".join(record["conclusions"]) and record["retained_distance"] is None
 
 
 def test_the_kind_of_the_suite_blurs_the_page(pocket_sized_model: StableDiffusion, boat_edit: Edit, tmp_path: Path) -> None:
     suite, out = load_suite(write_suite(tmp_path, kind="nsfw")), tmp_path / "audit"
-    audit(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite), out)
-    write_report(out, suite.gates, recount(out, suite))
+    audit_plan(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite), out)
+    report_and_print(out, suite.gates, recount(out, suite))
     page = Page((out / "report.html").read_text())
     assert len(page.all("img")) == sum(attrs.get("class") == "veil" for attrs in page.all("label")) > 0
 
 
 def test_a_suite_of_another_format_cannot_recount(pocket_sized_model: StableDiffusion, boat_edit: Edit, tmp_path: Path) -> None:
     suite, out = load_suite(write_suite(tmp_path)), tmp_path / "audit"
-    result = audit(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite), out)
+    result = audit_plan(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite), out)
     with pytest.raises(UserError, match="has another format than"):
         recount(out, load_suite("pocket"))
     assert "--prompt-list LIST" in audit_command(out, {**result, "suite_file": None, "job": {**result["job"], "suite": "nudity"}})
@@ -337,7 +342,7 @@ def test_attacks_and_relearning_on_a_prompt_list(pocket_sized_model: StableDiffu
     }
     attacks = {"tiers": ["smoke"], "prompts": 3, "images": 2, "fresh_images": 1, "use": use}
     suite = load_suite(write_suite(tmp_path, benign="benign.txt", attacks=attacks))
-    result = audit(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite), tmp_path / "audit")
+    result = audit_plan(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite), tmp_path / "audit")
     attack_results = {attack["name"]: attack for attack in result["attacks"]}
     assert not [attack for attack in result["attacks"] if "crashed" in attack]
     assert {name for name, attack in attack_results.items() if "skipped" in attack} == {"ring_a_bell", "concept_inversion"}
@@ -345,7 +350,7 @@ def test_attacks_and_relearning_on_a_prompt_list(pocket_sized_model: StableDiffu
     assert [len(attack_results[name]["curve"]) for name in ("seed_search", "random_prefix", "soft_prefix")] == [3, 3, 3]
     assert (attack_results["soft_prefix"]["planned"], len(attack_results["relearning"]["steps"])) == (3, 3)
     assert result["models"]["erased"]["rates"]["UA_attacked"]["n"] == 3
-    assert write_report(tmp_path / "audit", suite.gates, result) in (0, 3, 4)
+    assert report_and_print(tmp_path / "audit", suite.gates, result) in (0, 3, 4)
 
 
 def test_every_prompt_has_its_own_guidance(pocket_sized_model: StableDiffusion, boat_edit: Edit, tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from erasure.errors import UserError
 from eval.records.audit_result import AuditResult
+from eval.records.axes import AXES
 from eval.records.models import BASE, ERASED
 from eval.records.result_files import read_result
 from eval.records.rows import SampleRow
 from eval.report.numbers import format_percent, format_points, format_points_span
-from eval.scoring.counting import AXES, paired_differences
+from eval.scoring.counting import paired_differences
 from eval.scoring.recount import load_sample_rows
 from eval.stats.intervals import holm
 
