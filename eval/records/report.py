@@ -98,10 +98,11 @@ class RateReport:
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        schema = handler.resolve_ref_schema(handler(core_schema))
+        fields = {key: value for key, value in core_schema.items() if key != "serialization"}
+        schema = handler.resolve_ref_schema(handler(fields))
         retrained = schema["properties"].pop("retrained")
         schema["required"].remove("retrained")
-        return {**schema, "patternProperties": {RETRAINED_PATTERN: retrained["additionalProperties"]}}
+        return {**schema, "patternProperties": {RETRAINED_PATTERN: next(iter(retrained["patternProperties"].values()))}}
 
 
 @dataclass(frozen=True, kw_only=True)
