@@ -164,8 +164,9 @@ class LayerSaliency:
 def channel_response(x: Tensor, y: Tensor, kind: str) -> Tensor:
     """Return equation 1 without |W_ij|: ||X_j|| |<X_j, Y_i>| / (||X_j|| ||Y_i||), (B, O, I); the Wanda form is ||X_j||, (B, 1, I)."""
     if kind == "wanda":
-        return x.float().norm(dim=1, keepdim=True)
-    unit = y / (y.float().norm(dim=1, keepdim=True) + 1e-12).to(y.dtype)
+        norms: Tensor = x.float().norm(dim=1, keepdim=True)
+        return norms
+    unit: Tensor = y / (y.float().norm(dim=1, keepdim=True) + 1e-12).to(y.dtype)
     return (unit.transpose(1, 2) @ x).float().abs_()
 
 
