@@ -56,7 +56,8 @@ def check_edit_fits(edit: "Edit", pipe: Any) -> None:
     """Check that a pipeline has the parameters of an edit, in the same shapes and in memory.
 
     Raises:
-        UserError: no pipeline with a UNet and a text encoder, weights that are not in memory, or parameters of other names or shapes.
+        UserError: no pipeline with a UNet and a text encoder, weights that are not in memory, parameters of other names or shapes, or, for
+            a one-step generator, a schedule without its timestep.
     """
     networks = networks_of(pipe)
     if missing_parts := [part for part in PARTS if part not in networks]:
@@ -72,6 +73,19 @@ def check_edit_fits(edit: "Edit", pipe: Any) -> None:
                 f"the edit does not fit this model: {name} is {shape or 'missing'} here and has another size in the edit "
                 f"(made on {edit.info.base['source']}).{' ' if hints else ''}{hints}"
             )
+    if edit.info.product == "one-step":
+        _check_timestep(edit, pipe)
+
+
+def _check_timestep(edit: "Edit", pipe: Any) -> None:
+    """Check that the schedule of a pipeline has the timestep of a one-step generator."""
+    init_timestep = int(edit.info.fields["init_timestep"])
+    num_timesteps = getattr(getattr(pipe, "scheduler", None), "config", {}).get("num_train_timesteps", 0)
+    if init_timestep >= num_timesteps:
+        raise UserError(
+            f"{edit.name} generates at timestep {init_timestep} (init_timestep in its edit.json); the schedule of this pipeline "
+            f"has {num_timesteps}, counted from 0."
+        )
 
 
 def check_base(edit: "Edit", pipe: Any, other_base: bool) -> None:

@@ -100,7 +100,6 @@ class OptimizerStep:
 
     group: str  # name of the TrainableGroup
     loss: Tensor  # scalar
-    samples: int  # how many samples the gradient of the loss passes through
     lr: float | None = None  # learning rate of this step only
 
 
@@ -136,11 +135,6 @@ class TrainingContext:
     def predict(self, x_t: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
         """Return eps(x_t, t, prompts) (B, C, h, w) of the model in its current state."""
         return self.model.predict(x_t, t, self.encode(prompts))
-
-    def input_gradient(self, loss: Tensor, inputs: Tensor) -> Tensor:
-        """Return d loss / d inputs (B, ...), counted as a backward pass of B samples."""
-        self.model.cost.unet_backwards += len(inputs)
-        return torch.autograd.grad(loss, inputs)[0]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,7 +55,7 @@ class ESD(Trained):
         return concept.prompt_pairs()
 
     def step(self, context: TrainingContext) -> Iterator[OptimizerStep]:
-        yield OptimizerStep("model", self.loss(context, context.sample_rows("erase", self.batch)), self.batch)
+        yield OptimizerStep("model", self.loss(context, context.sample_rows("erase", self.batch)))
 
     def loss(self, context: TrainingContext, rows: TeacherBatch) -> Tensor:
         """Return the mean squared error (scalar) between eps(x_t, c) and its negatively guided target."""
