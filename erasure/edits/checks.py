@@ -145,7 +145,7 @@ def check_weights_unchanged(edit: "Edit", pipe: Any) -> None:
 
 
 def expected_value(stack: EditStack, name: str) -> Tensor:
-    """Return the value that the edits in a stack give to a parameter."""
+    """Return the value that the edits in a stack give to a parameter, in its shape."""
     return apply_stack(name, stack.originals[name], stack.edits)
 
 

@@ -68,7 +68,7 @@ def build_sampling(edits: tuple[AppliedEdit, ...]) -> SamplingOverrides:
 
 
 def apply_stack(name: str, original: Tensor, edits: tuple[AppliedEdit, ...]) -> Tensor:
-    """Return the value of one parameter under a stack of edits, in fp32 or as one edit gives it.
+    """Return the value of one parameter under a stack of edits, in the shape of `original`, in fp32 or as one edit gives it.
 
     Each edit adds s (new - what it was made on); zeroed entries come last, so that two edits that zero the same entry leave zero.
     """

@@ -117,7 +117,11 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def set_attention(self, training: bool) -> None:
-        """Install the chosen attention kernel in the UNet; "auto" depends on whether gradients will flow through it."""
+        """Install the chosen attention kernel in the UNet; "auto" depends on whether gradients will flow through it.
+
+        Raises:
+            UserError: An unknown kernel, or one that does not run on this device.
+        """
 
     def _count_unet_pass(self, prediction: Tensor) -> Tensor:
         """Count a forward pass through the UNet by its result (B, ...), and the backward passes that will go through it.

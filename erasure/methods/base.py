@@ -53,7 +53,11 @@ class TrainingFree(Method):
 
     @abstractmethod
     def solve(self, model: DiffusionModel, concepts: list[Concept], seed: int) -> MethodResult:
-        """Return new values, low-rank factors or zeroed entries; `model` stays unchanged."""
+        """Return new values, low-rank factors or zeroed entries; `model` stays unchanged.
+
+        Raises:
+            UserError: The method finds nothing to change, or the region has no layer for it.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +170,11 @@ class Trained(Method):
         return None
 
     def trainable(self, model: DiffusionModel) -> AbstractContextManager[dict[str, TrainableGroup]]:
-        """Set up what trains, and restore the model on exit; by default the method's region trains."""
+        """Set up what trains, and restore the model on exit; by default the method's region trains.
+
+        Raises:
+            UserError: The region is unknown or has nothing to train, or a field does not fit the model.
+        """
         return self._trainable_region(model)
 
     @contextmanager

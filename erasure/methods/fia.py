@@ -186,7 +186,7 @@ def select_candidates(a: Tensor, fraction: float) -> Tensor:
 
 
 def fuse_masks(masks: list[dict[str, Tensor]], agnostic_fraction: float) -> dict[str, Tensor]:
-    """Return entries that some, but fewer than alpha C, of C concepts select (equation 8); with one concept, all that it selects."""
+    """Return entries, bool (O, I), that some of C concepts select, but fewer than alpha C (equation 8); of one concept all it selects."""
     if len(masks) == 1:
         return masks[0]
     agnostic_votes = math.ceil(agnostic_fraction * len(masks))

@@ -28,6 +28,7 @@ class PocketClassifier(nn.Module):
         return x.amax((2, 3)) / 2 + x.mean((2, 3)) / 2
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, labels) of images (B, 3, H, W) in [0, 1]."""
         logits: Tensor = self.head(self.features(images))
         return logits
 

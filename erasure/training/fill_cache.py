@@ -151,7 +151,7 @@ def load_generator(folder: str) -> Edit:
 
 
 def fill_from_images(model: DiffusionModel, folder: Path, first_index: int, prompt_count: int) -> dict[str, Tensor]:
-    """Encode a folder of real images, dealt round robin to `prompt_count` prompts from index `first_index` on; a latent for every image.
+    """Encode a folder of n real images, dealt round robin to `prompt_count` prompts from index `first_index` on: latents (n, C, h, w).
 
     Raises:
         UserError: The folder is missing or has no images, or one of them is broken.
