@@ -56,9 +56,7 @@ class Options:
     attention: Attention = "auto"  # attention kernel of the UNet
     prompt_list: str = ""  # your copy of the list of a suite that ships none: a file, or hub:ORG/NAME/FILE of a Hugging Face dataset
     only: str = ""  # fine-grained erasure, meant for this label of the other axis only: a style on one object, an object in one style
-    replay: str = (
-        ""  # prompts that are claimed to bring the concept back: CSV or JSON (FILE#COLUMN: another column), .txt, or hub:ORG/NAME/FILE
-    )
+    replay: str = ""  # prompts claimed to bring the concept back: CSV or JSON (FILE#COLUMN: another column), .txt, or hub:ORG/NAME/FILE
     retrained: tuple[str, ...] = ()  # models retrained without the concept: diffusers folders or .safetensors of their UNets
     keep_images: Literal["all", "none"] = "all"  # none: store only judge scores, and cache no images
     workers: int = 1  # processes on this machine that share the work; on a CPU about one per core

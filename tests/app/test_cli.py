@@ -144,7 +144,7 @@ def test_every_method_has_its_own_flags(base: Path, tmp_path: Path, capsys: pyte
 
 def test_what_a_method_cannot_do_is_refused(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     common = ["erase", "--model", str(base), "--concept", "neon", "--dtype", "fp32", "--out", str(tmp_path / "x")]
-    assert "is none" in complaint_of([*common, "--preview", *FAST_FLAGS], capsys)
+    assert "ESD is not one" in complaint_of([*common, "--preview", *FAST_FLAGS], capsys)
     assert "no mask at" in complaint_of([*common, "--mask", str(tmp_path / "none"), *FAST_FLAGS], capsys)
     assert "equals the concept" in complaint_of([*common, "--anchor", "Neon", *FAST_FLAGS], capsys)
     assert "no edit at" in complaint_of([*common, "--on", str(tmp_path / "none"), *FAST_FLAGS], capsys)
@@ -187,7 +187,7 @@ def test_workers_that_fail_are_reported(tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.raises(UserError, match="2 of 2 workers failed"):
         run_shards([str(tmp_path / "none")], 2)
     assert "no edit" in capsys.readouterr().err
-    assert "without --shard" in complaint_of(["audit", str(tmp_path), "--workers", "2", "--shard", "1/2"], capsys)
+    assert "cannot be given with --shard" in complaint_of(["audit", str(tmp_path), "--workers", "2", "--shard", "1/2"], capsys)
     assert "from 1 to" in complaint_of(["audit", str(tmp_path), "--workers", "0"], capsys)
     assert "from 1 to" in complaint_of(["audit", str(tmp_path), "--workers", "100000"], capsys)
 

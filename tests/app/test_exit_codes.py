@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from app.cli import main
-from app.commands.audit import write_and_print_report
+from app.commands.audit import write_report
 from app.jobs import queue
 from app.jobs.plan import JobSpec
 from erasure.concept import Concept
@@ -52,7 +52,7 @@ def test_a_suite_without_gates_gives_no_verdict(edit: Path, tmp_path: Path, caps
     # gates, but none for this tier
     other = write_one_step_suite(tmp_path / "t", gates={"erased": {"rate": "UA", "at_least": 1e-6, "tier": "full"}})
     assert main(["audit", "report", str(folder), "--suite", str(other)]) == 4
-    assert "asks none of its gates of an audit like this one (tier smoke" in capsys.readouterr().out
+    assert "no gate of suite pocket applies to an audit like this one (tier smoke" in capsys.readouterr().out
     passing = write_one_step_suite(tmp_path / "u", gates={"erased": {"rate": "UA", "at_least": 1e-6}})
     assert main(["audit", "report", str(folder), "--suite", str(passing)]) == 0
     assert capsys.readouterr().out.rstrip().endswith("PASS")
@@ -61,7 +61,7 @@ def test_a_suite_without_gates_gives_no_verdict(edit: Path, tmp_path: Path, caps
 def test_a_target_without_any_image_is_refused(pocket_sized_base: Path, tmp_path: Path) -> None:
     """A style of which every object is erased as well leaves no image of it."""
     suite = load_suite(str(write_one_step_suite(tmp_path, objects={"boat": "a boat"})))
-    with pytest.raises(UserError, match="no picture left that asks for neon: every object of it is erased"):
+    with pytest.raises(UserError, match="no image left that asks for neon: every object of it is erased"):
         AuditPlan.for_concepts(["neon", "boat"], suite, "smoke")
 
 
@@ -71,7 +71,7 @@ def test_a_target_without_any_image_is_refused(pocket_sized_base: Path, tmp_path
         (["audit"], "needs the folder of an edit"),
         (["audit", "report", "{}"], "no finished audit at"),
         (["audit", "compare", "{}", "{}"], "no finished audit at"),
-        (["audit", "images", "{}", "--suite", "pocket", "--concept", "neon", "--out", "{}/out"], "no picture of 90 of 90 cells"),
+        (["audit", "images", "{}", "--suite", "pocket", "--concept", "neon", "--out", "{}/out"], "no image of 90 of 90 cells"),
         (["audit", "sequence"], "needs folders of edits"),
         (["jobs", "leaderboard", "{}"], "no audit below"),
         (["jobs", "status", "{}"], "no job below"),
@@ -88,7 +88,7 @@ def test_a_command_with_nothing_to_do_is_refused(argv: list[str], words: str, tm
 def test_an_audit_of_images_that_its_judge_cannot_score_generates_none(model: StableDiffusion, tmp_path: Path) -> None:
     edit = erase(model, [Concept(name="neon", kind="style")], UCE(), out=tmp_path / "edit")
     (plan,) = AuditPlan.for_edits([edit], small_suite(), "smoke")
-    with pytest.raises(UserError, match=r"reads pictures of 64x64 pixels alone, tiny draws 16x16"):
+    with pytest.raises(UserError, match=r"takes only images of 64x64 pixels, tiny generates 16x16"):
         audit(model, [edit], plan, tmp_path / "audit")
     assert not (tmp_path / "audit").exists()
 
@@ -107,7 +107,7 @@ def test_comparing_nothing_is_refused(edit: Path, pocket_sized_base: Path, tmp_p
     suite = load_suite(str(write_one_step_suite(tmp_path)))
     (plan,) = AuditPlan.for_edits([one], suite, "smoke")
     result = audit(model, [one], plan, tmp_path / "audit")
-    assert write_and_print_report(tmp_path / "audit", suite.gates, result) in (3, 4)
+    assert write_report(tmp_path / "audit", suite.gates, result) in (3, 4)
     replace_samples(tmp_path / "audit" / "samples.jsonl", "")
     with pytest.raises(UserError, match="nothing to compare"):
         tabulate_comparison(tmp_path / "audit", tmp_path / "audit")

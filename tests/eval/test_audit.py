@@ -402,10 +402,10 @@ def test_other_judges_and_other_images_are_not_paired(pocket_sized_model: Stable
     rows = [json.loads(line) for line in (other / "samples.jsonl").read_text().splitlines()]
     rows[-1]["seed"] += 1  # of the erased model, in the same row
     replace_samples(other / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError, match=f"lacks 1 pictures of .*such as {Path(rows[-1]['image']).name}; only the same"):
+    with pytest.raises(UserError, match=f"lacks 1 images of .*such as {Path(rows[-1]['image']).name}; only the same"):
         tabulate_comparison(first, other)
     replace_samples(other / "samples.jsonl", "".join(json.dumps(row) + "\n" for row in rows[:-2]))
-    with pytest.raises(UserError, match=r"other lacks 1 pictures of .*audit"):
+    with pytest.raises(UserError, match=r"other lacks 1 images of .*audit"):
         tabulate_comparison(first, other)
 
 

@@ -107,7 +107,7 @@ def test_without_a_base_nothing_is_paired_and_nothing_crashes(image_folders: Pat
     assert "base" not in report["rates"][0] and "base" not in report["retained_by_label"][0]
     assert any("“retained, same kind” had nothing to measure" in line for line in report["not_measured"])
     text = page.visible_text()
-    assert "before :" not in text and "after : neon, boat" in text and "object not read 2 of 8" in text and "not paired" not in text
+    assert "before :" not in text and "after : neon, boat" in text and "object not shown 2 of 8" in text and "not paired" not in text
     write_report(out, recount(out, suite), [Gate(name="some", rate="UA", at_least=0.1)])
     assert json.loads((out / "report.json").read_text())["verdict"]["state"] == "PASS"
 
@@ -181,7 +181,7 @@ def test_a_report_uses_the_gates_of_its_audit(
     )
     text = page.visible_text().replace(" )", ")")
     assert (
-        f"theirs & co.yaml (gates {digest}), not by those that this audit was made with" in text
+        f"theirs & co.yaml (gates {digest}), not by those this audit was made with" in text
         and "suite pocket (own.yaml)" in page.visible_text()
     )
     assert "--suite own.yaml" in page.visible_text() and f"erasure audit report {out} --suite '{other_suite}'" in page.visible_text()
@@ -195,7 +195,7 @@ def test_a_report_uses_the_gates_of_its_audit(
         and "not by those" not in page.visible_text()
     )
     assert "thresholds of" not in (out / "junit.xml").read_text() and "pocket (own.yaml)" in (out / "junit.xml").read_text()
-    other_suite.write_text(yaml.safe_dump({**record, **overrides, "apart": []}))
+    other_suite.write_text(yaml.safe_dump({**record, **overrides, "excluded": []}))
     assert main(["audit", "report", str(out), "--suite", str(other_suite)]) == 0  # the same gates on other rates
     thresholds = report_of(out)["thresholds"]
     assert (
@@ -223,7 +223,7 @@ def test_the_longest_label_wins(tmp_path: Path) -> None:
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}_seed1.png")
     cells = {cell: path.name for (cell, _), path in read_external_images(tmp_path, suites[0]).files.items()}
     assert cells[("warm_love", "boat")] == "warm_love_boat_seed1.png" and cells[("warm smear", "boat")] == "warm_smear_boat_seed1.png"
-    with pytest.raises(UserError, match="no picture of 3 of 6 cells: warm_love_boat, warm_smear_love_boat, warm_love_love_boat"):
+    with pytest.raises(UserError, match="no image of 3 of 6 cells: warm_love_boat, warm_smear_love_boat, warm_love_love_boat"):
         read_external_images(tmp_path, suites[1])
 
 
@@ -239,9 +239,9 @@ def test_the_longest_label_wins(tmp_path: Path) -> None:
             lambda f: shutil.copy(f / "neon_boat_seed188.png", f / "neon_boat_seed188.jpg"),
             "seed188.png and neon_boat_seed188.jpg are both neon, boat",
         ),
-        (lambda f: [p.unlink() for p in f.glob("*_tree_*")], "no picture of 3 of 6 cells: neon_tree, plain_tree, sketch_tree"),
-        (lambda f: [p.unlink() for p in f.glob("*")], r"no picture of 6 of 6 cells: .* and 1 more"),
-        (lambda f: (f / "neon_boat_seed188.png").write_bytes(b"\x89PNG\r\n"), "neon_boat_seed188.png is no image that can be read"),
+        (lambda f: [p.unlink() for p in f.glob("*_tree_*")], "no image of 3 of 6 cells: neon_tree, plain_tree, sketch_tree"),
+        (lambda f: [p.unlink() for p in f.glob("*")], r"no image of 6 of 6 cells: .* and 1 more"),
+        (lambda f: (f / "neon_boat_seed188.png").write_bytes(b"\x89PNG\r\n"), "neon_boat_seed188.png is not a readable image"),
         (lambda f: Image.new("1", (20_000, 6_000)).save(f / "neon_boat_seed188.png"), "neon_boat_seed188.png has 20000 x 6000 pixels"),
     ],
 )
@@ -258,9 +258,9 @@ def test_faults_of_a_folder_are_named_and_nothing_is_written(
 def test_a_base_with_other_images_is_refused(image_folders: Path, suite: Suite, tmp_path: Path) -> None:
     folder = copy_of_erased(image_folders, tmp_path)
     (folder / "neon_boat_seed188.png").unlink()
-    with pytest.raises(UserError, match=r"set lacks 1 pictures that the other folder has: neon_boat_seed188"):
+    with pytest.raises(UserError, match=r"set lacks 1 images that the other folder has: neon_boat_seed188"):
         audit_external_images(folder, suite, "neon", "style", tmp_path / "out", image_folders / "base")
-    with pytest.raises(UserError, match=r"set lacks 1 pictures that the other folder has: neon_boat_seed188"):
+    with pytest.raises(UserError, match=r"set lacks 1 images that the other folder has: neon_boat_seed188"):
         audit_external_images(image_folders / "erased", suite, "neon", "style", tmp_path / "out", folder)
     with pytest.raises(UserError, match="has no styles and objects"):
         audit_external_images(folder, load_suite("nudity"), "nudity", "nsfw", tmp_path / "out")

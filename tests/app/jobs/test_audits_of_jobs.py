@@ -23,7 +23,7 @@ from tests.planted import reseal
 @pytest.mark.parametrize("empty", [{"method": []}, {"seed": []}, {"fields": {"lr": []}}, {"concept": []}, {"suite": []}])
 def test_a_plan_without_jobs_is_refused(empty: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "plan.yaml").write_text(yaml.safe_dump({"jobs": [{"concept": "neon", **empty}]}))
-    with pytest.raises(UserError, match=r"asks for no job|names no concept"):
+    with pytest.raises(UserError, match=r"defines no job|names no concept"):
         load_plan(tmp_path / "plan.yaml")
     (tmp_path / "spec.json").write_text(json.dumps({"edits": ["x"]}))
     with pytest.raises(UserError, match="no suite to audit them with"):
@@ -35,7 +35,7 @@ def finished_job(folder: Path, *states: str, missing: bool = False) -> None:
     names = [f"audit-{i}" for i in range(len(states))]
     for name, state in zip(names, states, strict=True):
         (folder / name).mkdir(parents=True)
-        write_json(folder / name / "report.json", {"verdict": {"state": state}})
+        write_json(folder / name / "report.json", {"verdict": {"state": state}, "thresholds": {"from_suite": True}})
         reseal(folder / name, {"missing": {"style": "no weights"} if missing else {}, "attacks": []})
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "done.json", {"audits": names, "edits": [], "seconds": 1.0})
@@ -48,7 +48,7 @@ def finished_job(folder: Path, *states: str, missing: bool = False) -> None:
         ([("PASS",), ("FAIL", "PASS")], 3, "2 of 2 jobs done; audits: 2 PASS, 1 FAIL"),
         ([("PASS",), ("INCONCLUSIVE",)], 4, "audits: 1 PASS, 1 INCONCLUSIVE"),
         ([("FAIL",), ("INCONCLUSIVE",)], 3, "audits: 1 FAIL, 1 INCONCLUSIVE"),
-        ([(), ()], 0, "2 of 2 jobs done; no audit was asked for, so there is no verdict"),
+        ([(), ()], 0, "2 of 2 jobs done; no audit was requested, so there is no verdict"),
     ],
 )
 def test_jobs_that_are_all_skipped_report_their_verdicts(
@@ -86,7 +86,7 @@ def test_an_incomplete_or_unreadable_audit_of_a_job_is_not_a_pass(tmp_path: Path
         ({"suite": "sd"}, "unknown concept for suite sd 'neon'"),
         ({"suite": "nudity"}, "unknown concept for suite nudity 'neon'"),
         ({"suite": "unlearndiffatk", "concept": {"name": "nudity", "kind": "nsfw"}}, "ships no prompts"),
-        ({"suite": "small"}, "of suite pocket reads pictures of 64x64 pixels alone"),
+        ({"suite": "small"}, "of suite pocket takes only images of 64x64 pixels"),
     ],
 )
 def test_a_wrong_suite_is_found_before_the_erasure(change: dict[str, Any], words: str, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def test_a_broken_file_makes_a_broken_job_and_nothing_else(
         with pytest.raises(UserError, match=r"spec\.json"):
             resume_job(folder)
         queue.enqueue(folder, JobSpec(concepts=(Concept(name="neon"),)))  # a plan knows what belongs there
-        assert "written anew" in capsys.readouterr().err
+        assert "written again" in capsys.readouterr().err
     else:
         resume_job(folder)
     assert queue.read_progress(folder).state == "waiting"

@@ -17,7 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
-from app.commands.audit import format_headline, write_and_print_report
+from app.commands.audit import format_headline, write_report
 from app.jobs.leaderboard import load_rows, write_leaderboard
 from erasure.pocket.canvas import ImageSpec, render
 from eval.audit import AuditPlan
@@ -136,7 +136,7 @@ def test_every_conclusion_follows_from_the_counts(seed: int) -> None:
         rates, base = (result["models"][model]["rates"] for model in ("erased", "base"))
         text = " ".join(report["conclusions"])
         assert not re.search(r"[Nn]othing|robust|lost nothing|unharmed|safe\b|proves?\b", text)
-        shown = f"draws it in {rates['UA']['n'] - rates['UA']['k']} of {rates['UA']['n']} images"
+        shown = f"shows it in {rates['UA']['n'] - rates['UA']['k']} of {rates['UA']['n']} images"
         assert f"{shown}, the base in {base['UA']['n'] - base['UA']['k']}" in text
         assert f"{describe_upper_bound(1 - rates['UA']['low'])} may show it" in text
         for name in ("IRA", "CRA"):
@@ -155,7 +155,7 @@ def test_every_conclusion_follows_from_the_counts(seed: int) -> None:
         for attack in searches:
             if f", {attack['name']}, broke" in text:
                 assert f"broke {attack['curve'][-1]['k']} of {attack['n']} prompts" in text
-                assert f"{describe_upper_bound(attack['curve'][-1]['high'])} may break so" in text
+                assert f"{describe_upper_bound(attack['curve'][-1]['high'])} may break this way" in text
 
 
 @pytest.mark.parametrize("seed", range(0, 200, 20))
@@ -168,7 +168,7 @@ def test_a_single_label_that_fell_is_named(seed: int) -> None:
         if max(losses.values()) > 0:
             assert f"“{max(losses, key=lambda label: losses[label])}”" in line and "fell most" in line
         else:
-            assert line.startswith("None of 3 single styles is read less often")
+            assert line.startswith("None of 3 single styles is labeled as prompted less often")
 
 
 @pytest.mark.parametrize("seed", range(0, 200, 20))
@@ -208,7 +208,7 @@ def test_the_tier_that_an_open_gate_names_has_enough_images(seed: int) -> None:
                 size = int(named[2].replace(",", ""))
                 assert sizes[named[1]] == size == min(n for n in sizes.values() if n >= gate["images_needed"])
             else:
-                assert f"about {gate['needed']:,} are needed" in advice and max(sizes.values()) < gate["images_needed"]
+                assert f"about {gate['images_needed']:,} are needed" in advice and max(sizes.values()) < gate["images_needed"]
                 assert "no tier of suite pocket has that many" in advice and "use a copy of the suite with" in advice
 
 
@@ -224,9 +224,9 @@ def test_advice_for_thirty_images() -> None:
     }
     sizes = {tier: {"UA": n} for tier, n in (("smoke", 30), ("standard", 170), ("full", 200))}
     (gate,) = decide_verdict([Gate(name="erased", rate="UA", at_least=0.9)], {**result, "sample_sizes": sizes})["gates"]
-    assert gate["next_step"] == "30 images; about 38 are needed if the shares stay as they are: --tier standard has 170"
+    assert gate["next_step"] == "30 images; about 38 are needed if the rates stay the same: --tier standard has 170"
     assert suggest_next_step({**gate, "images_needed": 700}, {**result, "sample_sizes": sizes}).endswith(
-        "no tier of suite pocket has that many (full: 200): use a copy of the suite with 3.5 times as many images a cell"
+        "no tier of suite pocket has that many (full: 200): use a copy of the suite with 3.5 times as many images per cell"
     )
     assert suggest_next_step(
         {**gate, "images_needed": 45, "rate": "UA_attacked", "n": 20}, {**result, "sample_sizes": {"full": {"UA_attacked": 20}}}
@@ -280,7 +280,7 @@ def test_one_number_has_one_interval(image_folders: Path, tmp_path: Path, capsys
     out = tmp_path / "audit"
     result = audit_external_images(image_folders / "erased", suite, "neon", "style", out, image_folders / "base")
     capsys.readouterr()
-    assert write_and_print_report(out, suite.gates, result) == 4
+    assert write_report(out, suite.gates, result) == 4
     console = capsys.readouterr().out
     rate = result["models"]["erased"]["rates"]["UA"]
     assert (rate["k"], rate["n"]) == (29, 30)
@@ -332,7 +332,7 @@ def test_every_printed_bound_is_rounded_one_way(image_folders: Path, tmp_path: P
     suite, out = load_suite(str(image_folders / "cut.yaml")), tmp_path / "audit"
     result = audit_external_images(image_folders / "erased", suite, "neon", "style", out, image_folders / "base")
     result |= {"pixel_distance": None, "image_set_distances": {}}  # which are not shares
-    write_and_print_report(out, suite.gates, result)
+    write_report(out, suite.gates, result)
     write_leaderboard(load_rows(tmp_path), tmp_path / "leaderboard")
     report = json.loads((out / "report.json").read_text())
     rates = result["models"]["erased"]["rates"]

@@ -165,11 +165,11 @@ def test_every_attack_has_a_row_with_the_controls_beside_it(folder: Path) -> Non
     assert f"100.0 % {n}/{n}" in cells[1] and f"50.0 % {n}/{2 * n}" in cells[1] and "tokens=3" in cells[1]
     assert re.search(r"\+100\.0 \(\+\d+\.\d to \+100\.0\) points over seeds: more excludes 0", cells[1])
     assert "half: &gt; 3, 95 %: &gt; 3 no success" in cells[0]
-    assert f"half: 2, 95 %: 2 2.0 a success; {n} searched" in cells[1] and "without an attack" not in cells[1]
-    assert "skipped : it needs a text encoder" in cells[2] and "crashed , which is no success" in cells[3]
+    assert f"half: 2, 95 %: 2 2.0 per success; {n} searched" in cells[1] and "without an attack" not in cells[1]
+    assert "skipped : it needs a text encoder" in cells[2] and "crashed , which is neither a success nor a failure" in cells[3]
     assert "0.0 % 0/8" in cells[4] and "75.0 % 6/8" in cells[4] and "after 100 steps" in cells[4]
-    assert f"soft: ways of asking that it found 6 of {n} shown" in text and "glowing tubes 0" in text
-    assert "image 2 of the search; on fresh noise 1 of 2" in text
+    assert f"soft: prompts that it found 6 of {n} shown" in text and "glowing tubes 0" in text
+    assert "image 2 of the search; from fresh noise 1 of 2" in text
     assert text.count("prompts broken, %") == 2  # the title of one chart, and the name of its axis
 
 
@@ -181,8 +181,8 @@ def test_prompts_without_an_attack_and_concepts_that_were_not_erased_are_named(f
     text = write_page(folder, result).visible_text()
     assert "2 without an attack" in text and f"{search['n'] - 2} searched" in text
     assert "prompts within 3 images each (2 of them without an attack); up to" in text
-    assert "nothing to revive: it was not gone before" in text
-    assert "(tuned) had nothing to revive: the concept was not gone before; 6 of 8 images show it after 100 steps" in text
+    assert "nothing to revive: it was not erased before" in text
+    assert "(tuned) had nothing to revive: the concept was not erased before; 6 of 8 images show it after 100 steps" in text
     search["searched"] = 0
     assert "none needed an attack" in write_page(folder, result).visible_text()
     for attack in result["attacks"]:  # as in an audit of an earlier version
@@ -260,7 +260,7 @@ def test_captions_name_what_a_table_measures(folder: Path) -> None:
     for measured in ("100 × cosine", "Distance to the base's images", "Denoiser divergence, nats"):
         assert measured in captions
     assert {"from the first", "from the second", "KID"} <= {attrs.get("data-label") for attrs in page.all("td")}
-    assert "the erased concept's images, asked for by name, whose object is still read as asked" in page.visible_text()
+    assert "the erased concept's images, asked for by name, whose object is still labeled as prompted" in page.visible_text()
 
 
 def test_a_missing_judge_leaves_the_images_and_is_named(folder: Path) -> None:
@@ -277,7 +277,7 @@ def test_a_missing_judge_leaves_the_images_and_is_named(folder: Path) -> None:
     page = write_page(folder, result)
     assert_harmless(page)
     text = page.visible_text()
-    assert "Nothing was counted: a judge has no weights." in text and "no weights; put them there" in text
+    assert "Nothing was counted: the weights of a judge are missing." in text and "no weights; put them there" in text
     assert "INCONCLUSIVE" in text and "erased UA nothing to measure at least 90 % ? INCONCLUSIVE" in text
     assert len(page.all("img")) >= 16 and "still shown" not in text
 
@@ -288,7 +288,7 @@ def test_an_audit_that_keeps_no_images_shows_none(finished: tuple[StableDiffusio
     result = audit(model, [edit], plan, tmp_path / "audit", AuditOptions(keep_images="none"))
     page = write_page(tmp_path / "audit", plant_attacks_without_images(tmp_path / "audit", result))
     assert_harmless(page)
-    assert not page.all("img") and "kept no images" in page.visible_text() and "ways of asking that it found" in page.visible_text()
+    assert not page.all("img") and "kept no images" in page.visible_text() and "prompts that it found" in page.visible_text()
     assert "--keep-images none" in page.visible_text()
 
 
@@ -310,7 +310,7 @@ def plant_attacks_without_images(folder: Path, result: dict[str, Any]) -> dict[s
 @pytest.mark.parametrize(
     ("job", "reason"),
     [
-        ({}, "without --retrained it is measured in tier full alone"),
+        ({}, "without --retrained it is measured only in tier full"),
         ({"strength": 0.5, "tier": "full"}, "the edits were applied at strength 0.5"),
         ({"tier": "full"}, "the edits were applied to a base that they were not made on"),
         ({"retrained": ["x"]}, "the edits were applied to a base that they were not made on"),

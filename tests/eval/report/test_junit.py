@@ -74,8 +74,8 @@ def test_every_gate_is_a_case_and_every_missing_part_is_named() -> None:
     messages = {name: case[2] for name, case in cases.items()}
     assert messages["neighbors"] == "INCONCLUSIVE, neighbors: NRA had nothing to measure; the suite has no prompt that it counts."
     assert (messages["attacked"], messages["elsewhere"]) == (
-        "This gate is asked in tier full alone.",
-        "This gate is asked with --only alone.",
+        "This gate applies only in tier full.",
+        "This gate applies only with --only.",
     )
     assert (messages["weights of clip"], messages["attack soft"], messages["attack bell"]) == (
         "no weights",

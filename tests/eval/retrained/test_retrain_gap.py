@@ -56,7 +56,7 @@ def test_the_interval_of_a_total_variation_is_over_prompts() -> None:
 
 
 def test_the_interval_of_a_total_variation_holds_its_estimate_and_the_mean() -> None:
-    """Equal models, 50 prompts, 9 labels: a bootstrap interval lay above its estimate in 7 % of 400 draws, and held the mean in 88 %."""
+    """Equal models, 50 prompts, 9 labels: a bootstrap interval lay above its estimate in 7 % of 400 samples, and held the mean in 88 %."""
     rng = random.Random(0)
 
     def random_rows() -> list[dict[str, Any]]:
@@ -135,7 +135,7 @@ def test_rates_are_in_points_and_every_measure_is_under_its_prompts() -> None:
     }
     parts = [part.partition(" (")[0] for part in describe_gap_closed(gaps)[0].partition(" closed ")[2].split("; ")]
     # by every measure, since one alone may mislead
-    assert parts == ["50 % by UA", "50 % by what is read in the concept's place", "89 % by KID of images from different noise"]
+    assert parts == ["50 % by UA", "50 % by labels in the concept's place", "89 % by KID of images from different noise"]
     assert " closed 50 % by UA (" in describe_gap_closed(gaps[:1])[0]
 
 

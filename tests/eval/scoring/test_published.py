@@ -85,7 +85,13 @@ def test_unlearndiffatk_counts_the_best_of_many_and_never_drops_the_missing() ->
     suite = replace(small_suite(), published="unlearndiffatk")
     published = published_figures(suite, [], {"axis": "style", "targets": ["neon"], "attacks": attacks})["figures"]
     figures = {figure["figure"]: figure for figure in published}
-    assert list(figures) == ["pre-ASR, search", "ASR, search", "ASR, search, fresh noise", "ASR, search, over seed_search", "ASR, broken"]
+    assert list(figures) == [
+        "pre-ASR, search",
+        "ASR, search",
+        "ASR, search, generated again",
+        "ASR, search, beyond seed_search",
+        "ASR, broken",
+    ]
     assert (figures["pre-ASR, search"]["published"], figures["ASR, search"]["published"]) == (
         {"k": 1, "n": 12, "estimate": 1 / 12},
         {"k": 4, "n": 12, "estimate": 4 / 12},
@@ -94,12 +100,12 @@ def test_unlearndiffatk_counts_the_best_of_many_and_never_drops_the_missing() ->
     assert (before["low"], before["high"]) == (rate_interval(1, 12).low, rate_interval(3, 12).high)
     assert (bounds["low"], bounds["high"]) == (rate_interval(4, 12).low, rate_interval(6, 12).high)
     assert "best of 5 images" in figures["ASR, search"]["caveat"] and "2 of 12 prompts are missing" in figures["ASR, search"]["caveat"]
-    assert (figures["ASR, search, fresh noise"]["corrected"]["k"], figures["ASR, search, fresh noise"]["corrected"]["n"]) == (3, 6)
-    over_control = figures["ASR, search, over seed_search"]
+    assert (figures["ASR, search, generated again"]["corrected"]["k"], figures["ASR, search, generated again"]["corrected"]["n"]) == (3, 6)
+    over_control = figures["ASR, search, beyond seed_search"]
     assert over_control["corrected"]["estimate"] == pytest.approx(0.3)
-    assert over_control["is_difference"] and "searches nothing" in over_control["caveat"]
+    assert over_control["is_difference"] and "without a search" in over_control["caveat"]
     crashed = figures["ASR, broken"]
-    assert crashed["published"] is None and crashed["corrected"] is None and "neither broken nor resisted" in crashed["caveat"]
+    assert crashed["published"] is None and crashed["corrected"] is None and "neither broken nor resistant" in crashed["caveat"]
 
 
 def test_nine_classes_of_nudity_are_counted_beside_five() -> None:
@@ -156,7 +162,7 @@ def test_the_report_has_the_section(pocket_sized_model: StableDiffusion, tmp_pat
     if protocol == "unlearncanvas":
         assert names == ["UA", "UA, judge's errors", "IRA", "CRA"]
     else:
-        assert names[:3] == ["pre-ASR, unlearndiffatk", "ASR, unlearndiffatk", "ASR, unlearndiffatk, fresh noise"] and len(names) == 5
+        assert names[:3] == ["pre-ASR, unlearndiffatk", "ASR, unlearndiffatk", "ASR, unlearndiffatk, generated again"] and len(names) == 5
         assert "best of 3 images" in report["as_published"]["figures"][1]["caveat"]
     text = page.visible_text()
     assert "As published" in text and all(name in text for name in names)

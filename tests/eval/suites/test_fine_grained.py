@@ -192,8 +192,10 @@ def check_report(out: Path, result: dict[str, Any], plan: AuditPlan) -> None:
     page = write_report(out, result, plan.suite.gates).read_text()
     report = json.loads((out / "report.json").read_text())
     jsonschema.validate(report, json.loads(SCHEMA.read_text()))
-    assert report["only"] == "boat" and report["conclusions"][0].startswith("Asked for “neon” on “boat”, the erased model draws it in ")
-    assert any(line.startswith("The concept elsewhere, where it was meant to stay: read as asked in ") for line in report["conclusions"])
+    assert report["only"] == "boat" and report["conclusions"][0].startswith("Asked for “neon” on “boat”, the erased model shows it in ")
+    assert any(
+        line.startswith("The concept elsewhere, where it should be retained: labeled as prompted in ") for line in report["conclusions"]
+    )
     assert [rate["name"] for rate in report["rates"]][-5:] == ["FR", "IRA", "CRA", "IPA", "CRA_included"]
     assert [gate["rate"] for gate in report["gates"]].count("FR") == 1
     assert "Erasing “neon” only on “boat”" in page and "lost elsewhere" in page and "the concept elsewhere" in page
@@ -220,7 +222,7 @@ def test_a_concept_that_is_retained_elsewhere_is_counted(pocket_sized_model: Sta
     rates = {name: (rate["k"], rate["n"]) for name, rate in result["models"]["erased"]["rates"].items()}
     assert rates["UA"] == (6, 6) and rates["FR"] == (2, 3) and rates["UA_named"] == (4, 4) and rates["IRA"] == (2, 2)
     page = write_report(tmp_path / "audit", result, plan.suite.gates).read_text()
-    counts = "where it was meant to stay: read as asked in 2 of 3 images (FR), the base&#39;s in 3 of 3"
+    counts = "where it should be retained: labeled as prompted in 2 of 3 images (FR), the base&#39;s in 3 of 3"
     assert f"{counts}: 33.3 points lower; a loss of up to" in page
     assert "still shown 0 of 6 · lost elsewhere 1 of 3 ·" in page
     assert json.loads((tmp_path / "audit" / "report.json").read_text())["replacement_labels"] == [{"label": "plain", "k": 6, "n": 6}]

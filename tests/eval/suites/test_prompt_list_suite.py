@@ -11,7 +11,7 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from app.commands.audit import Options, audit_folder_of, format_headline, warn_about_lists, write_and_print_report
+from app.commands.audit import Options, audit_folder_of, format_headline, warn_about_lists, write_report
 from erasure.concept import Concept
 from erasure.edits import Edit
 from erasure.errors import UserError
@@ -196,7 +196,7 @@ def test_an_audit_of_a_prompt_list(
     assert result["pixel_distance"]["estimate"] > 0
     assert list(result["image_set_distances"]["parts"]["retained"]) == ["erased"]  # of the captions
     assert format_headline(result) == "UA 66.7 % (22.2 to 95.7; 4/6, base 33.3), UA_shown 75.0 % (19.4 to 99.4; 3/4)"
-    assert write_and_print_report(out, suite.gates, result) == 4
+    assert write_report(out, suite.gates, result) == 4
     record = json.loads((out / "report.json").read_text())
     jsonschema.validate(record, json.loads(SCHEMA.read_text()))
     assert not {r["name"] for r in record["rates"]} & {"IRA", "CRA", "NRA", "CRA_included"}
@@ -210,9 +210,9 @@ def test_an_audit_of_a_prompt_list(
     assert_harmless(page)
     text = page.visible_text()
     assert "count as a cluster" in text
-    assert "How much is gone" in text and "so no rate says what else was lost" in text and "IRA" not in text and "CRA" not in text
-    assert "Asked for by the prompts of the suite's list" in text and "nothing to draw" not in text
-    assert "style" not in text.partition("What could mislead")[0].replace("--", "")
+    assert "How much was erased" in text and "so no rate says what else was lost" in text and "IRA" not in text and "CRA" not in text
+    assert "Asked for by the prompts of the suite's list" in text and "nothing to plot" not in text
+    assert "Threats to validity" in text and "style" not in text.partition("Threats to validity")[0].replace("--", "")
 
 
 def test_the_report_names_the_files_and_what_was_left_out(
@@ -229,7 +229,7 @@ def test_the_report_names_the_files_and_what_was_left_out(
     (plan,) = AuditPlan.for_edits([boat_edit], suite, "smoke", replay, "", replay_origin)
     out = tmp_path / "audit"
     result = audit(pocket_sized_model, [boat_edit], plan, out)
-    assert write_and_print_report(out, suite.gates, recount(out, suite)) in (0, 3, 4)
+    assert write_report(out, suite.gates, recount(out, suite)) in (0, 3, 4)
     record = json.loads((out / "report.json").read_text())
     jsonschema.validate(record, json.loads(SCHEMA.read_text()))
     own, other = record["prompt_lists"]
@@ -237,9 +237,9 @@ def test_the_report_names_the_files_and_what_was_left_out(
     assert own["sha256"] == hashlib.sha256((tmp_path / "church.csv").read_bytes()).hexdigest()
     assert (other["use"], other["file"], other["left_out"]) == ("replay", "<b>replay.txt", {"of more than 5,000 letters": 1})
     expected = [
-        "Of the 5 rows of church.csv these were left out: 1 without a prompt.",
+        "Of the 5 rows of church.csv, these were left out: 1 without a prompt.",
         "church.csv: it has 5 rows, but the file published under this name has 50.",
-        "Of the 2 rows of <b>replay.txt these were left out: 1 of more than 5,000 letters.",
+        "Of the 2 rows of <b>replay.txt, these were left out: 1 of more than 5,000 letters.",
     ]
     page = Page((out / "report.html").read_text())
     assert_harmless(page)
@@ -298,15 +298,15 @@ def test_prompts_that_show_nothing_leave_their_gate_open(pocket_sized_model: Sta
     assert result["pixel_distance"] is None and result["image_set_distances"] == {}
     verdict = decide_verdict(suite.gates, result)
     assert (verdict["state"], verdict["unmeasured"]) == ("INCONCLUSIVE", ["erased where shown"])
-    assert write_and_print_report(out, suite.gates, result) == 4
+    assert write_report(out, suite.gates, result) == 4
     record = json.loads((out / "report.json").read_text())
-    assert "The base shows it under none of these prompts" in " ".join(record["conclusions"]) and record["retained_distance"] is None
+    assert "The base shows it for none of these prompts" in " ".join(record["conclusions"]) and record["retained_distance"] is None
 
 
 def test_the_kind_of_the_suite_blurs_the_page(pocket_sized_model: StableDiffusion, boat_edit: Edit, tmp_path: Path) -> None:
     suite, out = load_suite(write_suite(tmp_path, kind="nsfw")), tmp_path / "audit"
     audit(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite), out)
-    write_and_print_report(out, suite.gates, recount(out, suite))
+    write_report(out, suite.gates, recount(out, suite))
     page = Page((out / "report.html").read_text())
     assert len(page.all("img")) == sum(attrs.get("class") == "veil" for attrs in page.all("label")) > 0
 
@@ -314,7 +314,7 @@ def test_the_kind_of_the_suite_blurs_the_page(pocket_sized_model: StableDiffusio
 def test_a_suite_of_another_format_cannot_recount(pocket_sized_model: StableDiffusion, boat_edit: Edit, tmp_path: Path) -> None:
     suite, out = load_suite(write_suite(tmp_path)), tmp_path / "audit"
     result = audit(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite), out)
-    with pytest.raises(UserError, match="of another format"):
+    with pytest.raises(UserError, match="has another format than"):
         recount(out, load_suite("pocket"))
     assert "--prompt-list LIST" in audit_command(out, {**result, "suite_file": None, "job": {**result["job"], "suite": "nudity"}})
 
@@ -334,11 +334,11 @@ def test_attacks_and_relearning_on_a_prompt_list(pocket_sized_model: StableDiffu
     attack_results = {attack["name"]: attack for attack in result["attacks"]}
     assert not [attack for attack in result["attacks"] if "crashed" in attack]
     assert {name for name, attack in attack_results.items() if "skipped" in attack} == {"ring_a_bell", "concept_inversion"}
-    assert "which a list of prompts does not say" in attack_results["ring_a_bell"]["skipped"]
+    assert "which a prompt list does not have" in attack_results["ring_a_bell"]["skipped"]
     assert [len(attack_results[name]["curve"]) for name in ("seed_search", "random_prefix", "soft_prefix")] == [3, 3, 3]
     assert (attack_results["soft_prefix"]["planned"], len(attack_results["relearning"]["steps"])) == (3, 3)
     assert result["models"]["erased"]["rates"]["UA_attacked"]["n"] == 3
-    assert write_and_print_report(tmp_path / "audit", suite.gates, result) in (0, 3, 4)
+    assert write_report(tmp_path / "audit", suite.gates, result) in (0, 3, 4)
 
 
 def test_every_prompt_has_its_own_guidance(pocket_sized_model: StableDiffusion, boat_edit: Edit, tmp_path: Path) -> None:
