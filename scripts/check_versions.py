@@ -3,7 +3,7 @@
     python scripts/check_versions.py --work runs/versions
 
 makes one environment per row with uv (gigabytes of downloads where torch is not in its cache), opens each model there with
-scripts/open_in_diffusers.py, and writes docs/versions.md. A row passes if no weight is missing and token ids, embeddings and images agree.
+scripts/open_in_diffusers.py, and writes docs/results/versions.md. A row passes if no weight is missing and token ids, embeddings and images agree.
 """
 
 import argparse
@@ -119,7 +119,7 @@ def format_row(name: str, packages: dict[str, str], outputs: Outputs | str, expe
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/versions"), help="environments and exports")
-    parser.add_argument("--out", type=Path, default=Path("docs/versions.md"), help="the table")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/versions.md"), help="the table")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     exports = make_exports(args.work)
