@@ -80,9 +80,10 @@ def report_attacks(model: DiffusionModel, work: Path, docs: Path) -> None:
     for edit_count, (name, folder) in enumerate(edits.items(), 1):
         for attack in audit_edit_folder(model, folder, "full", MANY_PROMPTS if folder.name == "neon-early" else 0)["attacks"]:
             (relearning_lines if "steps" in attack else lines).append(f"| {name} | {attack['name']} | {attack_cells(attack)} |")
-        fill_section(docs / "results" / "attacks.md", "budget", [describe_budget(model, edit_count)])  # after every edit: each takes about half an hour
-        fill_section(docs / "results" / "attacks.md", "attacks", lines)
-        fill_section(docs / "results" / "attacks.md", "tuning", relearning_lines)
+        document = docs / "results" / "attacks.md"  # filled after every edit: each takes about half an hour
+        fill_section(document, "budget", [describe_budget(model, edit_count)])
+        fill_section(document, "attacks", lines)
+        fill_section(document, "tuning", relearning_lines)
 
 
 def attack_cells(attack: Result) -> str:

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from reference_pages.commands import commands_page
 from reference_pages.plugins import attacks_page, judges_page, methods_page
+from reference_pages.suites import suites_page
 
 PAGES: dict[str, tuple[str, Callable[[], list[str]]]] = {
     "commands.md": ("Commands", commands_page),
+    "suites.md": ("Suite keys", suites_page),
     "methods.md": ("Methods", methods_page),
     "attacks.md": ("Attacks", attacks_page),
     "judges.md": ("Judges", judges_page),

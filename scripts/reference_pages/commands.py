@@ -8,9 +8,9 @@ from importlib import import_module
 from typing import Annotated, get_args, get_origin, get_type_hints
 
 import tyro
+from reference_pages.fields import PLAIN_TYPES, FieldRow, describe_fields, format_table
 
 from app.cli import COMMANDS
-from reference_pages.fields import PLAIN_TYPES, FieldRow, describe_fields, format_table
 
 ACTIONS = {  # command line -> module and class of its options
     "erase": ("erase", "Options"),

@@ -3,7 +3,7 @@
 import ast
 import inspect
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from types import NoneType, UnionType
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import annotated_types
 
+ROOT = Path(__file__).parent.parent.parent
 PLAIN_TYPES = {int: "whole number", float: "number", str: "text", bool: "true or false", Path: "path", dict: "mapping", Any: "any value"}
 
 
@@ -24,15 +25,15 @@ class FieldRow:
     meaning: str
 
 
-def describe_fields(cls: type) -> list[FieldRow]:
-    """Return a row for every field of a dataclass, in order.
+def describe_fields(cls: type, left_out: Collection[str] = ()) -> list[FieldRow]:
+    """Return a row for every field of a dataclass, in order, but for those left out.
 
     Raises:
         ValueError: a field has no comment.
     """
     comments, hints = comments_of(cls), get_type_hints(cls, include_extras=True)
     rows = []
-    for field in fields(cls):
+    for field in (field for field in fields(cls) if field.name not in left_out):
         meaning = argument_help(hints[field.name]) or comments.get(field.name, "")
         if not meaning:
             raise ValueError(f"{cls.__module__}.{cls.__name__}.{field.name} has no comment that says what it is")
@@ -87,7 +88,7 @@ def describe_value(value: Any) -> str:
 
 def relative_to_here(text: str) -> str:
     """Return a default without the path of this checkout."""
-    return text.replace(f"{Path.cwd()}/", "")
+    return text.replace(f"{ROOT}/", "")
 
 
 def argument_help(annotation: Any) -> str:

@@ -6,11 +6,12 @@ from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
+from reference_pages.fields import describe_fields, describe_value, format_table
+
 from erasure.config.registry import list_modules, load_class
 from erasure.methods.base import Guided, Method, Trained, TrainingFree
 from eval.attacks.base import Attack, WeightAttack
 from eval.judges.base import Judge
-from reference_pages.fields import describe_fields, describe_value, format_table
 
 SHAPES = {Trained: "trained", TrainingFree: "training-free", Guided: "guided"}
 PRODUCTS = {"weights": "changed weights", "guidance": "guidance during sampling", "one-step": "a one-step generator"}
@@ -38,12 +39,19 @@ def describe_method(name: str, cls: type[Method]) -> Iterator[str]:
     yield from facts({"Shape": shape_of(cls), "Result": PRODUCTS[cls.product], "Changes": cls.changes, "Choose it": cls.when})
     yield from field_table(cls)
     if cls.recipes:
-        rows = [[kind, family, describe_recipe(values)] for (kind, family), values in cls.recipes.items()]
-        yield from ["", "Recipes:", "", *format_table(["kind", "model family", "values"], rows)]
+        yield from ["", "Recipes:", "", *format_table(["kind and model family", "values"], recipe_rows(cls))]
 
 
 def shape_of(cls: type[Method]) -> str:
     return next(name for base, name in SHAPES.items() if issubclass(cls, base))
+
+
+def recipe_rows(cls: type[Method]) -> list[list[str]]:
+    """Return a row for every different recipe, with all kinds and families that it is for."""
+    users: dict[str, list[str]] = {}
+    for (kind, family), values in cls.recipes.items():
+        users.setdefault(describe_recipe(values), []).append(f"{kind} on {family}")
+    return [[", ".join(names), values] for values, names in users.items()]
 
 
 def describe_recipe(values: Mapping[str, Any]) -> str:
@@ -101,7 +109,7 @@ def heading(name: str, cls: type) -> Iterator[str]:
     module_text = inspect.getdoc(import_module(cls.__module__)) or ""
     class_text = (inspect.getdoc(cls) or "").partition("\nRaises:")[0]
     yield from ["", f"## {name}", ""]
-    for text in (module_text.partition(": ")[2] or module_text, class_text):
+    for text in (module_text, class_text):
         for paragraph in filter(None, text.split("\n\n")):
             yield from [*(link_papers(sentence) for sentence in split_sentences(paragraph)), ""]
 
