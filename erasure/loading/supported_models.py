@@ -119,7 +119,7 @@ def check_networks(unet: Config, text_encoder: Config, vae: Config, source: str)
         raise UserError(f"the UNet of {source} takes {channels} channels where its VAE gives {latent}: {kind}; {SUPPORTED_MODELS}.")
     for setting, description in UNSUPPORTED_CONDITIONING.items():
         if unet.get(setting) is not None:
-            raise UserError(f"the UNet of {source} wants {description} ({setting} is {unet[setting]!r}); {SUPPORTED_MODELS}.")
+            raise UserError(f"the UNet of {source} needs {description} ({setting} is {unet[setting]!r}); {SUPPORTED_MODELS}.")
     kind = text_encoder.get("model_type", "clip_text_model")
     if kind not in ("clip_text_model", "clip"):
         raise UserError(f"the text encoder of {source} is of type {kind!r}; it must be a CLIPTextModel.")

@@ -431,11 +431,11 @@ def test_a_suite_can_be_limited_to_one_concept(pocket_sized_model: StableDiffusi
     edit = erase_on_small_latents(pocket_sized_model, [Concept(name="neon"), Concept(name="boat", kind="object")], tmp_path / "edit")
     plans = AuditPlan.for_edits([edit], load_suite("pocket"), "smoke")
     assert select_plans("a boat", plans) == [plans[1]]
-    with pytest.raises(UserError, match="asks about sketch alone, the edits erase neon, boat"):
+    with pytest.raises(UserError, match="selects sketch alone, but the edits erase neon, boat"):
         select_plans("sketch", plans)
     with pytest.raises(UserError, match="Did you mean 'neon'"):
         select_plans("noen", plans)
-    with pytest.raises(UserError, match="says itself what it erases"):
+    with pytest.raises(UserError, match="records what it erases"):
         load_model_and_edits(Options(edits=(tmp_path / "edit",), concept="neon"))
     with pytest.raises(UserError, match="give --model, --out as well"):  # the suite names the concept
         load_model_and_edits(Options(edits=(tmp_path,)), ("style", "neon"))

@@ -250,7 +250,7 @@ def test_wrong_orders_are_refused_before_anything_is_generated(saved: SavedEdits
     for edits, message in (
         ([saved.sketch, saved.glass, saved.neon], "apply that one first"),
         ([saved.neon], "two edits or more"),
-        ([saved.neon, saved.sketch, Edit.load(saved.folder / "neon")], "is twice in the sequence"),
+        ([saved.neon, saved.sketch, Edit.load(saved.folder / "neon")], "is duplicated in the sequence"),
     ):
         with pytest.raises(UserError, match=message):
             audit_sequence(model, edits, saved.suite, "smoke", out)
@@ -264,5 +264,5 @@ def test_a_missing_part_is_an_empty_cell_of_the_table(saved: SavedEdits) -> None
     axis: Axis = "style"
     target = {"axis": axis, "label": "neon", "request": 1, "base": None, "after": []}
     sequence = {"requests": [{"number": 1}, {"number": 2}], "targets": [target], "retained": [], "rebounds": []}
-    assert format_table(sequence)[2:] == ["| UA neon, erased by 1 | not read |  |  |"]
+    assert format_table(sequence)[2:] == ["| UA neon, erased by 1 | not measured |  |  |"]
     assert default_folder([Path("runs/a"), Path("runs/b")], "pocket", "smoke") == Path("runs/a+b/sequence-pocket-smoke")

@@ -55,7 +55,7 @@ POCKET_JUDGES = {"style": {"judge": "pocket_style"}, "object": {"judge": "pocket
         ({"attacks": SuiteAttacks(use={"random_prefix": {"tokens": 0}})}, "tokens must be at least 1"),
         (
             {"attacks": SuiteAttacks(use={"shared": {"attack": "learned_embedding", "file": "no.pt"}})},
-            "file 'no.pt' is no .*file that is there",
+            r"file 'no.pt' does not exist or is not a \.safetensors",
         ),
         (
             {"judges": {**POCKET_JUDGES, "clip": {"judge": "open_clip", "modl": "x"}}},
@@ -157,7 +157,7 @@ def test_divergence_is_a_crash_and_a_users_mistake_ends_the_audit(
 def test_rows_of_two_judges_never_mix(pocket_sized_model: StableDiffusion, neon_edit: Edit, tmp_path: Path) -> None:
     rows = run_attacks(pocket_sized_model, [neon_edit], attack_run_of(neon_edit, {"seed_search": {}}), tmp_path)
     assert run_attacks(pocket_sized_model, [neon_edit], attack_run_of(neon_edit, {"seed_search": {}}), tmp_path) == rows
-    with pytest.raises(UserError, match=r"were read by another judge \(its salt is .*--fresh to start over"):
+    with pytest.raises(UserError, match=r"were scored by another judge \(its salt is .*--fresh to start over"):
         run_attacks(pocket_sized_model, [neon_edit], attack_run_of(neon_edit, {"seed_search": {}}, NeonJudge(salt="other")), tmp_path)
 
 

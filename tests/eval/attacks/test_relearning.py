@@ -227,7 +227,7 @@ def test_wrong_fields_and_contexts_are_refused(model: StableDiffusion) -> None:
         context.cache.x_0[:2],
         torch.arange(2),
     )
-    with pytest.raises(UserError, match="no images were recorded for benign data"):
+    with pytest.raises(UserError, match="the cache holds no images for benign data"):
         next(Relearning(data="benign").fine_tune(AttackContext(**{**vars(context), "cache": cache})))
     model.pipe.erasure_sampling = SamplingOverrides(one_step_timestep=625)
     with pytest.raises(UserError, match="one-step generator never does"):
