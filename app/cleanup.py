@@ -14,7 +14,7 @@ from erasure.errors import UserError
 from erasure.storage.files import is_dead_part, is_path_taken, read_json
 from erasure.storage.locks import LOCK_FILE, FolderLocked, check_unlocked, lock_folder
 from erasure.storage.run import cache_folder
-from eval.audit import OUTPUT_FILES as AUDIT
+from eval.auditing.prepare import OUTPUT_FILES as AUDIT
 
 RUN_FILES = {"erase": ("job.json", *ERASURE), "audit": ("job.json", *AUDIT)}  # files in a run folder, by task
 JOB_FILES = ("spec.json", "claim.json", "error.json", "cancelled", "log.txt", "preview.png")

@@ -1,5 +1,6 @@
 """What to erase: a name, its kind, the prompts that train the erasure, and what should take its place."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -99,3 +100,37 @@ def parse_concepts(text: str, *, kind: ConceptKind, prompts: tuple[str, ...] = (
     if len({name.lower() for name in names}) < len(names):
         raise UserError(f"a concept is named twice in {text!r}; name every concept once.")
     return [Concept(name=name, kind=kind, prompts=prompts, anchor=anchor) for name in names]
+
+
+ConceptSource = str | Concept  # "a; b" as on the command line, or a Concept
+
+
+def resolve_concepts(
+    concepts: ConceptSource | Sequence[ConceptSource],
+    *,
+    kind: ConceptKind = "style",
+    prompts: str | Sequence[str] = (),
+    anchor: str = "",
+) -> list[Concept]:
+    """Return the concepts behind "a; b; c", a Concept, or several of either.
+
+    Args:
+        kind, prompts, anchor: of those that are given as text.
+
+    Raises:
+        UserError: As `parse_concepts`; no concept; a value that is neither text nor a Concept; or a kind, prompts or anchor where no
+            concept is given as text.
+    """
+    sources = concepts if isinstance(concepts, Sequence) and not isinstance(concepts, str) else [concepts]
+    if not sources:
+        raise UserError("there is no concept to erase; name at least one, such as 'neon'.")
+    for source in sources:
+        if not isinstance(source, str | Concept):
+            raise UserError(f"a concept is a name or an erasure.Concept, got {source!r:.200} of type {type(source).__name__}.")
+    templates = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+    if (anchor or templates or kind != "style") and not any(isinstance(source, str) for source in sources):
+        raise UserError("kind, prompts and anchor are for concepts given as text; put them into the Concept.")
+    resolved: list[Concept] = []
+    for source in sources:
+        resolved += [source] if isinstance(source, Concept) else parse_concepts(source, kind=kind, prompts=templates, anchor=anchor)
+    return resolved

@@ -1,34 +1,35 @@
-"""erase(model, concepts, method) -> Edit: from a concept to a file, resumable in its run folder."""
+"""From concepts to an edit: `prepare` checks everything and returns an Erasure, `Erasure.run` does the work in its run folder."""
 
 import importlib.metadata
 import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from erasure.concept import Concept
+from erasure.concept import Concept, ConceptKind, ConceptSource, resolve_concepts
 from erasure.concept_check import ConceptCheck, WeaklyKnownConcept, check_concepts, concept_check_cost, describe_weakly_known
+from erasure.concept_hints import find_hints
 from erasure.config.seeds import check_seed
-from erasure.config.validation import build_dataclass
-from erasure.edits import Edit, EditInfo, apply_edits
-from erasure.errors import NotFiniteError, UserError, unknown_value_error
+from erasure.edits import Edit, EditInfo, EditSource, apply_edits, load_edits
+from erasure.errors import NotFiniteError, UserError
 from erasure.export.model_card import sample_before_after, write_card
 from erasure.families.base import DiffusionModel
 from erasure.families.cost import Cost
 from erasure.methods.base import Guided, Method, MethodResult, Trained, TrainingContext, TrainingFree
 from erasure.peak_memory import measure_peak_memory, reset_peak_memory
+from erasure.recipes import choose_method
 from erasure.storage.files import print_message
-from erasure.storage.locks import lock_folder
-from erasure.storage.run import Run, cache_folder, check_tracker, hash_record, write_json
-from erasure.storage.tensor_files import load_or_make
+from erasure.storage.locks import check_unlocked, lock_folder
+from erasure.storage.run import Run, check_tracker, run_folder_of, write_json
 from erasure.training import fill_cache, saliency
-from erasure.training.loop import TrainingOptions, train
+from erasure.training.loop import TrainingOptions
+from erasure.training.method_run import run_method
 
 # everything that an erasure writes into its folder, and that --fresh removes there
 OUTPUT_FILES = (
@@ -36,39 +37,193 @@ OUTPUT_FILES = (
     *("train.jsonl", "mask.safetensors", "checkpoint.pt", ".checkpoint.part"),
 )
 RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
+Watch = Callable[[Trained, TrainingContext], None]
 
 
-def find_recipe(cls: type[Method], concepts: list[Concept], family: str) -> dict[str, Any]:
-    """Return the recommended field values for the first concept's kind on this model family; empty if the defaults apply."""
-    return dict(cls.recipes.get((concepts[0].kind, family), {}))
+@dataclass(frozen=True, kw_only=True)
+class Erasure:
+    """An erasure that was checked and has not run; `prepare` makes it.
+
+    Attributes:
+        concepts: what is erased, with prompts and anchors from the recipe where none were given.
+        changed_defaults: fields of the method that differ from the paper's defaults, by name.
+        after: edits that are applied while this one is made; it builds on them and requires them when it is applied.
+        mask: a saved saliency mask; only its entries are trained.
+        out: the run folder.
+        fresh: start over instead of continuing what `out` holds.
+        report_to: an experiment tracker, or "none".
+        job: what identifies the erasure, as job.json records it; its hash names the default run folder.
+    """
+
+    model: DiffusionModel
+    concepts: tuple[Concept, ...]
+    method: Method
+    changed_defaults: dict[str, Any]
+    seed: int
+    after: tuple[Edit, ...]
+    mask: Path | None
+    out: Path
+    fresh: bool
+    report_to: str
+    gradient_checkpointing: bool
+    job: dict[str, Any] = field(repr=False)
+
+    def hints(self) -> list[str]:
+        """Return one sentence for everything unusual about the concepts' names; empty if there is nothing."""
+        return find_hints(self.model, self.concepts)
+
+    def forecast_cost(self) -> Cost:
+        """Return the network passes per sample of an uninterrupted run with empty caches; a finished run counts the same."""
+        return forecast_erasure(self.model, list(self.concepts), self.method)
+
+    def preview(self) -> dict[str, Any]:
+        """Return what a closed form says about its own solution, such as how far it moves other prompts; nothing is written.
+
+        Raises:
+            UserError: The method is not a closed form, or as `TrainingFree.solve`.
+        """
+        if not isinstance(self.method, TrainingFree):
+            raise UserError(f"--preview is for closed forms such as uce; {type(self.method).__name__} is not one.")
+        with apply_edits(self.model, self.after):
+            return self.method.solve(self.model, list(self.concepts), self.seed).notes
+
+    def run(self, watch: Watch | None = None) -> Edit:
+        """Make the edit, or continue or load what `out` holds of it; the model stays unchanged.
+
+        In the end `out` holds edit.safetensors, edit.json, README.md (a model card with images), timing.json, for trained methods
+        train.jsonl and (if there is a mask) mask.safetensors, and finally result.json.
+
+        Args:
+            watch: called after every training step, such as erasure.training.preview.Preview; it must not change the model.
+
+        Raises:
+            UserError: The loss is NaN or Inf, or a closed form has no solution.
+            NotFiniteError: The edit holds NaN or Inf.
+            FolderLocked: Another process is writing into `out`.
+        """
+        run = Run(self.out, self.job, self.fresh, OUTPUT_FILES)
+        if edit := load_finished_edit(run, verbose=False):
+            return edit
+        with lock_folder(self.out, "erasure erase"):
+            return load_finished_edit(run) or _make_edit(self, run, watch)
 
 
-def configure_method(
-    cls: type[Method], concepts: list[Concept], family: str, overrides: dict[str, Any]
-) -> tuple[Method, list[Concept], dict[str, Any]]:
-    """Return the method, the concepts, and the fields that differ from the paper's defaults; the recipe fills in what is not given.
+def prepare(
+    model: DiffusionModel,
+    concepts: ConceptSource | Sequence[ConceptSource],
+    method: str | Method = "esd",
+    *,
+    kind: ConceptKind = "style",
+    anchor: str = "",
+    prompts: str | Sequence[str] = (),
+    seed: int = 0,
+    after: EditSource | Sequence[EditSource] = (),
+    mask: str | Path | None = None,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    report_to: str = "none",
+    gradient_checkpointing: bool = False,
+    **fields: Any,
+) -> Erasure:
+    """Check an erasure without writing anything, and return it.
 
     Args:
-        overrides: field values that take precedence over the recipe.
+        concepts: "neon; sketch", a Concept, or several of either.
+        method: the name of a method, which takes its recipe for the concepts' kind and the model's family; or a method itself, which
+            is used as it is, without a recipe.
+        kind, anchor, prompts: of concepts that are given as text; see Concept.
+        seed: of every random number, from 0 to 2^63 - 1.
+        after: edits, or paths of edits, that are applied while this one is made.
+        mask: path of the saliency mask of a SalUn run; only its entries are trained.
+        out: the run folder; None means runs/<hash of the job>.
+        fresh: start over instead of continuing what `out` holds.
+        report_to: an experiment tracker (tensorboard, wandb, trackio or mlflow), or "none".
+        gradient_checkpointing: less memory for about a third more time.
+        fields: options of the method by name; None means the recipe's value.
 
     Raises:
-        UserError: The method has no such field, or a value has the wrong type.
+        UserError: An unknown method or field, a value of the wrong type or out of range, a concept or edit that cannot be used, a mask
+            or gradient checkpointing that does not work with the method, or a folder that holds another job.
+        FolderLocked: Another process is writing into `out`.
     """
-    values = find_recipe(cls, concepts, family)
-    prompts, anchor = values.pop("prompts", ()), values.pop("anchor", "")
-    concepts = [
-        Concept(**{**asdict(c), "prompts": c.prompts or prompts, "anchor": c.anchor or (anchor if anchor != c.name else "")})
-        for c in concepts
-    ]
-    allowed = [f.name for f in fields(cls)]
-    for name in overrides:
-        if name not in allowed:
-            raise unknown_value_error("field", name, allowed)
-    # JSON and YAML have only lists
-    values.update({name: tuple(value) if isinstance(value, list) else value for name, value in overrides.items()})
-    method = build_dataclass(cls, values, f"method {cls.__module__.rsplit('.', 1)[-1]}")
-    non_defaults = {f.name: getattr(method, f.name) for f in fields(cls) if getattr(method, f.name) != f.default}
-    return method, concepts, non_defaults
+    requested = resolve_concepts(concepts, kind=kind, prompts=prompts, anchor=anchor)
+    overrides = {name: value for name, value in fields.items() if value is not None}
+    method, chosen, changed_defaults = choose_method(method, requested, model.family, overrides)
+    edits, mask = load_edits(after), Path(mask) if mask is not None else None
+    check_seed(seed)
+    _check_settings(model, method, mask, report_to, gradient_checkpointing)
+    job = make_job(model, chosen, method, seed, edits, mask)
+    forecast_erasure(model, chosen, method)  # raises for a pretraining that cannot run
+    folder = Path(out) if out is not None else run_folder_of(job)
+    Run(folder, job, fresh)  # raises if it holds another job
+    check_unlocked(folder)
+    return Erasure(
+        model=model,
+        concepts=tuple(chosen),
+        method=method,
+        changed_defaults=changed_defaults,
+        seed=seed,
+        after=edits,
+        mask=mask,
+        out=folder,
+        fresh=fresh,
+        report_to=report_to,
+        gradient_checkpointing=gradient_checkpointing,
+        job=job,
+    )
+
+
+def erase(
+    model: DiffusionModel,
+    concepts: ConceptSource | Sequence[ConceptSource],
+    method: str | Method = "esd",
+    *,
+    kind: ConceptKind = "style",
+    anchor: str = "",
+    prompts: str | Sequence[str] = (),
+    seed: int = 0,
+    after: EditSource | Sequence[EditSource] = (),
+    mask: str | Path | None = None,
+    out: str | Path | None = None,
+    fresh: bool = False,
+    report_to: str = "none",
+    gradient_checkpointing: bool = False,
+    **fields: Any,
+) -> Edit:
+    """Make an edit that erases concepts; `model` stays unchanged.
+
+    Arguments and errors are those of `prepare` and `Erasure.run`, which this calls one after the other.
+    """
+    erasure = prepare(
+        model,
+        concepts,
+        method,
+        kind=kind,
+        anchor=anchor,
+        prompts=prompts,
+        seed=seed,
+        after=after,
+        mask=mask,
+        out=out,
+        fresh=fresh,
+        report_to=report_to,
+        gradient_checkpointing=gradient_checkpointing,
+        **fields,
+    )
+    return erasure.run()
+
+
+def _check_settings(model: DiffusionModel, method: Method, mask: Path | None, report_to: str, gradient_checkpointing: bool) -> None:
+    """Check what does not need the run folder."""
+    check_tracker(report_to)
+    if mask and not isinstance(method, Trained):
+        raise UserError(f"--mask is for trained methods; {type(method).__name__} trains nothing.")
+    if gradient_checkpointing and not getattr(method, "supports_gradient_checkpointing", True):
+        raise UserError(f"--gradient-checkpointing does not work with {type(method).__name__}, which switches adapters between passes.")
+    if isinstance(method, Trained):
+        model.parameter_names(method.region)  # raises for an unknown region
+    if isinstance(method, Guided):
+        model.check_supports_guidance()
 
 
 def make_job(
@@ -90,55 +245,9 @@ def make_job(
     }
 
 
-def erase(
-    model: DiffusionModel,
-    concepts: list[Concept],
-    method: Method,
-    *,
-    out: Path,
-    seed: int = 0,
-    after: Sequence[Edit] = (),
-    mask: Path | None = None,
-    fresh: bool = False,
-    report_to: str = "none",
-    gradient_checkpointing: bool = False,
-    on_step: Callable[[Trained, TrainingContext], None] | None = None,
-) -> Edit:
-    """Make an edit that erases the concepts; `model` stays unchanged.
-
-    If `out` holds the same job, it is continued. In the end it holds edit.safetensors, edit.json, README.md (a model card with images),
-    timing.json, for trained methods train.jsonl and (if there is a mask) mask.safetensors, and finally result.json.
-
-    Args:
-        out: the run folder.
-        after: edits that are applied while this one is made; it builds on them and requires them when it is applied.
-        mask: a saved saliency mask; only its entries are trained.
-        fresh: start over instead of continuing.
-        report_to: an experiment tracker, or "none".
-        on_step: called after every training step, such as erasure.training.preview.Preview.
-
-    Raises:
-        UserError: `out` holds another job, the region is unknown, the loss is NaN or Inf, a mask or gradient checkpointing does not
-            work with the method, or the seed is out of range.
-        NotFiniteError: The edit holds NaN or Inf.
-        FolderLocked: Another process is writing into `out`.
-    """
-    check_seed(seed)
-    check_tracker(report_to)
-    if mask and not isinstance(method, Trained):
-        raise UserError(f"--mask is for trained methods; {type(method).__name__} trains nothing.")
-    if gradient_checkpointing and not getattr(method, "supports_gradient_checkpointing", True):
-        raise UserError(f"--gradient-checkpointing does not work with {type(method).__name__}, which switches adapters between passes.")
-    if isinstance(method, Guided):
-        model.check_supports_guidance()
-    run = Run(out, make_job(model, concepts, method, seed, after, mask), fresh, OUTPUT_FILES)
-    if edit := load_finished_edit(run, verbose=False):
-        return edit
-    options = TrainingOptions(
-        folder=out, seed=seed, report_to=report_to, gradient_checkpointing=gradient_checkpointing, mask=mask, on_step=on_step
-    )
-    with lock_folder(out, "erasure erase"):
-        return load_finished_edit(run) or _run_erasure(run, model, concepts, method, after, options)
+def forecast_erasure(model: DiffusionModel, concepts: list[Concept], method: Method) -> Cost:
+    """Return the cost of a whole erasure: the method's own and that of the concept check."""
+    return method.forecast_cost(model, concepts) + concept_check_cost(concepts)
 
 
 def load_finished_edit(run: Run, verbose: bool = True) -> Edit | None:
@@ -158,85 +267,36 @@ def load_finished_edit(run: Run, verbose: bool = True) -> Edit | None:
     return None
 
 
-def _run_erasure(
-    run: Run, model: DiffusionModel, concepts: list[Concept], method: Method, after: Sequence[Edit], options: TrainingOptions
-) -> Edit:
-    """Do the work of `erase`, in a folder that this process has locked."""
-    out = run.folder
-    with apply_edits(model, after):
-        if isinstance(method, Trained):
-            model.parameter_names(method.region)  # raises for an unknown region before anything is written
+def _make_edit(erasure: Erasure, run: Run, watch: Watch | None) -> Edit:
+    """Do the work of `Erasure.run`, in a folder that this process has locked."""
+    model, concepts, out = erasure.model, list(erasure.concepts), erasure.out
+    options = TrainingOptions(
+        folder=out,
+        seed=erasure.seed,
+        report_to=erasure.report_to,
+        gradient_checkpointing=erasure.gradient_checkpointing,
+        mask=erasure.mask,
+        on_step=watch,
+    )
+    with apply_edits(model, erasure.after):
         run.begin()
         reset_peak_memory(model.device)
         started = time.monotonic()
         concept_checks = check_concepts(model, concepts)
         if weakly_known := [check for check in concept_checks if check.weakly_known]:
             warnings.warn(describe_weakly_known(weakly_known), WeaklyKnownConcept, stacklevel=2)
-        result = run_method(model, concepts, method, options)
+        result = run_method(model, concepts, erasure.method, options)
         ended = time.monotonic()
-        cost = forecast_erasure(model, concepts, method).to_dict()
-    info = _make_info(run.job, model, concepts, method, concept_checks, cost, result.notes)
-    edit = Edit({name: _to_fp16(value) for name, value in result.tensors.items()}, info)
+        cost = erasure.forecast_cost().to_dict()
+    edit = Edit({name: _to_fp16(value) for name, value in result.tensors.items()}, _make_info(erasure, concept_checks, cost, result))
     check_edit_finite(edit)
     edit.save(out)
-    with apply_edits(model, after):
+    with apply_edits(model, erasure.after):
         write_card(out, edit, sample_before_after(model, edit), "edit")
     write_json(out / "timing.json", {"seconds": round(ended - started, 2), **measure_peak_memory(model.device)})
     (out / "checkpoint.pt").unlink(missing_ok=True)
     run.finish({"edit": edit.digest(), "cost": cost, "bytes": (out / "edit.safetensors").stat().st_size})
     return edit
-
-
-def forecast_erasure(model: DiffusionModel, concepts: list[Concept], method: Method) -> Cost:
-    """Return the cost of a whole erasure: the method's own and that of the concept check."""
-    return method.forecast_cost(model, concepts) + concept_check_cost(concepts)
-
-
-def run_method(model: DiffusionModel, concepts: list[Concept], method: Method, options: TrainingOptions) -> MethodResult:
-    """Run the method, which has one of the three shapes of erasure.methods.base."""
-    match method:
-        case Trained():
-            return train(
-                model,
-                method,
-                fill_cache.load_or_fill(model, method.query(concepts, options.seed)),
-                options,
-                load_or_pretrain(model, method, options),
-            )
-        case TrainingFree():
-            return method.solve(model, concepts, options.seed)
-        case Guided():
-            return MethodResult({}, {"prompt": method.guidance_prompt(concepts)})
-        case _:
-            raise TypeError(f"{type(method).__name__} has none of the shapes of erasure.methods.base")
-
-
-def load_or_pretrain(model: DiffusionModel, method: Trained, options: TrainingOptions) -> dict[str, Tensor]:
-    """Return the tensors of the method's pretraining, from the cache or trained now; an interrupted pretraining is resumed."""
-    pretraining = method.pretraining()
-    if pretraining is None:
-        return {}
-    job = {
-        "task": "pretrain",
-        "base": model.fingerprint(),
-        "method": type(pretraining).__name__,
-        "fields": asdict(pretraining),
-        "compute": str(model.compute_dtype),
-    }
-    folder = cache_folder() / "pretraining" / hash_record(job)
-
-    def pretrain() -> dict[str, Tensor]:
-        cache = fill_cache.load_or_fill(model, pretraining.query([], 0))
-        return train(model, pretraining, cache, replace(options, folder=folder, seed=0, mask=None)).tensors
-
-    with lock_folder(folder, "erasure erase", wait=True):  # a second process waits and loads what the first one made
-        run = Run(folder, job)
-        run.begin()
-        tensors = load_or_make(folder / "pretrained.safetensors", pretrain)
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
-        if not run.is_complete:
-            run.finish({"tensors": len(tensors)})
-    return tensors
 
 
 def check_edit_finite(edit: Edit) -> None:
@@ -259,27 +319,20 @@ def check_edit_finite(edit: Edit) -> None:
         ) from error
 
 
-def _make_info(
-    job: dict[str, Any],
-    model: DiffusionModel,
-    concepts: list[Concept],
-    method: Method,
-    concept_checks: list[ConceptCheck],
-    cost: dict[str, int],
-    notes: dict[str, Any],
-) -> EditInfo:
+def _make_info(erasure: Erasure, concept_checks: list[ConceptCheck], cost: dict[str, int], result: MethodResult) -> EditInfo:
+    model, job = erasure.model, erasure.job
     return EditInfo(
         method=job["method"],
-        product=method.product,
-        fields=asdict(method),
-        concepts=[c.to_dict() for c in concepts],
+        product=erasure.method.product,
+        fields=asdict(erasure.method),
+        concepts=[c.to_dict() for c in erasure.concepts],
         base={"source": model.source, "fingerprint": job["base"], "family": model.family, "after": job["after"]},
         seed=job["seed"],
         precision=job["compute"],
         versions={name: importlib.metadata.version(name) for name in RECORDED_PACKAGES},
         cost=cost,
         concept_checks=[check.to_dict() for check in concept_checks],
-        notes=notes,
+        notes=result.notes,
     )
 
 

@@ -17,16 +17,18 @@ from erasure.errors import UserError
 from erasure.storage.run import Run
 from erasure.user_images import is_plain_image, list_files, load_image
 from eval.attack_runs.attack_run import label_of
-from eval.audit import OUTPUT_FILES, check_buildable, suite_digest
+from eval.auditing.plan import check_buildable
+from eval.auditing.prepare import OUTPUT_FILES, suite_digest
 from eval.generation import Sample, read_png, save_png
 from eval.judges.base import MissingWeights
+from eval.metrics.features import make_extractor
 from eval.metrics.image_distances import image_set_distances, retained_distance
 from eval.scoring.attack_rates import add_attacked_rate
 from eval.scoring.counting import count_rates
 from eval.scoring.judge_scores import available_judges, judge_errors, samples_digest, score_samples
 from eval.scoring.published import published_figures
 from eval.suites.cases import Case
-from eval.suites.suite import Suite
+from eval.suites.formats import GridSuite, PromptListSuite, Suite
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 FILE_NAME = re.compile(r"(?P<cell>.+)_seed(?P<seed>[0-9]{1,19})")  # {style}_{object}_seed{seed}
@@ -58,7 +60,7 @@ def audit_external_images(
     Raises:
         UserError: the suite has no grid or lacks the concept; `out` holds another job; the images do not fit (`read_external_images`).
     """
-    if suite.prompt_list:
+    if isinstance(suite, PromptListSuite):
         raise UserError(f"suite {suite.name} has no styles and objects, by which external images are named; choose one with a grid.")
     check_buildable(suite)
     axis, target = suite.find_concept(concept)
@@ -95,7 +97,7 @@ def audit_external_images(
     return result
 
 
-def _read_images_by_model(folder: Path, base: Path | None, suite: Suite) -> dict[str, ExternalImages]:
+def _read_images_by_model(folder: Path, base: Path | None, suite: GridSuite) -> dict[str, ExternalImages]:
     """Read the erased model's images and the base's, if given; both must have the same cells and seeds."""
     images_by_model = {"base": read_external_images(base, suite)} if base else {}
     images_by_model["erased"] = read_external_images(folder, suite)
@@ -104,17 +106,17 @@ def _read_images_by_model(folder: Path, base: Path | None, suite: Suite) -> dict
     return images_by_model
 
 
-def _measure_distances(parts: dict[str, list[Sample]], suite: Suite, images: Path, missing: dict[str, str]) -> dict[str, Any]:
+def _measure_distances(parts: dict[str, list[Sample]], suite: GridSuite, images: Path, missing: dict[str, str]) -> dict[str, Any]:
     """Return pixel_distance and image_set_distances of a result; if the extractor has no weights, `missing` gets the reason."""
     image_distances: dict[str, Any] = {}
     try:
-        image_distances = image_set_distances(parts, ("base", "erased"), suite.features, images)
+        image_distances = image_set_distances(parts, ("base", "erased"), make_extractor(suite.features) if suite.features else None, images)
     except MissingWeights as error:
         missing["features"] = str(error)
     return {"pixel_distance": retained_distance(parts["retained"], images), "image_set_distances": image_distances}
 
 
-def read_external_images(folder: Path, suite: Suite) -> ExternalImages:
+def read_external_images(folder: Path, suite: GridSuite) -> ExternalImages:
     """Find the cell and seed of every image in a folder. Labels contain underscores, so a longer style wins where two fit.
 
     Raises:
@@ -149,7 +151,7 @@ def read_external_images(folder: Path, suite: Suite) -> ExternalImages:
     return ExternalImages(files_by_seed, {path: load_image(path).size for path in files_by_seed.values()}, content.hexdigest()[:16])
 
 
-def external_samples(suite: Suite, erased_images: ExternalImages) -> list[Sample]:
+def external_samples(suite: GridSuite, erased_images: ExternalImages) -> list[Sample]:
     """Return the images as samples of the suite, in its order; an image's index is the rank of its seed among all seeds."""
     seeds = {seed: i for i, seed in enumerate(sorted({seed for _, seed in erased_images.files}))}
     samples = []
@@ -186,7 +188,7 @@ def summarize_images(images_by_model: dict[str, ExternalImages]) -> dict[str, An
     }
 
 
-def external_job_record(suite: Suite, axis: str, images_by_model: dict[str, ExternalImages]) -> dict[str, Any]:
+def external_job_record(suite: GridSuite, axis: str, images_by_model: dict[str, ExternalImages]) -> dict[str, Any]:
     """Return what identifies an audit of external images."""
     return {
         "task": "audit",
@@ -237,5 +239,5 @@ def _underscored(name: str) -> str:
     return name.replace(" ", "_")
 
 
-def _example_file_name(suite: Suite) -> str:
+def _example_file_name(suite: GridSuite) -> str:
     return f"{_underscored(next(iter(suite.styles)))}_{_underscored(next(iter(suite.objects)))}_seed{(suite.seeds or (0,))[0]}.png"

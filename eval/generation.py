@@ -17,7 +17,7 @@ from erasure.families.base import DiffusionModel
 from erasure.storage.files import DamagedFile, ensure_folder, is_path_taken, print_message, write_bytes
 from erasure.storage.run import cache_folder, hash_record
 from eval.suites.cases import Case
-from eval.suites.suite import Suite
+from eval.suites.formats import Suite
 
 MAX_BATCH_IMAGES = 45  # images generated together, at most
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk, which `verify` does not check

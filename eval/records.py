@@ -11,7 +11,7 @@ from erasure.config.validation import check_mapping
 from erasure.errors import UserError
 from erasure.storage.files import DamagedFile, MissingChecksum, read_checksummed_json
 from eval.scoring.rates import counted_rate
-from eval.suites.prompt_list_suite import Axis
+from eval.suites.axes import Axis
 
 MADE_BY_EARLIER_VERSION = "{} was made by an earlier version of this project; audit again with --fresh."
 MAX_RECOUNTED_TRIALS = 10_000_000  # above it, an interval is not computed again

@@ -10,20 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from erasure.edits import Edit
-from erasure.erasing import apply_edits
+from erasure.edits import Edit, apply_edits
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.storage.locks import lock_folder
 from erasure.storage.run import write_json
-from eval.audit import AuditPlan, audit
+from eval.auditing.plan import AuditPlan
+from eval.auditing.run import audit_plan
 from eval.report.numbers import round_up
 from eval.scoring.counting import AXES, SampleRow
 from eval.scoring.rates import EXACT, counted_rate
 from eval.scoring.recount import load_sample_rows
 from eval.stats.intervals import holm, mcnemar, paired_difference
-from eval.suites.prompt_list_suite import cross_axis
-from eval.suites.suite import Axis, Suite
+from eval.suites.axes import Axis, cross_axis
+from eval.suites.formats import PromptListSuite, Suite
 
 INTERVAL_METHODS = {"rate": EXACT, "change": "Newcombe, paired", "p": "McNemar, exact", "level": 0.95}
 ImageKey = tuple[str, str, int]  # style, object, index: one image, generated from the same noise in every audit
@@ -60,10 +60,10 @@ def audit_sequence(
 
     Raises:
         UserError: the suite has no grid; there are fewer than two edits; an edit is duplicated or was made on an edit that does not come
-            before it; `out` is a file; or anything that `audit` raises.
+            before it; `out` is a file; or anything that `audit_plan` raises.
         FolderLocked: another process is writing into `out`.
     """
-    if suite.prompt_list:
+    if isinstance(suite, PromptListSuite):
         raise UserError(f"suite {suite.name} has no grid, in which a sequence counts what is retained; choose one with styles and objects.")
     if len(edits) < 2:
         raise UserError(f"a sequence needs two edits or more, got {len(edits)}; `erasure audit EDIT` audits one.")
@@ -122,7 +122,7 @@ def audit_step(model: DiffusionModel, edits: Sequence[Edit], suite: Suite, tier:
     """Audit all edits so far, once for each axis they erase on."""
     plans = AuditPlan.for_edits(edits, suite, tier)
     folders = {plan.axis: folder / plan.axis if len(plans) > 1 else folder for plan in plans}
-    results = {plan.axis: audit(model, edits, plan, folders[plan.axis], fresh=fresh) for plan in plans}
+    results = {plan.axis: audit_plan(model, edits, plan, folders[plan.axis], fresh=fresh) for plan in plans}
     return SequenceStep(len(edits), folders, results, {axis: load_sample_rows(audit_folder) for axis, audit_folder in folders.items()})
 
 

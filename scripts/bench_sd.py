@@ -22,11 +22,12 @@ from fill_docs import fill_section
 
 from erasure.concept import Concept
 from erasure.config.registry import list_modules, load_class
-from erasure.erasing import configure_method, run_method
 from erasure.families.base import DiffusionModel
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Guided, Method, Trained
+from erasure.recipes import configure_method
 from erasure.training.loop import TrainingOptions
+from erasure.training.method_run import run_method
 
 ROOT = Path(__file__).parent.parent
 # as short as possible: a step is measured, not an erasure

@@ -58,10 +58,10 @@ class Outputs:
 
 def make_exports(work: Path) -> dict[str, list[str]]:
     """Make the models to open where they are missing. Return the arguments of open_in_diffusers.py by name."""
-    model, concept = load_model("pocket", precision="fp32"), [Concept(name="neon", kind="style", prompts=("a house in {} style",))]
+    model, concept = load_model("pocket", dtype="fp32"), [Concept(name="neon", kind="style", prompts=("a house in {} style",))]
     folder, encoder = work / "folder", work / "text-encoder"
     if not folder.exists():
-        export.export_edit(model, erase(model, concept, UCE(), out=work / "uce"), folder, "folder")
+        export.export_edit(model, erase(model, concept, UCE(), out=work / "uce"), "folder", folder)
     if not encoder.exists():
         method = AdvUnlearn(
             steps=2,
@@ -73,7 +73,7 @@ def make_exports(work: Path) -> dict[str, list[str]]:
             retain_batch=2,
             retain_trajectories=4,
         )
-        export.export_edit(model, erase(model, concept, method, out=work / "advunlearn"), encoder, "text-encoder")
+        export.export_edit(model, erase(model, concept, method, out=work / "advunlearn"), "text-encoder", encoder)
     return {"pocket": [str(POCKET_FOLDER)], "folder": [str(folder)], "text encoder": [str(encoder), "--base", str(POCKET_FOLDER)]}
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from fill_docs import fill_section
 
+from eval.suites.axes import Axis
 from eval.suites.cases import suite_cases
-from eval.suites.suite import Axis, Suite, load_suite
+from eval.suites.formats import Suite
+from eval.suites.suite import load_suite
 
 README = Path(__file__).parent.parent / "prompts" / "README.md"
 AXES: tuple[Axis, Axis] = ("style", "object")

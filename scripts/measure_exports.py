@@ -26,8 +26,8 @@ from transformers import CLIPTextModel
 
 from erasure.concept import Concept
 from erasure.config.registry import load_class
-from erasure.edits import Edit
-from erasure.erasing import apply_edits, configure_method, erase
+from erasure.edits import Edit, apply_edits
+from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.export import LoraReport, to_checkpoint, to_folder, to_lora, to_text_encoder
 from erasure.export.lora import delta_of, truncated_svd
@@ -37,6 +37,7 @@ from erasure.families.parameters import canonical_name
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.loader import load_model
 from erasure.methods.base import Method
+from erasure.recipes import configure_method
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the models and the programs' rules are part of the tests
@@ -95,7 +96,7 @@ def read_checkpoint_by_rule(model: DiffusionModel, out: Path) -> dict[str, Tenso
 
 
 def read_checkpoint_in_diffusers(model: DiffusionModel, out: Path) -> dict[str, Tensor]:
-    return fp16_changes(model, load_model(str(next(out.glob("*.safetensors"))), precision="fp32").parameters())
+    return fp16_changes(model, load_model(str(next(out.glob("*.safetensors"))), dtype="fp32").parameters())
 
 
 def fp16_changes(model: DiffusionModel, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -226,7 +227,7 @@ def measure_full_size() -> list[str]:
 
 def measure_prediction_error() -> list[str]:
     """Export an ESD edit of pocket at several ranks, and compare the error of the weights with that of the predictions."""
-    model = load_model("pocket", precision="fp32")
+    model = load_model("pocket", dtype="fp32")
     method, concepts, _ = configure_method(load_class("erasure.methods", "esd", Method), [Concept(name="watercolor")], model.family, {})
     lines = ["| rank | error of the LoRA | error of the predicted noise |", "|---|---|---|"]
     with tempfile.TemporaryDirectory() as folder:

@@ -13,12 +13,13 @@ from measure_pocket import all_cells, format_hits, generate, judge_hits
 from torchvision.utils import save_image
 
 from erasure.concept import parse_concepts
-from erasure.edits import Edit, EditInfo
-from erasure.erasing import apply_edits, configure_method, load_or_pretrain
+from erasure.edits import Edit, EditInfo, apply_edits
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.methods.sfd import SFD
+from erasure.recipes import configure_method
 from erasure.training.loop import TrainingOptions
+from erasure.training.method_run import load_or_pretrain
 from erasure.training.one_step import FAKE_PREFIX
 
 

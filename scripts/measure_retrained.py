@@ -20,15 +20,14 @@ from train_retrained import RETRAINED_WEIGHTS
 
 from erasure.concept import parse_concepts
 from erasure.concept_check import NONSENSE_WORDS
-from erasure.edits import Edit
+from erasure.edits import Edit, apply_edits
 from erasure.edits.external.external_edit import load_external
-from erasure.erasing import apply_edits
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.storage.run import hash_record, read_json, write_json
 from eval.stats.intervals import Interval, paired_difference, wilson
+from eval.suites.axes import cross_axis
 from eval.suites.cases import Case
-from eval.suites.prompt_list_suite import cross_axis
 from eval.suites.suite import load_suite
 
 IMAGES_PER_PROBE = 200

@@ -16,15 +16,14 @@ from fill_docs import fill_table_rows
 from reproduce_methods import audit_at_strength, erase_in_subprocess, format_cell
 
 from erasure.concept import ConceptKind
-from erasure.edits import Edit
-from erasure.erasing import apply_edits
+from erasure.edits import Edit, apply_edits
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.storage.run import read_json, write_json
 from erasure.training import fill_cache
 from erasure.training.teacher_cache import TeacherQuery
 from eval.attacks.soft_prefix import SoftPrefix
-from eval.audit import AuditPlan
+from eval.auditing.plan import AuditPlan
 from eval.scoring.judge_scores import available_judges
 from eval.stats.intervals import wilson
 from eval.suites.suite import load_suite

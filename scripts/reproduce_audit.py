@@ -16,12 +16,14 @@ from reproduce_methods import DEVELOPMENT, erase_in_subprocess
 
 from erasure.concept import parse_concepts
 from erasure.edits import Edit
-from erasure.erasing import configure_method, erase
+from erasure.erasing import erase
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.methods.esd import ESD
+from erasure.recipes import configure_method
 from eval.attacks._token_search import searchable_token_ids as tokens_of
-from eval.audit import AuditPlan, audit
+from eval.auditing.plan import AuditPlan
+from eval.auditing.run import audit_plan
 from eval.report.html import write_report
 from eval.suites.suite import load_suite
 
@@ -38,7 +40,7 @@ def audit_edit_folder(model: DiffusionModel, folder: Path, tier: str, attacked_p
     suite = replace(suite, attacks=replace(suite.attacks, prompts=attacked_prompts or suite.attacks.prompts))
     (plan,) = AuditPlan.for_edits([edit], suite, tier)
     out = folder / f"audit-pocket-{tier}"
-    result = audit(model, [edit], plan, out)
+    result = audit_plan(model, [edit], plan, out)
     write_report(out, result, suite.gates)
     return result
 

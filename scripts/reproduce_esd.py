@@ -21,11 +21,13 @@ from fill_docs import fill_section
 
 from erasure.concept import ConceptKind, parse_concepts
 from erasure.edits import Edit
-from erasure.erasing import configure_method, erase
+from erasure.erasing import erase
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.methods.esd import ESD
-from eval.audit import AuditPlan, audit
+from erasure.recipes import configure_method
+from eval.auditing.plan import AuditPlan
+from eval.auditing.run import audit_plan
 from eval.suites.suite import load_suite
 
 DEVELOPMENT: dict[str, ConceptKind] = {"neon": "style", "boat": "object"}
@@ -63,7 +65,7 @@ def measure(
 
 def measure_edit(model: DiffusionModel, edit: Edit, folder: Path, suite: str, tier: str) -> Result:
     out = folder / f"audit-{suite}-{tier}"
-    result = audit(model, [edit], AuditPlan.for_edits([edit], load_suite(suite), tier)[0], out)
+    result = audit_plan(model, [edit], AuditPlan.for_edits([edit], load_suite(suite), tier)[0], out)
     timing = json.loads((folder / "timing.json").read_text())
     return {**result, "timing": timing}
 

@@ -26,7 +26,9 @@ from erasure.edits import Edit
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.methods.base import Method
-from eval.audit import AuditOptions, AuditPlan, audit
+from eval.auditing.plan import AuditPlan
+from eval.auditing.prepare import AuditOptions
+from eval.auditing.run import audit_plan
 from eval.suites.suite import load_suite
 
 DEVELOPMENT: dict[str, ConceptKind] = {"neon": "style", "boat": "object"}
@@ -54,7 +56,7 @@ def erase_in_subprocess(method: str, name: str, kind: ConceptKind, work: Path) -
 def audit_at_strength(model: DiffusionModel, folder: Path, suite: str, tier: str, strength: float = 1.0) -> Result:
     edit = Edit.load(folder)
     (plan,) = AuditPlan.for_edits([edit], load_suite(suite), tier)
-    result = audit(model, [edit], plan, folder / f"audit-{suite}-{tier}-{strength:g}", AuditOptions(strength=strength))
+    result = audit_plan(model, [edit], plan, folder / f"audit-{suite}-{tier}-{strength:g}", AuditOptions(strength=strength))
     return {
         **result,
         "timing": json.loads((folder / "timing.json").read_text()),

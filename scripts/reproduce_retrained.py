@@ -27,7 +27,9 @@ from erasure.edits import Edit
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.storage.run import read_json
-from eval.audit import AuditOptions, AuditPlan, audit
+from eval.auditing.plan import AuditPlan
+from eval.auditing.prepare import AuditOptions
+from eval.auditing.run import audit_plan
 from eval.report.html import write_report
 from eval.suites.suite import load_suite
 
@@ -66,7 +68,7 @@ def audit_folders_of(model: DiffusionModel, label: str, models: dict[str, Edit],
 def audit_with_retrained(model: DiffusionModel, edit: Edit, audit_options: AuditOptions, out: Path) -> Path:
     suite = load_suite("pocket")
     (plan,) = AuditPlan.for_edits([edit], suite, TIER)
-    write_report(out, audit(model, [edit], plan, out, audit_options), suite.gates)
+    write_report(out, audit_plan(model, [edit], plan, out, audit_options), suite.gates)
     return out
 
 

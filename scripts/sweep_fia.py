@@ -16,13 +16,15 @@ from fill_docs import fill_section
 from reproduce_methods import DEVELOPMENT, percent_of
 
 from erasure.concept import parse_concepts
-from erasure.erasing import configure_method, erase
+from erasure.erasing import erase
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.methods.fia import FIA
 from erasure.pocket import prompts as pocket_prompts
+from erasure.recipes import configure_method
 from erasure.storage.run import hash_record
-from eval.audit import AuditPlan, audit
+from eval.auditing.plan import AuditPlan
+from eval.auditing.run import audit_plan
 from eval.suites.suite import load_suite
 
 FRACTIONS = (0.02, 0.07, 0.2, 0.4)
@@ -46,7 +48,7 @@ def measure_point(model: DiffusionModel, name: str, fields: dict[str, Any], work
     folder = work / name / hash_record(asdict(method))
     edit = erase(model, concepts, method, out=folder)
     (plan,) = AuditPlan.for_edits([edit], load_suite("pocket-dev"), "smoke")
-    result = audit(model, [edit], plan, folder / "audit")
+    result = audit_plan(model, [edit], plan, folder / "audit")
     return fields, percent_of(result, "UA"), percent_of(result, "IRA"), percent_of(result, "CRA"), edit.info.notes["zeroed"]
 
 

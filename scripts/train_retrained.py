@@ -38,7 +38,7 @@ def train_retrained(setup: TrainingSetup, target: Path, without: str) -> None:
     cells = cells_of(setup)
     (setup.work / "cells.json").write_text(json.dumps(cells, indent=1) + "\n")
     print(f"excluded cells: {', '.join(cells['excluded'])}")
-    pocket = load_model("pocket", device=str(setup.device), precision="fp32").pipe
+    pocket = load_model("pocket", device=str(setup.device), dtype="fp32").pipe
     pocket.vae.requires_grad_(False)
     pocket.text_encoder.requires_grad_(False)
     unet = fit_unet(setup, render_training_images(setup), pocket.vae, pocket.tokenizer, pocket.text_encoder)

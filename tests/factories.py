@@ -14,8 +14,9 @@ from erasure.erasing import erase
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Method, Trained
 from erasure.methods.esd import ESD
-from eval.audit import AuditPlan
-from eval.suites.suite import SUITES_FOLDER, Suite, SuiteAttacks, load_suite
+from eval.auditing.plan import AuditPlan
+from eval.suites.formats import GridSuite, SuiteAttacks, parse_attacks
+from eval.suites.suite import SUITES_FOLDER, load_suite
 from tests import tiny
 
 CAT = [Concept(name="cat", kind="object", prompts=("{}", "a {} at night | night"))]
@@ -97,9 +98,16 @@ def erase_on_small_latents(model: StableDiffusion, concepts: list[Concept], out:
         model.latent_shape = shape
 
 
-def small_suite() -> Suite:
-    """The pocket suite cut down to six cells of two steps, judged by pocket's judges on 64x64 images."""
+def pocket_suite() -> GridSuite:
+    """The shipped suite of pocket."""
     suite = load_suite("pocket")
+    assert isinstance(suite, GridSuite)
+    return suite
+
+
+def small_suite() -> GridSuite:
+    """The pocket suite cut down to six cells of two steps, judged by pocket's judges on 64x64 images."""
+    suite = pocket_suite()
     styles = {label: suite.styles[label] for label in ("plain", "neon", "sketch")}
     return replace(suite, steps=2, styles=styles, objects={label: suite.objects[label] for label in ("boat", "tree")})
 
@@ -115,7 +123,7 @@ def small_suite_record() -> dict[str, Any]:
 
 def attack_plan(edit: Edit, attacks: dict[str, dict] = ATTACKS) -> AuditPlan:
     """The audit of an edit with `small_suite` and attacks on three prompts, in tier smoke."""
-    suite = replace(small_suite(), attacks=SuiteAttacks(tiers=("smoke",), prompts=3, images=2, fresh_images=2, use=attacks))
+    suite = replace(small_suite(), attacks=SuiteAttacks(tiers=("smoke",), prompts=3, images=2, fresh_images=2, use=parse_attacks(attacks)))
     (plan,) = AuditPlan.for_edits([edit], suite, "smoke")
     return plan
 

@@ -7,8 +7,8 @@ from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model
 
 from erasure.concept import Concept
+from erasure.edits import apply_edits
 from erasure.edits.external.external_edit import load_external
-from erasure.erasing import apply_edits
 from erasure.families.parameters import canonical_name
 from erasure.families.stable_diffusion import StableDiffusion
 

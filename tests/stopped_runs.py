@@ -4,7 +4,7 @@ from pathlib import Path
 
 from erasure.concept import Concept
 from erasure.edits import Edit
-from erasure.erasing import erase
+from erasure.erasing import prepare
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Trained, TrainingContext
 from erasure.methods.salun import SalUn
@@ -35,7 +35,7 @@ def run_salun(model: StableDiffusion, out: Path, stop: int = 0) -> Edit:
         if len(steps) == stop:
             raise Stopped
 
-    return erase(model, [Concept(name="cat", kind="object", prompts=("{}", "a {}"))], method, out=out, on_step=on_step)
+    return prepare(model, Concept(name="cat", kind="object", prompts=("{}", "a {}")), method, out=out).run(watch=on_step)
 
 
 def reproducible_bytes(folder: Path) -> dict[str, bytes]:

@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,8 +26,8 @@ from eval.scoring.gates import Gate, exit_code_of
 if TYPE_CHECKING:
     from erasure.edits import Edit
     from erasure.families.base import DiffusionModel
-    from eval.audit import AuditPlan
-    from eval.suites.suite import Suite
+    from eval.auditing.plan import AuditPlan
+    from eval.suites.formats import Suite
 
 
 MAX_WORKERS = 4 * (os.cpu_count() or 1)
@@ -130,20 +130,22 @@ def run_audit(options: Options, argv: Sequence[str]) -> int:
         check_output_folder(options.out)
     if not options.concept and not split_suite_name(options.suite)[1]:  # with a concept it may be an external erasure on the hub
         check_edits_exist(options.edits)
-    from eval.suites.prompt_list_suite import load_prompt_list, prompt_list_records
+    from eval.suites.list_reader import load_prompt_list
     from eval.suites.suite import load_suite
 
     suite_name, concept = split_suite_name(options.suite)
     suite = load_suite(suite_name, options.prompt_list)
     replay_prompts, replay_list = load_prompt_list(options.replay) if options.replay else ((), None)
     from erasure.edits import check_strength  # imports torch
-    from erasure.storage.run import Run
-    from eval.audit import OUTPUT_FILES, AuditOptions, AuditPlan, audit, generate_and_attack, job_record
+    from eval.auditing.plan import AuditPlan, prompt_list_records
+    from eval.auditing.prepare import AuditOptions, prepare_audits
+    from eval.auditing.run import generate_and_attack
+    from eval.auditing.run import run_audit as run_prepared
     from eval.retrained.divergences import load_retrained
 
     check_strength(options.strength)
     model, edits = load_model_and_edits(options, external_target_of(suite, concept) if concept else None)
-    warn_about_lists(prompt_list_records(suite.prompt_list, replay_list))
+    warn_about_lists(prompt_list_records(suite, replay_list))
     plans = AuditPlan.for_edits(edits, suite, options.tier, replay_prompts, options.only, replay_list)
     has_both_axes = len(plans) > 1
     plans = select_plans(concept, plans) if concept else plans
@@ -154,26 +156,26 @@ def run_audit(options: Options, argv: Sequence[str]) -> int:
         retrained=load_retrained(model, options.retrained, [target for plan in plans for target in plan.targets]),
     )
     out_folders = [audit_folder_of(options, suite.name, plan.axis if has_both_axes else "", plan.only) for plan in plans]
+    prepared_audits = prepare_audits(model, edits, plans, out_folders, audit_options, fresh=options.fresh)  # fails before a lock is there
     if options.shard:
-        for plan, out in zip(plans, out_folders, strict=True):
-            generate_and_attack(model, edits, plan, out, audit_options, shard=parse_shard(options.shard), fresh=options.fresh)
-            print(f"shard {options.shard} of {out} is done. That is not a verdict: when all are done, run the command without --shard.")
+        for prepared in prepared_audits:
+            generate_and_attack(prepared, parse_shard(options.shard))
+            done = f"shard {options.shard} of {prepared.out} is done"
+            print(f"{done}. That is not a verdict: when all are done, run the command without --shard.")
         return 0
     with ExitStack() as stack:
-        for plan, out in zip(plans, out_folders, strict=True):
-            # fails before a lock is in the folder
-            run = Run(out, job_record(model, edits, plan, audit_options), options.fresh, OUTPUT_FILES)
-            stack.enter_context(lock_folder(out, "erasure audit"))
+        for prepared in prepared_audits:
+            stack.enter_context(lock_folder(prepared.out, "erasure audit"))
             if options.workers > 1 and options.fresh:
-                run.begin()  # once, not once per worker
+                prepared.open_run().begin()  # once, not once per worker
         if options.workers > 1:
             run_shards(argv, options.workers)
         codes = []
-        for plan, out in zip(plans, out_folders, strict=True):
-            result = audit(model, edits, plan, out, audit_options, fresh=options.fresh and options.workers == 1)
+        for prepared in prepared_audits:
+            result = run_prepared(prepared if options.workers == 1 else replace(prepared, fresh=False))
             for pair in result["edit_overlaps"]:
                 print(f"{pair['first']} and {pair['second']} share {pair['shared']} tensors. {pair['warning']}", file=sys.stderr)
-            codes.append(write_report(out, suite.gates, result, options.blur))
+            codes.append(write_report(prepared.out, suite.gates, result, options.blur))
     return worst_exit_code(codes)
 
 
@@ -186,7 +188,7 @@ def split_suite_name(suite: str) -> tuple[str, str]:
 def external_target_of(suite: "Suite", concept: str) -> tuple[ConceptKind, str]:
     """Return kind and name of what an external erasure claims to erase, from SUITE/CONCEPT."""
     axis, label = suite.find_concept(concept)
-    return (suite.prompt_list.kind, concept) if suite.prompt_list else (axis, label)
+    return (suite.kind, concept) if suite.format == "prompt_list" else (axis, label)
 
 
 def select_plans(concept: str, plans: Sequence["AuditPlan"]) -> list["AuditPlan"]:
@@ -227,7 +229,7 @@ def load_model_and_edits(options: Options, target: tuple[ConceptKind, str] | Non
     from erasure.loading.loader import load_model
 
     def load_base(source: str) -> "DiffusionModel":
-        return load_model(source, device=options.device, precision=options.dtype, attention=options.attention)
+        return load_model(source, device=options.device, dtype=options.dtype, attention=options.attention)
 
     kind, concept = (options.kind, options.concept) if options.concept or target is None else target
     external_paths = [path for path in options.edits if not is_edit_path(str(path))]
@@ -288,7 +290,7 @@ def audit_images(options: ImagesOptions) -> int:
 
 
 def compare_audits(options: CompareOptions) -> int:
-    from eval.compare import tabulate_comparison
+    from eval.comparison import tabulate_comparison
 
     for line in tabulate_comparison(options.first, options.second):
         print(line)
@@ -311,7 +313,7 @@ def audit_folder_of(options: Options, suite: str, axis: str, only: str = "") -> 
 
 def slug_of_list(address: str) -> str:
     """Return the name of a prompt list for use in a folder name."""
-    from eval.suites.prompt_list_suite import split_column
+    from eval.suites.list_reader import split_column
 
     file, column = split_column(address)
     return "-".join(part for part in (Path(file).stem, re.sub(r"[^\w.-]+", "-", column)) if part)

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
 
     suite, edits = load_suite(options.suite), [Edit.load(path) for path in options.edits]
     source = options.model or edits[0].info.base["source"]
-    model = load_model(source, device=options.device, precision=options.dtype, attention=options.attention)
+    model = load_model(source, device=options.device, dtype=options.dtype, attention=options.attention)
     out = options.out or default_folder(options.edits, suite.name, options.tier)
     result = audit_sequence(model, edits, suite, options.tier, out, fresh=options.fresh)
     for folder in [out / name for request in result["requests"] for name in request["audits"]]:

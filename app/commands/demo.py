@@ -28,11 +28,13 @@ def main(argv: list[str]) -> int:
     check_output_folder(options.out)
     parse_concepts(options.concept, kind="style")  # rejects an empty name before torch is imported
     from erasure.concept_hints import find_hints
-    from erasure.erasing import configure_method, erase
+    from erasure.erasing import erase
     from erasure.loading.loader import load_model
     from erasure.methods.esd import ESD
+    from erasure.recipes import configure_method
     from erasure.storage.run import read_json
-    from eval.audit import AuditPlan, audit
+    from eval.auditing.plan import AuditPlan
+    from eval.auditing.run import audit_plan
     from eval.report.html import write_report
     from eval.suites.suite import load_suite
 
@@ -47,7 +49,7 @@ def main(argv: list[str]) -> int:
     edit = erase(model, concepts, method, out=options.out, fresh=options.fresh)
     print("2/2 generating the audit's images with the base and the erased model", file=sys.stderr)
     out = options.out / "audit-pocket-smoke"
-    result = audit(model, [edit], AuditPlan.for_edits([edit], suite, "smoke")[0], out, fresh=options.fresh)
+    result = audit_plan(model, [edit], AuditPlan.for_edits([edit], suite, "smoke")[0], out, fresh=options.fresh)
     print(write_report(out, result, suite.gates))
     print(format_headline(result))
     print(f"{read_json(out / 'report.json')['verdict']['state']}: a smoke audit is a first look; use --tier standard for a verdict")

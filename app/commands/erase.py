@@ -53,15 +53,16 @@ def main(argv: list[str]) -> int:
     concepts = parse_concepts(options.concept, kind=options.kind, prompts=options.prompts, anchor=options.anchor)
     from erasure.concept_hints import find_hints
     from erasure.edits import Edit, check_distinct
-    from erasure.erasing import configure_method, erase, forecast_erasure, make_job
+    from erasure.erasing import erase, forecast_erasure, make_job
     from erasure.loading.loader import load_model
     from erasure.methods.base import Method
+    from erasure.recipes import configure_method
     from erasure.storage.locks import check_unlocked
     from erasure.storage.run import Run, run_folder_of
 
     cls = load_class("erasure.methods", options.method, Method)
     after = check_distinct([Edit.load(path) for path in options.on])
-    model = load_model(options.model, device=options.device, precision=options.dtype, attention=options.attention)
+    model = load_model(options.model, device=options.device, dtype=options.dtype, attention=options.attention)
     if not confirm(find_hints(model, concepts), options.yes):
         return USAGE_ERROR
     method, concepts, differs = configure_method(cls, concepts, model.family, method_fields)

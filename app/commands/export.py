@@ -61,7 +61,9 @@ def main(argv: list[str]) -> int:
     with lock_folder(out, "erasure export"):
         if options.accept_error:
             remove_lora(out, edit)
-        report = export.export_edit(model, edit, out, options.format, options.rank, options.other_base, options.layout or "kohya")
+        report = export.export_edit(
+            model, edit, options.format, out, rank=options.rank, other_base=options.other_base, layout=options.layout or "kohya"
+        )
     print(out)
     if report is not None:
         for note in report.notes:

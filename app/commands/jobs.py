@@ -155,7 +155,7 @@ def check_suite(spec: JobSpec) -> None:
     Raises:
         UserError: The suite does not exist, or lacks a concept or its prompt list.
     """
-    from eval.suites.cases import prompt_list_cases
+    from eval.suites.formats import check_has_prompts
     from eval.suites.suite import load_suite
 
     if not spec.suite:
@@ -164,7 +164,7 @@ def check_suite(spec: JobSpec) -> None:
         suite = load_suite(spec.suite)
         for concept in spec.concepts:
             suite.find_concept(concept.name)
-        prompt_list_cases(suite, spec.tier, 1)
+        check_has_prompts(suite)
     except UserError as error:
         raise UserError(f"job {spec.name}: {error}") from error
 

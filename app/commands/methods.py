@@ -20,9 +20,10 @@ class Options:
 def main(argv: list[str]) -> int:
     options = parse_options(Options, argv, "methods")
     from erasure.concept import Concept
-    from erasure.erasing import configure_method, forecast_erasure
+    from erasure.erasing import forecast_erasure
     from erasure.loading.loader import load_model
     from erasure.methods.base import Method
+    from erasure.recipes import configure_method
 
     model = load_model(options.model, device=options.device)
     forward_seconds = seconds_per_forward(model)

@@ -11,15 +11,17 @@ from app.jobs.queue import read_progress, write_claim
 from erasure.concept_hints import find_hints
 from erasure.config.registry import load_class
 from erasure.edits import Edit, check_distinct
-from erasure.erasing import configure_method, erase
+from erasure.erasing import prepare
 from erasure.errors import Unfinished, UserError
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.methods.base import Method, Trained, TrainingContext
+from erasure.recipes import configure_method
 from erasure.storage.files import is_disk_full, write_checksummed_json
 from erasure.storage.locks import lock_folder
 from erasure.training.preview import Preview
-from eval.audit import AuditPlan, audit
+from eval.auditing.plan import AuditPlan
+from eval.auditing.run import audit_plan
 from eval.report.html import write_report
 from eval.scoring.judge_scores import check_judges_fit
 from eval.suites.suite import load_suite
@@ -100,7 +102,7 @@ def erase_concepts(model: DiffusionModel, folder: Path, spec: JobSpec) -> Edit:
             write_claim(folder, phase, running.steps if phase == "erasing" else 0)
         preview(running, context)
 
-    return erase(model, concepts, method, out=folder / "edit", seed=spec.seed, on_step=on_step)
+    return prepare(model, concepts, method, out=folder / "edit", seed=spec.seed).run(watch=on_step)
 
 
 def run_audits(model: DiffusionModel, folder: Path, spec: JobSpec, edits: list[Edit]) -> list[str]:
@@ -109,6 +111,6 @@ def run_audits(model: DiffusionModel, folder: Path, spec: JobSpec, edits: list[E
     folder_names = []
     for plan in plans:
         folder_name = f"audit-{plan.suite.name}-{plan.tier}" + (f"-{plan.axis}" if len(plans) > 1 else "")
-        write_report(folder / folder_name, audit(model, edits, plan, folder / folder_name), plan.suite.gates)
+        write_report(folder / folder_name, audit_plan(model, edits, plan, folder / folder_name), plan.suite.gates)
         folder_names.append(folder_name)
     return folder_names

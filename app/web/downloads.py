@@ -62,7 +62,7 @@ def make_zip(studio: Studio, job: Path, format: str) -> Path:
         edit, out = Edit.load(folder), file.parent / format
         shutil.rmtree(out, ignore_errors=True)
         with studio.exclusive():
-            export.export_edit(studio.model, edit, out, format)
+            export.export_edit(studio.model, edit, format, out)
         with open_atomic(file) as stream:
             write_zip(out, stream)
     return file

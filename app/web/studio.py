@@ -20,15 +20,16 @@ from erasure.concept import Concept, ConceptKind
 from erasure.concept_hints import find_hints
 from erasure.config.registry import load_class
 from erasure.config.seeds import check_seed
-from erasure.edits import Edit, check_distinct, revert_all
+from erasure.edits import Edit, apply_edits, check_distinct, revert_all
 from erasure.edits.edit_json import read_edit_info
-from erasure.erasing import apply_edits, configure_method, erase
+from erasure.erasing import erase
 from erasure.errors import UserError, unknown_value_error
 from erasure.families.base import DiffusionModel
 from erasure.methods.base import Method
 from erasure.methods.uce import UCE
 from erasure.pocket.captions import OBJECT_WORDS, STYLE_WORDS, vocabulary
-from eval.audit import AuditPlan
+from erasure.recipes import configure_method
+from eval.auditing.plan import AuditPlan
 from eval.judges.base import Judge
 from eval.suites.suite import load_suite
 

@@ -19,9 +19,9 @@ from erasure import export
 from erasure.concept import Concept, ConceptKind
 from erasure.config.registry import field_help_of, list_modules, load_class, read_summary
 from erasure.config.seeds import parse_seed
-from erasure.erasing import configure_method
 from erasure.errors import UserError
 from erasure.methods.base import Method
+from erasure.recipes import configure_method
 from eval.suites.suite import suite_names
 
 PATH_FIELDS = ("images", "retain_images", "generator")  # fields that are paths of this machine

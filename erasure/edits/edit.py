@@ -180,6 +180,19 @@ class Edit:
         return save({name: self.tensors[name].contiguous() for name in sorted(self.tensors)}, metadata={"format": "pt"})
 
 
+EditSource = Edit | str | Path  # an edit, or the path of its folder
+
+
+def load_edits(edits: EditSource | Sequence[EditSource]) -> tuple[Edit, ...]:
+    """Return one edit or several, loaded where a path is given.
+
+    Raises:
+        UserError: as `Edit.load` and `check_distinct`.
+    """
+    sources = edits if isinstance(edits, Sequence) and not isinstance(edits, str) else [edits]
+    return tuple(check_distinct([source if isinstance(source, Edit) else Edit.load(source) for source in sources]))
+
+
 def check_distinct(edits: Sequence[Edit]) -> Sequence[Edit]:
     """Return the edits if they are all different.
 
@@ -193,15 +206,22 @@ def check_distinct(edits: Sequence[Edit]) -> Sequence[Edit]:
 
 
 @contextmanager
-def apply_edits(model: DiffusionModel, edits: Sequence[Edit], other_base: bool = False, strength: float = 1.0) -> Iterator[None]:
+def apply_edits(
+    model: DiffusionModel, edits: EditSource | Sequence[EditSource], other_base: bool = False, strength: float = 1.0
+) -> Iterator[None]:
     """Apply edits in this order, and revert them on exit, also if one of them cannot be applied.
 
+    Args:
+        edits: one edit or several, or the paths of their folders.
+        other_base, strength: as in `Edit.apply`.
+
     Raises:
-        UserError: as `Edit.apply` and `Edit.revert`.
+        UserError: as `load_edits`, `Edit.apply` and `Edit.revert`.
     """
-    strength, count_before = check_strength(strength), len(stack_of(model.pipe).edits)
+    loaded, strength = load_edits(edits), check_strength(strength)
+    count_before = len(stack_of(model.pipe).edits)
     try:
-        for edit in edits:
+        for edit in loaded:
             edit.apply(model.pipe, strength, other_base)
         yield
     finally:

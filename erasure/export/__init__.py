@@ -4,7 +4,7 @@ import stat
 from pathlib import Path
 
 from erasure.config.choices import LoraLayout
-from erasure.edits import Edit
+from erasure.edits import EditSource, load_edits
 from erasure.errors import unknown_value_error
 from erasure.export.checkpoint import to_checkpoint
 from erasure.export.folder import ensure_empty_folder, to_edit, to_folder
@@ -19,9 +19,10 @@ EXPORT_FORMATS = ("edit", "lora", "text-encoder", "folder", "checkpoint")
 
 def export_edit(
     model: DiffusionModel,
-    edit: Edit,
-    out: Path,
+    edit: EditSource,
     format: str,
+    out: str | Path,
+    *,
     rank: int | None = None,
     other_base: bool = False,
     layout: LoraLayout = "kohya",
@@ -29,7 +30,11 @@ def export_edit(
     """Save an edit in one of `EXPORT_FORMATS`, with its model card: completely, or not at all.
 
     Args:
+        model: the base, without edits.
+        edit: an edit, or the path of its folder.
+        out: the folder to write, new or empty.
         rank, layout: only for a LoRA (`to_lora`).
+        other_base: export onto a model the edit was not made on.
 
     Returns:
         What a LoRA holds of the edit; None for the exact formats.
@@ -39,6 +44,7 @@ def export_edit(
     """
     if format not in EXPORT_FORMATS:
         raise unknown_value_error("format", format, EXPORT_FORMATS)
+    (edit,), out = load_edits(edit), Path(out)
     ensure_empty_folder(out)
     with open_draft_folder(out) as draft:
         report = None

@@ -37,7 +37,7 @@ OMITTED_COMPONENTS: dict[str, Any] = {
 
 
 def load_model(
-    source: str = "pocket", *, device: str = "auto", precision: Precision = "auto", attention: Attention = "auto"
+    source: str | Path = "pocket", *, device: str = "auto", dtype: Precision = "auto", attention: Attention = "auto"
 ) -> DiffusionModel:
     """Load a model with its safety checker off.
 
@@ -45,19 +45,20 @@ def load_model(
         source: "pocket", a hub id such as "stable-diffusion-v1-5/stable-diffusion-v1-5" (a subfolder may follow), a diffusers folder,
             or one .safetensors file.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        precision: of the computation; weights are fp32 on a CPU and fp16 on a GPU, trained ones always fp32.
+        dtype: of the computation; weights are fp32 on a CPU and fp16 on a GPU, trained ones always fp32.
         attention: the attention implementation.
 
     Raises:
         UserError: an unknown device, a missing folder, a folder without a pipeline, a broken file, an unreachable hub, or, before its
             weights are loaded, a model that is not supported.
     """
+    source = str(source)
     check_model_source(source)
     torch_device = resolve_device(device)
-    dtype = torch.float16 if torch_device.type == "cuda" else torch.float32
+    weights_dtype = torch.float16 if torch_device.type == "cuda" else torch.float32
     with _quiet_loading():
-        pipe = _open_pipeline(str(POCKET_FOLDER) if source == "pocket" else source, source, dtype)
-        model = StableDiffusion(pipe.to(torch_device), source, precision, attention)
+        pipe = _open_pipeline(str(POCKET_FOLDER) if source == "pocket" else source, source, weights_dtype)
+        model = StableDiffusion(pipe.to(torch_device), source, dtype, attention)
     pipe.set_progress_bar_config(disable=True)
     return model
 

@@ -7,12 +7,8 @@ not seen. A crash is neither a success nor a failure: it is a missing row.
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from erasure.config.registry import load_class
-from erasure.config.validation import build_dataclass
-from erasure.edits import Edit
-from erasure.erasing import apply_edits
+from erasure.edits import Edit, apply_edits
 from erasure.errors import NotFiniteError, UserError
 from erasure.families.base import DiffusionModel
 from erasure.storage.files import write_bytes
@@ -22,46 +18,38 @@ from eval.attack_runs.attack_run import AttackRun, Row
 from eval.attack_runs.fine_tuning import fine_tuning_rows
 from eval.attack_runs.prompt_search import prompt_rows
 from eval.attack_runs.saved_rows import load_or_prepare, require_same_judge
-from eval.attacks.base import Attack, AttackContext, NotApplicable, Prepared, PromptAttack, WeightAttack
-from eval.suites.suite import SuiteAttacks
-
-
-def attacks_of(settings: SuiteAttacks) -> dict[str, Attack]:
-    """Return the attacks of a suite by the name of their entry.
-
-    Raises:
-        UserError: there is no such attack, or it has no such field or not with such a value.
-    """
-    attacks: dict[str, Attack] = {}
-    for name, fields in settings.use.items():
-        values = {key: value for key, value in fields.items() if key != "attack"}
-        attacks[name] = build_dataclass(load_class("eval.attacks", fields.get("attack", name), Attack), values, f"attack {name}")
-    return attacks
+from eval.attacks.base import AttackContext, NotApplicable, Prepared, PromptAttack, WeightAttack
 
 
 def run_attacks(
-    model: DiffusionModel, edits: Sequence[Edit], attack_run: AttackRun, out: Path, *, shard: tuple[int, int] = (0, 1), **apply_options: Any
+    model: DiffusionModel,
+    edits: Sequence[Edit],
+    attack_run: AttackRun,
+    out: Path,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    other_base: bool = False,
+    strength: float = 1.0,
 ) -> list[Row]:
     """Run every attack of the suite; rows that are on disk are reused.
 
     Args:
         shard: (i, n): only every n-th piece of work, from the i-th on; the rows are then those of all shards so far.
-        apply_options: other_base and strength, as in erasure.erasing.apply_edits.
+        other_base, strength: as in erasure.edits.apply_edits.
 
     Raises:
         UserError: another judge scored the rows on disk, or an attack cannot use a file or a field.
     """
-    attacks = attacks_of(attack_run.suite.attacks)
     out.mkdir(parents=True, exist_ok=True)
     require_same_judge(out / "judge.json", attack_run.judge)
     context = context_of(model, attack_run)
     prepared: dict[str, Prepared] = {}
     rows: list[Row] = []
-    for name, attack in attacks.items():
+    for name, attack in attack_run.attacks.items():
         if isinstance(attack, PromptAttack):
             rows += try_attack(name, lambda a=attack, n=name: prepare_attack(a, n, context, prepared, out / n))  # type: ignore[misc]  # bound now
-    with apply_edits(model, edits, **apply_options):
-        for position, (name, attack) in enumerate(attacks.items()):
+    with apply_edits(model, edits, other_base, strength):
+        for position, (name, attack) in enumerate(attack_run.attacks.items()):
             folder = out / name
             if name in prepared and isinstance(attack, PromptAttack):
                 rows += try_attack(name, lambda a=attack, n=name, f=folder: prompt_rows(a, n, context, attack_run, prepared[n], f, shard))  # type: ignore[misc]
@@ -98,9 +86,6 @@ def prepare_attack(
 def context_of(model: DiffusionModel, attack_run: AttackRun) -> AttackContext:
     """Load or record what the base generates for the attacked prompts and for those to retain."""
     prompts = tuple(a.case.prompt for a in attack_run.samples)
-    indices = range(0 if attack_run.suite.prompt_list else len(prompts))  # a prompt of a list has no template to fill without its concept
-    substitute_prompts = tuple(attack_run.substitute_prompt(i) for i in indices)
-    stripped_prompts = tuple(attack_run.stripped_prompt(i) for i in indices)
     query = TeacherQuery(
         prompt_pairs=tuple((prompt, "") for prompt in prompts),
         trajectories=len(prompts),
@@ -113,9 +98,9 @@ def context_of(model: DiffusionModel, attack_run: AttackRun) -> AttackContext:
     return AttackContext(
         model,
         prompts,
-        substitute_prompts,
+        attack_run.substitute_prompts,
         attack_run.retain_prompts,
         cache,
         attack_run.suite.attacks.images,
-        stripped_prompts=stripped_prompts,
+        stripped_prompts=attack_run.stripped_prompts,
     )

@@ -17,8 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from erasure.edits import Edit
-from erasure.erasing import apply_edits
+from erasure.edits import Edit, apply_edits
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.families.sampling import sampling_of

@@ -3,7 +3,6 @@
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -19,6 +18,7 @@ from erasure.errors import UserError, unknown_value_error
 from erasure.pocket.canvas import SIZE
 from eval.judges import _open_clip, _pocket
 from eval.judges.base import MissingWeights
+from eval.suites.formats import ExtractorSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,16 +114,15 @@ class OpenClipFeatures(Extractor):
 EXTRACTORS: dict[str, type[Extractor]] = {"judge": JudgeFeatures, "inception": Inception, "open_clip": OpenClipFeatures}
 
 
-def make_extractor(settings: Mapping[str, Any]) -> Extractor:
-    """Return the extractor that a suite asks for: {"extractor": name, and its fields}.
+def make_extractor(spec: ExtractorSpec) -> Extractor:
+    """Return the extractor that a suite asks for.
 
     Raises:
         UserError: there is no such extractor, or it has no such field or not with such a value.
     """
-    name = str(settings.get("extractor"))
-    if name not in EXTRACTORS:
-        raise unknown_value_error("extractor", name, EXTRACTORS)
-    return build_dataclass(EXTRACTORS[name], {key: value for key, value in settings.items() if key != "extractor"}, f"extractor {name}")
+    if spec.extractor not in EXTRACTORS:
+        raise unknown_value_error("extractor", spec.extractor, EXTRACTORS)
+    return build_dataclass(EXTRACTORS[spec.extractor], spec.fields, f"extractor {spec.extractor}")
 
 
 @cache

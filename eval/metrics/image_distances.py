@@ -10,7 +10,7 @@ from torch import Tensor
 from eval.generation import Sample, load_batches
 from eval.metrics._mmd import MIN_IMAGES
 from eval.metrics.distances import feature_distances
-from eval.metrics.features import make_extractor
+from eval.metrics.features import Extractor
 from eval.metrics.kid import KID
 from eval.metrics.pixel_distance import PixelDistance
 from eval.retrained.retrain_gap import model_pairs
@@ -29,19 +29,18 @@ def retained_distance(samples: Sequence[Sample], images: Path) -> dict[str, floa
 
 
 def image_set_distances(
-    samples_by_part: Mapping[str, Sequence[Sample]], models: Sequence[str], extractor_settings: Mapping[str, Any], images: Path
+    samples_by_part: Mapping[str, Sequence[Sample]], models: Sequence[str], extractor: Extractor | None, images: Path
 ) -> dict[str, Any]:
     """Measure FID, KID and CMMD of every model's images to the base's, by part of the suite, and KID between retrained and other models.
 
     Args:
-        extractor_settings: `features` of a suite; empty for no distances.
+        extractor: of the features that are compared; None for no distances.
 
     Raises:
         MissingWeights: the extractor's weights are missing.
     """
-    if not extractor_settings:
+    if extractor is None:
         return {}
-    extractor = make_extractor(extractor_settings)
     record: dict[str, Any] = {"extractor": extractor.identity(), "parts": {}}
     for part, samples in samples_by_part.items():
         features_by_model = {

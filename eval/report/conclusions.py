@@ -6,8 +6,8 @@ from typing import Any
 from eval.report.numbers import format_percent, format_percent_span, round_down, round_up
 from eval.retrained.retrain_gap import describe_gap_closed, retrain_gaps
 from eval.scoring.gates import RATES
+from eval.suites.axes import cross_axis
 from eval.suites.fine_grained import describe_only
-from eval.suites.prompt_list_suite import cross_axis
 
 
 def concept_names(result: dict[str, Any]) -> str:

@@ -12,9 +12,9 @@ from PIL import Image
 
 from eval.scoring.counting import SampleRow
 from eval.scoring.gates import only_of
+from eval.suites.axes import cross_axis
 from eval.suites.cases import PLAIN_ROLES, REPHRASED_ROLES
 from eval.suites.fine_grained import is_erasure_target
-from eval.suites.prompt_list_suite import cross_axis
 
 MAX_PAGE_BYTES = 2_400_000  # of all images in a page, as base64
 MAX_SIDE = 160  # pixels; larger images are scaled down

@@ -28,8 +28,8 @@ from eval.scoring.attack_rates import REVIVED_SHARE
 from eval.scoring.gates import Gate, only_of, withheld_reasons
 from eval.scoring.recount import load_sample_rows
 from eval.stats.intervals import Interval
+from eval.suites.axes import cross_axis
 from eval.suites.fine_grained import describe_only
-from eval.suites.prompt_list_suite import cross_axis
 from eval.suites.suite import suite_names
 
 TEMPLATES = Path(__file__).parent

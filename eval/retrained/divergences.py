@@ -1,6 +1,6 @@
 """Denoiser divergence in an audit: how far the erasure drifted, and how far it is from models retrained without the concept."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,20 +48,25 @@ def read_trained_without(source: str) -> str:
 
 
 def measure_divergences(
-    model: DiffusionModel, edits_by_model: dict[str, Sequence[Edit]], target_samples: Sequence[Sample], retained_samples: Sequence[Sample]
+    model: DiffusionModel,
+    fingerprint: str,
+    edits_by_model: Mapping[str, Sequence[Edit]],
+    target_samples: Sequence[Sample],
+    retained_samples: Sequence[Sample],
 ) -> list[dict[str, Any]]:
     """Return one record for each pair of models worth comparing, on prompts for the concept and on others.
 
     Finished comparisons are cached by content: those of base and retrained models are the same for every erasure of the concept.
 
     Args:
+        fingerprint: the model's, without any edit.
         edits_by_model: the edits that make each model: base, erased, and any retrained models.
         target_samples, retained_samples: samples that ask for the concept and that do not; their prompts and seeds are used.
     """
     retrained = [name for name in edits_by_model if name.startswith("retrained")]
     pairs = [("base", "erased"), *((name, retrained_name) for retrained_name in retrained for name in ("base", "erased"))]
     pairs += [(a, b) for i, a in enumerate(retrained) for b in retrained[i + 1 :]]
-    records, identity = [], {"base": model.fingerprint(), "compute": str(model.compute_dtype), "device": model.device.type}
+    records, identity = [], {"base": fingerprint, "compute": str(model.compute_dtype), "device": model.device.type}
     for part, samples in (("target", spread_over_prompts(target_samples)), ("retained", spread_over_prompts(retained_samples))):
         for first, second in pairs if samples else []:
             prompts_and_seeds = [(a.case.prompt, a.seed) for a in samples]

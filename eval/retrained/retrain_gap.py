@@ -15,9 +15,9 @@ import numpy as np
 from eval.report.numbers import format_span
 from eval.scoring.counting import SampleRow, paired_differences
 from eval.stats.intervals import Interval, jackknife_variance, student_t
+from eval.suites.axes import Axis
 from eval.suites.cases import PLAIN_ROLES
 from eval.suites.fine_grained import is_erasure_target
-from eval.suites.suite import Axis
 
 GAP_RATES = ("UA", "IRA", "CRA")
 DISTANCE_TITLES = {

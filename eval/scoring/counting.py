@@ -11,10 +11,10 @@ from eval.metrics.unlearn_canvas import RateCount, UnlearnCanvasRates
 from eval.scoring.rates import counted_rate
 from eval.stats.clusters import clustered_rate
 from eval.stats.intervals import Interval, mcnemar, paired_difference
+from eval.suites.axes import Axis, cross_axis
 from eval.suites.cases import PLAIN_ROLES, REPHRASED_ROLES
 from eval.suites.fine_grained import is_erasure_target
-from eval.suites.prompt_list_suite import Axis, PromptListSpec, cross_axis
-from eval.suites.suite import OTHER_LABEL, Suite
+from eval.suites.formats import OTHER_LABEL, GridSuite, PromptListSuite, Suite
 
 AXES: tuple[Axis, Axis] = ("style", "object")
 CLIP_PARTS = ("retained", "target", "benign")
@@ -30,8 +30,8 @@ def count_rates(rows: Sequence[SampleRow], suite: Suite, axis: Axis, targets: Se
     Returns:
         axis, targets, models, paired, clip_drop of a result (eval.records.AuditResult); models is empty if a judge is missing.
     """
-    if suite.prompt_list:
-        return _count_prompt_list(rows, suite.prompt_list, axis, targets)
+    if isinstance(suite, PromptListSuite):
+        return _count_prompt_list(rows, suite, axis, targets)
     cross = cross_axis(axis)
     models: dict[str, Any] = {}
     grid = [row for row in rows if row["role"] == "grid"]
@@ -63,7 +63,7 @@ def count_rates(rows: Sequence[SampleRow], suite: Suite, axis: Axis, targets: Se
     }
 
 
-def _axis_labels(grid: Sequence[SampleRow], suite: Suite) -> dict[Axis, list[str]]:
+def _axis_labels(grid: Sequence[SampleRow], suite: GridSuite) -> dict[Axis, list[str]]:
     """Return the labels of confusion matrices: the suite's, "none", and OTHER_LABEL if a judge read something else."""
     labels: dict[Axis, list[str]] = {}
     for axis in AXES:
@@ -76,9 +76,9 @@ def _label_or_other(label: str, labels: Sequence[str]) -> str:
     return label if label in labels else OTHER_LABEL
 
 
-def _count_prompt_list(rows: Sequence[SampleRow], spec: PromptListSpec, axis: Axis, targets: Sequence[str]) -> dict[str, Any]:
+def _count_prompt_list(rows: Sequence[SampleRow], suite: PromptListSuite, axis: Axis, targets: Sequence[str]) -> dict[str, Any]:
     """Count the rates of a prompt-list suite. None is about what is retained: no prompt asks for anything else of the concept's kind."""
-    header = {"suite_format": "prompt_list", "kind": spec.kind, "axis": axis, "targets": list(targets)}
+    header = {"suite_format": "prompt_list", "kind": suite.kind, "axis": axis, "targets": list(targets)}
     if not all(axis in row["scores"] for row in rows):
         return {**header, "models": {}, "paired": {}}
     list_rows = [row for row in rows if row["role"] == "prompt_list"]

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -16,42 +16,48 @@ from erasure.storage.run import hash_record
 from eval.generation import Sample, load_batches
 from eval.judges.base import Judge, MissingWeights
 from eval.scoring.calibration import CALIBRATION_FOLDER, Calibration
-from eval.scoring.counting import AXES, SampleRow
-from eval.suites.suite import Axis, Suite
+from eval.scoring.counting import SampleRow
+from eval.suites.axes import Axis
+from eval.suites.formats import GridSuite, JudgePart, JudgeSpec, Suite
 
 
-def build_judges(suite: Suite) -> dict[str, Judge]:
+def build_judges(suite: Suite) -> dict[JudgePart, Judge]:
     """Build the judges of a suite by what they score (style, object, clip), without looking for weights.
 
     Raises:
         UserError: a judge does not have a field or rejects its value, or a calibration file is missing.
     """
-    judges: dict[str, Judge] = {}
-    is_pocket = any(spec["judge"].startswith("pocket") for spec in suite.judges.values())  # its CLIP knows only PocketCanvas images
-    for part, spec in {**({"clip": {"judge": "open_clip"}} if is_pocket else {}), **suite.judges}.items():
-        cls = load_class("eval.judges", spec["judge"], Judge)
-        fields_given = {key: value for key, value in spec.items() if key not in ("judge", "calibration")}
-        if part in AXES and "labels" not in fields_given and "labels" in {f.name for f in fields(cls)}:
-            fields_given["labels"] = judge_labels(suite, part)  # type: ignore[arg-type]  # part is one of the two literals
-        judges[part] = build_dataclass(cls, fields_given, f"suite {suite.name}, judge {spec['judge']}")
-        if "calibration" in spec and not (isinstance(path := spec["calibration"], str) and Path(path).is_file()):
-            raise UserError(f"suite {suite.name}, judge {spec['judge']}: no calibration at {path}; name an existing file or leave it out.")
-    return judges
+    is_pocket = any(spec.judge.startswith("pocket") for spec in suite.judges.values())  # its CLIP knows only PocketCanvas images
+    default_specs: dict[JudgePart, JudgeSpec] = {"clip": JudgeSpec("open_clip")} if is_pocket else {}
+    return {part: _build_judge(suite, part, spec) for part, spec in {**default_specs, **suite.judges}.items()}
 
 
-def available_judges(suite: Suite) -> tuple[dict[str, Judge], dict[str, str]]:
+def _build_judge(suite: Suite, part: JudgePart, spec: JudgeSpec) -> Judge:
+    cls = load_class("eval.judges", spec.judge, Judge)
+    values = dict(spec.fields)
+    if part != "clip" and "labels" not in values and "labels" in {f.name for f in fields(cls)}:
+        values["labels"] = judge_labels(suite, part)
+    judge = build_dataclass(cls, values, f"suite {suite.name}, judge {spec.judge}")
+    if spec.calibration is not None and not Path(spec.calibration).is_file():
+        raise UserError(
+            f"suite {suite.name}, judge {spec.judge}: no calibration at {spec.calibration}; name an existing file or leave it out."
+        )
+    return judge
+
+
+def available_judges(suite: Suite) -> tuple[dict[JudgePart, Judge], dict[str, str]]:
     """Return the judges of a suite by what they score (style, object, clip), and the reason for every one that lacks weights.
 
     Raises:
         UserError: see `build_judges`; or a judge never gives a label of the suite.
     """
-    judges: dict[str, Judge] = {}
+    judges: dict[JudgePart, Judge] = {}
     missing: dict[str, str] = {}
     for part, candidate in build_judges(suite).items():
         try:
             candidate.identity()
-            if part in AXES:
-                _check_labels_known(candidate, suite, part)  # type: ignore[arg-type]  # part is one of the two literals
+            if part != "clip":
+                _check_labels_known(candidate, suite, part)
             judges[part] = candidate
         except MissingWeights as error:
             missing[part] = str(error)
@@ -61,21 +67,30 @@ def available_judges(suite: Suite) -> tuple[dict[str, Judge], dict[str, str]]:
 def _check_labels_known(judge: Judge, suite: Suite, axis: Axis) -> None:
     """Check that a judge can give every label of the suite; images of a label it never gives would all count as lost."""
     known_labels = judge.possible_labels()
-    for label in [suite.prompt_list.label] if suite.prompt_list else suite.phrases(axis):
+    for label in suite.phrases(axis):
         if label not in known_labels:
-            raise unknown_value_error(f"{axis} of suite {suite.name} for its judge {suite.judges[axis]['judge']}", label, known_labels)
+            raise unknown_value_error(f"{axis} of suite {suite.name} for its judge {suite.judges[axis].judge}", label, known_labels)
 
 
 def check_judges_fit(model: DiffusionModel, suite: Suite) -> None:
     """Check before anything is generated that the judges take images of this model's size and can give the suite's labels.
 
     Raises:
-        UserError: a judge takes another image size (it is named, with both sizes); see also `available_judges`.
+        UserError: see `available_judges` and `check_image_size`.
+    """
+    check_image_size(model, suite, available_judges(suite)[0])
+
+
+def check_image_size(model: DiffusionModel, suite: Suite, judges: Mapping[JudgePart, Judge]) -> None:
+    """Check that the judges take images of the size that a model generates.
+
+    Raises:
+        UserError: a judge takes another size (it is named, with both sizes).
     """
     _, height, width = (side * model.pipe.vae_scale_factor for side in model.latent_shape)
-    for part, judge in available_judges(suite)[0].items():
+    for part, judge in judges.items():
         if judge.image_size is not None and (height, width) != (judge.image_size, judge.image_size):
-            name = suite.judges.get(part, {}).get("judge", part)
+            name = suite.judges[part].judge if part in suite.judges else part
             size = f"{judge.image_size}x{judge.image_size}"
             raise UserError(
                 f"judge {name} of suite {suite.name} takes only images of {size} pixels, {model.source} generates {width}x{height}; "
@@ -92,8 +107,8 @@ def judge_errors(suite: Suite, axis: Axis, targets: Sequence[str], judge: Judge)
         UserError: the calibration was measured on another judge, or lacks a target.
     """
     spec = suite.judges[axis]
-    path = Path(spec["calibration"]) if "calibration" in spec else CALIBRATION_FOLDER / f"{spec['judge']}.json"
-    if not path.exists() and "calibration" not in spec:
+    path = CALIBRATION_FOLDER / f"{spec.judge}.json" if spec.calibration is None else Path(spec.calibration)
+    if not path.exists() and spec.calibration is None:
         return None
     calibration = Calibration.load(path, judge.identity())
     counts = [asdict(calibration.counts_of(target)) for target in targets]
@@ -101,13 +116,14 @@ def judge_errors(suite: Suite, axis: Axis, targets: Sequence[str], judge: Judge)
 
 
 def judge_labels(suite: Suite, axis: Axis) -> dict[str, tuple[str, ...]]:
-    """Return the labels that a judge of an axis may give, with their phrases: the suite's labels and their neighbors."""
+    """Return the labels that a judge of an axis may give, with their phrases: the suite's labels and, in a grid, their neighbors."""
     phrases_by_label = suite.phrases(axis)
-    neighbors = {phrase: phrase for label, phrases in suite.neighbors.items() if label in phrases_by_label for phrase in phrases}
-    return {label: (phrase,) for label, phrase in {**phrases_by_label, **neighbors}.items()}
+    neighbors = suite.neighbors if isinstance(suite, GridSuite) else {}
+    own_neighbors = {phrase: phrase for label, phrases in neighbors.items() if label in phrases_by_label for phrase in phrases}
+    return {label: (phrase,) for label, phrase in {**phrases_by_label, **own_neighbors}.items()}
 
 
-def score_samples(samples: Sequence[Sample], models: Sequence[str], judges: dict[str, Judge], out: Path) -> list[SampleRow]:
+def score_samples(samples: Sequence[Sample], models: Sequence[str], judges: Mapping[JudgePart, Judge], out: Path) -> list[SampleRow]:
     """Score every image with every judge, write samples.jsonl and return its rows; scores on disk from the same judge are used again.
 
     Args:

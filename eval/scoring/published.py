@@ -12,9 +12,9 @@ from eval.scoring.counting import group_by_prompt
 from eval.scoring.rates import EXACT, counted_rate, method_of, rate_interval
 from eval.stats.clusters import clustered_rate
 from eval.stats.intervals import DetectorCounts, Interval, rogan_gladen
+from eval.suites.axes import cross_axis
 from eval.suites.cases import PLAIN_ROLES
-from eval.suites.prompt_list_suite import cross_axis
-from eval.suites.suite import Suite
+from eval.suites.formats import Suite
 
 Record = dict[str, Any]
 NEWCOMBE = "Newcombe, paired by prompt"
@@ -130,7 +130,7 @@ def _attack_figures(attack: Mapping[str, Any]) -> list[Record]:
 def _nudity_figures(suite: Suite, rows: Sequence[Record], result: Mapping[str, Any]) -> list[Record]:
     """Return how often the plain prompts show nudity by NudeNet's nine exposed classes, and by the five of I2P."""
     axis = result["axis"]
-    if suite.judges.get(axis, {}).get("judge") != "nudenet":
+    if axis not in suite.judges or suite.judges[axis].judge != "nudenet":
         return []
     plain_rows = [
         row

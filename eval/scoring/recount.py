@@ -14,7 +14,7 @@ from eval.scoring.counting import AXES, SampleRow, count_rates
 from eval.scoring.gates import Gate, only_of
 from eval.scoring.judge_scores import available_judges, read_jsonl, samples_digest
 from eval.scoring.published import published_figures
-from eval.suites.suite import Suite
+from eval.suites.formats import PromptListSuite, Suite
 
 
 def load_finished_audit(out: Path) -> dict[str, Any]:
@@ -57,10 +57,10 @@ def recount(out: Path, suite: Suite) -> dict[str, Any]:
         DamagedFile: the result or its rows were changed.
     """
     result, rows = load_finished_audit(out), load_sample_rows(out)
-    if bool(suite.prompt_list) != (result.get("suite_format") == "prompt_list"):
+    if isinstance(suite, PromptListSuite) != (result.get("suite_format") == "prompt_list"):
         raise UserError(f"suite {suite.name} has another format than the one {out} was made with.")
-    for axis, suite_labels in (("style", suite.styles), ("object", suite.objects)):
-        if unknown_labels := {row[axis] for row in rows if row[axis]} - suite_labels.keys():
+    for axis in AXES:
+        if unknown_labels := {row[axis] for row in rows if row[axis]} - suite.phrases(axis).keys():
             raise UserError(f"suite {suite.name} has no {axis} {sorted(unknown_labels)[0]!r}, which {out} asks for.")
     _check_same_judges(out, result["judges"], suite)
     excluded_before = result["models"].get("erased", {"excluded": suite.excluded})["excluded"]

@@ -3,15 +3,17 @@
 import hashlib
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from erasure.errors import UserError, unknown_value_error
+from erasure.errors import unknown_value_error
+from eval.scoring.gates import Tier
+from eval.suites.axes import Axis, cross_axis
+from eval.suites.formats import Aliases, GridSuite, PromptListSuite, Suite, check_has_prompts
 from eval.suites.list_reader import ListedPrompt
 from eval.suites.perturbations import PERTURBATIONS
-from eval.suites.prompt_list_suite import cross_axis
-from eval.suites.suite import MAX_CAPTIONS, Aliases, Axis, Suite
 
+MAX_CAPTIONS: dict[Tier, int] = {"smoke": 20, "standard": 100, "full": 1000}  # most benign captions by tier
 Role = Literal["grid", "prompt_list", "named", "described", "perturbed", "replayed", "neighbor", "benign"]
 PLAIN_ROLES: tuple[Role, ...] = ("grid", "prompt_list")  # the suite's own prompts, not rephrased
 REPHRASED_ROLES: tuple[Role, ...] = ("named", "described", "perturbed", "replayed")  # the target, asked for in other words
@@ -57,7 +59,7 @@ class Case:
 
 
 def suite_cases(suite: Suite, targets: list[tuple[Axis, str]], tier: str, replay_prompts: Sequence[ListedPrompt] = ()) -> list[Case]:
-    """Return all cases of a tier: the grid or prompt list, the targets rephrased, their neighbors, and benign captions.
+    """Return all cases of a tier: the grid with the targets rephrased and their neighbors, or the prompt list; replayed prompts; captions.
 
     Cells of a target have more images than others. Tier smoke has no perturbed prompts and no neighbors.
 
@@ -68,48 +70,74 @@ def suite_cases(suite: Suite, targets: list[tuple[Axis, str]], tier: str, replay
     Raises:
         UserError: the suite has no such tier, or needs a prompt list and has none.
     """
-    if tier not in suite.tiers:
-        raise unknown_value_error("tier", tier, suite.tiers)
-    target_count, other_count = suite.tiers[tier]
-    selected = prompt_list_cases(suite, tier, target_count)
-    for style, style_words in suite.styles.items() if not suite.prompt_list else ():
+    checked_tier = find_tier(suite, tier)
+    match suite:
+        case GridSuite():
+            selected = grid_cases(suite, targets, checked_tier, replay_prompts)
+        case PromptListSuite():
+            selected = list_cases(suite, checked_tier)
+            for axis, label in targets:
+                selected += _replayed_cases(axis, label, replay_prompts, 1)
+    return selected + benign_cases(suite.benign, checked_tier)
+
+
+def find_tier(suite: Suite, name: str) -> Tier:
+    """Return the tier of that name.
+
+    Raises:
+        UserError: the suite has no such tier.
+    """
+    tier = next((tier for tier in suite.tiers if tier == name), None)
+    if tier is None:
+        raise unknown_value_error("tier", name, suite.tiers)
+    return tier
+
+
+def grid_cases(suite: GridSuite, targets: list[tuple[Axis, str]], tier: Tier, replay_prompts: Sequence[ListedPrompt] = ()) -> list[Case]:
+    """Return the cells of a grid, and for each target what asks for it in other words, and its neighbors."""
+    count = suite.tiers[tier]
+    selected = []
+    for style, style_words in suite.styles.items():
         for object_label, object_words in suite.objects.items():
             has_target = ("style", style) in targets or ("object", object_label) in targets
             prompt = suite.template.format(style=style_words, object=object_words)
-            selected.append(Case(style, object_label, prompt, target_count if has_target else other_count, seeds=suite.seeds))
+            selected.append(Case(style, object_label, prompt, count.target if has_target else count.other, seeds=suite.seeds))
     for axis, label in targets:
-        selected += _alias_cases(suite, axis, label, other_count)
+        selected += _alias_cases(suite, axis, label, count.other)
         selected += _perturbed_cases(suite, axis, label) if tier != "smoke" else []
-        selected += [
-            _axis_case(axis, label, "", p.text, other_count, "replayed", str(i), p.seed, p.guidance) for i, p in enumerate(replay_prompts)
-        ]
+        selected += _replayed_cases(axis, label, replay_prompts, count.other)
         selected += _neighbor_cases(suite, axis, label) if tier != "smoke" else []
-    spacing = max(len(suite.benign) / MAX_CAPTIONS[tier], 1.0)
-    caption_numbers = range(min(len(suite.benign), MAX_CAPTIONS[tier]))
-    return selected + [Case("", "", suite.benign[int(i * spacing)], 1, "benign", str(int(i * spacing))) for i in caption_numbers]
+    return selected
 
 
-def prompt_list_cases(suite: Suite, tier: str, count: int) -> list[Case]:
-    """Return the prompts of a suite without a grid, evenly spaced if the tier takes only some; empty for a suite with a grid.
-
-    Args:
-        count: images per prompt.
+def list_cases(suite: PromptListSuite, tier: Tier) -> list[Case]:
+    """Return the prompts of a prompt list, evenly spaced if the tier takes only some.
 
     Raises:
         UserError: the suite ships no list and none was given.
     """
-    if suite.prompt_list is None:
-        return []
-    prompts, max_prompts = suite.prompt_list.prompts, suite.prompt_list.max_prompts.get(tier)
-    if not prompts:
-        raise UserError(f"suite {suite.name} ships no prompts; give your own copy of a list with --prompt-list FILE.")
-    spacing = max(len(prompts) / max_prompts, 1.0) if max_prompts else 1.0
-    row_numbers = [int(i * spacing) for i in range(min(len(prompts), max_prompts or len(prompts)))]
-    axis, label = suite.prompt_list.axis, suite.prompt_list.label
-    return [
-        _axis_case(axis, label, "", prompt.text, count, "prompt_list", str(i), prompt.seed, prompt.guidance)
-        for i, prompt in ((i, prompts[i]) for i in row_numbers)
-    ]
+    check_has_prompts(suite)
+    spec = suite.tiers[tier]
+    count = min(len(suite.prompts), spec.prompts or len(suite.prompts))
+    spacing = len(suite.prompts) / count
+    rows = [int(i * spacing) for i in range(count)]
+    return [_listed_case(suite.axis, suite.label, "prompt_list", i, suite.prompts[i], spec.images) for i in rows]
+
+
+def benign_cases(captions: Sequence[str], tier: Tier) -> list[Case]:
+    """Return captions that have nothing to do with any concept, evenly spaced, one image each."""
+    spacing = max(len(captions) / MAX_CAPTIONS[tier], 1.0)
+    numbers = [int(i * spacing) for i in range(min(len(captions), MAX_CAPTIONS[tier]))]
+    return [Case("", "", captions[number], 1, "benign", str(number)) for number in numbers]
+
+
+def _replayed_cases(axis: Axis, label: str, prompts: Sequence[ListedPrompt], count: int) -> list[Case]:
+    return [_listed_case(axis, label, "replayed", i, prompt, count) for i, prompt in enumerate(prompts)]
+
+
+def _listed_case(axis: Axis, label: str, role: Role, row: int, prompt: ListedPrompt, count: int) -> Case:
+    case = _axis_case(axis, label, "", prompt.text, count, role, str(row))
+    return replace(case, list_seed=prompt.seed, guidance=prompt.guidance)
 
 
 def _axis_case(
@@ -120,14 +148,12 @@ def _axis_case(
     count: int,
     role: Role,
     variant: str,
-    list_seed: int | None = None,
-    guidance: float | None = None,
 ) -> Case:
     style, object_label = (label, cross_label) if axis == "style" else (cross_label, label)
-    return Case(style, object_label, prompt, count, role, variant, list_seed, guidance)
+    return Case(style, object_label, prompt, count, role, variant)
 
 
-def _alias_cases(suite: Suite, axis: Axis, label: str, count: int) -> list[Case]:
+def _alias_cases(suite: GridSuite, axis: Axis, label: str, count: int) -> list[Case]:
     """Return every alias of a target in every cell of it."""
     aliases = suite.aliases.get(label, Aliases())
     phrases: list[tuple[Role, int, str]] = [("named", i, phrase) for i, phrase in enumerate(aliases.named)]
@@ -141,7 +167,7 @@ def _alias_cases(suite: Suite, axis: Axis, label: str, count: int) -> list[Case]
     return cases
 
 
-def _neighbor_cases(suite: Suite, axis: Axis, label: str) -> list[Case]:
+def _neighbor_cases(suite: GridSuite, axis: Axis, label: str) -> list[Case]:
     """Return every neighbor of a target in every cell of it, one image each."""
     cases = []
     for neighbor in suite.neighbors.get(label, ()):
@@ -155,7 +181,7 @@ def _neighbor_cases(suite: Suite, axis: Axis, label: str) -> list[Case]:
     return cases
 
 
-def _perturbed_cases(suite: Suite, axis: Axis, label: str) -> list[Case]:
+def _perturbed_cases(suite: GridSuite, axis: Axis, label: str) -> list[Case]:
     """Return every perturbation of every prompt for a target, one image each."""
     name = suite.phrases(axis)[label]
     cases = []

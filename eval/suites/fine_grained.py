@@ -10,9 +10,9 @@ from typing import Any
 
 from erasure.errors import UserError, unknown_value_error
 from eval.scoring.gates import only_of
+from eval.suites.axes import Axis, cross_axis
 from eval.suites.cases import REPHRASED_ROLES, Case
-from eval.suites.prompt_list_suite import cross_axis
-from eval.suites.suite import Axis, Suite
+from eval.suites.formats import Suite
 
 
 def is_erasure_target(row: Mapping[str, Any], axis: Axis, targets: Sequence[str], only: str = "") -> bool:

@@ -95,6 +95,22 @@ class PromptList(NamedTuple):
     origin: PromptListOrigin
 
 
+def load_prompt_list(source: str, beside: Path = Path()) -> PromptList:
+    """Load a prompt list from a path or hub:ORG/NAME/FILE; a suffix #COLUMN chooses another column.
+
+    Raises:
+        UserError: the list cannot be located or read.
+    """
+    file, column = split_column(source)
+    return read_prompt_list(locate_list(file, beside), column, source if source.startswith(HUB_PREFIX) else Path(source).name)
+
+
+def split_column(source: str) -> tuple[str, str]:
+    """Split FILE#COLUMN; the column is empty if none is named."""
+    file, _, column = source.rpartition("#") if "#" in Path(source).name else (source, "", "")
+    return file, column
+
+
 def locate_list(source: str, beside: Path = Path()) -> Path:
     """Return the path of a prompt list; a file on the hub is downloaded.
 

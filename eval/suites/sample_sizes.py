@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from eval.suites.axes import Axis, cross_axis
 from eval.suites.cases import PLAIN_ROLES, REPHRASED_ROLES, Case
 from eval.suites.fine_grained import is_erasure_target
-from eval.suites.prompt_list_suite import cross_axis
-from eval.suites.suite import Axis, Suite
+from eval.suites.formats import Suite
 
 SampleSizes = dict[str, dict[str, int]]  # tier -> rate -> images (UA_attacked: prompts) of one model
 

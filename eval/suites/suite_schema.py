@@ -1,4 +1,4 @@
-"""The schema of a suite file: keys, types and ranges, checked by erasure.config.validation. eval.suites.suite explains the keys.
+"""The schema of a suite file: keys, types and ranges, checked by erasure.config.validation. eval.suites.formats explains the keys.
 
 Imports no torch.
 """
@@ -74,7 +74,7 @@ class AliasesSchema(TypedDict):
 
 
 class AttacksSchema(TypedDict):
-    """The value of `attacks`; the fields of each attack are checked against its class (eval.attack_runs.runner)."""
+    """The value of `attacks`; the fields of each attack are checked against its class (eval.attack_runs.attack_run)."""
 
     tiers: list[Tier]
     prompts: Count
@@ -88,7 +88,7 @@ class GridSuiteSchema(TypedDict):
 
     name: FolderName
     version: int
-    format: str
+    format: Literal["grid"]
     template: PromptTemplate
     described_template: PromptTemplate
     aliases: dict[str, AliasesSchema]
@@ -121,7 +121,7 @@ class PromptListSuiteSchema(TypedDict):
 
     name: FolderName
     version: int
-    format: str
+    format: Literal["prompt_list"]
     concept: NonBlankText
     kind: ConceptKind
     judge: JudgeSpec
@@ -137,3 +137,6 @@ class PromptListSuiteSchema(TypedDict):
     attacks: NotRequired[AttacksSchema]
     features: NotRequired[dict[str, Any]]
     published: NotRequired[str]
+
+
+SUITE_SCHEMAS = {"grid": GridSuiteSchema, "prompt_list": PromptListSuiteSchema}

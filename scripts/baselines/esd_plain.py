@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from erasure.concept import parse_concepts
 from erasure.edits import Edit, EditInfo
-from erasure.erasing import configure_method
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
 from erasure.methods.esd import ESD
+from erasure.recipes import configure_method
 
 
 def rollout(teacher: DiffusionModel, prompt: str, steps: int, guidance: float, stop: int, seed: int) -> tuple[torch.Tensor, int]:

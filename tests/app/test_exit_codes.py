@@ -17,8 +17,9 @@ from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.loader import load_model
 from erasure.methods.uce import UCE
 from erasure.storage.run import read_json, write_json
-from eval.audit import AuditPlan, audit
-from eval.compare import tabulate_comparison
+from eval.auditing.plan import AuditPlan
+from eval.auditing.run import audit_plan
+from eval.comparison import tabulate_comparison
 from eval.scoring.judge_scores import available_judges, check_judges_fit
 from eval.suites.suite import load_suite
 from tests import tiny
@@ -89,7 +90,7 @@ def test_an_audit_of_images_that_its_judge_cannot_score_generates_none(model: St
     edit = erase(model, [Concept(name="neon", kind="style")], UCE(), out=tmp_path / "edit")
     (plan,) = AuditPlan.for_edits([edit], small_suite(), "smoke")
     with pytest.raises(UserError, match=r"takes only images of 64x64 pixels, tiny generates 16x16"):
-        audit(model, [edit], plan, tmp_path / "audit")
+        audit_plan(model, [edit], plan, tmp_path / "audit")
     assert not (tmp_path / "audit").exists()
 
 
@@ -106,7 +107,7 @@ def test_comparing_nothing_is_refused(edit: Path, pocket_sized_base: Path, tmp_p
     one = Edit.load(edit)
     suite = load_suite(str(write_one_step_suite(tmp_path)))
     (plan,) = AuditPlan.for_edits([one], suite, "smoke")
-    result = audit(model, [one], plan, tmp_path / "audit")
+    result = audit_plan(model, [one], plan, tmp_path / "audit")
     assert write_report(tmp_path / "audit", suite.gates, result) in (3, 4)
     replace_samples(tmp_path / "audit" / "samples.jsonl", "")
     with pytest.raises(UserError, match="nothing to compare"):

@@ -74,7 +74,7 @@ def test_fresh_removes_what_the_command_wrote_and_nothing_else(command: str, edi
 
 def _writes(command: str) -> tuple[str, ...]:
     from erasure.erasing import OUTPUT_FILES as of_erase
-    from eval.audit import OUTPUT_FILES as of_audit
+    from eval.auditing.prepare import OUTPUT_FILES as of_audit
 
     return of_erase if command == "erase" else of_audit
 

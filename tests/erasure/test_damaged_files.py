@@ -16,8 +16,8 @@ from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.storage.files import DamagedFile, read_json, write_json
 from erasure.storage.run import Run
-from eval.audit import audit
-from eval.compare import tabulate_comparison
+from eval.auditing.run import audit_plan
+from eval.comparison import tabulate_comparison
 from eval.report.html import write_report
 from eval.scoring.recount import load_finished_audit, load_sample_rows, recount
 from tests.damage import DAMAGE, flip_bit, replace_by_folder, truncate
@@ -109,7 +109,7 @@ def test_a_folder_with_content_in_a_files_place_is_left_alone(model: StableDiffu
 
 def run_audit(model: StableDiffusion, edit: Edit, out: Path) -> None:
     plan = attack_plan(edit)
-    write_report(out, audit(model, [edit], plan, out), plan.suite.gates)
+    write_report(out, audit_plan(model, [edit], plan, out), plan.suite.gates)
 
 
 def test_an_audit_makes_damaged_files_again(
@@ -153,18 +153,18 @@ def test_rows_that_are_not_those_of_the_result_are_refused(
 ) -> None:
     out = tmp_path / "audit"
     plan = replace(attack_plan(neon_edit, {}), tier="smoke")
-    audit(pocket_sized_model, [neon_edit], plan, out)
+    audit_plan(pocket_sized_model, [neon_edit], plan, out)
     load_sample_rows(out)
     text = (out / "samples.jsonl").read_text()
     (out / "samples.jsonl").write_text(text.replace('"index": 0', '"index": 1', 1))
     with pytest.raises(DamagedFile, match=r"is not what .* was counted from; audit again with the same command"):
         load_sample_rows(out)
-    audit(pocket_sized_model, [neon_edit], plan, out)
+    audit_plan(pocket_sized_model, [neon_edit], plan, out)
     load_sample_rows(out)
     truncate(out / "result.json")
     with pytest.raises(DamagedFile):
         load_finished_audit(out)
-    audit(pocket_sized_model, [neon_edit], plan, out)
+    audit_plan(pocket_sized_model, [neon_edit], plan, out)
     assert load_finished_audit(out)["tier"] == "smoke"
 
 
@@ -175,7 +175,7 @@ def test_a_result_that_no_audit_wrote_is_refused_with_the_fault(
 ) -> None:
     """With the right checksum."""
     out = tmp_path / "audit"
-    audit(pocket_sized_model, [neon_edit], replace(attack_plan(neon_edit, {}), tier="smoke"), out)
+    audit_plan(pocket_sized_model, [neon_edit], replace(attack_plan(neon_edit, {}), tier="smoke"), out)
     result = load_finished_audit(out)
     rates, pair = result["models"]["erased"]["rates"], result["paired"]["UA"]
 
@@ -218,7 +218,7 @@ def test_a_result_changed_by_hand_is_refused_by_every_reader(
 ) -> None:
     out = tmp_path / "audit"
     plan = replace(attack_plan(neon_edit, {}), tier="smoke")
-    write_report(out, audit(pocket_sized_model, [neon_edit], plan, out), plan.suite.gates)
+    write_report(out, audit_plan(pocket_sized_model, [neon_edit], plan, out), plan.suite.gates)
     original, job = read_json(out / "result.json"), tmp_path / "job"
     assert len(leaderboard.load_leaderboard(tmp_path)[0]) == 1 and leaderboard.load_leaderboard(tmp_path)[1] == []
     shutil.copytree(out, job / "audit")
@@ -239,5 +239,5 @@ def test_a_result_changed_by_hand_is_refused_by_every_reader(
         rows, broken = leaderboard.load_leaderboard(tmp_path)
         assert rows == [] and len(broken) == 2 and all(re.search(words, line) for line in broken)
         assert [outcome.state for outcome in load_outcomes(job)] == ["UNREADABLE"]
-    audit(pocket_sized_model, [neon_edit], plan, out)
+    audit_plan(pocket_sized_model, [neon_edit], plan, out)
     assert read_json(out / "result.json") == original

@@ -18,7 +18,7 @@ from erasure.families.stable_diffusion import StableDiffusion
 from erasure.storage import files
 from erasure.storage.files import clear_dead_parts, open_atomic, open_draft_folder, part_path_of, write_bytes
 from erasure.storage.processes import this_process
-from eval.audit import audit
+from eval.auditing.run import audit_plan
 from tests import tiny
 from tests.factories import attack_plan
 from tests.stopped_runs import reproducible_bytes, run_salun
@@ -97,7 +97,7 @@ def test_an_audit_with_attacks_continues_after_a_full_disk(
 ) -> None:
     plan = attack_plan(neon_edit, {"seed_search": {}, "soft_prefix": {"tokens": 2, "steps": 2, "batch": 2}})
     every = fail_at_every_kind_of_file(
-        disk, lambda out: audit(pocket_sized_model, [neon_edit], plan, out), tmp_path / "audit", lambda: shutil.rmtree(own_cache)
+        disk, lambda out: audit_plan(pocket_sized_model, [neon_edit], plan, out), tmp_path / "audit", lambda: shutil.rmtree(own_cache)
     )
     assert {"png", "jsonl", "json", "safetensors"} <= every
 
@@ -141,12 +141,12 @@ def test_an_export_appears_completely_or_not_at_all(
         with monkeypatch.context() as patch:
             patch.setattr("erasure.export.write_card", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
             with pytest.raises(Unfinished, match="no room"):
-                export_edit(model, edit, out, export_format)
+                export_edit(model, edit, export_format, out)
         assert not list(out.iterdir())
-        export_edit(model, edit, out, export_format)
+        export_edit(model, edit, export_format, out)
         assert (out / "README.md").is_file() and not [path for path in out.iterdir() if path.name.startswith(".")]
         with pytest.raises(UserError, match="is not empty"):
-            export_edit(model, edit, out, export_format)
+            export_edit(model, edit, export_format, out)
 
 
 def test_drafts_of_dead_processes_are_removed_and_those_of_the_living_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,8 +17,9 @@ from erasure.concept import Concept
 from erasure.edits import Edit
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from eval.audit import AuditPlan, audit
-from eval.compare import tabulate_comparison
+from eval.auditing.plan import AuditPlan
+from eval.auditing.run import audit_plan
+from eval.comparison import tabulate_comparison
 from eval.generation import samples_of
 from eval.metrics.clip_alignment import ClipAlignment
 from eval.metrics.unlearn_canvas import UnlearnCanvasRates
@@ -150,12 +151,12 @@ def test_perturbations_and_replayed_prompts_are_cases_of_the_target() -> None:
 def test_a_prompt_list_is_replayed(pocket_sized_model: StableDiffusion, tmp_path: Path) -> None:
     edit = erase_on_small_latents(pocket_sized_model, [Concept(name="neon", kind="style")], tmp_path / "edit")
     (plan,) = AuditPlan.for_edits([edit], small_suite(), "smoke", [ListedPrompt("<script>alert(1)</script> glowing", "1", seed=3)])
-    result = audit(pocket_sized_model, [edit], plan, tmp_path / "audit")
+    result = audit_plan(pocket_sized_model, [edit], plan, tmp_path / "audit")
     assert result["models"]["erased"]["rates"]["UA_replayed"]["n"] == 1
     assert "<script" not in write_report(tmp_path / "audit", result, small_suite().gates).read_text()
     (other,) = AuditPlan.for_edits([edit], small_suite(), "smoke", [ListedPrompt("another", "1")])
     with pytest.raises(UserError):
-        audit(pocket_sized_model, [edit], other, tmp_path / "audit")
+        audit_plan(pocket_sized_model, [edit], other, tmp_path / "audit")
 
 
 def test_find_concept_takes_a_label_or_a_phrase() -> None:
@@ -250,7 +251,7 @@ def run_audit(model: StableDiffusion, folder: Path) -> tuple[dict, AuditPlan, Ed
     """Erase neon from the model and audit it in `folder`."""
     edit = erase_on_small_latents(model, [Concept(name="neon", kind="style")], folder / "edit")
     (plan,) = AuditPlan.for_edits([edit], small_suite(), "smoke")
-    return audit(model, [edit], plan, folder / "audit"), plan, edit
+    return audit_plan(model, [edit], plan, folder / "audit"), plan, edit
 
 
 def test_audit_counts_every_image_of_both_models(pocket_sized_model: StableDiffusion, tmp_path: Path) -> None:
@@ -280,10 +281,10 @@ def test_an_interrupted_audit_continues_to_the_same_result(
         pass
 
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr("eval.audit.score_samples", lambda *_: (_ for _ in ()).throw(Stop))
-        audit(pocket_sized_model, [edit], plan, tmp_path / "again")
+        patch.setattr("eval.auditing.result.score_samples", lambda *_: (_ for _ in ()).throw(Stop))
+        audit_plan(pocket_sized_model, [edit], plan, tmp_path / "again")
     forwards = pocket_sized_model.cost.unet_forwards
-    audit(pocket_sized_model, [edit], plan, tmp_path / "again")
+    audit_plan(pocket_sized_model, [edit], plan, tmp_path / "again")
     assert pocket_sized_model.cost.unet_forwards == forwards
     assert (tmp_path / "again" / "result.json").read_bytes() == straight
 
@@ -416,7 +417,7 @@ def test_an_edit_of_both_axes_is_audited_once_per_axis(pocket_sized_model: Stabl
     assert (objects.axis, objects.targets, objects.also_erased) == ("object", ("boat",), ("neon",))
     assert not any(sample.case.object == "boat" for sample in styles.samples)
     assert not any(sample.case.style == "neon" for sample in objects.samples)
-    result = audit(pocket_sized_model, [edit], styles, tmp_path / "audit")
+    result = audit_plan(pocket_sized_model, [edit], styles, tmp_path / "audit")
     assert {row["object"] for row in map(json.loads, (tmp_path / "audit" / "samples.jsonl").read_text().splitlines())} == {"tree"}
     assert result["models"]["base"]["rates"]["UA"]["n"] == 3
     assert result["models"]["base"]["rates"]["IPA"]["n"] == 3  # trees in neon; boats are erased as well
@@ -449,7 +450,7 @@ def test_a_stack_is_audited_as_one_model(pocket_sized_model: StableDiffusion, tm
     edits = [erase_on_small_latents(pocket_sized_model, [Concept(name="neon")], tmp_path / f"{seed}", seed) for seed in (0, 1)]
     (plan,) = AuditPlan.for_edits(edits, small_suite(), "smoke")
     assert plan.targets == ("neon",)
-    result = audit(pocket_sized_model, edits, plan, tmp_path / "audit")
+    result = audit_plan(pocket_sized_model, edits, plan, tmp_path / "audit")
     assert [e["concepts"][0]["name"] for e in result["edits"]] == ["neon", "neon"]
     assert "neither saw the other" in result["edit_overlaps"][0]["warning"]
     assert "neither saw the other" in write_report(tmp_path / "audit", result, small_suite().gates).read_text()

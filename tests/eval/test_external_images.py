@@ -23,12 +23,13 @@ from eval.report.html import write_report
 from eval.report.report_json import SCHEMA
 from eval.scoring.gates import Gate
 from eval.scoring.recount import recount
-from eval.suites.suite import Suite, load_suite
+from eval.suites.formats import JudgeSpec, Suite
+from eval.suites.suite import load_suite
 from tests.eval.page import Page, assert_harmless
 from tests.planted import reseal
 
 STYLES, OBJECTS, SEEDS = ("neon", "sketch", "plain"), ("boat", "tree"), (188, 288)
-ZERO_SHOT = {"judge": "zero_shot", "templates": ["{}"]}
+ZERO_SHOT = JudgeSpec("zero_shot", {"templates": ["{}"]})
 
 
 @pytest.fixture(scope="module")
@@ -296,7 +297,11 @@ def test_jpeg_sizes_and_uneven_cells_are_reported(image_folders: Path, suite: Su
 
 def test_mixed_sizes_are_scored_and_reported(image_folders: Path, suite: Suite, tmp_path: Path) -> None:
     mixed = replace(
-        suite, judges={axis: {**ZERO_SHOT, "labels": {label: [label] for label in suite.phrases(axis)}} for axis in ("style", "object")}
+        suite,
+        judges={
+            axis: replace(ZERO_SHOT, fields={**ZERO_SHOT.fields, "labels": {label: [label] for label in suite.phrases(axis)}})
+            for axis in ("style", "object")
+        },
     )
     base = tmp_path / "base"
     shutil.copytree(image_folders / "base", base)  # only one image of the base; no file of the erased model shows it

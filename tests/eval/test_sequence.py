@@ -16,7 +16,7 @@ from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.loader import load_model
 from erasure.methods.uce import UCE
-from eval.audit import audit
+from eval.auditing.run import audit_plan
 from eval.report import sequence_page
 from eval.sequence import (
     SequenceStep,
@@ -29,7 +29,9 @@ from eval.sequence import (
     sequence_targets,
 )
 from eval.stats.intervals import clopper_pearson
-from eval.suites.suite import SUITES_FOLDER, Axis, Suite, load_suite
+from eval.suites.axes import Axis
+from eval.suites.formats import Suite
+from eval.suites.suite import SUITES_FOLDER, load_suite
 from tests import tiny
 from tests.eval.page import HOSTILE, Page, assert_harmless
 
@@ -133,7 +135,7 @@ class SavedEdits:
         self.boat = self.edit(model, "boat", "object", [self.neon])
 
     def model(self) -> StableDiffusion:
-        model = load_model(str(self.source), precision="fp32")
+        model = load_model(str(self.source), dtype="fp32")
         assert isinstance(model, StableDiffusion)
         return model
 
@@ -215,10 +217,10 @@ def test_an_interrupted_sequence_continues_and_the_base_is_generated_once(
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return audit(*args, **kwargs)
+        return audit_plan(*args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr("eval.sequence.audit", interrupted_audit)
+        patch.setattr("eval.sequence.audit_plan", interrupted_audit)
         audit_sequence(model, edits, saved.suite, "smoke", tmp_path / "b")
     assert not (tmp_path / "b" / "sequence.json").exists()
     audit_sequence(model, edits, saved.suite, "smoke", tmp_path / "b")

@@ -12,10 +12,13 @@ import torch
 from erasure.concept import Concept, parse_concepts
 from erasure.edits import Edit
 from erasure.edits.external.external_edit import load_external
-from erasure.erasing import configure_method, erase
+from erasure.erasing import erase
 from erasure.loading.loader import load_model
 from erasure.methods.esd import ESD
-from eval.audit import AuditOptions, AuditPlan, audit
+from erasure.recipes import configure_method
+from eval.auditing.plan import AuditPlan
+from eval.auditing.prepare import AuditOptions
+from eval.auditing.run import audit_plan
 from eval.report.report_json import make_report
 from eval.suites.suite import load_suite
 
@@ -52,7 +55,7 @@ def gate_states(pocket: Any, edit: Edit, out: Path, options: AuditOptions | None
 def audit_and_report(pocket: Any, edit: Edit, out: Path, options: AuditOptions | None = None) -> dict[str, Any]:
     suite = load_suite("pocket")
     (plan,) = AuditPlan.for_edits([edit], suite, "standard")
-    result = audit(pocket, [edit], plan, out, options)
+    result = audit_plan(pocket, [edit], plan, out, options)
     assert result["models"]["erased"]["rates"]["UA"]["n"] >= 150
     return make_report(result, suite.gates)
 

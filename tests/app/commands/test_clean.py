@@ -14,7 +14,7 @@ from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.storage.files import write_checksummed_json, write_json
 from erasure.storage.processes import this_process
-from eval.audit import audit
+from eval.auditing.run import audit_plan
 from tests.factories import attack_plan
 from tests.lock_holders import dead_process, hold_lock_in_child, plant_lock
 from tests.stopped_runs import STOP, Stopped, run_salun
@@ -147,7 +147,7 @@ def test_an_audit_that_never_ended_goes_and_its_edit_stays(
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "edit" / "audit-pocket-smoke"
-    audit(
+    audit_plan(
         pocket_sized_model,
         [neon_edit],
         attack_plan(neon_edit, {"seed_search": {}, "soft_prefix": {"tokens": 2, "steps": 2, "batch": 2}}),

@@ -127,8 +127,8 @@ def test_an_export_is_not_a_second_edit(model: StableDiffusion, tmp_path: Path) 
     studio = Studio(model, tmp_path / "runs")
     run = tmp_path / "runs" / "jobs" / "x" / "edit"
     edit = run_salun(model, run)
-    export_edit(model, edit, tmp_path / "runs" / "jobs" / "x" / "downloads" / "edit", "edit")
-    export_edit(model, edit, tmp_path / "runs" / "exported", "edit")
+    export_edit(model, edit, "edit", tmp_path / "runs" / "jobs" / "x" / "downloads" / "edit")
+    export_edit(model, edit, "edit", tmp_path / "runs" / "exported")
     assert list(studio.edits().values()) == [run]
     (run / "job.json").unlink()
     (run / "edit.json").unlink()  # an export whose run was deleted counts itself

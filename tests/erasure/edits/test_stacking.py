@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from erasure.concept import Concept
-from erasure.edits import Edit
+from erasure.edits import Edit, apply_edits
 from erasure.edits.overlap import measure_overlap
-from erasure.erasing import apply_edits, erase
+from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.esd import ESD

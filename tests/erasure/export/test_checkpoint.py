@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from app.cli import main
-from erasure.erasing import apply_edits, erase
+from erasure.edits import apply_edits
+from erasure.erasing import erase
 from erasure.errors import AssumptionWarning, UserError
 from erasure.export.checkpoint import predict_misreadings, to_checkpoint
 from erasure.families.parameters import canonical_name
@@ -52,7 +53,7 @@ def test_every_edited_tensor_is_where_the_programs_look_and_the_file_loads_back(
     assert not [p for p in (tmp_path / "out").iterdir() if p != path]
     tensors = load_file(path)
     assert {t.dtype for t in tensors.values()} == {torch.float16}
-    loaded = load_model(str(path), precision="fp32")
+    loaded = load_model(str(path), dtype="fp32")
     with apply_edits(model, [edit]):
         for key, value in model.parameters().items():
             assert torch.equal(read_as_a_program_does(tensors, key, model), value.half()), key
@@ -188,7 +189,7 @@ def test_what_the_programs_will_misread_is_warned_about(velocity_model: StableDi
 
 def test_a_text_encoder_edit_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = tiny.save_pipeline(tmp_path / "base")
-    model = load_model(str(base), precision="fp32")
+    model = load_model(str(base), dtype="fp32")
     edit = erase(model, CAT, small_method("advunlearn"), out=tmp_path / "run")
     assert main(["export", str(tmp_path / "run"), "--format", "checkpoint"]) == 0
     files = sorted(p.name for p in (tmp_path / "run" / "checkpoint").iterdir())

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from erasure.concept import Concept
 from erasure.config.choices import LoraLayout
-from erasure.edits import Edit, deltas
+from erasure.edits import Edit, apply_edits, deltas
 from erasure.edits.external.external_edit import load_external
-from erasure.erasing import apply_edits, erase
+from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.export import to_lora
 from erasure.export.lora import MAX_ERROR, LoraReport, delta_of, read_lora_report

@@ -9,7 +9,8 @@ from diffusers import StableDiffusionPipeline
 from safetensors import safe_open
 from transformers import CLIPTextModel
 
-from erasure.erasing import apply_edits, erase
+from erasure.edits import apply_edits
+from erasure.erasing import erase
 from erasure.export import export_edit
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.clip_tokenizer import build_tokenizer
@@ -51,10 +52,10 @@ def test_pocket() -> None:
 @pytest.mark.parametrize("export_format", ["folder", "text-encoder"])
 def test_exports(export_format: str, tmp_path: Path) -> None:
     base = tiny.save_pipeline(tmp_path / "base")
-    model = load_model(str(base), precision="fp32")
+    model = load_model(str(base), dtype="fp32")
     edit = erase(model, CAT, small_method("advunlearn" if export_format == "text-encoder" else "esd"), out=tmp_path / "run")
     out = tmp_path / "out"
-    export_edit(model, edit, out, export_format)
+    export_edit(model, edit, export_format, out)
     encoder, tokenizer = (out, None) if export_format == "text-encoder" else (out / "text_encoder", out / "tokenizer")
     check_encoder(encoder, tokenizer)
     configs = list(out.rglob("*.json"))

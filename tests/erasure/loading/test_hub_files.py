@@ -79,7 +79,7 @@ for name in sys.argv[1:]:
     kind, source = name.split(":")
     try:
         if kind == "model":
-            result = load_model(source, precision="fp32").fingerprint()
+            result = load_model(source, dtype="fp32").fingerprint()
         else:
             result = sorted(load_external(model, source, [Concept(name="cat", kind="object")]).moved_parameters())[0]
     except UserError as error:

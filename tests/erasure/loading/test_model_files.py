@@ -10,9 +10,9 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from erasure.concept import Concept
-from erasure.edits import Edit
+from erasure.edits import Edit, apply_edits
 from erasure.edits.external.external_edit import load_external
-from erasure.erasing import apply_edits, erase
+from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.families.parameters import canonical_name
 from erasure.families.stable_diffusion import StableDiffusion
@@ -33,17 +33,17 @@ def rename_suffix(folder: Path, old: str, new: str) -> None:
 def test_a_folder_that_holds_only_a_variant(model: StableDiffusion, tmp_path: Path) -> None:
     pipe = tiny.pipeline().to(torch.float16)
     pipe.save_pretrained(tmp_path / "m", variant="fp16")
-    loaded = load_model(str(tmp_path / "m"), precision="fp32")
+    loaded = load_model(str(tmp_path / "m"), dtype="fp32")
     assert loaded.fingerprint() == model.fingerprint()
     rename_suffix(tmp_path / "m" / "text_encoder", ".fp16.safetensors", ".safetensors")  # a mix of plain files and one variant
     rename_suffix(tmp_path / "m" / "vae", ".fp16.safetensors", ".safetensors")
-    assert load_model(str(tmp_path / "m"), precision="fp32").fingerprint() == model.fingerprint()
+    assert load_model(str(tmp_path / "m"), dtype="fp32").fingerprint() == model.fingerprint()
     with pytest.raises(UserError, match="equals tiny"):
         load_external(model, str(tmp_path / "m"), CAT)
     unet = tmp_path / "m" / "unet" / "diffusion_pytorch_model.fp16.safetensors"
     for name in ("ema", "non_ema"):
         (unet.parent / f"diffusion_pytorch_model.{name}.safetensors").write_bytes(b"not read")
-    assert load_model(str(tmp_path / "m"), precision="fp32").fingerprint() == model.fingerprint()
+    assert load_model(str(tmp_path / "m"), dtype="fp32").fingerprint() == model.fingerprint()
     unet.unlink()
     with pytest.raises(UserError, match="unet, holds the variants ema, non_ema; keep one"):
         load_model(str(tmp_path / "m"))
@@ -215,7 +215,7 @@ def pipeline_with_inversion() -> StableDiffusionPipeline:
 
 def test_every_vector_of_a_textual_inversion_counts(tmp_path: Path) -> None:
     pipeline_with_inversion().save_pretrained(tmp_path / "base")
-    model = load_model(str(tmp_path / "base"), precision="fp32")
+    model = load_model(str(tmp_path / "base"), dtype="fp32")
     pipe = pipeline_with_inversion()
     theirs, _ = pipe.encode_prompt("a <cat> b", "cpu", 1, False)
     assert torch.allclose(model.encode(["a <cat> b"]), theirs, atol=1e-5)
@@ -230,7 +230,7 @@ def test_sizes_that_are_pairs_or_missing(tmp_path: Path) -> None:
         folder = tiny.save_pipeline(tmp_path / str(sample_size))
         config = folder / "unet" / "config.json"
         config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": sample_size}))
-        model = load_model(str(folder), precision="fp32")
+        model = load_model(str(folder), dtype="fp32")
         assert model.latent_shape == (4, *expected)
         images = model.decode(model.sample(["a cat"], [1], steps=2))
         assert images.shape == (1, 3, 2 * expected[0], 2 * expected[1])
@@ -250,7 +250,7 @@ def test_a_tokenizer_without_a_length_takes_the_text_encoders(tmp_path: Path) ->
     folder = tiny.save_pipeline(tmp_path / "m")
     config = folder / "tokenizer" / "tokenizer_config.json"
     config.write_text(json.dumps({k: v for k, v in json.loads(config.read_text()).items() if k != "model_max_length"}))
-    model, usual = load_model(str(folder), precision="fp32"), StableDiffusion(tiny.pipeline(), "t", "fp32")
+    model, usual = load_model(str(folder), dtype="fp32"), StableDiffusion(tiny.pipeline(), "t", "fp32")
     assert model.pipe.tokenizer.model_max_length > 1e9  # type: ignore[attr-defined]
     for prompt in ("a cat", "x " * 200):
         assert torch.equal(model.encode([prompt]), usual.encode([prompt]))

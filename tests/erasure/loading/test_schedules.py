@@ -47,7 +47,7 @@ def test_a_schedule_without_prediction_type_predicts_noise(tmp_path: Path) -> No
     folder = tiny.save_pipeline(tmp_path)
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in ("prediction_type", "_class_name")}))
-    model = load_model(str(folder), precision="fp32")
+    model = load_model(str(folder), dtype="fp32")
     assert not model.predicts_velocity  # type: ignore[attr-defined]
     assert torch.equal(model.sample(["a"], [0], steps=2), StableDiffusion(tiny.pipeline(), "t", "fp32").sample(["a"], [0], steps=2))
 

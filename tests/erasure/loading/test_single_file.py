@@ -29,7 +29,7 @@ import socket, sys
 def refuse(*_, **__): raise AssertionError("a connection was opened or a name was looked up")
 socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
 from erasure.loading.loader import load_model
-print(load_model(sys.argv[1], device="cpu", precision="fp32").fingerprint())
+print(load_model(sys.argv[1], device="cpu", dtype="fp32").fingerprint())
 """
 
 

@@ -202,7 +202,7 @@ def test_a_model_that_gives_nan_ends_every_command_in_one_line(tmp_path: Path, c
         assert not (out / method / "edit.json").exists() and not (out / method / "result.json").exists()
     assert main(["audit", bad, "--model", good, "--concept", "cat", "--kind", "object", "--out", str(out / "audit")]) == 1
     assert "unet.conv_out.bias holds NaN" in capsys.readouterr().err
-    broken = load_model(good, precision="fp32").pipe
+    broken = load_model(good, dtype="fp32").pipe
     with torch.no_grad():
         broken.vae.decoder.conv_out.bias[0] = torch.inf
     broken.save_pretrained(tmp_path / "vae")

@@ -10,12 +10,13 @@ import torch
 
 from erasure.concept import Concept
 from erasure.edits import Edit
-from erasure.erasing import configure_method, erase
+from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import TrainingContext
 from erasure.methods.esd import ESD
 from erasure.methods.salun import SalUn
+from erasure.recipes import configure_method
 from erasure.training import fill_cache
 from erasure.training.loop import TrainingOptions, train
 from erasure.training.teacher_cache import TeacherBatch

@@ -9,14 +9,16 @@ import torch
 
 from erasure.concept import Concept
 from erasure.config.registry import load_class
-from erasure.edits import Edit
-from erasure.erasing import apply_edits, configure_method, erase, run_method
+from erasure.edits import Edit, apply_edits
+from erasure.erasing import erase, prepare
 from erasure.errors import UserError
 from erasure.families.cost import Cost
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Guided, Method
+from erasure.recipes import configure_method
 from erasure.training import fill_cache, saliency
 from erasure.training.loop import TrainingOptions
+from erasure.training.method_run import run_method
 from erasure.training.preview import Preview
 from tests import tiny
 from tests.factories import CAT, METHODS, SMALL_FIELDS, TRAINED_METHODS, ready_method, small_method
@@ -111,7 +113,7 @@ def test_resume_equals_a_straight_run(
 def test_a_preview_changes_nothing(name: str, model: StableDiffusion, tmp_path: Path) -> None:
     method = ready_method(name, model)
     erase(model, CAT, method, out=tmp_path / "alone")
-    erase(model, CAT, method, out=tmp_path / "watched", on_step=Preview(tmp_path / "preview.png", ["a cat", ""], interval=0.0))
+    prepare(model, CAT, method, out=tmp_path / "watched").run(watch=Preview(tmp_path / "preview.png", ["a cat", ""], interval=0.0))
     assert (tmp_path / "preview.png").exists()
     for file in ("edit.safetensors", "edit.json", "train.jsonl"):
         assert (tmp_path / "alone" / file).read_bytes() == (tmp_path / "watched" / file).read_bytes(), file

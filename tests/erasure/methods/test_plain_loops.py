@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from erasure.edits.deltas import DOWN, UP
-from erasure.erasing import erase, load_or_pretrain
+from erasure.erasing import erase
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.advunlearn import AdvUnlearn
 from erasure.methods.base import Trained
@@ -18,6 +18,7 @@ from erasure.methods.salun import SalUn
 from erasure.methods.sfd import SFD
 from erasure.training import fill_cache, saliency
 from erasure.training.loop import TrainingOptions
+from erasure.training.method_run import load_or_pretrain
 from erasure.training.teacher_cache import TeacherCache
 from tests.factories import CAT, SMALL_FIELDS
 

@@ -10,10 +10,11 @@ import torch
 from erasure.concept import Concept
 from erasure.concept_check import concept_check_cost
 from erasure.config.registry import load_class
-from erasure.edits import Edit
-from erasure.erasing import apply_edits, configure_method, erase
+from erasure.edits import Edit, apply_edits
+from erasure.erasing import erase
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Method
+from erasure.recipes import configure_method
 from tests.factories import METHODS, TRAINED_METHODS, ready_method
 from tests.sd_architecture import clip_tokenizer, pipeline
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from erasure.concept import Concept
-from erasure.edits import Edit
-from erasure.erasing import apply_edits, erase
+from erasure.edits import Edit, apply_edits
+from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.export import to_folder
 from erasure.families.stable_diffusion import StableDiffusion

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from erasure.concept import Concept
-from erasure.erasing import apply_edits, erase
+from erasure.edits import apply_edits
+from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.export import to_lora
 from erasure.families.stable_diffusion import StableDiffusion

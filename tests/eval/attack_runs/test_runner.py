@@ -13,62 +13,68 @@ import torch
 from torch import Tensor
 
 from app.commands.audit import write_report
-from erasure.edits import Edit
-from erasure.erasing import apply_edits
+from erasure.edits import Edit, apply_edits
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.storage.run import read_json
-from eval.attack_runs.attack_run import AttackRun
+from eval.attack_runs.attack_run import AttackRun, build_attacks
 from eval.attack_runs.prompt_search import attack_chunk
 from eval.attack_runs.runner import run_attacks
 from eval.attack_runs.token_id_successes import TokenIdSuccesses, query_by_ids
 from eval.attacks.base import AttackContext, AttackQuery, TokenPrefix
 from eval.attacks.relearning import Relearning
-from eval.audit import AuditOptions, AuditPlan, audit, generate_and_attack
+from eval.auditing.plan import AuditPlan
+from eval.auditing.prepare import AuditOptions, prepare_audit
+from eval.auditing.run import audit_plan, generate_and_attack
 from eval.judges.base import Judge
 from eval.report.report_json import SCHEMA
 from eval.retrained.divergences import measure_divergences
 from eval.scoring.attack_rates import add_attacked_rate, count_attack_rates, images_to_success
 from eval.scoring.gates import Gate
+from eval.suites.formats import ExtractorSpec, JudgeSpec, ListTier, PromptListSuite, SuiteAttacks, parse_attacks
 from eval.suites.list_reader import ListedPrompt
-from eval.suites.prompt_list_suite import PromptListSpec
-from eval.suites.suite import SuiteAttacks
 from tests.eval.factories import ATTACK_INFO, planted_attack_rows
 from tests.factories import ATTACKS, attack_plan, small_suite
 
 EASY_GATE = Gate(name="easy", rate="UA", at_least=1e-6)  # every audit passes it that counts a success
 
 
-POCKET_JUDGES = {"style": {"judge": "pocket_style"}, "object": {"judge": "pocket_object"}}
+POCKET_JUDGES = {"style": JudgeSpec("pocket_style"), "object": JudgeSpec("pocket_object")}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"attacks": SuiteAttacks(use={"soft_prefix": {"steps": "abc"}})}, "attack soft_prefix: steps must be a valid integer, got 'abc'"),
         (
-            {"attacks": SuiteAttacks(use={"again": {"attack": "relearning", "steps": 2.5}})},
+            {"attacks": SuiteAttacks(use=parse_attacks({"soft_prefix": {"steps": "abc"}}))},
+            "attack soft_prefix: steps must be a valid integer, got 'abc'",
+        ),
+        (
+            {"attacks": SuiteAttacks(use=parse_attacks({"again": {"attack": "relearning", "steps": 2.5}}))},
             "attack again: steps must be a valid integer, got 2.5",
         ),
-        ({"attacks": SuiteAttacks(use={"soft_prefix": {"steps": True}})}, "attack soft_prefix: steps must be a valid integer, got True"),
-        ({"attacks": SuiteAttacks(use={"again": {"attack": "relearning", "data": "benine"}})}, "Did you mean 'benign'"),
-        ({"attacks": SuiteAttacks(use={"random_prefix": {"tokens": 0}})}, "tokens must be at least 1"),
         (
-            {"attacks": SuiteAttacks(use={"shared": {"attack": "learned_embedding", "file": "no.pt"}})},
+            {"attacks": SuiteAttacks(use=parse_attacks({"soft_prefix": {"steps": True}}))},
+            "attack soft_prefix: steps must be a valid integer, got True",
+        ),
+        ({"attacks": SuiteAttacks(use=parse_attacks({"again": {"attack": "relearning", "data": "benine"}}))}, "Did you mean 'benign'"),
+        ({"attacks": SuiteAttacks(use=parse_attacks({"random_prefix": {"tokens": 0}}))}, "tokens must be at least 1"),
+        (
+            {"attacks": SuiteAttacks(use=parse_attacks({"shared": {"attack": "learned_embedding", "file": "no.pt"}}))},
             r"file 'no.pt' does not exist or is not a \.safetensors",
         ),
         (
-            {"judges": {**POCKET_JUDGES, "clip": {"judge": "open_clip", "modl": "x"}}},
+            {"judges": {**POCKET_JUDGES, "clip": JudgeSpec("open_clip", {"modl": "x"})}},
             "key in suite pocket, judge open_clip 'modl'. Did you mean",
         ),
         (
-            {"judges": {**POCKET_JUDGES, "style": {"judge": "zero_shot", "templates": "{}"}}},
+            {"judges": {**POCKET_JUDGES, "style": JudgeSpec("zero_shot", {"templates": "{}"})}},
             "judge zero_shot: templates must be a list, got '{}'",
         ),
-        ({"judges": {**POCKET_JUDGES, "style": {"judge": "pocket_style", "calibration": "no.json"}}}, "no calibration at no.json"),
-        ({"features": {"extractor": "inceptoin", "weights": "x"}}, "Did you mean 'inception'"),
-        ({"features": {"extractor": "inception"}}, "extractor inception lacks weights"),
-        ({"features": {"extractor": "inception", "weights": 3}}, "extractor inception: weights must be a valid string, got 3"),
+        ({"judges": {**POCKET_JUDGES, "style": JudgeSpec("pocket_style", calibration="no.json")}}, "no calibration at no.json"),
+        ({"features": ExtractorSpec("inceptoin", {"weights": "x"})}, "Did you mean 'inception'"),
+        ({"features": ExtractorSpec("inception")}, "extractor inception lacks weights"),
+        ({"features": ExtractorSpec("inception", {"weights": 3})}, "extractor inception: weights must be a valid string, got 3"),
     ],
 )
 def test_wrong_fields_are_refused_before_anything_is_generated(neon_edit: Edit, change: dict[str, Any], message: str) -> None:
@@ -81,12 +87,23 @@ def test_an_unknown_label_is_refused_before_anything_is_generated(
     neon_edit: Edit,
     tmp_path: Path,
 ) -> None:
-    spec = PromptListSpec("style", "neon sign", "style", ("neon",), {}, (ListedPrompt("a boat", "1"),))
-    suite = replace(small_suite(), judges={"style": {"judge": "pocket_style"}}, prompt_list=spec, styles={"neon sign": "neon"}, objects={})
+    suite = PromptListSuite(
+        name="pocket",
+        version=1,
+        steps=2,
+        guidance=4.0,
+        judges={"style": JudgeSpec("pocket_style")},
+        concept="neon",
+        label="neon sign",
+        kind="style",
+        names=("neon",),
+        tiers={"smoke": ListTier(1)},
+        prompts=(ListedPrompt("a boat", "1"),),
+    )
     (plan,) = AuditPlan.for_edits([neon_edit], suite, "smoke")
     forwards = pocket_sized_model.cost.unet_forwards
     with pytest.raises(UserError, match="style of suite pocket for its judge pocket_style 'neon sign'"):
-        audit(pocket_sized_model, [neon_edit], plan, tmp_path / "audit")
+        audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit")
     assert pocket_sized_model.cost.unet_forwards == forwards and not (tmp_path / "audit").exists()
 
 
@@ -105,7 +122,9 @@ class NeonJudge(Judge):
 
 def attack_run_of(edit: Edit, use: dict[str, dict], judge: Judge | None = None) -> AttackRun:
     plan = attack_plan(edit, use)
-    return AttackRun.from_suite(plan.suite, plan.axis, plan.targets, plan.attackable_samples, judge or NeonJudge())
+    return AttackRun.from_suite(
+        plan.suite, plan.axis, plan.targets, plan.attackable_samples, judge or NeonJudge(), build_attacks(plan.suite.attacks.use)
+    )
 
 
 def test_attacks_run_on_the_erased_model_and_found_prompts_get_fresh_noise(
@@ -163,7 +182,7 @@ def test_rows_of_two_judges_never_mix(pocket_sized_model: StableDiffusion, neon_
 
 def test_an_audit_under_attack_counts_every_image(pocket_sized_model: StableDiffusion, neon_edit: Edit, tmp_path: Path) -> None:
     before = pocket_sized_model.fingerprint()
-    result = audit(pocket_sized_model, [neon_edit], attack_plan(neon_edit), tmp_path / "audit")
+    result = audit_plan(pocket_sized_model, [neon_edit], attack_plan(neon_edit), tmp_path / "audit")
     assert pocket_sized_model.fingerprint() == before
     assert [attack["name"] for attack in result["attacks"]] == list(ATTACKS)
     assert not [attack for attack in result["attacks"] if "skipped" in attack or "crashed" in attack], result["attacks"]
@@ -184,11 +203,11 @@ def test_shards_and_interruptions_change_nothing(
 ) -> None:
     monkeypatch.setattr("eval.attack_runs.attack_run.MAX_CHUNK", 2)
     plan = attack_plan(neon_edit)
-    straight = audit(pocket_sized_model, [neon_edit], plan, tmp_path / "straight")
+    straight = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "straight")
     for share in (1, 0):  # in any order
-        generate_and_attack(pocket_sized_model, [neon_edit], plan, tmp_path / "shared", AuditOptions(), shard=(share, 2))
+        generate_and_attack(prepare_audit(pocket_sized_model, [neon_edit], plan, tmp_path / "shared"), (share, 2))
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "shared/attacks").rglob("*.json")}
-    assert audit(pocket_sized_model, [neon_edit], plan, tmp_path / "shared") == straight
+    assert audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "shared") == straight
     assert times == {path: path.stat().st_mtime_ns for path in (tmp_path / "shared/attacks").rglob("*.json")}  # nothing was done twice
     calls = []
 
@@ -200,8 +219,8 @@ def test_shards_and_interruptions_change_nothing(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("eval.attack_runs.prompt_search.attack_chunk", interrupted_chunk)
-        audit(pocket_sized_model, [neon_edit], plan, tmp_path / "killed")
-    assert audit(pocket_sized_model, [neon_edit], plan, tmp_path / "killed") == straight
+        audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "killed")
+    assert audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "killed") == straight
     for name in ("result.json", "attacks/attacks.jsonl", "samples.jsonl"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "straight" / name).read_bytes()
 
@@ -220,17 +239,17 @@ def test_a_crash_is_not_a_success_and_is_repeated(
 
     with monkeypatch.context() as patch:
         patch.setattr(Relearning, "fine_tune", fail)
-        broken, complete = audit(pocket_sized_model, [neon_edit], plan, tmp_path / "audit")["attacks"]
+        broken, complete = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit")["attacks"]
     assert broken["crashed"] == "RuntimeError: out of memory"
     assert "steps" not in broken and "curve" not in broken and "revived_at_step" not in broken
     assert "curve" in complete
-    repeated, _ = audit(pocket_sized_model, [neon_edit], plan, tmp_path / "audit")["attacks"]
+    repeated, _ = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit")["attacks"]
     assert "crashed" not in repeated and len(repeated["steps"]) == 3
 
 
 def test_wrong_fields_of_an_attack_are_one_line(pocket_sized_model: StableDiffusion, neon_edit: Edit, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="key in attack soft_prefix 'stepz'"):
-        audit(pocket_sized_model, [neon_edit], attack_plan(neon_edit, {"soft_prefix": {"stepz": 3}}), tmp_path / "audit")
+        audit_plan(pocket_sized_model, [neon_edit], attack_plan(neon_edit, {"soft_prefix": {"stepz": 3}}), tmp_path / "audit")
 
 
 def test_scores_stay_when_images_are_not_kept(
@@ -238,13 +257,13 @@ def test_scores_stay_when_images_are_not_kept(
 ) -> None:
     plan = attack_plan(neon_edit, {})
     options, out = AuditOptions(keep_images="none"), tmp_path / "without"
-    with_images = audit(pocket_sized_model, [neon_edit], plan, tmp_path / "with")
-    without = audit(pocket_sized_model, [neon_edit], plan, out, options)
+    with_images = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "with")
+    without = audit_plan(pocket_sized_model, [neon_edit], plan, out, options)
     assert with_images["models"] == without["models"] and with_images["pixel_distance"] == without["pixel_distance"]
     assert not list(out.rglob("*.png"))
-    repeated = audit(pocket_sized_model, [neon_edit], plan, out, options)  # nothing is generated again
+    repeated = audit_plan(pocket_sized_model, [neon_edit], plan, out, options)  # nothing is generated again
     assert repeated["models"] == without["models"]
-    audit(pocket_sized_model, [neon_edit], replace(plan, suite=replace(plan.suite, gates=())), out, options)
+    audit_plan(pocket_sized_model, [neon_edit], replace(plan, suite=replace(plan.suite, gates=())), out, options)
     assert without["gates"] and json.loads((out / "result.json").read_text())["gates"] == []
     assert not list(out.rglob("*.png"))
 
@@ -356,9 +375,9 @@ def test_a_judge_without_weights_is_reported_and_nothing_passes(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    suite = replace(small_suite(), judges={"style": {"judge": "imagenet", "weights": "nowhere.pth"}, "object": {"judge": "pocket_object"}})
+    suite = replace(small_suite(), judges={**POCKET_JUDGES, "style": JudgeSpec("imagenet", {"weights": "nowhere.pth"})})
     (plan,) = AuditPlan.for_edits([neon_edit], suite, "smoke")
-    result = audit(pocket_sized_model, [neon_edit], plan, tmp_path / "audit")
+    result = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit")
     assert result["models"] == {} and list(result["missing"]) == ["style"]
     assert write_report(tmp_path / "audit", suite.gates, result) == 2
     assert "INCOMPLETE, judge of style" in capsys.readouterr().err
@@ -366,9 +385,9 @@ def test_a_judge_without_weights_is_reported_and_nothing_passes(
 
 
 def test_features_without_weights_leave_the_rates(pocket_sized_model: StableDiffusion, neon_edit: Edit, tmp_path: Path) -> None:
-    suite = replace(small_suite(), features={"extractor": "inception", "weights": "nowhere.pth"})
+    suite = replace(small_suite(), features=ExtractorSpec("inception", {"weights": "nowhere.pth"}))
     (plan,) = AuditPlan.for_edits([neon_edit], suite, "smoke")
-    result = audit(pocket_sized_model, [neon_edit], plan, tmp_path / "audit")
+    result = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit")
     assert list(result["missing"]) == ["features"] and result["image_set_distances"] == {} and result["models"]
     assert write_report(tmp_path / "audit", [EASY_GATE], result) == 2
     assert read_json(tmp_path / "audit/report.json")["verdict"]["state"] == "INCONCLUSIVE"
@@ -385,7 +404,7 @@ def test_a_crashed_attack_is_incomplete(
 
     monkeypatch.setattr("eval.attack_runs.prompt_search.attack_chunk", fail)
     plan = attack_plan(neon_edit, {"seed_search": {}})
-    result = audit(pocket_sized_model, [neon_edit], plan, tmp_path / "audit")
+    result = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit")
     assert result["attacks"][0]["crashed"] == "RuntimeError: out of memory"
     assert "UA_attacked" not in result["models"]["erased"]["rates"]
     assert write_report(tmp_path / "audit", [EASY_GATE], result) == 2
@@ -410,7 +429,7 @@ def test_a_retrained_model_is_a_third_model(
         neon_edit.info,
     )
     plan = attack_plan(neon_edit, {})
-    result = audit(pocket_sized_model, [neon_edit], plan, tmp_path / "audit", AuditOptions(retrained=(same,)))
+    result = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit", AuditOptions(retrained=(same,)))
     assert result["models"]["retrained-1"]["rates"] == result["models"]["base"]["rates"]
     divergences = {(row["part"], row["first"], row["second"]): row for row in result["denoiser_divergences"]}
     assert divergences["target", "base", "retrained-1"]["nats"]["mean"] == [0.0, 0.0, 0.0]
@@ -436,7 +455,11 @@ def test_a_divergence_of_base_and_retrained_model_is_measured_once_for_all_edits
     results = []
     for other in (neon_edit, Edit({name: value - 0.1 for name, value in neon_edit.tensors.items()}, neon_edit.info)):
         stacks = {"base": [], "erased": [other], "retrained-1": [retrained]}
-        results.append(measure_divergences(pocket_sized_model, stacks, plan.plain_samples(True), plan.plain_samples(False)))
+        results.append(
+            measure_divergences(
+                pocket_sized_model, pocket_sized_model.fingerprint(), stacks, plan.plain_samples(True), plan.plain_samples(False)
+            )
+        )
         assert len(list((own_cache / "divergence").iterdir())) == (6 if other is neon_edit else 10)
     shared = [[row for row in rows if {row["first"], row["second"]} == {"base", "retrained-1"}] for rows in results]
     assert shared[0] == shared[1] and shared[0][0]["nats"]["mean"][0] > 0
@@ -451,7 +474,7 @@ def test_an_edit_that_is_the_retrained_model_closes_the_whole_gap(
     monkeypatch.setattr("eval.retrained.divergences.PROMPTS", 2)
     plan = attack_plan(neon_edit, {})
     plan = replace(plan, suite=replace(plan.suite, features={}))  # distances of images take long and are tested elsewhere
-    result = audit(pocket_sized_model, [neon_edit], plan, tmp_path / "audit", AuditOptions(retrained=(neon_edit,)))
+    result = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit", AuditOptions(retrained=(neon_edit,)))
     write_report(tmp_path / "audit", plan.suite.gates, result)
     gaps = read_json(tmp_path / "audit/report.json")["retrain_gap"]
     (nats,) = [gap for gap in gaps if gap["measure"] == "nats" and gap["prompts"] == "target"]

@@ -20,7 +20,7 @@ from PIL import Image
 from app.commands.audit import format_headline, write_report
 from app.jobs.leaderboard import load_rows, write_leaderboard
 from erasure.pocket.canvas import ImageSpec, render
-from eval.audit import AuditPlan
+from eval.auditing.plan import AuditPlan
 from eval.external_images import audit_external_images
 from eval.report.conclusions import describe_upper_bound
 from eval.report.html import interval_of, mean_interval
@@ -31,7 +31,8 @@ from eval.scoring.attack_rates import add_attacked_rate, count_attack_rates
 from eval.scoring.counting import count_rates
 from eval.scoring.gates import Gate, decide_verdict, exit_code_of
 from eval.scoring.published import published_figures
-from eval.suites.suite import SUITES_FOLDER, Suite, load_suite
+from eval.suites.formats import Suite
+from eval.suites.suite import SUITES_FOLDER, load_suite
 from tests.eval.factories import ATTACK_INFO
 from tests.eval.page import Page
 

@@ -15,7 +15,9 @@ from PIL import Image
 from erasure.concept import Concept
 from erasure.edits import Edit
 from erasure.families.stable_diffusion import StableDiffusion
-from eval.audit import AuditOptions, AuditPlan, audit
+from eval.auditing.plan import AuditPlan
+from eval.auditing.prepare import AuditOptions
+from eval.auditing.run import audit_plan
 from eval.report import charts
 from eval.report.conclusions import list_not_measured
 from eval.report.gallery import MAX_PAIRS, MAX_SIDE, Gallery, ImagePair, list_failures, pairs_of, rates_by_neighbor, spread_evenly
@@ -41,7 +43,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[StableD
         model = StableDiffusion(tiny.pipeline(size=16, levels=3), "tiny", "fp32")
         edit = erase_on_small_latents(model, [Concept(name="neon", kind="style")], root / "edit")
         (plan,) = AuditPlan.for_edits([edit], small_suite(), "smoke")
-        audit(model, [edit], plan, root / "edit" / "audit")
+        audit_plan(model, [edit], plan, root / "edit" / "audit")
         yield model, edit, root / "edit" / "audit"
 
 
@@ -285,7 +287,7 @@ def test_a_missing_judge_leaves_the_images_and_is_named(folder: Path) -> None:
 def test_an_audit_that_keeps_no_images_shows_none(finished: tuple[StableDiffusion, Edit, Path], tmp_path: Path) -> None:
     model, edit, _ = finished
     (plan,) = AuditPlan.for_edits([edit], small_suite(), "smoke")
-    result = audit(model, [edit], plan, tmp_path / "audit", AuditOptions(keep_images="none"))
+    result = audit_plan(model, [edit], plan, tmp_path / "audit", AuditOptions(keep_images="none"))
     page = write_page(tmp_path / "audit", plant_attacks_without_images(tmp_path / "audit", result))
     assert_harmless(page)
     assert not page.all("img") and "kept no images" in page.visible_text() and "prompts that it found" in page.visible_text()

@@ -11,7 +11,8 @@ import pytest
 from erasure.concept import Concept
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.storage.files import read_checksummed_json
-from eval.audit import AuditPlan, audit
+from eval.auditing.plan import AuditPlan
+from eval.auditing.run import audit_plan
 from eval.generation import samples_of
 from eval.judges.nudenet import DEFAULT_COUNTED, LABELS
 from eval.report.html import write_report
@@ -21,7 +22,8 @@ from eval.scoring.published import published_figures
 from eval.scoring.rates import counted_rate, rate_interval
 from eval.scoring.recount import recount
 from eval.suites.cases import suite_cases
-from eval.suites.suite import SuiteAttacks, load_suite
+from eval.suites.formats import SuiteAttacks, parse_attacks
+from eval.suites.suite import load_suite
 from tests.eval.factories import ATTACK_INFO, planted_attack_rows
 from tests.eval.page import Page, assert_harmless
 from tests.factories import erase_on_small_latents, small_suite
@@ -110,7 +112,7 @@ def test_unlearndiffatk_counts_the_best_of_many_and_never_drops_the_missing() ->
 
 def test_nine_classes_of_nudity_are_counted_beside_five() -> None:
     suite = load_suite("unlearndiffatk")
-    counted = suite.judges["object"]["counted"]
+    counted = suite.judges["object"].fields["counted"]
     assert sorted(counted) == sorted(label for label in LABELS if label.endswith("_EXPOSED")) and set(DEFAULT_COUNTED) < set(counted)
     detections = [{"FEET_EXPOSED": 0.9}, {"BUTTOCKS_EXPOSED": 0.46}, {"BUTTOCKS_EXPOSED": 0.8}, {}]
     rows = [
@@ -141,18 +143,24 @@ def test_the_preset_suites_use_the_prompts_of_the_papers() -> None:
     assert {"A Architectures image in Van Gogh style.", "A Dogs image in Seed Images style."} <= prompts
     assert (suite.steps, suite.guidance, suite.excluded) == (100, 9.0, ("Seed_Images",))
     attacks = load_suite("unlearndiffatk").attacks
-    assert (attacks.prompts, attacks.images) == (142, 50) and set(attacks.use) == {"unlearndiffatk", "seed_search", "random_prefix"}
+    assert (attacks.prompts, attacks.images) == (142, 50) and {spec.name for spec in attacks.use} == {
+        "unlearndiffatk",
+        "seed_search",
+        "random_prefix",
+    }
 
 
 @pytest.mark.parametrize("protocol", ["unlearncanvas", "unlearndiffatk"])
 def test_the_report_has_the_section(pocket_sized_model: StableDiffusion, tmp_path: Path, protocol: str) -> None:
     edit = erase_on_small_latents(pocket_sized_model, [Concept(name="neon", kind="style")], tmp_path / "edit")
     use: dict[str, Any] = {"unlearndiffatk": {"tokens": 2, "steps": 2}, "seed_search": {}, "random_prefix": {"tokens": 2}}
-    attacks = SuiteAttacks(tiers=("smoke",), prompts=2, images=2, fresh_images=1, use=use if protocol == "unlearndiffatk" else {})
+    attacks = SuiteAttacks(
+        tiers=("smoke",), prompts=2, images=2, fresh_images=1, use=parse_attacks(use if protocol == "unlearndiffatk" else {})
+    )
     suite = replace(small_suite(), published=protocol, attacks=attacks)
     (plan,) = AuditPlan.for_edits([edit], suite, "smoke")
     out = tmp_path / "audit"
-    result = audit(pocket_sized_model, [edit], plan, out)
+    result = audit_plan(pocket_sized_model, [edit], plan, out)
     assert recount(out, suite) == read_checksummed_json(out / "result.json")
     page = Page(write_report(out, result, suite.gates).read_text())
     assert_harmless(page)

@@ -16,8 +16,9 @@ from erasure.concept import Concept
 from erasure.edits import Edit
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
-from eval.audit import AuditPlan, audit
-from eval.compare import tabulate_comparison
+from eval.auditing.plan import AuditPlan
+from eval.auditing.run import audit_plan
+from eval.comparison import tabulate_comparison
 from eval.metrics.unlearn_canvas import UnlearnCanvasRates
 from eval.report.html import audit_command, write_report
 from eval.report.report_json import SCHEMA
@@ -25,8 +26,9 @@ from eval.scoring.counting import count_rates, paired_differences
 from eval.scoring.gates import Gate, decide_verdict
 from eval.scoring.recount import load_finished_audit, recount
 from eval.suites.fine_grained import describe_only, find_only_label
+from eval.suites.formats import SuiteAttacks, parse_attacks
 from eval.suites.list_reader import ListedPrompt
-from eval.suites.suite import SuiteAttacks, load_suite
+from eval.suites.suite import load_suite
 from tests.factories import erase_on_small_latents, small_suite
 from tests.planted import replace_samples
 
@@ -158,7 +160,7 @@ ATTACKS = {"seed_search": {}, "soft_prefix": {"tokens": 2, "steps": 2, "batch": 
 
 
 def fine_grained_plan(edit: Edit) -> AuditPlan:
-    suite = replace(small_suite(), attacks=SuiteAttacks(tiers=("smoke",), prompts=7, images=1, fresh_images=1, use=ATTACKS))
+    suite = replace(small_suite(), attacks=SuiteAttacks(tiers=("smoke",), prompts=7, images=1, fresh_images=1, use=parse_attacks(ATTACKS)))
     (plan,) = AuditPlan.for_edits([edit], suite, "smoke", only="a boat")
     return plan
 
@@ -166,10 +168,10 @@ def fine_grained_plan(edit: Edit) -> AuditPlan:
 def test_an_audit_of_one_cell(pocket_sized_model: StableDiffusion, tmp_path: Path) -> None:
     edit = erase_on_small_latents(pocket_sized_model, [Concept(name="neon", kind="style")], tmp_path / "edit")
     plan, out = fine_grained_plan(edit), tmp_path / "edit" / "audit"
-    result = audit(pocket_sized_model, [edit], plan, out)
+    result = audit_plan(pocket_sized_model, [edit], plan, out)
     assert result["job"]["only"] == "boat"
     (whole,) = AuditPlan.for_edits([edit], small_suite(), "smoke")
-    assert "only" not in audit(pocket_sized_model, [edit], whole, tmp_path / "edit" / "whole")["job"]
+    assert "only" not in audit_plan(pocket_sized_model, [edit], whole, tmp_path / "edit" / "whole")["job"]
     sizes = {name: rate["n"] for name, rate in result["models"]["erased"]["rates"].items()}
     assert sizes == {"UA": 6, "UA_named": 4, "UA_described": 4, "UA_attacked": 7, "FR": 3, "IRA": 2, "CRA": 7, "IPA": 6, "CRA_included": 13}
     attacks = [json.loads(line) for line in (out / "attacks" / "attacks.jsonl").read_text().splitlines()]
@@ -211,7 +213,7 @@ def test_a_concept_that_is_retained_elsewhere_is_counted(pocket_sized_model: Sta
     """The rows of a real audit with planted labels: neon is erased on the boat and retained in two of three trees."""
     edit = erase_on_small_latents(pocket_sized_model, [Concept(name="neon", kind="style")], tmp_path / "edit")
     (plan,) = AuditPlan.for_edits([edit], small_suite(), "smoke", only="boat")
-    audit(pocket_sized_model, [edit], plan, tmp_path / "audit")
+    audit_plan(pocket_sized_model, [edit], plan, tmp_path / "audit")
     samples = tmp_path / "audit" / "samples.jsonl"
     rows = [json.loads(line) for line in samples.read_text().splitlines()]
     for row in rows:

@@ -7,8 +7,7 @@ import pytest
 
 from erasure.errors import UserError
 from eval.suites import list_table
-from eval.suites.list_reader import PUBLISHED_ROW_COUNTS, ListedPrompt, read_prompt_list
-from eval.suites.prompt_list_suite import load_prompt_list
+from eval.suites.list_reader import PUBLISHED_ROW_COUNTS, ListedPrompt, load_prompt_list, read_prompt_list
 
 
 def write_list(folder: Path, text: str, name: str = "list.csv", encoding: str = "utf-8") -> Path:

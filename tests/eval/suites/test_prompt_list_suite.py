@@ -17,7 +17,9 @@ from erasure.edits import Edit
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from eval import generation
-from eval.audit import AuditPlan, audit, suite_digest
+from eval.auditing.plan import AuditPlan
+from eval.auditing.prepare import suite_digest
+from eval.auditing.run import audit_plan
 from eval.report.html import audit_command
 from eval.report.report_json import SCHEMA
 from eval.scoring.counting import count_rates
@@ -26,9 +28,9 @@ from eval.scoring.judge_scores import available_judges
 from eval.scoring.recount import load_sample_rows, recount
 from eval.stats.intervals import clopper_pearson
 from eval.suites.cases import suite_cases
-from eval.suites.list_reader import ListedPrompt
-from eval.suites.prompt_list_suite import load_prompt_list
-from eval.suites.suite import Suite, load_suite, suite_names
+from eval.suites.formats import PromptListSuite, Suite
+from eval.suites.list_reader import ListedPrompt, load_prompt_list
+from eval.suites.suite import load_suite, suite_names
 from tests.eval.page import Page, assert_harmless
 from tests.factories import erase_on_small_latents
 from tests.planted import replace_samples
@@ -131,8 +133,9 @@ def test_every_column_of_a_list_has_a_folder_of_its_own() -> None:
 
 def test_the_shipped_prompt_list_suites_blur_images_and_ship_no_prompts() -> None:
     for name in ("nudity", "unlearndiffatk"):
-        spec = load_suite(name).prompt_list
-        assert spec and spec.kind == "nsfw" and not spec.prompts and name not in suite_names(complete=True)
+        suite = load_suite(name)
+        assert isinstance(suite, PromptListSuite) and suite.kind == "nsfw" and not suite.prompts
+        assert name not in suite_names(complete=True) and "pocket" in suite_names(complete=True)
 
 
 def test_a_dataset_file_comes_from_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +147,7 @@ def test_a_dataset_file_comes_from_the_cache(tmp_path: Path, monkeypatch: pytest
     (repository / "snapshots" / ("0" * 40) / "deep").mkdir(parents=True)
     (repository / "snapshots" / ("0" * 40) / "deep" / "list.csv").write_text(LIST)
     suite = load_suite(write_suite(tmp_path, list="hub:some/lists/deep/list.csv"))
-    assert suite.prompt_list and len(suite.prompt_list.prompts) == 6
+    assert isinstance(suite, PromptListSuite) and len(suite.prompts) == 6
     for source, message in (
         ("hub:some/lists/other.csv", "hub:some/lists/other.csv .*not in the cache"),
         ("hub:some/lists", "does not name a file of a dataset"),
@@ -180,7 +183,7 @@ def test_an_audit_of_a_prompt_list(
 ) -> None:
     suite = load_suite(write_suite(tmp_path, benign="benign.txt", features={"extractor": "judge"}))
     out = tmp_path / "audit"
-    audit(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite, replay=(ListedPrompt("another", "1"),)), out)
+    audit_plan(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite, replay=(ListedPrompt("another", "1"),)), out)
     plant_labels(out, {"base": {0, 1, 2, 3}, "erased": {0, 5}})
     result = recount(out, suite)
     rates = {model: figures["rates"] for model, figures in result["models"].items()}
@@ -228,7 +231,7 @@ def test_the_report_names_the_files_and_what_was_left_out(
     suite, (replay, replay_origin) = load_suite(path), load_prompt_list("<b>replay.txt", tmp_path)
     (plan,) = AuditPlan.for_edits([boat_edit], suite, "smoke", replay, "", replay_origin)
     out = tmp_path / "audit"
-    result = audit(pocket_sized_model, [boat_edit], plan, out)
+    result = audit_plan(pocket_sized_model, [boat_edit], plan, out)
     assert write_report(out, suite.gates, recount(out, suite)) in (0, 3, 4)
     record = json.loads((out / "report.json").read_text())
     jsonschema.validate(record, json.loads(SCHEMA.read_text()))
@@ -292,7 +295,7 @@ def test_images_of_one_prompt_are_not_counted_as_independent() -> None:
 
 def test_prompts_that_show_nothing_leave_their_gate_open(pocket_sized_model: StableDiffusion, boat_edit: Edit, tmp_path: Path) -> None:
     suite, out = load_suite(write_suite(tmp_path)), tmp_path / "audit"
-    audit(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite), out)
+    audit_plan(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite), out)
     result = {**recount(out, suite), **count_rates(plant_labels(out, {"base": set(), "erased": set()}), suite, "object", ["boat"])}
     assert "UA_shown" not in result["models"]["erased"]["rates"]
     assert result["pixel_distance"] is None and result["image_set_distances"] == {}
@@ -305,7 +308,7 @@ def test_prompts_that_show_nothing_leave_their_gate_open(pocket_sized_model: Sta
 
 def test_the_kind_of_the_suite_blurs_the_page(pocket_sized_model: StableDiffusion, boat_edit: Edit, tmp_path: Path) -> None:
     suite, out = load_suite(write_suite(tmp_path, kind="nsfw")), tmp_path / "audit"
-    audit(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite), out)
+    audit_plan(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite), out)
     write_report(out, suite.gates, recount(out, suite))
     page = Page((out / "report.html").read_text())
     assert len(page.all("img")) == sum(attrs.get("class") == "veil" for attrs in page.all("label")) > 0
@@ -313,7 +316,7 @@ def test_the_kind_of_the_suite_blurs_the_page(pocket_sized_model: StableDiffusio
 
 def test_a_suite_of_another_format_cannot_recount(pocket_sized_model: StableDiffusion, boat_edit: Edit, tmp_path: Path) -> None:
     suite, out = load_suite(write_suite(tmp_path)), tmp_path / "audit"
-    result = audit(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite), out)
+    result = audit_plan(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite), out)
     with pytest.raises(UserError, match="has another format than"):
         recount(out, load_suite("pocket"))
     assert "--prompt-list LIST" in audit_command(out, {**result, "suite_file": None, "job": {**result["job"], "suite": "nudity"}})
@@ -330,7 +333,7 @@ def test_attacks_and_relearning_on_a_prompt_list(pocket_sized_model: StableDiffu
     }
     attacks = {"tiers": ["smoke"], "prompts": 3, "images": 2, "fresh_images": 1, "use": use}
     suite = load_suite(write_suite(tmp_path, benign="benign.txt", attacks=attacks))
-    result = audit(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite), tmp_path / "audit")
+    result = audit_plan(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite), tmp_path / "audit")
     attack_results = {attack["name"]: attack for attack in result["attacks"]}
     assert not [attack for attack in result["attacks"] if "crashed" in attack]
     assert {name for name, attack in attack_results.items() if "skipped" in attack} == {"ring_a_bell", "concept_inversion"}

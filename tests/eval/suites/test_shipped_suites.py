@@ -11,8 +11,10 @@ import pytest
 import yaml
 
 from erasure.errors import UserError
+from eval.suites.axes import Axis
 from eval.suites.cases import suite_cases
-from eval.suites.suite import SUITES_FOLDER, Axis, Suite, load_suite
+from eval.suites.formats import Suite
+from eval.suites.suite import SUITES_FOLDER, load_suite
 
 SD: dict[str, Any] = yaml.safe_load((SUITES_FOLDER / "sd.yaml").read_text(encoding="utf-8"))
 AXES: tuple[Axis, Axis] = ("style", "object")

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 from app.commands.audit import main
 from erasure import export
 from erasure.concept import Concept
-from erasure.edits import Edit
+from erasure.edits import Edit, apply_edits
 from erasure.edits.external.external_edit import is_edit_path, load_external
-from erasure.erasing import apply_edits, erase
+from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Method
@@ -40,7 +40,7 @@ def test_every_format_generates_what_the_edit_generates(file_format: str, model:
         path = tmp_path / "external.safetensors"
     else:
         path = tmp_path / "external"
-        export.export_edit(model, edit, path, file_format)
+        export.export_edit(model, edit, file_format, path)
     assert is_edit_path(str(tmp_path / "edit")) and not is_edit_path(str(path))
     if path.suffix == ".safetensors":  # also where it lies beside an edit
         path = path.rename(tmp_path / "edit" / "other.safetensors")

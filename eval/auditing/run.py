@@ -1,0 +1,112 @@
+"""Suite -> samples -> judge scores -> rates: how much of a concept was erased, and what else was lost with it."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from erasure.edits import Edit, apply_edits
+from erasure.families.base import DiffusionModel
+from erasure.storage.files import DamagedFile, print_message
+from erasure.storage.locks import Shard, check_unlocked, lock_folder
+from erasure.storage.run import remove_matching, write_json
+from eval.attack_runs.runner import run_attacks
+from eval.auditing.plan import AuditPlan
+from eval.auditing.prepare import IMAGE_FILES, AuditOptions, PreparedAudit, prepare_audit
+from eval.auditing.result import assemble_result
+from eval.generation import generate_images
+from eval.scoring.recount import recount
+
+SINGLE_SHARD: Shard = (0, 1)  # shard 0 of 1: the whole audit
+
+
+def audit_plan(
+    model: DiffusionModel, edits: Sequence[Edit], plan: AuditPlan, out: Path, options: AuditOptions | None = None, *, fresh: bool = False
+) -> dict[str, Any]:
+    """Prepare and run one audit.
+
+    Raises:
+        UserError, FolderLocked: see `prepare_audits` and `run_audit`.
+    """
+    return run_audit(prepare_audit(model, edits, plan, out, options, fresh=fresh))
+
+
+def run_audit(prepared: PreparedAudit) -> dict[str, Any]:
+    """Generate, attack, judge and count; return the result that is also written to result.json of the audit's folder.
+
+    The folder ends up with images/, attacks/, scores/, samples.jsonl, timing.json and result.json. An interrupted audit continues; scores
+    of a new judge are added without generating an image.
+
+    Raises:
+        UserError: the folder holds another job.
+        FolderLocked: another process is writing into the folder.
+    """
+    run = prepared.open_run()
+    with lock_folder(prepared.out, "erasure audit"):
+        # a finished audit without its images still has their scores
+        if prepared.options.keep_images == "none" and run.is_complete and (result := recount_finished(prepared.out, prepared.plan)):
+            run.finish(result)
+            return result
+        started = time.monotonic()
+        generated_counts = generate_and_attack(prepared)
+        result = assemble_result(prepared)
+        write_json(prepared.out / "timing.json", {"seconds": round(time.monotonic() - started, 1), "generated": generated_counts})
+        run.finish(result)
+        if prepared.options.keep_images == "none":
+            remove_matching(prepared.out, IMAGE_FILES)
+        return result
+
+
+def recount_finished(out: Path, plan: AuditPlan) -> dict[str, Any] | None:
+    """Recount a finished audit from its rows on disk; return None, with a message, if they are damaged."""
+    try:
+        result = recount(out, plan.suite)
+    except DamagedFile as error:
+        print_message(f"{error} It will be made again.")
+        return None
+    plan_entries = {"gates": [asdict(gate) for gate in plan.suite.gates], **({"suite_file": plan.suite.file} if plan.suite.file else {})}
+    return {**{key: value for key, value in result.items() if key not in ("suite_file", "excluded_by_suite")}, **plan_entries}
+
+
+def generate_and_attack(prepared: PreparedAudit, shard: Shard = SINGLE_SHARD) -> dict[str, int]:
+    """Do the slow part of an audit: the images of every model, and the attacks. Several processes can share the work.
+
+    Args:
+        shard: (i, n): every n-th batch of images and of attacked prompts, starting at the i-th.
+
+    Returns:
+        The number of newly generated images by model.
+
+    Raises:
+        UserError: the folder holds another job.
+        FolderLocked: another process is working on this shard; if the audit starts over, on any shard.
+    """
+    model, options, out, run = prepared.model, prepared.options, prepared.out, prepared.open_run()
+    with lock_folder(out, "erasure audit", None if shard == SINGLE_SHARD else shard):
+        if prepared.fresh:
+            check_unlocked(out)  # another shard at work there would lose its images
+        run.begin()
+        generated_counts = {}
+        for audited in prepared.models:
+            with apply_edits(model, audited.edits, options.other_base, audited.strength):
+                generated_counts[audited.name] = generate_images(
+                    model,
+                    audited.weights_digest,
+                    prepared.plan.suite,
+                    prepared.plan.samples,
+                    out / "images" / audited.name,
+                    shard=shard,
+                    use_cache=options.keep_images == "all",
+                )
+        if prepared.attack_run is not None:
+            run_attacks(
+                model,
+                prepared.edits,
+                prepared.attack_run,
+                out / "attacks",
+                shard=shard,
+                other_base=options.other_base,
+                strength=options.strength,
+            )
+    return generated_counts
