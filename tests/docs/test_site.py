@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import erasure
 from tests.docs.pages import DOCS, GENERATED, ROOT
 
 LOADED = re.compile(r'<(?:script|link|img|iframe|source|video|audio)\b[^>]*?(?:src|href)="(?:https?:)?//([^"]+)"')
@@ -49,7 +50,9 @@ def test_every_page_is_built_and_loads_nothing_from_elsewhere(site: Path) -> Non
 
 def test_the_reference_of_the_library_is_rendered(site: Path) -> None:
     text = (site / "reference" / "erasure.html").read_text(encoding="utf-8")
-    assert 'id="erasure.edits.Edit.revert"' in text
+    for name in erasure.__all__:
+        assert name.startswith("__") or f'id="erasure.{name}"' in text, f"docs/reference/erasure.md lacks {name}"
+    assert 'id="erasure.Edit.revert"' in text
     assert "Raises:" in text
 
 
