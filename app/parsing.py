@@ -1,117 +1,182 @@
-"""Parse command lines into dataclasses with tyro; every mistake becomes a one-line message."""
+"""Parse command lines with tyro: the types of options, what a number must be, and the way back from options to a command line."""
 
-import contextlib
 import dataclasses
-import difflib
-import io
 import math
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from types import NoneType, UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from erasure.config.registry import field_help_of
+from app.parse_errors import parse_errors
 from erasure.errors import UserError
 from erasure.loading.model_source import check_model_source
 
 T = TypeVar("T")
+PROGRAM = "erasure"
+Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]  # a flag that has no --no- form
+REGISTRY = ConstructorRegistry()
+# None is the default of some options, and never a value that is typed
+CONFIG = (tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes, tyro.conf.DisallowNone)
 
 
-def parse_options(cls: type[T], argv: Sequence[str], command: str) -> T:
-    """Parse flags into an instance of a dataclass.
+class HelpPrinted(Exception):
+    """Help was asked for and is printed, so there is nothing to run."""
+
+
+def parse(options: type[T], argv: Sequence[str], command: str = "", description: str | None = None) -> T:
+    """Parse a command line into one of the dataclasses of a union, or into one dataclass.
+
+    Args:
+        command: the command that the line names, where that is known; errors name its --help.
+        description: what --help says above the list of commands.
 
     Raises:
-        UserError: A flag does not exist, a value has the wrong type, a required flag is missing, or an argument is not text.
+        UserError: The line does not parse: NoCommand, UnknownWords, or what is wrong with an argument.
+        HelpPrinted: The line asks for help.
+    """
+    check_text(argv)
+    try:
+        with parse_errors(f"{PROGRAM} {command}".strip()):
+            return tyro.cli(options, args=argv, prog=PROGRAM, description=description, config=CONFIG, registry=REGISTRY)
+    except SystemExit as done:
+        raise HelpPrinted from done
+
+
+def parse_known(options: type[T], argv: Sequence[str]) -> T:
+    """Parse what a type has of a command line, and leave the rest, with --help, to another parse.
+
+    Raises:
+        UserError: An argument that the type has cannot be used, or no command is named.
+    """
+    with parse_errors(PROGRAM):
+        known, _ = tyro.cli(options, args=argv, prog=PROGRAM, return_unknown_args=True, add_help=False, config=CONFIG, registry=REGISTRY)
+    return known
+
+
+def print_help(options: type, argv: Sequence[str], description: str | None = None) -> None:
+    """Print the help of the command that a line names, or of the program.
+
+    Raises:
+        UserError: The line does not parse.
+    """
+    with suppress(HelpPrinted):
+        parse(options, [*(word for word in argv if word != "--"), "--help"], description=description)
+
+
+def check_text(argv: Sequence[str]) -> None:
+    """Check that a command line is text.
+
+    Raises:
+        UserError: An argument holds a NUL, or bytes that are not UTF-8.
     """
     for argument in argv:
         if any(c == "\0" or "\ud800" <= c <= "\udfff" for c in argument):
             raise UserError(f"{argument!r} is not text: it contains a NUL, or bytes that are not UTF-8.")
-    captured = io.StringIO()
+
+
+def make_spec(type_: type[T], metavar: str, read: Callable[[str], T]) -> PrimitiveConstructorSpec[T]:
+    """Return how tyro reads a value from one argument; the ValueError of `read` completes a sentence that begins with the flag."""
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=lambda words: read(words[0]),
+        is_instance=lambda value: isinstance(value, type_),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+@REGISTRY.primitive_rule
+def read_number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Read int and float with messages of our own; a float must be finite."""
+    if info.type is int:
+        return make_spec(int, "INT", read_int)
+    return make_spec(float, "FLOAT", read_float) if info.type is float else None
+
+
+@REGISTRY.primitive_rule
+def read_optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Read `T | None` as T is read. tyro's own rule would report every type that it tried."""
+    types = [member for member in get_args(info.type) if member is not NoneType]
+    if info.type_origin not in (Union, UnionType) or len(types) != 1 or get_origin(info.type) is None:
+        return None
+    spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(types[0], info.markers))
+    if not isinstance(spec, PrimitiveConstructorSpec):
+        return None
+    is_instance, to_words = spec.is_instance, spec.str_from_instance
+    return replace(
+        spec,
+        is_instance=lambda value: value is None or is_instance(value),
+        str_from_instance=lambda value: ["None"] if value is None else to_words(value),
+    )
+
+
+def read_int(text: str) -> int:
     try:
-        with contextlib.redirect_stderr(captured):
-            return check_values(tyro.cli(cls, args=list(argv), prog=f"erasure {command}", config=(tyro.conf.FlagCreatePairsOff,)))
-    except SystemExit as error:
-        if not error.code:
-            raise
-        raise UserError(f"{summarize_error(captured.getvalue())} (see erasure {command} --help).") from None
+        return int(text)
+    except ValueError:
+        problem = "has too many digits" if text.lstrip("+-").isdecimal() else "must be a whole number"
+        raise ValueError(f"{problem}, got {text!r}") from None
 
 
-def check_values(options: T) -> T:
-    """Return the options after checking numbers and model, before torch is imported.
-
-    Raises:
-        UserError: A number is NaN or infinite, or the model is neither a local file nor a possible hub id.
-    """
-    for f in dataclasses.fields(options):  # type: ignore[arg-type]  # a dataclass
-        value = getattr(options, f.name)
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"--{f.name.replace('_', '-')} must be a finite number, got {value}.")
-    if model := getattr(options, "model", ""):
-        check_model_source(model)
-    return options
-
-
-def summarize_error(message: str) -> str:
-    """Reduce tyro's framed error message to one line: its first paragraph and the flag that it suggests."""
-    lines = [line.strip(" │") for line in message.splitlines() if not line.startswith(("╭", "╰"))]
-    text = " ".join(line for line in lines if not set(line) <= {"─"})
-    text = re.sub(r"Exceeds the limit \(\d+ digits\).*?increase the limit", "the number has too many digits", text)  # Python's own message
-    first_paragraph = re.split(r"Got errors:|Argument helptext|For full helptext|Perhaps you meant", text)[0]
-    suggested = re.search(r"Perhaps you meant:?\s+(--[\w-]+)", text)
-    failed_conversion = re.search(r"could not convert string to (\w+): (\S+)", text)
-    reason = f" ({failed_conversion[2]} is not a {failed_conversion[1]})" if failed_conversion else ""
-    hint = f"; did you mean {suggested[1]}" if suggested else suggest_choice(first_paragraph)
-    return " ".join(first_paragraph.split()).rstrip(". ") + reason + hint
-
-
-def suggest_choice(message: str) -> str:
-    """Return "; did you mean ..." with the allowed choice closest to a wrong one; empty where none is close."""
-    match = re.search(r"invalid choice '([^']*)'.*?Expected one of \((.*?)\)", " ".join(message.split()))
-    closest = difflib.get_close_matches(match[1], re.findall(r"'([^']*)'", match[2]), n=1) if match else []
-    return f"; did you mean {closest[0]!r}" if closest else ""
-
-
-def combine_options(name: str, *classes: type, recipe: Mapping[str, Any] | None = None, note: str = "") -> type:
-    """Merge the fields of several dataclasses into one, with their trailing comments as help. Earlier classes win.
-
-    Args:
-        recipe: Defaults that replace those of the classes; the help shows the class's own default beside them. For fields of the
-            first class the help only mentions the recipe's value: these fields are filled in later.
-        note: Text that the help adds to the first class's docstring.
-    """
-    merged: dict[str, tuple[str, Any, Any]] = {}
-    for cls in classes:
-        comments = field_help_of(cls)
-        for f in dataclasses.fields(cls):
-            value, help_text = f.default, comments.get(f.name, "")
-            if recipe and f.name in recipe and cls is classes[0]:
-                help_text = f"{help_text} (from the recipe if not given: {abbreviate(recipe[f.name])})"
-            elif recipe and f.name in recipe and recipe[f.name] != f.default:
-                value, help_text = recipe[f.name], f"{help_text} (the paper's: {abbreviate(f.default)})"
-            annotation: Any = Annotated[f.type, tyro.conf.arg(help=help_text)]  # type: ignore[name-defined]  # a type at run time
-            default = dataclasses.field(default=value) if value is not dataclasses.MISSING else dataclasses.field()
-            merged.setdefault(f.name, (f.name, annotation, default))
-    docstring = f"{classes[0].__doc__}\n\n{note}".strip()
-    return dataclasses.make_dataclass(name, list(merged.values()), frozen=True, kw_only=True, namespace={"__doc__": docstring})
-
-
-def abbreviate(value: object) -> str:
-    """Format a value for one line; a long list by its length."""
-    return f"({len(value)} prompts)" if isinstance(value, tuple) and len(value) > 2 else str(value) or "nothing"
-
-
-def flag_value(argv: Sequence[str], flag: str, default: str) -> str:
-    """Return the value of a flag before the whole line is parsed; the last one if it is repeated."""
-    value = default
-    for i, argument in enumerate(argv):
-        if argument.startswith(f"{flag}="):
-            value = argument.partition("=")[2]
-        elif argument == flag and i + 1 < len(argv):
-            value = argv[i + 1]
+def read_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"must be a number, got {text!r}") from None
+    if not math.isfinite(value):
+        raise ValueError(f"must be a finite number, got {text!r}")
     return value
+
+
+def read_model_source(text: str) -> str:
+    """Return the name of a model, checked before torch is imported; empty where the edit says which."""
+    if text:
+        try:
+            check_model_source(text)
+        except UserError as error:
+            raise ValueError(f"names no model: {error}") from error
+    return text
+
+
+ModelSource = Annotated[str, make_spec(str, "STR", read_model_source)]  # pocket, a hub id, a folder or one .safetensors file
+
+
+def to_argv(options: Any) -> list[str]:
+    """Return the command line, without the command, that parses to these options: the flags that differ from their defaults.
+
+    Positional arguments come last, behind "--", so that no name is taken for a flag or an action.
+    """
+    flags: list[str] = []
+    positional: list[str] = []
+    for f in fields(options):
+        value, flag = getattr(options, f.name), flag_of(f)
+        if is_positional(f):
+            positional += map(str, value)
+        elif value == f.default:
+            continue
+        elif isinstance(value, bool):
+            flags.append(flag)
+        elif isinstance(value, tuple):
+            flags += [flag, *map(str, value)]
+        else:
+            flags.append(f"{flag}={value}")
+    return [*flags, "--", *positional]
+
+
+def flag_of(field: "dataclasses.Field[Any]") -> str:
+    """Return the flag of an option."""
+    return f"--{field.name.replace('_', '-')}"
+
+
+def is_positional(field: "dataclasses.Field[Any]") -> bool:
+    """Return whether an option has no flag."""
+    return tyro.conf.Positional in getattr(field.type, "__metadata__", ())
 
 
 def check_edits_exist(edits: Sequence[Path]) -> None:
@@ -123,11 +188,3 @@ def check_edits_exist(edits: Sequence[Path]) -> None:
     for edit in edits:
         if not os.path.lexists(edit):  # not Path.exists, which raises for a name that is too long
             raise UserError(f"no edit at {edit}: expected edit.safetensors and edit.json there.")
-
-
-def find_given_fields(argv: Sequence[str], names: Sequence[str]) -> set[str]:
-    """Return which of the fields appear on the command line."""
-    flags = {
-        argument.split("=", 1)[0].removeprefix("--").removeprefix("no-").replace("-", "_") for argument in argv if argument.startswith("--")
-    }
-    return flags & set(names)

@@ -4,56 +4,62 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from app.parsing import check_edits_exist, parse_options
+from app.parsing import ModelSource, Switch, check_edits_exist
 from erasure.config.choices import Attention, Precision
 from erasure.errors import UserError
-from erasure.storage.run import check_output_folder
 from eval.report.numbers import format_percent, format_points, format_points_span
 
 REBOUND, INCOMPLETE = 3, 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class AuditSequenceCommand:
     """Apply edits one after another and, after each, measure whether every concept so far is still erased and the rest retained.
 
     Exit code 3: a rebound was shown. 2: part of the result is missing. 0: neither, which does not prove that there is no rebound.
     """
 
-    edits: Annotated[tuple[Path, ...], tyro.conf.Positional]  # edits made by `erasure erase`, in the order of the requests
+    words: ClassVar[str] = "audit sequence"
+
+    edits: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()  # edits made by `erasure erase`, in the order of the requests
     suite: str = "pocket"  # name of a suite in prompts/, or a YAML file
     tier: Literal["smoke", "standard", "full"] = "standard"  # images per cell
-    model: str = ""  # base model; default: the one the first edit was made on
+    model: ModelSource = ""  # base model; default: the one the first edit was made on
     out: Path | None = None  # an audit after every request goes to its folders 1, 2, ...; default <edits>/sequence-<suite>-<tier>
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     dtype: Precision = "auto"  # compute precision
     attention: Attention = "auto"  # attention kernel of the UNet
-    fresh: bool = False  # delete what audits wrote in the folders, and start over; other files stay
+    fresh: Switch = False  # delete what audits wrote in the folders, and start over; other files stay
 
 
-def main(argv: list[str]) -> int:
-    options = parse_options(Options, argv, "audit sequence")
-    if not options.edits:
+def run_sequence(command: AuditSequenceCommand) -> int:
+    """Audit the sequence, report and print it. Return the exit code.
+
+    Raises:
+        UserError: No edit, one that does not exist, or as `audit_sequence`.
+    """
+    from erasure.storage.run import check_output_folder
+
+    if not command.edits:
         raise UserError("audit sequence needs folders of edits: erasure audit sequence runs/FIRST runs/SECOND.")
-    if options.out:
-        check_output_folder(options.out)
-    check_edits_exist(options.edits)
-    from erasure.edits import Edit
-    from erasure.loading.loader import load_model
+    if command.out:
+        check_output_folder(command.out)
+    check_edits_exist(command.edits)
+    import erasure
     from eval.report import html, sequence_page
     from eval.scoring.recount import load_finished_audit
     from eval.sequence import audit_sequence, missing_parts, possible_rebounds
     from eval.suites.suite import load_suite
 
-    suite, edits = load_suite(options.suite), [Edit.load(path) for path in options.edits]
-    source = options.model or edits[0].info.base["source"]
-    model = load_model(source, device=options.device, dtype=options.dtype, attention=options.attention)
-    out = options.out or default_folder(options.edits, suite.name, options.tier)
-    result = audit_sequence(model, edits, suite, options.tier, out, fresh=options.fresh)
+    suite, edits = load_suite(command.suite), [erasure.Edit.load(path) for path in command.edits]
+    source = command.model or edits[0].info.base["source"]
+    model = erasure.load_model(source, device=command.device, dtype=command.dtype, attention=command.attention)
+    out = command.out or default_folder(command.edits, suite.name, command.tier)
+    result = audit_sequence(model, edits, suite, command.tier, out, fresh=command.fresh)
     for folder in [out / name for request in result["requests"] for name in request["audits"]]:
         html.write_report(folder, load_finished_audit(folder), suite.gates)
     for pair in load_finished_audit(out / result["requests"][-1]["audits"][0])["edit_overlaps"]:

@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, get_args
 
 import tyro
 
-from app.parsing import parse_options
+from app.parsing import Switch
 from erasure.config.choices import Removable
 from erasure.errors import UserError
-from erasure.storage.locks import FolderLocked
 
 if TYPE_CHECKING:
     from app.cleanup import RemovableFiles
@@ -19,29 +18,35 @@ KINDS: tuple[Removable, ...] = get_args(Removable)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class CleanCommand:
     """Show caches, downloads and incomplete runs with their sizes. Nothing is removed without --yes.
 
     Complete runs, files in use by a running process, and files that this program does not write are never removed. Links are not followed.
     """
 
+    words: ClassVar[str] = "clean"
+
     path: Annotated[Path, tyro.conf.Positional] = Path("runs")  # folder with runs below it
     kinds: tuple[Removable, ...] = KINDS  # caches: can be made again; downloads: zips of the page; incomplete: unfinished runs
-    yes: bool = False  # remove them
+    yes: Switch = False  # remove them
 
 
-def main(argv: list[str]) -> int:
-    options = parse_options(Options, argv, "clean")
+def run_clean(command: CleanCommand) -> int:
+    """List what may be removed, and remove it with --yes.
+
+    Raises:
+        UserError: The folder does not exist.
+    """
     from app.cleanup import find_removable, lock_message  # imports torch
 
-    if not options.path.is_dir() and options.path != Path("runs"):
-        raise UserError(f"{options.path} is not a folder; name the one your runs are in.")
-    entries = find_removable(options.path, options.kinds or KINDS)
+    if not command.path.is_dir() and command.path != Path("runs"):
+        raise UserError(f"{command.path} is not a folder; name the one your runs are in.")
+    entries = find_removable(command.path, command.kinds or KINDS)
     busy_messages = {entry.folder: reason for entry in entries if (reason := lock_message(entry))}
     removable = [entry for entry in entries if entry.folder not in busy_messages]
     for line in [*format_entries(removable), *(f"kept, in use: {reason}" for reason in busy_messages.values())]:
         print(line)
-    if options.yes:
+    if command.yes:
         print(f"freed {format_size(sum(remove_unless_busy(entry) for entry in reversed(removable)))}")  # deeper folders first
     elif removable:
         print(f"nothing was removed; --yes removes these {sum(len(entry.files) for entry in removable)} files")
@@ -50,6 +55,7 @@ def main(argv: list[str]) -> int:
 
 def remove_unless_busy(entry: "RemovableFiles") -> int:
     from app.cleanup import remove_files
+    from erasure.storage.locks import FolderLocked
 
     try:
         return remove_files(entry)

@@ -6,9 +6,7 @@ import platform
 import shutil
 import sys
 from dataclasses import dataclass
-
-from app.parsing import parse_options
-from erasure.storage.run import cache_folder
+from typing import ClassVar
 
 CORE_PACKAGES = (
     "torch",
@@ -33,12 +31,16 @@ OPTIONAL_PACKAGES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class DoctorCommand:
     """Show what is installed, which device is used, and which judges are ready. Nothing is downloaded."""
 
+    words: ClassVar[str] = "doctor"
 
-def main(argv: list[str]) -> int:
-    parse_options(Options, argv, "doctor")
+
+def run_doctor(command: DoctorCommand) -> int:
+    """Print the report. Return 2 if a judge is broken."""
+    from erasure.storage.run import cache_folder
+
     print(f"python        {platform.python_version()} ({sys.executable})")
     for name in CORE_PACKAGES:
         print(f"{name:<13} {package_version(name)}")

@@ -1,166 +1,101 @@
 """`erasure erase`: erase concepts and write an edit folder."""
 
+import dataclasses
 import json
+import shlex
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from app.confirmation import confirm
-from app.parsing import abbreviate, check_edits_exist, combine_options, find_given_fields, flag_value, parse_options
+import tyro
+
+from app.parsing import ModelSource, Switch, check_edits_exist
 from erasure.concept import ConceptKind, parse_concepts
 from erasure.config.choices import Attention, Precision, family_of_width
-from erasure.config.registry import load_class
-from erasure.config.seeds import check_seed
+from erasure.config.registry import field_help_of
 from erasure.config.static_classes import METHOD_BASE, load_static_class
-from erasure.errors import MAX_VALUE_CHARS, UserError, to_one_line, truncate_middle
-from erasure.storage.run import check_output_folder, check_tracker
 
-EARLY_FLAGS = ("method", "kind", "model")  # they decide the other flags; in the order of the fields
+if TYPE_CHECKING:
+    from erasure import Erasure
+
 USAGE_ERROR = 1
+MAX_PREVIEW_LINES = 20
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class EraseCommand:
     """Erase concepts from a model and save the changed weights as an edit."""
+
+    words: ClassVar[str] = "erase"
 
     concept: str  # what to erase; several are separated by ;
     method: str = "esd"  # erasure method; its options follow below
     kind: ConceptKind = "style"  # kind of the concept: decides prompts and recipe
     anchor: str = ""  # what the concept should become; empty: nothing in particular
     prompts: tuple[str, ...] = ()  # training prompt templates with {} for the concept, instead of the kind's
-    model: str = "pocket"  # pocket, a hub id, a diffusers folder, or one .safetensors file
+    model: ModelSource = "pocket"  # pocket, a hub id, a diffusers folder, or one .safetensors file
     out: Path | None = None  # run folder; default runs/<hash of the job>
     seed: int = 0  # seed of every random number; from 0 to 2^63 - 1
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     dtype: Precision = "auto"  # compute precision; trained weights are always fp32
     attention: Attention = "auto"  # attention kernel of the UNet
-    gradient_checkpointing: bool = False  # less memory for about a third more time
+    gradient_checkpointing: Switch = False  # less memory for about a third more time
     report_to: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = "none"  # tracker beside train.jsonl
     on: tuple[Path, ...] = ()  # edits that are applied while this one is made; it will depend on them
     mask: Path | None = None  # saliency mask of a SalUn run: only its entries change
-    preview: bool = False  # closed forms: print how far the edit would change other prompts, and stop
-    yes: bool = False  # do not ask for confirmation when a concept looks odd; without a terminal nothing is asked
-    fresh: bool = False  # delete what this or another erasure wrote in the folder, and start over; other files stay
+    preview: Switch = False  # closed forms: print how far the edit would change other prompts, and stop
+    yes: Switch = False  # do not ask for confirmation when a concept looks odd; without a terminal nothing is asked
+    fresh: Switch = False  # delete what this or another erasure wrote in the folder, and start over; other files stay
+
+    def method_fields(self) -> dict[str, Any]:
+        """Return the options of the method by name, None for those that are not given."""
+        own = {f.name for f in fields(EraseCommand)}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
 
 
-def main(argv: list[str]) -> int:
-    method_outline, options = parse_command_line(argv)
-    method_fields = {name: getattr(options, name) for name in find_given_fields(argv, [f.name for f in fields(method_outline)])}
-    concepts = parse_concepts(options.concept, kind=options.kind, prompts=options.prompts, anchor=options.anchor)
-    from erasure.concept_hints import find_hints
-    from erasure.edits import Edit, check_distinct
-    from erasure.erasing import erase, forecast_erasure, make_job
-    from erasure.loading.loader import load_model
-    from erasure.methods.base import Method
-    from erasure.recipes import configure_method
-    from erasure.storage.locks import check_unlocked
-    from erasure.storage.run import Run, run_folder_of
+def add_method_options(method: str, kind: str, source: str) -> type[EraseCommand]:
+    """Return the command with the options of a method, all None: then the recipe for the kind and the model decides.
 
-    cls = load_class("erasure.methods", options.method, Method)
-    after = check_distinct([Edit.load(path) for path in options.on])
-    model = load_model(options.model, device=options.device, dtype=options.dtype, attention=options.attention)
-    if not confirm(find_hints(model, concepts), options.yes):
-        return USAGE_ERROR
-    method, concepts, differs = configure_method(cls, concepts, model.family, method_fields)
-    if options.preview:
-        return print_preview(model, concepts, method, options.seed)
-    job = make_job(model, concepts, method, options.seed, after, options.mask)
-    out = options.out or run_folder_of(job)
-    Run(out, job, options.fresh)  # fails before anything is printed or written
-    check_unlocked(out)
-    expected_cost = forecast_erasure(model, concepts, method)  # fails for settings that cannot run
-    concept_text = truncate_middle(options.concept, MAX_VALUE_CHARS)
-    print(f"{options.method} on {options.model} ({model.family}), erasing {concept_text}; safety checker off", file=sys.stderr)
-    differences = ", ".join(f"{name}={abbreviate(value)}" for name, value in differs.items()) or "nothing"
-    print(f"differs from the paper's defaults: {differences}", file=sys.stderr)
-    print(f"it will take {expected_cost.unet_forwards:,} UNet forwards and {expected_cost.unet_backwards:,} backwards", file=sys.stderr)
-    with plain_warnings():
-        edit = erase(
-            model,
-            concepts,
-            method,
-            out=out,
-            seed=options.seed,
-            after=after,
-            mask=options.mask,
-            fresh=options.fresh,
-            report_to=options.report_to,
-            gradient_checkpointing=options.gradient_checkpointing,
-        )
-    cost = edit.info.cost
-    passes_text = f"{cost['unet_forwards']} UNet forwards and {cost['unet_backwards']} backwards"
-    print(f"{out}: {passes_text} for {cost['sample_gradients']} sample-gradients")
-    return 0
-
-
-def parse_command_line(argv: list[str]) -> tuple[type, Any]:
-    """Return the static class of the requested method and the parsed options, without importing torch.
+    The help shows the values that an option has if it is not given. Torch is not imported.
 
     Raises:
-        UserError: The command line does not parse, a seed is out of range, or a path is invalid.
+        UserError: No such method.
     """
-    method, kind, source = (
-        flag_value(argv, f"--{field.name}", str(field.default)) for field in fields(Options) if field.name in EARLY_FLAGS
+    outline = load_static_class("erasure.methods", method, METHOD_BASE)
+    family = family_of_source(source)
+    recipe: Mapping[str, Any] = getattr(outline, "recipes", {}).get((kind, family), {})
+    own, comments = field_help_of(EraseCommand), field_help_of(outline)
+    options: list[tuple[str, Any, Any]] = []
+    for f in fields(EraseCommand):
+        hint = f" (from the recipe if not given: {abbreviate(recipe[f.name])})" if f.name in recipe else ""
+        default = dataclasses.field() if f.default is dataclasses.MISSING else dataclasses.field(default=f.default)
+        options.append((f.name, with_help(f.type, own[f.name] + hint), default))
+    for f in fields(outline):
+        if f.name not in own:
+            value = recipe.get(f.name, f.default)
+            hint = f" (the paper's: {abbreviate(f.default)})" if value != f.default else ""
+            typed: Any = f.type
+            options.append((f.name, with_help(typed | None, comments.get(f.name, "") + hint, value), dataclasses.field(default=None)))
+    note = f"the recipe for {kind} on {family} models" if family else "the paper's; recipes go by the model"
+    doc = f"{EraseCommand.__doc__}\n\nValues shown are {note}."
+    return dataclasses.make_dataclass(
+        EraseCommand.__name__, options, bases=(EraseCommand,), frozen=True, kw_only=True, namespace={"__doc__": doc}
     )
-    method_outline = load_static_class("erasure.methods", method, METHOD_BASE)
-    model_family, recipes = family_of_source(source), getattr(method_outline, "recipes", {})
-    note = (
-        f"Values shown are the recipe for {kind} on {model_family} models."
-        if model_family
-        else "Values shown are the paper's; recipes go by the model."
-    )
-    options: Any = parse_options(
-        combine_options("Erase", Options, method_outline, recipe=recipes.get((kind, model_family), {}), note=note), argv, "erase"
-    )
-    check_seed(options.seed)
-    if options.out:
-        check_output_folder(options.out)
-    check_edits_exist(options.on)
-    check_tracker(options.report_to)
-    return method_outline, options
 
 
-def print_preview(model: Any, concepts: list[Any], method: Any, seed: int) -> int:
-    """Print how a closed form would change prompts that should be retained.
-
-    Raises:
-        UserError: The method is not a closed form.
-    """
-    from erasure.methods.base import TrainingFree
-
-    if not isinstance(method, TrainingFree):
-        raise UserError(f"--preview is for closed forms such as uce; {type(method).__name__} is not one.")
-    for key, value in method.solve(model, concepts, seed).notes.items():
-        if isinstance(value, dict):
-            value = sorted(value.items(), key=lambda item: -item[1])
-        if not isinstance(value, list):
-            print(f"{key}: {value}")
-            continue
-        print(f"{key}:")
-        for name, size in value[:20]:
-            print(f"  {100 * size:7.2f} %  {name}")
-    return 0
+def with_help(type_: Any, text: str, shown_default: object = dataclasses.MISSING) -> Any:
+    """Return a type whose option has this help, and shows another default than its own."""
+    if shown_default is dataclasses.MISSING:
+        return Annotated[type_, tyro.conf.arg(help=text)]
+    label = " ".join(map(shlex.quote, shown_default)) if isinstance(shown_default, tuple) else str(shown_default) or "''"
+    return Annotated[type_, tyro.conf.arg(help=text, help_behavior_hint=f"(default: {label})")]
 
 
-@contextmanager
-def plain_warnings() -> Iterator[None]:
-    """Print the library's warnings about the input as plain lines."""
-    from erasure.concept_check import WeaklyKnownConcept
-    from erasure.edits.external.lora import IgnoredGateWarning
-
-    def print_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-        print(f"erasure: warning: {to_one_line(str(message))}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for category in (WeaklyKnownConcept, IgnoredGateWarning):
-            warnings.simplefilter("always", category)
-        warnings.showwarning = print_warning  # type: ignore[assignment]  # same call, fewer named parameters
-        yield
+def abbreviate(value: object) -> str:
+    """Format a value for one line; a long list by its length."""
+    return f"({len(value)} prompts)" if isinstance(value, tuple) and len(value) > 2 else str(value) or "nothing"
 
 
 def family_of_source(source: str) -> str:
@@ -172,3 +107,84 @@ def family_of_source(source: str) -> str:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return ""
     return family_of_width(width)
+
+
+def run_erase(command: EraseCommand) -> int:
+    """Erase, or print a preview, and return the exit code.
+
+    Raises:
+        UserError: As `erasure.prepare` and `Erasure.run`; what needs no model is checked before torch is imported.
+    """
+    check_before_torch(command)
+    import erasure
+    from app.confirmation import confirm, print_warnings
+
+    model = erasure.load_model(command.model, device=command.device, dtype=command.dtype, attention=command.attention)
+    planned = erasure.prepare(
+        model,
+        command.concept,
+        method=command.method,
+        kind=command.kind,
+        anchor=command.anchor,
+        prompts=command.prompts,
+        seed=command.seed,
+        after=command.on,
+        mask=command.mask,
+        out=command.out,
+        fresh=command.fresh,
+        report_to=command.report_to,
+        gradient_checkpointing=command.gradient_checkpointing,
+        **command.method_fields(),
+    )
+    if not confirm(planned.hints(), command.yes):
+        return USAGE_ERROR
+    if command.preview:
+        print_preview(planned.preview())
+        return 0
+    describe_plan(command, planned)
+    with print_warnings():
+        cost = planned.run().info.cost
+    passes = f"{cost['unet_forwards']} UNet forwards and {cost['unet_backwards']} backwards"
+    print(f"{planned.out}: {passes} for {cost['sample_gradients']} sample-gradients")
+    return 0
+
+
+def check_before_torch(command: EraseCommand) -> None:
+    """Check what the command line alone decides.
+
+    Raises:
+        UserError: A concept, the seed, a path or the tracker cannot be used.
+    """
+    from erasure.config.seeds import check_seed
+    from erasure.storage.run import check_output_folder, check_tracker
+
+    check_seed(command.seed)
+    if command.out:
+        check_output_folder(command.out)
+    check_edits_exist(command.on)
+    check_tracker(command.report_to)
+    parse_concepts(command.concept, kind=command.kind, prompts=command.prompts, anchor=command.anchor)
+
+
+def describe_plan(command: EraseCommand, planned: "Erasure") -> None:
+    """Print what will be done and what it costs, before the work begins."""
+    from erasure.errors import MAX_VALUE_CHARS, truncate_middle
+
+    concepts, cost = truncate_middle(command.concept, MAX_VALUE_CHARS), planned.forecast_cost()
+    changed = ", ".join(f"{name}={abbreviate(value)}" for name, value in planned.changed_defaults.items()) or "nothing"
+    print(f"{command.method} on {command.model} ({planned.model.family}), erasing {concepts}; safety checker off", file=sys.stderr)
+    print(f"differs from the paper's defaults: {changed}", file=sys.stderr)
+    print(f"it will take {cost.unet_forwards:,} UNet forwards and {cost.unet_backwards:,} backwards", file=sys.stderr)
+
+
+def print_preview(notes: Mapping[str, Any]) -> None:
+    """Print how a closed form would change prompts that should be retained, the largest changes first."""
+    for key, value in notes.items():
+        if isinstance(value, dict):
+            value = sorted(value.items(), key=lambda item: -item[1])
+        if not isinstance(value, list):
+            print(f"{key}: {value}")
+            continue
+        print(f"{key}:")
+        for name, size in value[:MAX_PREVIEW_LINES]:
+            print(f"  {100 * size:7.2f} %  {name}")

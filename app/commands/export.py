@@ -3,20 +3,19 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
-from app.cli import INCOMPLETE
-from app.parsing import check_edits_exist, parse_options
+from app.parsing import ModelSource, Switch, check_edits_exist
 from erasure.config.choices import LoraLayout
 from erasure.errors import UserError
-from erasure.storage.locks import LOCK_FILE
-from erasure.storage.run import check_output_folder
 
 if TYPE_CHECKING:
-    from erasure.edits import Edit
+    from erasure import Edit
+    from erasure.export.lora import LoraReport
 
+EXIT_INCOMPLETE = 2
 FORMAT_HELP = (
     "lora: for ComfyUI, A1111, kohya, stable-diffusion.cpp and diffusers; checkpoint: the whole erased model as one file for the same; "
     "folder: the whole model for diffusers; text-encoder: the text encoder alone; edit: the edit as it is"
@@ -24,67 +23,91 @@ FORMAT_HELP = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class ExportCommand:
     """Export an edit for other programs, with a model card and before/after images."""
+
+    words: ClassVar[str] = "export"
 
     edit: Annotated[Path, tyro.conf.Positional]  # folder that `erasure erase` made
     format: Annotated[Literal["folder", "checkpoint", "lora", "text-encoder", "edit"], tyro.conf.arg(help=FORMAT_HELP)] = "lora"
     out: Path | None = None  # default <edit>/<format>
     rank: int | None = None  # of the LoRA; default: the edit's own where it is low-rank (UCE), else 16
     layout: LoraLayout | None = None  # names in the LoRA: kohya (default, read by all) or diffusers (read by diffusers and PEFT only)
-    accept_error: bool = False  # exit with 0 even if the LoRA loses more of the edit than the bound in docs/results/exports.md
-    model: str = ""  # base model; default: the one the edit was made on
+    accept_error: Switch = False  # exit with 0 even if the LoRA loses more of the edit than the bound in docs/results/exports.md
+    model: ModelSource = ""  # base model; default: the one the edit was made on
     device: str = "auto"  # auto, cpu, cuda, cuda:1
-    other_base: bool = False  # export onto a model the edit was not made on
+    other_base: Switch = False  # export onto a model the edit was not made on
     push_to_hub: str = ""  # also upload the folder to this repository of the Hugging Face Hub, org/name
-    private: bool = False  # make that repository private if it is new
-    dry_run: bool = False  # with --push-to-hub: show what would be uploaded, and upload nothing
+    private: Switch = False  # make that repository private if it is new
+    dry_run: Switch = False  # with --push-to-hub: show what would be uploaded, and upload nothing
+
+    def folder(self) -> Path:
+        """Return the folder to write."""
+        return self.out or self.edit / self.format
 
 
-def main(argv: list[str]) -> int:
-    options = parse_options(Options, argv, "export")
-    if options.out:
-        check_output_folder(options.out)
-    check_edits_exist([options.edit])
-    check_flags(options)
-    from erasure import export
-    from erasure.edits import Edit
-    from erasure.export import hub
-    from erasure.loading.loader import load_model
+def run_export(command: ExportCommand) -> int:
+    """Export, and upload if that is asked for. Return 2 if a LoRA loses too much of the edit.
+
+    Raises:
+        UserError: The flags, the edit, the base or the folder cannot be used.
+    """
+    from erasure.storage.run import check_output_folder
+
+    if command.out:
+        check_output_folder(command.out)
+    check_edits_exist([command.edit])
+    check_flags(command)
+    import erasure
+    from erasure.export.hub import check_repo_name
     from erasure.storage.locks import lock_folder
 
-    if options.push_to_hub:
-        hub.check_repo_name(options.push_to_hub)
-    edit = Edit.load(options.edit)
-    out = options.out or options.edit / options.format
-    model = load_model(options.model or edit.info.base["source"], device=options.device)
+    if command.push_to_hub:
+        check_repo_name(command.push_to_hub)
+    edit, out = erasure.Edit.load(command.edit), command.folder()
+    model = erasure.load_model(command.model or edit.info.base["source"], device=command.device)
     with lock_folder(out, "erasure export"):
-        if options.accept_error:
+        if command.accept_error:
             remove_lora(out, edit)
-        report = export.export_edit(
-            model, edit, options.format, out, rank=options.rank, other_base=options.other_base, layout=options.layout or "kohya"
+        report = erasure.export_edit(
+            model, edit, command.format, out, rank=command.rank, other_base=command.other_base, layout=command.layout or "kohya"
         )
     print(out)
-    if report is not None:
-        for note in report.notes:
-            print(note)
-        if not report.is_faithful and not options.accept_error:
-            suffix = " Nothing was sent." if options.push_to_hub else ""
-            print(f"erasure: the LoRA {report.describe()}; --accept-error takes it as it is.{suffix}", file=sys.stderr)
-            return INCOMPLETE
-        print(f"the LoRA {report.describe()}")
-    if options.push_to_hub and options.dry_run:
-        print(f"would send to https://huggingface.co/{options.push_to_hub}{' (private)' if options.private else ''}:")
-        for name, size in hub.list_uploads(out):
-            print(f"{size:>12,}  {name}")
-    elif options.push_to_hub:
-        print(hub.push_to_hub(out, options.push_to_hub, options.private))
+    if report is not None and not accept_report(command, report):
+        return EXIT_INCOMPLETE
+    if command.push_to_hub:
+        upload(command, out)
     return 0
+
+
+def accept_report(command: ExportCommand, report: "LoraReport") -> bool:
+    """Print what a LoRA holds of the edit, and return whether that is accepted."""
+    for note in report.notes:
+        print(note)
+    if not report.is_faithful and not command.accept_error:
+        suffix = " Nothing was sent." if command.push_to_hub else ""
+        print(f"erasure: the LoRA {report.describe()}; --accept-error takes it as it is.{suffix}", file=sys.stderr)
+        return False
+    print(f"the LoRA {report.describe()}")
+    return True
+
+
+def upload(command: ExportCommand, out: Path) -> None:
+    """Send a folder to the hub and print its address; with --dry-run only print what would be sent."""
+    from erasure.export import hub
+
+    if not command.dry_run:
+        print(hub.push_to_hub(out, command.push_to_hub, command.private))
+        return
+    print(f"would send to https://huggingface.co/{command.push_to_hub}{' (private)' if command.private else ''}:")
+    for name, size in hub.list_uploads(out):
+        print(f"{size:>12,}  {name}")
 
 
 def is_lora_folder(folder: Path) -> bool:
     """Return whether a folder holds only files with the names that a LoRA export writes."""
     from erasure.export.lora_file import LORA_FILE
+    from erasure.storage.locks import LOCK_FILE
 
     names = {path.name for path in folder.iterdir() if not path.name.startswith(LOCK_FILE)}
     return LORA_FILE in names and all(
@@ -101,6 +124,7 @@ def remove_lora(folder: Path, edit: "Edit") -> None:
     from safetensors import SafetensorError, safe_open
 
     from erasure.export.lora_file import LORA_FILE, short_name_of
+    from erasure.storage.locks import LOCK_FILE
 
     if not (folder / LORA_FILE).is_file():
         return
@@ -116,21 +140,21 @@ def remove_lora(folder: Path, edit: "Edit") -> None:
             path.unlink()
 
 
-def check_flags(options: Options) -> None:
+def check_flags(command: ExportCommand) -> None:
     """Check flags before anything is loaded.
 
     Raises:
         UserError: LoRA flags are given with another format, the rank is below 1, the folder is not empty, or --push-to-hub is missing.
     """
-    lora_flags = {"--rank": options.rank is not None, "--layout": options.layout is not None, "--accept-error": options.accept_error}
-    if options.format != "lora" and any(lora_flags.values()):
+    lora_flags = {"--rank": command.rank is not None, "--layout": command.layout is not None, "--accept-error": command.accept_error}
+    if command.format != "lora" and any(lora_flags.values()):
         names = ", ".join(name for name, is_given in lora_flags.items() if is_given)
-        raise UserError(f"{names}: only --format lora takes this; --format {options.format} is exact.")
-    if options.rank is not None and options.rank < 1:
-        raise UserError(f"--rank must be at least 1, got {options.rank}.")
-    out = options.out or options.edit / options.format
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (options.accept_error and is_lora_folder(out))):
+        raise UserError(f"{names}: only --format lora takes this; --format {command.format} is exact.")
+    if command.rank is not None and command.rank < 1:
+        raise UserError(f"--rank must be at least 1, got {command.rank}.")
+    out = command.folder()
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (command.accept_error and is_lora_folder(out))):
         raise UserError(f"{out} exists and is not empty; choose another --out.")
-    for flag, is_given in {"--private": options.private, "--dry-run": options.dry_run}.items():
-        if is_given and not options.push_to_hub:
+    for flag, is_given in {"--private": command.private, "--dry-run": command.dry_run}.items():
+        if is_given and not command.push_to_hub:
             raise UserError(f"{flag} needs --push-to-hub org/name.")

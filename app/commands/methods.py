@@ -2,46 +2,49 @@
 
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from app.parsing import parse_options
+from app.parsing import ModelSource
 from erasure.concept import ConceptKind
-from erasure.config.registry import list_modules, load_class, read_summary
+
+if TYPE_CHECKING:
+    from erasure import DiffusionModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class MethodsCommand:
     """List the erasure methods with what they change, when to choose them, and their cost for one concept on a model."""
 
-    model: str = "pocket"  # pocket, a hub id, a diffusers folder, or one .safetensors file
+    words: ClassVar[str] = "methods"
+
+    model: ModelSource = "pocket"  # pocket, a hub id, a diffusers folder, or one .safetensors file
     kind: ConceptKind = "style"  # kind whose recipe the cost is for
     device: str = "auto"  # auto, cpu, cuda, cuda:1
 
 
-def main(argv: list[str]) -> int:
-    options = parse_options(Options, argv, "methods")
-    from erasure.concept import Concept
-    from erasure.erasing import forecast_erasure
-    from erasure.loading.loader import load_model
-    from erasure.methods.base import Method
-    from erasure.recipes import configure_method
+def run_methods(command: MethodsCommand) -> int:
+    """Print the list.
 
-    model = load_model(options.model, device=options.device)
+    Raises:
+        UserError: The model cannot be loaded.
+    """
+    import erasure
+
+    model = erasure.load_model(command.model, device=command.device)
     forward_seconds = seconds_per_forward(model)
-    print(f"cost of one {options.kind} on {options.model} ({model.family}) with its recipe, including the concept check;")
+    print(f"cost of one {command.kind} on {command.model} ({model.family}) with its recipe, including the concept check;")
     print("a backward counts as two forwards\n")
-    for name in list_modules("erasure.methods"):
-        cls = load_class("erasure.methods", name, Method)
-        method, concepts, _ = configure_method(cls, [Concept(name="concept", kind=options.kind)], model.family, {})
-        cost = forecast_erasure(model, concepts, method)
-        estimate = forward_seconds * (cost.unet_forwards + 2 * cost.unet_backwards)
-        print(f"{name}  {read_summary('erasure.methods', name).partition(': ')[2]}")
-        print(f"    changes  {cls.changes}")
-        print(f"    choose   {cls.when}")
-        print(f"    cost     {cost.unet_forwards:,} UNet forwards, {cost.unet_backwards:,} backwards, about {format_duration(estimate)}\n")
+    for method in erasure.list_methods():
+        cost = method.forecast_cost(model, kind=command.kind)
+        duration = format_duration(forward_seconds * (cost.unet_forwards + 2 * cost.unet_backwards))
+        print(f"{method.name}  {method.summary}")
+        print(f"    changes  {method.changes}")
+        print(f"    choose   {method.when}")
+        print(f"    cost     {cost.unet_forwards:,} UNet forwards, {cost.unet_backwards:,} backwards, about {duration}\n")
     return 0
 
 
-def seconds_per_forward(model) -> float:  # type: ignore[no-untyped-def]  # DiffusionModel, whose import would cost --help half a second
+def seconds_per_forward(model: "DiffusionModel") -> float:
     """Return the seconds of one forward pass per sample, in a batch of 16; the second of two runs."""
     import torch
 

@@ -3,12 +3,11 @@
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
-from app.parsing import parse_options
+from app.parsing import ModelSource
 from app.web.address import LOCAL_HOSTS, listen
 from erasure.errors import UserError
-from erasure.storage.run import check_output_folder
 
 if TYPE_CHECKING:
     from socket import socket
@@ -17,10 +16,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options:
+class StudioCommand:
     """Serve the studio: compare, erase, audit, leaderboard. On this machine only, unless --auth gives a user and a password."""
 
-    model: str = "pocket"  # pocket, a hub id, a diffusers folder, or one .safetensors file
+    words: ClassVar[str] = "studio"
+
+    model: ModelSource = "pocket"  # pocket, a hub id, a diffusers folder, or one .safetensors file
     runs: Path = Path("runs")  # folder of jobs, edits and audits; the page can read nothing else of this machine
     host: str = "127.0.0.1"  # address to listen on; any other than a local address needs --auth
     port: int = 7860  # 0: any free port
@@ -29,18 +30,25 @@ class Options:
     device: str = "auto"  # auto, cpu, cuda, cuda:1
 
 
-def main(argv: list[str]) -> int:
-    options = parse_options(Options, argv, "studio")
-    login = check_login(options)
-    check_output_folder(options.runs)
-    listener = listen(options.host, options.port)  # fails before a model is loaded
+def run_studio(command: StudioCommand) -> int:
+    """Serve the page until this process is stopped.
+
+    Raises:
+        UserError: An option cannot be used, or the port is taken.
+    """
+    from erasure.storage.run import check_output_folder
+
+    login = check_login(command)
+    check_output_folder(command.runs)
+    listener = listen(command.host, command.port)  # fails before a model is loaded
+    import erasure
     from app.web.safety import load_safety_checker
     from app.web.studio import Studio
-    from erasure.loading.loader import load_model
 
-    checker = load_safety_checker(options.safety_checker) if options.safety_checker else None
-    local = options.host in LOCAL_HOSTS
-    serve_studio(Studio(load_model(options.model, device=options.device), options.runs, is_local=local, checker=checker), listener, login)
+    checker = load_safety_checker(command.safety_checker) if command.safety_checker else None
+    local = command.host in LOCAL_HOSTS
+    model = erasure.load_model(command.model, device=command.device)
+    serve_studio(Studio(model, command.runs, is_local=local, checker=checker), listener, login)
     return 0
 
 
@@ -65,17 +73,17 @@ def serve_studio(studio: "Studio", listener: "socket", login: tuple[str, str] | 
         worker.stop()
 
 
-def check_login(options: Options) -> tuple[str, str] | None:
+def check_login(command: StudioCommand) -> tuple[str, str] | None:
     """Check --auth, --port and --host, and return user and password; None without --auth.
 
     Raises:
         UserError: The port is out of range, the login is malformed, or an open address has no login.
     """
-    user, colon, password = options.auth.partition(":")
-    if options.auth and not (user and colon and password):
+    user, colon, password = command.auth.partition(":")
+    if command.auth and not (user and colon and password):
         raise UserError("--auth takes user:password, such as --auth ada:a-long-password.")
-    if not 0 <= options.port < 65_536:
-        raise UserError(f"--port must be from 0 to 65535, got {options.port}.")
-    if options.host not in LOCAL_HOSTS and not options.auth:
-        raise UserError(f"--host {options.host} can be reached from other machines; give --auth user:password, or leave it at 127.0.0.1.")
-    return (user, password) if options.auth else None
+    if not 0 <= command.port < 65_536:
+        raise UserError(f"--port must be from 0 to 65535, got {command.port}.")
+    if command.host not in LOCAL_HOSTS and not command.auth:
+        raise UserError(f"--host {command.host} can be reached from other machines; give --auth user:password, or leave it at 127.0.0.1.")
+    return (user, password) if command.auth else None

@@ -13,23 +13,20 @@ from erasure.errors import UserError
 from erasure.storage.locks import ignore_lock_of
 
 
-def run_shards(argv: Sequence[str], workers: int) -> None:
-    """Run `erasure audit argv` in `workers` processes, one shard each, and return when all are done.
+def run_shards(shards: Sequence[Sequence[str]]) -> None:
+    """Run `erasure audit` with each of several argument lists, one shard each, in a process of its own; return when all are done.
 
     The first process shows its progress. The output of the others is shown if they fail. All end with this process, even if it is killed.
 
     Raises:
         UserError: A process failed. Finished work stays.
     """
+    workers = len(shards)
     threads = max(1, len(os.sched_getaffinity(0)) // workers) if hasattr(os, "sched_getaffinity") else 1
     env = {"OMP_NUM_THREADS": str(threads), **os.environ}
     with tempfile.TemporaryFile("w+") as stderr_file:
         processes = []
-        for i in range(1, workers + 1):
-            arguments = [
-                *(a for a in argv if a != "--fresh"),
-                *("--workers", "1", "--shard", f"{i}/{workers}"),  # they override earlier flags of the same name
-            ]
+        for i, arguments in enumerate(shards, 1):
             child = child_argv("app.jobs.child_processes", str(os.getpid()), "audit", *arguments)
             processes.append(subprocess.Popen(child, env=env, stdout=subprocess.DEVNULL, stderr=None if i == 1 else stderr_file))
         try:

@@ -46,7 +46,7 @@ class LeaderboardRow:
     @property
     def retained(self) -> float:
         """The mean of IRA and CRA."""
-        return (self.rates["IRA"]["estimate"] + self.rates["CRA"]["estimate"]) / 2
+        return float(self.rates["IRA"]["estimate"] + self.rates["CRA"]["estimate"]) / 2
 
 
 def load_rows(root: Path) -> list[LeaderboardRow]:

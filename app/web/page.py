@@ -41,7 +41,8 @@ def build_page(studio: Studio) -> gr.Blocks:
             event(lambda: gr.Dropdown(choices=list(studio.edits())), None, target, **private_event)
         page.load(newest_job, None, job, **private_event)
         gr.on([page.load, leaderboard_tab.select], load_leaderboard, None, outputs, **private_event)
-    return page.queue(max_size=MAX_QUEUED, default_concurrency_limit=4)
+    queued: gr.Blocks = page.queue(max_size=MAX_QUEUED, default_concurrency_limit=4)
+    return queued
 
 
 def make_app(page: gr.Blocks, *, local: bool = True, login: tuple[str, str] | None = None) -> ASGIApp:

@@ -1,9 +1,10 @@
 """Stable Diffusion's safety checker, for public pages. It is off in every measurement."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from diffusers.pipelines.stable_diffusion import StableDiffusionSafetyChecker
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from torch import Tensor
 from transformers import CLIPImageProcessor
 
@@ -19,7 +20,8 @@ def load_safety_checker(source: str) -> SafetyChecker:
         UserError: It cannot be loaded. A public page must not run without the requested checker.
     """
     try:
-        network = StableDiffusionSafetyChecker.from_pretrained(source, use_safetensors=True).eval()
+        network: Any = StableDiffusionSafetyChecker.from_pretrained(source, use_safetensors=True)  # diffusers has no types for it
+        network.eval()
         processor = CLIPImageProcessor.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise UserError(f"--safety-checker {source} cannot be loaded: {str(error).splitlines()[0]}") from error

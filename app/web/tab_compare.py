@@ -143,8 +143,8 @@ def describe_model(studio: Studio) -> str:
     return f"<details><summary>What this model knows</summary><dl>{''.join(parts)}</dl></details>"
 
 
-def pick_suite_prompt(name: str | None) -> str:
-    """Return a random prompt of a suite."""
+def pick_suite_prompt(name: str | None) -> Any:
+    """Return a random prompt of a suite; gradio's mark for no change if no suite is chosen."""
     if not name:
         return gr.skip()
     return random.choice(suite_cases(load_suite(name), [], "smoke")).prompt

@@ -58,12 +58,12 @@ def tab(studio: Studio) -> tuple[Any, gr.Dropdown]:
             note = gr.HTML(elem_id="erase-note")
             hinted_concept = gr.State("")  # the concept whose hints were shown; a second press confirms it
 
-            @gr.render(inputs=[method, kind])
+            @gr.render(inputs=[method, kind])  # type: ignore[untyped-decorator]  # gradio has no types for it
             def render_form(name: str, of_kind: ConceptKind) -> None:
                 build_form(studio, name, of_kind, [concept, kind, anchor, seed, suite, hinted_concept], [note, job, hinted_concept])
 
         with gr.Column(scale=6, min_width=320):
-            job.render()
+            job.render()  # type: ignore[no-untyped-call]  # gradio has no types for it
             build_job_panel(studio, job)
 
     def select_newest() -> Any:

@@ -1,8 +1,8 @@
-"""Choices and ranges of options and fields. No torch here, so that help is fast."""
+"""Choices and ranges of options and fields, in marks that pydantic reads. Neither it nor torch is imported here, so that help is fast."""
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from annotated_types import Interval
 
 Region = Literal["xattn", "xattn-kv", "noxattn", "selfattn", "ff-out", "full", "text-encoder"]
 Attention = Literal["auto", "sdpa", "eager", "xformers"]
@@ -11,12 +11,12 @@ LoraLayout = Literal["kohya", "diffusers"]  # names in a LoRA file
 Removable = Literal["caches", "downloads", "incomplete"]
 
 # erasure.config.validation checks values against these ranges. The upper ends are not recommendations; values beyond them are typos.
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Steps = Annotated[int, Field(ge=1, le=1_000_000)]  # optimizer steps
-StepsOrZero = Annotated[int, Field(ge=0, le=1_000_000)]
-Count = Annotated[int, Field(ge=1, le=100_000)]  # of samples, images, prompts
-ScheduleSteps = Annotated[int, Field(ge=1, le=1000)]  # the noise schedule of Stable Diffusion has 1,000 timesteps
-Timestep = Annotated[int, Field(ge=0, le=999)]
+Seed = Annotated[int, Interval(ge=0, lt=2**63)]
+Steps = Annotated[int, Interval(ge=1, le=1_000_000)]  # optimizer steps
+StepsOrZero = Annotated[int, Interval(ge=0, le=1_000_000)]
+Count = Annotated[int, Interval(ge=1, le=100_000)]  # of samples, images, prompts
+ScheduleSteps = Annotated[int, Interval(ge=1, le=1000)]  # the noise schedule of Stable Diffusion has 1,000 timesteps
+Timestep = Annotated[int, Interval(ge=0, le=999)]
 
 
 def family_of_width(width: int) -> str:
