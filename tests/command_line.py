@@ -1,10 +1,24 @@
 """Commands as a user types them: flags for a short training, and commands that must fail."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 
 from app.cli import main
+from app.command_line import COMMANDS, parse_command_line, run_command
 
 FAST_FLAGS = ["--steps", "2", "--batch", "1", "--trajectories", "4", "--trajectory-steps", "2", "--dtype", "fp32"]
+
+
+def run_words(*words: str) -> int:
+    """Run a command and let its errors through."""
+    return run_command(parse_command_line(words))
+
+
+def replace_command(monkeypatch: pytest.MonkeyPatch, name: str, run: Callable[[object], int]) -> None:
+    """Let another function run a command."""
+    monkeypatch.setitem(COMMANDS, name, replace(COMMANDS[name], run=run))
 
 
 def complaint_of(argv: list[str], capsys: pytest.CaptureFixture[str]) -> str:

@@ -1,6 +1,5 @@
 """The command as a user types it: exit codes, one-line error messages, nothing written."""
 
-import contextlib
 import re
 import subprocess
 import sys
@@ -34,7 +33,7 @@ def test_wrong_words(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     out = tmp_path / "run"
     common = ["erase", "--model", str(base), "--out", str(out), "--concept"]
     assert "Did you mean 'esd'" in complaint_of([*common, "neon", "--method", "edsd"], capsys)
-    assert "did you mean 'xattn'" in complaint_of([*common, "neon", "--region", "xatn"], capsys)
+    assert "Did you mean 'xattn'" in complaint_of([*common, "neon", "--region", "xatn"], capsys)
     assert "abc" in complaint_of([*common, "neon", "--lr", "abc"], capsys)
     assert "needs a name" in complaint_of([*common, "  "], capsys)
     assert "--concept" in complaint_of(["erase", "--out", str(out)], capsys)
@@ -185,7 +184,7 @@ def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
 
 def test_workers_that_fail_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="2 of 2 workers failed"):
-        run_shards([str(tmp_path / "none")], 2)
+        run_shards([["--shard", f"{i}/2", str(tmp_path / "none")] for i in (1, 2)])
     assert "no edit" in capsys.readouterr().err
     assert "cannot be given with --shard" in complaint_of(["audit", str(tmp_path), "--workers", "2", "--shard", "1/2"], capsys)
     assert "from 1 to" in complaint_of(["audit", str(tmp_path), "--workers", "0"], capsys)
@@ -193,7 +192,7 @@ def test_workers_that_fail_are_reported(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_worker_ends_with_its_parent() -> None:
-    worker = "from app.jobs.child_processes import die_with; import sys, time; die_with(int(sys.argv[1])); time.sleep(600)"
+    worker = "from app.jobs.child_processes import exit_with_parent; import sys, time; exit_with_parent(int(sys.argv[1])); time.sleep(600)"
     starter = f"import os, subprocess, sys; subprocess.Popen([sys.executable, '-c', {worker!r}, str(os.getpid())]); print('on', flush=True)"
     parent = subprocess.Popen([sys.executable, "-c", f"{starter}; import time; time.sleep(600)"], stdout=subprocess.PIPE)
     assert parent.stdout is not None and parent.stdout.readline() == b"on\n"
@@ -204,8 +203,7 @@ def test_a_worker_ends_with_its_parent() -> None:
 @pytest.mark.parametrize("command", ["audit", "audit images", "audit sequence", "audit report", "erase", "export", "demo", "studio"])
 def test_every_option_has_a_help_text(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A comment that the formatter moved to another line is no help text any more."""
-    with contextlib.suppress(SystemExit):
-        main([*command.split(), "--help"])
+    assert main([*command.split(), "--help"]) == 0
     options = re.findall(r"^\W{1,3}(--\S.*)", capsys.readouterr().out, re.MULTILINE)
     assert options
     assert not [option for option in options if re.match(r"--\S+( \S+)?\s+\(default", option)]

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from app.cli import main
-from app.commands.audit import write_report
+from app.commands.audit_report import write_and_print_report
 from app.jobs import queue
 from app.jobs.plan import JobSpec
 from erasure.concept import Concept
@@ -108,7 +108,7 @@ def test_comparing_nothing_is_refused(edit: Path, pocket_sized_base: Path, tmp_p
     suite = load_suite(str(write_one_step_suite(tmp_path)))
     (plan,) = AuditPlan.for_edits([one], suite, "smoke")
     result = audit_plan(model, [one], plan, tmp_path / "audit")
-    assert write_report(tmp_path / "audit", suite.gates, result) in (3, 4)
+    assert write_and_print_report(tmp_path / "audit", suite.gates, result) in (3, 4)
     replace_samples(tmp_path / "audit" / "samples.jsonl", "")
     with pytest.raises(UserError, match="nothing to compare"):
         tabulate_comparison(tmp_path / "audit", tmp_path / "audit")

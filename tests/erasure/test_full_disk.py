@@ -20,6 +20,7 @@ from erasure.storage.files import clear_dead_parts, open_atomic, open_draft_fold
 from erasure.storage.processes import this_process
 from eval.auditing.run import audit_plan
 from tests import tiny
+from tests.command_line import replace_command
 from tests.factories import attack_plan
 from tests.stopped_runs import reproducible_bytes, run_salun
 
@@ -184,19 +185,17 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
 def test_any_librarys_error_of_a_full_disk_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     from safetensors import SafetensorError
 
-    from app.commands import methods
-
     for error in (
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "quota"),
         SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
         RuntimeError("[enforce fail] . No space left on device"),
     ):
-        monkeypatch.setattr(methods, "main", lambda _, error=error: (_ for _ in ()).throw(error))
+        replace_command(monkeypatch, "methods", lambda _, error=error: (_ for _ in ()).throw(error))
         assert cli.main(["methods"]) == cli.INCOMPLETE
         message = capsys.readouterr().err
         assert message.count("\n") == 1 and "make room, then repeat the command" in message
-    monkeypatch.setattr(methods, "main", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "other")))
+    replace_command(monkeypatch, "methods", lambda _: (_ for _ in ()).throw(OSError(errno.EIO, "other")))
     assert cli.main(["methods"]) == cli.USAGE_ERROR
     assert "other" in capsys.readouterr().err
 

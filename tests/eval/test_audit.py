@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from app.commands.audit import Options, external_target_of, load_model_and_edits, select_plans, split_suite_name
 from erasure.concept import Concept
 from erasure.edits import Edit
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
+from erasure.loading.loader import load_model
+from eval.audit_request import AuditRequest, external_target_of, load_model_and_edits, select_plans, split_suite_name
 from eval.auditing.plan import AuditPlan
 from eval.auditing.run import audit_plan
 from eval.comparison import tabulate_comparison
@@ -436,12 +437,14 @@ def test_a_suite_can_be_limited_to_one_concept(pocket_sized_model: StableDiffusi
         select_plans("sketch", plans)
     with pytest.raises(UserError, match="Did you mean 'neon'"):
         select_plans("noen", plans)
+    suite, somewhere = load_suite("pocket"), tmp_path / "audit"
     with pytest.raises(UserError, match="records what it erases"):
-        load_model_and_edits(Options(edits=(tmp_path / "edit",), concept="neon"))
+        load_model_and_edits(AuditRequest(edits=(tmp_path / "edit",), concept="neon"), suite, load_model)
     with pytest.raises(UserError, match="give --model, --out as well"):  # the suite names the concept
-        load_model_and_edits(Options(edits=(tmp_path,)), ("style", "neon"))
+        load_model_and_edits(AuditRequest(edits=(tmp_path,), suite="pocket/neon"), suite, load_model)
+    request = AuditRequest(edits=(Path("somebody/erased-neon"),), suite="pocket/neon", model="pocket", out=somewhere)
     with pytest.raises(UserError, match="somebody/erased-neon is not in the local cache"):  # neither does a Hub ID need --concept
-        load_model_and_edits(Options(edits=(Path("somebody/erased-neon"),), model="pocket", out=tmp_path / "audit"), ("style", "neon"))
+        load_model_and_edits(request, suite, load_model)
     assert external_target_of(load_suite("pocket"), "a boat") == ("object", "boat")
     assert external_target_of(load_suite("nudity"), "Nudity")[0] == "nsfw"  # so that its report is blurred
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from app.commands.clean import format_size, main
+from app.commands.clean import format_size
 from app.jobs import queue
 from app.jobs.plan import JobSpec
 from erasure.concept import Concept
@@ -15,6 +15,7 @@ from erasure.families.stable_diffusion import StableDiffusion
 from erasure.storage.files import write_checksummed_json, write_json
 from erasure.storage.processes import this_process
 from eval.auditing.run import audit_plan
+from tests.command_line import run_words
 from tests.factories import attack_plan
 from tests.lock_holders import dead_process, hold_lock_in_child, plant_lock
 from tests.stopped_runs import STOP, Stopped, run_salun
@@ -42,7 +43,7 @@ def runs(model: StableDiffusion, tmp_path: Path) -> Path:
 
 def test_nothing_is_removed_without_yes(runs: Path, own_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = file_sizes(runs, own_cache)
-    assert main([str(runs)]) == 0
+    assert run_words("clean", str(runs)) == 0
     output = capsys.readouterr().out
     assert file_sizes(runs, own_cache) == before
     assert "erasure: " + str(runs / "stopped") in output and "downloads of a job" in output and "teacher-caches" in output
@@ -57,7 +58,7 @@ def test_it_frees_what_it_reports(runs: Path, own_cache: Path, capsys: pytest.Ca
         ("caches", own_cache / "teacher-caches", runs / "complete" / "edit.json"),
     ):
         before = file_sizes(runs, own_cache)
-        assert main([str(runs), "--kinds", kind, "--yes"]) == 0
+        assert run_words("clean", str(runs), "--kinds", kind, "--yes") == 0
         after = file_sizes(runs, own_cache)
         freed = sum(before.values()) - sum(after.values())
         assert freed > 0 and capsys.readouterr().out.splitlines()[-1] == f"freed {format_size(freed)}"
@@ -65,7 +66,7 @@ def test_it_frees_what_it_reports(runs: Path, own_cache: Path, capsys: pytest.Ca
     for folder in (runs / "complete", runs / "jobs" / "one" / "edit"):
         assert (folder / "edit.safetensors").exists() and (folder / "result.json").exists()
     assert (runs / "jobs" / "one" / "spec.json").exists()  # its erasure is complete
-    assert main([str(runs), "--yes"]) == 0
+    assert run_words("clean", str(runs), "--yes") == 0
     assert capsys.readouterr().out.splitlines()[-1] == "freed 0 B"
 
 
@@ -86,7 +87,7 @@ def test_unknown_files_links_and_complete_runs_stay(
     (runs / "complete" / "result.json").write_text("{")  # damaged, and yet the end of something
     (runs / "other").mkdir()
     write_json(runs / "other" / "job.json", {"task": "of another program"})
-    assert main([str(runs), "--yes"]) == 0
+    assert run_words("clean", str(runs), "--yes") == 0
     assert "(3 other files stay)" in capsys.readouterr().out
     assert sorted(path.name for path in (runs / "stopped").rglob("*")) == ["mine.txt", "sub", "timing.json", "train.jsonl"]
     assert {path.name for path in outside.iterdir()} == {"job.json", "train.jsonl"} and (runs / "link").is_symlink()
@@ -98,17 +99,17 @@ def test_folders_of_living_processes_stay(runs: Path, capsys: pytest.CaptureFixt
     other = hold_lock_in_child(runs / "stopped")
     try:
         before = file_sizes(runs / "stopped")
-        assert main([str(runs), "--yes", "--kinds", "incomplete"]) == 0
+        assert run_words("clean", str(runs), "--yes", "--kinds", "incomplete") == 0
         assert f"kept, in use: {runs / 'stopped'} is being written by `a test`, process {other.pid}" in capsys.readouterr().out
         assert file_sizes(runs / "stopped") == before
     finally:
         other.kill()
         other.wait()
     plant_lock(runs / "stopped" / ".lock-1of2", this_process())  # a shard
-    assert main([str(runs), "--yes", "--kinds", "incomplete"]) == 0
+    assert run_words("clean", str(runs), "--yes", "--kinds", "incomplete") == 0
     assert (runs / "stopped" / "job.json").exists()
     plant_lock(runs / "stopped" / ".lock-1of2", dead_process())
-    assert main([str(runs), "--yes", "--kinds", "incomplete"]) == 0
+    assert run_words("clean", str(runs), "--yes", "--kinds", "incomplete") == 0
     assert not (runs / "stopped" / "job.json").exists()
 
 
@@ -126,7 +127,7 @@ def test_jobs_that_wait_stay_and_those_that_failed_go(tmp_path: Path) -> None:
     (folders["broken"] / "spec.json").write_text("{")
     (folders["waiting"] / "edit" / "job.json").unlink()
     assert {state: queue.read_progress(folder).state for state, folder in folders.items()} == {state: state for state in folders}
-    assert main([str(tmp_path / "runs"), "--yes"]) == 0
+    assert run_words("clean", str(tmp_path / "runs"), "--yes") == 0
     assert {state for state, folder in folders.items() if folder.exists()} == {"waiting"}
     assert (folders["waiting"] / "spec.json").exists()
 
@@ -137,7 +138,7 @@ def test_leftovers_of_dead_processes_go(tmp_path: Path) -> None:
         (tmp_path / f".x.json.{mark}.{'a' * 8}.part").touch()
     (tmp_path / f".draft.{removed}.{'b' * 8}.part").mkdir()
     (tmp_path / f".draft.{removed}.{'b' * 8}.part" / "half").write_text("x")
-    assert main([str(tmp_path), "--yes", "--kinds", "incomplete"]) == 0
+    assert run_words("clean", str(tmp_path), "--yes", "--kinds", "incomplete") == 0
     assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".part")] == [f".x.json.{living}.{'a' * 8}.part"]
 
 
@@ -154,18 +155,18 @@ def test_an_audit_that_never_ended_goes_and_its_edit_stays(
         out,
     )
     before = file_sizes(tmp_path / "edit")
-    assert main([str(tmp_path / "edit"), "--yes", "--kinds", "incomplete"]) == 0
+    assert run_words("clean", str(tmp_path / "edit"), "--yes", "--kinds", "incomplete") == 0
     assert file_sizes(tmp_path / "edit") == before
     (out / "result.json").unlink()
-    assert main([str(tmp_path / "edit"), "--yes", "--kinds", "incomplete"]) == 0
+    assert run_words("clean", str(tmp_path / "edit"), "--yes", "--kinds", "incomplete") == 0
     assert not out.exists() and (tmp_path / "edit" / "edit.safetensors").exists()
 
 
 def test_the_default_folder_may_be_missing_and_another_may_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert main([]) == 0
+    assert run_words("clean") == 0
     with pytest.raises(UserError, match="is not a folder"):
-        main(["nowhere"])
+        run_words("clean", "nowhere")
     with pytest.raises(UserError):
-        main(["--kinds", "everything"])
+        run_words("clean", "--kinds", "everything")
     assert not list(tmp_path.iterdir())

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import yaml
 
-from app.commands.jobs import main as jobs_main
 from app.jobs import queue
 from app.jobs.audit_outcomes import load_outcomes, summarize_verdicts, worst_exit_code
 from app.jobs.execution import plan_audits
@@ -16,6 +15,7 @@ from erasure.errors import UserError
 from erasure.loading.loader import load_model
 from erasure.storage.run import write_json
 from tests import tiny
+from tests.command_line import run_words
 from tests.factories import write_one_step_suite
 from tests.planted import reseal
 
@@ -59,13 +59,13 @@ def test_jobs_that_are_all_skipped_report_their_verdicts(
     plan = load_plan(plan_file)
     for spec, verdicts in zip(plan.jobs, states, strict=True):
         finished_job(plan.folder(spec), *verdicts)
-    assert jobs_main(["run", str(plan_file)]) == code
+    assert run_words("jobs", "run", str(plan_file)) == code
     output = capsys.readouterr()
     assert words in output.out
     assert output.err.count("report.html") == sum(state != "PASS" for verdicts in states for state in verdicts)
     for spec in plan.jobs:
         queue.enqueue(plan.folder(spec), spec)
-    assert jobs_main(["status", str(plan_file)]) == 0
+    assert run_words("jobs", "status", str(plan_file)) == 0
     assert all(state in capsys.readouterr().out for state in states[0][:1])
 
 
@@ -98,10 +98,10 @@ def test_a_wrong_suite_is_found_before_the_erasure(change: dict[str, Any], words
     plan_file.write_text(yaml.safe_dump({"model": str(model), "out": str(tmp_path / "out"), "jobs": [entry]}))
     plan = load_plan(plan_file)
     with pytest.raises(UserError, match=words):
-        jobs_main(["run", str(plan_file), "--dry-run"])
+        run_words("jobs", "run", str(plan_file), "--dry-run")
     with pytest.raises(UserError, match=words):
         plan_audits(load_model(str(model)), plan.jobs[0])
     if "64x64" not in words:  # which needs the model, and so the job's own process
         with pytest.raises(UserError, match=words):
-            jobs_main(["run", str(plan_file)])
+            run_words("jobs", "run", str(plan_file))
         assert not (tmp_path / "out").exists()

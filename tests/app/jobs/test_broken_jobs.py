@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from app.commands.jobs import main
 from app.jobs import leaderboard, queue
 from app.jobs.execution import run_job
 from app.jobs.plan import JobSpec, load_plan
@@ -27,6 +26,7 @@ from erasure.families.stable_diffusion import StableDiffusion
 from erasure.storage.files import read_json, write_checksummed_json
 from erasure.storage.locks import FolderLocked, holder_of, lock_folder
 from erasure.storage.processes import this_process
+from tests.command_line import run_words
 from tests.damage import DAMAGE
 from tests.factories import write_small_plan
 from tests.lock_holders import hold_lock_in_child, plant_lock
@@ -71,7 +71,7 @@ def test_a_broken_file_makes_a_broken_job_and_nothing_else(
     assert "broken" in render_queue(studio) and "waiting" in render_queue(studio)
     _, lines = leaderboard.load_leaderboard(tmp_path / "runs")
     assert len(lines) == 1 and name in format_unreadable(lines)
-    assert main(["status", str(tmp_path / "runs")]) == 0
+    assert run_words("jobs", "status", str(tmp_path / "runs")) == 0
     output = capsys.readouterr()
     assert "broken" in output.out and output.err.count("broken: ") == 1 and name in output.err
 
@@ -147,7 +147,7 @@ def test_a_job_that_another_process_has_is_refused_and_left_alone(tmp_path: Path
         with pytest.raises(FolderLocked, match=f"process {other.pid} on"):
             run_job(folder, plan.jobs[0])
         with pytest.raises(FolderLocked, match=f"process {other.pid} on"):
-            main(["run", str(tmp_path / "plan.yaml")])
+            run_words("jobs", "run", str(tmp_path / "plan.yaml"))
         assert queue.read_progress(folder).state == "running"
         assert sorted(path.name for path in folder.iterdir()) == [".lock", "spec.json"]
     finally:
@@ -246,7 +246,7 @@ def test_a_driver_whose_child_came_second_names_the_first(tmp_path: Path, monkey
     monkeypatch.setattr(queue, "start_child", start_after_another)
     try:
         with pytest.raises(FolderLocked, match="being written by `a test`, process "):
-            main(["run", str(path)])
+            run_words("jobs", "run", str(path))
     finally:
         for process in first:
             process.kill()

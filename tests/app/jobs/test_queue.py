@@ -12,22 +12,22 @@ from pathlib import Path
 import pytest
 import yaml
 
-from app.commands.jobs import main
 from app.jobs import leaderboard, queue
 from app.jobs.plan import JobSpec, load_plan
 from erasure.concept import Concept
 from erasure.errors import UserError
 from erasure.storage import locks
 from erasure.storage.run import read_json, write_json
+from tests.command_line import run_words
 from tests.factories import PLAN_FIELDS, write_small_plan
 
 
 def test_a_plan_runs_to_its_end_and_is_then_skipped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = write_small_plan(tmp_path, ("esd", "uce"))
-    assert main(["run", str(path), "--dry-run"]) == 0
+    assert run_words("jobs", "run", str(path), "--dry-run") == 0
     output = capfd.readouterr().out
     assert "2 jobs" in output and "1 job trained from 1 teacher cache" in output
-    assert main(["run", str(path)]) == 0
+    assert run_words("jobs", "run", str(path)) == 0
     plan = load_plan(path)
     for spec in plan.jobs:
         folder = plan.folder(spec)
@@ -38,12 +38,12 @@ def test_a_plan_runs_to_its_end_and_is_then_skipped(tmp_path: Path, capfd: pytes
     assert (plan.folder(plan.jobs[0]) / "preview.png").exists()
     assert len(queue.read_progress(plan.folder(plan.jobs[0])).loss) == PLAN_FIELDS["steps"]
     before = (plan.folder(plan.jobs[0]) / "done.json").stat().st_mtime_ns
-    assert main(["run", str(path)]) == 0
+    assert run_words("jobs", "run", str(path)) == 0
     assert (plan.folder(plan.jobs[0]) / "done.json").stat().st_mtime_ns == before
-    assert main(["status", str(path)]) == 0
-    assert main(["status", str(tmp_path / "out")]) == 0
+    assert run_words("jobs", "status", str(path)) == 0
+    assert run_words("jobs", "status", str(tmp_path / "out")) == 0
     assert capfd.readouterr().out.count("done") >= 4
-    assert main(["leaderboard", str(tmp_path / "out")]) == 0
+    assert run_words("jobs", "leaderboard", str(tmp_path / "out")) == 0
     rows = list(csv.DictReader((tmp_path / "out" / "leaderboard.csv").open()))
     assert sorted(row["method"] for row in rows) == ["esd", "uce"]
     assert all(float(row["UA_low"]) <= int(row["UA_k"]) / int(row["UA_n"]) <= float(row["UA_high"]) for row in rows)
@@ -64,16 +64,16 @@ def test_a_failed_job_is_named_and_runs_again_on_request(tmp_path: Path, capfd: 
         {"concept": "sketch", "fields": PLAN_FIELDS},
     ]
     path.write_text(yaml.safe_dump({**record, "suite": ""}))
-    assert main(["run", str(path)]) == 2
+    assert run_words("jobs", "run", str(path)) == 2
     plan = load_plan(path)
     bad, good = (plan.folder(spec) for spec in plan.jobs)
     assert "at step" in queue.read_progress(bad).error
     assert queue.read_progress(good).state == "waiting"
     assert "failed: neon" in capfd.readouterr().err
-    assert main(["run", str(path), "--keep-going"]) == 2
+    assert run_words("jobs", "run", str(path), "--keep-going") == 2
     assert queue.read_progress(good).state == "done"
     first = (bad / "error.json").stat().st_mtime_ns
-    assert main(["run", str(path), "--retry"]) == 2
+    assert run_words("jobs", "run", str(path), "--retry") == 2
     assert (bad / "error.json").stat().st_mtime_ns > first
 
 
@@ -146,9 +146,9 @@ def test_states_are_read_off_the_folder(tmp_path: Path) -> None:
 
 def test_a_leaderboard_needs_audits(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no audit below"):
-        main(["leaderboard", str(tmp_path)])
+        run_words("jobs", "leaderboard", str(tmp_path))
     with pytest.raises(UserError, match="Did you mean 'status'"):
-        main(["statsu"])
+        run_words("jobs", "statsu")
     assert leaderboard.load_rows(tmp_path) == []
 
 

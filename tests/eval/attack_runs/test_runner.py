@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from app.commands.audit import write_report
+from app.commands.audit_report import write_and_print_report
 from erasure.edits import Edit, apply_edits
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
@@ -379,7 +379,7 @@ def test_a_judge_without_weights_is_reported_and_nothing_passes(
     (plan,) = AuditPlan.for_edits([neon_edit], suite, "smoke")
     result = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit")
     assert result["models"] == {} and list(result["missing"]) == ["style"]
-    assert write_report(tmp_path / "audit", suite.gates, result) == 2
+    assert write_and_print_report(tmp_path / "audit", suite.gates, result) == 2
     assert "INCOMPLETE, judge of style" in capsys.readouterr().err
     assert read_json(tmp_path / "audit/report.json")["verdict"]["state"] == "INCONCLUSIVE"
 
@@ -389,7 +389,7 @@ def test_features_without_weights_leave_the_rates(pocket_sized_model: StableDiff
     (plan,) = AuditPlan.for_edits([neon_edit], suite, "smoke")
     result = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit")
     assert list(result["missing"]) == ["features"] and result["image_set_distances"] == {} and result["models"]
-    assert write_report(tmp_path / "audit", [EASY_GATE], result) == 2
+    assert write_and_print_report(tmp_path / "audit", [EASY_GATE], result) == 2
     assert read_json(tmp_path / "audit/report.json")["verdict"]["state"] == "INCONCLUSIVE"
 
 
@@ -407,7 +407,7 @@ def test_a_crashed_attack_is_incomplete(
     result = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit")
     assert result["attacks"][0]["crashed"] == "RuntimeError: out of memory"
     assert "UA_attacked" not in result["models"]["erased"]["rates"]
-    assert write_report(tmp_path / "audit", [EASY_GATE], result) == 2
+    assert write_and_print_report(tmp_path / "audit", [EASY_GATE], result) == 2
     report = read_json(tmp_path / "audit/report.json")
     jsonschema.validate(report, read_json(SCHEMA))
     assert report["gates"][0]["state"] == "PASS" and report["verdict"]["state"] == "INCONCLUSIVE"
@@ -435,7 +435,7 @@ def test_a_retrained_model_is_a_third_model(
     assert divergences["target", "base", "retrained-1"]["nats"]["mean"] == [0.0, 0.0, 0.0]
     assert divergences["target", "erased", "retrained-1"]["nats"]["mean"][0] > 0
     assert ("retained", "base", "erased") in divergences
-    write_report(tmp_path / "audit", plan.suite.gates, result)
+    write_and_print_report(tmp_path / "audit", plan.suite.gates, result)
     report = read_json(tmp_path / "audit/report.json")
     assert [rate["retrained-1"] for rate in report["rates"] if rate["name"] == "UA"]
     measures = {(gap["measure"], gap["prompts"]) for gap in report["retrain_gap"]}
@@ -475,7 +475,7 @@ def test_an_edit_that_is_the_retrained_model_closes_the_whole_gap(
     plan = attack_plan(neon_edit, {})
     plan = replace(plan, suite=replace(plan.suite, features={}))  # distances of images take long and are tested elsewhere
     result = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit", AuditOptions(retrained=(neon_edit,)))
-    write_report(tmp_path / "audit", plan.suite.gates, result)
+    write_and_print_report(tmp_path / "audit", plan.suite.gates, result)
     gaps = read_json(tmp_path / "audit/report.json")["retrain_gap"]
     (nats,) = [gap for gap in gaps if gap["measure"] == "nats" and gap["prompts"] == "target"]
     assert nats["base"][0] > 0 and nats["erased"] == [0, 0, 0]

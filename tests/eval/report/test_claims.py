@@ -17,7 +17,7 @@ import torch
 import yaml
 from PIL import Image
 
-from app.commands.audit import format_headline, write_report
+from app.commands.audit_report import format_headline, write_and_print_report
 from app.jobs.leaderboard import load_rows, write_leaderboard
 from erasure.pocket.canvas import ImageSpec, render
 from eval.auditing.plan import AuditPlan
@@ -281,7 +281,7 @@ def test_one_number_has_one_interval(image_folders: Path, tmp_path: Path, capsys
     out = tmp_path / "audit"
     result = audit_external_images(image_folders / "erased", suite, "neon", "style", out, image_folders / "base")
     capsys.readouterr()
-    assert write_report(out, suite.gates, result) == 4
+    assert write_and_print_report(out, suite.gates, result) == 4
     console = capsys.readouterr().out
     rate = result["models"]["erased"]["rates"]["UA"]
     assert (rate["k"], rate["n"]) == (29, 30)
@@ -333,7 +333,7 @@ def test_every_printed_bound_is_rounded_one_way(image_folders: Path, tmp_path: P
     suite, out = load_suite(str(image_folders / "cut.yaml")), tmp_path / "audit"
     result = audit_external_images(image_folders / "erased", suite, "neon", "style", out, image_folders / "base")
     result |= {"pixel_distance": None, "image_set_distances": {}}  # which are not shares
-    write_report(out, suite.gates, result)
+    write_and_print_report(out, suite.gates, result)
     write_leaderboard(load_rows(tmp_path), tmp_path / "leaderboard")
     report = json.loads((out / "report.json").read_text())
     rates = result["models"]["erased"]["rates"]

@@ -10,12 +10,13 @@ from typing import Any
 import jsonschema
 import pytest
 
-from app.commands.audit import Options, audit_folder_of, format_headline
+from app.commands.audit_report import format_headline
 from app.jobs.leaderboard import load_rows
 from erasure.concept import Concept
 from erasure.edits import Edit
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
+from eval.audit_request import AuditRequest, audit_folder_of
 from eval.auditing.plan import AuditPlan
 from eval.auditing.run import audit_plan
 from eval.comparison import tabulate_comparison
@@ -232,6 +233,6 @@ def test_a_concept_that_is_retained_elsewhere_is_counted(pocket_sized_model: Sta
 
 def test_the_default_folder_names_the_cell() -> None:
     assert [describe_only({"axis": axis, "job": {"only": "x"}}) for axis in ("style", "object")] == [" on “x”", " in “x”"]
-    options = Options(edits=(Path("runs/a"),), only="a boat", tier="smoke")
+    options = AuditRequest(edits=(Path("runs/a"),), only="a boat", tier="smoke")
     assert audit_folder_of(options, "pocket", "", "boat") == Path("runs/a/audit-pocket-smoke-only-boat")
     assert audit_folder_of(options, "pocket", "") == Path("runs/a/audit-pocket-smoke")

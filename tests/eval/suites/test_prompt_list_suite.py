@@ -11,12 +11,14 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from app.commands.audit import Options, audit_folder_of, format_headline, warn_about_lists, write_report
+from app.commands.audit import warn_about_lists
+from app.commands.audit_report import format_headline, write_and_print_report
 from erasure.concept import Concept
 from erasure.edits import Edit
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from eval import generation
+from eval.audit_request import AuditRequest, audit_folder_of
 from eval.auditing.plan import AuditPlan
 from eval.auditing.prepare import suite_digest
 from eval.auditing.run import audit_plan
@@ -127,7 +129,7 @@ def test_a_suite_without_prompts_needs_the_users_list(tmp_path: Path) -> None:
 
 def test_every_column_of_a_list_has_a_folder_of_its_own() -> None:
     lists = ("a/list.csv", "a/list.csv#Spanish", "a/list.tsv#sensitive prompt")
-    names = [audit_folder_of(Options(edits=(Path("e"),), replay=source), "pocket", "").name for source in lists]
+    names = [audit_folder_of(AuditRequest(edits=(Path("e"),), replay=source), "pocket", "").name for source in lists]
     assert names == [f"audit-pocket-standard-replay-{name}" for name in ("list", "list-Spanish", "list-sensitive-prompt")]
 
 
@@ -199,7 +201,7 @@ def test_an_audit_of_a_prompt_list(
     assert result["pixel_distance"]["estimate"] > 0
     assert list(result["image_set_distances"]["parts"]["retained"]) == ["erased"]  # of the captions
     assert format_headline(result) == "UA 66.7 % (22.2 to 95.7; 4/6, base 33.3), UA_shown 75.0 % (19.4 to 99.4; 3/4)"
-    assert write_report(out, suite.gates, result) == 4
+    assert write_and_print_report(out, suite.gates, result) == 4
     record = json.loads((out / "report.json").read_text())
     jsonschema.validate(record, json.loads(SCHEMA.read_text()))
     assert not {r["name"] for r in record["rates"]} & {"IRA", "CRA", "NRA", "CRA_included"}
@@ -232,7 +234,7 @@ def test_the_report_names_the_files_and_what_was_left_out(
     (plan,) = AuditPlan.for_edits([boat_edit], suite, "smoke", replay, "", replay_origin)
     out = tmp_path / "audit"
     result = audit_plan(pocket_sized_model, [boat_edit], plan, out)
-    assert write_report(out, suite.gates, recount(out, suite)) in (0, 3, 4)
+    assert write_and_print_report(out, suite.gates, recount(out, suite)) in (0, 3, 4)
     record = json.loads((out / "report.json").read_text())
     jsonschema.validate(record, json.loads(SCHEMA.read_text()))
     own, other = record["prompt_lists"]
@@ -301,7 +303,7 @@ def test_prompts_that_show_nothing_leave_their_gate_open(pocket_sized_model: Sta
     assert result["pixel_distance"] is None and result["image_set_distances"] == {}
     verdict = decide_verdict(suite.gates, result)
     assert (verdict["state"], verdict["unmeasured"]) == ("INCONCLUSIVE", ["erased where shown"])
-    assert write_report(out, suite.gates, result) == 4
+    assert write_and_print_report(out, suite.gates, result) == 4
     record = json.loads((out / "report.json").read_text())
     assert "The base shows it for none of these prompts" in " ".join(record["conclusions"]) and record["retained_distance"] is None
 
@@ -309,7 +311,7 @@ def test_prompts_that_show_nothing_leave_their_gate_open(pocket_sized_model: Sta
 def test_the_kind_of_the_suite_blurs_the_page(pocket_sized_model: StableDiffusion, boat_edit: Edit, tmp_path: Path) -> None:
     suite, out = load_suite(write_suite(tmp_path, kind="nsfw")), tmp_path / "audit"
     audit_plan(pocket_sized_model, [boat_edit], plan_of(boat_edit, suite), out)
-    write_report(out, suite.gates, recount(out, suite))
+    write_and_print_report(out, suite.gates, recount(out, suite))
     page = Page((out / "report.html").read_text())
     assert len(page.all("img")) == sum(attrs.get("class") == "veil" for attrs in page.all("label")) > 0
 
@@ -341,7 +343,7 @@ def test_attacks_and_relearning_on_a_prompt_list(pocket_sized_model: StableDiffu
     assert [len(attack_results[name]["curve"]) for name in ("seed_search", "random_prefix", "soft_prefix")] == [3, 3, 3]
     assert (attack_results["soft_prefix"]["planned"], len(attack_results["relearning"]["steps"])) == (3, 3)
     assert result["models"]["erased"]["rates"]["UA_attacked"]["n"] == 3
-    assert write_report(tmp_path / "audit", suite.gates, result) in (0, 3, 4)
+    assert write_and_print_report(tmp_path / "audit", suite.gates, result) in (0, 3, 4)
 
 
 def test_every_prompt_has_its_own_guidance(pocket_sized_model: StableDiffusion, boat_edit: Edit, tmp_path: Path) -> None:

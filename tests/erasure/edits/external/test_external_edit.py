@@ -6,7 +6,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from app.commands.audit import main
 from erasure import export
 from erasure.concept import Concept
 from erasure.edits import Edit, apply_edits
@@ -16,6 +15,7 @@ from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Method
 from tests import tiny
+from tests.command_line import run_words
 from tests.factories import small_method
 
 CAT = [Concept(name="cat", kind="object", prompts=("a {} | a thing",))]
@@ -102,6 +102,6 @@ def test_files_that_are_not_an_erasure_are_refused_in_one_line(model: StableDiff
     with pytest.raises(UserError, match="equals"):
         load_external(base, str(tmp_path / "base"), CAT)
     with pytest.raises(UserError, match="give --concept, --model, --out"):
-        main([str(tmp_path / "other.safetensors")])
+        run_words("audit", str(tmp_path / "other.safetensors"))
     with pytest.raises(UserError, match="no edit at"):
-        main([str(tmp_path / "none")])
+        run_words("audit", str(tmp_path / "none"))
