@@ -67,7 +67,7 @@ class AuditPlan:
             UserError: see `check_buildable` and `make_plans`.
         """
         check_buildable(suite)
-        return make_plans(names, suite, tier, replay_prompts, only, replay_origin)
+        return make_plans(names, suite, tier, replay_prompts, replay_origin, only=only)
 
     @cached_property
     def cases(self) -> tuple[Case, ...]:
@@ -121,8 +121,9 @@ def make_plans(
     suite: Suite,
     tier: str,
     replay_prompts: Sequence[ListedPrompt] = (),
-    only: str = "",
     replay_origin: PromptListOrigin | None = None,
+    *,
+    only: str = "",
 ) -> list[AuditPlan]:
     """Return the plans for concepts by name, one for each axis that they are on, without a look at judges and attacks.
 

@@ -39,7 +39,7 @@ class AuditOptions:
 
 
 @dataclass(frozen=True)
-class AuditedModel:
+class EditStack:
     """A model of an audit: the edits that turn the base into it."""
 
     name: str  # base, erased, retrained-1, ...
@@ -59,7 +59,7 @@ class PreparedAudit:
     out: Path  # the audit's folder
     fresh: bool  # start over instead of continuing
     job: dict[str, Any]  # what identifies the audit (eval.records.AuditJob)
-    models: tuple[AuditedModel, ...]
+    stacks: tuple[EditStack, ...]
     judges: Mapping[JudgePart, Judge]
     missing: Mapping[str, str]  # the reason for every judge without weights
     extractor: Extractor | None  # of the features by which image sets are compared
@@ -68,7 +68,7 @@ class PreparedAudit:
     @property
     def model_names(self) -> tuple[str, ...]:
         """Names of the models: base, erased, retrained-1, ..."""
-        return tuple(model.name for model in self.models)
+        return tuple(stack.name for stack in self.stacks)
 
     def open_run(self) -> Run:
         """Return the run in the audit's folder.
@@ -128,7 +128,7 @@ def prepare_audits(
             out=out,
             fresh=fresh,
             job=job,
-            models=audited_models(base, edits, options),
+            stacks=edit_stacks(base, edits, options),
             judges=judges,
             missing=missing,
             extractor=extractor,
@@ -138,17 +138,15 @@ def prepare_audits(
     )
 
 
-def audited_models(base: str, edits: Sequence[Edit], options: AuditOptions) -> tuple[AuditedModel, ...]:
+def edit_stacks(base: str, edits: Sequence[Edit], options: AuditOptions) -> tuple[EditStack, ...]:
     """Return the models of an audit: the base, the erased model, and any retrained ones.
 
     Args:
         base: the base's fingerprint.
     """
-    retrained = [
-        AuditedModel(f"retrained-{i}", (edit,), 1.0, stack_digest(base, [edit], 1.0)) for i, edit in enumerate(options.retrained, 1)
-    ]
-    erased = AuditedModel("erased", tuple(edits), options.strength, stack_digest(base, edits, options.strength))
-    return (AuditedModel("base", (), 1.0, base), erased, *retrained)
+    retrained = [EditStack(f"retrained-{i}", (edit,), 1.0, stack_digest(base, [edit], 1.0)) for i, edit in enumerate(options.retrained, 1)]
+    erased = EditStack("erased", tuple(edits), options.strength, stack_digest(base, edits, options.strength))
+    return (EditStack("base", (), 1.0, base), erased, *retrained)
 
 
 def stack_digest(base: str, edits: Sequence[Edit], strength: float) -> str:

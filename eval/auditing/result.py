@@ -78,7 +78,7 @@ def measure_plan_divergences(prepared: PreparedAudit) -> list[dict[str, Any]]:
     plan, options = prepared.plan, prepared.options
     if options.strength != 1.0 or options.other_base or not (options.retrained or plan.tier == "full"):
         return []
-    edits_by_model = {audited.name: audited.edits for audited in prepared.models}
+    edits_by_model = {stack.name: stack.edits for stack in prepared.stacks}
     return measure_divergences(prepared.model, prepared.job["base"], edits_by_model, plan.plain_samples(True), plan.plain_samples(False))
 
 

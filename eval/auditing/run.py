@@ -88,14 +88,14 @@ def generate_and_attack(prepared: PreparedAudit, shard: Shard = SINGLE_SHARD) ->
             check_unlocked(out)  # another shard at work there would lose its images
         run.begin()
         generated_counts = {}
-        for audited in prepared.models:
-            with apply_edits(model, audited.edits, options.other_base, audited.strength):
-                generated_counts[audited.name] = generate_images(
+        for stack in prepared.stacks:
+            with apply_edits(model, stack.edits, options.other_base, stack.strength):
+                generated_counts[stack.name] = generate_images(
                     model,
-                    audited.weights_digest,
+                    stack.weights_digest,
                     prepared.plan.suite,
                     prepared.plan.samples,
-                    out / "images" / audited.name,
+                    out / "images" / stack.name,
                     shard=shard,
                     use_cache=options.keep_images == "all",
                 )

@@ -38,12 +38,26 @@ def load_suite(name: str, prompts: str = "") -> Suite:
     """
     suite = _load_suite_file(name)
     if prompts:
-        if isinstance(suite, GridSuite) or suite.prompts:
-            raise UserError(f"suite {suite.name} has prompts of its own; leave --prompt-list out, or add the list with --replay.")
-        own_list = load_prompt_list(prompts)
-        suite = replace(suite, prompts=own_list.prompts, origin=own_list.origin)
+        return add_prompt_list(suite, prompts)
     _check_image_count(suite)
     return suite
+
+
+def add_prompt_list(suite: Suite, source: str) -> Suite:
+    """Return a prompt-list suite that ships no prompts with the user's copy of its list.
+
+    Args:
+        source: a path, or hub:ORG/NAME/FILE.
+
+    Raises:
+        UserError: the suite has prompts of its own; the list cannot be read; or a tier now asks for too many images.
+    """
+    if isinstance(suite, GridSuite) or suite.prompts:
+        raise UserError(f"suite {suite.name} has prompts of its own; leave --prompt-list out, or add the list with --replay.")
+    own_list = load_prompt_list(source)
+    completed = replace(suite, prompts=own_list.prompts, origin=own_list.origin)
+    _check_image_count(completed)
+    return completed
 
 
 def _load_suite_file(name: str) -> Suite:
