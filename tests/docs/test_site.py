@@ -5,10 +5,12 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 import erasure
+import eval
 from tests.docs.pages import DOCS, GENERATED, ROOT
 
 LOADED = re.compile(r'<(?:script|link|img|iframe|source|video|audio)\b[^>]*?(?:src|href)="(?:https?:)?//([^"]+)"')
@@ -48,11 +50,11 @@ def test_every_page_is_built_and_loads_nothing_from_elsewhere(site: Path) -> Non
         assert not LOADED_BY_STYLE.search(style.read_text(encoding="utf-8")), style
 
 
-def test_the_reference_of_the_library_is_rendered(site: Path) -> None:
-    text = (site / "reference" / "erasure.html").read_text(encoding="utf-8")
-    for name in erasure.__all__:
-        assert name.startswith("__") or f'id="erasure.{name}"' in text, f"docs/reference/erasure.md lacks {name}"
-    assert 'id="erasure.Edit.revert"' in text
+@pytest.mark.parametrize("package", [erasure, eval], ids=["erasure", "eval"])
+def test_the_reference_of_the_library_is_complete(site: Path, package: ModuleType) -> None:
+    text = (site / "reference" / f"{package.__name__}.html").read_text(encoding="utf-8")
+    for name in package.__all__:
+        assert name.startswith("__") or f'id="{package.__name__}.{name}"' in text, f"docs/reference/{package.__name__}.md lacks {name}"
     assert "Raises:" in text
 
 
