@@ -92,7 +92,7 @@ def test_files_without_an_embedding_of_this_model_are_refused(model: StableDiffu
     for name in ("nowhere.pt", "word.ckpt", ""):
         with pytest.raises(UserError, match=r"does not exist or is not a \.safetensors, \.bin, \.pt file"):
             LearnedEmbedding(file=str(tmp_path / name)).prepare(context)
-    with pytest.raises(NotApplicable, match="nobody says what these prompts are without it"):
+    with pytest.raises(NotApplicable, match="this suite does not say what its prompts are without it"):
         LearnedEmbedding(file=save(tmp_path / "good.pt", row)).prepare(replace(context, stripped_prompts=()))
 
 
