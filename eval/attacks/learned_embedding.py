@@ -69,7 +69,7 @@ def read_embedding(path: Path) -> Tensor:
         (content,) = content.values()
     if not (isinstance(content, Tensor) and content.is_floating_point() and content.ndim in (1, 2) and content.numel()):
         raise UserError(f"learned_embedding: {path} must hold one tensor (E,) or (k, E) of real numbers and nothing else.")
-    vectors = torch.atleast_2d(content.detach().float())
+    vectors = content.detach().float().reshape(-1, content.shape[-1])
     if not vectors.isfinite().all():
         raise UserError(f"learned_embedding: {path} holds vectors with NaN or Inf; use another file.")
     return vectors

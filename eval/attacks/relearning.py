@@ -81,7 +81,7 @@ class Relearning(WeightAttack):
                     cause = explain_divergence(model.compute_dtype, step - 1, "its lr")
                     raise FloatingPointError(f"relearning: the loss is {loss.item()} at step {step}; {cause}.")
                 optimizer.zero_grad()
-                loss.backward(inputs=parameters)
+                torch.autograd.backward(loss, inputs=parameters)
                 model.cost.unet_backwards += self.batch
                 model.cost.sample_gradients += self.batch
                 optimizer.step()

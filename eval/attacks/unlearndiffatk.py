@@ -103,7 +103,7 @@ def token_gradient(
         raise FloatingPointError(
             f"unlearndiffatk: the gradient at timestep {t} is not finite; {explain_divergence(model.compute_dtype, 0, 'its lr')}."
         )
-    return (gradient.flatten(0, 1) @ embeddings.T).unflatten(0, distributions.shape[:2]).clamp(-1, 1)
+    return (gradient.flatten(0, 1) @ embeddings.T).reshape(distributions.shape).clamp(-1, 1)
 
 
 def project_to_simplex(vectors: Tensor) -> Tensor:

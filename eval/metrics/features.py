@@ -84,7 +84,8 @@ class Inception(Extractor):
             UserError: the file holds something else.
         """
         pixels = (images.float().cpu() * 255).round().to(torch.uint8)  # the network takes bytes; a plain cast would truncate, not round
-        return _load_inception(self.weights)[0](pixels)
+        features: Tensor = _load_inception(self.weights)[0](pixels)
+        return features
 
 
 @dataclass(frozen=True, kw_only=True)

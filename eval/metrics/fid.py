@@ -65,4 +65,5 @@ def _trace_of_root(a: Tensor, b: Tensor) -> Tensor:
     eigenvalues = torch.linalg.eigvalsh(root.T @ b @ root).clamp(min=0)
     # the square root would amplify eigenvalues that are nonzero only from rounding
     rounding = eigenvalues[-1] * len(eigenvalues) * torch.finfo(eigenvalues.dtype).eps
-    return eigenvalues[eigenvalues > rounding].sqrt().sum()
+    trace: Tensor = eigenvalues[eigenvalues > rounding].sqrt().sum()
+    return trace

@@ -15,12 +15,12 @@ def format_points(share: float) -> str:
 
 def round_down(value: float, digits: int = 1) -> float:
     """Round the lower bound of an interval down to so many decimals; 30.000000000000004 is 30."""
-    return floor(_in_last_digits(value, digits)) / 10**digits
+    return floor(_in_last_digits(value, digits)) / 10.0**digits
 
 
 def round_up(value: float, digits: int = 1) -> float:
     """Round the upper bound of an interval up to so many decimals."""
-    return ceil(_in_last_digits(value, digits)) / 10**digits
+    return ceil(_in_last_digits(value, digits)) / 10.0**digits
 
 
 def format_span(low: float, high: float, digits: int = 1) -> str:
@@ -45,4 +45,4 @@ def format_signed(value: float, digits: int) -> str:
 
 def _in_last_digits(value: float, digits: int) -> float:
     """Convert to units of the last digit, without floating-point noise."""
-    return round(value * 10**digits, 7)
+    return round(value * 10.0**digits, 7)

@@ -135,7 +135,7 @@ def jackknife_variance(leave_one_out: Sequence[float]) -> float:
 def mcnemar(only_first: int, only_second: int) -> float:
     """Return the exact two-sided p-value of equal success rates from the discordant pairs (McNemar, 1947)."""
     n = only_first + only_second
-    tail = sum(comb(n, i) for i in range(min(only_first, only_second) + 1)) / 2**n
+    tail: float = sum(comb(n, i) for i in range(min(only_first, only_second) + 1)) / 2**n
     return min(1.0, 2 * tail)
 
 
@@ -214,4 +214,5 @@ def single_attempt_rate(asr: float, k: int) -> float:
     """
     if not 0 <= asr <= 1 or k < 1:
         raise UserError(f"a best-of-k rate needs 0 <= asr <= 1 and k >= 1, got asr={asr}, k={k}.")
-    return 1 - (1 - asr) ** (1 / k)
+    failure_rate: float = (1 - asr) ** (1 / k)
+    return 1 - failure_rate

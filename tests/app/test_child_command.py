@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -32,10 +33,10 @@ def hostile(tmp_path: Path) -> Path:
     return here
 
 
-def run(argv: list[str], here: Path) -> "subprocess.CompletedProcess[str]":
+def run(argv: list[str], here: Path, **variables: str) -> "subprocess.CompletedProcess[str]":
     cache = str(here.parent / "cache")
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONSAFEPATH")}
-    done = subprocess.run(argv, cwd=here, env={**clean, "ERASURE_CACHE": cache}, capture_output=True, text=True, check=False)
+    done = subprocess.run(argv, cwd=here, env={**clean, "ERASURE_CACHE": cache, **variables}, capture_output=True, text=True, check=False)
     assert not (here.parent / "ran").exists(), (here.parent / "ran").read_text()
     return done
 
@@ -63,9 +64,9 @@ def test_commands_jobs_and_workers_run_our_code(hostile: Path, tmp_path: Path) -
 
 
 def test_a_child_finds_a_checkout_that_is_not_installed(hostile: Path) -> None:
-    """-S leaves the environment's packages out, the one with the pointer to this checkout among them."""
+    """-S leaves the environment's packages out; the variable adds them without the pointer to this checkout that is among them."""
     python, *words = child_argv("app.cli", "--help")
-    done = run([python, "-S", *words], hostile)
+    done = run([python, "-S", *words], hostile, PYTHONPATH=sysconfig.get_paths()["purelib"])
     assert done.returncode == 0 and "usage: erasure [-h] {erase," in done.stdout, done.stderr[-1500:]
 
 
