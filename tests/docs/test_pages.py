@@ -9,6 +9,7 @@ import yaml
 from tests.docs.pages import DOCS, GENERATED, PAGES, ROOT, TEXTS, anchors_of, links_of, paragraphs, prose_lines
 
 MAX_LINE, MAX_SENTENCE, MAX_SUMMARY = 100, 200, 3  # characters, characters, lines
+EXAMPLE_PATHS = {"erasure/methods/early_negative.py"}  # of a file that the reader writes
 CODE_FOLDERS = ("app", "erasure", "eval", "prompts", "scripts", "tests")
 SENTENCE_END = re.compile(r"(?<=[.!?])[*_)\"]*\s+")
 IDS = {"ids": lambda page: str(page.relative_to(ROOT))}
@@ -56,6 +57,16 @@ def test_pages_named_in_code_exist() -> None:
     names = {name for path in [*files, ROOT / "run_space.py"] for name in re.findall(r"docs/[\w/-]+\.md", path.read_text(encoding="utf-8"))}
     assert names
     assert [name for name in sorted(names) if not (ROOT / name).is_file()] == []
+
+
+@pytest.mark.parametrize("page", [*TEXTS, *PAGES], **IDS)
+def test_paths_of_the_project_exist(page: Path) -> None:
+    if page.name == "CHANGELOG.md":
+        return  # it names what was
+    paths = re.findall(
+        r"(?<![\w/.-])((?:app|erasure|eval|prompts|scripts|tests)/[\w./-]*[\w/])(?![\w<*{])", page.read_text(encoding="utf-8")
+    )
+    assert [path for path in paths if not (ROOT / path).exists() and path not in EXAMPLE_PATHS] == []
 
 
 def test_scripts_write_into_pages_that_have_their_marks() -> None:
