@@ -1,6 +1,7 @@
 """The pages of the documentation, taken apart for the tests beside this file."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -69,3 +70,9 @@ def anchors_of(text: str) -> set[str]:
 
 def code_blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", (DOCS / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def command_lines(text: str) -> list[list[str]]:
+    """Return the arguments of every `erasure` command in the code blocks of a page; `...` stands for more."""
+    lines = re.findall(r"^ {4,}(?:\.venv/bin/)?erasure (.+)$", re.sub(r"\\\n\s*", " ", text), re.MULTILINE)
+    return [[word for word in shlex.split(line, comments=True) if word != "..."] for line in lines]

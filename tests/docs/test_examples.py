@@ -11,10 +11,12 @@ from nbclient import NotebookClient
 
 import erasure
 import erasure.methods
+from app.command_line import parse_command_line
+from app.jobs.plan import load_plan
 from erasure.families.stable_diffusion import StableDiffusion
 from eval.scoring.rates import rate_interval
 from eval.suites.suite import load_suite
-from tests.docs.pages import DOCS, code_blocks, links_of
+from tests.docs.pages import DOCS, GENERATED, PAGES, TEXTS, code_blocks, command_lines, links_of
 from tests.factories import small_suite_record
 
 NOTEBOOK = DOCS / "quickstart.ipynb"
@@ -38,9 +40,15 @@ def test_the_guide_says_how_few_images_can_pass() -> None:
     assert rate_interval(36, 36, None).low >= 0.9 > rate_interval(35, 35, None).low
 
 
-def test_the_plan_of_the_guide_has_the_jobs_it_says(tmp_path: Path) -> None:
-    from app.jobs.plan import load_plan
+def test_the_commands_of_the_pages_parse() -> None:
+    commands = {" ".join(words): words for page in [*TEXTS, *PAGES] if page not in GENERATED for words in command_lines(page.read_text())}
+    assert len(commands) > 20
+    for words in commands.values():
+        if "early_negative" not in words:  # the method that the reader adds
+            assert parse_command_line(words) is not None, words
 
+
+def test_the_plan_of_the_guide_has_the_jobs_it_says(tmp_path: Path) -> None:
     (text,) = code_blocks("guides/batch-jobs.md", "yaml")
     (tmp_path / "plan.yaml").write_text(text)
     assert len(load_plan(tmp_path / "plan.yaml").jobs) == 13
