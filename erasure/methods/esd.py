@@ -64,7 +64,7 @@ class ESD(Trained):
         return F.mse_loss(context.predict(rows.x_t, rows.t, rows.prompts), target)
 
     recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
-        # tuned on the development concepts neon and boat; docs/esd.md has the figures of all others
+        # tuned on the development concepts neon and boat; docs/results/esd.md has the figures of all others
         ("style", "pocket"): {**_POCKET, "lr": 3e-4, "prompts": pocket_prompts.STYLE},
         ("object", "pocket"): {**_POCKET, "lr": 2e-4, "prompts": pocket_prompts.OBJECT},
         ("person", "pocket"): {**_POCKET, "lr": 2e-4, "prompts": pocket_prompts.PERSON},

@@ -160,7 +160,7 @@ def _absolute_interval(distance: Sequence[float]) -> tuple[float, float, float]:
 def describe_gap_closed(gaps: Sequence[Record]) -> list[str]:
     """Say in one sentence how much of the gap the erasure closed on the concept's own prompts, by every measure.
 
-    The measures need not agree (docs/retrained.md).
+    The measures need not agree (docs/results/retrained.md).
     """
     target_gaps = [gap for gap in gaps if gap["prompts"] == "target" and gap["gap_closed"] is not None]
     if not target_gaps:

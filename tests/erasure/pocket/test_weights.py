@@ -1,4 +1,4 @@
-"""What the shipped weights must be and do. Figures over all cells are in docs/pocket-model.md; these are lower limits on small samples."""
+"""What the shipped weights must be and do: lower limits on small samples. Figures over all cells: docs/explanation/pocket-model.md."""
 
 from pathlib import Path
 
