@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import POCKET_FOLDER, load_model
-from erasure.pocket.canvas import OBJECTS, STYLES, ImageSpec, render
+from erasure.pocket.canvas import OBJECTS, STYLES, ImageSpec
+from erasure.pocket.styles import render
 from eval.judges import pocket_object, pocket_style
 from eval.stats.intervals import wilson
 from eval.suites.cases import Case

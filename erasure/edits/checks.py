@@ -1,8 +1,5 @@
 """Checks before an edit is applied or reverted: does it fit, is this its base, and do the weights still hold what the edits put there?"""
 
-import math
-import sys
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +15,6 @@ if TYPE_CHECKING:
     from erasure.edits.edit import Edit
 
 PARTS = ("unet", "text_encoder")
-STRENGTH_RANGE = (-10.0, 10.0)
 OFFLOADED_MESSAGE = "Weights are not in memory, since sequential offloading keeps them elsewhere: call pipe.remove_all_hooks() first."
 CHANGED_MESSAGE = (
     "Something else changed them since: training, or LoRAs that were fused and unfused and left more than rounding explains. "
@@ -35,21 +31,6 @@ def networks_of(pipe: Any) -> dict[str, nn.Module]:
 def parameters_of(pipe: Any) -> dict[str, nn.Parameter]:
     """Return every parameter that an edit may name, by "unet.<name>" or "text_encoder.<name>", also of wrapped and compiled layers."""
     return named_parameters(networks_of(pipe))
-
-
-def check_strength(strength: float) -> float:
-    """Return the strength as a float.
-
-    Raises:
-        UserError: not a finite number from -10 to 10; True and False do not count as numbers.
-    """
-    low, high = STRENGTH_RANGE
-    is_number = isinstance(strength, Real) and not isinstance(strength, bool)
-    if is_number and low <= strength <= high:  # false for NaN
-        return float(strength)
-    is_huge = is_number and abs(strength) > sys.float_info.max and strength != math.inf and strength != -math.inf
-    value_text = "a number of more than 300 digits" if is_huge else repr(strength)[:40]  # Python refuses to print 5,000
-    raise UserError(f"the strength of an edit is a number from {low:g} to {high:g} (0: the base, 1: as it was made), got {value_text}.")
 
 
 def check_edit_fits(edit: "Edit", pipe: Any) -> None:

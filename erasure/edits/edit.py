@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from erasure.config.strength import check_strength
 from erasure.edits import deltas
-from erasure.edits.checks import check_base, check_edit_fits, check_strength, check_weights_unchanged
+from erasure.edits.checks import check_base, check_edit_fits, check_weights_unchanged
 from erasure.edits.edit_json import EditInfo, read_edit_info, to_edit_record
 from erasure.edits.stacking import build_sampling, stack_of
 from erasure.edits.transaction import replace_stack

@@ -11,7 +11,8 @@ from erasure.concept import Concept, ConceptKind
 from erasure.concept_check import check_concepts
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import POCKET_FOLDER, load_model
-from erasure.pocket.canvas import OBJECTS, STYLES, ImageSpec, render
+from erasure.pocket.canvas import OBJECTS, STYLES, ImageSpec
+from erasure.pocket.styles import render
 from eval.judges.open_clip import OpenClip
 from eval.judges.pocket_object import PocketObject
 from eval.judges.pocket_style import PocketStyle
