@@ -13,7 +13,7 @@ from erasure.errors import UserError, unknown_value_error
 from erasure.families.base import DiffusionModel
 from erasure.families.recognition import recognize_family
 from erasure.families.sampling import GuidanceEdit, TrajectoryStep, own_network_call
-from erasure.loading.supported_models import PIPELINE_CLASS, check_pipeline, check_pipeline_class
+from erasure.families.supported_models import PIPELINE_CLASS, check_pipeline, check_pipeline_class
 
 
 class StableDiffusion(DiffusionModel):

@@ -9,8 +9,8 @@ from diffusers import DDIMScheduler
 
 from erasure.erasing import erase
 from erasure.errors import UserError
+from erasure.families import supported_models
 from erasure.families.stable_diffusion import StableDiffusion
-from erasure.loading import supported_models
 from eval.attacks.concept_inversion import ConceptInversion
 from eval.attacks.relearning import Relearning
 from eval.attacks.unlearndiffatk import UnlearnDiffAtk

@@ -16,8 +16,8 @@ from erasure.edits.stacking import build_sampling, stack_of
 from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
+from erasure.families.supported_models import SCHEDULERS
 from erasure.loading.loader import load_model
-from erasure.loading.supported_models import SCHEDULERS
 from erasure.methods.negative_prompt import NegativePrompt
 from tests import tiny
 from tests.factories import small_method
