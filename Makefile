@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN = .venv/bin
 
-.PHONY: demo studio screenshots test test-slow browser lint clean
+.PHONY: demo studio docs screenshots test test-slow browser lint clean
 
 .venv/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -15,6 +15,11 @@ demo: .venv/.ready
 
 studio: .venv/.ready
 	$(BIN)/erasure studio
+
+# the site, in site/: its reference pages are written first; nothing is downloaded
+docs: .venv/.ready
+	$(BIN)/python scripts/write_reference.py
+	$(BIN)/zensical build --strict --clean
 
 # system packages, for the browser tests alone; everything else runs without
 browser:
@@ -36,4 +41,4 @@ lint: .venv/.ready
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv site build dist *.egg-info

@@ -1,4 +1,4 @@
-"""The studio on pocket as a Hugging Face Space (docs/space.md). Not named app.py: that would hide the package `app`."""
+"""The studio on pocket as a Hugging Face Space (docs/guides/studio.md). Not named app.py: that would hide the package `app`."""
 
 from pathlib import Path
 

@@ -11,8 +11,8 @@ from erasure.errors import AssumptionWarning, Unfinished, UserError, is_out_of_m
 USAGE_ERROR, INCOMPLETE = 1, 2
 DEFAULT_FORMATWARNING = warnings.formatwarning
 # With these values glibc keeps large tensors in the heap instead of mapping new pages for each. This saves about a third of a training
-# step on a CPU (docs/performance.md). Waiting OpenMP threads spin for long by default, so that two processes on the same cores slow each
-# other down several times over. Both settings are read at process start only.
+# step on a CPU (docs/results/performance.md). Waiting OpenMP threads spin for long by default, so that two processes on the same cores slow
+# each other down several times over. Both settings are read at process start only.
 PROCESS_ENVIRONMENT = {
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",

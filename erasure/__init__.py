@@ -12,10 +12,10 @@ uses, before any of them is imported; a variable that is already set keeps its v
 
 import os
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    __version__: str
     from erasure.concept import Concept
     from erasure.edits import Edit, apply_edits
     from erasure.erasing import Erasure, erase, prepare
@@ -49,8 +49,6 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # huggingface_hub, and diffusers, transformers and gradio through it
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # gradio's usage statistics and version check
 
-__version__ = version("erasure-studio")
-
 _MODULES = {  # where the public names are defined
     "Concept": "erasure.concept",
     "Cost": "erasure.families.cost",
@@ -70,6 +68,8 @@ _MODULES = {  # where the public names are defined
 if not TYPE_CHECKING:  # a type checker would take every name for one that exists
 
     def __getattr__(name: str) -> object:  # PEP 562
+        if name == "__version__":
+            return import_module("importlib.metadata").version("erasure-studio")
         if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(_MODULES[name]), name)

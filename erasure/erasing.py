@@ -1,7 +1,5 @@
 """From concepts to an edit: `prepare` checks everything and returns an Erasure, `Erasure.run` does the work in its run folder."""
 
-import importlib.metadata
-import json
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -9,22 +7,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from erasure.concept import Concept, ConceptKind, ConceptSource, resolve_concepts
-from erasure.concept_check import ConceptCheck, WeaklyKnownConcept, check_concepts, concept_check_cost, describe_weakly_known
+from erasure.concept_check import WeaklyKnownConcept, check_concepts, concept_check_cost, describe_weakly_known
 from erasure.concept_hints import find_hints
 from erasure.config.seeds import check_seed
-from erasure.edits import Edit, EditInfo, EditSource, apply_edits, load_edits
-from erasure.errors import NotFiniteError, UserError
+from erasure.edits import Edit, EditSource, apply_edits, load_edits
+from erasure.errors import UserError
 from erasure.export.model_card import sample_before_after, write_card
 from erasure.families.base import DiffusionModel
 from erasure.families.cost import Cost
-from erasure.methods.base import Guided, Method, MethodResult, Trained, TrainingContext, TrainingFree
+from erasure.finished_edit import build_edit, load_finished_edit
+from erasure.methods.base import Guided, Method, Trained, TrainingContext, TrainingFree
 from erasure.peak_memory import measure_peak_memory, reset_peak_memory
 from erasure.recipes import choose_method
-from erasure.storage.files import print_message
 from erasure.storage.locks import check_unlocked, lock_folder
 from erasure.storage.run import Run, check_tracker, run_folder_of, write_json
 from erasure.training import fill_cache, saliency
@@ -36,7 +31,6 @@ OUTPUT_FILES = (
     *("edit.safetensors", "edit.json", "README.md", "before-after-[0-9]*.png", "timing.json"),
     *("train.jsonl", "mask.safetensors", "checkpoint.pt", ".checkpoint.part"),
 )
-RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 Watch = Callable[[Trained, TrainingContext], None]
 
 
@@ -250,23 +244,6 @@ def forecast_erasure(model: DiffusionModel, concepts: list[Concept], method: Met
     return method.forecast_cost(model, concepts) + concept_check_cost(concepts)
 
 
-def load_finished_edit(run: Run, verbose: bool = True) -> Edit | None:
-    """Return the edit of a complete run; None if the run is incomplete or damaged (a message tells so if `verbose`)."""
-    result = None if run.fresh else run.read_result(verbose)
-    if result is None:
-        return None
-    try:
-        edit = Edit.load(run.folder)
-        if edit.digest() == result.get("edit"):
-            return edit
-        problem = f"{run.folder} holds a different edit than its result.json says."
-    except UserError as error:
-        problem = str(error)
-    if verbose:
-        print_message(f"{problem} It is made anew.")
-    return None
-
-
 def _make_edit(erasure: Erasure, run: Run, watch: Watch | None) -> Edit:
     """Do the work of `Erasure.run`, in a folder that this process has locked."""
     model, concepts, out = erasure.model, list(erasure.concepts), erasure.out
@@ -287,55 +264,12 @@ def _make_edit(erasure: Erasure, run: Run, watch: Watch | None) -> Edit:
             warnings.warn(describe_weakly_known(weakly_known), WeaklyKnownConcept, stacklevel=2)
         result = run_method(model, concepts, erasure.method, options)
         ended = time.monotonic()
-        cost = erasure.forecast_cost().to_dict()
-    edit = Edit({name: _to_fp16(value) for name, value in result.tensors.items()}, _make_info(erasure, concept_checks, cost, result))
-    check_edit_finite(edit)
+        cost = erasure.forecast_cost()
+    edit = build_edit(model, erasure.concepts, erasure.method, erasure.job, concept_checks, cost, result)
     edit.save(out)
     with apply_edits(model, erasure.after):
         write_card(out, edit, sample_before_after(model, edit), "edit")
     write_json(out / "timing.json", {"seconds": round(ended - started, 2), **measure_peak_memory(model.device)})
     (out / "checkpoint.pt").unlink(missing_ok=True)
-    run.finish({"edit": edit.digest(), "cost": cost, "bytes": (out / "edit.safetensors").stat().st_size})
+    run.finish({"edit": edit.digest(), "cost": cost.to_dict(), "bytes": (out / "edit.safetensors").stat().st_size})
     return edit
-
-
-def check_edit_finite(edit: Edit) -> None:
-    """Check that an edit's tensors and figures are finite.
-
-    Raises:
-        NotFiniteError: They hold NaN or Inf.
-    """
-    non_finite = next((name for name, value in edit.tensors.items() if value.is_floating_point() and not value.isfinite().all()), "")
-    if non_finite:
-        raise NotFiniteError(
-            f"the edit has NaN, Inf or values above what fp16 holds (65,504) in {non_finite}; compute with --dtype fp32, or lower --lr."
-        )
-    try:
-        json.dumps(asdict(edit.info), allow_nan=False)
-    except ValueError as error:
-        raise NotFiniteError(
-            f"the figures of the edit hold NaN or Inf, so that {edit.info.base['source']} predicts nothing or overflows in "
-            f"{edit.info.precision}; check the model, or compute with --dtype fp32."
-        ) from error
-
-
-def _make_info(erasure: Erasure, concept_checks: list[ConceptCheck], cost: dict[str, int], result: MethodResult) -> EditInfo:
-    model, job = erasure.model, erasure.job
-    return EditInfo(
-        method=job["method"],
-        product=erasure.method.product,
-        fields=asdict(erasure.method),
-        concepts=[c.to_dict() for c in erasure.concepts],
-        base={"source": model.source, "fingerprint": job["base"], "family": model.family, "after": job["after"]},
-        seed=job["seed"],
-        precision=job["compute"],
-        versions={name: importlib.metadata.version(name) for name in RECORDED_PACKAGES},
-        cost=cost,
-        concept_checks=[check.to_dict() for check in concept_checks],
-        notes=result.notes,
-    )
-
-
-def _to_fp16(value: Tensor) -> Tensor:
-    """Return floats in fp16, so that a new edit generates the same images as one loaded from disk; indices stay as they are."""
-    return value.to(torch.float16) if value.is_floating_point() else value

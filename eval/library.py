@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from erasure.concept import ConceptKind
-from erasure.edits import Edit, EditSource, check_strength
+from erasure.config.strength import check_strength
+from erasure.edits import Edit, EditSource
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.storage.locks import Shard, lock_folder

@@ -1,6 +1,7 @@
-"""Measure memory and time of every method at Stable Diffusion 1.5's true size, with random weights: docs/performance.md.
+"""Measure memory and time of every method at Stable Diffusion 1.5's true size, with random weights: docs/results/performance.md.
 
     python scripts/bench_sd.py                # one training step each; minutes on a CPU, seconds on a GPU
+    python scripts/bench_sd.py --part memory  # what a region adds in training, by arithmetic: docs/guides/stable-diffusion.md
 
 Random weights erase nothing; they take as much memory and time as trained ones. Each method runs in its own process.
 """
@@ -59,6 +60,14 @@ SHORT_FIELDS: dict[str, dict[str, Any]] = {
     },
     "fia": {"record_steps": 1, "trajectory_steps": 1},
 }
+REGIONS = {
+    "xattn": ", ESD's default",
+    "xattn-kv": "",
+    "text-encoder": ", AdvUnlearn's default",
+    "noxattn": ", ESD's recipe for nudity",
+    "full": ", SalUn's default",
+}
+BYTES_IN_TRAINING = 4 * 4  # of one weight: value, gradient and two Adam moments in fp32
 UNMEASURED = ("sfd_matching",)  # needs a finished generator; its step is an ESD step on the region `full`
 
 
@@ -89,6 +98,17 @@ def measure_method(name: str, device: str) -> dict[str, Any]:
     }
 
 
+def report_memory(docs: Path) -> None:
+    """Write how many weights a region has, and the memory of their fp32 values, gradients and two Adam moments."""
+    model = build_model("cpu")
+    parameters = model.parameters()
+    lines = ["| region (`--region`) | weights that move | values, gradients and moments |", "|---|---|---|"]
+    for region, note in REGIONS.items():
+        count = sum(parameters[name].numel() for name in model.parameter_names(region))
+        lines.append(f"| `{region}`{note} | {count / 1e6:.1f} M | {count * BYTES_IN_TRAINING / 1e9:.1f} GB |")
+    fill_section(docs / "guides" / "stable-diffusion.md", "memory", lines)
+
+
 def failure_reason(process: subprocess.CompletedProcess[str]) -> str:
     if process.returncode < 0:  # a process that runs out of memory gets signal 9
         return f"killed by signal {-process.returncode}"
@@ -100,10 +120,14 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=[n for n in list_modules("erasure.methods") if n not in UNMEASURED])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--part", choices=("steps", "memory"), default="steps")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
         print(json.dumps(measure_method(args.one, args.device)))
+        return
+    if args.part == "memory":
+        report_memory(args.docs)
         return
     lines = ["| method | UNet forwards | backwards | seconds | peak MiB |", "|---|---|---|---|---|"]
     for name in args.methods:
@@ -125,7 +149,7 @@ def main() -> None:
         if args.device == "cuda"
         else f"{torch.get_num_threads()} CPU threads, fp32 weights, bf16 compute where native"
     )
-    fill_section(args.docs / "performance.md", "sd", [*lines, "", f"{hardware}."])
+    fill_section(args.docs / "results" / "performance.md", "sd", [*lines, "", f"{hardware}."])
 
 
 if __name__ == "__main__":

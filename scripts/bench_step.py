@@ -2,7 +2,7 @@
 
     python scripts/bench_step.py
 
-Each setting runs in its own process, one after the other. Writes the figures into docs/performance.md.
+Each setting runs in its own process, one after the other. Writes the figures into docs/results/performance.md.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def main() -> None:
         medians = json.loads(subprocess.run(argv, env={**environment, **allocator}, check=True, capture_output=True, text=True).stdout)
         lines.append(f"| {name} | {medians['train']:.2f} | {medians['forward']:.2f} |")
     lines += ["", f"Median of {args.repeats} after one warm-up, {torch.get_num_threads()} threads."]
-    fill_section(Path("docs/performance.md"), "figures", lines)
+    fill_section(Path("docs/results/performance.md"), "figures", lines)
     print("\n".join(lines))
 
 

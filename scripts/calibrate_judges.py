@@ -15,8 +15,9 @@ from measure_pocket import all_cells, make_broken_images
 from tqdm import tqdm
 
 from erasure.loading.loader import load_model
-from erasure.pocket.canvas import ImageSpec, render
+from erasure.pocket.canvas import ImageSpec
 from erasure.pocket.classifier import LABELS
+from erasure.pocket.styles import render
 from erasure.storage.run import hash_record, write_json
 from eval.judges.base import Judge
 from eval.judges.pocket_object import PocketObject

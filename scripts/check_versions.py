@@ -3,7 +3,8 @@
     python scripts/check_versions.py --work runs/versions
 
 makes one environment per row with uv (gigabytes of downloads where torch is not in its cache), opens each model there with
-scripts/open_in_diffusers.py, and writes docs/versions.md. A row passes if no weight is missing and token ids, embeddings and images agree.
+scripts/open_in_diffusers.py, and writes docs/results/versions.md. A row passes if no weight is missing and token ids, embeddings and images
+agree.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from fill_docs import fill_section
 
 from erasure import export
 from erasure.concept import Concept
@@ -41,16 +43,7 @@ MINIMUM_VERSIONS = {
 }
 TORCH = {"torch": "2.15.0", "torchvision": "0.29.2"}
 TOLERANCE = 1e-3  # of embeddings and images in [0, 1]: versions of torch sum in different orders
-HEAD = """# Versions
-
-Measured by `python scripts/check_versions.py`: pocket as it ships, a UCE edit of it exported with `--format folder`, and an AdvUnlearn
-edit exported with `--format text-encoder`, opened in plain diffusers and transformers of other versions. Missing: weights that
-transformers initialized at random. The other columns give the largest difference from {here}, over three prompts: of the text embeddings
-and of images in [0, 1] after 4 steps. Token ids are equal wherever a row passes.
-
-| transformers | diffusers | torch | model | missing | text | images | |
-|---|---|---|---|---|---|---|---|
-"""
+TABLE_HEAD = ["| transformers | diffusers | torch | model | missing | text | images | |", "|---|---|---|---|---|---|---|---|"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +112,7 @@ def format_row(name: str, packages: dict[str, str], outputs: Outputs | str, expe
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/versions"), help="environments and exports")
-    parser.add_argument("--out", type=Path, default=Path("docs/versions.md"), help="the table")
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     exports = make_exports(args.work)
@@ -135,7 +128,7 @@ def main() -> int:
             lines.append(line)
             all_passed &= passed
     installed = ", ".join(f"{name} {expected['pocket'].info[name]}" for name in ("transformers", "diffusers", "torch"))
-    args.out.write_text(HEAD.format(here=installed) + "\n".join([*lines, ""]), encoding="utf-8")
+    fill_section(args.docs / "results" / "versions.md", "versions", [f"Compared with {installed}.", "", *TABLE_HEAD, *lines])
     return 0 if all_passed else 1
 
 

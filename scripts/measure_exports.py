@@ -1,4 +1,4 @@
-"""Measure how programs apply exported files, and what a LoRA loses: docs/exports.md.
+"""Measure how programs apply exported files, and what a LoRA loses: docs/results/exports.md.
 
     python scripts/measure_exports.py                # layers applied of layers edited, by format and program; a few minutes
     python scripts/measure_exports.py --svd          # time and error of the SVD at Stable Diffusion 1.5's true widths
@@ -263,7 +263,7 @@ def main() -> None:
     parser.add_argument("--pocket", action="store_true")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs")
     args = parser.parse_args()
-    document = args.docs / "exports.md"
+    document = args.docs / "results" / "exports.md"
     if args.svd:
         fill_section(document, "svd", measure_svd())
     if args.pocket:

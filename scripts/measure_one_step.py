@@ -1,4 +1,4 @@
-"""Distill pocket's one-step generator (the pretraining of SFD) and measure its images before any erasure: docs/sfd.md.
+"""Distill pocket's one-step generator (the pretraining of SFD) and measure its images before any erasure: docs/results/sfd.md.
 
     python scripts/measure_one_step.py
 
@@ -66,7 +66,7 @@ def main() -> None:
         "",
         f"Adapter {size:.2f} MB in fp16; distilled with {cost['unet_forwards']:,} forwards, {cost['unet_backwards']:,} backwards.",
     ]
-    fill_section(args.docs / "sfd.md", "distillation", lines)
+    fill_section(args.docs / "results" / "sfd.md", "distillation", lines)
     print("\n".join(lines))
 
 

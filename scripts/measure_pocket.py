@@ -1,9 +1,9 @@
-"""Measure the shipped pocket model and write the figures and images of docs/pocket-model.md.
+"""Measure the shipped pocket model and write the figures and images of docs/explanation/pocket-model.md.
 
     python scripts/measure_pocket.py
 
 Generates every cell from 5 fresh seeds (25 DDIM steps, guidance 4) and scores the images with the judges. Measures the judges on unseen
-renders, their VAE round trips and broken images. Writes the figures into docs/pocket-model.md, and docs/images/pocket.png.
+renders, their VAE round trips and broken images. Writes the figures into docs/explanation/pocket-model.md, and docs/images/pocket.png.
 """
 
 import argparse
@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import POCKET_FOLDER, load_model
-from erasure.pocket.canvas import OBJECTS, STYLES, ImageSpec, render
+from erasure.pocket.canvas import OBJECTS, STYLES, ImageSpec
+from erasure.pocket.styles import render
 from eval.judges import pocket_object, pocket_style
 from eval.stats.intervals import wilson
 from eval.suites.cases import Case
@@ -176,7 +177,7 @@ def main() -> None:
     hits = judge_hits(images, targets)
     lines = [*cell_lines(hits, targets, args.seeds), *label_tables(hits, targets), *judge_tables(judge_rows)]
     (args.docs / "images").mkdir(exist_ok=True)
-    fill_section(args.docs / "pocket-model.md", "figures", lines)
+    fill_section(args.docs / "explanation" / "pocket-model.md", "figures", lines)
     grid = images[: len(STYLES) * len(OBJECTS)].repeat_interleave(2, -1).repeat_interleave(2, -2)
     save_image(grid, args.docs / "images" / "pocket.png", nrow=len(OBJECTS))
     print(json.dumps({axis: sum(h) / len(h) for axis, h in hits.items()}))

@@ -1,4 +1,4 @@
-"""Measure the retrained models: that they do not know their concept, and that they know the rest. Writes docs/retrained.md.
+"""Measure the retrained models: that they do not know their concept, and that they know the rest. Writes docs/results/retrained.md.
 
     python scripts/measure_retrained.py --work runs/retrained
 
@@ -180,14 +180,14 @@ def main() -> None:
             "|---|---|---|---|---|",
         ]
         rows = [row for label, models in edits_by_label.items() for row in retained_rows(model, label, models, args.work, args.seeds)]
-        fill_section(args.docs / "retrained.md", "retained", head + rows)
+        fill_section(args.docs / "results" / "retrained.md", "retained", head + rows)
     if "ignorance" in parts:
         head = [
             "| without: model | prompts by | labeled as it | percent | minus nonsense words, points |",
             "|---|---|---|---|---|",
         ]
         rows = [row for label, models in edits_by_label.items() for row in ignorance_rows(model, label, models, args.work, args.docs)]
-        fill_section(args.docs / "retrained.md", "ignorance", head + rows)
+        fill_section(args.docs / "results" / "retrained.md", "ignorance", head + rows)
 
 
 if __name__ == "__main__":

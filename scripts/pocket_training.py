@@ -20,8 +20,9 @@ from transformers import CLIPTokenizer
 
 from erasure.config.seeds import derive_seed
 from erasure.families.precision import resolve_precision
-from erasure.pocket.canvas import OBJECTS, STYLES, ImageSpec, render, traits_of
+from erasure.pocket.canvas import OBJECTS, STYLES, ImageSpec, traits_of
 from erasure.pocket.captions import make_caption
+from erasure.pocket.styles import render
 
 CONTEXT = 32  # tokens
 CELLS = [(o, s) for s in STYLES for o in OBJECTS]

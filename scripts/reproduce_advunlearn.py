@@ -1,4 +1,4 @@
-"""Reproduce docs/advunlearn.md: AdvUnlearn against ESD on pocket, under soft prefixes of equal budget.
+"""Reproduce docs/results/advunlearn.md: AdvUnlearn against ESD on pocket, under soft prefixes of equal budget.
 
     python scripts/reproduce_advunlearn.py --work runs/advunlearn
 
@@ -114,8 +114,9 @@ def main() -> None:
         f"| concept | method | tokens | steps | after {EARLY_STEPS} steps | after all steps | random prefix | no prefix |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    fill_table_rows(args.docs / "advunlearn.md", "attacks", head, lines)
-    fill_table_rows(args.docs / "advunlearn.md", "retained", ["| concept | method | UA | IRA | CRA |", "|---|---|---|---|---|"], rate_rows)
+    document = args.docs / "results" / "advunlearn.md"
+    fill_table_rows(document, "attacks", head, lines)
+    fill_table_rows(document, "retained", ["| concept | method | UA | IRA | CRA |", "|---|---|---|---|---|"], rate_rows)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Reproduce the figures of docs/audit.md: pocket's erasures under rephrased prompts and under attacks.
+"""Reproduce the figures of docs/results/attacks.md: pocket's erasures under rephrased prompts and under attacks.
 
     python scripts/reproduce_audit.py --work runs/audit --part words
     python scripts/reproduce_audit.py --work runs/audit --part attacks    # about half an hour per edit on two cores
@@ -57,7 +57,7 @@ def report_rewording(model: DiffusionModel, work: Path, docs: Path) -> None:
             for rate, description in ROLES.items():
                 sides = " | ".join(format_rate(models[side]["rates"][rate]) for side in ("erased", "base"))
                 lines.append(f"| {name} | {method} | {description} | {sides} |")
-    fill_section(docs / "audit.md", "words", lines)
+    fill_section(docs / "results" / "attacks.md", "words", lines)
 
 
 def erase_stopped_early(model: DiffusionModel, work: Path) -> Path:
@@ -82,9 +82,10 @@ def report_attacks(model: DiffusionModel, work: Path, docs: Path) -> None:
     for edit_count, (name, folder) in enumerate(edits.items(), 1):
         for attack in audit_edit_folder(model, folder, "full", MANY_PROMPTS if folder.name == "neon-early" else 0)["attacks"]:
             (relearning_lines if "steps" in attack else lines).append(f"| {name} | {attack['name']} | {attack_cells(attack)} |")
-        fill_section(docs / "audit.md", "budget", [describe_budget(model, edit_count)])  # after every edit: each takes about half an hour
-        fill_section(docs / "audit.md", "attacks", lines)
-        fill_section(docs / "audit.md", "tuning", relearning_lines)
+        document = docs / "results" / "attacks.md"  # filled after every edit: each takes about half an hour
+        fill_section(document, "budget", [describe_budget(model, edit_count)])
+        fill_section(document, "attacks", lines)
+        fill_section(document, "tuning", relearning_lines)
 
 
 def attack_cells(attack: Result) -> str:

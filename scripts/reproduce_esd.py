@@ -1,4 +1,4 @@
-"""Reproduce docs/esd.md: ESD on every pocket concept with one recipe per kind, its curve, and the plain loop beside it.
+"""Reproduce docs/results/esd.md: ESD on every pocket concept with one recipe per kind, its curve, and the plain loop beside it.
 
     python scripts/reproduce_esd.py --work runs/esd
 
@@ -156,14 +156,14 @@ def report_held_out(model: DiffusionModel, work: Path, docs: Path) -> None:
         "",
         *format_table(results, HELD_OUT),
     ]
-    fill_section(docs / "esd.md", "held-out", lines)
+    fill_section(docs / "results" / "esd.md", "held-out", lines)
 
 
 def report_development(model: DiffusionModel, work: Path, docs: Path) -> None:
     results = {name: measure(model, name, kind, work, "pocket-dev", "standard") for name, kind in DEVELOPMENT.items()}
     results |= {f"{name} (plain loop)": measure_plain_loop(model, name, kind, work) for name, kind in DEVELOPMENT.items()}
     kinds = {name: DEVELOPMENT[name.removesuffix(" (plain loop)")] for name in results}
-    fill_section(docs / "esd.md", "development", format_table(results, kinds))
+    fill_section(docs / "results" / "esd.md", "development", format_table(results, kinds))
 
 
 def report_curves(model: DiffusionModel, work: Path, docs: Path) -> None:

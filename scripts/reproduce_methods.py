@@ -1,4 +1,4 @@
-"""Reproduce docs/methods.md: every method on pocket, one recipe per kind, with cost, and its curve over strength.
+"""Reproduce docs/results/methods.md: every method on pocket, one recipe per kind, with cost, and its curve over strength.
 
     python scripts/reproduce_methods.py --work runs/methods
 
@@ -18,10 +18,10 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from fill_docs import fill_section, fill_table_rows
+from fill_docs import fill_table_rows
 
 from erasure.concept import ConceptKind
-from erasure.config.registry import list_modules, load_class, read_summary
+from erasure.config.registry import list_modules, load_class
 from erasure.edits import Edit
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
@@ -105,22 +105,14 @@ def report_tables(model: DiffusionModel, work: Path, docs: Path, chosen: list[st
         }
         for m in chosen
     }
-    head = ["| method | UA | IRA | CRA |", "|---|---|---|---|"]
-    fill_table_rows(docs / "methods.md", "means", head, [mean_row(m, results) for m, results in results_by_method.items()])
+    document, head = docs / "results" / "methods.md", ["| method | UA | IRA | CRA |", "|---|---|---|---|"]
+    fill_table_rows(document, "means", head, [mean_row(m, results) for m, results in results_by_method.items()])
     head = ["| method | concept | UA | IRA | CRA | CLIP, retained (base) | distance, retained |", "|---|---|---|---|---|---|---|"]
     fill_table_rows(
-        docs / "methods.md", "details", head, [detail_row(m, c, r) for m, results in results_by_method.items() for c, r in results.items()]
+        document, "details", head, [detail_row(m, c, r) for m, results in results_by_method.items() for c, r in results.items()]
     )
     head = ["| method | UNet forwards | backwards | seconds (median) | peak MiB | edit, MB |", "|---|---|---|---|---|---|"]
-    fill_table_rows(docs / "methods.md", "costs", head, [cost_row(m, list(results.values())) for m, results in results_by_method.items()])
-
-
-def report_overview(docs: Path) -> None:
-    lines = ["| method | | changes | choose it | paper |", "|---|---|---|---|---|"]
-    for name in list_modules("erasure.methods"):
-        cls = load_class("erasure.methods", name, Method)
-        lines.append(f"| {name} | {read_summary('erasure.methods', name).partition(': ')[2]} | {cls.changes} | {cls.when} | {cls.paper} |")
-    fill_section(docs / "methods.md", "what", lines)
+    fill_table_rows(document, "costs", head, [cost_row(m, list(results.values())) for m, results in results_by_method.items()])
 
 
 def plot_pareto(model: DiffusionModel, work: Path, docs: Path, chosen: list[str]) -> None:
@@ -152,14 +144,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/methods"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
     parser.add_argument("--methods", nargs="+", default=list_modules("erasure.methods"))
-    parser.add_argument("--part", choices=("what", "table", "pareto"), action="append", help="run this part only; may be repeated")
+    parser.add_argument("--part", choices=("table", "pareto"), action="append", help="run this part only; may be repeated")
     args = parser.parse_args()
     model = load_model("pocket")
-    for part in args.part or ("what", "table", "pareto"):
-        if part == "what":
-            report_overview(args.docs)
-        else:
-            {"table": report_tables, "pareto": plot_pareto}[part](model, args.work, args.docs, args.methods)
+    for part in args.part or ("table", "pareto"):
+        {"table": report_tables, "pareto": plot_pareto}[part](model, args.work, args.docs, args.methods)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Compare every method with models retrained without the concept: docs/retrained.md.
+"""Compare every method with models retrained without the concept: docs/results/retrained.md.
 
     python scripts/reproduce_retrained.py --work runs/methods    # erasures are taken from there, or made
 
@@ -140,7 +140,7 @@ def write_tables(docs: Path, reports: dict[str, dict[str, Report]]) -> None:
             lines += [f"| {label}: {name} | {table_row(name, report)[table]} |" for name, report in audits.items()]
             if table != "verdict":
                 lines += [row_head + cells[table] for row_head, cells in limit_rows(label, next(iter(audits.values()))).items()]
-        fill_section(docs / "retrained.md", f"methods-{table}", lines)
+        fill_section(docs / "results" / "retrained.md", f"methods-{table}", lines)
 
 
 def describe_nearest(measure: str, audits: dict[str, Report], methods: Sequence[str]) -> str:
@@ -220,7 +220,7 @@ def main() -> None:
         for label, folders_by_name in folders.items()
     }
     write_tables(args.docs, reports)
-    fill_section(args.docs / "retrained.md", "ranks", rank_rows(reports, args.methods))
+    fill_section(args.docs / "results" / "retrained.md", "ranks", rank_rows(reports, args.methods))
     for label, folders_by_name in folders.items():
         plot_gaps(label, reports[label], args.methods, args.docs / "images" / f"retrained-{label}-gaps.png")
         plot_image_sheet(label, folders_by_name, args.methods, args.docs / "images" / f"retrained-{label}-images.jpg")

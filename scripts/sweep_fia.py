@@ -1,4 +1,4 @@
-"""Sweep FIA on pocket over candidate fraction (the paper's r2), region, saliency and timesteps: docs/fia.md.
+"""Sweep FIA on pocket over candidate fraction (the paper's r2), region, saliency and timesteps: docs/results/fia.md.
 
 python scripts/sweep_fia.py --work runs/fia
 """
@@ -78,7 +78,7 @@ def main() -> None:
     axes[-1].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(args.docs / "images" / "fia-curve.png", dpi=110)
-    fill_section(args.docs / "fia.md", "sweep", lines)
+    fill_section(args.docs / "results" / "fia.md", "sweep", lines)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ def pipeline(generation: Generation, small: bool, latent: int = 8) -> StableDiff
         num_hidden_layers=text_size[1],
         num_attention_heads=4 if small else text_size[0] // 64,
         max_position_embeddings=77,
+        hidden_act="quick_gelu" if generation == "sd1" else "gelu",
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )

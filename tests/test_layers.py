@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -55,6 +56,40 @@ def test_no_package_imports_the_layer_above(package: str) -> None:
 def test_light_modules_import_no_torch(module: str) -> None:
     code = f"import sys, {module}; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+def imported_modules(node: ast.AST, known: set[str]) -> set[str]:
+    """Return the modules of the project that a piece of code imports, inside of functions too, but not for type checkers alone."""
+    modules: set[str] = set()
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(child, ast.Import):
+            modules |= {alias.name for alias in child.names}
+        elif isinstance(child, ast.ImportFrom) and child.module:
+            modules |= {name if (name := f"{child.module}.{alias.name}") in known else child.module for alias in child.names}
+        modules |= imported_modules(child, known)
+    return modules & known
+
+
+def test_no_imports_go_in_a_circle() -> None:
+    files = {
+        ".".join(path.with_suffix("").parts).removesuffix(".__init__"): path for package in ABOVE for path in Path(package).rglob("*.py")
+    }
+    graph = {name: imported_modules(ast.parse(path.read_text(encoding="utf-8")), set(files)) - {name} for name, path in files.items()}
+    assert "erasure.families.base" in graph["erasure.edits.edit"] and len(graph) > 200
+    TopologicalSorter(graph).prepare()  # raises CycleError with the modules of the circle
+
+
+def test_modules_and_functions_are_short() -> None:
+    for path in (path for package in [*ABOVE, "scripts"] for path in Path(package).rglob("*.py")):
+        code = path.read_text(encoding="utf-8")
+        assert code.count("\n") <= 300, path
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                docstring = node.body[0] if ast.get_docstring(node) else None
+                lines = node.end_lineno - node.lineno + 1 - (docstring.end_lineno - docstring.lineno + 1 if docstring else 0)  # type: ignore[operator]
+                assert lines <= 50, f"{path}: {node.name} has {lines} lines beside its docstring"
 
 
 def test_no_module_has_a_vague_name() -> None:

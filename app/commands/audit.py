@@ -109,9 +109,10 @@ def check_before_torch(command: AuditCommand) -> None:
     """Check what needs no model.
 
     Raises:
-        UserError: --workers or --shard is out of range or both are given; no edit is given, or one does not exist; or the suite or a list
-            cannot be used.
+        UserError: --workers, --shard or --strength is out of range; --workers and --shard are given together; no edit is given, or one
+            does not exist; or the suite or a list cannot be used.
     """
+    from erasure.config.strength import check_strength
     from erasure.storage.run import check_output_folder
     from eval.requests import resolve_replay, resolve_suite, split_suite_name
 
@@ -125,6 +126,7 @@ def check_before_torch(command: AuditCommand) -> None:
         raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
     if command.out:
         check_output_folder(command.out)
+    check_strength(command.strength)
     if not command.concept and not split_suite_name(command.suite)[1]:  # with a concept it may be an external erasure on the hub
         check_edits(command.edits)
     resolve_suite(command.suite, command.prompt_list)

@@ -13,9 +13,10 @@ import tyro
 
 from app.parsing import ModelSource, Switch, check_edits_exist
 from erasure.concept import ConceptKind, parse_concepts
-from erasure.config.choices import Attention, Precision, family_of_width
+from erasure.config.choices import Attention, Precision
 from erasure.config.registry import field_help_of
 from erasure.config.static_classes import METHOD_BASE, load_static_class
+from erasure.families.recognition import recognize_family
 
 if TYPE_CHECKING:
     from erasure import Erasure
@@ -103,10 +104,12 @@ def family_of_source(source: str) -> str:
     if source == "pocket":
         return source
     try:
-        width = json.loads((Path(source).expanduser() / "unet" / "config.json").read_text(encoding="utf-8"))["cross_attention_dim"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        unet, text_encoder = (
+            json.loads((Path(source).expanduser() / part / "config.json").read_text(encoding="utf-8")) for part in ("unet", "text_encoder")
+        )
+        return recognize_family(unet, text_encoder, source)
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):  # a UserError is a ValueError: it is raised once it is loaded
         return ""
-    return family_of_width(width)
 
 
 def run_erase(command: EraseCommand) -> int:

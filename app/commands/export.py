@@ -33,7 +33,7 @@ class ExportCommand:
     out: Path | None = None  # default <edit>/<format>
     rank: int | None = None  # of the LoRA; default: the edit's own where it is low-rank (UCE), else 16
     layout: LoraLayout | None = None  # names in the LoRA: kohya (default, read by all) or diffusers (read by diffusers and PEFT only)
-    accept_error: Switch = False  # exit with 0 even if the LoRA loses more of the edit than the bound in docs/exports.md
+    accept_error: Switch = False  # exit with 0 even if the LoRA loses more of the edit than the bound in docs/results/exports.md
     model: ModelSource = ""  # base model; default: the one the edit was made on
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     other_base: Switch = False  # export onto a model the edit was not made on

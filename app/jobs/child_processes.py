@@ -10,7 +10,6 @@ from collections.abc import Sequence
 
 from app.child_command import child_argv
 from erasure.errors import UserError
-from erasure.storage.locks import ignore_lock_of
 
 
 def run_shards(shards: Sequence[Sequence[str]]) -> None:
@@ -27,7 +26,7 @@ def run_shards(shards: Sequence[Sequence[str]]) -> None:
     with tempfile.TemporaryFile("w+") as stderr_file:
         processes = []
         for i, arguments in enumerate(shards, 1):
-            child = child_argv("app.jobs.child_processes", str(os.getpid()), "audit", *arguments)
+            child = child_argv("app.shard_process", str(os.getpid()), "audit", *arguments)
             processes.append(subprocess.Popen(child, env=env, stdout=subprocess.DEVNULL, stderr=None if i == 1 else stderr_file))
         try:
             codes = [process.wait() for process in processes]
@@ -49,12 +48,3 @@ def exit_with_parent(parent_pid: int) -> None:
         os._exit(1)
 
     threading.Thread(target=wait_for_parent, daemon=True).start()
-
-
-def main() -> int:
-    """Run a worker process. Its arguments are the pid of its parent, then a command line."""
-    from app import cli
-
-    exit_with_parent(int(sys.argv[1]))
-    ignore_lock_of(int(sys.argv[1]))
-    return cli.main(sys.argv[2:])

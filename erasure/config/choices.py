@@ -17,8 +17,3 @@ StepsOrZero = Annotated[int, Interval(ge=0, le=1_000_000)]
 Count = Annotated[int, Interval(ge=1, le=100_000)]  # of samples, images, prompts
 ScheduleSteps = Annotated[int, Interval(ge=1, le=1000)]  # the noise schedule of Stable Diffusion has 1,000 timesteps
 Timestep = Annotated[int, Interval(ge=0, le=999)]
-
-
-def family_of_width(width: int) -> str:
-    """Return the recipe family ("pocket", "sd1" or "sd2") of a model by the width of its text conditioning."""
-    return {128: "pocket", 1024: "sd2"}.get(width, "sd1")

@@ -29,7 +29,7 @@ def read_strict_yaml(path: Path) -> Any:
 class _StrictLoader(yaml.SafeLoader):
     def compose_node(self, parent: Node | None, index: int) -> Node | None:
         """Refuse anchors before anything is built: ten lines of nested ones expand to millions of values."""
-        event = self.peek_event()
+        event = self.peek_event()  # type: ignore[no-untyped-call]  # of PyYAML
         if isinstance(event, AliasEvent) or getattr(event, "anchor", None):
             raise MarkedYAMLError(problem="anchors and aliases (& and *) are refused; write it out", problem_mark=event.start_mark)
         return super().compose_node(parent, index)

@@ -76,7 +76,7 @@ def build_dataclass(cls: type[T], values: dict[str, Any], location: str) -> T:
     for f in fields(cls):  # type: ignore[arg-type]  # a dataclass
         hint = YAML_TYPES.get(hints[f.name], hints[f.name])
         schema[f.name] = hint if f.default is f.default_factory is MISSING else NotRequired[hint]
-    check_mapping(values, TypedDict(cls.__name__, schema), location)  # type: ignore[misc, operator]  # fields known at run time
+    check_mapping(values, TypedDict(cls.__name__, schema), location)  # type: ignore[operator]  # fields known at run time
     return cls(**{name: Path(value) if hints[name] is Path else value for name, value in values.items()})
 
 

@@ -1,8 +1,5 @@
 """Checks before an edit is applied or reverted: does it fit, is this its base, and do the weights still hold what the edits put there?"""
 
-import math
-import sys
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +15,6 @@ if TYPE_CHECKING:
     from erasure.edits.edit import Edit
 
 PARTS = ("unet", "text_encoder")
-STRENGTH_RANGE = (-10.0, 10.0)
 OFFLOADED_MESSAGE = "Weights are not in memory, since sequential offloading keeps them elsewhere: call pipe.remove_all_hooks() first."
 CHANGED_MESSAGE = (
     "Something else changed them since: training, or LoRAs that were fused and unfused and left more than rounding explains. "
@@ -37,26 +33,12 @@ def parameters_of(pipe: Any) -> dict[str, nn.Parameter]:
     return named_parameters(networks_of(pipe))
 
 
-def check_strength(strength: float) -> float:
-    """Return the strength as a float.
-
-    Raises:
-        UserError: not a finite number from -10 to 10; True and False do not count as numbers.
-    """
-    low, high = STRENGTH_RANGE
-    is_number = isinstance(strength, Real) and not isinstance(strength, bool)
-    if is_number and low <= strength <= high:  # false for NaN
-        return float(strength)
-    is_huge = is_number and abs(strength) > sys.float_info.max and strength != math.inf and strength != -math.inf
-    value_text = "a number of more than 300 digits" if is_huge else repr(strength)[:40]  # Python refuses to print 5,000
-    raise UserError(f"the strength of an edit is a number from {low:g} to {high:g} (0: the base, 1: as it was made), got {value_text}.")
-
-
 def check_edit_fits(edit: "Edit", pipe: Any) -> None:
     """Check that a pipeline has the parameters of an edit, in the same shapes and in memory.
 
     Raises:
-        UserError: no pipeline with a UNet and a text encoder, weights that are not in memory, or parameters of other names or shapes.
+        UserError: no pipeline with a UNet and a text encoder, weights that are not in memory, parameters of other names or shapes, or, for
+            a one-step generator, a schedule without its timestep.
     """
     networks = networks_of(pipe)
     if missing_parts := [part for part in PARTS if part not in networks]:
@@ -72,6 +54,19 @@ def check_edit_fits(edit: "Edit", pipe: Any) -> None:
                 f"the edit does not fit this model: {name} is {shape or 'missing'} here and has another size in the edit "
                 f"(made on {edit.info.base['source']}).{' ' if hints else ''}{hints}"
             )
+    if edit.info.product == "one-step":
+        _check_timestep(edit, pipe)
+
+
+def _check_timestep(edit: "Edit", pipe: Any) -> None:
+    """Check that the schedule of a pipeline has the timestep of a one-step generator."""
+    init_timestep = int(edit.info.fields["init_timestep"])
+    num_timesteps = getattr(getattr(pipe, "scheduler", None), "config", {}).get("num_train_timesteps", 0)
+    if init_timestep >= num_timesteps:
+        raise UserError(
+            f"{edit.name} generates at timestep {init_timestep} (init_timestep in its edit.json); the schedule of this pipeline "
+            f"has {num_timesteps}, counted from 0."
+        )
 
 
 def check_base(edit: "Edit", pipe: Any, other_base: bool) -> None:
@@ -131,7 +126,7 @@ def check_weights_unchanged(edit: "Edit", pipe: Any) -> None:
 
 
 def expected_value(stack: EditStack, name: str) -> Tensor:
-    """Return the value that the edits in a stack give to a parameter."""
+    """Return the value that the edits in a stack give to a parameter, in its shape."""
     return apply_stack(name, stack.originals[name], stack.edits)
 
 

@@ -37,7 +37,7 @@ def factors_of(tensors: dict[str, Tensor], name: str) -> tuple[Tensor, Tensor] |
 
 
 def apply_delta(tensors: dict[str, Tensor], name: str, original: Tensor) -> Tensor:
-    """Return the new value of a parameter, on the device of `original`; low-rank factors give fp32."""
+    """Return the new value of a parameter, in the shape and on the device of `original`; low-rank factors give fp32."""
     if name in tensors:
         return tensors[name].to(original.device)
     if factors := factors_of(tensors, name):

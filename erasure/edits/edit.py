@@ -14,8 +14,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from erasure.config.strength import check_strength
 from erasure.edits import deltas
-from erasure.edits.checks import check_base, check_edit_fits, check_strength, check_weights_unchanged
+from erasure.edits.checks import check_base, check_edit_fits, check_weights_unchanged
 from erasure.edits.edit_json import EditInfo, read_edit_info, to_edit_record
 from erasure.edits.stacking import build_sampling, stack_of
 from erasure.edits.transaction import replace_stack
@@ -139,16 +140,18 @@ class Edit:
         if (self.info.product == "guidance") == bool(self.tensors):
             raise UserError(f"{self.name} is a {self.info.product} edit and has {len(self.tensors)} tensors; it cannot be used.")
         init_timestep = self.info.fields.get("init_timestep")
-        if self.info.product == "one-step" and not (type(init_timestep) is int and 0 <= init_timestep < 1000):
+        if self.info.product == "one-step" and not (type(init_timestep) is int and init_timestep >= 0):
             raise UserError(
-                f"{self.name} is a one-step edit; its field init_timestep must be a timestep from 0 to 999, got {str(init_timestep)[:40]}."
+                f"{self.name} is a one-step edit; its field init_timestep must be a timestep, a whole number from 0, "
+                f"got {str(init_timestep)[:40]}."
             )
         build_sampling(((self, 1.0),))
 
     @property
     def after(self) -> list[str]:
         """The digests of the edits that were applied when this one was made."""
-        return self.info.base.get("after", [])
+        digests: list[str] = self.info.base.get("after", [])
+        return digests
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ from erasure.config.registry import load_class
 from erasure.config.validation import build_dataclass
 from erasure.errors import UserError
 from erasure.families.parameters import unwrap
-from erasure.families.sampling import GuidanceEdit, SamplingOverrides, sampling_of
+from erasure.families.sampling import GuidanceEdit, SamplingOverrides, is_own_network_call, sampling_of
 from erasure.methods.base import Guided, Method
 
 
@@ -34,15 +34,15 @@ def rebuild_guidance(method: str, fields: dict[str, Any], concepts: list[dict[st
 
 
 def attach_guidance_hook(pipe: Any) -> None:
-    """Make a plain StableDiffusionPipeline sample with the guidance edits that are applied to it now, or without if there are none.
+    """Make a StableDiffusionPipeline sample with the guidance edits that are applied to it now, or without if there are none.
 
-    Our own sampler calls guidance edits itself; a plain pipeline gets one hook on its UNet. However often this is called, and wherever it
-    was interrupted before, there is one hook or none.
+    It gets one hook on its UNet; a DiffusionModel around it uses guidance edits itself, and the hook leaves its calls alone. However often
+    this is called, and wherever it was interrupted before, there is one hook or none.
 
     Raises:
         UserError: guidance edits with a scheduler that has no alphas_cumprod, or zero terminal SNR.
     """
-    needs_hook = bool(sampling_of(pipe).guidance_edits) and not getattr(pipe, "erasure_owned", False)
+    needs_hook = bool(sampling_of(pipe).guidance_edits)
     if needs_hook and not hasattr(pipe.scheduler, "alphas_cumprod"):
         raise UserError(f"guidance edits need a scheduler with alphas_cumprod, such as DDIM; {type(pipe.scheduler).__name__} has none.")
     # at zero terminal SNR the last noise predictions do not depend on the text
@@ -80,7 +80,7 @@ class GuidanceHook:
 
     def __call__(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         pipe = self.pipe()
-        if pipe is None or self.is_running or getattr(pipe, "erasure_owned", False):
+        if pipe is None or self.is_running or is_own_network_call():
             return out
         sampling = sampling_of(pipe)
         if not sampling.guidance_edits:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from erasure.edits import deltas
 from erasure.edits.guidance import rebuild_guidance
-from erasure.families.sampling import SamplingOverrides
+from erasure.families.sampling import EDITS_ATTRIBUTE, SamplingOverrides
 
 if TYPE_CHECKING:
     from erasure.edits.edit import Edit
@@ -19,18 +19,37 @@ AppliedEdit = tuple["Edit", float]  # an edit and its strength
 
 @dataclass(frozen=True)
 class EditStack:
-    """The edits in a pipeline, and the original values of everything they change, in the dtype and on the device of that moment."""
+    """The edits in a pipeline: all that they leave on it, beside changed weights, as its attribute `erasure_edits`.
+
+    A pipeline without edits has no such attribute. Guidance edits also leave a hook on the UNet (erasure.edits.guidance).
+
+    Attributes:
+        edits: edits and strengths, in the order in which they were applied.
+        originals: values of everything they change, by parameter name, in the dtype and on the device of the moment they were applied.
+        network_ids: id() of the networks they went into, by part.
+        unmoved: copies of some parameters that no edit moves, which show whether the pipeline was cast (erasure.edits.rounding).
+        sampling: how they change the way the pipeline samples.
+    """
 
     edits: tuple[AppliedEdit, ...] = ()
     originals: Mapping[str, Tensor] = field(default_factory=dict)
-    network_ids: Mapping[str, int] = field(default_factory=dict)  # id() of the networks, by part
-    unmoved: Mapping[str, Tensor] = field(default_factory=dict)  # copies of parameters that no edit moves (erasure.edits.rounding)
+    network_ids: Mapping[str, int] = field(default_factory=dict)
+    unmoved: Mapping[str, Tensor] = field(default_factory=dict)
+    sampling: SamplingOverrides = field(default_factory=SamplingOverrides)
 
 
 def stack_of(pipe: Any) -> EditStack:
-    """Return the edits in a pipeline."""
-    stack: EditStack = getattr(pipe, "erasure_stack", None) or EditStack()
+    """Return the edits in a pipeline; an empty stack if it has none."""
+    stack: EditStack = getattr(pipe, EDITS_ATTRIBUTE, None) or EditStack()
     return stack
+
+
+def set_stack(pipe: Any, stack: EditStack) -> None:
+    """Set the edits in a pipeline, or remove what says so if there are none."""
+    if stack.edits:
+        setattr(pipe, EDITS_ATTRIBUTE, stack)
+    elif hasattr(pipe, EDITS_ATTRIBUTE):
+        delattr(pipe, EDITS_ATTRIBUTE)
 
 
 def build_sampling(edits: tuple[AppliedEdit, ...]) -> SamplingOverrides:
@@ -49,7 +68,7 @@ def build_sampling(edits: tuple[AppliedEdit, ...]) -> SamplingOverrides:
 
 
 def apply_stack(name: str, original: Tensor, edits: tuple[AppliedEdit, ...]) -> Tensor:
-    """Return the value of one parameter under a stack of edits, in fp32 or as one edit gives it.
+    """Return the value of one parameter under a stack of edits, in the shape of `original`, in fp32 or as one edit gives it.
 
     Each edit adds s (new - what it was made on); zeroed entries come last, so that two edits that zero the same entry leave zero.
     """

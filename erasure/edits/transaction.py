@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from erasure.edits.checks import networks_of, parameters_of
 from erasure.edits.guidance import attach_guidance_hook
 from erasure.edits.rounding import copy_unmoved
-from erasure.edits.stacking import AppliedEdit, EditStack, apply_stack, build_sampling, stack_of
+from erasure.edits.stacking import AppliedEdit, EditStack, apply_stack, build_sampling, set_stack, stack_of
 from erasure.errors import UserError
 from erasure.families.parameters import unwrap
-from erasure.families.sampling import SamplingOverrides, sampling_of
 
 
 @torch.no_grad()
@@ -29,8 +28,7 @@ def replace_stack(pipe: Any, edits: tuple[AppliedEdit, ...], names: Iterable[str
     Raises:
         UserError: guidance that cannot be built, or a strength that takes a value out of the range of its dtype.
     """
-    stack, sampling, pipe_parameters = stack_of(pipe), sampling_of(pipe), parameters_of(pipe)
-    new_sampling = build_sampling(edits)
+    stack, pipe_parameters, sampling = stack_of(pipe), parameters_of(pipe), build_sampling(edits)
     originals, backups = dict(stack.originals), {}
     try:
         for name in sorted(names):
@@ -52,22 +50,20 @@ def replace_stack(pipe: Any, edits: tuple[AppliedEdit, ...], names: Iterable[str
             if moved_originals
             else {}
         )
-        pipe.erasure_sampling, pipe.erasure_stack = new_sampling, EditStack(edits, moved_originals, network_ids, unmoved)
+        set_stack(pipe, EditStack(edits, moved_originals, network_ids, unmoved, sampling))
         attach_guidance_hook(pipe)
     except BaseException:
-        _roll_back(pipe, stack, sampling, pipe_parameters, backups)
+        _roll_back(pipe, stack, pipe_parameters, backups)
         raise
 
 
-def _roll_back(
-    pipe: Any, stack: EditStack, sampling: SamplingOverrides, pipe_parameters: Mapping[str, nn.Parameter], backups: Mapping[str, Tensor]
-) -> None:
-    """Restore values, stack and sampling, also if Ctrl-C comes again meanwhile."""
+def _roll_back(pipe: Any, stack: EditStack, pipe_parameters: Mapping[str, nn.Parameter], backups: Mapping[str, Tensor]) -> None:
+    """Restore values and stack, also if Ctrl-C comes again meanwhile."""
     while True:
         try:
             for name, value in backups.items():
                 pipe_parameters[name].copy_(value)
-            pipe.erasure_sampling, pipe.erasure_stack = sampling, stack
+            set_stack(pipe, stack)
             attach_guidance_hook(pipe)
             return
         except KeyboardInterrupt:

@@ -12,6 +12,7 @@ from erasure.export.folder import ensure_empty_folder
 from erasure.export.transformers_compat import write_tensors
 from erasure.families.base import DiffusionModel
 from erasure.families.parameters import canonical_name
+from erasure.families.sampling import own_network_call
 from erasure.loading.original_layout import places_of
 from erasure.loading.pipeline_configs import PipelineConfigs, configs_of, load_released_configs
 from erasure.loading.single_file import CONFIGS_KEY, PREDICTION_KEY, V_PREDICTION_SPREAD
@@ -147,7 +148,7 @@ def _is_v_for_others(model: DiffusionModel) -> bool:
     unet = model.pipe.unet
     x = torch.full((1, unet.config.in_channels, 8, 8), 0.5, device=model.device)
     cond = torch.full((1, 2, unet.config.cross_attention_dim), 0.5, device=model.device)
-    with model.autocast():
+    with model.autocast(), own_network_call():
         out = unet(x.to(unet.dtype), 999, encoder_hidden_states=cond.to(unet.dtype)).sample
     return bool((out.float() - x).mean() < -1)
 

@@ -87,7 +87,7 @@ def short_name_of(edit: Edit) -> str:
 
 
 def describe_skipped_layers(factors: Factors, layout: LoraLayout, family: str) -> list[str]:
-    """Return which layers of the file some programs skip without a message, one note for each; docs/exports.md has the table."""
+    """Return which layers of the file some programs skip without a message, one note for each; docs/results/exports.md has the table."""
     if layout == "diffusers":
         return ["this layout is for diffusers and PEFT; ComfyUI, A1111 and kohya's tools skip most or all of it"]
     outside = [name for name in factors if name.startswith("unet.") and not name.removeprefix("unet.").startswith(UNET_BLOCKS)]

@@ -101,7 +101,7 @@ def describe_usage(edit: Edit, format: str, layout: str) -> list[tuple[str, str]
             convert,
         ],
         "checkpoint": [
-            ("Erasure Studio", "`--model FILE` in every command, or `erasure.loading.loader.load_model(FILE)`; no network is needed"),
+            ("Erasure Studio", "`--model FILE` in every command, or `erasure.load_model(FILE)`; no network is needed"),
             ("ComfyUI", "copy FILE to `models/checkpoints/`; Stable Diffusion at its released sizes only"),
             ("A1111 and Forge", "copy FILE to `models/Stable-diffusion/`; the same sizes"),
             ("stable-diffusion.cpp", "`-m FILE`; the same sizes"),

@@ -2,7 +2,7 @@
 
 transformers 5.6 dropped the `text_model.` level of CLIP's text encoder and saves without it; earlier versions miss every weight in such
 a file and initialize it at random. All versions read the old names. Version 5 saves tokenizers as tokenizer.json alone; version 4 reads
-CLIP's from vocab.json and merges.txt. docs/versions.md lists the versions that were tested.
+CLIP's from vocab.json and merges.txt. docs/results/versions.md lists the versions that were tested.
 """
 
 import json

@@ -20,17 +20,17 @@ class DiffusionModel(ABC):
     """A text-to-image pipeline: encode prompts, predict noise, follow a trajectory, decode latents, name regions of parameters.
 
     Networks keep the dtype they were loaded in; computation runs under autocast in `compute_dtype`. The safety checker is always off:
-    it blackens images, which would count as erasure.
+    it blackens images, which would count as erasure. `cost` counts every pass through the UNet and the text encoder, where it happens.
     """
 
     family: str
     latent_shape: tuple[int, int, int]  # (C, h, w)
+    num_timesteps: int  # of the noise schedule the model was trained with; t is from 0 to num_timesteps - 1
     default_guidance: float  # the classifier-free guidance that suits the model
     zero_terminal_snr: bool  # whether the last timestep is pure noise
 
     def __init__(self, pipe: Any, source: str, precision: Precision = "auto", attention: Attention = "auto") -> None:
         self.pipe, self.source = pipe, source
-        pipe.erasure_owned = True  # `sample` applies guidance edits itself; a plain pipeline needs a hook for them
         self.device = pipe.device
         self.compute_dtype = resolve_precision(precision, self.device)
         self.cost = Cost()
@@ -117,7 +117,26 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def set_attention(self, training: bool) -> None:
-        """Install the chosen attention kernel in the UNet; "auto" depends on whether gradients will flow through it."""
+        """Install the chosen attention kernel in the UNet; "auto" depends on whether gradients will flow through it.
+
+        Raises:
+            UserError: An unknown kernel, or one that does not run on this device.
+        """
+
+    def _count_unet_pass(self, prediction: Tensor) -> Tensor:
+        """Count a forward pass through the UNet by its result (B, ...), and the backward passes that will go through it.
+
+        The hook runs once for every backward pass that reaches the prediction, whoever asks for it and whatever it is a gradient of.
+        """
+        samples = len(prediction)
+        self.cost.unet_forwards += samples
+
+        def count_backward(_: Tensor) -> None:
+            self.cost.unet_backwards += samples
+
+        if prediction.requires_grad:
+            prediction.register_hook(count_backward)
+        return prediction
 
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.compute_dtype is torch.float32 else torch.autocast(self.device.type, dtype=self.compute_dtype)

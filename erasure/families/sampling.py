@@ -1,10 +1,15 @@
 """The steps of a sampling trajectory, and how edits change the way a pipeline samples."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from torch import Tensor
+
+EDITS_ATTRIBUTE = "erasure_edits"  # of a pipeline: an erasure.edits.stacking.EditStack
+_own_call: ContextVar[bool] = ContextVar("own_network_call", default=False)
 
 
 class TrajectoryStep(NamedTuple):
@@ -24,7 +29,7 @@ class GuidanceEdit(NamedTuple):
     guide: Callable[..., Tensor]  # erasure.methods.base.Guided.guide
 
 
-@dataclass
+@dataclass(frozen=True)
 class SamplingOverrides:
     """How edits changed the way a pipeline samples."""
 
@@ -33,5 +38,21 @@ class SamplingOverrides:
 
 
 def sampling_of(pipe: Any) -> SamplingOverrides:
-    """Return how the edits applied to a pipeline changed its sampling (set by erasure.edits)."""
-    return getattr(pipe, "erasure_sampling", None) or SamplingOverrides()
+    """Return how the edits applied to a pipeline changed its sampling."""
+    stack = getattr(pipe, EDITS_ATTRIBUTE, None)
+    return SamplingOverrides() if stack is None else stack.sampling
+
+
+@contextmanager
+def own_network_call() -> Iterator[None]:
+    """Mark calls of the UNet by a DiffusionModel: it uses guidance edits itself, so that their hook (erasure.edits.guidance) must not."""
+    token = _own_call.set(True)
+    try:
+        yield
+    finally:
+        _own_call.reset(token)
+
+
+def is_own_network_call() -> bool:
+    """Return whether this runs within `own_network_call`, in the same thread."""
+    return _own_call.get()

@@ -8,11 +8,12 @@ from diffusers import DDIMScheduler
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import Tensor, nn
 
-from erasure.config.choices import Attention, Precision, family_of_width
+from erasure.config.choices import Attention, Precision
 from erasure.errors import UserError, unknown_value_error
 from erasure.families.base import DiffusionModel
-from erasure.families.sampling import GuidanceEdit, TrajectoryStep
-from erasure.loading.supported_models import check_pipeline
+from erasure.families.recognition import recognize_family
+from erasure.families.sampling import GuidanceEdit, TrajectoryStep, own_network_call
+from erasure.families.supported_models import PIPELINE_CLASS, check_pipeline, check_pipeline_class
 
 
 class StableDiffusion(DiffusionModel):
@@ -29,12 +30,13 @@ class StableDiffusion(DiffusionModel):
         scheduler_config = pipe.scheduler.config
         prediction_type = scheduler_config.get("prediction_type", "epsilon")  # the default of diffusers
         self.predicts_velocity = prediction_type == "v_prediction"
-        self.family = family_of(pipe)
+        self.family = family_of(pipe, source)
         self.default_guidance = 4.0 if self.family == "pocket" else 7.5
         self.latent_shape = (pipe.unet.config.in_channels, *latent_size(pipe, source))
         # clipping is for pixel-space models; older configs of latent models set it anyway, and diffusers ignores it too
-        self.scheduler = DDIMScheduler.from_config(scheduler_config, prediction_type=prediction_type, clip_sample=False)
-        self.alphas_cumprod = self.scheduler.alphas_cumprod.to(pipe.device)
+        self.scheduler: Any = DDIMScheduler.from_config(scheduler_config, prediction_type=prediction_type, clip_sample=False)
+        self.num_timesteps = self.scheduler.config.num_train_timesteps
+        self.alphas_cumprod: Tensor = self.scheduler.alphas_cumprod.to(pipe.device)
         self.zero_terminal_snr = bool(self.alphas_cumprod[-1] == 0)  # no signal at the last timestep (arXiv:2305.08891)
         super().__init__(pipe, source, precision, attention)
 
@@ -56,7 +58,8 @@ class StableDiffusion(DiffusionModel):
         hook = encoder.get_input_embeddings().register_forward_hook(insert_prefix) if soft_tokens else None
         try:
             with self.autocast():
-                return encoder(ids, attention_mask=mask).last_hidden_state.float()
+                conditioning: Tensor = encoder(ids, attention_mask=mask).last_hidden_state
+            return conditioning.float()
         finally:
             if hook:
                 hook.remove()
@@ -76,7 +79,8 @@ class StableDiffusion(DiffusionModel):
     @property
     def context_length(self) -> int:
         """How many tokens the text encoder reads, start and end included; the tokenizer's config may not give a limit."""
-        return min(self.pipe.tokenizer.model_max_length, self.pipe.text_encoder.config.max_position_embeddings)
+        length: int = min(self.pipe.tokenizer.model_max_length, self.pipe.text_encoder.config.max_position_embeddings)
+        return length
 
     def _expand_embeddings(self, text: str) -> str:
         """Expand textual inversions: one of several vectors is one word in a prompt, but several tokens to the text encoder."""
@@ -84,7 +88,8 @@ class StableDiffusion(DiffusionModel):
         return converted
 
     def token_embeddings(self) -> Tensor:
-        return self.pipe.text_encoder.get_input_embeddings().weight.detach().float()
+        embeddings: Tensor = self.pipe.text_encoder.get_input_embeddings().weight
+        return embeddings.detach().float()
 
     def tokenize(self, text: str) -> list[int]:
         token_ids: list[int] = self.pipe.tokenizer(self._expand_embeddings(text), add_special_tokens=False, verbose=False).input_ids
@@ -101,8 +106,8 @@ class StableDiffusion(DiffusionModel):
     def encode_images(self, images: Tensor) -> Tensor:
         vae = self.pipe.vae
         with self.autocast():
-            latents = vae.encode(images.to(self.device) * 2 - 1).latent_dist.mean
-        return latents.float() * vae.config.scaling_factor
+            latents: Tensor = vae.encode(images.to(self.device) * 2 - 1).latent_dist.mean
+        return latents.float() * float(vae.config.scaling_factor)
 
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         alpha_bar = self.alphas_cumprod[t].reshape(-1, 1, 1, 1)
@@ -111,9 +116,8 @@ class StableDiffusion(DiffusionModel):
     def estimate_x0(self, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         alpha_bar = self.alphas_cumprod[t].reshape(-1, 1, 1, 1)
         if self.zero_terminal_snr and (alpha_bar == 0).any():
-            last_timestep = len(self.alphas_cumprod) - 1
             raise UserError(
-                f"{self.source} has no signal at timestep {last_timestep} (zero terminal SNR); no image follows from noise there."
+                f"{self.source} has no signal at timestep {self.num_timesteps - 1} (zero terminal SNR); no image follows from noise there."
             )
         return (x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
 
@@ -122,10 +126,9 @@ class StableDiffusion(DiffusionModel):
 
     def _predict_native(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
         """Return what the network itself predicts, noise or velocity (B, C, h, w), in fp32."""
-        self.cost.unet_forwards += len(x_t)
-        with self.autocast():
+        with self.autocast(), own_network_call():
             prediction: Tensor = self.pipe.unet(x_t, t, encoder_hidden_states=cond).sample
-        return prediction.float()
+        return self._count_unet_pass(prediction.float())
 
     def _to_noise(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the noise (B, C, h, w) that a native prediction implies."""
@@ -139,8 +142,8 @@ class StableDiffusion(DiffusionModel):
     def trajectory(
         self, x_T: Tensor, cond: Tensor, uncond: Tensor, steps: int, guidance: float, guidance_edits: Sequence[GuidanceEdit] = ()
     ) -> Iterator[TrajectoryStep]:
-        if not 1 <= steps <= len(self.alphas_cumprod):
-            raise UserError(f"{self.source} can be sampled in 1 to {len(self.alphas_cumprod):,} steps, got {steps:,}.")
+        if not 1 <= steps <= self.num_timesteps:
+            raise UserError(f"{self.source} can be sampled in 1 to {self.num_timesteps:,} steps, got {steps:,}.")
         if guidance_edits:
             self.check_supports_guidance()
         self.scheduler.set_timesteps(steps)
@@ -205,6 +208,13 @@ def latent_size(pipe: Any, source: str) -> tuple[int, int]:
     return height, width
 
 
-def family_of(pipe: Any) -> str:
-    """Return the recipe family by the width of the text conditioning: "pocket", "sd1" or "sd2"."""
-    return family_of_width(pipe.unet.config.cross_attention_dim)
+def family_of(pipe: Any, source: str) -> str:
+    """Return the recipe family of a pipeline: "pocket", "sd1" or "sd2".
+
+    Raises:
+        UserError: another class of pipeline, or configs of none of these families.
+    """
+    class_names = [base.__name__ for base in type(pipe).__mro__]
+    if PIPELINE_CLASS not in class_names:
+        check_pipeline_class(class_names[0], source)
+    return recognize_family(pipe.unet.config, pipe.text_encoder.config.to_dict(), source)

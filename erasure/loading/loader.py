@@ -16,10 +16,10 @@ from erasure.config.choices import Attention, Precision
 from erasure.errors import UserError, is_out_of_memory
 from erasure.families.base import DiffusionModel
 from erasure.families.stable_diffusion import StableDiffusion
+from erasure.families.supported_models import PIPELINE_CLASS, check_configs, check_index
 from erasure.loading.model_files import find_weights, resolve_folder
 from erasure.loading.model_source import check_model_source
 from erasure.loading.single_file import open_single_file
-from erasure.loading.supported_models import PIPELINE_CLASS, check_configs, check_index
 from erasure.storage.run import read_json
 
 POCKET_FOLDER = Path(__file__).parent.parent / "pocket" / "weights"

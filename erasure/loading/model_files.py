@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from huggingface_hub import list_repo_files, snapshot_download
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # that of its http client
 from safetensors.torch import load_file
 from torch import Tensor
 

@@ -87,13 +87,13 @@ class AdvUnlearn(Trained):
         target = erase_rows.eps_neutral - self.negative_guidance * (erase_rows.eps_cond - erase_rows.eps_neutral)
         erase_loss = F.mse_loss(predict_with_prefix(context, erase_rows, prefix), target)
         if self.retain_loss == "alternating":
-            yield OptimizerStep("model", erase_loss, self.batch)
+            yield OptimizerStep("model", erase_loss)
         retain_rows = context.sample_rows("retain", self.retain_batch)
         retain_loss = self.retain_weight * F.mse_loss(predict_with_prefix(context, retain_rows), retain_rows.eps_cond)
         if self.retain_loss == "alternating":
-            yield OptimizerStep("model", retain_loss, self.retain_batch)
+            yield OptimizerStep("model", retain_loss)
         else:
-            yield OptimizerStep("model", erase_loss + retain_loss, self.batch + self.retain_batch)
+            yield OptimizerStep("model", erase_loss + retain_loss)
 
     def find_adversarial_prefix(self, context: TrainingContext, rows: TeacherBatch) -> Tensor:
         """Return soft tokens (B, k, E), one set per row, that make the student predict what the frozen model predicts for the concept."""
@@ -105,7 +105,7 @@ class AdvUnlearn(Trained):
         adam = torch.optim.Adam([delta], lr=self.attack_lr)
         for _ in range(self.attack_steps):
             loss = F.mse_loss(predict_with_prefix(context, rows, delta), rows.eps_cond)
-            delta.grad = context.input_gradient(loss, delta)
+            delta.grad = torch.autograd.grad(loss, delta)[0]
             if self.attack == "pgd":
                 adam.step()
             else:

@@ -53,7 +53,11 @@ class TrainingFree(Method):
 
     @abstractmethod
     def solve(self, model: DiffusionModel, concepts: list[Concept], seed: int) -> MethodResult:
-        """Return new values, low-rank factors or zeroed entries; `model` stays unchanged."""
+        """Return new values, low-rank factors or zeroed entries; `model` stays unchanged.
+
+        Raises:
+            UserError: The method finds nothing to change, or the region has no layer for it.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +104,6 @@ class OptimizerStep:
 
     group: str  # name of the TrainableGroup
     loss: Tensor  # scalar
-    samples: int  # how many samples the gradient of the loss passes through
     lr: float | None = None  # learning rate of this step only
 
 
@@ -137,11 +140,6 @@ class TrainingContext:
         """Return eps(x_t, t, prompts) (B, C, h, w) of the model in its current state."""
         return self.model.predict(x_t, t, self.encode(prompts))
 
-    def input_gradient(self, loss: Tensor, inputs: Tensor) -> Tensor:
-        """Return d loss / d inputs (B, ...), counted as a backward pass of B samples."""
-        self.model.cost.unet_backwards += len(inputs)
-        return torch.autograd.grad(loss, inputs)[0]
-
 
 @dataclass(frozen=True, kw_only=True)
 class Trained(Method):
@@ -172,7 +170,11 @@ class Trained(Method):
         return None
 
     def trainable(self, model: DiffusionModel) -> AbstractContextManager[dict[str, TrainableGroup]]:
-        """Set up what trains, and restore the model on exit; by default the method's region trains."""
+        """Set up what trains, and restore the model on exit; by default the method's region trains.
+
+        Raises:
+            UserError: The region is unknown or has nothing to train, or a field does not fit the model.
+        """
         return self._trainable_region(model)
 
     @contextmanager

@@ -55,7 +55,7 @@ class ESD(Trained):
         return concept.prompt_pairs()
 
     def step(self, context: TrainingContext) -> Iterator[OptimizerStep]:
-        yield OptimizerStep("model", self.loss(context, context.sample_rows("erase", self.batch)), self.batch)
+        yield OptimizerStep("model", self.loss(context, context.sample_rows("erase", self.batch)))
 
     def loss(self, context: TrainingContext, rows: TeacherBatch) -> Tensor:
         """Return the mean squared error (scalar) between eps(x_t, c) and its negatively guided target."""
@@ -64,7 +64,7 @@ class ESD(Trained):
         return F.mse_loss(context.predict(rows.x_t, rows.t, rows.prompts), target)
 
     recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
-        # tuned on the development concepts neon and boat; docs/esd.md has the figures of all others
+        # tuned on the development concepts neon and boat; docs/results/esd.md has the figures of all others
         ("style", "pocket"): {**_POCKET, "lr": 3e-4, "prompts": pocket_prompts.STYLE},
         ("object", "pocket"): {**_POCKET, "lr": 2e-4, "prompts": pocket_prompts.OBJECT},
         ("person", "pocket"): {**_POCKET, "lr": 2e-4, "prompts": pocket_prompts.PERSON},

@@ -164,8 +164,9 @@ class LayerSaliency:
 def channel_response(x: Tensor, y: Tensor, kind: str) -> Tensor:
     """Return equation 1 without |W_ij|: ||X_j|| |<X_j, Y_i>| / (||X_j|| ||Y_i||), (B, O, I); the Wanda form is ||X_j||, (B, 1, I)."""
     if kind == "wanda":
-        return x.float().norm(dim=1, keepdim=True)
-    unit = y / (y.float().norm(dim=1, keepdim=True) + 1e-12).to(y.dtype)
+        norms: Tensor = x.float().norm(dim=1, keepdim=True)
+        return norms
+    unit: Tensor = y / (y.float().norm(dim=1, keepdim=True) + 1e-12).to(y.dtype)
     return (unit.transpose(1, 2) @ x).float().abs_()
 
 
@@ -185,7 +186,7 @@ def select_candidates(a: Tensor, fraction: float) -> Tensor:
 
 
 def fuse_masks(masks: list[dict[str, Tensor]], agnostic_fraction: float) -> dict[str, Tensor]:
-    """Return entries that some, but fewer than alpha C, of C concepts select (equation 8); with one concept, all that it selects."""
+    """Return entries, bool (O, I), that some of C concepts select, but fewer than alpha C (equation 8); of one concept all it selects."""
     if len(masks) == 1:
         return masks[0]
     agnostic_votes = math.ceil(agnostic_fraction * len(masks))

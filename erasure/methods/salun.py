@@ -102,7 +102,6 @@ class SalUn(Trained):
             x_t, t, noise = noise_latents(context, latents)
             cond, uncond = (context.predict(x_t, t, prompts) for prompts in (latents.prompts, [""] * len(t)))
             F.mse_loss((1 + self.mask_guidance) * cond - self.mask_guidance * uncond, noise).backward()
-            context.model.cost.unet_backwards += 2 * len(t)
         gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in parameters.items()}
         for p in parameters.values():
             p.grad = None
@@ -118,7 +117,7 @@ class SalUn(Trained):
         x_r, t_r, noise = noise_latents(context, retain_latents)
         loss = F.mse_loss(context.predict(x_t, t, erase_latents.prompts), label)
         loss = loss + self.retain_weight * F.mse_loss(context.predict(x_r, t_r, retain_latents.prompts), noise)
-        yield OptimizerStep("model", loss, self.batch + self.retain_batch)
+        yield OptimizerStep("model", loss)
 
     def step_cost(self, step: int) -> Cost:
         update_passes = self.batch + self.retain_batch
@@ -143,5 +142,5 @@ class SalUn(Trained):
 def noise_latents(context: TrainingContext, latents: LatentBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Return x_t (B, C, h, w) for fresh uniform t and fresh noise, with t (B,) and the noise."""
     noise = torch.randn(latents.x_0.shape).to(latents.x_0)
-    t = torch.randint(1000, (len(noise),)).to(noise.device)
+    t = torch.randint(context.model.num_timesteps, (len(noise),)).to(noise.device)
     return context.model.add_noise(latents.x_0, noise, t), t, noise

@@ -95,9 +95,9 @@ class SFD(OneStepMethod):
         with torch.no_grad():
             x_g = self.sample_generator(context, prompts)
         fake_loss = self.fake_loss(context, x_g, teacher_prompts if self.override else prompts)
-        yield OptimizerStep(FAKE, (weight * fake_loss).mean(), 2 * self.batch)
+        yield OptimizerStep(FAKE, (weight * fake_loss).mean())
         x_g = self.sample_generator(context, prompts)
-        yield OptimizerStep(GENERATOR, (weight * self.generator_loss(context, x_g, prompts, teacher_prompts)).mean(), 5 * self.batch)
+        yield OptimizerStep(GENERATOR, (weight * self.generator_loss(context, x_g, prompts, teacher_prompts)).mean())
 
     recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
         ("style", "pocket"): {**_POCKET, "prompts": pocket_prompts.STYLE, "anchor": "plain"},

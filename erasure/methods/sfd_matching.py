@@ -68,7 +68,7 @@ class SFDMatching(Trained):
         loss = loss + self.retain_weight * F.mse_loss(
             context.predict(retain_rows.x_t, retain_rows.t, retain_rows.prompts), retain_rows.eps_cond
         )
-        yield OptimizerStep("model", loss, self.batch + self.retain_batch)
+        yield OptimizerStep("model", loss)
 
     def step_cost(self, step: int) -> Cost:
         batch_size = self.batch + self.retain_batch

@@ -114,28 +114,6 @@ def pixel_centers(batch: int) -> Tensor:
     return torch.stack((x, y), -1).expand(batch, SIZE, SIZE, 2)
 
 
-def render(specs: list[ImageSpec]) -> Tensor:
-    """Return images (B, 3, 64, 64) in [0, 1].
-
-    Raises:
-        ValueError: PocketCanvas does not have an object or style.
-    """
-    from erasure.pocket.styles import render_style  # styles imports Scene from this module
-
-    images = torch.empty(len(specs), 3, SIZE, SIZE)
-    groups: dict[tuple[str, str], list[int]] = {}
-    for i, spec in enumerate(specs):
-        if spec.object not in OBJECTS or spec.style not in STYLES:
-            raise ValueError(
-                f"PocketCanvas has objects {', '.join(OBJECTS)} and styles {', '.join(STYLES)}, got {spec.object!r}, {spec.style!r}"
-            )
-        groups.setdefault((spec.object, spec.style), []).append(i)
-    for (name, style), rows in groups.items():
-        scene = compose_scene(name, [specs[i] for i in rows])
-        images[rows] = render_style(style, scene).clamp(0, 1).permute(0, 3, 1, 2)
-    return images
-
-
 def traits_of(spec: ImageSpec) -> Traits:
     """Return what a caption may mention of an image, without rendering it."""
     u = _random_numbers(spec)[0]

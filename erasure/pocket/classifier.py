@@ -22,13 +22,15 @@ class PocketClassifier(nn.Module):
 
     def features(self, images: Tensor) -> Tensor:
         """Return pooled features (B, 128)."""
-        x = self.blocks[0](self.stem(images * 2 - 1))
+        x: Tensor = self.blocks[0](self.stem(images * 2 - 1))
         for down, block in zip(self.downs, self.blocks[1:], strict=True):
             x = block(down(x))
         return x.amax((2, 3)) / 2 + x.mean((2, 3)) / 2
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.head(self.features(images))
+        """Return logits (B, labels) of images (B, 3, H, W) in [0, 1]."""
+        logits: Tensor = self.head(self.features(images))
+        return logits
 
 
 class ResidualBlock(nn.Module):

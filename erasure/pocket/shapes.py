@@ -21,27 +21,33 @@ class Layer(NamedTuple):
 
 
 def circle(p: Tensor, x: float, y: float, r: float) -> Tensor:
-    return (p - p.new_tensor((x, y))).norm(dim=-1) - r
+    return _length(p - p.new_tensor((x, y))) - r
 
 
 def ellipse(p: Tensor, x: float, y: float, rx: float, ry: float) -> Tensor:
     """Return the distance to first order: the implicit function over its gradient."""
     q = p - p.new_tensor((x, y))
     r = p.new_tensor((rx, ry))
-    k = (q / r).norm(dim=-1)
-    g = (q / r**2).norm(dim=-1).clamp_min(1e-4)
+    k = _length(q / r)
+    g = _length(q / r**2).clamp_min(1e-4)
     return k * (k - 1) / g
 
 
 def box(p: Tensor, x: float, y: float, half_width: float, half_height: float, round_: float = 0.0) -> Tensor:
     q = (p - p.new_tensor((x, y))).abs() - p.new_tensor((half_width - round_, half_height - round_))
-    return q.clamp_min(0).norm(dim=-1) + q.amax(-1).clamp_max(0) - round_
+    return _length(q.clamp_min(0)) + q.amax(-1).clamp_max(0) - round_
 
 
 def segment(p: Tensor, a: tuple[float, float], b: tuple[float, float], width: float) -> Tensor:
     pa, ba = p - p.new_tensor(a), p.new_tensor(b) - p.new_tensor(a)
     h = ((pa * ba).sum(-1) / (ba * ba).sum()).clamp(0, 1)
-    return (pa - ba * h[..., None]).norm(dim=-1) - width
+    return _length(pa - ba * h[..., None]) - width
+
+
+def _length(vectors: Tensor) -> Tensor:
+    """Return the Euclidean lengths (...) of vectors (..., 2)."""
+    lengths: Tensor = vectors.norm(dim=-1)
+    return lengths
 
 
 def polygon(p: Tensor, vertices: Sequence[tuple[float, float]]) -> Tensor:

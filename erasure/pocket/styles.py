@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from erasure.pocket.canvas import SIZE, Scene, pixel_centers
+from erasure.pocket.canvas import OBJECTS, SIZE, STYLES, ImageSpec, Scene, compose_scene, pixel_centers
 
 
 def render_style(style: str, scene: Scene) -> Tensor:
@@ -132,3 +132,23 @@ STYLE_RENDERERS: dict[str, Callable[[Scene, Tensor], Tensor]] = {
     "glass": glass,
     "blueprint": blueprint,
 }
+
+
+def render(specs: list[ImageSpec]) -> Tensor:
+    """Return images (B, 3, 64, 64) in [0, 1].
+
+    Raises:
+        ValueError: PocketCanvas does not have an object or style.
+    """
+    images = torch.empty(len(specs), 3, SIZE, SIZE)
+    groups: dict[tuple[str, str], list[int]] = {}
+    for i, spec in enumerate(specs):
+        if spec.object not in OBJECTS or spec.style not in STYLES:
+            raise ValueError(
+                f"PocketCanvas has objects {', '.join(OBJECTS)} and styles {', '.join(STYLES)}, got {spec.object!r}, {spec.style!r}"
+            )
+        groups.setdefault((spec.object, spec.style), []).append(i)
+    for (name, style), rows in groups.items():
+        scene = compose_scene(name, [specs[i] for i in rows])
+        images[rows] = render_style(style, scene).clamp(0, 1).permute(0, 3, 1, 2)
+    return images

@@ -23,4 +23,5 @@ def explain_divergence(compute_dtype: torch.dtype, step: int, lr_flag: str) -> s
 
 
 def all_finite(*tensors: Tensor) -> bool:
+    """Return whether no tensor, whatever its shape, holds NaN or Inf."""
     return all(bool(tensor.isfinite().all()) for tensor in tensors)

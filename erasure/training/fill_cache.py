@@ -126,7 +126,7 @@ def fill_from_generator(model: DiffusionModel, query: TeacherQuery, starts: list
     rows = _empty_rows(model)
     generator = torch.Generator().manual_seed(starts[0][0])
     for level in range(query.steps):
-        t = ((level + torch.rand(len(starts), generator=generator)) * 1000 / query.steps).long()
+        t = ((level + torch.rand(len(starts), generator=generator)) * model.num_timesteps / query.steps).long()
         x_t = model.add_noise(x_0, torch.randn(x_0.shape, generator=generator).to(x_0), t.to(model.device))
         predictions = [model.predict(x_t, t.to(model.device), prompt_cond) for prompt_cond in (cond, neutral_cond)]
         for key, value in zip(ROW_COLUMNS, (x_t, t, prompt_index, *predictions), strict=True):
@@ -151,7 +151,7 @@ def load_generator(folder: str) -> Edit:
 
 
 def fill_from_images(model: DiffusionModel, folder: Path, first_index: int, prompt_count: int) -> dict[str, Tensor]:
-    """Encode a folder of real images, dealt round robin to `prompt_count` prompts from index `first_index` on; a latent for every image.
+    """Encode a folder of n real images, dealt round robin to `prompt_count` prompts from index `first_index` on: latents (n, C, h, w).
 
     Raises:
         UserError: The folder is missing or has no images, or one of them is broken.

@@ -125,15 +125,16 @@ def _apply_step(
     for param_group in optimizer.param_groups:
         param_group["lr"] = optimizer_step.lr or trainable_group.lr
     optimizer.zero_grad()
+    cost = context.model.cost
+    backwards_before = cost.unet_backwards
     accelerator.backward(optimizer_step.loss, inputs=list(trainable_group.parameters.values()))
+    cost.sample_gradients += cost.unet_backwards - backwards_before
     for name in trainable_group.parameters.keys() & context.masks.keys():
         if (gradient := trainable_group.parameters[name].grad) is not None:
             gradient.mul_(context.masks[name])
     if trainable_group.max_grad_norm:
         accelerator.clip_grad_norm_(trainable_group.parameters.values(), trainable_group.max_grad_norm)
     optimizer.step()
-    context.model.cost.unet_backwards += optimizer_step.samples
-    context.model.cost.sample_gradients += optimizer_step.samples
 
 
 def _make_accelerator(model: DiffusionModel, options: TrainingOptions) -> Accelerator:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from erasure.concept import Concept
 from erasure.config.choices import Count, Region, ScheduleSteps, StepsOrZero, Timestep
+from erasure.errors import UserError
+from erasure.families.base import DiffusionModel
 from erasure.families.cost import Cost
 from erasure.methods.base import OptimizerStep, Product, TrainableGroup, Trained, TrainingContext
 from erasure.training.adapters import activate_adapter, add_adapters
@@ -42,7 +44,11 @@ class OneStepMethod(Trained):
     fake_lr: float = 3e-6  # learning rate of the fake score
 
     @contextmanager
-    def trainable(self, model: Any) -> Iterator[dict[str, TrainableGroup]]:
+    def trainable(self, model: DiffusionModel) -> Iterator[dict[str, TrainableGroup]]:
+        for name in ("init_timestep", "min_timestep", "max_timestep"):
+            if getattr(self, name) >= model.num_timesteps:
+                flag = f"--{name.replace('_', '-')}"
+                raise UserError(f"{flag} must be below {model.num_timesteps}, the timesteps of {model.source}, got {getattr(self, name)}.")
         with add_adapters(model, self.region, self.rank, (GENERATOR, FAKE)) as adapter_sets:
             fake_factors = {FAKE_PREFIX + name: p for name, p in adapter_sets[FAKE].items()}
             yield {
@@ -140,14 +146,14 @@ class Distillation(OneStepMethod):
             noise = context.cache.initial_noise(indices, context.model)
             with context.use_adapter(GENERATOR):
                 x_g = context.model.sample_one_step(noise, context.encode(latents.prompts), self.init_timestep)
-            yield OptimizerStep(GENERATOR, F.mse_loss(x_g, latents.x_0), len(indices), lr=self.regression_lr)
+            yield OptimizerStep(GENERATOR, F.mse_loss(x_g, latents.x_0), lr=self.regression_lr)
             return
         prompts = [self.prompts[i] for i in torch.randint(len(self.prompts), (self.batch,)).tolist()]
         with torch.no_grad():
             x_g = self.sample_generator(context, prompts)
-        yield OptimizerStep(FAKE, self.fake_loss(context, x_g, prompts).mean(), 2 * self.batch)
+        yield OptimizerStep(FAKE, self.fake_loss(context, x_g, prompts).mean())
         x_g = self.sample_generator(context, prompts)
-        yield OptimizerStep(GENERATOR, self.generator_loss(context, x_g, prompts, prompts).mean(), 5 * self.batch)
+        yield OptimizerStep(GENERATOR, self.generator_loss(context, x_g, prompts, prompts).mean())
 
     def step_cost(self, step: int) -> Cost:
         if step >= self.regression_steps:
@@ -171,14 +177,14 @@ class OneStepPipeline(StableDiffusionPipeline):
         requires_safety_checker: bool = False,
         init_timestep: int = 625,
     ) -> None:  # diffusers reads the components from this signature
-        super().__init__(
+        super().__init__(  # type: ignore[no-untyped-call]  # of diffusers
             vae, text_encoder, tokenizer, unet, scheduler, safety_checker, feature_extractor, image_encoder, requires_safety_checker
         )
         pipe: Any = self  # diffusers has no types for what this class inherits
         pipe.register_to_config(init_timestep=init_timestep)
 
     @torch.no_grad()
-    def __call__(  # type: ignore[override]  # one step has no schedule, guidance or negative prompt
+    def __call__(  # one step has no schedule, guidance or negative prompt
         self, prompt: str | Sequence[str], generator: torch.Generator | None = None, latents: Tensor | None = None, output_type: str = "pil"
     ) -> Any:
         """Generate one image per prompt.

@@ -86,7 +86,7 @@ def block_of(name: str) -> str:
 
 
 def save_mask(masks: dict[str, Tensor], path: Path) -> None:
-    """Save masks as packed bits, one per entry, with shapes and a checksum in the header.
+    """Save bool masks, in the shapes of their parameters, as packed bits with shapes and a checksum in the header.
 
     Shapes and checksum share one metadata key, because safetensors writes several keys in an order that differs from run to run.
     """
@@ -108,7 +108,7 @@ def mask_digest(path: Path) -> str:
 
 
 def load_mask(path: Path, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Return a saved mask for these parameters; those it does not name get an empty mask, because they must not be trained.
+    """Return a saved mask for these parameters, bool in their shapes; those it does not name get an empty one: they must not be trained.
 
     Raises:
         UserError: The file is not a valid mask, belongs to other shapes, or selects no entry of these parameters.

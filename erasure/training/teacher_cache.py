@@ -119,11 +119,11 @@ class TeacherCache:
         return len(self.t)
 
     def rows(self, role: CacheRole) -> Tensor:
-        """Return the indices of the rows to erase or to retain."""
+        """Return the indices (n,) of the rows to erase or to retain."""
         return self._role_indices(self.prompt_index, role)
 
     def latent_rows(self, role: CacheRole) -> Tensor:
-        """Return the indices of the final latents to erase or to retain."""
+        """Return the indices (n,) of the final latents to erase or to retain."""
         return self._role_indices(self.latent_prompt_index, role)
 
     def _role_indices(self, prompt_index: Tensor, role: CacheRole) -> Tensor:
@@ -131,7 +131,7 @@ class TeacherCache:
         return (is_erase if role == "erase" else ~is_erase).nonzero().flatten()
 
     def gather_batch(self, indices: Tensor, device: torch.device) -> TeacherBatch:
-        """Return the rows at these indices, in fp32 on a device."""
+        """Return the rows at these indices (B,), in fp32 on a device."""
         prompts = [self.query.prompt_pair(i)[0] for i in self.prompt_index[indices].tolist()]
         x_t, eps_cond, eps_neutral = (values[indices].to(device).float() for values in (self.x_t, self.eps_cond, self.eps_neutral))
         return TeacherBatch(x_t, self.t[indices].to(device), prompts, eps_cond, eps_neutral)
@@ -142,7 +142,7 @@ class TeacherCache:
         return model.sample_noise([starts[i][0] for i in indices.tolist()])
 
     def gather_latents(self, indices: Tensor, device: torch.device) -> LatentBatch:
-        """Return the final latents at these indices, in fp32 on a device."""
+        """Return the final latents at these indices (B,), in fp32 on a device."""
         prompt_pairs = [self.query.prompt_pair(i) for i in self.latent_prompt_index[indices].tolist()]
         return LatentBatch(
             self.x_0[indices].to(device).float(),

@@ -80,7 +80,6 @@ class ConceptInversion(PromptAttack):
                     cause = explain_divergence(context.model.compute_dtype, step - 1, "its lr")
                     raise FloatingPointError(f"concept_inversion: the loss is {loss.item()} at step {step}; {cause}.")
                 v.grad = torch.autograd.grad(loss, v)[0]
-                context.model.cost.unet_backwards += self.batch
                 optimizer.step()
                 snapshots += [v.detach().clone()] * snapshot_steps.count(step)
         finally:
@@ -90,7 +89,8 @@ class ConceptInversion(PromptAttack):
     def loss(self, context: AttackContext, examples: Tensor, v: Tensor, generator: torch.Generator) -> Tensor:
         """Return E |eps - eps_erased(x_t, t, c(v + prompt))|^2 over a random batch of the base's images (arXiv:2208.01618, equation 2)."""
         chunk = examples[torch.randint(len(examples), (self.batch,), generator=generator)].tolist()
-        x_0, t = context.base_latents(chunk), torch.randint(1000, (self.batch,), generator=generator).to(context.model.device)
+        x_0 = context.base_latents(chunk)
+        t = torch.randint(context.model.num_timesteps, (self.batch,), generator=generator).to(context.model.device)
         eps = torch.randn(x_0.shape, generator=generator).to(x_0)
         cond = context.model.encode([context.stripped_prompts[i] for i in chunk], v)
         return F.mse_loss(context.model.predict(context.model.add_noise(x_0, eps, t), t, cond), eps)

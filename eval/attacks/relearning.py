@@ -82,7 +82,6 @@ class Relearning(WeightAttack):
                     raise FloatingPointError(f"relearning: the loss is {loss.item()} at step {step}; {cause}.")
                 optimizer.zero_grad()
                 torch.autograd.backward(loss, inputs=parameters)
-                model.cost.unet_backwards += self.batch
                 model.cost.sample_gradients += self.batch
                 optimizer.step()
                 if step in checkpoint_steps:
@@ -107,7 +106,7 @@ class Relearning(WeightAttack):
     def loss(self, model: DiffusionModel, latents: LatentBatch, generator: torch.Generator) -> Tensor:
         """Return E |eps - eps_theta(x_t, t, c)|^2 over a random batch (DDPM, arXiv:2006.11239, equation 14)."""
         chosen = torch.randint(len(latents.prompts), (self.batch,), generator=generator).tolist()
-        x_0, t = latents.x_0[chosen], torch.randint(1000, (self.batch,), generator=generator).to(model.device)
+        x_0, t = latents.x_0[chosen], torch.randint(model.num_timesteps, (self.batch,), generator=generator).to(model.device)
         eps = torch.randn(x_0.shape, generator=generator).to(x_0)
         cond = model.encode([latents.prompts[i] for i in chosen])
         return F.mse_loss(model.predict(model.add_noise(x_0, eps, t), t, cond), eps)

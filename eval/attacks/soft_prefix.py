@@ -68,7 +68,6 @@ class SoftPrefix(PromptAttack):
                     cause = explain_divergence(model.compute_dtype, step - 1, "its lr")
                     raise FloatingPointError(f"soft_prefix: the loss is {loss.item()} at step {step}; {cause}.")
                 prefix.grad = torch.autograd.grad(loss, prefix)[0]
-                model.cost.unet_backwards += self.batch
                 optimizer.step()
                 if step in snapshot_steps or step == self.steps:
                     prefixes[step] = prefix.detach().clone()

@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from erasure.config.choices import Timestep
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.families.sampling import sampling_of
@@ -30,14 +31,14 @@ class UnlearnDiffAtk(PromptAttack):
     steps: int = 2000  # gradient steps for every prompt
     lr: float = 0.01  # Adam's step size, in units of probability
     weight_decay: float = 0.1  # Adam's; it keeps the distributions from settling on a token
-    t_min: int = 10  # timesteps go from here to 990 by 20; low ones, where words matter least, waste a small budget
+    t_min: Timestep = 10  # timesteps go from here to the last by 20; low ones, where words matter least, waste a small budget
 
     def __post_init__(self) -> None:
         for name in ("tokens", "steps", "lr"):
             if not getattr(self, name) > 0:
                 raise UserError(f"unlearndiffatk: {name} must be positive, got {getattr(self, name)}.")
-        if not 0 <= self.t_min < 1000:
-            raise UserError(f"unlearndiffatk: t_min is a timestep from 0 to 999, got {self.t_min}.")
+        if self.t_min < 0:
+            raise UserError(f"unlearndiffatk: t_min is a timestep and cannot be negative, got {self.t_min}.")
         if self.weight_decay < 0:
             raise UserError(f"unlearndiffatk: weight_decay cannot be negative, got {self.weight_decay}; 0 turns it off.")
 
@@ -47,11 +48,13 @@ class UnlearnDiffAtk(PromptAttack):
                 "unlearndiffatk scores the denoising of noised images, which a one-step generator never does; leave this attack out."
             )
         model, prompts, x_0 = context.model, [context.prompts[i] for i in chunk], context.base_latents(chunk)
+        if self.t_min >= model.num_timesteps:
+            raise UserError(f"unlearndiffatk: t_min is a timestep from 0 to {model.num_timesteps - 1}, got {self.t_min}.")
         token_ids = searchable_token_ids(model)
         embeddings = model.token_embeddings()[token_ids.to(model.device)]
         distributions = torch.full((len(chunk), self.tokens, len(token_ids)), 1 / len(token_ids), device=model.device)
         optimizer = torch.optim.Adam([distributions], lr=self.lr, weight_decay=self.weight_decay)
-        generators, timesteps = [context.generator(i) for i in chunk], range(self.t_min, 1000, 20)
+        generators, timesteps = [context.generator(i) for i in chunk], range(self.t_min, model.num_timesteps, 20)
         steps_done = 0
         for round_index in range(context.rounds):
             steps_due = (round_index + 1) * self.steps // context.rounds
@@ -98,7 +101,6 @@ def token_gradient(
     timesteps = torch.full((len(prompts),), t, device=model.device)
     error = model.predict(model.add_noise(x_0, noise, timesteps), timesteps, model.encode(prompts, prefix)) - noise
     (gradient,) = torch.autograd.grad(error.pow(2).flatten(1).mean(1).sum(), prefix)
-    model.cost.unet_backwards += len(prompts)
     if not gradient.isfinite().all():
         raise FloatingPointError(
             f"unlearndiffatk: the gradient at timestep {t} is not finite; {explain_divergence(model.compute_dtype, 0, 'its lr')}."

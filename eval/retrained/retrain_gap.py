@@ -166,7 +166,7 @@ def _absolute_interval(distance: Interval) -> Interval:
 def describe_gap_closed(gaps: Sequence[RetrainGap]) -> list[str]:
     """Say in one sentence how much of the gap the erasure closed on the concept's own prompts, by every measure.
 
-    The measures need not agree (docs/retrained.md).
+    The measures need not agree (docs/results/retrained.md).
     """
     closed_by_title = {gap.title.partition(",")[0]: gap.gap_closed for gap in gaps if gap.prompts == "target" and gap.gap_closed}
     if not closed_by_title:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from erasure.errors import UserError
 from eval.suites.list_table import LIST_SUFFIXES, MAX_BYTES, ListTable, read_table
 
-# I2P and its repackaged copies, UnlearnDiffAtk, P4D, Ring-A-Bell, MMA-Diffusion, Six-CD, HUB, COCO, Imagenette; see docs/audit.md
+# I2P and its repackaged copies, UnlearnDiffAtk, P4D, Ring-A-Bell, MMA-Diffusion, Six-CD, HUB, COCO, Imagenette: docs/guides/prompt-lists.md
 COLUMN_ALIASES = {
     "id": ("case_number", "case_num", "image_id", "id", "index", "unnamed: 0", ""),
     "prompt": ("prompt", "adv_prompt", "adversarial_prompt", "sensitive prompt", "perturbed_text", "text", "original", "caption"),

@@ -16,7 +16,8 @@ from PIL import Image
 from app.cli import main
 from erasure import user_images
 from erasure.errors import UserError
-from erasure.pocket.canvas import ImageSpec, render
+from erasure.pocket.canvas import ImageSpec
+from erasure.pocket.styles import render
 from erasure.storage.files import read_checksummed_json
 from eval.external_images import audit_external_images, external_samples, read_external_images
 from eval.records.gates import Gate

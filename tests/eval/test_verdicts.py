@@ -61,7 +61,7 @@ def audit_and_report(pocket: Any, edit: Edit, out: Path, options: AuditOptions |
 
 
 def load_retrained_models(pocket: Any) -> list[Edit]:
-    """Two UNets trained without any image or caption of stained glass, nothing shared between them (docs/retrained.md)."""
+    """Two UNets trained without any image or caption of stained glass, nothing shared between them (docs/results/retrained.md)."""
     return [
         load_external(pocket, str(WEIGHTS_FOLDER / f"without-glass-{i}.safetensors"), parse_concepts("glass", kind="style")) for i in (1, 2)
     ]
@@ -90,7 +90,7 @@ def test_a_model_destroyed_by_noise_fails_on_what_must_be_retained(pocket: Any, 
 def test_a_model_that_lost_only_the_name_fails_on_other_words(pocket: Any, tmp_path: Path) -> None:
     """The embeddings of the name's tokens become those of another word; the concept itself is untouched.
 
-    Every method here erases pocket's names and aliases together (docs/audit.md), so this case is planted.
+    Every method here erases pocket's names and aliases together (docs/results/attacks.md), so this case is planted.
     """
     edit = train_esd(pocket, tmp_path / "edit", "{}")
     name = "text_encoder.embeddings.token_embedding.weight"

@@ -27,10 +27,10 @@ from erasure.edits.external.state_dicts import check_whole_network, convert_stat
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.families.cost import Cost
+from erasure.families.supported_models import check_configs, check_index, check_networks
 from erasure.loading.loader import CONFIG_FILES, first_line_of, read_index
 from erasure.loading.model_files import list_model_files, load_component, resolve_folder
 from erasure.loading.model_source import is_hub_id
-from erasure.loading.supported_models import check_configs, check_index, check_networks
 from erasure.storage.run import read_json
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, LORA_FILE = "adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.commands.studio import Options, check_login
+from app.commands.studio import StudioCommand, check_login
 from app.jobs import queue
 from app.web import downloads, images
 from app.web.studio import MAX_QUEUED, Studio
@@ -100,11 +100,11 @@ def test_text_is_never_markup() -> None:
 
 def test_an_open_address_needs_a_login() -> None:
     with pytest.raises(UserError, match="can be reached from other machines"):
-        check_login(Options(host="0.0.0.0"))
+        check_login(StudioCommand(host="0.0.0.0"))
     with pytest.raises(UserError, match="user:password"):
-        check_login(Options(auth="ada"))
-    assert check_login(Options(host="0.0.0.0", auth="ada:secret")) == ("ada", "secret")
-    assert check_login(Options()) is None
+        check_login(StudioCommand(auth="ada"))
+    assert check_login(StudioCommand(host="0.0.0.0", auth="ada:secret")) == ("ada", "secret")
+    assert check_login(StudioCommand()) is None
 
 
 def test_the_safety_checker_blurs_images(studio: Studio, tmp_path: Path) -> None:

@@ -81,7 +81,7 @@ def moved_matrices(model: StableDiffusion, edit: Edit) -> set[str]:
 
 
 def expected_names(client: str, model: StableDiffusion, names_in_file: set[str]) -> set[str]:
-    """All that is in the file, except for two gaps: see docs/exports.md."""
+    """All that is in the file, except for two gaps: see docs/results/exports.md."""
     if client in ("kohya merge", "sd.cpp"):
         names_in_file = names_in_file - OUTSIDE
     if client == "sd.cpp" and model.family == "sd2":

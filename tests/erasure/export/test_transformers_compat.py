@@ -1,4 +1,4 @@
-"""What is exported has the names that every version of transformers reads (docs/versions.md has the versions that were run)."""
+"""What is exported has the names that every version of transformers reads (docs/results/versions.md has the versions that were run)."""
 
 import json
 from pathlib import Path

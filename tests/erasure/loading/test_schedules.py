@@ -12,12 +12,12 @@ from diffusers import (
 )
 
 from erasure.concept import Concept
-from erasure.edits import Edit
+from erasure.edits.stacking import build_sampling, stack_of
 from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
+from erasure.families.supported_models import SCHEDULERS
 from erasure.loading.loader import load_model
-from erasure.loading.supported_models import SCHEDULERS
 from erasure.methods.negative_prompt import NegativePrompt
 from tests import tiny
 from tests.factories import small_method
@@ -100,11 +100,13 @@ def test_what_is_undefined_at_zero_terminal_snr_is_refused(tmp_path: Path) -> No
         erase(model, CAT, NegativePrompt(), out=tmp_path / "zero")
     assert not (tmp_path / "zero").exists()
     edit = erase(StableDiffusion(tiny.pipeline(), "tiny", "fp32"), CAT, NegativePrompt(), out=tmp_path / "tiny")
-    edit.apply(model.pipe)
-    with pytest.raises(UserError, match="guidance edits do not work with zero"):
-        model.sample(["a cat"], [1], steps=2)
-    with pytest.raises(UserError, match="guidance edits do not work with zero terminal SNR"):
-        Edit.load(tmp_path / "tiny").apply(zero_snr_pipeline())
+    for pipe in (model.pipe, zero_snr_pipeline()):
+        with pytest.raises(UserError, match="guidance edits do not work with zero terminal SNR"):
+            edit.apply(pipe)
+        assert not stack_of(pipe).edits
+    steps = model.trajectory(x, *(model.encode(["a cat"]),) * 2, 2, 4.0, build_sampling(((edit, 1.0),)).guidance_edits)
+    with pytest.raises(UserError, match="guidance edits do not work with zero: at zero terminal SNR"):
+        next(steps)
 
 
 def test_more_steps_than_timesteps_is_one_line(model: StableDiffusion) -> None:

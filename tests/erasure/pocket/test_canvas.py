@@ -5,8 +5,9 @@ import random
 import pytest
 import torch
 
-from erasure.pocket.canvas import COLORS, OBJECTS, STYLES, ImageSpec, render, traits_of
+from erasure.pocket.canvas import COLORS, OBJECTS, STYLES, ImageSpec, traits_of
 from erasure.pocket.captions import OBJECT_WORDS, STYLE_WORDS, make_caption
+from erasure.pocket.styles import render
 
 
 def test_an_image_does_not_depend_on_its_batch() -> None:

@@ -1,4 +1,4 @@
-"""What the shipped weights must be and do. Figures over all cells are in docs/pocket-model.md; these are lower limits on small samples."""
+"""What the shipped weights must be and do: lower limits on small samples. Figures over all cells: docs/explanation/pocket-model.md."""
 
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from erasure.concept import Concept, ConceptKind
 from erasure.concept_check import check_concepts
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import POCKET_FOLDER, load_model
-from erasure.pocket.canvas import OBJECTS, STYLES, ImageSpec, render
+from erasure.pocket.canvas import OBJECTS, STYLES, ImageSpec
+from erasure.pocket.styles import render
 from eval.judges.open_clip import OpenClip
 from eval.judges.pocket_object import PocketObject
 from eval.judges.pocket_style import PocketStyle

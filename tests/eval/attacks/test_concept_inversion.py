@@ -7,6 +7,7 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
+from erasure.edits.stacking import EditStack
 from erasure.errors import UserError
 from erasure.families.sampling import SamplingOverrides
 from erasure.families.stable_diffusion import StableDiffusion
@@ -105,10 +106,10 @@ def test_wrong_fields_and_contexts_are_refused(model: StableDiffusion) -> None:
     with pytest.raises(UserError, match="word '' has no tokens"):
         ConceptInversion(initializer_word="").fit(inversion_context(model), {})
     context = inversion_context(model)
-    model.pipe.erasure_sampling = SamplingOverrides(one_step_timestep=625)
+    model.pipe.erasure_edits = EditStack(sampling=SamplingOverrides(one_step_timestep=625))
     with pytest.raises(NotApplicable, match="one-step generator never does"):
         QUICK.fit(context, {})
-    model.pipe.erasure_sampling = SamplingOverrides()
+    del model.pipe.erasure_edits
     with torch.no_grad():
         model.pipe.unet.conv_out.bias[0] = torch.nan
     with pytest.raises(FloatingPointError, match="the loss is nan at step 1; no update has been made yet"):

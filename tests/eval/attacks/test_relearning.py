@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import Tensor
 
+from erasure.edits.stacking import EditStack
 from erasure.errors import UserError
 from erasure.families.sampling import SamplingOverrides
 from erasure.families.stable_diffusion import StableDiffusion
@@ -95,6 +96,7 @@ def test_checkpoints_are_evenly_spaced_and_the_model_moves_between_them(
             assert is_same(before, state_of(model))
         by_step[step] = predictions(model)
     assert list(by_step) == [0, 2, 4, 7]
+    assert model.cost.unet_backwards == model.cost.sample_gradients == 7 * QUICK["batch"]
     assert all(not torch.allclose(a, b, atol=1e-5) for a, b in zip(list(by_step.values()), list(by_step.values())[1:], strict=False))
 
 
@@ -229,6 +231,6 @@ def test_wrong_fields_and_contexts_are_refused(model: StableDiffusion) -> None:
     )
     with pytest.raises(UserError, match="the cache holds no images for benign data"):
         next(Relearning(data="benign").fine_tune(AttackContext(**{**vars(context), "cache": cache})))
-    model.pipe.erasure_sampling = SamplingOverrides(one_step_timestep=625)
+    model.pipe.erasure_edits = EditStack(sampling=SamplingOverrides(one_step_timestep=625))
     with pytest.raises(UserError, match="one-step generator never does"):
         next(Relearning().fine_tune(context))

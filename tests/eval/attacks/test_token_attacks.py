@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from erasure.config.registry import list_modules, load_class
+from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.loader import load_model
 from erasure.training import fill_cache
@@ -176,6 +177,9 @@ def test_unlearndiffatk_goes_through_the_timesteps_in_order(model: StableDiffusi
 
     monkeypatch.setattr(model, "predict", record_timestep)
     context = make_context(model, images=5)
+    with pytest.raises(UserError, match="t_min is a timestep from 0 to 999, got 1000"):
+        next(UnlearnDiffAtk(tokens=1, steps=5, t_min=1000).queries(context, (0,), {}))
+    backwards = model.cost.unet_backwards
     for steps, t_min, expected in (
         (100, 10, [t for t in range(10, 1000, 20) for _ in range(2)]),
         (5, 10, [10, 210, 410, 610, 810]),
@@ -185,6 +189,7 @@ def test_unlearndiffatk_goes_through_the_timesteps_in_order(model: StableDiffusi
         queries = UnlearnDiffAtk(tokens=1, steps=steps, t_min=t_min).queries(context, (0,), {})
         for j, _ in enumerate(queries):
             assert timesteps == expected[: (j + 1) * steps // 5]
+    assert model.cost.unet_backwards - backwards == 100 + 5 + 5  # of one prompt each
 
 
 def test_no_attack_uses_special_tokens(model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:

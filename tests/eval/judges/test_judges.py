@@ -22,8 +22,9 @@ from torchvision.transforms import Compose, Normalize, Resize, ToTensor
 from app.commands import doctor
 from erasure.config.registry import list_modules, load_class
 from erasure.errors import UserError
-from erasure.pocket.canvas import OBJECTS, STYLES, ImageSpec, render
+from erasure.pocket.canvas import OBJECTS, STYLES, ImageSpec
 from erasure.pocket.classifier import LABELS as POCKET_LABELS
+from erasure.pocket.styles import render
 from erasure.storage.run import hash_record
 from eval.generation import load_png, save_png
 from eval.judges import _pocket, nudenet, unlearncanvas

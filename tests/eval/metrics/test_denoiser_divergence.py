@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from erasure.edits import Edit
+from erasure.edits.stacking import EditStack
 from erasure.errors import UserError
 from erasure.families.sampling import GuidanceEdit, SamplingOverrides
 from erasure.families.stable_diffusion import StableDiffusion
@@ -186,7 +187,7 @@ def test_what_cannot_be_compared_is_refused(model: StableDiffusion) -> None:
     with pytest.raises(UserError, match="two clusters"):
         directed_divergences(*[differences._replace(prompts=("a cow",) * 6)] * 2)
     for sampling in (SamplingOverrides(guidance_edits=(GuidanceEdit("a cat", print),)), SamplingOverrides(one_step_timestep=500)):
-        model.pipe.erasure_sampling = sampling
+        model.pipe.erasure_edits = EditStack(sampling=sampling)
         with pytest.raises(UserError, match="compare its images"):
             predict_at(model, points)
 

@@ -19,7 +19,8 @@ from PIL import Image
 
 from app.commands.audit_report import format_headline
 from app.jobs.leaderboard import load_rows, write_leaderboard
-from erasure.pocket.canvas import ImageSpec, render
+from erasure.pocket.canvas import ImageSpec
+from erasure.pocket.styles import render
 from eval.auditing.plan import AuditPlan
 from eval.external_images import audit_external_images
 from eval.records.gates import Gate

@@ -7,6 +7,7 @@ from typing import Any
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 from erasure.errors import UserError
+from erasure.families.recognition import recognize_family
 from erasure.storage.run import read_json
 
 Config = Mapping[str, Any]  # a config.json, scheduler_config.json or model_index.json
@@ -108,7 +109,7 @@ def _config(folder: Path, name: str, source: str) -> Config:
 
 
 def check_networks(unet: Config, text_encoder: Config, vae: Config, source: str) -> None:
-    """Refuse networks that need more inputs than a latent, a timestep and a CLIP text, or that do not fit together.
+    """Refuse networks that need more inputs than a latent, a timestep and a CLIP text, do not fit together, or belong to no known family.
 
     Raises:
         UserError: the message names the setting.
@@ -128,6 +129,7 @@ def check_networks(unet: Config, text_encoder: Config, vae: Config, source: str)
         raise UserError(
             f"the text encoder of {source} gives {width} values a token and its UNet takes {expected}; they do not belong together."
         )
+    recognize_family(unet, text_encoder, source)
 
 
 def _check_scheduler_class(name: str, source: str) -> None:
