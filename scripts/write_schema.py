@@ -26,6 +26,9 @@ class ClosedSchema(GenerateJsonSchema):
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False  # it would repeat the key
 
+    def default_schema(self, schema: Any) -> JsonSchemaValue:
+        return self.generate_inner(schema["schema"])  # a default is what a missing key means to this project, not a value of the file
+
     def dataclass_args_schema(self, schema: Any) -> JsonSchemaValue:
         return {**super().dataclass_args_schema(schema), "additionalProperties": False}
 
