@@ -38,6 +38,9 @@ class Audit:
     verdict: AuditVerdict
     reports: tuple[Path, ...]
 
+    def __repr__(self) -> str:
+        return f"Audit({', '.join([self.verdict, *map(str, self.reports)])})"
+
     @property
     def result(self) -> AuditResult:
         """The only result.
