@@ -106,7 +106,7 @@ def test_two_linear_gaussian_denoisers_match_the_kl_of_their_reverse_chains() ->
             predictions.append([predict_at(model, noised, batch=600) for noised in points])
     differences = [squared_differences(points[i], predictions[0][i], predictions[1][i]) for i in (0, 1)]
     divergences = directed_divergences(*differences, resamples=2000)
-    nats, squared = divergences["nats"], divergences["mean_squared_error"]
+    nats, squared = divergences.nats, divergences.mean_squared_error
     assert nats.forward.estimate == pytest.approx(there, rel=0.025)
     assert nats.backward.estimate == pytest.approx(back, rel=0.025)
     assert nats.mean.estimate == pytest.approx((there + back) / 2, rel=0.025)
@@ -119,7 +119,7 @@ def test_two_linear_gaussian_denoisers_match_the_kl_of_their_reverse_chains() ->
 
 
 def test_identical_models_have_divergence_0(model: StableDiffusion) -> None:
-    for divergence in divergence_between(model, [], [], PROMPTS, SEEDS, steps=2, timesteps=4).values():
+    for divergence in divergence_between(model, [], [], PROMPTS, SEEDS, steps=2, timesteps=4):
         assert divergence == (Interval(0.0, 0.0, 0.0),) * 3
 
 
@@ -127,7 +127,7 @@ def test_an_edit_changes_the_predictions_and_is_reverted(model: StableDiffusion)
     before, edit = model.fingerprint(), weak_edit(model)
     divergences = divergence_between(model, [], [edit], PROMPTS, SEEDS, steps=2, timesteps=4, batch=2)
     assert model.fingerprint() == before
-    for divergence in divergences.values():
+    for divergence in divergences:
         assert divergence.forward.low > 0
         assert divergence.backward.low > 0
         assert divergence.forward != divergence.backward
@@ -135,7 +135,7 @@ def test_an_edit_changes_the_predictions_and_is_reverted(model: StableDiffusion)
     repeated = divergence_between(model, [], [edit], PROMPTS, SEEDS, steps=2, timesteps=4, batch=2)
     assert repeated == divergences
     reversed_ = divergence_between(model, [edit], [], PROMPTS, SEEDS, steps=2, timesteps=4, batch=2)
-    assert reversed_["nats"].forward.estimate == pytest.approx(divergences["nats"].backward.estimate, rel=1e-4)
+    assert reversed_.nats.forward.estimate == pytest.approx(divergences.nats.backward.estimate, rel=1e-4)
 
 
 def weak_edit(model: StableDiffusion) -> Edit:
@@ -171,8 +171,8 @@ def test_the_interval_is_over_prompts_and_not_over_points() -> None:
     often = NoisedPoints(*(part.repeat_interleave(9, 0) for part in once[:3]), tuple(p for p in prompts for _ in range(9)))
     first = squared_differences(once, eps, torch.zeros_like(eps))
     second = squared_differences(often, eps.repeat_interleave(9, 0), torch.zeros_like(eps).repeat_interleave(9, 0))
-    for name, divergence in directed_divergences(first, first).items():
-        assert directed_divergences(second, second)[name].forward == pytest.approx(divergence.forward)
+    for divergence, repeated in zip(directed_divergences(first, first), directed_divergences(second, second), strict=True):
+        assert repeated.forward == pytest.approx(divergence.forward)
         assert divergence.forward.low < divergence.forward.high
 
 

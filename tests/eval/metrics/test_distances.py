@@ -22,6 +22,8 @@ from eval.metrics.features import Extractor, Inception, JudgeFeatures, OpenClipF
 from eval.metrics.fid import FID
 from eval.metrics.image_distances import kid_of_different_noise
 from eval.metrics.kid import KID
+from eval.records.distances import ModelPairKid
+from eval.records.models import BASE, ERASED
 
 KERNELS = [KID, CMMD]
 
@@ -127,10 +129,10 @@ def test_the_reported_kid_of_pairs_is_the_librarys() -> None:
     base = torch.rand(25, 3, 2, 2, generator=torch.Generator().manual_seed(0))
     erased = base + 0.01 * torch.rand(25, 3, 2, 2, generator=torch.Generator().manual_seed(1))
     library = KernelInceptionDistance(feature=Flat(), subsets=1, subset_size=25)
-    kid = feature_distances(base.flatten(1), erased.flatten(1), "judge")["kid"]
+    kid = feature_distances(base.flatten(1), erased.flatten(1), "judge").kid
     expected = filled(library, base, erased).compute()[0].item()
-    assert kid["all"]["value"] == pytest.approx(expected, rel=1e-4) and expected < -0.02
-    assert abs(kid["different_noise"]["value"]) < 0.002
+    assert kid.all.value == pytest.approx(expected, rel=1e-4) and expected < -0.02
+    assert abs(kid.different_noise.value) < 0.002
 
 
 def test_cmmd_by_hand() -> None:
@@ -252,59 +254,58 @@ def test_sides_of_different_size_have_an_interval() -> None:
 def test_the_interval_of_a_model_distance_holds_its_estimate() -> None:
     """For nearly equal features, as of an erased and a retrained model."""
     base = normal(12, 6, 0)
-    kid = kid_of_different_noise(base, base + 0.01 * normal(12, 6, 1))
-    assert kid["low"] is not None and kid["value"] is not None and kid["high"] is not None
-    assert kid["low"] < kid["value"] < kid["high"]
-    assert kid_of_different_noise(base[:2], base[:2]) == {"value": None, "low": None, "high": None}
+    kid = kid_of_different_noise(BASE, ERASED, {BASE: base, ERASED: base + 0.01 * normal(12, 6, 1)})
+    assert kid.low is not None and kid.value is not None and kid.high is not None
+    assert kid.low < kid.value < kid.high
+    few = kid_of_different_noise(BASE, ERASED, {BASE: base[:2], ERASED: base[:2]})
+    assert few == ModelPairKid(first=BASE, second=ERASED, value=None, low=None, high=None)
 
 
 def test_an_erased_model_that_is_the_base_is_as_far_as_the_halves_of_the_base() -> None:
     base = normal(41, 6, 0)
     distances = feature_distances(base, base, "judge")
-    assert set(distances) == {"fid", "kid", "cmmd"}
-    for by_comparison in distances.values():
-        assert by_comparison["base_halves"] == by_comparison["erased_halves"]
-        assert by_comparison["base_halves"]["n"] == [20, 20]
-        assert by_comparison["all"]["n"] == [41, 41]
-        assert by_comparison.get("different_noise", by_comparison["all"])["value"] == pytest.approx(0, abs=1e-9)
-        assert all(
-            record["extractor"] == "judge" and record["width"] == 6 and record["reason"] is None for record in by_comparison.values()
-        )
+    for by_comparison in (distances.fid, distances.kid, distances.cmmd):
+        assert by_comparison.base_halves == by_comparison.erased_halves
+        assert by_comparison.base_halves.n == (20, 20)
+        assert by_comparison.all.n == (41, 41)
+        assert (by_comparison.different_noise or by_comparison.all).value == pytest.approx(0, abs=1e-9)
+        records = [record for record in vars(by_comparison).values() if record]
+        assert all(record.extractor == "judge" and record.width == 6 and record.reason is None for record in records)
         assert feature_distances(base, base, "judge") == distances
-    assert "different_noise" not in distances["fid"]
-    assert distances["kid"]["all"]["value"] < 0 > distances["cmmd"]["all"]["value"]  # an image is nearest to itself
-    assert distances["fid"]["base_halves"]["value"] > 0.5
-    assert distances["fid"]["base_halves"]["low"] is None
-    assert distances["kid"]["base_halves"]["low"] < distances["kid"]["base_halves"]["value"] < distances["kid"]["base_halves"]["high"]
+    assert distances.fid.different_noise is None and distances.kid.different_noise and distances.cmmd.different_noise
+    assert distances.kid.all.value < 0 > distances.cmmd.all.value  # an image is nearest to itself
+    assert distances.fid.base_halves.value > 0.5
+    assert distances.fid.base_halves.low is None
+    assert distances.kid.base_halves.low < distances.kid.base_halves.value < distances.kid.base_halves.high
 
 
 def test_halves_share_no_image() -> None:
     """Every image is an axis of its own: x.y is 0 except for an image with itself, so a shared one would make the distance negative."""
     distances = feature_distances(torch.eye(20), torch.eye(20), "judge")
-    assert distances["kid"]["base_halves"]["value"] == distances["kid"]["erased_halves"]["value"] == 0.0
+    assert distances.kid.base_halves.value == distances.kid.erased_halves.value == 0.0
     unpaired = feature_distances(torch.eye(20), torch.eye(20), "judge", paired=False)
-    assert unpaired["kid"]["all"]["value"] < 0
+    assert unpaired.kid.all.value < 0
 
 
 def test_a_changed_model_is_further_than_the_halves_of_the_base() -> None:
     base = normal(60, 6, 0)
     distances = feature_distances(base, base + 1, "judge")
-    for by_comparison in distances.values():
-        assert by_comparison["erased_halves"]["value"] > by_comparison["base_halves"]["value"]
-        assert by_comparison["erased_halves"]["value"] > 0
-    assert distances["kid"]["erased_halves"]["low"] > 0 > distances["kid"]["base_halves"]["low"]
+    for by_comparison in (distances.fid, distances.kid, distances.cmmd):
+        assert by_comparison.erased_halves.value > by_comparison.base_halves.value
+        assert by_comparison.erased_halves.value > 0
+    assert distances.kid.erased_halves.low > 0 > distances.kid.base_halves.low
     unequal = feature_distances(base, base[:40] + 1, "judge", paired=False)
-    assert unequal["fid"]["all"]["n"] == [60, 40]
-    assert unequal["fid"]["erased_halves"]["n"] == unequal["fid"]["base_halves"]["n"] == [20, 20]
+    assert unequal.fid.all.n == (60, 40)
+    assert unequal.fid.erased_halves.n == unequal.fid.base_halves.n == (20, 20)
 
 
 def test_too_few_images_are_named() -> None:
     distances = feature_distances(normal(3, 4, 0), normal(3, 4, 1), "judge")
-    for metric, by_comparison in distances.items():
-        assert by_comparison["all"]["value"] is not None
-        assert by_comparison["base_halves"]["value"] is None
+    for metric, by_comparison in vars(distances).items():
+        assert by_comparison.all.value is not None
+        assert by_comparison.base_halves.value is None
         least = "two" if metric == "fid" else "three"
-        assert by_comparison["base_halves"]["reason"] == by_comparison["erased_halves"]["reason"] == f"fewer than {least} images on a side"
+        assert by_comparison.base_halves.reason == by_comparison.erased_halves.reason == f"fewer than {least} images on a side"
     with pytest.raises(UserError, match=r"\(3, 4\) and \(2, 4\)"):
         feature_distances(normal(3, 4, 0), normal(2, 4, 1), "judge")
     with pytest.raises(UserError, match="one width"):

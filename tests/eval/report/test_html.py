@@ -1,6 +1,5 @@
 """The report page: one file that requests nothing, whatever text it holds; what it shows of attacks; what it hides."""
 
-import json
 import re
 import shlex
 import shutil
@@ -19,24 +18,36 @@ from erasure.families.stable_diffusion import StableDiffusion
 from eval.auditing.plan import AuditPlan
 from eval.auditing.prepare import AuditOptions
 from eval.auditing.run import audit_plan
+from eval.records.attacks import AttackInfo, AttackRecord
+from eval.records.audit_result import AuditResult, ErasedConcept
+from eval.records.distances import DenoiserDivergence, DivergenceDirections
+from eval.records.fields import ImagePart
 from eval.records.gates import Gate
-from eval.records.models import BASE, ERASED
+from eval.records.models import BASE, ERASED, retrained_model
+from eval.records.rates import RateName
+from eval.records.report import LabelCount
+from eval.records.result_files import read_result
 from eval.records.row_files import write_rows
 from eval.records.rows import AttackRow, FailedAttackRow, FineTuningRow, SampleRow, SearchRow
 from eval.records.scores import LabelScore
 from eval.report import charts
+from eval.report.commands import audit_command
 from eval.report.conclusions import list_not_measured
 from eval.report.gallery import MAX_PAIRS, MAX_SIDE, Gallery, ImagePair, list_failures, pairs_of, rates_by_neighbor, spread_evenly
-from eval.report.html import attack_variables, audit_command, sort_by_loss, write_report
+from eval.report.html import attack_variables, sort_by_loss, write_report
 from eval.scoring.attack_rates import add_attacked_rate, count_attack_rates
 from eval.scoring.counting import count_rates
-from eval.scoring.recount import load_finished_audit, load_sample_rows
-from eval.stats.intervals import Interval, wilson
+from eval.scoring.rates import counted_rate
+from eval.scoring.recount import load_sample_rows
+from eval.stats.intervals import Interval
 from tests import tiny
-from tests.eval.factories import ATTACK_INFO, attack_scores, sample_row
+from tests.eval.factories import attack_info, attack_scores, sample_row
 from tests.eval.page import HOSTILE, Page, assert_harmless
 from tests.factories import erase_on_small_latents, small_suite
 from tests.planted import replace_samples
+
+ONE_TO_TWO = Interval(1, 0, 2)
+NATS = DivergenceDirections(forward=ONE_TO_TWO, backward=ONE_TO_TWO, mean=ONE_TO_TWO)
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +70,19 @@ def folder(finished: tuple[StableDiffusion, Edit, Path], tmp_path: Path) -> Path
     return tmp_path / "audit"
 
 
-def write_page(folder: Path, result: dict[str, Any], gates: Any = None, **options: Any) -> Page:
+def write_page(folder: Path, result: AuditResult, gates: Any = None, **options: Any) -> Page:
     return Page(write_report(folder, result, small_suite().gates if gates is None else gates, **options).read_text(encoding="utf-8"))
 
 
-def result_under_attack(folder: Path, name: str = "soft", found_prompt: str = "glowing tubes") -> dict[str, Any]:
+def result_under_attack(folder: Path, name: str = "soft", found_prompt: str = "glowing tubes") -> AuditResult:
     """Plant attacks: a control that never succeeds, a search that always does, one skipped, one crashed, one fine-tuning."""
-    result, rows = load_finished_audit(folder), load_sample_rows(folder)
+    result, rows = read_result(folder), load_sample_rows(folder)
     attacked = [row for row in rows if row.role in ("grid", "named") and row.style == "neon" and row.model == BASE]
     first = {row.file_name: {BASE: True, ERASED: False} for row in attacked}
-    infos = {
-        attack: {"paper": "arXiv:0", "threat": "may ask", "control": attack == "seeds", "fields": {"tokens": 3}}
+    infos = [
+        AttackInfo(name=attack, paper="arXiv:0", threat="may ask", control=attack == "seeds", fields={"tokens": 3})
         for attack in ("seeds", name, "bell", "prefix", "tuned")
-    }
+    ]
     checkpoints = [
         FineTuningRow(attack="tuned", step=step, scores=attack_scores(*(i < shown for i in range(8))))
         for step, shown in ((0, 0), (50, 2), (100, 6))
@@ -100,7 +111,13 @@ def result_under_attack(folder: Path, name: str = "soft", found_prompt: str = "g
     for i, row in enumerate(attacked):
         shutil.copy(folder / row.image, folder / "attacks" / "soft" / f"{i:04d}.png")
     attacks = count_attack_rates(attack_rows, infos, first)
-    return add_attacked_rate({**result, "attacks": attacks}, attacks)
+    return add_attacked_rate(replace(result, attacks=attacks), attacks)
+
+
+def with_attacks(result: AuditResult, *changed: AttackRecord) -> AuditResult:
+    """The result with attacks in place of those of the same names."""
+    by_name = {attack.name: attack for attack in changed}
+    return replace(result, attacks=tuple(by_name.get(attack.name, attack) for attack in result.attacks))
 
 
 def relabeled(row: SampleRow, style: str) -> SampleRow:
@@ -124,15 +141,20 @@ def test_hostile_text_stays_text(folder: Path) -> None:
     """In prompts, in the names of attacks, gates and concepts, in prompts that attacks found, and in why a judge is missing."""
     replace_samples(folder, [replace(row, prompt=HOSTILE + row.prompt) for row in load_sample_rows(folder)])
     result = result_under_attack(folder, name=HOSTILE, found_prompt=HOSTILE)
-    plain = write_page(folder, load_finished_audit(folder))
-    for attack in result["attacks"]:
-        attack["name"] = attack["name"] if attack["name"] == HOSTILE else HOSTILE + attack["name"]
-        attack["threat"], attack["fields"] = HOSTILE, {HOSTILE: HOSTILE}
-    result["edits"][0]["concepts"][0]["name"] = HOSTILE
-    result["edits"][0]["fields"][HOSTILE] = HOSTILE
-    result["judges"]["style"][HOSTILE] = [HOSTILE]
-    result["missing"] = {HOSTILE: HOSTILE}
-    result["job"]["suite"] = HOSTILE
+    plain = write_page(folder, read_result(folder))
+    attacks = tuple(
+        replace(attack, name=attack.name if attack.name == HOSTILE else HOSTILE + attack.name, threat=HOSTILE, fields={HOSTILE: HOSTILE})
+        for attack in result.attacks
+    )
+    concept = replace(result.edits[0].concepts[0], name=HOSTILE)
+    result = replace(
+        result,
+        attacks=attacks,
+        edits=(replace(result.edits[0], concepts=(concept,), fields={**result.edits[0].fields, HOSTILE: HOSTILE}),),
+        judges={**result.judges, "style": {**result.judges["style"], HOSTILE: [HOSTILE]}},
+        missing={HOSTILE: HOSTILE},
+        job=replace(result.job, suite=HOSTILE),
+    )
     page = write_page(
         folder, result, [Gate(name=HOSTILE, rate="UA", at_least=0.5), Gate(name=HOSTILE + "2", rate="UA_perturbed", at_least=0.5)]
     )
@@ -147,7 +169,8 @@ def test_hostile_text_stays_text(folder: Path) -> None:
 def test_sensitive_images_are_blurred_until_they_are_opened(folder: Path, cause: str) -> None:
     result = result_under_attack(folder)
     if cause != "the flag":
-        result["edits"][0]["concepts"][0]["kind"] = "nsfw"
+        concept = replace(result.edits[0].concepts[0], kind="nsfw")
+        result = replace(result, edits=(replace(result.edits[0], concepts=(concept,)),))
     page = write_page(folder, result, blur=cause == "the flag")
     images = page.all("img")
     assert len(images) >= 26
@@ -164,7 +187,7 @@ def test_sensitive_images_are_blurred_until_they_are_opened(folder: Path, cause:
 
 
 def test_other_images_are_not_blurred(folder: Path) -> None:
-    page = write_page(folder, load_finished_audit(folder))
+    page = write_page(folder, read_result(folder))
     assert not page.all("input") and "neon" in (page.all("img")[0]["alt"] or "")
 
 
@@ -172,7 +195,7 @@ def test_every_attack_has_a_row_with_the_controls_beside_it(folder: Path) -> Non
     result = result_under_attack(folder)
     page = write_page(folder, result)
     text = page.visible_text()
-    n = result["attacks"][0]["n"]
+    n = result.searches[0].n
     rows = re.findall(r'<tr><th scope="row">.*?</tr>', page.text.partition('id="attacks"')[2].partition('id="retained"')[0], re.S)
     cells = [" ".join(re.sub("<[^>]+>", " ", row).split()) for row in rows]
     names = ["seeds", "soft", "bell", "prefix", "tuned"]
@@ -191,20 +214,17 @@ def test_every_attack_has_a_row_with_the_controls_beside_it(folder: Path) -> Non
 
 def test_prompts_without_an_attack_and_concepts_that_were_not_erased_are_named(folder: Path) -> None:
     result = result_under_attack(folder)
-    search, tuning = result["attacks"][1], result["attacks"][4]
-    search["curve"][0]["k"], search["searched"] = 2, search["n"] - 2
-    tuning |= {"erased_before": False, "revived_at_step": None}
+    search, tuning = result.searches[1], result.fine_tunings[0]
+    broken_before = replace(search, curve=(replace(search.curve[0], k=2), *search.curve[1:]), searched=search.n - 2)
+    nothing_to_revive = replace(tuning, erased_before=False, revived_at_step=None)
+    result = with_attacks(result, broken_before, nothing_to_revive)
     text = write_page(folder, result).visible_text()
-    assert "2 without an attack" in text and f"{search['n'] - 2} searched" in text
+    assert "2 without an attack" in text and f"{search.n - 2} searched" in text
     assert "prompts within 3 images each (2 of them without an attack); up to" in text
     assert "nothing to revive: it was not erased before" in text
     assert "(tuned) had nothing to revive: the concept was not erased before; 6 of 8 images show it after 100 steps" in text
-    search["searched"] = 0
+    result = with_attacks(result, replace(broken_before, searched=0))
     assert "none needed an attack" in write_page(folder, result).visible_text()
-    for attack in result["attacks"]:  # as in an audit of an earlier version
-        for key in ("images_to_success", "searched", "erased_before"):
-            attack.pop(key, None)
-    assert "not counted when this audit was made" in write_page(folder, result).visible_text()
 
 
 def test_what_an_attack_found_is_shown_where_it_was_needed(folder: Path) -> None:
@@ -218,12 +238,14 @@ def test_what_an_attack_found_is_shown_where_it_was_needed(folder: Path) -> None
 
 def test_an_attack_that_chance_explains_is_named_so(folder: Path) -> None:
     result = result_under_attack(folder)
-    result["attacks"][1]["over_controls"]["seeds"].update(estimate=0.05, low=-0.1, high=0.2)
+    search = result.searches[1]
+    difference = replace(search.over_controls["seeds"], estimate=0.05, low=-0.1, high=0.2)
+    result = with_attacks(result, replace(search, over_controls={"seeds": difference}))
     assert re.search(r"over seeds: *not shown to be more *contains 0", write_page(folder, result).visible_text())
 
 
 def test_attack_curves_are_at_their_shares(folder: Path) -> None:
-    variables = attack_variables(result_under_attack(folder)["attacks"])
+    variables = attack_variables(result_under_attack(folder))
     frame = charts.PlotArea(right=320, x_max=3)
     control, search = (str(variables["search_chart"]).partition(f'class="{look}')[2] for look in ("series control", "series c1"))
     points = "L".join(f"{frame.x(x):.1f} {frame.y(share):.1f}" for x, share in ((0, 0), (1, 0), (2, 1), (3, 1)))
@@ -235,13 +257,13 @@ def test_attack_curves_are_at_their_shares(folder: Path) -> None:
 
 
 def test_a_scatter_has_every_model_and_the_thresholds(folder: Path) -> None:
-    result = load_finished_audit(folder)
+    result = read_result(folder)
     page = write_page(folder, result, [Gate(name="erased", rate="UA", at_least=0.9)])
     all_erased = Interval(1, 0.9, 1)
     frame = charts.PlotArea(right=420, x_max=1)
     chart = str(
         charts.scatter_chart(
-            {"base": (Interval(0, 0, 0.1), all_erased), "erased": (all_erased, all_erased), "retrained-2": (all_erased, all_erased)},
+            {BASE: (Interval(0, 0, 0.1), all_erased), ERASED: (all_erased, all_erased), retrained_model(2): (all_erased, all_erased)},
             0.9,
             0.8,
         )
@@ -267,9 +289,9 @@ def test_the_shaded_side_of_a_gate_is_the_one_that_passes(interval: Interval, li
 
 def test_captions_name_what_a_table_measures(folder: Path) -> None:
     """Narrow screens hide the header row and show captions and the labels of cells."""
-    result = load_finished_audit(folder)
-    nats = {"forward": [1, 0, 2], "backward": [1, 0, 2], "mean": [1, 0, 2]}
-    result["denoiser_divergences"] = [{"part": "retained", "first": "base", "second": "erased", "n": 3, "nats": nats}]
+    result = read_result(folder)
+    divergence = DenoiserDivergence(part="retained", first=BASE, second=ERASED, n=3, nats=NATS)
+    result = replace(result, denoiser_divergences=(divergence,))
     page = write_page(folder, result)
     captions = " ".join(data for tag, data in page.words if tag == "caption")
     for measured in ("100 × cosine", "Distance to the base's images", "Denoiser divergence, nats"):
@@ -281,11 +303,8 @@ def test_captions_name_what_a_table_measures(folder: Path) -> None:
 def test_a_missing_judge_leaves_the_images_and_is_named(folder: Path) -> None:
     rows = [replace(row, scores=replace(row.scores, style=None)) for row in load_sample_rows(folder)]
     replace_samples(folder, rows)
-    result = {
-        **load_finished_audit(folder),
-        **count_rates(rows, small_suite(), "style", ["neon"]),
-        "missing": {"style": "no weights; put them there"},
-    }
+    counts = count_rates(rows, small_suite(), "style", ["neon"])
+    result = replace(read_result(folder), **vars(counts), missing={"style": "no weights; put them there"})
     page = write_page(folder, result)
     assert_harmless(page)
     text = page.visible_text()
@@ -304,7 +323,7 @@ def test_an_audit_that_keeps_no_images_shows_none(finished: tuple[StableDiffusio
     assert "--keep-images none" in page.visible_text()
 
 
-def plant_attacks_without_images(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
+def plant_attacks_without_images(folder: Path, result: AuditResult) -> AuditResult:
     """Plant an attack that left images of its own; the page of such an audit must not show them either."""
     rows = [row for row in load_sample_rows(folder) if row.style == "neon" and row.role == "grid" and row.model == BASE]
     (folder / "attacks" / "soft").mkdir(parents=True)
@@ -314,9 +333,8 @@ def plant_attacks_without_images(folder: Path, result: dict[str, Any]) -> dict[s
         Image.new("RGB", (64, 64)).save(folder / "attacks" / "soft" / f"{i:04d}.png")
         attack_rows.append(SearchRow(attack="soft", index=i, image=row.file_name, prompt=row.prompt, **found))  # type: ignore[arg-type]
     write_rows(folder / "attacks" / "attacks.jsonl", attack_rows)
-    infos = {"soft": {**ATTACK_INFO, "control": False}}
-    attacks = count_attack_rates(attack_rows, infos, {row.image: {BASE: True, ERASED: False} for row in attack_rows})
-    return add_attacked_rate({**result, "attacks": attacks}, attacks)
+    attacks = count_attack_rates(attack_rows, [attack_info("soft")], {row.image: {BASE: True, ERASED: False} for row in attack_rows})
+    return add_attacked_rate(replace(result, attacks=attacks), attacks)
 
 
 @pytest.mark.parametrize(
@@ -325,31 +343,30 @@ def plant_attacks_without_images(folder: Path, result: dict[str, Any]) -> dict[s
         ({}, "without --retrained it is measured only in tier full"),
         ({"strength": 0.5, "tier": "full"}, "the edits were applied at strength 0.5"),
         ({"tier": "full"}, "the edits were applied to a base that they were not made on"),
-        ({"retrained": ["x"]}, "the edits were applied to a base that they were not made on"),
+        ({"retrained": ("x",)}, "the edits were applied to a base that they were not made on"),
     ],
 )
 def test_a_missing_divergence_is_named(folder: Path, job: dict[str, Any], reason: str) -> None:
-    result = load_finished_audit(folder)
-    lines = [line for line in list_not_measured({**result, "job": {**result["job"], **job}}, ()) if "divergence" in line]
+    result = read_result(folder)
+    lines = [line for line in list_not_measured(replace(result, job=replace(result.job, **job)), ()) if "divergence" in line]
     assert len(lines) == 1 and lines[0].startswith("No denoiser divergence was measured") and reason in lines[0]
 
 
 def test_a_divergence_that_cannot_be_measured_is_named_once(folder: Path) -> None:
-    pairs = [{"part": part, "first": "base", "second": "erased", "n": 2, "skipped": "one-step."} for part in ("target", "retained")]
-    lines = [line for line in list_not_measured({**load_finished_audit(folder), "denoiser_divergences": pairs}, ()) if "divergence" in line]
+    def divergence_lines(*divergences: DenoiserDivergence) -> list[str]:
+        result = replace(read_result(folder), denoiser_divergences=divergences)
+        return [line for line in list_not_measured(result, ()) if "divergence" in line]
+
+    parts: tuple[ImagePart, ...] = ("target", "retained")
+    lines = divergence_lines(*(DenoiserDivergence(part=part, first=BASE, second=ERASED, n=2, skipped="one-step.") for part in parts))
     assert lines == ["The denoiser divergence of some models was not measured: one-step."]
-    measured = [{**pairs[0], "nats": {}}]
-    del measured[0]["skipped"]
-    assert not [
-        line for line in list_not_measured({**load_finished_audit(folder), "denoiser_divergences": measured}, ()) if "divergence" in line
-    ]
+    assert not divergence_lines(DenoiserDivergence(part="target", first=BASE, second=ERASED, n=2, nats=NATS))
 
 
 def test_a_retrained_model_has_a_column(folder: Path) -> None:
-    result = load_finished_audit(folder)
-    result["models"]["retrained-1"] = json.loads(json.dumps(result["models"]["base"]))
-    result["models"]["retrained-1"]["rates"]["UA"] = {"k": 5, "n": 6, **wilson(5, 6)._asdict()}
-    page = write_page(folder, result)
+    result = read_result(folder)
+    figures = replace(result.models[BASE], rates={**result.models[BASE].rates, RateName.UA: counted_rate(5, 6)})
+    page = write_page(folder, replace(result, models={**result.models, retrained_model(1): figures}))
     assert "83.3 % 5/6" in page.visible_text() and page.visible_text().count("retrained") > 6
 
 
@@ -361,15 +378,15 @@ def test_a_full_page_shows_fewer_pairs_and_says_how_many(folder: Path) -> None:
     for row in load_sample_rows(folder):
         shutil.copy(large, folder / row.image)
         rows.append(relabeled(row, "neon" if row.model == ERASED or row.style == "neon" else row.style))
-    pairs, result = pairs_of(rows), load_finished_audit(folder)
+    pairs, result = pairs_of(rows), read_result(folder)
     gallery = Gallery(folder, True, bytes_left=300_000)
     roles = list_failures(gallery, pairs, result)
-    shown = [(len(part["pairs"]), part["failed"], part["counted"]) for role in roles for part in role["parts"]]
+    shown = [(len(part.pairs), part.failed, part.counted) for role in roles for part in role.parts]
     assert shown[0][1:] == (6, 6) and shown[1][1] == shown[1][2] == 2
     assert gallery.bytes_left >= 0 and sum(n for n, _, _ in shown) < sum(failed for _, failed, _ in shown)
     assert all(n <= MAX_PAIRS for n, _, _ in shown)
     image = Gallery(folder, True).embed_image(rows[0].image)
-    assert image and not image["coarse"] and len(image["src"]) < 2 * MAX_SIDE**2
+    assert image and not image.coarse and len(image.src) < 2 * MAX_SIDE**2
     replace_samples(folder, rows)
     page = write_page(folder, result)
     assert len(page.text) < 3_000_000 and "still shown 6 of 6" in page.visible_text()
@@ -387,17 +404,17 @@ def test_neighbors_are_counted_by_label_and_sorted_by_loss() -> None:
     pairs = [ImagePair(row("tube", "tube"), row("tube", "tube")), *[ImagePair(row("laser", "laser"), row("laser", "none"))] * 2]
     pairs.append(ImagePair(row("grid", "grid", "grid"), row("grid", "none")))
     first, second = sort_by_loss(rates_by_neighbor(pairs, "style"))
-    assert (first["label"], first["erased"], first["loss"]) == ("laser", {"k": 0, "n": 2, "rate": 0.0}, 1.0)
-    assert (second["label"], second["loss"]) == ("tube", 0.0)
+    assert (first.label, first.erased, first.loss) == ("laser", LabelCount(k=0, n=2, rate=0.0), 1.0)
+    assert (second.label, second.loss) == ("tube", 0.0)
 
 
 def test_the_command_to_reproduce_survives_a_shell(finished: tuple[StableDiffusion, Edit, Path], folder: Path) -> None:
-    out, result = finished[2], load_finished_audit(finished[2])
+    out, result = finished[2], read_result(finished[2])
     common = ["--suite", "pocket", "--tier", "smoke"]
     assert shlex.split(audit_command(out, result)) == ["erasure", "audit", str(out.parent), *common, "--dtype", "fp32"]
     assert "'" in str(out)
-    job = {**result["job"], "strength": 0.5, "replay": "0", "suite": "mine", "retrained": ["a", "b"], "keep_images": "none"}
-    elsewhere = shlex.split(audit_command(folder, {**result, "job": job}))
+    job = replace(result.job, strength=0.5, replay="0", suite="mine", retrained=("a", "b"), keep_images="none")
+    elsewhere = shlex.split(audit_command(folder, replace(result, job=job)))
     assert elsewhere[:6] == ["erasure", "audit", "EDIT", "--suite", "SUITE.yaml", "--tier"]
     assert elsewhere[elsewhere.index("--retrained") :] == [
         "--retrained",
@@ -408,8 +425,8 @@ def test_the_command_to_reproduce_survives_a_shell(finished: tuple[StableDiffusi
         "--out",
         str(folder),
     ]
-    external = [{**result["edits"][0], "method": "external", "concepts": [{"name": "Van Gogh's; x", "kind": "style"}]}]
-    command = shlex.split(audit_command(folder, {**result, "edits": external}))
+    external = replace(result.edits[0], method="external", concepts=(ErasedConcept(name="Van Gogh's; x", kind="style"),))
+    command = shlex.split(audit_command(folder, replace(result, edits=(external,))))
     assert command[command.index("--concept") : command.index("--dtype")] == [
         "--concept",
         "Van Gogh's; x",

@@ -1,14 +1,24 @@
 """junit.xml, read by a parser: what CI systems see of an audit, and that no text of a suite breaks it."""
 
+from dataclasses import replace
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
+from eval.records.attacks import AttackNotRun
+from eval.records.audit_result import AuditResult
 from eval.records.gates import Gate
+from eval.records.models import BASE, ERASED
+from eval.records.rates import RateName
+from eval.records.report import ReportVerdict
 from eval.report.conclusions import describe_gate
 from eval.report.junit import junit_xml
+from eval.report.report_json import make_report
+from eval.scoring.attack_rates import count_attack_rates
 from eval.scoring.gates import decide_verdict
+from eval.scoring.rates import counted_rate
+from tests.eval.factories import attack_info, audit_counts, audit_job, audit_result, paired_cells, planted_attack_rows
 
 GATES = (
     Gate(name="erased", rate="UA", at_least=0.9),
@@ -17,33 +27,31 @@ GATES = (
     Gate(name="attacked", rate="UA_attacked", at_least=0.5, tier="full"),
     Gate(name="elsewhere", rate="FR", drop_at_most=0.1),
 )
-ATTACKS = [
-    {"name": "soft", "crashed": "FloatingPointError: x"},
-    {"name": "bell", "skipped": "no text encoder"},
-    {"name": "seeds", "curve": []},
-]
 
 
-def result(k: int = 300, **more: Any) -> dict[str, Any]:
+def result(k: int = 300, **more: Any) -> AuditResult:
     """An audit in which k of 300 images are erased and all others retained."""
-    rates = {"UA": {"k": k, "n": 300}}
-    paired = {"IRA": {"both": 300, "erased_only": 0, "base_only": 0, "neither": 0}}
-    return {"tier": "standard", "job": {}, "models": {"erased": {"rates": rates}}, "paired": paired, "missing": {}, "attacks": [], **more}
+    counts = audit_counts({RateName.UA: counted_rate(k, 300)}, paired={RateName.IRA: paired_cells(300, 0, 0, 0)})
+    return audit_result(counts, tier="standard", **more)
+
+
+def attack_without_figures(name: str, **reason: str) -> AttackNotRun:
+    return AttackNotRun(**vars(attack_info(name)), **reason)
 
 
 def write_and_parse(
-    result: dict[str, Any], gates: tuple[Gate, ...] = GATES, concept: str = "neon"
+    result: AuditResult, gates: tuple[Gate, ...] = GATES, concept: str = "neon"
 ) -> tuple[bytes, dict[str, tuple[str, str, str]]]:
     """Return the file, and the outcome, type and message of every test case."""
     decided = decide_verdict(gates, result)
-    report = {
-        "suite": {"name": "pocket", "file": None, "tier": result["tier"]},
-        "thresholds": {"digest": "0" * 16, "from_suite": True, "file": None},
-        "concept": concept,
-        "gates": decided["gates"],
-        "verdict": {"state": decided["state"], "reasons": [describe_gate(gate) for gate in decided["gates"]] + decided["withheld"]},
-        "conclusions": [f"Asked for {concept}"],
-    }
+    verdict = ReportVerdict(state=decided.state, reasons=(*map(describe_gate, decided.gates), *decided.withheld))
+    report = replace(
+        make_report(replace(result, missing={}, attacks=()), ()),
+        concept=concept,
+        gates=decided.gates,
+        verdict=verdict,
+        conclusions=(f"Asked for {concept}",),
+    )
     content = junit_xml(report, result, gates)
     root = ElementTree.fromstring(content)
     (suite,) = root
@@ -61,7 +69,10 @@ def write_and_parse(
 
 
 def test_every_gate_is_a_case_and_every_missing_part_is_named() -> None:
-    _, cases = write_and_parse(result(missing={"clip": "no weights"}, attacks=ATTACKS))
+    (seeds,) = count_attack_rates(planted_attack_rows("seeds", [None]), [attack_info("seeds")], {"0.png": {BASE: True, ERASED: False}})
+    crashed, skipped = "FloatingPointError: x", "no text encoder"
+    attacks = (attack_without_figures("soft", crashed=crashed), attack_without_figures("bell", skipped=skipped), seeds)
+    _, cases = write_and_parse(result(missing={"clip": "no weights"}, attacks=attacks))
     assert {name: case[:2] for name, case in cases.items()} == {
         "erased": ("", ""),
         "retained": ("", ""),
@@ -98,13 +109,13 @@ def test_nothing_passes_without_a_verdict() -> None:
     assert (outcome, kind) == ("skipped", "") and "sets no gates" in message
     outcome, kind, message = write_and_parse(result(), GATES[3:4])[1]["verdict"]
     assert (outcome, kind) == ("failure", "inconclusive") and "applies to an audit like this one (tier standard" in message
-    assert write_and_parse(result(job={"only": "fish"}), GATES[:2])[1]["verdict"][:2] == ("failure", "inconclusive")
+    assert write_and_parse(result(job=audit_job(only="fish", tier="standard")), GATES[:2])[1]["verdict"][:2] == ("failure", "inconclusive")
     assert "verdict" not in write_and_parse(result(), GATES[:2])[1]
 
 
 def test_hostile_names_are_escaped_and_the_bytes_are_stable() -> None:
     hostile = '"></testcase><failure/>&lol;<!--\x00\x1b\ud800\ufffe\n]]>'
-    planted = result(missing={hostile: hostile}, attacks=[{"name": hostile, "crashed": hostile}])
+    planted = result(missing={hostile: hostile}, attacks=(attack_without_figures(hostile, crashed=hostile),))
     gate = Gate(name=hostile, rate="UA", at_least=0.9)
     content, cases = write_and_parse(planted, (gate,), hostile)
     clean = hostile[: hostile.index("\x00")] + 4 * "\ufffd" + "\n]]>"
