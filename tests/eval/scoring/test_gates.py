@@ -13,17 +13,16 @@ from eval.records.attacks import AttackNotRun
 from eval.records.audit_result import AuditResult
 from eval.records.convert import parse_record, to_record
 from eval.records.gates import PAIRED_RATES, Gate, parse_gates
-from eval.records.rates import PairedDifference, RateName
+from eval.records.rates import RateName
 from eval.report.conclusions import describe_gate
 from eval.scoring.advice import suggest_next_step
 from eval.scoring.attack_rates import count_attack_rates
 from eval.scoring.counting import paired_differences
 from eval.scoring.gates import EXIT_CODES, decide_verdict, gates_digest
 from eval.scoring.rates import counted_rate
-from eval.stats.intervals import mcnemar, paired_difference
 from eval.suites.cases import PLAIN_ROLES, REPHRASED_ROLES
 from eval.suites.suite import load_suite
-from tests.eval.factories import attack_info, audit_counts, audit_result, planted_attack_rows, sample_row
+from tests.eval.factories import attack_info, audit_counts, audit_result, paired_cells, planted_attack_rows, sample_row
 
 ERASED = Gate(name="erased", rate="UA", at_least=0.9)
 RETAINED = Gate(name="retained", rate="IRA", drop_at_most=0.1)
@@ -32,14 +31,7 @@ RETAINED = Gate(name="retained", rate="IRA", drop_at_most=0.1)
 def result(k: int, n: int, table: tuple[int, int, int, int] = (300, 0, 0, 0)) -> AuditResult:
     """An audit in which k of n images are erased and IRA has this paired table."""
     rates = {RateName.UA: counted_rate(k, n), RateName.IRA: counted_rate(1, 1)}
-    return audit_result(audit_counts(rates, paired={RateName.IRA: paired(*table)}))
-
-
-def paired(both: int, erased_only: int, base_only: int, neither: int) -> PairedDifference:
-    """The paired difference with these cells."""
-    estimate, low, high = paired_difference(both, erased_only, base_only, neither)
-    cells = {"both": both, "erased_only": erased_only, "base_only": base_only, "neither": neither}
-    return PairedDifference(estimate=estimate, low=low, high=high, **cells, p=mcnemar(erased_only, base_only))
+    return audit_result(audit_counts(rates, paired={RateName.IRA: paired_cells(*table)}))
 
 
 @pytest.mark.parametrize(
@@ -76,7 +68,7 @@ def test_retention_is_shown_and_not_assumed() -> None:
 
 def test_a_gate_on_ipa() -> None:
     (gate,) = parse_gates({"rest": {"rate": "IPA", "drop_at_most": 0.1}}, "suite.yaml")
-    verdict = decide_verdict([gate], replace(result(300, 300), paired={RateName.IPA: paired(200, 0, 100, 0)}))
+    verdict = decide_verdict([gate], replace(result(300, 300), paired={RateName.IPA: paired_cells(200, 0, 100, 0)}))
     assert (verdict.state, verdict.gates[0].estimate) == ("FAIL", pytest.approx(1 / 3))
 
 
