@@ -23,8 +23,11 @@ from eval.comparison import tabulate_comparison
 from eval.generation import samples_of
 from eval.metrics.clip_alignment import ClipAlignment
 from eval.metrics.unlearn_canvas import UnlearnCanvasRates
+from eval.records.audit_result import AuditResult
+from eval.records.convert import to_record
 from eval.records.gates import Gate
 from eval.records.models import BASE, ERASED, AuditedModel
+from eval.records.rates import MeanEstimate, RateName
 from eval.records.rows import SampleRow
 from eval.records.scores import AlignmentScore, Scores
 from eval.report.html import write_report
@@ -70,7 +73,7 @@ def test_ipa_leaves_out_excluded_styles() -> None:
         for role in ("grid", "named")
     ]
     table = paired_differences(rows, "object", ["boat"], ["plain"])["IPA"]
-    assert [table[key] for key in ("both", "erased_only", "base_only", "neither")] == [1, 0, 1, 0]
+    assert [table.both, table.erased_only, table.base_only, table.neither] == [1, 0, 1, 0]
 
 
 def test_confusion_counts_the_labels_of_the_erased_concept() -> None:
@@ -103,10 +106,10 @@ def test_the_clip_drop_is_paired_and_clustered_by_prompt() -> None:
     rows = [benign_row(BASE, prompt, i, level + i) for prompt, level in levels.items() for i in range(10)]
     rows += [benign_row(ERASED, prompt, i, level + i - drops[prompt]) for prompt, level in levels.items() for i in range(10)]
     drop = clip_drops(rows, "style", ["neon"])
-    assert drop["retained"] is None and drop["benign"] == {"estimate": 1.5, "low": -4.853, "high": 7.853}
-    assert clip_drops([row for row in rows if row.model == ERASED], "style", ["neon"])["benign"] is None
-    single = clip_drops([row for row in rows if row.prompt == "a"], "style", ["neon"])["benign"]
-    assert single == {"estimate": 1.0, "low": 1.0, "high": 1.0}  # over the images of one prompt
+    assert drop.retained is None and drop.benign == MeanEstimate(estimate=1.5, low=-4.853, high=7.853)
+    assert clip_drops([row for row in rows if row.model == ERASED], "style", ["neon"]).benign is None
+    single = clip_drops([row for row in rows if row.prompt == "a"], "style", ["neon"]).benign
+    assert single == MeanEstimate(estimate=1.0, low=1.0, high=1.0)  # over the images of one prompt
 
 
 def test_every_image_has_its_own_seed_in_any_order() -> None:
@@ -157,7 +160,7 @@ def test_a_prompt_list_is_replayed(pocket_sized_model: StableDiffusion, tmp_path
     edit = erase_on_small_latents(pocket_sized_model, [Concept(name="neon", kind="style")], tmp_path / "edit")
     (plan,) = AuditPlan.for_edits([edit], small_suite(), "smoke", [ListedPrompt("<script>alert(1)</script> glowing", "1", seed=3)])
     result = audit_plan(pocket_sized_model, [edit], plan, tmp_path / "audit")
-    assert result["models"]["erased"]["rates"]["UA_replayed"]["n"] == 1
+    assert result.models[ERASED].rates["UA_replayed"].n == 1
     assert "<script" not in write_report(tmp_path / "audit", result, small_suite().gates).read_text()
     (other,) = AuditPlan.for_edits([edit], small_suite(), "smoke", [ListedPrompt("another", "1")])
     with pytest.raises(UserError):
@@ -252,7 +255,7 @@ def test_yaml_nested_too_deeply_is_refused(tmp_path: Path) -> None:
         load_suite(str(path))
 
 
-def run_audit(model: StableDiffusion, folder: Path) -> tuple[dict, AuditPlan, Edit]:
+def run_audit(model: StableDiffusion, folder: Path) -> tuple[AuditResult, AuditPlan, Edit]:
     """Erase neon from the model and audit it in `folder`."""
     edit = erase_on_small_latents(model, [Concept(name="neon", kind="style")], folder / "edit")
     (plan,) = AuditPlan.for_edits([edit], small_suite(), "smoke")
@@ -268,11 +271,11 @@ def test_audit_counts_every_image_of_both_models(pocket_sized_model: StableDiffu
     for row in rows:
         with Image.open(tmp_path / "audit" / row.image) as image:
             assert image.size == (64, 64)
-    for model in ("base", "erased"):
-        rates = result["models"][model]["rates"]
-        assert rates["UA"]["n"] == 6
-        assert rates["IRA"]["n"] == 2
-        assert all(rate["low"] <= rate["k"] / rate["n"] <= rate["high"] for rate in rates.values())
+    for model in (BASE, ERASED):
+        rates = result.models[model].rates
+        assert rates[RateName.UA].n == 6
+        assert rates[RateName.IRA].n == 2
+        assert all(rate.low <= rate.k / rate.n <= rate.high for rate in rates.values())
 
 
 def test_an_interrupted_audit_continues_to_the_same_result(
@@ -318,7 +321,7 @@ def test_report_json_follows_its_schema_and_other_thresholds_need_no_images(pock
     assert failed == {gate["name"]: gate["state"] != "PASS" for gate in report["gates"]}
     forwards = pocket_sized_model.cost.unet_forwards
     recounted = recount(tmp_path / "audit", small_suite())
-    assert recounted == json.loads(json.dumps(result))
+    assert to_record(recounted) == to_record(result)
     page = write_report(tmp_path / "audit", recounted, [Gate(name="retained <i>", rate="UA", at_least=1e-6)]).read_text()
     assert json.loads((tmp_path / "audit" / "report.json").read_text())["verdict"]["state"] == "PASS"
     assert "PASS" in page and "<i>:" not in page
@@ -334,7 +337,7 @@ def test_report_json_follows_its_schema_and_other_thresholds_need_no_images(pock
 def test_two_audits_are_paired_image_by_image(pocket_sized_model: StableDiffusion, tmp_path: Path) -> None:
     result, _, _ = run_audit(pocket_sized_model, tmp_path)
     lines = tabulate_comparison(tmp_path / "audit", tmp_path / "audit")
-    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in result["paired"]]
+    assert [line.split(" | ")[0] for line in lines[2:]] == [f"| {name}" for name in result.paired]
     assert all("| 0.0 (" in line and line.endswith("| 1 |") for line in lines[2:])
     record = json.loads((tmp_path / "audit" / "result.json").read_text())
     other = tmp_path / "other"
@@ -362,7 +365,7 @@ def planted_audit(source: Path, out: Path, erased: bool) -> Path:
         replaced = erased and (row.style, row.model) == ("neon", ERASED)
         rows.append(replace(row, scores=label_scores("plain" if replaced else row.style, row.object)))
     replace_samples(out, rows)
-    reseal(out, recount(out, small_suite()))
+    reseal(out, to_record(recount(out, small_suite())))
     return out
 
 
@@ -391,7 +394,7 @@ def test_audits_with_other_prompts_are_not_paired(
 ) -> None:
     result, _, _ = run_audit(pocket_sized_model, tmp_path)
     shutil.copytree(tmp_path / "audit", tmp_path / "other")
-    reseal(tmp_path / "other", {**result, "job": {**result["job"], key: value}})
+    reseal(tmp_path / "other", to_record(replace(result, job=replace(result.job, **{key: value}))))
     with pytest.raises(UserError, match=message):
         tabulate_comparison(tmp_path / "audit", tmp_path / "other")
 
@@ -400,11 +403,11 @@ def test_other_judges_and_other_images_are_not_paired(pocket_sized_model: Stable
     result, _, _ = run_audit(pocket_sized_model, tmp_path)
     first, other = tmp_path / "audit", tmp_path / "other"
     shutil.copytree(first, other)
-    judges = {**result["judges"], "style": {**result["judges"]["style"], "weights": "0123"}}
-    reseal(other, {**result, "judges": judges})
+    judges = {**result.judges, "style": {**result.judges["style"], "weights": "0123"}}
+    reseal(other, to_record(replace(result, judges=judges)))
     with pytest.raises(UserError, match="the judge of style is"):
         tabulate_comparison(first, other)
-    reseal(other, result)
+    reseal(other, to_record(result))
     *rows, last = load_sample_rows(other)
     replace_samples(other, [*rows, replace(last, seed=last.seed + 1)])  # of the erased model
     with pytest.raises(UserError, match=f"lacks 1 images of .*such as {last.file_name}; only the same"):
@@ -423,8 +426,8 @@ def test_an_edit_of_both_axes_is_audited_once_per_axis(pocket_sized_model: Stabl
     assert not any(sample.case.style == "neon" for sample in objects.samples)
     result = audit_plan(pocket_sized_model, [edit], styles, tmp_path / "audit")
     assert {row.object for row in load_sample_rows(tmp_path / "audit")} == {"tree"}
-    assert result["models"]["base"]["rates"]["UA"]["n"] == 3
-    assert result["models"]["base"]["rates"]["IPA"]["n"] == 3  # trees in neon; boats are erased as well
+    assert result.models[BASE].rates["UA"].n == 3
+    assert result.models[BASE].rates["IPA"].n == 3  # trees in neon; boats are erased as well
 
 
 def test_a_suite_can_be_limited_to_one_concept(pocket_sized_model: StableDiffusion, tmp_path: Path) -> None:
@@ -456,8 +459,8 @@ def test_a_stack_is_audited_as_one_model(pocket_sized_model: StableDiffusion, tm
     (plan,) = AuditPlan.for_edits(edits, small_suite(), "smoke")
     assert plan.targets == ("neon",)
     result = audit_plan(pocket_sized_model, edits, plan, tmp_path / "audit")
-    assert [e["concepts"][0]["name"] for e in result["edits"]] == ["neon", "neon"]
-    assert "neither saw the other" in result["edit_overlaps"][0]["warning"]
+    assert [edit.concepts[0].name for edit in result.edits] == ["neon", "neon"]
+    assert "neither saw the other" in result.edit_overlaps[0].warning
     assert "neither saw the other" in write_report(tmp_path / "audit", result, small_suite().gates).read_text()
 
 

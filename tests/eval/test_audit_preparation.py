@@ -77,8 +77,8 @@ def test_preparing_generates_and_writes_nothing(pocket_sized_model: StableDiffus
     (prepared,) = prepare_audit(pocket_sized_model, neon_edit, small_suite(), "smoke", out=tmp_path / "audit").audits
     assert pocket_sized_model.cost.unet_forwards == forwards and not (tmp_path / "audit").exists()
     assert prepared.attack_run is None and set(prepared.judges) == {"style", "object", "clip"} and not prepared.missing
-    assert [(stack.name, len(stack.edits)) for stack in prepared.stacks] == [("base", 0), ("erased", 1)]
-    assert prepared.stacks[0].weights_digest == pocket_sized_model.fingerprint() == prepared.job["base"]
+    assert [(stack.model, len(stack.edits)) for stack in prepared.stacks] == [(BASE, 0), (ERASED, 1)]
+    assert prepared.stacks[0].weights_digest == pocket_sized_model.fingerprint() == prepared.job.base
 
 
 def test_a_folder_of_something_else_is_refused_before_anything_is_generated(

@@ -20,7 +20,11 @@ from erasure.pocket.canvas import ImageSpec
 from erasure.pocket.styles import render
 from erasure.storage.files import read_checksummed_json
 from eval.external_images import audit_external_images, external_samples, read_external_images
+from eval.records.audit_result import AuditResult, ExternalImagesSummary
+from eval.records.convert import to_record
 from eval.records.gates import Gate
+from eval.records.models import BASE, ERASED, AuditedModel
+from eval.records.rates import RateName
 from eval.report.html import write_report
 from eval.report.report_json import SCHEMA
 from eval.scoring.recount import load_sample_rows, recount
@@ -67,26 +71,26 @@ def copy_of_erased(image_folders: Path, tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-def rates_of(result: dict[str, Any], model: str = "erased") -> dict[str, tuple[int, int]]:
-    return {name: (rate["k"], rate["n"]) for name, rate in result["models"][model]["rates"].items()}
+def rates_of(result: AuditResult, model: AuditedModel = ERASED) -> dict[str, tuple[int, int]]:
+    return {name: (rate.k, rate.n) for name, rate in result.models[model].rates.items()}
 
 
 def test_a_folder_of_images_with_its_base(image_folders: Path, suite: Suite, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = audit_external_images(image_folders / "erased", suite, "neon", "style", out, image_folders / "base")
     assert rates_of(result) == {"UA": (3, 4), "IRA": (4, 4), "CRA": (6, 8), "IPA": (4, 4), "CRA_included": (10, 12)}
-    assert rates_of(result, "base") == {"UA": (0, 4), "IRA": (4, 4), "CRA": (8, 8), "IPA": (4, 4), "CRA_included": (12, 12)}
-    assert (result["paired"]["UA"]["erased_only"], result["paired"]["CRA"]["base_only"]) == (3, 2)
+    assert rates_of(result, BASE) == {"UA": (0, 4), "IRA": (4, 4), "CRA": (8, 8), "IPA": (4, 4), "CRA_included": (12, 12)}
+    assert (result.paired[RateName.UA].erased_only, result.paired[RateName.CRA].base_only) == (3, 2)
     retained = [p.name for p in (image_folders / "erased").iterdir() if not p.name.startswith("neon")]
     differences = [
         np.abs(np.subtract(*(np.asarray(Image.open(image_folders / m / name), float) for m in ("base", "erased")))).mean()
         for name in retained
     ]
-    assert result["pixel_distance"]["estimate"] == pytest.approx(np.mean(differences) / 255, abs=1e-5) and max(differences) > 0
-    parts = result["image_set_distances"]["parts"]
-    assert {part: distances["erased"]["kid"]["all"]["n"] for part, distances in parts.items()} == {"retained": [8, 8], "target": [4, 4]}
-    assert parts["retained"]["erased"]["kid"]["all"]["value"] is not None
-    assert result["judge_errors"]["positive"] > 0  # pocket's own judge, which was calibrated
+    assert result.pixel_distance.estimate == pytest.approx(np.mean(differences) / 255, abs=1e-5) and max(differences) > 0
+    parts = result.image_set_distances.parts
+    assert {part: distances[ERASED].kid.all.n for part, distances in parts.items()} == {"retained": (8, 8), "target": (4, 4)}
+    assert parts["retained"][ERASED].kid.all.value is not None
+    assert result.judge_errors.positive > 0  # pocket's own judge, which was calibrated
     assert {row.seed for row in load_sample_rows(out)} == set(SEEDS)
     page = Page(write_report(out, result, suite.gates).read_text())
     assert_harmless(page)
@@ -94,14 +98,14 @@ def test_a_folder_of_images_with_its_base(image_folders: Path, suite: Suite, tmp
     assert report["suite"]["tier"] == "external" and not any("JPEG" in line for line in report["warnings"])
     assert "paired by name" in " ".join(report["threats_to_validity"])
     assert "erasure audit images DIR --base BASE --suite images.yaml --concept neon --kind style" in page.visible_text()
-    assert recount(out, suite) == read_checksummed_json(out / "result.json")
+    assert to_record(recount(out, suite)) == read_checksummed_json(out / "result.json")
 
 
 def test_without_a_base_nothing_is_paired_and_nothing_crashes(image_folders: Path, suite: Suite, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = audit_external_images(image_folders / "erased", suite, "neon", "style", out)
-    assert rates_of(result)["UA"] == (3, 4) and list(result["models"]) == ["erased"]
-    assert result["paired"] == {} and result["pixel_distance"] is None and result["image_set_distances"] == {}
+    assert rates_of(result)["UA"] == (3, 4) and list(result.models) == [ERASED]
+    assert result.paired == {} and result.pixel_distance is None and result.image_set_distances is None
     page = Page(write_report(out, result, suite.gates).read_text())
     assert_harmless(page)
     report = report_of(out)
@@ -288,7 +292,7 @@ def test_jpeg_sizes_and_uneven_cells_are_reported(image_folders: Path, suite: Su
     shutil.copytree(image_folders / "base", base)
     (base / "plain_boat_seed188.png").unlink()
     result = audit_external_images(folder, suite, "neon", "style", tmp_path / "out", base)
-    assert result["external_images"] == {"jpeg_count": 4, "n": 22, "sizes": ["64 x 64"], "per_cell_range": [1, 2], "seeds": [188, 288]}
+    assert result.external_images == ExternalImagesSummary(jpeg_count=4, n=22, sizes=("64 x 64",), per_cell_range=(1, 2), seeds=(188, 288))
     write_report(tmp_path / "out", result, suite.gates)
     warnings = " ".join(json.loads((tmp_path / "out" / "report.json").read_text())["warnings"])
     assert "4 of 22 images are JPEG files" in warnings and "Cells have between 1 and 2 images" in warnings
@@ -308,8 +312,8 @@ def test_mixed_sizes_are_scored_and_reported(image_folders: Path, suite: Suite, 
     shutil.copytree(image_folders / "base", base)  # only one image of the base; no file of the erased model shows it
     Image.open(base / "plain_boat_seed188.png").resize((96, 64)).save(base / "plain_boat_seed188.png")
     result = audit_external_images(image_folders / "erased", mixed, "neon", "style", tmp_path / "out", base)
-    assert result["external_images"]["sizes"] == ["64 x 64", "96 x 64"]
-    assert result["pixel_distance"] is None and result["image_set_distances"] == {}
+    assert result.external_images.sizes == ("64 x 64", "96 x 64")
+    assert result.pixel_distance is None and result.image_set_distances is None
     assert rates_of(result)["UA"][1] == 4
     write_report(tmp_path / "out", result, suite.gates)
     assert "different sizes (64 x 64, 96 x 64)" in " ".join(json.loads((tmp_path / "out" / "report.json").read_text())["warnings"])
@@ -326,5 +330,5 @@ def test_fresh_removes_only_the_files_of_the_audit(image_folders: Path, suite: S
     with pytest.raises(UserError, match=r"holds another job .*--fresh to start over"):
         audit_external_images(image_folders / "base", suite, "neon", "style", out)
     result = audit_external_images(image_folders / "base", suite, "neon", "style", out, fresh=True)
-    assert result["models"]["erased"]["rates"]["UA"]["k"] == 0 and image.read_bytes() != b"stale"
+    assert result.models[ERASED].rates["UA"].k == 0 and image.read_bytes() != b"stale"
     assert [path.read_text() for path in users_files] == [path.name for path in users_files]

@@ -18,6 +18,8 @@ from erasure.edits.stacking import stack_of
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from eval import GridSuite, audit, compare, load_audit, load_suite, prepare_audit, rewrite_report
+from eval.records.models import ERASED
+from eval.records.rates import RateName
 from eval.suites.formats import JudgeSpec
 from tests import tiny
 from tests.factories import erase_on_small_latents, small_suite, write_one_step_suite
@@ -63,8 +65,8 @@ def test_six_lines_of_a_notebook(pocket: erasure.DiffusionModel, suite_file: Pat
     edit = erasure.erase(pocket, "neon", method="esd", out=tmp_path / "neon", **SMALL_ESD)
     result = audit(pocket, edit, suite=suite_file, tier="smoke", out=tmp_path / "audit")
     assert result.verdict in ("FAIL", "INCONCLUSIVE")  # two images of the target decide nothing, unless they fail
-    assert result.result["axis"] == "style" and result.result["targets"] == ["neon"]
-    assert result.result["models"]["erased"]["rates"]["UA"]["n"] == 2
+    assert result.result.axis == "style" and result.result.targets == ("neon",)
+    assert result.result.models[ERASED].rates[RateName.UA].n == 2
     assert result.reports == (tmp_path / "audit" / "report.html",) and result.reports[0].is_file()
     with pytest.raises(FrozenInstanceError):
         result.verdict = "PASS"  # type: ignore[misc]
@@ -85,7 +87,7 @@ def test_strings_are_accepted_where_the_command_line_accepts_them(
     for name in ("pocket", "pocket/neon"):
         (prepared,) = prepare_audit(pocket_sized_model, edit, name, "smoke", edit_paths=[tmp_path / "edit"], strength=0.5).audits
         assert prepared.plan.suite == load_suite("pocket") and prepared.out.name == "audit-pocket-smoke-strength-0.5"
-        assert prepared.job["strength"] == 0.5
+        assert prepared.job.strength == 0.5
     monkeypatch.chdir(tmp_path)
     (prepared,) = prepare_audit(pocket_sized_model, edit, suite_file, "smoke").audits  # an edit in memory has no folder
     assert prepared.out.parent == Path("runs") and len(prepared.out.name) == 16
@@ -106,13 +108,13 @@ def test_edits_of_both_axes_have_two_results_and_the_worst_verdict(
 ) -> None:
     edit = erase_on_small_latents(pocket_sized_model, [Concept(name="neon"), Concept(name="boat", kind="object")], tmp_path / "edit")
     both = audit(pocket_sized_model, edit, suite_file, "smoke", out=tmp_path / "audit")
-    assert [result["axis"] for result in both.results] == ["style", "object"]
+    assert [result.axis for result in both.results] == ["style", "object"]
     assert both.reports == tuple(tmp_path / "audit" / axis / "report.html" for axis in ("style", "object"))
     with pytest.raises(UserError, match="has 2 results, for styles and objects; read `results`"):
         _ = both.result
     loaded, alone = load_audit(tmp_path / "audit"), [load_audit(tmp_path / "audit" / axis) for axis in ("style", "object")]
     assert (loaded.verdict, loaded.reports) == (both.verdict, both.reports)
-    assert [audited.result["targets"] for audited in alone] == [result["targets"] for result in loaded.results] == [["neon"], ["boat"]]
+    assert [audited.result.targets for audited in alone] == [result.targets for result in loaded.results] == [("neon",), ("boat",)]
     by_path = prepare_audit(pocket_sized_model, tmp_path / "edit", suite_file, "smoke")
     assert [prepared.out.name for prepared in by_path.audits] == ["audit-pocket-smoke-style", "audit-pocket-smoke-object"]
     (boat,) = prepare_audit(pocket_sized_model, edit, suite_file, "smoke", target="a boat").audits
@@ -127,12 +129,12 @@ def test_verdicts_follow_the_gates_and_a_missing_judge_is_incomplete(
     hard = write_one_step_suite(tmp_path / "hard", gates={"all": {"rate": "UA_replayed", "at_least": 0.5}})
     assert rewrite_report(tmp_path / "audit", hard).verdict == "INCONCLUSIVE"  # nothing was replayed
     assert load_audit(str(tmp_path / "audit")).verdict == passed.verdict == rewrite_report(tmp_path / "audit").verdict
-    erased = passed.result["models"]["erased"]["rates"]["UA"]
-    assert passed.verdict == ("PASS" if erased["k"] else "FAIL")
+    erased = passed.result.models[ERASED].rates[RateName.UA]
+    assert passed.verdict == ("PASS" if erased.k else "FAIL")
     suite = small_suite()
     blind = replace(suite, judges={**suite.judges, "style": JudgeSpec("imagenet", {"weights": "nowhere.pth"})})
     incomplete = audit(pocket_sized_model, neon_edit, blind, "smoke", out=tmp_path / "blind")
-    assert incomplete.verdict == "INCOMPLETE" and "style" in incomplete.result["missing"]
+    assert incomplete.verdict == "INCOMPLETE" and "style" in incomplete.result.missing
 
 
 def test_shards_and_then_a_run_equal_a_straight_run(
