@@ -10,6 +10,8 @@ from typing import Any
 from erasure.concept import Concept, ConceptKind, ConceptSource, resolve_concepts
 from erasure.concept_check import WeaklyKnownConcept, check_concepts, concept_check_cost, describe_weakly_known
 from erasure.concept_hints import find_hints
+from erasure.config.arguments import check_arguments
+from erasure.config.choices import Tracker
 from erasure.config.seeds import check_seed
 from erasure.edits import Edit, EditSource, apply_edits, load_edits
 from erasure.errors import UserError
@@ -17,6 +19,7 @@ from erasure.export.model_card import sample_before_after, write_card
 from erasure.families.base import DiffusionModel
 from erasure.families.cost import Cost
 from erasure.finished_edit import build_edit, load_finished_edit
+from erasure.loading.loader import ModelOrSource, resolve_model
 from erasure.methods.base import Guided, Method, Trained, TrainingContext, TrainingFree
 from erasure.peak_memory import measure_peak_memory, reset_peak_memory
 from erasure.recipes import choose_method
@@ -58,7 +61,7 @@ class Erasure:
     mask: Path | None
     out: Path
     fresh: bool
-    report_to: str
+    report_to: Tracker
     gradient_checkpointing: bool
     job: dict[str, Any] = field(repr=False)
 
@@ -81,6 +84,7 @@ class Erasure:
         with apply_edits(self.model, self.after):
             return self.method.solve(self.model, list(self.concepts), self.seed).notes
 
+    @check_arguments
     def run(self, watch: Watch | None = None) -> Edit:
         """Make the edit, or continue or load what `out` holds of it; the model stays unchanged.
 
@@ -102,8 +106,9 @@ class Erasure:
             return load_finished_edit(run) or _make_edit(self, run, watch)
 
 
+@check_arguments
 def prepare(
-    model: DiffusionModel,
+    model: ModelOrSource,
     concepts: ConceptSource | Sequence[ConceptSource],
     method: str | Method = "esd",
     *,
@@ -115,13 +120,14 @@ def prepare(
     mask: str | Path | None = None,
     out: str | Path | None = None,
     fresh: bool = False,
-    report_to: str = "none",
+    report_to: Tracker = "none",
     gradient_checkpointing: bool = False,
     **fields: Any,
 ) -> Erasure:
     """Check an erasure without writing anything, and return it.
 
     Args:
+        model: what `load_model` returns, or the source from which it is loaded, such as "pocket".
         concepts: "neon; sketch", a Concept, or several of either.
         method: the name of a method, which takes its recipe for the concepts' kind and the model's family; or a method itself, which
             is used as it is, without a recipe.
@@ -140,7 +146,7 @@ def prepare(
             or gradient checkpointing that does not work with the method, or a folder that holds another job.
         FolderLocked: Another process is writing into `out`.
     """
-    requested = resolve_concepts(concepts, kind=kind, prompts=prompts, anchor=anchor)
+    requested, model = resolve_concepts(concepts, kind=kind, prompts=prompts, anchor=anchor), resolve_model(model)
     overrides = {name: value for name, value in fields.items() if value is not None}
     method, chosen, changed_defaults = choose_method(method, requested, model.family, overrides)
     edits, mask = load_edits(after), Path(mask) if mask is not None else None
@@ -168,7 +174,7 @@ def prepare(
 
 
 def erase(
-    model: DiffusionModel,
+    model: ModelOrSource,
     concepts: ConceptSource | Sequence[ConceptSource],
     method: str | Method = "esd",
     *,
@@ -180,11 +186,11 @@ def erase(
     mask: str | Path | None = None,
     out: str | Path | None = None,
     fresh: bool = False,
-    report_to: str = "none",
+    report_to: Tracker = "none",
     gradient_checkpointing: bool = False,
     **fields: Any,
 ) -> Edit:
-    """Make an edit that erases concepts; `model` stays unchanged.
+    """Make an edit that erases concepts; a `model` that is given stays unchanged.
 
     Arguments and errors are those of `prepare` and `Erasure.run`, which this calls one after the other.
     """

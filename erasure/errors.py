@@ -38,8 +38,9 @@ class AssumptionWarning(UserWarning):
 def unknown_value_error(kind: str, value: object, allowed: Iterable[str]) -> UserError:
     """Return an error that names the value, the nearest allowed value and all allowed values."""
     names = sorted(allowed)
-    matches = difflib.get_close_matches(str(value)[:MAX_VALUE_CHARS], names, n=1, cutoff=0.4)
-    hint = f" Did you mean {matches[0]!r}?" if matches else ""
+    names_in_lower_case = {name.lower(): name for name in names}
+    matches = difflib.get_close_matches(str(value)[:MAX_VALUE_CHARS].lower(), names_in_lower_case, n=1, cutoff=0.65)
+    hint = f" Did you mean {names_in_lower_case[matches[0]]!r}?" if matches else ""
     return UserError(f"unknown {kind} {value!r}.{hint} Available: {', '.join(names)}.")
 
 

@@ -7,13 +7,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
 from app.parsing import ModelSource, Switch, check_edits_exist
 from erasure.concept import ConceptKind, parse_concepts
-from erasure.config.choices import Attention, Precision
+from erasure.config.choices import Attention, Precision, Tracker
 from erasure.config.registry import field_help_of
 from erasure.config.static_classes import METHOD_BASE, load_static_class
 from erasure.families.recognition import recognize_family
@@ -43,7 +43,7 @@ class EraseCommand:
     dtype: Precision = "auto"  # compute precision; trained weights are always fp32
     attention: Attention = "auto"  # attention kernel of the UNet
     gradient_checkpointing: Switch = False  # less memory for about a third more time
-    report_to: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = "none"  # tracker beside train.jsonl
+    report_to: Tracker = "none"  # tracker beside train.jsonl
     on: tuple[Path, ...] = ()  # edits that are applied while this one is made; it will depend on them
     mask: Path | None = None  # saliency mask of a SalUn run: only its entries change
     preview: Switch = False  # closed forms: print how far the edit would change other prompts, and stop
