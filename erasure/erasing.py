@@ -5,7 +5,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from typing_extensions import Doc
 
 from erasure.concept import Concept, ConceptKind, ConceptSource, resolve_concepts
 from erasure.concept_check import WeaklyKnownConcept, check_concepts, concept_check_cost, describe_weakly_known
@@ -14,7 +16,7 @@ from erasure.config.arguments import check_arguments
 from erasure.config.choices import Tracker
 from erasure.config.seeds import check_seed
 from erasure.edits import Edit, EditSource, apply_edits, load_edits
-from erasure.errors import UserError
+from erasure.errors import UserError, to_one_line, truncate_middle
 from erasure.export.model_card import sample_before_after, write_card
 from erasure.families.base import DiffusionModel
 from erasure.families.cost import Cost
@@ -24,7 +26,7 @@ from erasure.methods.base import Guided, Method, Trained, TrainingContext, Train
 from erasure.peak_memory import measure_peak_memory, reset_peak_memory
 from erasure.recipes import choose_method
 from erasure.storage.locks import check_unlocked, lock_folder
-from erasure.storage.run import Run, check_tracker, run_folder_of, write_json
+from erasure.storage.run import Run, check_output_folder, check_tracker, run_folder_of, write_json
 from erasure.training import fill_cache, saliency
 from erasure.training.loop import TrainingOptions
 from erasure.training.method_run import run_method
@@ -34,6 +36,7 @@ OUTPUT_FILES = (
     *("edit.safetensors", "edit.json", "README.md", "before-after-[0-9]*.png", "timing.json"),
     *("train.jsonl", "mask.safetensors", "checkpoint.pt", ".checkpoint.part"),
 )
+MethodOrName = Annotated[str | Method, Doc("the name of a method or an erasure.methods.base.Method")]
 Watch = Callable[[Trained, TrainingContext], None]
 
 
@@ -64,6 +67,10 @@ class Erasure:
     report_to: Tracker
     gradient_checkpointing: bool
     job: dict[str, Any] = field(repr=False)
+
+    def __repr__(self) -> str:
+        names = truncate_middle("; ".join(concept.name for concept in self.concepts), 80)
+        return f"Erasure({type(self.method).__name__}, {to_one_line(names)}, on {self.model.source}, into {self.out})"
 
     def hints(self) -> list[str]:
         """Return one sentence for everything unusual about the concepts' names; empty if there is nothing."""
@@ -110,7 +117,7 @@ class Erasure:
 def prepare(
     model: ModelOrSource,
     concepts: ConceptSource | Sequence[ConceptSource],
-    method: str | Method = "esd",
+    method: MethodOrName = "esd",
     *,
     kind: ConceptKind = "style",
     anchor: str = "",
@@ -154,7 +161,7 @@ def prepare(
     _check_settings(model, method, mask, report_to, gradient_checkpointing)
     job = make_job(model, chosen, method, seed, edits, mask)
     forecast_erasure(model, chosen, method)  # raises for a pretraining that cannot run
-    folder = Path(out) if out is not None else run_folder_of(job)
+    folder = check_output_folder(Path(out)) if out is not None else run_folder_of(job)
     Run(folder, job, fresh)  # raises if it holds another job
     check_unlocked(folder)
     return Erasure(
@@ -176,7 +183,7 @@ def prepare(
 def erase(
     model: ModelOrSource,
     concepts: ConceptSource | Sequence[ConceptSource],
-    method: str | Method = "esd",
+    method: MethodOrName = "esd",
     *,
     kind: ConceptKind = "style",
     anchor: str = "",

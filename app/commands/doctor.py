@@ -32,7 +32,7 @@ OPTIONAL_PACKAGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorCommand:
-    """Show what is installed, which device is used, and which judges are ready. Nothing is downloaded."""
+    """Show what is installed, which device is used, and which judges and suites are ready. Nothing is downloaded."""
 
     words: ClassVar[str] = "doctor"
 
@@ -73,7 +73,10 @@ def describe_device() -> str:
 
 
 def check_judges() -> int:
-    """Load every judge and print the reason where one fails. Return 2 if one is broken; an optional one without weights is not."""
+    """Load every judge, print the reason where one fails, and which suites lack one.
+
+    Return 2 if a judge is broken; an optional one without weights is not.
+    """
     from erasure.config.registry import list_modules, load_class
     from erasure.errors import UserError
     from eval.judges.base import Judge, MissingWeights
@@ -89,4 +92,21 @@ def check_judges() -> int:
             print(f"judge         {name} {'not ready (optional)' if is_optional else 'NOT ready'}: {error}")
             continue
         print(f"judge         {name} ready ({identity['weights'][:12]})")
+    print_suites()
     return 2 if broken else 0
+
+
+def print_suites() -> None:
+    """Print of every shipped suite whether its judges are ready, with the fields that it gives them, and what is missing."""
+    import eval
+    from erasure.errors import UserError
+    from eval.scoring.judge_scores import available_judges
+
+    for name in eval.suite_names():
+        suite = eval.load_suite(name)
+        try:
+            missing = [f"{suite.judges[part].judge}: {reason}" for part, reason in available_judges(suite)[1].items()]
+        except (UserError, OSError) as error:
+            missing = [str(error)]
+        judges = ", ".join(dict.fromkeys(spec.judge for spec in suite.judges.values()))
+        print(f"suite         {name} (judges: {judges}) {'not ready: ' + '; '.join(missing) if missing else 'ready'}")

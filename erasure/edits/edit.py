@@ -22,9 +22,9 @@ from erasure.edits.stacking import build_sampling, stack_of
 from erasure.edits.transaction import replace_stack
 from erasure.errors import UserError, to_one_line, truncate_middle
 from erasure.families.base import LoadedModel
+from erasure.storage.edit_folders import RECORD_FILE, TENSORS_FILE, check_edit_exists
 from erasure.storage.run import canonical_json, write_bytes, write_json
 
-TENSORS_FILE, RECORD_FILE = "edit.safetensors", "edit.json"
 CONTROL_CHARS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]+")
 
 
@@ -46,8 +46,7 @@ class Edit:
         path = Path(folder)
         edit_folder = path.parent if path.name in (TENSORS_FILE, RECORD_FILE) and not path.is_dir() else path
         try:
-            if missing := [name for name in (TENSORS_FILE, RECORD_FILE) if not (edit_folder / name).is_file()]:
-                raise UserError(f"no edit at {str(folder)[:300]}: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.")
+            check_edit_exists(edit_folder)
             info, recorded = read_edit_info(edit_folder / RECORD_FILE)
             with (edit_folder / TENSORS_FILE).open("rb") as file:
                 actual = hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,6 +14,7 @@ from erasure.export.model_card import sample_before_after, write_card
 from erasure.export.text_encoder import to_text_encoder
 from erasure.loading.loader import ModelOrSource, resolve_model
 from erasure.storage.files import open_draft_folder
+from erasure.storage.run import check_output_folder
 
 EXPORT_FORMATS = ("edit", "lora", "text-encoder", "folder", "checkpoint")
 
@@ -47,7 +48,7 @@ def export_edit(
     """
     if format not in EXPORT_FORMATS:
         raise unknown_value_error("format", format, EXPORT_FORMATS)
-    (edit,), out = load_edits(edit), Path(out)
+    (edit,), out = load_edits(edit), check_output_folder(Path(out))
     ensure_empty_folder(out)
     model = resolve_model(model)
     with open_draft_folder(out) as draft:

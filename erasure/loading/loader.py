@@ -104,7 +104,8 @@ def _open_folder(path: str, source: str, dtype: torch.dtype) -> Any:
     folder = resolve_folder(path, ("model_index.json",))
     if not (folder / "model_index.json").is_file():
         raise UserError(
-            f"{source} is not a diffusers pipeline: it has no model_index.json; give the folder that holds it, or one .safetensors checkpoint."
+            f"{source} is not a diffusers pipeline: it has no model_index.json; "
+            "give the folder that holds it, or one .safetensors checkpoint."
         )
     check_index(read_index(folder, source), source)
     check_configs(resolve_folder(path, CONFIG_FILES), source)

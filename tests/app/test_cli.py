@@ -82,7 +82,9 @@ def test_a_run_folder_belongs_to_its_job(tmp_path: Path, base: Path, capsys: pyt
     assert main(argv) == 0
     first = (out / "edit.safetensors").read_bytes()
     capsys.readouterr()
-    assert "holds another job" in complaint_of([*argv, "--seed", "1"], capsys)
+    assert "holds the erasure of neon (esd) with other settings: its seed is 0, this one's is 1" in complaint_of(
+        [*argv, "--seed", "1"], capsys
+    )
     assert main(argv) == 0
     assert (out / "edit.safetensors").read_bytes() == first
     other = tiny.save_pipeline(tmp_path / "other", seed=5)
