@@ -5,6 +5,8 @@ import importlib.util
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -97,7 +99,7 @@ def check_judges() -> int:
 
 
 def print_suites() -> None:
-    """Print of every shipped suite whether its judges are ready, with the fields that it gives them, and what is missing."""
+    """Print of every shipped suite whether its judges, with the fields that it gives them, are ready, and what is missing."""
     import eval
     from erasure.errors import UserError
     from eval.scoring.judge_scores import available_judges
@@ -105,8 +107,22 @@ def print_suites() -> None:
     for name in eval.suite_names():
         suite = eval.load_suite(name)
         try:
-            missing = [f"{suite.judges[part].judge}: {reason}" for part, reason in available_judges(suite)[1].items()]
+            with without_network():
+                missing = list(available_judges(suite)[1].values())
         except (UserError, OSError) as error:
             missing = [str(error)]
         judges = ", ".join(dict.fromkeys(spec.judge for spec in suite.judges.values()))
-        print(f"suite         {name} (judges: {judges}) {'not ready: ' + '; '.join(missing) if missing else 'ready'}")
+        state = f"not ready: {'; '.join(dict.fromkeys(reason.rstrip('.') for reason in missing))}" if missing else "ready"
+        print(f"suite         {name} (judges: {judges}) {state}")
+
+
+@contextmanager
+def without_network() -> Iterator[None]:
+    """Let the libraries look for files of the hub in the local cache only; they read the setting at every call."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
