@@ -21,9 +21,7 @@ from erasure.storage.run import write_bytes
 
 # What CommonMark and GitHub's Markdown read as markup in text whose <, > and & are HTML entities. Within a word "_" is none, and without
 # brackets neither are "(" and "!"; lists and headings begin a line; "://" and "www." make links, "@" a mention.
-MARKDOWN_CHARS = re.compile(
-    r"[\\`*\[\]|~$@]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=\bwww)\.|^[-+](?=[\s-]|$)|^#(?=#{0,5}(\s|$))|(?<=^\d)[.)](?=\s|$)", re.IGNORECASE
-)
+MARKDOWN_CHARS = re.compile(r"[\\`*\[\]|~$@]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=\bwww)\.|^[-+](?=[\s-]|$)|^#(?=#{0,5}(\s|$))", re.IGNORECASE)
 PLACES = {  # what stands for the reader's own paths in the ways to load an export
     "FOLDER": "the folder that holds this card",
     "FILE": "the .safetensors file beside this card",
@@ -213,7 +211,7 @@ def describe_base(edit: Edit) -> str:
 def escape_markdown(text: str) -> str:
     """Return text as one line in which nothing is Markdown or HTML markup."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return MARKDOWN_CHARS.sub(r"\\\g<0>", escape(line, quote=False))
+    return re.sub(r"^(\d{1,9})([.)])(?=\s|$)", r"\1\\\2", MARKDOWN_CHARS.sub(r"\\\g<0>", escape(line, quote=False)))
 
 
 def save_pair(path: Path, before: Tensor, after: Tensor) -> None:

@@ -172,6 +172,7 @@ def test_only_markup_is_escaped() -> None:
         ("- a", "\\- a"),
         ("# a", "\\# a"),
         ("1. a", "1\\. a"),
+        ("10) a", "10\\) a"),
         ("---", "\\---"),
         ("https://a.b", "https\\://a.b"),
         ("www.a.b", "www\\.a.b"),
