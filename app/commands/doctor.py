@@ -5,6 +5,8 @@ import importlib.util
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,7 +34,7 @@ OPTIONAL_PACKAGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorCommand:
-    """Show what is installed, which device is used, and which judges are ready. Nothing is downloaded."""
+    """Show what is installed, which device is used, and which judges and suites are ready. Nothing is downloaded."""
 
     words: ClassVar[str] = "doctor"
 
@@ -73,7 +75,10 @@ def describe_device() -> str:
 
 
 def check_judges() -> int:
-    """Load every judge and print the reason where one fails. Return 2 if one is broken; an optional one without weights is not."""
+    """Load every judge, print the reason where one fails, and which suites lack one.
+
+    Return 2 if a judge is broken; an optional one without weights is not.
+    """
     from erasure.config.registry import list_modules, load_class
     from erasure.errors import UserError
     from eval.judges.base import Judge, MissingWeights
@@ -89,4 +94,35 @@ def check_judges() -> int:
             print(f"judge         {name} {'not ready (optional)' if is_optional else 'NOT ready'}: {error}")
             continue
         print(f"judge         {name} ready ({identity['weights'][:12]})")
+    print_suites()
     return 2 if broken else 0
+
+
+def print_suites() -> None:
+    """Print of every shipped suite whether its judges, with the fields that it gives them, are ready, and what is missing."""
+    import eval
+    from erasure.errors import UserError
+    from eval.scoring.judge_scores import available_judges
+
+    for name in eval.suite_names():
+        suite = eval.load_suite(name)
+        try:
+            with without_network():
+                missing = list(available_judges(suite)[1].values())
+        except (UserError, OSError) as error:
+            missing = [str(error)]
+        judges = ", ".join(dict.fromkeys(spec.judge for spec in suite.judges.values()))
+        state = f"not ready: {'; '.join(dict.fromkeys(reason.rstrip('.') for reason in missing))}" if missing else "ready"
+        print(f"suite         {name} (judges: {judges}) {state}")
+
+
+@contextmanager
+def without_network() -> Iterator[None]:
+    """Let the libraries look for files of the hub in the local cache only; they read the setting at every call."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

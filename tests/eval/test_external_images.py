@@ -327,7 +327,7 @@ def test_fresh_removes_only_the_files_of_the_audit(image_folders: Path, suite: S
         path.write_text(path.name)
     image = next((out / "images" / "erased").glob("neon-boat-*.png"))
     image.write_bytes(b"stale")
-    with pytest.raises(UserError, match=r"holds another job .*--fresh to start over"):
+    with pytest.raises(UserError, match=r"holds an audit with suite .*--fresh to start over"):
         audit_external_images(image_folders / "base", suite, "neon", "style", out)
     result = audit_external_images(image_folders / "base", suite, "neon", "style", out, fresh=True)
     assert result.models[ERASED].rates["UA"].k == 0 and image.read_bytes() != b"stale"

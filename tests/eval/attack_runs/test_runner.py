@@ -53,15 +53,15 @@ POCKET_JUDGES: dict[JudgePart, JudgeSpec] = {"style": JudgeSpec("pocket_style"),
     [
         (
             {"attacks": SuiteAttacks(use=parse_attacks({"soft_prefix": {"steps": "abc"}}))},
-            "attack soft_prefix: steps must be a valid integer, got 'abc'",
+            "attack soft_prefix: steps must be a whole number, got 'abc'",
         ),
         (
             {"attacks": SuiteAttacks(use=parse_attacks({"again": {"attack": "relearning", "steps": 2.5}}))},
-            "attack again: steps must be a valid integer, got 2.5",
+            "attack again: steps must be a whole number, got 2.5",
         ),
         (
             {"attacks": SuiteAttacks(use=parse_attacks({"soft_prefix": {"steps": True}}))},
-            "attack soft_prefix: steps must be a valid integer, got True",
+            "attack soft_prefix: steps must be a whole number, got True",
         ),
         ({"attacks": SuiteAttacks(use=parse_attacks({"again": {"attack": "relearning", "data": "benine"}}))}, "Did you mean 'benign'"),
         ({"attacks": SuiteAttacks(use=parse_attacks({"random_prefix": {"tokens": 0}}))}, "tokens must be at least 1"),
@@ -80,7 +80,7 @@ POCKET_JUDGES: dict[JudgePart, JudgeSpec] = {"style": JudgeSpec("pocket_style"),
         ({"judges": {**POCKET_JUDGES, "style": JudgeSpec("pocket_style", calibration="no.json")}}, "no calibration at no.json"),
         ({"features": ExtractorSpec("inceptoin", {"weights": "x"})}, "Did you mean 'inception'"),
         ({"features": ExtractorSpec("inception")}, "extractor inception lacks weights"),
-        ({"features": ExtractorSpec("inception", {"weights": 3})}, "extractor inception: weights must be a valid string, got 3"),
+        ({"features": ExtractorSpec("inception", {"weights": 3})}, "extractor inception: weights must be text, got 3"),
     ],
 )
 def test_wrong_fields_are_refused_before_anything_is_generated(neon_edit: Edit, change: dict[str, Any], message: str) -> None:
