@@ -51,7 +51,9 @@ def run_doctor(command: DoctorCommand) -> int:
     for name, use in OPTIONAL_PACKAGES.items():
         is_installed = importlib.util.find_spec(name) is not None
         print(f"{name:<13} {package_version(name) if is_installed else f'not installed ({use}): pip install {name}'}")
-    return check_judges()
+    code = check_judges()
+    print_suites()
+    return code
 
 
 def package_version(name: str) -> str:
@@ -75,10 +77,7 @@ def describe_device() -> str:
 
 
 def check_judges() -> int:
-    """Load every judge, print the reason where one fails, and which suites lack one.
-
-    Return 2 if a judge is broken; an optional one without weights is not.
-    """
+    """Load every judge and print the reason where one fails. Return 2 if one is broken; an optional one without weights is not."""
     from erasure.config.registry import list_modules, load_class
     from erasure.errors import UserError
     from eval.judges.base import Judge, MissingWeights
@@ -94,7 +93,6 @@ def check_judges() -> int:
             print(f"judge         {name} {'not ready (optional)' if is_optional else 'NOT ready'}: {error}")
             continue
         print(f"judge         {name} ready ({identity['weights'][:12]})")
-    print_suites()
     return 2 if broken else 0
 
 

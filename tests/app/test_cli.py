@@ -104,6 +104,8 @@ def test_doctor_and_methods(capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["doctor"])
     output = capsys.readouterr().out
     assert "device" in output and "pocket_style" in output
+    assert "pocket (judges: pocket_style, pocket_object) ready" in output
+    assert "unlearncanvas (judges: unlearncanvas) not ready: UnlearnCanvas style classifier not found" in output
     assert code == (0 if (POCKET_FOLDER / "judges" / "style.safetensors").exists() else 2)
 
 

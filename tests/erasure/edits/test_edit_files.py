@@ -187,7 +187,7 @@ def test_paths_without_an_edit(saved_edits: dict[str, Path], tmp_path: Path) -> 
         with pytest.raises(UserError, match=r"no edit at|broken edit"):
             Edit.load(path)
     for value in (None, 10**5000, [good]):
-        with pytest.raises(UserError, match=r"loaded from the path of its folder, got a value of type (NoneType|int|list)\."):
+        with pytest.raises(UserError, match=r"^folder must be a path, got (None|a number of too many digits|\[.*)\.$"):
             Edit.load(value)  # type: ignore[arg-type]
 
 
