@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, replace
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,11 +19,13 @@ from erasure.edits.stacking import stack_of
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from eval import GridSuite, audit, compare, load_audit, load_suite, prepare_audit, rewrite_report
+from eval.records.models import BASE, ERASED, retrained_model
+from eval.records.rates import RateName
 from eval.suites.formats import JudgeSpec
 from tests import tiny
 from tests.factories import erase_on_small_latents, small_suite, write_one_step_suite
 
-SMALL_ESD = {"steps": 2, "batch": 2, "trajectories": 12, "trajectory_steps": 2}
+SMALL_ESD: dict[str, Any] = {"steps": 2, "batch": 2, "trajectories": 12, "trajectory_steps": 2}
 PASSED_BY_ALL = {"any": {"rate": "UA", "at_least": 1e-6}}  # a gate that all pass that erase anything
 
 
@@ -63,8 +66,8 @@ def test_six_lines_of_a_notebook(pocket: erasure.DiffusionModel, suite_file: Pat
     edit = erasure.erase(pocket, "neon", method="esd", out=tmp_path / "neon", **SMALL_ESD)
     result = audit(pocket, edit, suite=suite_file, tier="smoke", out=tmp_path / "audit")
     assert result.verdict in ("FAIL", "INCONCLUSIVE")  # two images of the target decide nothing, unless they fail
-    assert result.result["axis"] == "style" and result.result["targets"] == ["neon"]
-    assert result.result["models"]["erased"]["rates"]["UA"]["n"] == 2
+    assert result.result.axis == "style" and result.result.targets == ("neon",)
+    assert result.result.models[ERASED].rates[RateName.UA].n == 2
     assert result.reports == (tmp_path / "audit" / "report.html",) and result.reports[0].is_file()
     with pytest.raises(FrozenInstanceError):
         result.verdict = "PASS"  # type: ignore[misc]
@@ -85,7 +88,7 @@ def test_strings_are_accepted_where_the_command_line_accepts_them(
     for name in ("pocket", "pocket/neon"):
         (prepared,) = prepare_audit(pocket_sized_model, edit, name, "smoke", edit_paths=[tmp_path / "edit"], strength=0.5).audits
         assert prepared.plan.suite == load_suite("pocket") and prepared.out.name == "audit-pocket-smoke-strength-0.5"
-        assert prepared.job["strength"] == 0.5
+        assert prepared.job.strength == 0.5
     monkeypatch.chdir(tmp_path)
     (prepared,) = prepare_audit(pocket_sized_model, edit, suite_file, "smoke").audits  # an edit in memory has no folder
     assert prepared.out.parent == Path("runs") and len(prepared.out.name) == 16
@@ -106,13 +109,13 @@ def test_edits_of_both_axes_have_two_results_and_the_worst_verdict(
 ) -> None:
     edit = erase_on_small_latents(pocket_sized_model, [Concept(name="neon"), Concept(name="boat", kind="object")], tmp_path / "edit")
     both = audit(pocket_sized_model, edit, suite_file, "smoke", out=tmp_path / "audit")
-    assert [result["axis"] for result in both.results] == ["style", "object"]
+    assert [result.axis for result in both.results] == ["style", "object"]
     assert both.reports == tuple(tmp_path / "audit" / axis / "report.html" for axis in ("style", "object"))
     with pytest.raises(UserError, match="has 2 results, for styles and objects; read `results`"):
         _ = both.result
     loaded, alone = load_audit(tmp_path / "audit"), [load_audit(tmp_path / "audit" / axis) for axis in ("style", "object")]
     assert (loaded.verdict, loaded.reports) == (both.verdict, both.reports)
-    assert [audited.result["targets"] for audited in alone] == [result["targets"] for result in loaded.results] == [["neon"], ["boat"]]
+    assert [audited.result.targets for audited in alone] == [result.targets for result in loaded.results] == [("neon",), ("boat",)]
     by_path = prepare_audit(pocket_sized_model, tmp_path / "edit", suite_file, "smoke")
     assert [prepared.out.name for prepared in by_path.audits] == ["audit-pocket-smoke-style", "audit-pocket-smoke-object"]
     (boat,) = prepare_audit(pocket_sized_model, edit, suite_file, "smoke", target="a boat").audits
@@ -127,12 +130,11 @@ def test_verdicts_follow_the_gates_and_a_missing_judge_is_incomplete(
     hard = write_one_step_suite(tmp_path / "hard", gates={"all": {"rate": "UA_replayed", "at_least": 0.5}})
     assert rewrite_report(tmp_path / "audit", hard).verdict == "INCONCLUSIVE"  # nothing was replayed
     assert load_audit(str(tmp_path / "audit")).verdict == passed.verdict == rewrite_report(tmp_path / "audit").verdict
-    erased = passed.result["models"]["erased"]["rates"]["UA"]
-    assert passed.verdict == ("PASS" if erased["k"] else "FAIL")
+    assert passed.verdict == ("PASS" if passed.result.models[ERASED].rates[RateName.UA].k else "FAIL")
     suite = small_suite()
     blind = replace(suite, judges={**suite.judges, "style": JudgeSpec("imagenet", {"weights": "nowhere.pth"})})
     incomplete = audit(pocket_sized_model, neon_edit, blind, "smoke", out=tmp_path / "blind")
-    assert incomplete.verdict == "INCOMPLETE" and "style" in incomplete.result["missing"]
+    assert incomplete.verdict == "INCOMPLETE" and "style" in incomplete.result.missing
 
 
 def test_shards_and_then_a_run_equal_a_straight_run(
@@ -156,7 +158,8 @@ def test_an_erasure_made_elsewhere_needs_a_concept(pocket_sized_model: StableDif
     pipe.save_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match="was not made by `erasure erase`; to audit it give --concept as well"):
         prepare_audit(pocket_sized_model, tmp_path / "model", suite_file, "smoke", out=tmp_path / "audit")
-    for choice in ({"concept": "neon"}, {"target": "neon"}):
+    choices: tuple[dict[str, Any], ...] = ({"concept": "neon"}, {"target": "neon"})
+    for choice in choices:
         (prepared,) = prepare_audit(pocket_sized_model, tmp_path / "model", suite_file, "smoke", out=tmp_path / "audit", **choice).audits
         assert prepared.edits[0].info.method == "external" and prepared.plan.targets == ("neon",)
     with pytest.raises(UserError, match="is not in the local cache"):
@@ -178,7 +181,7 @@ def test_retrained_models_are_edits_or_paths(
     (by_edit,) = prepare_audit(
         pocket_sized_model, neon_edit, suite_file, "smoke", retrained=by_path.options.retrained[0], out=tmp_path / "a"
     ).audits
-    assert by_path.job == by_edit.job and [stack.name for stack in by_edit.stacks] == ["base", "erased", "retrained-1"]
+    assert by_path.job == by_edit.job and [stack.model for stack in by_edit.stacks] == [BASE, ERASED, retrained_model(1)]
 
 
 def test_a_suite_is_a_value(suite_file: Path) -> None:
