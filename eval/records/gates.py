@@ -38,7 +38,7 @@ class Gate:
 
     def __post_init__(self) -> None:
         if self.rate not in RATES:
-            raise unknown_value_error(f"rate of gate {self.name!r}", self.rate, RATES)
+            raise unknown_value_error(f"rate of gate {self.name!r}", self.rate, map(str, RATES))
         object.__setattr__(self, "rate", RateName(self.rate))
         thresholds = [value for value in (self.at_least, self.drop_at_most) if value is not None]
         if (

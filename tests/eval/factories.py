@@ -9,9 +9,10 @@ from eval.attacks.base import AttackContext
 from eval.records.attacks import AttackInfo
 from eval.records.audit_result import AuditCounts, AuditedEdit, AuditJob, AuditResult, EditBase, ErasedConcept
 from eval.records.models import ERASED, AuditedModel
-from eval.records.rates import AlignmentByPart, ConfusionMatrix, CountedRate, ModelFigures, RateName
+from eval.records.rates import AlignmentByPart, ConfusionMatrix, CountedRate, ModelFigures, PairedDifference, RateName
 from eval.records.rows import AttackScore, SampleRow, SearchRow
 from eval.records.scores import LabelScore, Scores
+from eval.stats.intervals import mcnemar, paired_difference
 
 NO_ALIGNMENT = AlignmentByPart(retained=None, target=None, benign=None)
 CONCEPT_PROMPTS, STRIPPED_PROMPTS = ("neon cat", "neon dog", "neon hen"), ("cat", "dog", "hen")
@@ -63,6 +64,13 @@ def model_figures(rates: dict[RateName, CountedRate] | None = None, **fields: An
     """The figures of a model of which nothing else was counted."""
     defaults: dict[str, Any] = {"confusion": ConfusionMatrix(labels=(), counts=()), "clip": NO_ALIGNMENT, "excluded": {}}
     return ModelFigures(rates=rates or {}, **{**defaults, **fields})
+
+
+def paired_cells(both: int, erased_only: int, base_only: int, neither: int) -> PairedDifference:
+    """The paired difference with these cells."""
+    estimate, low, high = paired_difference(both, erased_only, base_only, neither)
+    cells = {"both": both, "erased_only": erased_only, "base_only": base_only, "neither": neither}
+    return PairedDifference(estimate=estimate, low=low, high=high, **cells, p=mcnemar(erased_only, base_only))
 
 
 def audit_counts(rates: dict[RateName, CountedRate] | None = None, **fields: Any) -> AuditCounts:

@@ -173,9 +173,7 @@ def test_verdict_reasons_and_junit_agree(seed: int) -> None:
             (reason,) = [line for line in report.verdict.reasons if f", {gate.name}: " in line]
             assert reason.startswith(f"{gate.state}, ") and ("Open: " in reason) == (gate.state == "INCONCLUSIVE")
         for name in set(applied) - set(states):
-            assert any(
-                line.startswith(f"INCONCLUSIVE, {name}: ") and "had nothing to measure; " in line for line in report.verdict.reasons
-            )
+            assert any(line.startswith(f"INCONCLUSIVE, {name}: ") and "had nothing to measure; " in line for line in report.verdict.reasons)
         suite = ElementTree.fromstring(junit_xml(report, result, GATES))[0]
         passed = {case.get("name") for case in suite.iter("testcase") if not len(case)}
         assert passed == {name for name, state in states.items() if state == "PASS"}

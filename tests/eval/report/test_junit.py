@@ -10,13 +10,15 @@ from eval.records.attacks import AttackNotRun
 from eval.records.audit_result import AuditResult
 from eval.records.gates import Gate
 from eval.records.models import BASE, ERASED
-from eval.records.rates import PairedDifference, RateName
+from eval.records.rates import RateName
+from eval.records.report import ReportVerdict
+from eval.report.conclusions import describe_gate
 from eval.report.junit import junit_xml
 from eval.report.report_json import make_report
 from eval.scoring.attack_rates import count_attack_rates
+from eval.scoring.gates import decide_verdict
 from eval.scoring.rates import counted_rate
-from eval.stats.intervals import paired_difference
-from tests.eval.factories import attack_info, audit_counts, audit_job, audit_result, planted_attack_rows
+from tests.eval.factories import attack_info, audit_counts, audit_job, audit_result, paired_cells, planted_attack_rows
 
 GATES = (
     Gate(name="erased", rate="UA", at_least=0.9),
@@ -29,9 +31,7 @@ GATES = (
 
 def result(k: int = 300, **more: Any) -> AuditResult:
     """An audit in which k of 300 images are erased and all others retained."""
-    low, high = paired_difference(300, 0, 0, 0)[1:]
-    retained = PairedDifference(estimate=0, low=low, high=high, both=300, erased_only=0, base_only=0, neither=0, p=1)
-    counts = audit_counts({RateName.UA: counted_rate(k, 300)}, paired={RateName.IRA: retained})
+    counts = audit_counts({RateName.UA: counted_rate(k, 300)}, paired={RateName.IRA: paired_cells(300, 0, 0, 0)})
     return audit_result(counts, tier="standard", **more)
 
 
@@ -43,7 +43,15 @@ def write_and_parse(
     result: AuditResult, gates: tuple[Gate, ...] = GATES, concept: str = "neon"
 ) -> tuple[bytes, dict[str, tuple[str, str, str]]]:
     """Return the file, and the outcome, type and message of every test case."""
-    report = replace(make_report(result, gates), concept=concept, conclusions=(f"Asked for {concept}",))
+    decided = decide_verdict(gates, result)
+    verdict = ReportVerdict(state=decided.state, reasons=(*map(describe_gate, decided.gates), *decided.withheld))
+    report = replace(
+        make_report(replace(result, missing={}, attacks=()), ()),
+        concept=concept,
+        gates=decided.gates,
+        verdict=verdict,
+        conclusions=(f"Asked for {concept}",),
+    )
     content = junit_xml(report, result, gates)
     root = ElementTree.fromstring(content)
     (suite,) = root

@@ -2,15 +2,25 @@
 
 import random
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
+from eval.records.audit_result import AuditResult
+from eval.records.distances import (
+    CountedMeasure,
+    DenoiserDivergence,
+    DivergenceDirections,
+    ImageSetDistances,
+    ModelDistance,
+    ModelPairKid,
+)
 from eval.records.models import BASE, ERASED, AuditedModel, retrained_model
 from eval.records.rows import SampleRow
 from eval.retrained.retrain_gap import describe_gap_closed, model_distances, model_pairs, retrain_gaps, total_variation
-from tests.eval.factories import label_scores, sample_row
+from eval.stats.intervals import Interval
+from tests.eval.factories import audit_result, label_scores, sample_row
 
+FIVE = Interval(5.0, 4.0, 6.0)
 FIRST, SECOND = retrained_model(1), retrained_model(2)
 
 
@@ -66,37 +76,38 @@ def test_the_interval_of_a_total_variation_holds_its_estimate_and_the_mean() -> 
 def test_rate_distances_are_the_retrained_models_rate_minus_the_others() -> None:
     rows = planted_rows(BASE, {"neon": 20}) + planted_rows(ERASED, {"neon": 5, "sketch": 15})
     rows += planted_rows(FIRST, {"sketch": 20}, retained=9)
-    distances = {(row["measure"], row["first"]): row["value"] for row in model_distances(rows, "style", ["neon"], [])}
-    assert distances["UA", "base"][0] == pytest.approx(1) and distances["UA", "erased"][0] == pytest.approx(0.25)
-    assert distances["IRA", "base"][0] == pytest.approx(0.1) and distances["CRA", "base"][0] == 0
-    assert distances["replacement_labels", "erased"][0] == pytest.approx(0.25)
+    distances = {(row.measure, row.first): row.value for row in model_distances(rows, "style", ["neon"], [])}
+    assert distances["UA", BASE][0] == pytest.approx(1) and distances["UA", ERASED][0] == pytest.approx(0.25)
+    assert distances["IRA", BASE][0] == pytest.approx(0.1) and distances["CRA", BASE][0] == 0
+    assert distances["replacement_labels", ERASED][0] == pytest.approx(0.25)
     assert all(low <= value <= high for value, low, high in distances.values())
 
 
-def planted_result(base: float, erased: float, between: float | None, spread: float = 0.01) -> dict[str, Any]:
+def planted_result(base: float, erased: float, between: float | None, spread: float = 0.01) -> AuditResult:
     """The KID of the base and the erased model to retrained models, and the one between two of these; None: there is one only."""
 
-    def distance(first: str, second: str, value: float) -> dict[str, Any]:
-        return {"first": first, "second": second, "value": value, "low": value - spread, "high": value + spread}
+    def distance(first: AuditedModel, second: AuditedModel, value: float) -> ModelPairKid:
+        return ModelPairKid(first=first, second=second, value=value, low=value - spread, high=value + spread)
 
-    pairs = [distance("base", "retrained-1", base), distance("erased", "retrained-1", erased)]
+    pairs = [distance(BASE, FIRST, base), distance(ERASED, FIRST, erased)]
     if between is not None:
-        pairs += [distance("base", "retrained-2", base), distance("erased", "retrained-2", erased)]
-        pairs.append(distance("retrained-1", "retrained-2", between))
-    nats = {"part": "retained", "first": "base", "second": "erased", "n": 2, "nats": {"mean": [5.0, 4.0, 6.0]}}
-    return {"model_distances": [], "image_set_distances": {"model_pairs": {"target": pairs}}, "denoiser_divergences": [nats]}
+        pairs += [distance(BASE, SECOND, base), distance(ERASED, SECOND, erased), distance(FIRST, SECOND, between)]
+    distances = ImageSetDistances(extractor={}, parts={}, model_pairs={"target": tuple(pairs)})
+    nats = DivergenceDirections(forward=FIVE, backward=FIVE, mean=FIVE)
+    divergence = DenoiserDivergence(part="retained", first=BASE, second=ERASED, n=2, nats=nats)
+    return audit_result(image_set_distances=distances, denoiser_divergences=(divergence,))
 
 
 def test_the_gap_ends_at_the_distance_between_two_retrained_models() -> None:
     (gap,) = retrain_gaps(planted_result(1.0, 0.2, 0.1))
-    assert gap["base"] == pytest.approx([1.0, 0.99, 1.01]) and gap["between_retrained"] == pytest.approx([0.1, 0.09, 0.11])
-    assert gap["gap_closed"] == pytest.approx(
+    assert gap.base == pytest.approx([1.0, 0.99, 1.01]) and gap.between_retrained == pytest.approx([0.1, 0.09, 0.11])
+    assert gap.gap_closed == pytest.approx(
         [(1.0 - 0.2) / (1.0 - 0.1), (0.99 - 0.21) / (0.99 - 0.09), (1.01 - 0.19) / (1.01 - 0.11)], abs=1e-4
     )
     (text,) = describe_gap_closed([gap])
     assert "closed 89 % by KID of images from different noise (86 to 92)" in text and "two models retrained without the concept" in text
-    assert retrain_gaps(planted_result(1.0, 1.5, 0.1))[0]["gap_closed"][2] < 0
-    assert retrain_gaps(planted_result(1.0, 0.0, None))[0]["gap_closed"] == pytest.approx([1, 1 - 0.01 / 0.99, 1], abs=1e-4)
+    assert retrain_gaps(planted_result(1.0, 1.5, 0.1))[0].gap_closed[2] < 0
+    assert retrain_gaps(planted_result(1.0, 0.0, None))[0].gap_closed == pytest.approx([1, 1 - 0.01 / 0.99, 1], abs=1e-4)
 
 
 def test_the_bounds_hold_on_both_sides_of_the_retrained_models() -> None:
@@ -109,19 +120,23 @@ def test_the_bounds_hold_on_both_sides_of_the_retrained_models() -> None:
             for e in (erased - 0.05, erased + 0.05)
             for f in (between - 0.05, between + 0.05)
         ]
-        assert gap["gap_closed"][1:] == pytest.approx([min(closed), max(closed)], abs=1e-4)
+        assert gap.gap_closed[1:] == pytest.approx([min(closed), max(closed)], abs=1e-4)
 
 
 def test_a_base_that_may_be_as_near_as_two_retrained_models_has_no_gap() -> None:
-    assert retrain_gaps(planted_result(0.3, 0.2, 0.2, spread=0.05))[0]["gap_closed"] is None
-    assert retrain_gaps(planted_result(0.3, 0.2, 0.2, spread=0.04))[0]["gap_closed"] is not None
+    assert retrain_gaps(planted_result(0.3, 0.2, 0.2, spread=0.05))[0].gap_closed is None
+    assert retrain_gaps(planted_result(0.3, 0.2, 0.2, spread=0.04))[0].gap_closed is not None
 
 
 def test_rates_are_in_points_and_every_measure_is_under_its_prompts() -> None:
-    pairs = [{"first": model, "second": "retrained-1", "value": [v, v - 0.1, v + 0.1]} for model, v in (("base", 0.5), ("erased", 0.25))]
-    distances = [{"measure": measure, **pair} for measure in ("UA", "replacement_labels", "IRA", "CRA") for pair in pairs]
-    gaps = retrain_gaps({**planted_result(1.0, 0.2, 0.1), "model_distances": distances})
-    assert {gap["measure"]: (gap["prompts"], gap["base"][0], gap["gap_closed"][0]) for gap in gaps} == {
+    measures: tuple[CountedMeasure, ...] = ("UA", "replacement_labels", "IRA", "CRA")
+    distances = [
+        ModelDistance(measure=measure, first=model, second=FIRST, value=Interval(value, value - 0.1, value + 0.1))
+        for measure in measures
+        for model, value in ((BASE, 0.5), (ERASED, 0.25))
+    ]
+    gaps = retrain_gaps(replace(planted_result(1.0, 0.2, 0.1), model_distances=tuple(distances)))
+    assert {gap.measure: (gap.prompts, gap.base[0], gap.gap_closed[0]) for gap in gaps} == {
         "UA": ("target", 50, 0.5),
         "replacement_labels": ("target", 0.5, 0.5),
         "kid_different_noise": ("target", 1, 0.8889),
@@ -136,9 +151,9 @@ def test_rates_are_in_points_and_every_measure_is_under_its_prompts() -> None:
 
 def test_where_base_and_retrained_models_do_not_differ_there_is_no_gap() -> None:
     (gap,) = retrain_gaps(planted_result(0.005, 0.2, 0.0))
-    assert gap["gap_closed"] is None and describe_gap_closed([gap]) == []
-    assert retrain_gaps(planted_result(0.1, 0.2, 0.3))[0]["gap_closed"] is None
+    assert gap.gap_closed is None and describe_gap_closed([gap]) == []
+    assert retrain_gaps(planted_result(0.1, 0.2, 0.3))[0].gap_closed is None
 
 
 def test_without_a_retrained_model_there_is_no_gap() -> None:
-    assert retrain_gaps({"image_set_distances": {}, "denoiser_divergences": []}) == []
+    assert retrain_gaps(audit_result()) == ()

@@ -8,8 +8,9 @@ from math import comb
 import pytest
 
 from erasure.errors import UserError
-from eval.scoring.rates import rate_interval
-from eval.stats.clusters import cluster_bootstrap, clustered_rate, effective_size
+from eval.scoring.rates import clustered_rate, counted_rate
+from eval.stats.bootstrap import cluster_bootstrap
+from eval.stats.clusters import effective_size
 from eval.stats.intervals import (
     DetectorCounts,
     Interval,
@@ -19,6 +20,7 @@ from eval.stats.intervals import (
     jackknife_variance,
     mcnemar,
     paired_difference,
+    rate_interval,
     rogan_gladen,
     single_attempt_rate,
     student_t,
@@ -152,7 +154,7 @@ def test_independent_clusters_count_as_single_images() -> None:
     assert 1400 < effective_size(successes, [4] * 400) <= 1600
     assert effective_size([1, 0, 1, 1, 0], [1] * 5) == 5
     assert clustered_interval([1, 0, 1, 1, 0], [1] * 5) == pytest.approx(clopper_pearson(3, 5))
-    assert clustered_rate([[True], [False], [True]]) == {"k": 2, "n": 3, **clopper_pearson(2, 3)._asdict()}
+    assert clustered_rate([[True], [False], [True]]) == counted_rate(2, 3)
 
 
 def test_intraclass_correlation_by_hand() -> None:

@@ -20,20 +20,26 @@ from eval.auditing.plan import AuditPlan
 from eval.auditing.run import audit_plan
 from eval.comparison import tabulate_comparison
 from eval.metrics.unlearn_canvas import UnlearnCanvasRates
+from eval.records.audit_result import AuditResult
+from eval.records.convert import to_record
 from eval.records.gates import Gate
 from eval.records.models import BASE, ERASED
+from eval.records.rates import RateName
+from eval.records.result_files import read_result
 from eval.records.rows import SampleRow
-from eval.report.html import audit_command, write_report
+from eval.report.commands import audit_command
+from eval.report.html import write_report
 from eval.report.report_json import SCHEMA
 from eval.requests import default_audit_folder
 from eval.scoring.counting import count_rates, paired_differences
 from eval.scoring.gates import decide_verdict
-from eval.scoring.recount import load_finished_audit, load_sample_rows, recount
+from eval.scoring.rates import counted_rate
+from eval.scoring.recount import load_sample_rows, recount
 from eval.suites.fine_grained import describe_only, find_only_label
 from eval.suites.formats import SuiteAttacks, parse_attacks
 from eval.suites.list_reader import ListedPrompt
 from eval.suites.suite import load_suite
-from tests.eval.factories import label_scores, sample_row
+from tests.eval.factories import audit_counts, audit_job, audit_result, label_scores, paired_cells, sample_row
 from tests.factories import erase_on_small_latents, small_suite
 from tests.planted import replace_samples
 
@@ -81,7 +87,7 @@ def test_pairs_of_planted_labels() -> None:
 
     def cells(only: str) -> dict[str, list[int]]:
         tables = paired_differences(rows, "style", ["neon"], ["plain"], only)
-        return {name: [table[key] for key in ("both", "erased_only", "base_only", "neither")] for name, table in tables.items()}
+        return {name: [table.both, table.erased_only, table.base_only, table.neither] for name, table in tables.items()}
 
     assert cells("boat") == {"UA": [0, 2, 0, 0], "FR": [1, 0, 2, 0], "IRA": [1, 0, 0, 0], "CRA": [3, 0, 1, 0], "IPA": [0, 0, 2, 0]}
     assert cells("") == {"UA": [0, 4, 0, 1], "IRA": [1, 0, 0, 0], "CRA": [1, 0, 0, 0], "IPA": [2, 0, 3, 0]}
@@ -128,30 +134,25 @@ def test_one_cell_gets_as_many_images_as_all_cells_of_a_target(axis: Any, target
     assert {sample.file_name: sample.seed for sample in fine.samples if sample.file_name in seeds} == seeds
 
 
-def planted_result(k: int, fr: tuple[int, int, int, int] | None, only: str) -> dict[str, Any]:
+def planted_result(k: int, fr: tuple[int, int, int, int] | None, only: str) -> AuditResult:
     """An audit in which k of 300 images of the cell are erased, the kind is retained, and FR has this paired table."""
-    cells = ("both", "erased_only", "base_only", "neither")
-    tables = {"IRA": (300, 0, 0, 0), **({"FR": fr} if fr else {})}
-    rates = {"UA": {"k": k, "n": 300}, "IRA": {"k": 300, "n": 300}}
-    return {
-        "tier": "standard",
-        "job": {"only": only} if only else {},
-        "models": {"erased": {"rates": rates}},
-        "paired": {name: dict(zip(cells, table, strict=True)) for name, table in tables.items()},
-    }
+    tables = {RateName.IRA: (300, 0, 0, 0), **({RateName.FR: fr} if fr else {})}
+    rates = {RateName.UA: counted_rate(k, 300), RateName.IRA: counted_rate(300, 300)}
+    counts = audit_counts(rates, paired={name: paired_cells(*table) for name, table in tables.items()})
+    return audit_result(counts, job=audit_job(tier="standard", only=only))
 
 
 def test_an_erasure_everywhere_does_not_pass_as_fine_grained() -> None:
     erased, retained = Gate(name="erased", rate="UA", at_least=0.9), Gate(name="retained", rate="IRA", drop_at_most=0.1)
     elsewhere = Gate(name="elsewhere", rate="FR", drop_at_most=0.1)
     fine, everywhere = planted_result(300, (300, 0, 0, 0), "fish"), planted_result(300, (0, 0, 300, 0), "fish")
-    assert decide_verdict([erased, retained, elsewhere], fine)["state"] == "PASS"
-    assert decide_verdict([erased, retained, elsewhere], everywhere)["state"] == "FAIL"
-    assert decide_verdict([erased, retained], fine)["state"] == decide_verdict([erased, retained], everywhere)["state"] == "INCONCLUSIVE"
-    assert decide_verdict([erased, retained, replace(elsewhere, tier="full")], fine)["state"] == "INCONCLUSIVE"
-    assert decide_verdict([erased, retained, elsewhere], planted_result(300, None, "fish"))["unmeasured"] == ["elsewhere"]
+    assert decide_verdict([erased, retained, elsewhere], fine).state == "PASS"
+    assert decide_verdict([erased, retained, elsewhere], everywhere).state == "FAIL"
+    assert decide_verdict([erased, retained], fine).state == decide_verdict([erased, retained], everywhere).state == "INCONCLUSIVE"
+    assert decide_verdict([erased, retained, replace(elsewhere, tier="full")], fine).state == "INCONCLUSIVE"
+    assert decide_verdict([erased, retained, elsewhere], planted_result(300, None, "fish")).unmeasured == ("elsewhere",)
     plain = decide_verdict([erased, retained, elsewhere], planted_result(300, None, ""))  # FR is not measured for an erasure everywhere
-    assert (plain["state"], plain["unmeasured"], len(plain["gates"])) == ("PASS", [], 2)
+    assert (plain.state, plain.unmeasured, len(plain.gates)) == ("PASS", (), 2)
 
 
 @pytest.mark.parametrize("name", ["pocket", "sd"])
@@ -172,19 +173,18 @@ def test_an_audit_of_one_cell(pocket_sized_model: StableDiffusion, tmp_path: Pat
     edit = erase_on_small_latents(pocket_sized_model, [Concept(name="neon", kind="style")], tmp_path / "edit")
     plan, out = fine_grained_plan(edit), tmp_path / "edit" / "audit"
     result = audit_plan(pocket_sized_model, [edit], plan, out)
-    assert result["job"]["only"] == "boat"
+    assert result.job.only == "boat"
     (whole,) = AuditPlan.for_edits([edit], small_suite(), "smoke")
-    assert "only" not in audit_plan(pocket_sized_model, [edit], whole, tmp_path / "edit" / "whole")["job"]
-    sizes = {name: rate["n"] for name, rate in result["models"]["erased"]["rates"].items()}
+    assert audit_plan(pocket_sized_model, [edit], whole, tmp_path / "edit" / "whole").job.only == ""
+    sizes = {name: rate.n for name, rate in result.models[ERASED].rates.items()}
     assert sizes == {"UA": 6, "UA_named": 4, "UA_described": 4, "UA_attacked": 7, "FR": 3, "IRA": 2, "CRA": 7, "IPA": 6, "CRA_included": 13}
     attacks = [json.loads(line) for line in (out / "attacks" / "attacks.jsonl").read_text().splitlines()]
     assert len(attacks) == 14 and not [row for row in attacks if "crashed" in row or "skipped" in row]
     assert all(row["image"].startswith("neon-boat-") for row in attacks)
     assert len({row["prompt"] for row in attacks}) == 5 < 7  # prompts repeat, with other noise
-    table = result["paired"]["FR"]
-    assert sum(table[key] for key in ("both", "erased_only", "base_only", "neither")) == 3
-    assert result["image_set_distances"]["parts"]["target"]["erased"]["kid"]["all"]["n"] == [6, 6]
-    assert recount(out, plan.suite) == json.loads(json.dumps(result))
+    assert result.paired[RateName.FR].n == 3
+    assert result.image_set_distances.parts["target"][ERASED].kid.all.n == (6, 6)
+    assert to_record(recount(out, plan.suite)) == to_record(result)
     assert "FR " in format_headline(result)
     with pytest.raises(UserError, match="only is boat in the first and  in the second"):
         tabulate_comparison(out, tmp_path / "edit" / "whole")
@@ -192,7 +192,7 @@ def test_an_audit_of_one_cell(pocket_sized_model: StableDiffusion, tmp_path: Pat
     check_report(out, result, plan)
 
 
-def check_report(out: Path, result: dict[str, Any], plan: AuditPlan) -> None:
+def check_report(out: Path, result: AuditResult, plan: AuditPlan) -> None:
     """Check the report of a fine-grained audit, with and without a gate on FR."""
     page = write_report(out, result, plan.suite.gates).read_text()
     report = json.loads((out / "report.json").read_text())
@@ -226,8 +226,8 @@ def test_a_concept_that_is_retained_elsewhere_is_counted(pocket_sized_model: Sta
         for row in load_sample_rows(tmp_path / "audit")
     ]
     replace_samples(tmp_path / "audit", rows)
-    result = {**load_finished_audit(tmp_path / "audit"), **count_rates(rows, plan.suite, "style", ["neon"], "boat")}
-    rates = {name: (rate["k"], rate["n"]) for name, rate in result["models"]["erased"]["rates"].items()}
+    result = replace(read_result(tmp_path / "audit"), **vars(count_rates(rows, plan.suite, "style", ["neon"], "boat")))
+    rates = {name: (rate.k, rate.n) for name, rate in result.models[ERASED].rates.items()}
     assert rates["UA"] == (6, 6) and rates["FR"] == (2, 3) and rates["UA_named"] == (4, 4) and rates["IRA"] == (2, 2)
     page = write_report(tmp_path / "audit", result, plan.suite.gates).read_text()
     counts = "where it should be retained: labeled as prompted in 2 of 3 images (FR), the base&#39;s in 3 of 3"
@@ -237,6 +237,6 @@ def test_a_concept_that_is_retained_elsewhere_is_counted(pocket_sized_model: Sta
 
 
 def test_the_default_folder_names_the_cell() -> None:
-    assert [describe_only({"axis": axis, "job": {"only": "x"}}) for axis in ("style", "object")] == [" on “x”", " in “x”"]
+    assert [describe_only(audit_result(axis=axis, job=audit_job(only="x"))) for axis in ("style", "object")] == [" on “x”", " in “x”"]
     assert default_audit_folder([Path("runs/a")], "pocket", "smoke", only="boat") == Path("runs/a/audit-pocket-smoke-only-boat")
     assert default_audit_folder([Path("runs/a")], "pocket", "smoke") == Path("runs/a/audit-pocket-smoke")
