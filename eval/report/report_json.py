@@ -96,7 +96,7 @@ def make_report(result: AuditResult, gates: Sequence[Gate], gates_source: str = 
 def threshold_record(result: AuditResult, gates: Sequence[Gate], gates_source: str = "") -> Thresholds:
     """Return the digest of the gates, the file they came from (None for a shipped suite's), and whether the audit was made with them."""
     digest = gates_digest(gates, result.excluded_by_suite)
-    is_from_suite = digest == gates_digest(result.gates)
+    is_from_suite = digest == gates_digest(result.gates or ())
     file_name = result.suite_file if is_from_suite else Path(gates_source).name
     return Thresholds(digest=digest, from_suite=is_from_suite, file=file_name or None)
 
