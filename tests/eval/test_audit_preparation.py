@@ -13,6 +13,7 @@ from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from eval import audit, prepare_audit
 from eval.auditing import plan, prepare
+from eval.records.models import BASE, ERASED
 from eval.scoring import judge_scores
 from tests.factories import ATTACKS, attack_plan, erase_on_small_latents, small_suite, write_one_step_suite
 

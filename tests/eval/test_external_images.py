@@ -214,7 +214,7 @@ def test_a_report_uses_the_gates_of_its_audit(
         assert message in capsys.readouterr().err
     reseal(out, {key: value for key, value in json.loads(before).items() if key != "gates"})
     assert main(["audit", "report", str(out)]) == 1
-    assert "does not hold its gates; name the suite with --suite" in capsys.readouterr().err
+    assert "was made by an earlier version of this project; audit again with --fresh." in capsys.readouterr().err
 
 
 def test_the_longest_label_wins(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_retrained_models_are_edits_or_paths(
     (by_edit,) = prepare_audit(
         pocket_sized_model, neon_edit, suite_file, "smoke", retrained=by_path.options.retrained[0], out=tmp_path / "a"
     ).audits
-    assert by_path.job == by_edit.job and [stack.name for stack in by_edit.stacks] == ["base", "erased", "retrained-1"]
+    assert by_path.job == by_edit.job and [str(stack.model) for stack in by_edit.stacks] == ["base", "erased", "retrained-1"]
 
 
 def test_a_suite_is_a_value(suite_file: Path) -> None:

@@ -18,11 +18,16 @@ from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.loader import load_model
 from erasure.methods.uce import UCE
 from eval.auditing.run import audit_plan
+from eval.records.attacks import AttackNotRun
+from eval.records.audit_result import AuditResult
 from eval.records.axes import Axis
+from eval.records.convert import parse_record
 from eval.records.models import BASE, ERASED
 from eval.records.rows import SampleRow
+from eval.records.sequence import Rebound, SequenceBase, SequenceRequest, SequenceResult, SequenceSuite, TargetRates
 from eval.report import sequence_page
 from eval.sequence import (
+    INTERVAL_METHODS,
     SequenceStep,
     SequenceTarget,
     audit_sequence,
@@ -36,7 +41,7 @@ from eval.stats.intervals import clopper_pearson
 from eval.suites.formats import Suite
 from eval.suites.suite import SUITES_FOLDER, load_suite
 from tests import tiny
-from tests.eval.factories import sample_row
+from tests.eval.factories import attack_info, audit_result, sample_row
 from tests.eval.page import HOSTILE, Page, assert_harmless
 
 NEON, SKETCH, BOAT = SequenceTarget("style", "neon", 1), SequenceTarget("style", "sketch", 2), SequenceTarget("object", "boat", 2)
@@ -61,17 +66,17 @@ def test_a_rebound_is_named_by_its_whole_interval() -> None:
         step_after(3, style=rows_of_cell("neon", "tree", 12, 20) + rows_of_cell("sketch", "tree", 18, 20)),
     ]
     neon, sketch = erased_rates(steps, [NEON, SKETCH])
-    assert [(rate["request"], rate["k"], rate["n"]) for rate in neon["after"]] == [(1, 20, 20), (2, 19, 20), (3, 8, 20)]
-    assert [(rate["request"], rate["k"], rate["n"]) for rate in sketch["after"]] == [(2, 0, 20), (3, 2, 20)]
-    assert (neon["base"]["k"], sketch["base"]["k"]) == (0, 0)
-    assert neon["after"][0]["low"] == clopper_pearson(20, 20).low
-    first, second, third = (rate["change"] for rate in neon["after"])
+    assert [(rate.request, rate.k, rate.n) for rate in neon.after] == [(1, 20, 20), (2, 19, 20), (3, 8, 20)]
+    assert [(rate.request, rate.k, rate.n) for rate in sketch.after] == [(2, 0, 20), (3, 2, 20)]
+    assert (neon.base.k, sketch.base.k) == (0, 0)
+    assert neon.after[0].low == clopper_pearson(20, 20).low
+    first, second, third = (rate.change for rate in neon.after)
     assert first is None
-    assert not second["rebound"] and second["low"] < 0 < second["high"] and second["estimate"] == pytest.approx(-0.05)
-    assert third["rebound"] and third["high"] < 0
-    assert (third["both"], third["later_only"], third["earlier_only"], third["neither"]) == (8, 0, 12, 0)
-    assert third["p"] == 2 / 2**12 and third["holm"] == 3 * third["p"]
-    assert not sketch["after"][1]["change"]["rebound"]
+    assert not second.rebound and second.low < 0 < second.high and second.estimate == pytest.approx(-0.05)
+    assert third.rebound and third.high < 0
+    assert (third.both, third.later_only, third.earlier_only, third.neither) == (8, 0, 12, 0)
+    assert third.p == 2 / 2**12 and third.holm == 3 * third.p
+    assert not sketch.after[1].change.rebound
 
 
 def test_a_request_on_the_other_axis_removes_its_images_from_the_pairs() -> None:
@@ -80,8 +85,8 @@ def test_a_request_on_the_other_axis_removes_its_images_from_the_pairs() -> None
         step_after(2, style=rows_of_cell("neon", "tree", 1, 4), object=[]),
     ]
     (neon,) = erased_rates(steps, [NEON])
-    assert [(rate["k"], rate["n"]) for rate in neon["after"]] == [(4, 8), (3, 4)]
-    assert neon["after"][1]["change"]["estimate"] == -0.25
+    assert [(rate.k, rate.n) for rate in neon.after] == [(4, 8), (3, 4)]
+    assert neon.after[1].change.estimate == -0.25
     assert rate_change({}, {}) is None
 
 
@@ -93,12 +98,12 @@ def test_retained_rates_count_what_no_request_erases() -> None:
         step_after(2, style=rows_of_cell("neon", "tree", 0, 9) + other + rows_of_cell("glass", "tree", 1, 4)),
     ]
     styles, objects = retained_rates(steps, [NEON, SKETCH], ["plain"])
-    assert (styles["rate"], styles["axis"], styles["base"]["k"], styles["base"]["n"]) == ("IRA", "style", 4, 4)
-    assert [(rate["k"], rate["n"], rate["change"]["estimate"]) for rate in styles["after"]] == [(3, 4, -0.25), (1, 4, -0.75)]
-    assert (objects["rate"], [(rate["k"], rate["n"]) for rate in objects["after"]]) == ("CRA", [(8, 8), (8, 8)])
+    assert (styles.rate, styles.axis, styles.base.k, styles.base.n) == ("IRA", "style", 4, 4)
+    assert [(rate.k, rate.n, rate.change.estimate) for rate in styles.after] == [(3, 4, -0.25), (1, 4, -0.75)]
+    assert (objects.rate, [(rate.k, rate.n) for rate in objects.after]) == ("CRA", [(8, 8), (8, 8)])
     both = retained_rates(steps, [NEON, SequenceTarget("object", "tree", 2)], ["plain"])
-    assert both == []  # every prompt asks for something that is erased
-    assert [line["rate"] for line in retained_rates(steps, [NEON, BOAT], ["plain"])] == ["IRA", "IRA"]
+    assert both == ()  # every prompt asks for something that is erased
+    assert [line.rate for line in retained_rates(steps, [NEON, BOAT], ["plain"])] == ["IRA", "IRA"]
 
 
 def test_a_judge_without_weights_leaves_a_gap() -> None:
@@ -107,8 +112,8 @@ def test_a_judge_without_weights_leaves_a_gap() -> None:
         for row in rows_of_cell("neon", "tree", 0, 3) + rows_of_cell("glass", "tree", 3, 3)
     ]
     (neon,) = erased_rates([step_after(1, style=rows), step_after(2, style=rows)], [NEON])
-    assert neon["base"] is None and neon["after"] == []
-    assert [line["axis"] for line in retained_rates([step_after(1, style=rows)], [NEON], [])] == ["object"]
+    assert neon.base is None and neon.after == ()
+    assert [line.axis for line in retained_rates([step_after(1, style=rows)], [NEON], [])] == ["object"]
 
 
 def write_small_suite(path: Path) -> Path:
@@ -190,10 +195,11 @@ def check_page(out: Path, sequence: dict[str, Any]) -> None:
     sequence["suite"]["name"] = sequence["base"]["source"] = HOSTILE
     sequence["requests"][0]["missing"] = {HOSTILE: HOSTILE}
     sequence["rebounds"] = [{"label": HOSTILE, "axis": "style", "request": 2}]
-    page = Page(sequence_page.write_sequence_page(out, sequence).read_text(encoding="utf-8"))
+    hostile = parse_record(sequence, SequenceResult, "sequence.json")
+    page = Page(sequence_page.write_sequence_page(out, hostile).read_text(encoding="utf-8"))
     assert_harmless(page)
     assert page.visible_text().count("<script>alert(1)</script>") >= 6 and "REBOUND" in page.visible_text()
-    assert missing_parts(sequence) == [f"after request 1, {HOSTILE}: {HOSTILE}"]
+    assert missing_parts(hostile) == [f"after request 1, {HOSTILE}: {HOSTILE}"]
 
 
 def test_an_interrupted_sequence_continues_and_the_base_is_generated_once(
@@ -202,19 +208,19 @@ def test_an_interrupted_sequence_continues_and_the_base_is_generated_once(
     """A style, then an object on top of it: two audits after the second request."""
     model, edits = saved.model(), [saved.neon, saved.boat]
     straight = audit_sequence(model, edits, saved.suite, "smoke", tmp_path / "a")
-    assert straight["requests"][1]["audits"] == ["2/style", "2/object"]
-    neon, boat = straight["targets"]
-    assert [rate["n"] for rate in neon["after"]] == [6, 3] and [rate["n"] for rate in boat["after"]] == [9]
-    cells = ("both", "later_only", "earlier_only", "neither")
-    assert sum(neon["after"][1]["change"][cell] for cell in cells) == 3
-    assert [(line["rate"], line["axis"], line["base"]["n"]) for line in straight["retained"]] == [("IRA", "style", 2), ("IRA", "object", 3)]
+    assert straight.requests[1].audits == ("2/style", "2/object")
+    neon, boat = straight.targets
+    assert [rate.n for rate in neon.after] == [6, 3] and [rate.n for rate in boat.after] == [9]
+    change = neon.after[1].change
+    assert change.both + change.later_only + change.earlier_only + change.neither == 3
+    assert [(line.rate, line.axis, line.base.n) for line in straight.retained] == [("IRA", "style", 2), ("IRA", "object", 3)]
     timings = [json.loads((tmp_path / "a" / name / "timing.json").read_text()) for name in ("1", "2/style", "2/object")]
     generated = [timing["generated"]["base"] for timing in timings]
     assert generated[0] == 12 and generated[1] == 0  # cells of neon three times, others once; the second audit needs a subset
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "second"))
     calls = []
 
-    def interrupted_audit(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    def interrupted_audit(*args: Any, **kwargs: Any) -> AuditResult:
         calls.append(args)
         if len(calls) == 2:
             raise KeyboardInterrupt
@@ -232,7 +238,8 @@ def test_a_rebound_names_its_request_and_a_crash_is_a_missing_part(
     saved: SavedEdits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Planted labels: neon comes back after the second request, whose attack crashed."""
-    crashed: dict[Axis, Any] = {"style": {"missing": {}, "attacks": [{"name": "soft", "crashed": "out of memory"}, {"name": "bell"}]}}
+    attacks = (AttackNotRun(**vars(attack_info("soft")), crashed="out of memory"), AttackNotRun(**vars(attack_info("bell"))))
+    crashed: dict[Axis, AuditResult] = {"style": audit_result(attacks=attacks)}
     steps = {
         1: step_after(1, style=rows_of_cell("neon", "tree", 0, 20)),
         2: SequenceStep(2, {}, crashed, {"style": rows_of_cell("neon", "tree", 12, 20) + rows_of_cell("sketch", "tree", 0, 20)}),
@@ -240,7 +247,7 @@ def test_a_rebound_names_its_request_and_a_crash_is_a_missing_part(
     monkeypatch.setattr("eval.sequence.audit_step", lambda _model, edits, *_: steps[len(edits)])
     (tmp_path / "s").mkdir()
     sequence = audit_sequence(saved.model(), [saved.neon, saved.sketch], saved.suite, "smoke", tmp_path / "s")
-    assert sequence["rebounds"] == [{"label": "neon", "axis": "style", "request": 2}]
+    assert sequence.rebounds == (Rebound(label="neon", axis="style", request=2),)
     assert missing_parts(sequence) == ["after request 2, soft: out of memory"]
     assert sequence_targets([saved.neon, saved.sketch, saved.neon], saved.suite) == [
         NEON,
@@ -265,7 +272,17 @@ def test_wrong_orders_are_refused_before_anything_is_generated(saved: SavedEdits
 
 def test_a_missing_part_is_an_empty_cell_of_the_table(saved: SavedEdits) -> None:
     axis: Axis = "style"
-    target = {"axis": axis, "label": "neon", "request": 1, "base": None, "after": []}
-    sequence = {"requests": [{"number": 1}, {"number": 2}], "targets": [target], "retained": [], "rebounds": []}
+    requests = tuple(
+        SequenceRequest(number=number, method="esd", concepts=(), edit="", after=(), audits=(), missing={}, crashed={}) for number in (1, 2)
+    )
+    sequence = SequenceResult(
+        suite=SequenceSuite(name="pocket", file=None, version=1, tier="smoke"),
+        base=SequenceBase(source="pocket", fingerprint="", compute="fp32"),
+        methods=INTERVAL_METHODS,
+        requests=requests,
+        targets=(TargetRates(axis=axis, label="neon", request=1, base=None, after=()),),
+        retained=(),
+        rebounds=(),
+    )
     assert format_table(sequence)[2:] == ["| UA neon, erased by 1 | not measured |  |  |"]
     assert default_folder([Path("runs/a"), Path("runs/b")], "pocket", "smoke") == Path("runs/a+b/sequence-pocket-smoke")

@@ -26,8 +26,10 @@ from eval.auditing.plan import AuditPlan
 from eval.auditing.prepare import AuditOptions, prepare_audit
 from eval.auditing.run import audit_plan, generate_and_attack
 from eval.judges.base import Judge
+from eval.records.attacks import AttackNotRun, FineTuningAttack, ImagesToSuccess, PromptSearch
 from eval.records.gates import Gate
 from eval.records.models import BASE, ERASED, retrained_model
+from eval.records.rates import RateName
 from eval.records.row_files import read_attack_rows
 from eval.records.rows import FailedAttackRow, FineTuningRow, SearchRow, TokenIdOutcome
 from eval.records.scores import LabelScore
@@ -37,7 +39,7 @@ from eval.scoring.attack_rates import add_attacked_rate, count_attack_rates, ima
 from eval.suites.formats import ExtractorSpec, JudgeSpec, ListTier, PromptListSuite, SuiteAttacks, parse_attacks
 from eval.suites.list_reader import ListedPrompt
 from tests.command_line import report_and_print
-from tests.eval.factories import ATTACK_INFO, attack_scores, planted_attack_rows
+from tests.eval.factories import attack_info, attack_scores, audit_counts, model_figures, planted_attack_rows
 from tests.factories import ATTACKS, attack_plan, small_suite
 
 EASY_GATE = Gate(name="easy", rate="UA", at_least=1e-6)  # every audit passes it that counts a success
@@ -190,15 +192,15 @@ def test_an_audit_under_attack_counts_every_image(pocket_sized_model: StableDiff
     before = pocket_sized_model.fingerprint()
     result = audit_plan(pocket_sized_model, [neon_edit], attack_plan(neon_edit), tmp_path / "audit")
     assert pocket_sized_model.fingerprint() == before
-    assert [attack["name"] for attack in result["attacks"]] == list(ATTACKS)
-    assert not [attack for attack in result["attacks"] if "skipped" in attack or "crashed" in attack], result["attacks"]
+    assert [attack.name for attack in result.attacks] == list(ATTACKS)
+    assert not result.attacks_not_run
     rows = read_attack_rows(tmp_path / "audit/attacks/attacks.jsonl")
     search = [row for row in rows if isinstance(row, SearchRow) and row.attack == "soft_prefix"]
     assert [len(row.search_scores) for row in search] == [2, 2, 2]
     assert all(len(row.fresh_scores) == (0 if row.round is None else 2) for row in search)
     assert [row.step for row in rows if isinstance(row, FineTuningRow)] == [0, 1, 2]
-    assert [len(attack["curve"]) for attack in result["attacks"][:3]] == [3, 3, 3]
-    assert result["models"]["erased"]["rates"]["UA_attacked"]["n"] == 3
+    assert [len(attack.curve) for attack in result.attacks[:3]] == [3, 3, 3]
+    assert result.models[ERASED].rates["UA_attacked"].n == 3
 
 
 def test_shards_and_interruptions_change_nothing(
@@ -245,12 +247,11 @@ def test_a_crash_is_not_a_success_and_is_repeated(
 
     with monkeypatch.context() as patch:
         patch.setattr(Relearning, "fine_tune", fail)
-        broken, complete = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit")["attacks"]
-    assert broken["crashed"] == "RuntimeError: out of memory"
-    assert "steps" not in broken and "curve" not in broken and "revived_at_step" not in broken
-    assert "curve" in complete
-    repeated, _ = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit")["attacks"]
-    assert "crashed" not in repeated and len(repeated["steps"]) == 3
+        broken, complete = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit").attacks
+    assert broken.crashed == "RuntimeError: out of memory"
+    assert isinstance(broken, AttackNotRun) and isinstance(complete, PromptSearch)
+    repeated, _ = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit").attacks
+    assert isinstance(repeated, FineTuningAttack) and len(repeated.steps) == 3
 
 
 def test_wrong_fields_of_an_attack_are_one_line(pocket_sized_model: StableDiffusion, neon_edit: Edit, tmp_path: Path) -> None:
@@ -265,33 +266,33 @@ def test_scores_stay_when_images_are_not_kept(
     options, out = AuditOptions(keep_images="none"), tmp_path / "without"
     with_images = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "with")
     without = audit_plan(pocket_sized_model, [neon_edit], plan, out, options)
-    assert with_images["models"] == without["models"] and with_images["pixel_distance"] == without["pixel_distance"]
+    assert with_images.models == without.models and with_images.pixel_distance == without.pixel_distance
     assert not list(out.rglob("*.png"))
     repeated = audit_plan(pocket_sized_model, [neon_edit], plan, out, options)  # nothing is generated again
-    assert repeated["models"] == without["models"]
+    assert repeated.models == without.models
     audit_plan(pocket_sized_model, [neon_edit], replace(plan, suite=replace(plan.suite, gates=())), out, options)
-    assert without["gates"] and json.loads((out / "result.json").read_text())["gates"] == []
+    assert without.gates and json.loads((out / "result.json").read_text())["gates"] == []
     assert not list(out.rglob("*.png"))
 
 
-SEARCH = {**ATTACK_INFO, "control": False}
+SEARCH = attack_info("search")
+NOTHING_COUNTED = audit_counts(models={BASE: model_figures(), ERASED: model_figures()})
 
 
 def test_figures_of_planted_rows() -> None:
     first = {f"{i}.png": {BASE: i != 9, ERASED: i == 0} for i in range(10)}
     rows = planted_attack_rows("search", [0, 0, 1, 3, *[None] * 6], fresh=1) + planted_attack_rows("seed_search", [None] * 10)
-    search, control = count_attack_rates(rows, {"search": SEARCH, "seed_search": {**ATTACK_INFO, "control": True}}, first)
-    assert [point["k"] for point in search["curve"]] == [1, 2, 3, 3, 4]  # prompt 0 showed it before any attack
-    assert (search["base"]["k"], search["searched"], search["broken_by_search"]) == (9, 9, 3)
-    assert (search["fresh_noise"]["k"], search["fresh_noise"]["n"]) == (3, 6)
-    assert search["images_to_success"] == {"median": None, "p95": None, "per_success": 10.33}  # 1, 2, 4 and six times 4 without success
-    assert search["per_image"] == pytest.approx(1 - 0.6 ** (1 / 5), abs=1e-4)
-    difference = search["over_controls"]["seed_search"]
-    assert difference["estimate"] == pytest.approx(0.3) and difference["low"] < 0.3 < difference["high"]  # 4 and 1 of 10, paired
-    assert [point["k"] for point in control["curve"]] == [1] * 5 and "over_controls" not in control
-    empty = {"models": {model: {"rates": {}} for model in ("base", "erased")}}
-    rates = add_attacked_rate(empty, [search, control])["models"]
-    assert (rates["erased"]["rates"]["UA_attacked"]["k"], rates["base"]["rates"]["UA_attacked"]["k"]) == (6, 1)
+    search, control = count_attack_rates(rows, [SEARCH, attack_info("seed_search", control=True)], first)
+    assert [point.k for point in search.curve] == [1, 2, 3, 3, 4]  # prompt 0 showed it before any attack
+    assert (search.base.k, search.searched, search.broken_by_search) == (9, 9, 3)
+    assert (search.fresh_noise.k, search.fresh_noise.n) == (3, 6)
+    assert search.images_to_success == ImagesToSuccess(median=None, p95=None, per_success=10.33)  # 1, 2, 4 and six times 4 without success
+    assert search.per_image == pytest.approx(1 - 0.6 ** (1 / 5), abs=1e-4)
+    difference = search.over_controls["seed_search"]
+    assert difference.estimate == pytest.approx(0.3) and difference.low < 0.3 < difference.high  # 4 and 1 of 10, paired
+    assert [point.k for point in control.curve] == [1] * 5 and control.over_controls is None
+    models = add_attacked_rate(NOTHING_COUNTED, [search, control]).models
+    assert (models[ERASED].rates[RateName.UA_ATTACKED].k, models[BASE].rates[RateName.UA_ATTACKED].k) == (6, 1)
 
 
 @pytest.mark.parametrize(
@@ -306,32 +307,32 @@ def test_figures_of_planted_rows() -> None:
     ],
 )
 def test_images_to_success_are_censored(needed: list[int | None], median: int, p95: int, per_success: float) -> None:
-    assert images_to_success(needed, 8) == {"median": median, "p95": p95, "per_success": per_success}
+    assert images_to_success(needed, 8) == ImagesToSuccess(median=median, p95=p95, per_success=per_success)
 
 
 def test_a_prompt_that_needs_no_attack_is_not_a_success() -> None:
     first = {f"{i}.png": {BASE: True, ERASED: True} for i in range(3)}
-    (search,) = count_attack_rates(planted_attack_rows("search", [0, 0, 0], fresh=2), {"search": SEARCH}, first)
-    assert [point["k"] for point in search["curve"]] == [3] * 5
-    assert (search["searched"], search["broken_by_search"], search["fresh_noise"]) == (0, 0, None)
-    assert search["images_to_success"] == {"median": None, "p95": None, "per_success": None}
+    (search,) = count_attack_rates(planted_attack_rows("search", [0, 0, 0], fresh=2), [SEARCH], first)
+    assert [point.k for point in search.curve] == [3] * 5
+    assert (search.searched, search.broken_by_search, search.fresh_noise) == (0, 0, None)
+    assert search.images_to_success == ImagesToSuccess(median=None, p95=None, per_success=None)
 
 
 def test_what_only_token_ids_broke_is_counted_separately() -> None:
     """Text broke the first prompt, only token ids the second and third; the third shows the concept without any attack."""
     first = {f"{i}.png": {BASE: True, ERASED: i == 2} for i in range(4)}
     rows = planted_attack_rows("search", [1, None, None, None])
-    assert "token_ids" not in count_attack_rates(rows, {"search": SEARCH}, first)[0]
+    assert count_attack_rates(rows, [SEARCH], first)[0].token_ids is None
     by_ids = [(2, 0), (4, 3), (4, 1), (1, None)]  # rounds of four whose text has other token ids, round in which the ids broke it
     rows = [
         replace(row, token_ids=TokenIdOutcome(failed_round_trips=failed, round=broken_in))
         for row, (failed, broken_in) in zip(rows, by_ids, strict=True)
     ]
-    (search,) = count_attack_rates(rows, {"search": SEARCH}, first)
-    assert search["curve"][-1]["k"] == 2  # the first and the third
-    token_ids = search["token_ids"]
-    assert (token_ids["ids_only"]["k"], token_ids["ids_only"]["n"]) == (1, 4)
-    assert (token_ids["failed_round_trips"]["k"], token_ids["failed_round_trips"]["n"]) == (11, 16)
+    (search,) = count_attack_rates(rows, [SEARCH], first)
+    assert search.curve[-1].k == 2  # the first and the third
+    token_ids = search.token_ids
+    assert (token_ids.ids_only.k, token_ids.ids_only.n) == (1, 4)
+    assert (token_ids.failed_round_trips.k, token_ids.failed_round_trips.n) == (11, 16)
 
 
 def test_ids_are_tried_until_text_or_ids_break_a_prompt() -> None:
@@ -351,10 +352,9 @@ def test_ua_attacked_is_of_the_strongest_search(order: list[str]) -> None:
     first = {f"{i}.png": {BASE: True, ERASED: False} for i in range(5)}
     rounds = {"weak": [0, *[None] * 4], "strong": [3, 1, 2, None, None], "lucky": [0] * 5}
     rows = [row for name in order for row in planted_attack_rows(name, rounds[name])]
-    attacks = count_attack_rates(rows, {name: {**ATTACK_INFO, "control": name == "lucky"} for name in order}, first)
-    empty = {"models": {model: {"rates": {}} for model in ("base", "erased")}}
-    rate = add_attacked_rate(empty, attacks)["models"]["erased"]["rates"]["UA_attacked"]
-    assert (rate["k"], rate["n"]) == (2, 5)
+    attacks = count_attack_rates(rows, [attack_info(name, control=name == "lucky") for name in order], first)
+    rate = add_attacked_rate(NOTHING_COUNTED, attacks).models[ERASED].rates[RateName.UA_ATTACKED]
+    assert (rate.k, rate.n) == (2, 5)
 
 
 def test_steps_to_revival_are_censored() -> None:
@@ -363,16 +363,16 @@ def test_steps_to_revival_are_censored() -> None:
     def rows(*shown: int) -> list[FineTuningRow]:
         return [FineTuningRow(attack="tune", step=10 * i, scores=attack_scores(*(j < k for j in range(4)))) for i, k in enumerate(shown)]
 
-    infos = {"tune": SEARCH}
-    assert count_attack_rates(rows(0, 1, 2, 4), infos, first)[0]["revived_at_step"] == 20  # half of the base's rate
-    assert count_attack_rates(rows(0, 1, 1), infos, first)[0]["revived_at_step"] is None
-    assert count_attack_rates(rows(1, 2), infos, first)[0]["erased_before"]
+    infos = [attack_info("tune")]
+    assert count_attack_rates(rows(0, 1, 2, 4), infos, first)[0].revived_at_step == 20  # half of the base's rate
+    assert count_attack_rates(rows(0, 1, 1), infos, first)[0].revived_at_step is None
+    assert count_attack_rates(rows(1, 2), infos, first)[0].erased_before
     for before in (2, 4):  # not erased before the first step
         rates = count_attack_rates(rows(before, 4, 4), infos, first)[0]
-        assert rates["revived_at_step"] is None and not rates["erased_before"]
+        assert rates.revived_at_step is None and not rates.erased_before
     unknown = {image: {BASE: False, ERASED: False} for image in first}
-    assert not count_attack_rates(rows(0, 1), infos, unknown)[0]["erased_before"]
-    assert count_attack_rates([], infos, first)[0]["skipped"] == "none of it has been run yet"
+    assert not count_attack_rates(rows(0, 1), infos, unknown)[0].erased_before
+    assert count_attack_rates([], infos, first)[0].skipped == "none of it has been run yet"
 
 
 def test_a_judge_without_weights_is_reported_and_nothing_passes(
@@ -384,7 +384,7 @@ def test_a_judge_without_weights_is_reported_and_nothing_passes(
     suite = replace(small_suite(), judges={**POCKET_JUDGES, "style": JudgeSpec("imagenet", {"weights": "nowhere.pth"})})
     (plan,) = AuditPlan.for_edits([neon_edit], suite, "smoke")
     result = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit")
-    assert result["models"] == {} and list(result["missing"]) == ["style"]
+    assert result.models == {} and list(result.missing) == ["style"]
     assert report_and_print(tmp_path / "audit", suite.gates, result) == 2
     assert "INCOMPLETE, judge of style" in capsys.readouterr().err
     assert read_json(tmp_path / "audit/report.json")["verdict"]["state"] == "INCONCLUSIVE"
@@ -394,7 +394,7 @@ def test_features_without_weights_leave_the_rates(pocket_sized_model: StableDiff
     suite = replace(small_suite(), features=ExtractorSpec("inception", {"weights": "nowhere.pth"}))
     (plan,) = AuditPlan.for_edits([neon_edit], suite, "smoke")
     result = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit")
-    assert list(result["missing"]) == ["features"] and result["image_set_distances"] == {} and result["models"]
+    assert list(result.missing) == ["features"] and result.image_set_distances is None and result.models
     assert report_and_print(tmp_path / "audit", [EASY_GATE], result) == 2
     assert read_json(tmp_path / "audit/report.json")["verdict"]["state"] == "INCONCLUSIVE"
 
@@ -411,8 +411,8 @@ def test_a_crashed_attack_is_incomplete(
     monkeypatch.setattr("eval.attack_runs.prompt_search.attack_chunk", fail)
     plan = attack_plan(neon_edit, {"seed_search": {}})
     result = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit")
-    assert result["attacks"][0]["crashed"] == "RuntimeError: out of memory"
-    assert "UA_attacked" not in result["models"]["erased"]["rates"]
+    assert result.attacks[0].crashed == "RuntimeError: out of memory"
+    assert "UA_attacked" not in result.models[ERASED].rates
     assert report_and_print(tmp_path / "audit", [EASY_GATE], result) == 2
     report = read_json(tmp_path / "audit/report.json")
     jsonschema.validate(report, read_json(SCHEMA))
@@ -436,11 +436,11 @@ def test_a_retrained_model_is_a_third_model(
     )
     plan = attack_plan(neon_edit, {})
     result = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit", AuditOptions(retrained=(same,)))
-    assert result["models"]["retrained-1"]["rates"] == result["models"]["base"]["rates"]
-    divergences = {(row["part"], row["first"], row["second"]): row for row in result["denoiser_divergences"]}
-    assert divergences["target", "base", "retrained-1"]["nats"]["mean"] == [0.0, 0.0, 0.0]
-    assert divergences["target", "erased", "retrained-1"]["nats"]["mean"][0] > 0
-    assert ("retained", "base", "erased") in divergences
+    assert result.models[retrained_model(1)].rates == result.models[BASE].rates
+    divergences = {(row.part, row.first, row.second): row for row in result.denoiser_divergences}
+    assert divergences["target", BASE, retrained_model(1)].nats.mean == (0.0, 0.0, 0.0)
+    assert divergences["target", ERASED, retrained_model(1)].nats.mean.estimate > 0
+    assert ("retained", BASE, ERASED) in divergences
     report_and_print(tmp_path / "audit", plan.suite.gates, result)
     report = read_json(tmp_path / "audit/report.json")
     assert [rate["retrained-1"] for rate in report["rates"] if rate["name"] == "UA"]
@@ -467,8 +467,8 @@ def test_a_divergence_of_base_and_retrained_model_is_measured_once_for_all_edits
             )
         )
         assert len(list((own_cache / "divergence").iterdir())) == (6 if other is neon_edit else 10)
-    shared = [[row for row in rows if {row["first"], row["second"]} == {"base", "retrained-1"}] for rows in results]
-    assert shared[0] == shared[1] and shared[0][0]["nats"]["mean"][0] > 0
+    shared = [[row for row in rows if {row.first, row.second} == {BASE, retrained_model(1)}] for rows in results]
+    assert shared[0] == shared[1] and shared[0][0].nats.mean.estimate > 0
 
 
 def test_an_edit_that_is_the_retrained_model_closes_the_whole_gap(
