@@ -23,7 +23,7 @@ YAML_TYPES: dict[Any, Any] = {  # the type in a file for the type of a field
 }
 UNKNOWN_KEY_ERRORS = ("extra_forbidden", "invalid_key", "unexpected_keyword_argument")  # pydantic's names for an unknown key
 INNER_PARTS = ("[key]", "[filled]", "[empty]")  # parts of pydantic's locations that are not in the file: of keys, and of tags
-JSON_WORDS = {"an object": "a valid dictionary", "a valid array": "a valid list"}  # for the same fault in a file of either format
+JSON_WORDS = {"an object": "a mapping", "a valid dictionary": "a mapping", "a valid array": "a list"}  # one word in files of either format
 TYPE_ERRORS = {  # its names for a value of another type, and what is allowed
     **dict.fromkeys(("int_type", "int_from_float"), WORDS[int][0]),
     **dict.fromkeys(("list_type", "tuple_type", "is_instance_of"), "a list"),
