@@ -7,14 +7,15 @@ of the suite in order, not hand-picked.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import torch
 from torchvision.utils import save_image
 
 from eval.generation import load_png
-from eval.scoring.recount import load_finished_audit
+from eval.records.models import BASE, ERASED
+from eval.records.result_files import read_result
+from eval.scoring.recount import load_sample_rows
 
 
 def main() -> None:
@@ -22,14 +23,13 @@ def main() -> None:
     parser.add_argument("audit", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/images/before-after.png"))
     args = parser.parse_args()
-    result = load_finished_audit(args.audit)
-    rows = [json.loads(line) for line in (args.audit / "samples.jsonl").read_text().splitlines()]
-    image_paths = {(r["model"], r["style"], r["object"]): r["image"] for r in rows if r["index"] == 0}
-    objects = list(dict.fromkeys(r["object"] for r in rows))
-    other_styles = [s for s in dict.fromkeys(r["style"] for r in rows) if s not in result["targets"] and s != "plain"]
+    result, rows = read_result(args.audit), load_sample_rows(args.audit)
+    image_paths = {(row.model, row.style, row.object): row.image for row in rows if row.index == 0}
+    objects = list(dict.fromkeys(row.object for row in rows))
+    other_styles = [style for style in dict.fromkeys(row.style for row in rows) if style not in result.targets and style != "plain"]
     image_rows = []
-    for style_of in (lambda i: result["targets"][0], lambda i: other_styles[i % len(other_styles)]):
-        for model in ("base", "erased"):
+    for style_of in (lambda i: result.targets[0], lambda i: other_styles[i % len(other_styles)]):
+        for model in (BASE, ERASED):
             image_rows.append(torch.stack([load_png(args.audit / image_paths[model, style_of(i), o]) for i, o in enumerate(objects)]))
     sheet = torch.cat(image_rows).repeat_interleave(2, -1).repeat_interleave(2, -2)
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Write eval/report/report.schema.json, the JSON Schema of report.json, from the types in eval.records.report.
 
-    python scripts/write_schema.py
+python scripts/write_schema.py
 """
 
 import json
