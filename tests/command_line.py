@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -11,6 +10,7 @@ from app.cli import main
 from app.command_line import COMMANDS, parse_command_line, run_command
 from app.commands.audit_report import print_audit
 from eval.finished_audits import FinishedRun, report_runs
+from eval.records.audit_result import AuditResult
 from eval.records.gates import Gate
 
 FAST_FLAGS = ["--steps", "2", "--batch", "1", "--trajectories", "4", "--trajectory-steps", "2", "--dtype", "fp32"]
@@ -21,7 +21,7 @@ def run_words(*words: str) -> int:
     return run_command(parse_command_line(words))
 
 
-def report_and_print(out: Path, gates: Sequence[Gate], result: dict[str, Any]) -> int:
+def report_and_print(out: Path, gates: Sequence[Gate], result: AuditResult) -> int:
     """Write the report of a finished audit, print it as the commands do, and return their exit code."""
     return print_audit(report_runs([FinishedRun(out, result, gates)]))
 

@@ -12,7 +12,7 @@ from eval.stats.intervals import Interval
 
 
 class RateName(StrEnum):
-    """The rates of an audit (docs/glossary.md)."""
+    """The rates of an audit (docs/reference/glossary.md)."""
 
     UA = "UA"
     UA_SHOWN = "UA_shown"

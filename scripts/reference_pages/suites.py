@@ -8,7 +8,7 @@ import yaml
 from reference_pages.fields import describe_fields, describe_type, format_table
 from typing_extensions import is_typeddict
 
-from eval.scoring.gates import PAIRED_RATES, RATES, TIERS, Gate
+from eval.records.gates import PAIRED_RATES, RATES, TIERS, Gate
 from eval.suites.suite_schema import GridSuiteSchema, PromptListSuiteSchema
 
 FORMATS = {"grid": GridSuiteSchema, "prompt_list": PromptListSuiteSchema}

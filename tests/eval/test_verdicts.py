@@ -21,6 +21,7 @@ from eval.auditing.prepare import AuditOptions
 from eval.auditing.run import audit_plan
 from eval.records.models import ERASED
 from eval.records.rates import RateName
+from eval.records.report import Report
 from eval.report.report_json import make_report
 from eval.suites.suite import load_suite
 
@@ -54,7 +55,7 @@ def gate_states(pocket: Any, edit: Edit, out: Path, options: AuditOptions | None
     return {gate.name: gate.state for gate in audit_and_report(pocket, edit, out, options).gates}
 
 
-def audit_and_report(pocket: Any, edit: Edit, out: Path, options: AuditOptions | None = None) -> dict[str, Any]:
+def audit_and_report(pocket: Any, edit: Edit, out: Path, options: AuditOptions | None = None) -> Report:
     suite = load_suite("pocket")
     (plan,) = AuditPlan.for_edits([edit], suite, "standard")
     result = audit_plan(pocket, [edit], plan, out, options)

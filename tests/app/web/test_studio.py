@@ -17,6 +17,7 @@ from erasure.errors import UserError
 from erasure.export import to_lora
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.esd import ESD
+from eval.records.scores import LabelScore, Scores
 
 CAT = [Concept(name="cat", kind="object", prompts=("{}",))]
 
@@ -94,7 +95,7 @@ def test_downloads_are_the_formats_an_edit_can_take(studio: Studio, tmp_path: Pa
 
 
 def test_text_is_never_markup() -> None:
-    hostile = {"style": {"label": "<script>alert(1)</script>", "p": 0.5}}
+    hostile = Scores(style=LabelScore(label="<script>alert(1)</script>", p=0.5))
     assert "<script>" not in images.render_score_cards((hostile, hostile))
 
 
