@@ -16,7 +16,7 @@ demo: .venv/.ready
 studio: .venv/.ready
 	$(BIN)/erasure studio
 
-# the site, in site/: its reference pages are written first; nothing is downloaded
+# the site, in site/: its reference pages are written first; nothing but Python packages is downloaded
 docs: .venv/.ready
 	$(BIN)/python scripts/write_reference.py
 	$(BIN)/zensical build --strict --clean

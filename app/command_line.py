@@ -17,7 +17,7 @@ from app.commands.audit import AuditCommand, run_audit
 from app.commands.clean import CleanCommand, run_clean
 from app.commands.demo import DemoCommand, run_demo
 from app.commands.doctor import DoctorCommand, run_doctor
-from app.commands.erase import EraseCommand, add_method_options, run_erase
+from app.commands.erase import EraseCommand, add_method_options, explain_other_methods_flag, other_methods_flag, run_erase
 from app.commands.export import ExportCommand, run_export
 from app.commands.jobs import JobsCommand, run_jobs
 from app.commands.methods import MethodsCommand, run_methods
@@ -132,9 +132,12 @@ def explain_unknown(words: Sequence[str], tree: Any, argv: Sequence[str]) -> Use
     except NoCommand as missing:
         kind = "command" if missing.program == PROGRAM else f"action of {missing.program}"
         return unknown_value_error(kind, words[0], missing.names)
+    if isinstance(options, EraseCommand) and (flag := other_methods_flag(words, options.method)):
+        return explain_other_methods_flag(flag, options.method)
     options = getattr(options, "action", None) or options
     flags = [flag_of(f) for f in fields(options) if not is_positional(f)]
-    return UserError(f"{explain_unknown_words(options.words, words, flags)} See {PROGRAM} {options.words} --help.")
+    named = f"{options.words} --method {options.method}" if isinstance(options, EraseCommand) else options.words
+    return UserError(f"{explain_unknown_words(options.words, words, flags)} See {PROGRAM} {named} --help.")
 
 
 def installed_version() -> str:

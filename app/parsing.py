@@ -16,6 +16,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 from app.parse_errors import parse_errors
 from erasure.errors import UserError
 from erasure.loading.model_source import check_model_source
+from erasure.storage.edit_folders import check_edit_exists
 
 T = TypeVar("T")
 PROGRAM = "erasure"
@@ -187,4 +188,4 @@ def check_edits_exist(edits: Sequence[Path]) -> None:
     """
     for edit in edits:
         if not os.path.lexists(edit):  # not Path.exists, which raises for a name that is too long
-            raise UserError(f"no edit at {edit}: expected edit.safetensors and edit.json there.")
+            check_edit_exists(edit)

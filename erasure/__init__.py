@@ -6,6 +6,7 @@
     edit = erasure.erase(model, "neon", method="esd", out="runs/neon")
     edit.apply(model.pipe)
 
+Functions that take a model take a source such as "pocket" as well, which `load_model` loads. A mistake of the caller is a UserError.
 Importing this package imports no torch; the names below are loaded when they are first used. It turns off the telemetry of the libraries it
 uses, before any of them is imported; a variable that is already set keeps its value.
 """

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from erasure.errors import UserError, unknown_value_error
+from erasure.errors import UserError
 
 ConceptKind = Literal["style", "object", "person", "nsfw"]
 SLOT = "{}"
@@ -27,22 +27,30 @@ class Concept:
         name: what people call it, such as "Van Gogh".
         kind: decides the prompt templates and the recipe.
         prompts: prompt templates with one `{}` where the concept goes, optionally followed by `|` and the same prompt without the
-            concept; empty means the templates of the kind.
+            concept; a text is one template, empty means those of the kind.
         anchor: what the concept should become; "" means nothing in particular.
         aliases: synonyms and implicit descriptions, for evaluation only; they are never trained on.
 
     Raises:
-        UserError: An empty name, an unknown kind, a text that is too long or not valid Unicode, an anchor that equals the name, or a
-            prompt template without exactly one slot.
+        UserError: A value of the wrong type, an empty name, an unknown kind, a text that is too long or not valid Unicode, an anchor that
+            equals the name, or a prompt template without exactly one slot.
     """
 
     name: str
     kind: ConceptKind = "style"
-    prompts: tuple[str, ...] = ()
+    prompts: Sequence[str] = ()
     anchor: str = ""
-    aliases: tuple[str, ...] = ()
+    aliases: Sequence[str] = ()
 
     def __post_init__(self) -> None:
+        from erasure.config.arguments import check_fields  # pydantic, which no help needs
+
+        for texts in ("prompts", "aliases"):
+            if isinstance(given := getattr(self, texts), str):
+                object.__setattr__(self, texts, (given,))
+        check_fields(self)
+        for texts in ("prompts", "aliases"):
+            object.__setattr__(self, texts, tuple(getattr(self, texts)))
         if not self.name.strip():
             raise UserError("a concept needs a name, got an empty one; write --concept 'Van Gogh'.")
         for text in (self.name, self.anchor, *self.prompts, *self.aliases):
@@ -52,8 +60,6 @@ class Concept:
                 raise UserError(
                     f"texts of a concept must be valid Unicode of at most {MAX_TEXT_LENGTH:,} characters without NUL; got {text[:40]!r}."
                 )
-        if self.kind not in get_args(ConceptKind):
-            raise unknown_value_error("kind", self.kind, get_args(ConceptKind))
         if self.anchor.strip().lower() == self.name.strip().lower():
             raise UserError(f"the anchor {self.anchor!r} equals the concept; name what it should become, or leave it empty.")
         for prompt in self.prompts:
@@ -118,15 +124,11 @@ def resolve_concepts(
         kind, prompts, anchor: of those that are given as text.
 
     Raises:
-        UserError: As `parse_concepts`; no concept; a value that is neither text nor a Concept; or a kind, prompts or anchor where no
-            concept is given as text.
+        UserError: As `parse_concepts`; no concept; or a kind, prompts or anchor where no concept is given as text.
     """
     sources = concepts if isinstance(concepts, Sequence) and not isinstance(concepts, str) else [concepts]
     if not sources:
         raise UserError("there is no concept to erase; name at least one, such as 'neon'.")
-    for source in sources:
-        if not isinstance(source, str | Concept):
-            raise UserError(f"a concept is a name or an erasure.Concept, got {source!r:.200} of type {type(source).__name__}.")
     templates = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     if (anchor or templates or kind != "style") and not any(isinstance(source, str) for source in sources):
         raise UserError("kind, prompts and anchor are for concepts given as text; put them into the Concept.")

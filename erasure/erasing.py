@@ -5,23 +5,28 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from typing_extensions import Doc
 
 from erasure.concept import Concept, ConceptKind, ConceptSource, resolve_concepts
 from erasure.concept_check import WeaklyKnownConcept, check_concepts, concept_check_cost, describe_weakly_known
 from erasure.concept_hints import find_hints
+from erasure.config.arguments import check_arguments
+from erasure.config.choices import Tracker
 from erasure.config.seeds import check_seed
 from erasure.edits import Edit, EditSource, apply_edits, load_edits
-from erasure.errors import UserError
+from erasure.errors import UserError, to_one_line, truncate_middle
 from erasure.export.model_card import sample_before_after, write_card
 from erasure.families.base import DiffusionModel
 from erasure.families.cost import Cost
 from erasure.finished_edit import build_edit, load_finished_edit
+from erasure.loading.loader import ModelOrSource, resolve_model
 from erasure.methods.base import Guided, Method, Trained, TrainingContext, TrainingFree
 from erasure.peak_memory import measure_peak_memory, reset_peak_memory
 from erasure.recipes import choose_method
 from erasure.storage.locks import check_unlocked, lock_folder
-from erasure.storage.run import Run, check_tracker, run_folder_of, write_json
+from erasure.storage.run import Run, check_output_folder, check_tracker, run_folder_of, write_json
 from erasure.training import fill_cache, saliency
 from erasure.training.loop import TrainingOptions
 from erasure.training.method_run import run_method
@@ -31,6 +36,7 @@ OUTPUT_FILES = (
     *("edit.safetensors", "edit.json", "README.md", "before-after-[0-9]*.png", "timing.json"),
     *("train.jsonl", "mask.safetensors", "checkpoint.pt", ".checkpoint.part"),
 )
+MethodOrName = Annotated[str | Method, Doc("the name of a method or an erasure.methods.base.Method")]
 Watch = Callable[[Trained, TrainingContext], None]
 
 
@@ -58,9 +64,13 @@ class Erasure:
     mask: Path | None
     out: Path
     fresh: bool
-    report_to: str
+    report_to: Tracker
     gradient_checkpointing: bool
     job: dict[str, Any] = field(repr=False)
+
+    def __repr__(self) -> str:
+        names = truncate_middle("; ".join(concept.name for concept in self.concepts), 80)
+        return f"Erasure({type(self.method).__name__}, {to_one_line(names)}, on {self.model.source}, into {self.out})"
 
     def hints(self) -> list[str]:
         """Return one sentence for everything unusual about the concepts' names; empty if there is nothing."""
@@ -81,6 +91,7 @@ class Erasure:
         with apply_edits(self.model, self.after):
             return self.method.solve(self.model, list(self.concepts), self.seed).notes
 
+    @check_arguments
     def run(self, watch: Watch | None = None) -> Edit:
         """Make the edit, or continue or load what `out` holds of it; the model stays unchanged.
 
@@ -102,10 +113,11 @@ class Erasure:
             return load_finished_edit(run) or _make_edit(self, run, watch)
 
 
+@check_arguments
 def prepare(
-    model: DiffusionModel,
+    model: ModelOrSource,
     concepts: ConceptSource | Sequence[ConceptSource],
-    method: str | Method = "esd",
+    method: MethodOrName = "esd",
     *,
     kind: ConceptKind = "style",
     anchor: str = "",
@@ -115,13 +127,14 @@ def prepare(
     mask: str | Path | None = None,
     out: str | Path | None = None,
     fresh: bool = False,
-    report_to: str = "none",
+    report_to: Tracker = "none",
     gradient_checkpointing: bool = False,
     **fields: Any,
 ) -> Erasure:
     """Check an erasure without writing anything, and return it.
 
     Args:
+        model: what `load_model` returns, or the source from which it is loaded, such as "pocket".
         concepts: "neon; sketch", a Concept, or several of either.
         method: the name of a method, which takes its recipe for the concepts' kind and the model's family; or a method itself, which
             is used as it is, without a recipe.
@@ -140,7 +153,7 @@ def prepare(
             or gradient checkpointing that does not work with the method, or a folder that holds another job.
         FolderLocked: Another process is writing into `out`.
     """
-    requested = resolve_concepts(concepts, kind=kind, prompts=prompts, anchor=anchor)
+    requested, model = resolve_concepts(concepts, kind=kind, prompts=prompts, anchor=anchor), resolve_model(model)
     overrides = {name: value for name, value in fields.items() if value is not None}
     method, chosen, changed_defaults = choose_method(method, requested, model.family, overrides)
     edits, mask = load_edits(after), Path(mask) if mask is not None else None
@@ -148,7 +161,7 @@ def prepare(
     _check_settings(model, method, mask, report_to, gradient_checkpointing)
     job = make_job(model, chosen, method, seed, edits, mask)
     forecast_erasure(model, chosen, method)  # raises for a pretraining that cannot run
-    folder = Path(out) if out is not None else run_folder_of(job)
+    folder = check_output_folder(Path(out)) if out is not None else run_folder_of(job)
     Run(folder, job, fresh)  # raises if it holds another job
     check_unlocked(folder)
     return Erasure(
@@ -168,9 +181,9 @@ def prepare(
 
 
 def erase(
-    model: DiffusionModel,
+    model: ModelOrSource,
     concepts: ConceptSource | Sequence[ConceptSource],
-    method: str | Method = "esd",
+    method: MethodOrName = "esd",
     *,
     kind: ConceptKind = "style",
     anchor: str = "",
@@ -180,11 +193,11 @@ def erase(
     mask: str | Path | None = None,
     out: str | Path | None = None,
     fresh: bool = False,
-    report_to: str = "none",
+    report_to: Tracker = "none",
     gradient_checkpointing: bool = False,
     **fields: Any,
 ) -> Edit:
-    """Make an edit that erases concepts; `model` stays unchanged.
+    """Make an edit that erases concepts; a `model` that is given stays unchanged.
 
     Arguments and errors are those of `prepare` and `Erasure.run`, which this calls one after the other.
     """

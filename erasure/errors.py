@@ -4,6 +4,7 @@ import difflib
 import re
 import warnings
 from collections.abc import Iterable
+from pathlib import Path
 
 MAX_VALUE_CHARS = 200  # characters shown of one value
 MAX_MESSAGE_CHARS = 2000  # characters shown of a whole message
@@ -38,9 +39,23 @@ class AssumptionWarning(UserWarning):
 def unknown_value_error(kind: str, value: object, allowed: Iterable[str]) -> UserError:
     """Return an error that names the value, the nearest allowed value and all allowed values."""
     names = sorted(allowed)
-    matches = difflib.get_close_matches(str(value)[:MAX_VALUE_CHARS], names, n=1, cutoff=0.4)
-    hint = f" Did you mean {matches[0]!r}?" if matches else ""
+    names_in_lower_case = {name.lower(): name for name in names}
+    matches = difflib.get_close_matches(str(value)[:MAX_VALUE_CHARS].lower(), names_in_lower_case, n=1, cutoff=0.65)
+    hint = f" Did you mean {names_in_lower_case[matches[0]]!r}?" if matches else ""
     return UserError(f"unknown {kind} {value!r}.{hint} Available: {', '.join(names)}.")
+
+
+def unreadable_error(path: Path, language: str, error: Exception) -> UserError:
+    """Return the error of a file that cannot be read: because there is none, or because of what is in it.
+
+    Args:
+        language: what the file should hold, such as "YAML".
+    """
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return UserError(f"there is no file {path}.")
+    if isinstance(error, IsADirectoryError):
+        return UserError(f"{path} is a folder; a file in {language} is expected.")
+    return UserError(f"{path} cannot be read as {language}: {(str(error) or type(error).__name__).splitlines()[0][:200]}.")
 
 
 class NotFiniteError(UserError, FloatingPointError):

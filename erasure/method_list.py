@@ -4,10 +4,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from erasure.concept import ConceptKind, parse_concepts
+from erasure.config.arguments import check_arguments
 from erasure.config.registry import list_modules, load_class, read_summary
 from erasure.erasing import forecast_erasure
-from erasure.families.base import DiffusionModel
 from erasure.families.cost import Cost
+from erasure.loading.loader import ModelOrSource, resolve_model
 from erasure.methods.base import Method, Product
 from erasure.recipes import configure_method
 
@@ -34,17 +35,20 @@ class MethodDescription:
     product: Product
     method_class: type[Method] = field(repr=False)
 
-    def forecast_cost(self, model: DiffusionModel, concepts: str = "concept", *, kind: ConceptKind = "style", **fields: Any) -> Cost:
+    @check_arguments
+    def forecast_cost(self, model: ModelOrSource, concepts: str = "concept", *, kind: ConceptKind = "style", **fields: Any) -> Cost:
         """Return the network passes per sample of an erasure with the recipe for this kind and model, concept check included.
 
         Args:
+            model: as `erase` takes it.
             concepts: "a; b" counts as two.
             fields: options of the method that take precedence over the recipe.
 
         Raises:
             UserError: An empty name, an unknown option, or a value that the option does not allow.
         """
-        method, chosen, _ = configure_method(self.method_class, parse_concepts(concepts, kind=kind), model.family, fields)
+        requested, model = parse_concepts(concepts, kind=kind), resolve_model(model)
+        method, chosen, _ = configure_method(self.method_class, requested, model.family, fields)
         return forecast_erasure(model, chosen, method)
 
 

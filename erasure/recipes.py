@@ -8,7 +8,8 @@ from erasure.concept import Concept
 from erasure.config.registry import load_class
 from erasure.config.validation import build_dataclass
 from erasure.errors import UserError, unknown_value_error
-from erasure.methods.base import Method
+from erasure.families.recognition import FAMILIES
+from erasure.methods.base import Method, Trained
 
 
 def find_recipe(cls: type[Method], concepts: Sequence[Concept], family: str) -> dict[str, Any]:
@@ -58,6 +59,32 @@ def choose_method(
             f"{', '.join(overrides)}: fields are for a method given by its name; set them on the {type(method).__name__} instead."
         )
     return method, list(concepts), find_changed_fields(method)
+
+
+def check_request(method: str, concepts: Sequence[Concept], family: str, fields: Mapping[str, Any], seed: int) -> None:
+    """Check what needs no model: the method's fields, and that there are trajectories for all prompts.
+
+    Args:
+        family: of the model; empty where it is not known before the model is loaded: then only what no family allows is refused.
+        fields: options of the method by name; None means the recipe's value.
+
+    Raises:
+        UserError: as `configure_method`, or as TeacherQuery.
+    """
+    overrides = {name: value for name, value in fields.items() if value is not None}
+    errors = []
+    families = [family] if family else list(FAMILIES.values())
+    for name in families:
+        try:
+            configured, chosen, _ = choose_method(method, concepts, name, overrides)
+            if isinstance(configured, Trained):
+                configured.query(chosen, seed)
+                if pretraining := configured.pretraining():
+                    pretraining.query([], 0)
+        except UserError as error:
+            errors.append(error)
+    if len(errors) == len(families):
+        raise errors[0]
 
 
 def find_changed_fields(method: Method) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from eval.external_images import audit_external_images
 from eval.records.audit_result import AuditResult
 from eval.records.axes import AXES
 from eval.records.gates import Gate
-from eval.records.result_files import read_result
+from eval.records.result_files import audit_gates, read_result
 from eval.report.html import write_report
 from eval.requests import resolve_suite
 from eval.scoring.gates import EXIT_INCOMPLETE, decide_verdict, exit_code_of
@@ -37,6 +37,9 @@ class Audit:
     results: tuple[AuditResult, ...]
     verdict: AuditVerdict
     reports: tuple[Path, ...]
+
+    def __repr__(self) -> str:
+        return f"Audit({', '.join([self.verdict, *map(str, self.reports)])})"
 
     @property
     def result(self) -> AuditResult:
@@ -110,9 +113,11 @@ def rewrite_report(folder: str | Path, suite: str | Path | Suite = "", *, blur: 
     """
     runs = []
     for path in _folders_below(Path(folder)):
-        run = _load_run(path)
+        result = read_result(path)
         with lock_folder(path, "erasure audit report"):
-            if suite:
+            if not suite:
+                run = FinishedRun(path, result, audit_gates(path, result))
+            else:
                 loaded, _ = resolve_suite(suite)
                 run = FinishedRun(path, recount(path, loaded), loaded.gates, str(suite) if isinstance(suite, str | Path) else "")
             runs.append((run, report_runs([run], blur).reports[0]))
@@ -167,7 +172,7 @@ def compare(first: str | Path, second: str | Path) -> str:
 
 def _load_run(folder: Path) -> FinishedRun:
     result = read_result(folder)
-    return FinishedRun(folder, result, result.gates)
+    return FinishedRun(folder, result, audit_gates(folder, result))
 
 
 def _folders_below(folder: Path) -> list[Path]:

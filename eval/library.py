@@ -20,6 +20,7 @@ from eval.records.audit_result import KeepImages
 from eval.report.conclusions import describe_left_out
 from eval.requests import default_audit_folder, external_target_of, resolve_edits, resolve_replay, resolve_suite, select_plans
 from eval.retrained.divergences import load_retrained
+from eval.scoring.judge_scores import build_judges, check_image_size
 from eval.suites.formats import Suite
 from eval.suites.list_reader import PromptList
 
@@ -139,6 +140,7 @@ def prepare_audit(
         check_output_folder(Path(out))
     sources = _as_list(edits)
     loaded = _load_claimed(model, sources, concept, (kind, concept) if concept else _claim_of(chosen_suite, target))
+    check_image_size(model, chosen_suite, build_judges(chosen_suite))  # before concepts, which a suite for another model does not have
     plans = make_plans(concept_names(loaded), chosen_suite, tier, replay_prompts, replay_origin, only=only)
     selected = select_plans(target, plans) if target else plans
     retrained_edits = _load_retrained(model, _as_list(retrained), [label for plan in selected for label in plan.targets])
@@ -198,7 +200,13 @@ def audit(
 
 
 def _as_list(edits: EditSource | Sequence[EditSource]) -> list[EditSource]:
-    return [edits] if isinstance(edits, Edit | str | Path) else list(edits)
+    sources = [edits] if isinstance(edits, Edit | str | Path) or not isinstance(edits, Sequence) else list(edits)
+    for source in sources:
+        if not isinstance(source, Edit | str | Path):
+            raise UserError(
+                f"an edit is what erasure.erase or erasure.Edit.load returns, or the path of one; got a {type(source).__name__}."
+            )
+    return sources
 
 
 def _claim_of(suite: Suite, target: str) -> tuple[ConceptKind, str] | None:

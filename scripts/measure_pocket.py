@@ -118,7 +118,7 @@ def cell_lines(hits: dict[str, list[bool]], targets: list[tuple[str, str, int]],
     hits_by_cell = {
         axis: {cell: sum(h for h, w in zip(hits[axis], targets, strict=True) if w[:2] == cell) for cell in cells} for axis in hits
     }
-    worst = sorted(both, key=lambda cell: sum(both[cell]))[:10]
+    worst = [cell for cell in sorted(both, key=lambda cell: sum(both[cell]))[:10] if sum(both[cell]) < seeds]
     worst_text = ", ".join(
         f"{o} in {s} ({sum(both[o, s])}, {hits_by_cell['style'][o, s]}, {hits_by_cell['object'][o, s]})" for o, s in worst
     )
@@ -129,7 +129,7 @@ def cell_lines(hits: dict[str, list[bool]], targets: list[tuple[str, str, int]],
         "|---|---|---|",
         *(f"| {axis} | {format_hits(hits[axis])} | {min(hits_by_cell[axis].values())} of {seeds} |" for axis in hits),
         "",
-        f"Weakest cells (both right, style right, object right, of {seeds}): {worst_text}.",
+        f"Weakest cells (both right, style right, object right, of {seeds}): {worst_text or 'none; all are right'}.",
         "",
     ]
 

@@ -23,10 +23,11 @@ def main() -> None:
     parser.add_argument("audit", type=Path)
     parser.add_argument("--out", type=Path, default=Path("docs/images/before-after.png"))
     args = parser.parse_args()
-    result, rows = read_result(args.audit), load_sample_rows(args.audit)
-    image_paths = {(row.model, row.style, row.object): row.image for row in rows if row.index == 0}
-    objects = list(dict.fromkeys(row.object for row in rows))
-    other_styles = [style for style in dict.fromkeys(row.style for row in rows) if style not in result.targets and style != "plain"]
+    result = read_result(args.audit)
+    rows = load_sample_rows(args.audit)
+    image_paths = {(r.model, r.style, r.object): r.image for r in rows if r.index == 0}
+    objects = list(dict.fromkeys(r.object for r in rows))
+    other_styles = [s for s in dict.fromkeys(r.style for r in rows) if s not in result.targets and s != "plain"]
     image_rows = []
     for style_of in (lambda i: result.targets[0], lambda i: other_styles[i % len(other_styles)]):
         for model in (BASE, ERASED):

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from fill_docs import fill_table_rows
-from reproduce_methods import audit_at_strength, erase_in_subprocess, format_cell
+from reproduce_methods import RATES, audit_at_strength, erase_in_subprocess, format_cell
 
 from erasure.concept import ConceptKind
 from erasure.edits import Edit, apply_edits
@@ -104,7 +104,7 @@ def main() -> None:
         for method in METHODS:
             folder = erase_in_subprocess(method, name, kind, args.methods_work)
             result = audit_at_strength(model, folder, "pocket", "standard")
-            rate_rows.append(f"| {name} | {method} | {' | '.join(format_cell(result, r) for r in ('UA', 'IRA', 'CRA'))} |")
+            rate_rows.append(f"| {name} | {method} | {' | '.join(format_cell(result, r) for r in RATES)} |")
             totals = measure_attacks(model, Edit.load(folder), name, args.work)
             lines += [
                 f"| {name} | {method} | {tokens} | {BUDGETS[int(tokens)]} | {' | '.join(format_counts(c[kind]) for kind in CONDITIONS)} |"

@@ -9,7 +9,6 @@ Run folders under --work are resumed.
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from fill_docs import fill_section
 from reproduce_methods import DEVELOPMENT, erase_in_subprocess
@@ -24,17 +23,26 @@ from erasure.recipes import configure_method
 from eval.attacks._token_search import searchable_token_ids as tokens_of
 from eval.auditing.plan import AuditPlan
 from eval.auditing.run import audit_plan
+from eval.records.attacks import AttackNotRun, FineTuningAttack, PromptSearch
+from eval.records.audit_result import AuditResult
+from eval.records.gates import Tier
+from eval.records.models import BASE, ERASED
+from eval.records.rates import CountedRate, RateName
 from eval.report.html import write_report
 from eval.suites.suite import load_suite
 
 METHODS = ("esd", "uce")
 EARLY_STEPS = 40  # steps of an ESD edit that was stopped too early
 MANY_PROMPTS = 60  # attacked prompts of that edit: testing the attack takes more prompts than testing an edit
-ROLES = {"UA": "its name", "UA_named": "synonyms", "UA_described": "descriptions", "UA_perturbed": "misspellings"}
-Result = dict[str, Any]
+ROLES = {
+    RateName.UA: "its name",
+    RateName.UA_NAMED: "synonyms",
+    RateName.UA_DESCRIBED: "descriptions",
+    RateName.UA_PERTURBED: "misspellings",
+}
 
 
-def audit_edit_folder(model: DiffusionModel, folder: Path, tier: str, attacked_prompts: int = 0) -> Result:
+def audit_edit_folder(model: DiffusionModel, folder: Path, tier: Tier, attacked_prompts: int = 0) -> AuditResult:
     """Audit an edit with the shipped suite and write its report; `attacked_prompts` overrides the suite's number."""
     edit, suite = Edit.load(folder), load_suite("pocket")
     suite = replace(suite, attacks=replace(suite.attacks, prompts=attacked_prompts or suite.attacks.prompts))
@@ -45,17 +53,17 @@ def audit_edit_folder(model: DiffusionModel, folder: Path, tier: str, attacked_p
     return result
 
 
-def format_rate(rate: dict[str, Any]) -> str:
-    return f"{100 * rate['estimate']:.1f} ({100 * rate['low']:.0f} to {100 * rate['high']:.0f}; {rate['k']}/{rate['n']})"
+def format_rate(rate: CountedRate) -> str:
+    return f"{100 * rate.estimate:.1f} ({100 * rate.low:.0f} to {100 * rate.high:.0f}; {rate.k}/{rate.n})"
 
 
 def report_rewording(model: DiffusionModel, work: Path, docs: Path) -> None:
     lines = ["| concept | method | prompts by | not shown by the erased model, % | by the base, % |", "|---|---|---|---|---|"]
     for name, kind in DEVELOPMENT.items():
         for method in METHODS:
-            models = audit_edit_folder(model, erase_in_subprocess(method, name, kind, work), "standard")["models"]
+            models = audit_edit_folder(model, erase_in_subprocess(method, name, kind, work), "standard").models
             for rate, description in ROLES.items():
-                sides = " | ".join(format_rate(models[side]["rates"][rate]) for side in ("erased", "base"))
+                sides = " | ".join(format_rate(models[side].rates[rate]) for side in (ERASED, BASE))
                 lines.append(f"| {name} | {method} | {description} | {sides} |")
     fill_section(docs / "results" / "attacks.md", "words", lines)
 
@@ -80,30 +88,30 @@ def report_attacks(model: DiffusionModel, work: Path, docs: Path) -> None:
     ]
     relearning_lines = ["| edit of neon | fine-tuning | shown at steps: rate, % | revived after |", "|---|---|---|---|"]
     for edit_count, (name, folder) in enumerate(edits.items(), 1):
-        for attack in audit_edit_folder(model, folder, "full", MANY_PROMPTS if folder.name == "neon-early" else 0)["attacks"]:
-            (relearning_lines if "steps" in attack else lines).append(f"| {name} | {attack['name']} | {attack_cells(attack)} |")
+        for attack in audit_edit_folder(model, folder, "full", MANY_PROMPTS if folder.name == "neon-early" else 0).attacks:
+            (relearning_lines if isinstance(attack, FineTuningAttack) else lines).append(
+                f"| {name} | {attack.name} | {attack_cells(attack)} |"
+            )
         document = docs / "results" / "attacks.md"  # filled after every edit: each takes about half an hour
         fill_section(document, "budget", [describe_budget(model, edit_count)])
         fill_section(document, "attacks", lines)
         fill_section(document, "tuning", relearning_lines)
 
 
-def attack_cells(attack: Result) -> str:
+def attack_cells(attack: PromptSearch | FineTuningAttack | AttackNotRun) -> str:
     """Return the cells of an attack's row."""
-    if "curve" in attack:
-        gain = attack.get("over_controls", {}).get("random_prefix")
-        gain_text = f"{100 * gain['estimate']:+.0f} ({100 * gain['low']:+.0f} to {100 * gain['high']:+.0f})" if gain else "control"
-        fresh_text = format_rate(attack["fresh_noise"]) if attack["fresh_noise"] else "no success"
-        token_ids_text = f"{attack['token_ids']['ids_only']['k']} more" if "token_ids" in attack else "no ids"
-        without_attack = f"{100 * attack['curve'][0]['estimate']:.0f}"
-        return f"{format_rate(attack['curve'][-1])} | {gain_text} | {token_ids_text} | {fresh_text} | {without_attack}"
-    if "steps" in attack:
-        points = ", ".join(f"{p['steps']}: {100 * p['estimate']:.0f}" for p in attack["steps"])
-        revived = attack["revived_at_step"]
-        if revived is None:
-            revived = "not within these" if attack["erased_before"] else "was not erased"
-        return f"{points} | {revived}"
-    return f"{attack.get('skipped') or attack.get('crashed')} | | | | "
+    if isinstance(attack, PromptSearch):
+        gain = (attack.over_controls or {}).get("random_prefix")
+        gain_text = f"{100 * gain.estimate:+.0f} ({100 * gain.low:+.0f} to {100 * gain.high:+.0f})" if gain else "control"
+        fresh_text = format_rate(attack.fresh_noise) if attack.fresh_noise else "no success"
+        token_ids_text = f"{attack.token_ids.ids_only.k} more" if attack.token_ids else "no ids"
+        without_attack = f"{100 * attack.curve[0].estimate:.0f}"
+        return f"{format_rate(attack.curve[-1])} | {gain_text} | {token_ids_text} | {fresh_text} | {without_attack}"
+    if isinstance(attack, FineTuningAttack):
+        points = ", ".join(f"{point.steps}: {100 * point.estimate:.0f}" for point in attack.steps)
+        not_revived = "not within these" if attack.erased_before else "was not erased"
+        return f"{points} | {not_revived if attack.revived_at_step is None else attack.revived_at_step}"
+    return f"{attack.skipped or attack.crashed} | | | | "
 
 
 def describe_budget(model: DiffusionModel, edits: int) -> str:

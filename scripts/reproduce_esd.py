@@ -7,7 +7,6 @@ pocket, whose prompt template and seeds tuning never saw. Every number comes fro
 """
 
 import argparse
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +27,9 @@ from erasure.methods.esd import ESD
 from erasure.recipes import configure_method
 from eval.auditing.plan import AuditPlan
 from eval.auditing.run import audit_plan
+from eval.records.audit_result import AuditResult
+from eval.records.models import BASE, ERASED, AuditedModel
+from eval.records.rates import RateName
 from eval.suites.suite import load_suite
 
 DEVELOPMENT: dict[str, ConceptKind] = {"neon": "style", "boat": "object"}
@@ -49,13 +51,12 @@ HELD_OUT: dict[str, ConceptKind] = {
     "ada finch": "person",
     "otto bram": "person",
 }
-RATES = ("UA", "IRA", "CRA")
-Result = dict[str, Any]
+RATES = (RateName.UA, RateName.IRA, RateName.CRA)
 
 
 def measure(
     model: DiffusionModel, name: str, kind: ConceptKind, work: Path, suite: str, tier: str, tag: str = "recipe", **fields: Any
-) -> Result:
+) -> AuditResult:
     """Erase one concept and audit the edit; both resume where they stopped."""
     method, concepts, _ = configure_method(ESD, parse_concepts(name, kind=kind), model.family, fields)
     folder = work / name.replace(" ", "-") / tag
@@ -63,50 +64,48 @@ def measure(
     return measure_edit(model, edit, folder, suite, tier)
 
 
-def measure_edit(model: DiffusionModel, edit: Edit, folder: Path, suite: str, tier: str) -> Result:
+def measure_edit(model: DiffusionModel, edit: Edit, folder: Path, suite: str, tier: str) -> AuditResult:
     out = folder / f"audit-{suite}-{tier}"
-    result = audit_plan(model, [edit], AuditPlan.for_edits([edit], load_suite(suite), tier)[0], out)
-    timing = json.loads((folder / "timing.json").read_text())
-    return {**result, "timing": timing}
+    return audit_plan(model, [edit], AuditPlan.for_edits([edit], load_suite(suite), tier)[0], out)
 
 
-def percent_of(result: Result, name: str, model: str = "erased") -> float:
-    return 100 * result["models"][model]["rates"][name]["estimate"]
+def percent_of(result: AuditResult, name: RateName, model: AuditedModel = ERASED) -> float:
+    return 100 * result.models[model].rates[name].estimate
 
 
-def format_cell(result: Result, name: str) -> str:
-    r = result["models"]["erased"]["rates"][name]
-    bounds = f"{100 * r['low']:.0f} to {100 * r['high']:.0f}"
-    return f"{100 * r['estimate']:.1f} ({bounds}; {r['k']}/{r['n']}; base {percent_of(result, name, 'base'):.1f})"
+def format_cell(result: AuditResult, name: RateName) -> str:
+    r = result.models[ERASED].rates[name]
+    bounds = f"{100 * r.low:.0f} to {100 * r.high:.0f}"
+    return f"{100 * r.estimate:.1f} ({bounds}; {r.k}/{r.n}; base {percent_of(result, name, BASE):.1f})"
 
 
-def format_table(results: dict[str, Result], kinds: dict[str, ConceptKind]) -> list[str]:
+def format_table(results: dict[str, AuditResult], kinds: dict[str, ConceptKind]) -> list[str]:
     lines = ["| concept | kind | UA | IRA | CRA | forwards per sample-gradient |", "|---|---|---|---|---|---|"]
     for name, result in results.items():
-        cost = result["edits"][0]["cost"]
+        cost = result.edits[0].cost
         forwards_per_gradient = cost["unet_forwards"] / cost["sample_gradients"]
         lines.append(f"| {name} | {kinds[name]} | {' | '.join(format_cell(result, r) for r in RATES)} | {forwards_per_gradient:.2f} |")
     return lines
 
 
-def mean_rows(results: dict[str, Result], kinds: dict[str, ConceptKind], chosen: tuple[ConceptKind, ...]) -> list[str]:
+def mean_rows(results: dict[str, AuditResult], kinds: dict[str, ConceptKind], chosen: tuple[ConceptKind, ...]) -> list[str]:
     chosen_results = {name: r for name, r in results.items() if kinds[name] in chosen}
     parts = []
     for name in RATES:
         values = {n: percent_of(r, name) for n, r in chosen_results.items()}
-        drop = {n: percent_of(r, name, "base") - percent_of(r, name) for n, r in chosen_results.items()}
-        worst = min(values, key=lambda n: values[n]) if name == "UA" else max(drop, key=lambda n: drop[n])
+        drop = {n: percent_of(r, name, BASE) - percent_of(r, name) for n, r in chosen_results.items()}
+        worst = min(values, key=lambda n: values[n]) if name is RateName.UA else max(drop, key=lambda n: drop[n])
         mean, base = (
             sum(values.values()) / len(values),
-            sum(percent_of(r, name, "base") for r in chosen_results.values()) / len(chosen_results),
+            sum(percent_of(r, name, BASE) for r in chosen_results.values()) / len(chosen_results),
         )
         parts.append(
-            f"{mean:.1f} (base {base:.1f}; worst {worst}: {values[worst]:.1f}, base {percent_of(chosen_results[worst], name, 'base'):.1f})"
+            f"{mean:.1f} (base {base:.1f}; worst {worst}: {values[worst]:.1f}, base {percent_of(chosen_results[worst], name, BASE):.1f})"
         )
     return [f"| {' and '.join(chosen)}, {len(chosen_results)} held out | {' | '.join(parts)} |"]
 
 
-def measure_plain_loop(model: DiffusionModel, name: str, kind: ConceptKind, work: Path) -> Result:
+def measure_plain_loop(model: DiffusionModel, name: str, kind: ConceptKind, work: Path) -> AuditResult:
     """Run the plain loop of scripts/baselines/esd_plain.py on a development concept and audit it like the rest."""
     folder = work / name / "plain"
     if not (folder / "edit.json").exists():
@@ -115,9 +114,9 @@ def measure_plain_loop(model: DiffusionModel, name: str, kind: ConceptKind, work
     return measure_edit(model, Edit.load(folder), folder, "pocket-dev", "standard")
 
 
-def measure_curve(model: DiffusionModel, work: Path) -> dict[str, list[tuple[str, Result]]]:
+def measure_curve(model: DiffusionModel, work: Path) -> dict[str, list[tuple[str, AuditResult]]]:
     """Measure the development concepts over optimizer steps and eta."""
-    points_by_concept: dict[str, list[tuple[str, Result]]] = {}
+    points_by_concept: dict[str, list[tuple[str, AuditResult]]] = {}
     for name, kind in DEVELOPMENT.items():
         steps = configure_method(ESD, parse_concepts(name, kind=kind), model.family, {})[0].steps  # type: ignore[attr-defined]
         settings = [("steps", max(1, round(steps * f))) for f in (0.25, 0.5, 1, 2)] + [
@@ -129,13 +128,13 @@ def measure_curve(model: DiffusionModel, work: Path) -> dict[str, list[tuple[str
     return points_by_concept
 
 
-def plot_curves(curves: dict[str, list[tuple[str, Result]]], path: Path) -> None:
+def plot_curves(curves: dict[str, list[tuple[str, AuditResult]]], path: Path) -> None:
     figure, axes = plt.subplots(1, len(curves), figsize=(11, 4.6), sharey=True)
     for axis, (name, points) in zip(axes, curves.items(), strict=True):
         for prefix, marker in (("steps", "o-"), ("negative_guidance", "s--")):
             prefix_points = [(label, r) for label, r in points if label.startswith(prefix)]
-            x = [percent_of(r, "UA") for _, r in prefix_points]
-            y = [(percent_of(r, "IRA") + percent_of(r, "CRA")) / 2 for _, r in prefix_points]
+            x = [percent_of(r, RateName.UA) for _, r in prefix_points]
+            y = [(percent_of(r, RateName.IRA) + percent_of(r, RateName.CRA)) / 2 for _, r in prefix_points]
             axis.plot(x, y, marker, label="steps" if prefix == "steps" else "eta")
             for (label, _), a, b in zip(prefix_points, x, y, strict=True):
                 axis.annotate(label.split("=")[1], (a, b), textcoords="offset points", xytext=(5, 5), fontsize=8)

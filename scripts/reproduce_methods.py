@@ -12,7 +12,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -29,6 +28,10 @@ from erasure.methods.base import Method
 from eval.auditing.plan import AuditPlan
 from eval.auditing.prepare import AuditOptions
 from eval.auditing.run import audit_plan
+from eval.records.audit_result import AuditResult
+from eval.records.gates import Tier
+from eval.records.models import BASE, ERASED, AuditedModel
+from eval.records.rates import RateName
 from eval.suites.suite import load_suite
 
 DEVELOPMENT: dict[str, ConceptKind] = {"neon": "style", "boat": "object"}
@@ -37,9 +40,8 @@ HELD_OUT: dict[str, ConceptKind] = {"sketch": "style", "stained glass": "style",
 UNSEEN: dict[str, dict[str, ConceptKind]] = {
     "fia": {"watercolor": "style", "pixel art": "style", "house": "object", "star": "object", "ada finch": "person"}
 }
-RATES = ("UA", "IRA", "CRA")
+RATES = (RateName.UA, RateName.IRA, RateName.CRA)
 STRENGTHS = (0.5, 1.0, 1.5)
-Result = dict[str, Any]
 
 
 def erase_in_subprocess(method: str, name: str, kind: ConceptKind, work: Path) -> Path:
@@ -53,57 +55,52 @@ def erase_in_subprocess(method: str, name: str, kind: ConceptKind, work: Path) -
     return folder
 
 
-def audit_at_strength(model: DiffusionModel, folder: Path, suite: str, tier: str, strength: float = 1.0) -> Result:
+def audit_at_strength(model: DiffusionModel, folder: Path, suite: str, tier: Tier, strength: float = 1.0) -> AuditResult:
     edit = Edit.load(folder)
     (plan,) = AuditPlan.for_edits([edit], load_suite(suite), tier)
-    result = audit_plan(model, [edit], plan, folder / f"audit-{suite}-{tier}-{strength:g}", AuditOptions(strength=strength))
-    return {
-        **result,
-        "timing": json.loads((folder / "timing.json").read_text()),
-        "bytes": json.loads((folder / "result.json").read_text())["bytes"],
-    }
+    return audit_plan(model, [edit], plan, folder / f"audit-{suite}-{tier}-{strength:g}", AuditOptions(strength=strength))
 
 
-def percent_of(result: Result, name: str, model: str = "erased") -> float:
-    return 100 * result["models"][model]["rates"][name]["estimate"]
+def percent_of(result: AuditResult, name: RateName, model: AuditedModel = ERASED) -> float:
+    return 100 * result.models[model].rates[name].estimate
 
 
-def format_cell(result: Result, name: str) -> str:
-    r = result["models"]["erased"]["rates"][name]
-    return f"{100 * r['estimate']:.1f} ({100 * r['low']:.0f} to {100 * r['high']:.0f}; base {percent_of(result, name, 'base'):.1f})"
+def format_cell(result: AuditResult, name: RateName) -> str:
+    r = result.models[ERASED].rates[name]
+    return f"{100 * r.estimate:.1f} ({100 * r.low:.0f} to {100 * r.high:.0f}; base {percent_of(result, name, BASE):.1f})"
 
 
-def detail_row(method: str, name: str, result: Result) -> str:
-    clip, base_clip = (result["models"][m]["clip"]["retained"]["estimate"] for m in ("erased", "base"))
+def detail_row(method: str, name: str, result: AuditResult) -> str:
+    clip, base_clip = (figures.clip.retained for figures in (result.models[ERASED], result.models[BASE]))
     rates = " | ".join(format_cell(result, r) for r in RATES)
-    return f"| {method} | {name} | {rates} | {clip:.1f} ({base_clip:.1f}) | {result['pixel_distance']['estimate']:.3f} |"
+    assert clip and base_clip and result.pixel_distance  # the suite measures them
+    return f"| {method} | {name} | {rates} | {clip.estimate:.1f} ({base_clip.estimate:.1f}) | {result.pixel_distance.estimate:.3f} |"
 
 
-def cost_row(method: str, results: list[Result]) -> str:
-    cost = results[0]["edits"][0]["cost"]
-    seconds = sorted(r["timing"]["seconds"] for r in results)[len(results) // 2]
-    memory = max(r["timing"]["peak_memory_mib"] for r in results)
-    size = max(r["bytes"] for r in results) / 1e6
+def cost_row(method: str, folders: list[Path]) -> str:
+    cost = Edit.load(folders[0]).info.cost
+    timings = [json.loads((folder / "timing.json").read_text()) for folder in folders]
+    seconds = sorted(timing["seconds"] for timing in timings)[len(timings) // 2]
+    memory = max(timing["peak_memory_mib"] for timing in timings)
+    size = max(json.loads((folder / "result.json").read_text())["bytes"] for folder in folders) / 1e6
     return f"| {method} | {cost['unet_forwards']:,} | {cost['unet_backwards']:,} | {seconds:.0f} | {memory:,} | {size:.2f} |"
 
 
-def mean_row(method: str, results: dict[str, Result]) -> str:
+def mean_row(method: str, results: dict[str, AuditResult]) -> str:
     parts = []
     for name in RATES:
         values = {concept: percent_of(r, name) for concept, r in results.items()}
         worst = min(values, key=lambda c: values[c])
-        base = sum(percent_of(r, name, "base") for r in results.values()) / len(results)
+        base = sum(percent_of(r, name, BASE) for r in results.values()) / len(results)
         parts.append(f"{sum(values.values()) / len(values):.1f} (base {base:.1f}; worst {worst} {values[worst]:.1f})")
     return f"| {method} | {' | '.join(parts)} |"
 
 
 def report_tables(model: DiffusionModel, work: Path, docs: Path, chosen: list[str]) -> None:
+    folders_by_method = {m: {c: erase_in_subprocess(m, c, k, work) for c, k in UNSEEN.get(m, HELD_OUT).items()} for m in chosen}
     results_by_method = {
-        m: {
-            c: audit_at_strength(model, erase_in_subprocess(m, c, k, work), "pocket", "standard")
-            for c, k in UNSEEN.get(m, HELD_OUT).items()
-        }
-        for m in chosen
+        m: {c: audit_at_strength(model, folder, "pocket", "standard") for c, folder in folders.items()}
+        for m, folders in folders_by_method.items()
     }
     document, head = docs / "results" / "methods.md", ["| method | UA | IRA | CRA |", "|---|---|---|---|"]
     fill_table_rows(document, "means", head, [mean_row(m, results) for m, results in results_by_method.items()])
@@ -112,7 +109,7 @@ def report_tables(model: DiffusionModel, work: Path, docs: Path, chosen: list[st
         document, "details", head, [detail_row(m, c, r) for m, results in results_by_method.items() for c, r in results.items()]
     )
     head = ["| method | UNet forwards | backwards | seconds (median) | peak MiB | edit, MB |", "|---|---|---|---|---|---|"]
-    fill_table_rows(document, "costs", head, [cost_row(m, list(results.values())) for m, results in results_by_method.items()])
+    fill_table_rows(document, "costs", head, [cost_row(m, list(folders.values())) for m, folders in folders_by_method.items()])
 
 
 def plot_pareto(model: DiffusionModel, work: Path, docs: Path, chosen: list[str]) -> None:
@@ -124,7 +121,10 @@ def plot_pareto(model: DiffusionModel, work: Path, docs: Path, chosen: list[str]
             folder = erase_in_subprocess(method, name, kind, work)
             strengths = (1.0,) if load_class("erasure.methods", method, Method).product == "one-step" else STRENGTHS
             points = [audit_at_strength(model, folder, "pocket-dev", "smoke", s) for s in strengths]
-            x, y = [percent_of(r, "UA") for r in points], [(percent_of(r, "IRA") + percent_of(r, "CRA")) / 2 for r in points]
+            x, y = (
+                [percent_of(r, RateName.UA) for r in points],
+                [(percent_of(r, RateName.IRA) + percent_of(r, RateName.CRA)) / 2 for r in points],
+            )
             lowest = min(lowest, *y)
             axis.plot(x, y, "o-", color=f"C{i}", label=method, markersize=4, alpha=0.8)
             full_strength = list(strengths).index(1.0)

@@ -13,7 +13,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from fill_docs import fill_section
-from reproduce_methods import DEVELOPMENT, percent_of
+from reproduce_methods import DEVELOPMENT, RATES, percent_of
 
 from erasure.concept import parse_concepts
 from erasure.erasing import erase
@@ -49,7 +49,7 @@ def measure_point(model: DiffusionModel, name: str, fields: dict[str, Any], work
     edit = erase(model, concepts, method, out=folder)
     (plan,) = AuditPlan.for_edits([edit], load_suite("pocket-dev"), "smoke")
     result = audit_plan(model, [edit], plan, folder / "audit")
-    return fields, percent_of(result, "UA"), percent_of(result, "IRA"), percent_of(result, "CRA"), edit.info.notes["zeroed"]
+    return fields, *(percent_of(result, rate) for rate in RATES), edit.info.notes["zeroed"]
 
 
 def main() -> None:

@@ -59,7 +59,7 @@ def print_report(report_file: Path, result: "AuditResult") -> None:
     if not report.thresholds.from_suite:
         source = f"{report.thresholds.file or 'another suite'} (gates {report.thresholds.digest})"
         print(f"  decided by the thresholds of {source}, not by those that the audit was made with")
-    print(report.verdict.state)
+    print(f"{report.verdict.state}: {report.verdict.summary}")
 
 
 def format_headline(result: "AuditResult") -> str:

@@ -4,15 +4,17 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
 from app.parsing import ModelSource, Switch, check_edits_exist
 from erasure.config.choices import Attention, Precision
 from erasure.errors import UserError
-from eval.records.sequence import RequestRate, SequenceResult
 from eval.report.numbers import format_percent, format_points, format_points_span
+
+if TYPE_CHECKING:
+    from eval.records.sequence import RequestRate, SequenceResult
 
 REBOUND, INCOMPLETE = 3, 2
 
@@ -78,7 +80,7 @@ def default_folder(edits: Sequence[Path], suite: str, tier: str) -> Path:
     return edits[0].parent / "+".join(path.name for path in edits) / f"sequence-{suite}-{tier}"
 
 
-def format_table(result: SequenceResult) -> list[str]:
+def format_table(result: "SequenceResult") -> list[str]:
     """Format UA of every target and the retained rates after every request as a Markdown table, and the rebounds."""
     request_numbers = [request.number for request in result.requests]
     lines = [f"| | base | {' | '.join(f'after {number}' for number in request_numbers)} |", "|---" * (len(request_numbers) + 2) + "|"]
@@ -91,6 +93,6 @@ def format_table(result: SequenceResult) -> list[str]:
     return [*lines, *(f"REBOUND: {rebound.label} after request {rebound.request}" for rebound in result.rebounds)]
 
 
-def format_entry(entry: RequestRate) -> str:
+def format_entry(entry: "RequestRate") -> str:
     share, change = f"{format_percent(entry.estimate)} % ({entry.k}/{entry.n})", entry.change
     return f"{share}, {format_points(change.estimate)} ({format_points_span(change.low, change.high)})" if change else share

@@ -1,12 +1,17 @@
 """`erasure demo`: erase, audit and report on the shipped model, in a few minutes on a laptop."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from app.parsing import Switch
-from erasure.concept import parse_concepts
+from erasure.concept import Concept, parse_concepts
+from erasure.errors import UserError
+
+if TYPE_CHECKING:
+    from eval import Suite
 
 USAGE_ERROR = 1
 
@@ -40,8 +45,7 @@ def run_demo(command: DemoCommand) -> int:
     from eval.records.result_files import read_report_head
 
     suite = eval.load_suite("pocket")
-    for concept in requested:
-        suite.find_concept(concept.name)  # fails now, not after the erasure
+    check_targets(requested, suite)
     model = erasure.load_model("pocket")
     planned = erasure.prepare(model, requested, method="esd", out=command.out, fresh=command.fresh)
     if not confirm(planned.hints(), command.yes):
@@ -56,3 +60,16 @@ def run_demo(command: DemoCommand) -> int:
     state = read_report_head(report.parent).verdict.state
     print(f"{state}: a smoke audit is a first look; use --tier standard for a verdict")
     return 0
+
+
+def check_targets(concepts: Sequence[Concept], suite: "Suite") -> None:
+    """Check that the audit has every concept as a target, before the erasure.
+
+    Raises:
+        UserError: The suite has no such concept, or shows it without counting it as a style.
+    """
+    for concept in concepts:
+        axis, label = suite.find_concept(concept.name)
+        if label in suite.excluded:
+            targets = ", ".join(name for name in suite.phrases(axis) if name not in suite.excluded)
+            raise UserError(f"{concept.name!r} is no {axis} to erase: suite {suite.name} never counts it. Choose one of {targets}.")

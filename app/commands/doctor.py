@@ -5,6 +5,8 @@ import importlib.util
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -32,7 +34,7 @@ OPTIONAL_PACKAGES = {
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorCommand:
-    """Show what is installed, which device is used, and which judges are ready. Nothing is downloaded."""
+    """Show what is installed, which device is used, and which judges and suites are ready. Nothing is downloaded."""
 
     words: ClassVar[str] = "doctor"
 
@@ -49,7 +51,9 @@ def run_doctor(command: DoctorCommand) -> int:
     for name, use in OPTIONAL_PACKAGES.items():
         is_installed = importlib.util.find_spec(name) is not None
         print(f"{name:<13} {package_version(name) if is_installed else f'not installed ({use}): pip install {name}'}")
-    return check_judges()
+    code = check_judges()
+    print_suites()
+    return code
 
 
 def package_version(name: str) -> str:
@@ -90,3 +94,33 @@ def check_judges() -> int:
             continue
         print(f"judge         {name} ready ({identity['weights'][:12]})")
     return 2 if broken else 0
+
+
+def print_suites() -> None:
+    """Print of every shipped suite whether its judges, with the fields that it gives them, are ready, and what is missing."""
+    import eval
+    from erasure.errors import UserError
+    from eval.scoring.judge_scores import available_judges
+
+    for name in eval.suite_names():
+        suite = eval.load_suite(name)
+        try:
+            with without_network():
+                missing = list(available_judges(suite)[1].values())
+        except (UserError, OSError) as error:
+            missing = [str(error)]
+        judges = ", ".join(dict.fromkeys(spec.judge for spec in suite.judges.values()))
+        state = f"not ready: {'; '.join(dict.fromkeys(reason.rstrip('.') for reason in missing))}" if missing else "ready"
+        print(f"suite         {name} (judges: {judges}) {state}")
+
+
+@contextmanager
+def without_network() -> Iterator[None]:
+    """Let the libraries look for files of the hub in the local cache only; they read the setting at every call."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

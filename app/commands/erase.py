@@ -4,22 +4,23 @@ import dataclasses
 import json
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
 from app.parsing import ModelSource, Switch, check_edits_exist
 from erasure.concept import ConceptKind, parse_concepts
-from erasure.config.choices import Attention, Precision
-from erasure.config.registry import field_help_of
+from erasure.config.choices import Attention, Precision, Tracker
+from erasure.config.registry import field_help_of, list_modules
 from erasure.config.static_classes import METHOD_BASE, load_static_class
+from erasure.errors import UserError
 from erasure.families.recognition import recognize_family
 
 if TYPE_CHECKING:
-    from erasure import Erasure
+    from erasure import Edit, Erasure
 
 USAGE_ERROR = 1
 MAX_PREVIEW_LINES = 20
@@ -43,7 +44,7 @@ class EraseCommand:
     dtype: Precision = "auto"  # compute precision; trained weights are always fp32
     attention: Attention = "auto"  # attention kernel of the UNet
     gradient_checkpointing: Switch = False  # less memory for about a third more time
-    report_to: Literal["none", "tensorboard", "wandb", "trackio", "mlflow"] = "none"  # tracker beside train.jsonl
+    report_to: Tracker = "none"  # tracker beside train.jsonl
     on: tuple[Path, ...] = ()  # edits that are applied while this one is made; it will depend on them
     mask: Path | None = None  # saliency mask of a SalUn run: only its entries change
     preview: Switch = False  # closed forms: print how far the edit would change other prompts, and stop
@@ -54,6 +55,23 @@ class EraseCommand:
         """Return the options of the method by name, None for those that are not given."""
         own = {f.name for f in fields(EraseCommand)}
         return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in own}
+
+
+def other_methods_flag(words: Sequence[str], method: str) -> str:
+    """Return the first of these flags that is an option of another method and not of this one; empty if none is."""
+    own, *others = (
+        {f"--{f.name.replace('_', '-')}" for f in fields(load_static_class("erasure.methods", name, METHOD_BASE))}
+        for name in (method, *list_modules("erasure.methods"))
+    )
+    flags = [word.partition("=")[0] for word in words if word.startswith("--")]
+    return next((flag for flag in flags if flag not in own and any(flag in options for options in others)), "")
+
+
+def explain_other_methods_flag(flag: str, method: str) -> UserError:
+    """Return the error for an option of another method."""
+    names = [f"--{f.name.replace('_', '-')}" for f in fields(load_static_class("erasure.methods", method, METHOD_BASE))]
+    takes = f"it takes {', '.join(names)}" if names else "it has no options"
+    return UserError(f"{method} has no {flag}; {takes}; see erasure erase --method {method} --help.")
 
 
 def add_method_options(method: str, kind: str, source: str) -> type[EraseCommand]:
@@ -121,7 +139,10 @@ def run_erase(command: EraseCommand) -> int:
     check_before_torch(command)
     import erasure
     from app.confirmation import confirm, print_warnings
+    from erasure.recipes import check_request
 
+    concepts = parse_concepts(command.concept, kind=command.kind, prompts=command.prompts, anchor=command.anchor)
+    check_request(command.method, concepts, family_of_source(command.model), command.method_fields(), command.seed)
     model = erasure.load_model(command.model, device=command.device, dtype=command.dtype, attention=command.attention)
     planned = erasure.prepare(
         model,
@@ -145,11 +166,31 @@ def run_erase(command: EraseCommand) -> int:
         print_preview(planned.preview())
         return 0
     describe_plan(command, planned)
+    written_before = time_of(planned.out / "result.json")
     with print_warnings():
-        cost = planned.run().info.cost
-    passes = f"{cost['unet_forwards']} UNet forwards and {cost['unet_backwards']} backwards"
-    print(f"{planned.out}: {passes} for {cost['sample_gradients']} sample-gradients")
+        edit = planned.run()
+    verb = "wrote" if time_of(planned.out / "result.json") != written_before else "complete already:"
+    print(f"{verb} {planned.out} {describe_cost(edit)}. {describe_next_steps(planned)}")
     return 0
+
+
+def time_of(path: Path) -> int:
+    """Return when a file was written, in ns; 0 if there is none."""
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def describe_cost(edit: "Edit") -> str:
+    """Return what an edit has cost, in parentheses."""
+    cost = edit.info.cost
+    backwards = f", {cost['unet_backwards']:,} backwards" if cost["unet_backwards"] else ""
+    return f"({cost['unet_forwards']:,} UNet forwards{backwards}, concept check included)"
+
+
+def describe_next_steps(planned: "Erasure") -> str:
+    """Return the commands that use the edit; an audit has the pocket model's suite where none is named."""
+    folder = shlex.quote(str(planned.out))
+    suite = "" if planned.model.family == "pocket" else " --suite sd"
+    return f"Next: erasure audit {folder}{suite}, or erasure export {folder}"
 
 
 def check_before_torch(command: EraseCommand) -> None:

@@ -10,6 +10,7 @@ import tyro
 from app.parsing import ModelSource, Switch, check_edits_exist
 from erasure.config.choices import LoraLayout
 from erasure.errors import UserError
+from erasure.storage.edit_folders import check_unoccupied
 
 if TYPE_CHECKING:
     from erasure import Edit
@@ -153,8 +154,8 @@ def check_flags(command: ExportCommand) -> None:
     if command.rank is not None and command.rank < 1:
         raise UserError(f"--rank must be at least 1, got {command.rank}.")
     out = command.folder()
-    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (command.accept_error and is_lora_folder(out))):
-        raise UserError(f"{out} exists and is not empty; choose another --out.")
+    if not (command.accept_error and out.is_dir() and is_lora_folder(out)):
+        check_unoccupied(out)
     for flag, is_given in {"--private": command.private, "--dry-run": command.dry_run}.items():
         if is_given and not command.push_to_hub:
             raise UserError(f"{flag} needs --push-to-hub org/name.")

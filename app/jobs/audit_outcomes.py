@@ -8,7 +8,7 @@ from pathlib import Path
 from app.jobs.queue import read_progress
 from erasure.errors import UserError
 from erasure.storage.files import read_json
-from eval.records.result_files import read_report_head, read_result
+from eval.records.result_files import audit_gates, read_report_head, read_result
 from eval.scoring.gates import EXIT_CODES_WORST_FIRST, EXIT_INCOMPLETE, decide_verdict, exit_code_of
 
 
@@ -32,7 +32,7 @@ def _load_outcome(folder: Path) -> AuditOutcome:
         report, result = read_report_head(folder), read_result(folder)
         state = report.verdict.state
         if not report.thresholds.from_suite:  # the report was rewritten with the thresholds of another file
-            state = decide_verdict(result.gates, result).state
+            state = decide_verdict(audit_gates(folder, result), result).state
         return AuditOutcome(folder, state, exit_code_of(state, result))
     except UserError:
         return AuditOutcome(folder, "UNREADABLE", EXIT_INCOMPLETE)

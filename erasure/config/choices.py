@@ -8,6 +8,7 @@ Region = Literal["xattn", "xattn-kv", "noxattn", "selfattn", "ff-out", "full", "
 Attention = Literal["auto", "sdpa", "eager", "xformers"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 LoraLayout = Literal["kohya", "diffusers"]  # names in a LoRA file
+Tracker = Literal["none", "tensorboard", "wandb", "trackio", "mlflow"]
 Removable = Literal["caches", "downloads", "incomplete"]
 
 # erasure.config.validation checks values against these ranges. The upper ends are not recommendations; values beyond them are typos.

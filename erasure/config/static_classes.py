@@ -99,7 +99,7 @@ def run_statement(node: ast.stmt, namespace: dict[str, Any]) -> None:
     """Run one statement of our own source; names that need a library that is not imported become placeholders."""
     try:
         exec(compile(ast.fix_missing_locations(ast.Module([node], [])), namespace["__name__"], "exec"), namespace)
-    except (TypeError, NameError, AttributeError):
+    except (TypeError, NameError, AttributeError, LookupError):
         names = [node.name] if isinstance(node, ast.ClassDef) else [n.id for n in ast.walk(node) if isinstance(n, ast.Name)]
         namespace.update({name: Placeholder() for name in names if name not in namespace})
 

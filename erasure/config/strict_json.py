@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 from typing import Any, NoReturn
 
-from erasure.errors import UserError
+from erasure.errors import UserError, unreadable_error
 
 MAX_BYTES, MAX_DEPTH, NUMBER_LIMIT, MAX_STRING_CHARS = 32 * 2**20, 20, 2**64, 100_000
 
@@ -26,9 +26,9 @@ def read_strict_json(path: Path) -> Any:
     except UserError:
         raise
     except RecursionError as error:
-        raise UserError(f"{path} cannot be read as JSON (it is nested more than {MAX_DEPTH} levels deep).") from error
+        raise UserError(f"{path} cannot be read as JSON: it is nested more than {MAX_DEPTH} levels deep.") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({str(error)[:200]}).") from error
+        raise unreadable_error(path, "JSON", error) from error
     return document
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from yaml import AliasEvent, MappingNode, MarkedYAMLError, Node
 
-from erasure.errors import UserError
+from erasure.errors import UserError, unreadable_error
 
 
 def read_strict_yaml(path: Path) -> Any:
@@ -23,7 +23,7 @@ def read_strict_yaml(path: Path) -> Any:
         raise UserError(f"{path}{line}: {error.problem or error.context}.") from error
     # PyYAML also raises errors of Python itself, for values that do not fit their tags and for brackets nested a thousand deep
     except (OSError, yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}.") from error
+        raise unreadable_error(path, "YAML", error) from error
 
 
 class _StrictLoader(yaml.SafeLoader):

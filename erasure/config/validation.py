@@ -11,6 +11,7 @@ from typing import Annotated, Any, NotRequired, TypeVar, Union, get_args, get_or
 from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict, is_typeddict  # pydantic takes typing's own from Python 3.12 on
 
+from erasure.config.type_words import WORDS, describe_type
 from erasure.errors import UserError, unknown_value_error
 
 T = TypeVar("T")
@@ -23,6 +24,14 @@ YAML_TYPES: dict[Any, Any] = {  # the type in a file for the type of a field
 UNKNOWN_KEY_ERRORS = ("extra_forbidden", "invalid_key", "unexpected_keyword_argument")  # pydantic's names for an unknown key
 INNER_PARTS = ("[key]", "[filled]", "[empty]")  # parts of pydantic's locations that are not in the file: of keys, and of tags
 JSON_WORDS = {"an object": "a valid dictionary", "a valid array": "a valid list"}  # for the same fault in a file of either format
+TYPE_ERRORS = {  # its names for a value of another type, and what is allowed
+    **dict.fromkeys(("int_type", "int_from_float"), WORDS[int][0]),
+    **dict.fromkeys(("list_type", "tuple_type", "is_instance_of"), "a list"),
+    "float_type": WORDS[float][0],
+    "string_type": WORDS[str][0],
+    "bool_type": WORDS[bool][0],
+    "dict_type": WORDS[dict][0],
+}
 
 
 def check_mapping(values: dict[Any, Any], schema: Any, location: str) -> None:
@@ -128,11 +137,23 @@ def _describe_error(detail: Any, schema: Any, location: str) -> str:
         return f"{container} lacks {key}."
     if detail["type"] == "literal_error":
         return str(unknown_value_error(f"{key_path} in {location}", detail["input"], re.findall("'(.*?)'", detail["ctx"]["expected"])))
-    # pydantic's message names Python's Sequence
-    allowed = "must be a list" if "Sequence" in detail["msg"] else re.sub(r"^(\w+ should|Value error, must)", "must", detail["msg"])
+    allowed = _allowed_type(detail, schema) or re.sub(r"^(\w+ should|Value error, must)", "must", detail["msg"])
     for word, plain_word in JSON_WORDS.items():
         allowed = allowed.replace(word, plain_word)
     value_text = repr(detail["input"])
     if len(value_text) > MAX_VALUE_CHARS:
         value_text = f"{value_text[:MAX_VALUE_CHARS]}..."
     return f"{f'{location}: {key_path}' if key_path else location} {allowed}, got {value_text}."
+
+
+def _allowed_type(detail: Any, schema: Any) -> str:
+    """Return which type pydantic asks for, of lists with the type of their values where the schema tells; empty for other errors."""
+    words = TYPE_ERRORS.get(detail["type"], "")
+    if words == "a list":
+        try:
+            for part in detail["loc"]:
+                schema = _schema_at(schema, str(part))
+        except (KeyError, IndexError):  # a member of a union, which pydantic names by its type
+            return "must be a list"
+        words = described if (described := describe_type(schema)).startswith(words) else words
+    return f"must be {words}" if words else ""

@@ -42,7 +42,9 @@ def check_edit_fits(edit: "Edit", pipe: Any) -> None:
     """
     networks = networks_of(pipe)
     if missing_parts := [part for part in PARTS if part not in networks]:
-        raise UserError(f"an edit goes into a diffusers pipeline; this {type(pipe).__name__} has no {' and no '.join(missing_parts)}.")
+        hint = "; give its pipe" if hasattr(pipe, "pipe") else ""  # a DiffusionModel
+        parts = " and no ".join(missing_parts)
+        raise UserError(f"an edit goes into a diffusers pipeline; this {type(pipe).__name__} has no {parts}{hint}.")
     pipe_parameters = named_parameters(networks)
     if any(p.is_meta for p in pipe_parameters.values()):
         raise UserError(f"{edit.name} cannot be applied. {OFFLOADED_MESSAGE}")

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from erasure.config.arguments import check_arguments
 from erasure.config.strength import check_strength
 from erasure.edits import deltas
 from erasure.edits.checks import check_base, check_edit_fits, check_weights_unchanged
 from erasure.edits.edit_json import EditInfo, read_edit_info, to_edit_record
 from erasure.edits.stacking import build_sampling, stack_of
 from erasure.edits.transaction import replace_stack
-from erasure.errors import UserError
-from erasure.families.base import DiffusionModel
+from erasure.errors import UserError, to_one_line, truncate_middle
+from erasure.families.base import LoadedModel
+from erasure.storage.edit_folders import RECORD_FILE, TENSORS_FILE, check_edit_exists
 from erasure.storage.run import canonical_json, write_bytes, write_json
 
-TENSORS_FILE, RECORD_FILE = "edit.safetensors", "edit.json"
 CONTROL_CHARS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]+")
 
 
@@ -36,19 +36,17 @@ class Edit:
     info: EditInfo
 
     @classmethod
+    @check_arguments
     def load(cls, folder: str | Path) -> "Edit":
         """Read an edit folder (edit.safetensors beside edit.json), or the path of either file.
 
         Raises:
             UserError: a missing, truncated or changed file, not an edit's file, or a record or tensor that no edit can have.
         """
-        if not isinstance(folder, str | PathLike):
-            raise UserError(f"an edit is loaded from the path of its folder, got a value of type {type(folder).__name__}.")
         path = Path(folder)
         edit_folder = path.parent if path.name in (TENSORS_FILE, RECORD_FILE) and not path.is_dir() else path
         try:
-            if missing := [name for name in (TENSORS_FILE, RECORD_FILE) if not (edit_folder / name).is_file()]:
-                raise UserError(f"no edit at {str(folder)[:300]}: {' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing.")
+            check_edit_exists(edit_folder)
             info, recorded = read_edit_info(edit_folder / RECORD_FILE)
             with (edit_folder / TENSORS_FILE).open("rb") as file:
                 actual = hashlib.file_digest(file, "sha256").hexdigest()
@@ -65,6 +63,7 @@ class Edit:
         edit.check()
         return edit
 
+    @check_arguments
     def save(self, folder: str | Path) -> None:
         """Write edit.safetensors and edit.json; equal edits give equal bytes.
 
@@ -80,6 +79,7 @@ class Edit:
         write_bytes(folder / TENSORS_FILE, tensors)
         write_json(folder / RECORD_FILE, record)
 
+    @check_arguments
     def apply(self, pipe: Any, strength: float = 1.0, other_base: bool = False) -> "Edit":
         """Apply the edit to a diffusers pipeline and return it.
 
@@ -159,6 +159,12 @@ class Edit:
         concepts = CONTROL_CHARS.sub(" ", "; ".join(c["name"] for c in self.info.concepts))
         return f"{self.info.method} ({concepts if len(concepts) <= 200 else concepts[:199] + '…'})"
 
+    def __repr__(self) -> str:
+        """Return method, concepts and size; every tensor would take pages."""
+        concepts = "; ".join(concept["name"] for concept in self.info.concepts)
+        megabytes = sum(value.nbytes for value in self.tensors.values()) / 1e6
+        return f"Edit({self.info.method}, {to_one_line(truncate_middle(concepts, 80))}, {megabytes:.1f} MB)"
+
     def moved_parameters(self) -> set[str]:
         """Return the names of the parameters that the edit changes."""
         return deltas.parameter_names_of(self.tensors)
@@ -209,8 +215,9 @@ def check_distinct(edits: Sequence[Edit]) -> Sequence[Edit]:
 
 
 @contextmanager
+@check_arguments
 def apply_edits(
-    model: DiffusionModel, edits: EditSource | Sequence[EditSource], other_base: bool = False, strength: float = 1.0
+    model: LoadedModel, edits: EditSource | Sequence[EditSource], other_base: bool = False, strength: float = 1.0
 ) -> Iterator[None]:
     """Apply edits in this order, and revert them on exit, also if one of them cannot be applied.
 

@@ -3,6 +3,7 @@
 import stat
 from pathlib import Path
 
+from erasure.config.arguments import check_arguments
 from erasure.config.choices import LoraLayout
 from erasure.edits import EditSource, load_edits
 from erasure.errors import unknown_value_error
@@ -11,14 +12,16 @@ from erasure.export.folder import ensure_empty_folder, to_edit, to_folder
 from erasure.export.lora import LoraReport, to_lora
 from erasure.export.model_card import sample_before_after, write_card
 from erasure.export.text_encoder import to_text_encoder
-from erasure.families.base import DiffusionModel
+from erasure.loading.loader import ModelOrSource, resolve_model
 from erasure.storage.files import open_draft_folder
+from erasure.storage.run import check_output_folder
 
 EXPORT_FORMATS = ("edit", "lora", "text-encoder", "folder", "checkpoint")
 
 
+@check_arguments
 def export_edit(
-    model: DiffusionModel,
+    model: ModelOrSource,
     edit: EditSource,
     format: str,
     out: str | Path,
@@ -30,7 +33,7 @@ def export_edit(
     """Save an edit in one of `EXPORT_FORMATS`, with its model card: completely, or not at all.
 
     Args:
-        model: the base, without edits.
+        model: the base, without edits: what `load_model` returns, or the source from which it is loaded.
         edit: an edit, or the path of its folder.
         out: the folder to write, new or empty.
         rank, layout: only for a LoRA (`to_lora`).
@@ -40,12 +43,14 @@ def export_edit(
         What a LoRA holds of the edit; None for the exact formats.
 
     Raises:
-        UserError: an unknown format, or one that cannot hold this edit; a folder that is not empty or cannot be written.
+        UserError: a value of the wrong type, an unknown format, or one that cannot hold this edit; a folder that is not empty or cannot
+            be written.
     """
     if format not in EXPORT_FORMATS:
         raise unknown_value_error("format", format, EXPORT_FORMATS)
-    (edit,), out = load_edits(edit), Path(out)
+    (edit,), out = load_edits(edit), check_output_folder(Path(out))
     ensure_empty_folder(out)
+    model = resolve_model(model)
     with open_draft_folder(out) as draft:
         report = None
         match format:

@@ -6,7 +6,7 @@ from erasure.edits import Edit, apply_edits
 from erasure.errors import UserError
 from erasure.export.transformers_compat import make_shareable, rename_text_encoder_keys, write_vocabulary_files
 from erasure.families.base import DiffusionModel
-from erasure.storage.files import is_empty
+from erasure.storage.edit_folders import check_unoccupied
 from erasure.training.one_step import OneStepPipeline
 
 
@@ -43,6 +43,5 @@ def ensure_empty_folder(out: Path) -> None:
     Raises:
         UserError: a file, or a folder that is not empty.
     """
-    if out.is_file() or (out.is_dir() and not is_empty(out)):
-        raise UserError(f"{out} exists and is not empty; choose another --out.")
+    check_unoccupied(out)
     out.mkdir(parents=True, exist_ok=True)

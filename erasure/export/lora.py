@@ -39,13 +39,17 @@ class LoraReport:
         """Whether the error is at most `MAX_ERROR`."""
         return self.error <= MAX_ERROR
 
+    @property
+    def summary(self) -> str:
+        """The figures in words."""
+        return f"carries {self.included} of {self.moved} tensors, error {self.error:.2g} at rank {self.rank}"
+
     def describe(self) -> str:
-        """Return the figures and, if too much is lost, what to do."""
-        summary = f"carries {self.included} of {self.moved} tensors, error {self.error:.2g} at rank {self.rank}"
+        """Return the figures and, if too much is lost, what the maker of the LoRA can do."""
         if self.is_faithful:
-            return summary
+            return self.summary
         higher = "" if self.full_rank_error > MAX_ERROR else "a higher --rank loses less; "
-        return f"{summary} (more than {MAX_ERROR}); {higher}use --format checkpoint for all of it"
+        return f"{self.summary} (more than {MAX_ERROR}); {higher}use --format checkpoint for all of it"
 
 
 def to_lora(

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from huggingface_hub import ModelCard, ModelCardData
@@ -13,13 +13,21 @@ from torch import Tensor
 
 from erasure.concept import Concept
 from erasure.edits import Edit, apply_edits
-from erasure.export.lora import LoraReport
+from erasure.export.lora import MAX_ERROR, LoraReport
 from erasure.export.lora_file import LORA_FILE, short_name_of
 from erasure.families.base import DiffusionModel
 from erasure.loading.model_source import is_hub_id
 from erasure.storage.run import write_bytes
 
-MARKDOWN_CHARS = re.compile(r"([\\`*_{}\[\]()#+!|~:@$-])")
+# What CommonMark and GitHub's Markdown read as markup in text whose <, > and & are HTML entities. Within a word "_" is none, and without
+# brackets neither are "(" and "!"; lists and headings begin a line; "://" and "www." make links, "@" a mention.
+MARKDOWN_CHARS = re.compile(r"[\\`*\[\]|~$@]|(?<!\w)_|_(?!\w)|:(?=//)|(?<=\bwww)\.|^[-+](?=[\s-]|$)|^#(?=#{0,5}(\s|$))", re.IGNORECASE)
+PLACES = {  # what stands for the reader's own paths in the ways to load an export
+    "FOLDER": "the folder that holds this card",
+    "FILE": "the .safetensors file beside this card",
+    "BASE": "the base model named below",
+    "EDIT": "the edit's own folder",
+}
 MAX_SHOWN = 5  # items of a list, or 40 times as many characters, that are shown; longer values are folded
 OPENRAIL_M, OPENRAIL_PLUS_PLUS = "creativeml-openrail-m", "openrail++"
 LICENSES = {  # as the hub lists them for these bases; for others the license is not certain
@@ -34,28 +42,38 @@ LICENSES = {  # as the hub lists them for these bases; for others the license is
 }
 
 
+class BeforeAfter(NamedTuple):
+    """What the base and the edited model make of one prompt and the noise of one seed: images (3, H, W) in [0, 1] on the CPU."""
+
+    prompt: str
+    seed: int
+    before: Tensor
+    after: Tensor
+
+
 def write_card(
-    out: Path, edit: Edit, images: Sequence[tuple[str, Tensor, Tensor]], format: str, lora: LoraReport | None = None, layout: str = "kohya"
+    out: Path, edit: Edit, images: Sequence[BeforeAfter], format: str, lora: LoraReport | None = None, layout: str = "kohya"
 ) -> None:
     """Write README.md and before/after images.
 
     Args:
-        images: (prompt, before, after), images (3, H, W) in [0, 1].
+        images: shown in this order.
         format: one of erasure.export.EXPORT_FORMATS.
         lora: what a LoRA holds of the edit.
         layout: of a LoRA.
     """
     rows = []
-    for i, (prompt, before, after) in enumerate(images):
-        save_pair(out / f"before-after-{i}.png", before, after)
-        rows.append(f"![before and after](before-after-{i}.png)\n\n{escape_markdown(prompt)}\n")
+    for i, pair in enumerate(images):
+        save_pair(out / f"before-after-{i}.png", pair.before, pair.after)
+        caption = f"Before (left) and after (right): {escape_markdown(pair.prompt)}, seed {pair.seed}"
+        rows.append(f"![before and after](before-after-{i}.png)\n\n{caption}\n")
     names = [escape_markdown(c["name"]) for c in edit.info.concepts]
     title = "; ".join(names) if len(names) <= MAX_SHOWN else f"{len(names)} concepts"
     parts = [
         f"# {title}, erased with {escape_markdown(edit.info.method)}",
         *([fold_list(f"the {len(names)} concepts", names)] if len(names) > MAX_SHOWN else []),
         "## How to load it",
-        "\n".join(f"- **{client}**: {how}" for client, how in describe_usage(edit, format, layout)),
+        *describe_loading(edit, format, layout),
         *([describe_fidelity(lora)] if lora else []),
         *rows,
         "## Where it came from",
@@ -84,16 +102,26 @@ def build_card_header(edit: Edit, format: str) -> ModelCardData:
     )
 
 
+def describe_loading(edit: Edit, format: str, layout: str) -> tuple[str, str]:
+    """Return a list of programs with how each loads the export, and what the words in capitals in it stand for."""
+    ways = "\n".join(f"- **{client}**: {how}" for client, how in describe_usage(edit, format, layout))
+    named = [f"{word} is {meaning}" for word, meaning in PLACES.items() if re.search(rf"\b{word}\b", ways)]
+    return ways, f"{'; '.join(named)}."
+
+
 def describe_usage(edit: Edit, format: str, layout: str) -> list[tuple[str, str]]:
-    """Return how each program loads a format; FOLDER, FILE and BASE stand for the reader's own paths."""
+    """Return how each program loads a format, in words for someone who has only the export."""
     if format == "lora":
         return describe_lora_usage(edit, layout)
-    convert = ("ComfyUI, A1111, stable-diffusion.cpp", "they do not read this format; export the edit with `--format checkpoint`")
+    convert = (
+        "ComfyUI, A1111, stable-diffusion.cpp",
+        "they do not read this format; ask for a checkpoint, which `erasure export EDIT --format checkpoint` makes of the edit itself",
+    )
     pipeline = "OneStepPipeline" if edit.info.product == "one-step" else "StableDiffusionPipeline"
     return {
         "edit": [
             ("Erasure Studio", "`Edit.load(FOLDER).apply(pipe)`, or `erasure audit FOLDER`"),
-            ("other programs", "they do not read this format; export it with `--format lora`, `--format checkpoint` or `--format folder`"),
+            ("other programs", "`erasure export FOLDER --format lora` (or `checkpoint`, `folder`) makes a file or folder that they read"),
         ],
         "folder": [("diffusers", f"`{pipeline}.from_pretrained(FOLDER)`"), convert],
         "text-encoder": [
@@ -116,7 +144,7 @@ def describe_lora_usage(edit: Edit, layout: str) -> list[tuple[str, str]]:
     if layout == "diffusers":
         return [
             diffusers,
-            ("other programs", "they skip most or all of this layout in silence; export it without `--layout diffusers`"),
+            ("other programs", "they skip most or all of this layout in silence; ask for a LoRA in kohya's layout, which they read"),
         ]
     return [
         diffusers,
@@ -129,9 +157,10 @@ def describe_lora_usage(edit: Edit, layout: str) -> list[tuple[str, str]]:
 
 def describe_fidelity(lora: LoraReport) -> str:
     """Return a paragraph on how much of the edit the LoRA holds."""
+    loss = "" if lora.is_faithful else f", more than {MAX_ERROR}: a checkpoint or folder of the same edit holds all of it"
     notes = "".join(f" {escape_markdown(note[0].upper() + note[1:])}." for note in lora.notes)
     return (
-        f"This LoRA {escape_markdown(lora.describe())}. "
+        f"This LoRA {escape_markdown(lora.summary)}{loss}. "
         f"The error is relative: the norm of what the file misses over that of the edit.{notes} "
         "A LoRA is only in effect while it is loaded: whoever has the base can leave it out."
     )
@@ -182,7 +211,7 @@ def describe_base(edit: Edit) -> str:
 def escape_markdown(text: str) -> str:
     """Return text as one line in which nothing is Markdown or HTML markup."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return MARKDOWN_CHARS.sub(r"\\\1", escape(line, quote=False))
+    return re.sub(r"^(\d{1,9})([.)])(?=\s|$)", r"\1\\\2", MARKDOWN_CHARS.sub(r"\\\g<0>", escape(line, quote=False)))
 
 
 def save_pair(path: Path, before: Tensor, after: Tensor) -> None:
@@ -193,14 +222,8 @@ def save_pair(path: Path, before: Tensor, after: Tensor) -> None:
     image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST).save(path)
 
 
-def sample_before_after(
-    model: DiffusionModel, edit: Edit, seeds: Sequence[int] = (0, 1), other_base: bool = False
-) -> list[tuple[str, Tensor, Tensor]]:
-    """Generate images with the base and the edited model from the same noise, for a training prompt of the edit's first concept.
-
-    Returns:
-        (prompt, before, after) for each seed; images (3, H, W) on the CPU.
-    """
+def sample_before_after(model: DiffusionModel, edit: Edit, seeds: Sequence[int] = (0, 1), other_base: bool = False) -> list[BeforeAfter]:
+    """Generate images with the base and the edited model from the same noise, for a training prompt of the edit's first concept."""
     concept = Concept.from_dict(edit.info.concepts[0])
     prompt = concept.prompt_pairs()[-1][0]
 
@@ -210,4 +233,4 @@ def sample_before_after(
     before = generate()
     with apply_edits(model, [edit], other_base):
         after = generate()
-    return [(prompt, b, a) for b, a in zip(before, after, strict=True)]
+    return [BeforeAfter(prompt, seed, b, a) for seed, b, a in zip(seeds, before, after, strict=True)]

@@ -3,10 +3,11 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, get_args
+from typing import Annotated, Any, get_args
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Doc
 
 from erasure.config.choices import Attention, Precision, Region
 from erasure.errors import NotFiniteError, UserError, unknown_value_error
@@ -38,6 +39,9 @@ class DiffusionModel(ABC):
             module.requires_grad_(False).eval()
         self.attention = attention
         self.set_attention(training=False)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.source}, {self.family}, {self.device}, {str(self.compute_dtype).removeprefix('torch.')})"
 
     @property
     @abstractmethod
@@ -249,3 +253,6 @@ class DiffusionModel(ABC):
     def fingerprint(self) -> str:
         """Return a hash of every editable parameter, in fp16 so that fp16 and fp32 copies of one release agree."""
         return fingerprint(self.networks)
+
+
+LoadedModel = Annotated[DiffusionModel, Doc("what erasure.load_model returns")]  # of functions that a model must outlive

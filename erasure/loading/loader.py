@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
@@ -11,7 +11,9 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
 from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
+from typing_extensions import Doc
 
+from erasure.config.arguments import check_arguments
 from erasure.config.choices import Attention, Precision
 from erasure.errors import UserError, is_out_of_memory
 from erasure.families.base import DiffusionModel
@@ -36,8 +38,12 @@ OMITTED_COMPONENTS: dict[str, Any] = {
 }
 
 
+ModelOrSource = Annotated[DiffusionModel | str | Path, Doc("what erasure.load_model returns, or a source such as 'pocket'")]
+
+
+@check_arguments
 def load_model(
-    source: str | Path = "pocket", *, device: str = "auto", dtype: Precision = "auto", attention: Attention = "auto"
+    source: str | Path = "pocket", *, device: str | torch.device = "auto", dtype: Precision = "auto", attention: Attention = "auto"
 ) -> DiffusionModel:
     """Load a model with its safety checker off.
 
@@ -61,6 +67,11 @@ def load_model(
         model = StableDiffusion(pipe.to(torch_device), source, dtype, attention)
     pipe.set_progress_bar_config(disable=True)
     return model
+
+
+def resolve_model(model: ModelOrSource) -> DiffusionModel:
+    """Return the model, loaded with the defaults of `load_model` where a source is given; every function that takes either calls this."""
+    return model if isinstance(model, DiffusionModel) else load_model(model)
 
 
 def _open_pipeline(path: str, source: str, dtype: torch.dtype) -> Any:
@@ -92,7 +103,10 @@ def _open_folder(path: str, source: str, dtype: torch.dtype) -> Any:
     """Open a diffusers folder, local or on the hub: first its index, then its configs, and its weights only if it is supported."""
     folder = resolve_folder(path, ("model_index.json",))
     if not (folder / "model_index.json").is_file():
-        raise UserError(f"{source} is not a diffusers pipeline: it has no model_index.json.")
+        raise UserError(
+            f"{source} is not a diffusers pipeline: it has no model_index.json; "
+            "give the folder that holds it, or one .safetensors checkpoint."
+        )
     check_index(read_index(folder, source), source)
     check_configs(resolve_folder(path, CONFIG_FILES), source)
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
@@ -155,7 +169,7 @@ def first_line_of(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
-def resolve_device(device: str) -> torch.device:
+def resolve_device(device: str | torch.device) -> torch.device:
     """Return a device of this machine on which the program can compute.
 
     Raises:

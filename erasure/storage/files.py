@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
-from erasure.errors import Unfinished, UserError
+from erasure.errors import Unfinished, UserError, unreadable_error
 from erasure.storage.processes import Process, has_ended, this_process
 
 CHECKSUM_KEY = "sha256"  # key under which a file holds the checksum of the rest
@@ -195,7 +195,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}).") from error
+        raise unreadable_error(path, "JSON", error) from error
 
 
 def write_checksummed_json(path: Path, record: Mapping[str, Any]) -> None:
@@ -215,7 +215,8 @@ def read_checksummed_json(path: Path, *, required: bool = True) -> dict[str, Any
     try:
         record = read_json(path)
     except UserError as error:
-        raise DamagedFile(f"{path} is damaged: {error.__cause__ or error}.") from error
+        is_missing = isinstance(error.__cause__, FileNotFoundError | NotADirectoryError)
+        raise DamagedFile(str(error) if is_missing else f"{path} is damaged: {error.__cause__ or error}.") from error
     if not isinstance(record, dict):
         raise DamagedFile(f"{path} is damaged: expected a mapping.")
     return verify_checksum(path, record, required=required)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from erasure.errors import UserError
+from erasure.errors import MAX_VALUE_CHARS, UserError, truncate_middle
 from erasure.storage.files import (
     DamagedFile,
     canonical_json,
@@ -71,13 +71,13 @@ class Run:
             raise UserError(f"{folder} is a file; --out needs a folder.")
         job_file = folder / "job.json"
         if job_file.is_file() and (recorded_job := self._read_job(job_file)) not in (None, json.loads(canonical_json(job))):
-            task = recorded_job.get("task") if isinstance(recorded_job, dict) else None
-            if task != job["task"]:  # this command must not remove anything here
-                raise UserError(f"{folder} belongs to another command (its task is {task!r}, not {job['task']!r}); choose another --out.")
+            recorded_job = recorded_job if isinstance(recorded_job, dict) else {}
+            if recorded_job.get("task") != job["task"]:  # this command must not remove anything here
+                raise UserError(f"{folder} holds {describe_job(recorded_job)}, and this is {describe_job(job)}; choose another --out.")
             if not fresh:
                 raise UserError(
-                    f"{folder} holds another job ({describe_difference(recorded_job, job)}); "
-                    "choose another --out, or --fresh to start over."
+                    f"{folder} holds {describe_other_job(recorded_job, job)}. Choose another --out, or --fresh to start over "
+                    "(in Python out= and fresh=True)."
                 )
         if not job_file.is_file() and folder.is_dir() and not is_empty(folder):
             raise UserError(f"{folder} is not empty and holds no run; choose another --out.")
@@ -153,6 +153,32 @@ def run_folder_of(job: dict[str, Any]) -> Path:
     return Path("runs") / hash_record(job)
 
 
+def describe_job(job: dict[str, Any]) -> str:
+    """Return in a few words what a job makes, such as "the erasure of neon (esd)"; a record that people have changed may lack anything."""
+    if job.get("task") == "erase":
+        return f"the erasure of {_subject_of(job)}"
+    if job.get("task") == "audit":
+        return f"an audit with {_subject_of(job)}"
+    return f"a job of the task {job['task']!r}" if "task" in job else "an unknown job"
+
+
+def describe_other_job(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """Return what a folder holds and what this job of the same task makes instead."""
+    subject = _subject_of(new)
+    if subject == _subject_of(old):
+        return f"{describe_job(old)} with other settings: {describe_difference(old, new)}"
+    return f"{describe_job(old)}; this one is {subject}"
+
+
+def _subject_of(job: dict[str, Any]) -> str:
+    """Return what tells jobs of one task apart: concepts and method of an erasure, suite, tier and axis of an audit."""
+    if job.get("task") == "audit":
+        return f"suite {job.get('suite')}, tier {job.get('tier')}, on {job.get('axis')}s"
+    concepts = job.get("concepts")
+    names = [str(c.get("name")) for c in concepts if isinstance(c, dict)] if isinstance(concepts, list) else []
+    return f"{truncate_middle('; '.join(names), MAX_VALUE_CHARS)} ({job.get('method')})"
+
+
 def describe_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """Describe the first key in which two jobs differ, for an error message."""
     for key in sorted({*old, *new}):
@@ -160,7 +186,8 @@ def describe_difference(old: dict[str, Any], new: dict[str, Any]) -> str:
         if isinstance(old_value, dict) and isinstance(new_value, dict) and old_value != new_value:
             return f"{key}: {describe_difference(old_value, new_value)}"
         if old_value != new_value:
-            return f"its {key} is {canonical_json(old_value)[:80]}, this one's is {canonical_json(new_value)[:80]}"
+            shown_old, shown_new = (truncate_middle(canonical_json(value), 80) for value in (old_value, new_value))
+            return f"its {key} is {shown_old}, this one's is {shown_new}"
     return "the same"
 
 

@@ -174,7 +174,7 @@ class AuditResult(AuditCounts):
     model_distances: KeyUnlessEmpty[tuple[ModelDistance, ...]] = ()  # to and between retrained models
     denoiser_divergences: tuple[DenoiserDivergence, ...]
     judges: Mapping[str, OpenMapping]  # identities by what they score: style, object, clip
-    gates: tuple[Gate, ...]
+    gates: OptionalKey[tuple[Gate, ...]] = None  # of the suite; None of an audit of an earlier version
     suite_file: KeyUnlessEmpty[str] = ""  # name of the user's suite file; empty for a shipped suite
     missing: Mapping[str, str]  # what has no weights -> why
     judge_errors: JudgeErrors | None

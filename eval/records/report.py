@@ -21,9 +21,10 @@ AnyTier = Annotated[str, Field(json_schema_extra={"enum": [*TIERS, EXTERNAL_TIER
 
 @dataclass(frozen=True, kw_only=True)
 class ReportVerdict:
-    """The verdict, and the reasons for it in sentences."""
+    """The verdict, a summary of its gates, and the reasons for it in sentences."""
 
     state: VerdictState
+    summary: str
     reasons: tuple[str, ...]
 
 

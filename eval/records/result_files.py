@@ -9,6 +9,7 @@ from erasure.errors import UserError, unknown_value_error
 from erasure.storage.files import DamagedFile, MissingChecksum, read_checksummed_json, read_json
 from eval.records.audit_result import AuditResult
 from eval.records.convert import parse_record
+from eval.records.gates import Gate
 from eval.records.report import ReportHead
 from eval.records.result_checks import check_figures
 from eval.records.row_files import MADE_BY_EARLIER_VERSION
@@ -28,6 +29,17 @@ def read_result(folder: Path) -> AuditResult:
     if not is_audit(record):
         raise UserError(f"{folder} holds no audit; give the audit-... folder inside it.")
     return parse_result(record, path)
+
+
+def audit_gates(folder: Path, result: AuditResult) -> tuple[Gate, ...]:
+    """Return the gates of the suite that the audit in a folder was made with.
+
+    Raises:
+        UserError: an audit of an earlier version, which does not hold them.
+    """
+    if result.gates is None:
+        raise UserError(f"{folder} was made by an earlier version and does not hold its gates; name the suite with --suite.")
+    return result.gates
 
 
 def read_run_result(folder: Path) -> dict[str, Any]:
@@ -77,7 +89,7 @@ def parse_result(record: Mapping[str, Any], path: Path) -> AuditResult:
         UserError: a result of an earlier version; keys or values that no audit writes (all are named); or figures that contradict
             themselves (eval.records.result_checks).
     """
-    if not {"attacks", "gates"} <= record.keys():
+    if "attacks" not in record:
         raise UserError(MADE_BY_EARLIER_VERSION.format(path.parent))
     result = parse_record(record, AuditResult, str(path))
     if result.excluded_by_suite is not None:  # of a recount alone

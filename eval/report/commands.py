@@ -1,11 +1,13 @@
 """The commands that make an audit and its report again. Imports no torch."""
 
+import re
 import shlex
 from pathlib import Path
 
 from eval.records.audit_result import AuditResult
 from eval.suites.suite import suite_names
 
+PLACEHOLDER = re.compile(r"(^| )(EDIT|LIST|RETRAINED|DIR|BASE|SUITE\.yaml)(-\d+)?( |$)", re.MULTILINE)
 DTYPE_FLAGS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -52,3 +54,8 @@ def suite_argument(result: AuditResult) -> str:
 def report_command(folder: Path, gates_source: str) -> str:
     """Return the command that decides by the thresholds of another file."""
     return " ".join(shlex.quote(part) for part in ("erasure", "audit", "report", str(folder), "--suite", gates_source or "SUITE.yaml"))
+
+
+def has_placeholders(command: str) -> bool:
+    """Return whether a command has words in capitals that stand for files."""
+    return PLACEHOLDER.search(command) is not None

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from eval.records.attacks import FineTuningAttack, PromptSearch
 from eval.records.audit_result import AuditResult, ExternalImagesSummary, PromptListFile
 from eval.records.axes import cross_axis
-from eval.records.gates import RATES, GateDecision
+from eval.records.gates import RATES
 from eval.records.rates import ModelFigures, PairedDifference, RateName
 from eval.records.report import LabelCount, LabelRates
-from eval.report.numbers import format_percent, format_percent_span, round_down, round_up
+from eval.report.numbers import format_percent, round_down, round_up
 from eval.retrained.retrain_gap import describe_gap_closed, retrain_gaps
 from eval.suites.fine_grained import describe_only
 
@@ -32,17 +32,6 @@ def retained_by_label(result: AuditResult) -> list[LabelRates]:
 def _label_count(figures: ModelFigures, i: int) -> LabelCount:
     row = figures.confusion.counts[i]
     return LabelCount(k=row[i], n=sum(row), rate=row[i] / max(sum(row), 1))
-
-
-def describe_gate(gate: GateDecision) -> str:
-    """Describe a gate: its state, what was measured, its threshold, and what would decide it if it is open."""
-    if gate.at_least is not None:
-        threshold, quantity, unit = f"at least {100 * gate.at_least:g} %", f"{gate.rate} is", "%"
-    else:
-        threshold, quantity, unit = f"at most {100 * (gate.drop_at_most or 0):g} points", f"{gate.rate} dropped by", "points"
-    measured = f"{format_percent(gate.estimate)} {unit} ({format_percent_span(gate.low, gate.high)}, n = {gate.n})"
-    advice = f". Open: {gate.next_step}" if gate.next_step else ""
-    return f"{gate.state}, {gate.name}: {quantity} {measured}, threshold {threshold}{advice}."
 
 
 def describe_audit(result: AuditResult) -> list[str]:

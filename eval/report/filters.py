@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from eval.report import charts, numbers
+from eval.report import charts, commands, numbers
 
 
 class Bounds(Protocol):
@@ -55,4 +55,5 @@ FILTERS = {
     "points_span": show_points_span,
     "span": show_span,
     "plain_text": to_plain_text,
+    "has_placeholders": commands.has_placeholders,
 }

@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element, SubElement, indent, tostring
 from eval.records.audit_result import AuditResult
 from eval.records.gates import Gate
 from eval.records.report import Report
-from eval.report.conclusions import describe_gate
+from eval.report.verdict_summary import describe_gate
 from eval.scoring.gates import applies_to, unmeasured_reasons
 
 # not allowed in XML 1.0 (section 2.2), even escaped

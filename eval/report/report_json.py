@@ -22,12 +22,12 @@ from eval.records.report import (
 from eval.report.conclusions import (
     concept_names,
     describe_audit,
-    describe_gate,
     list_not_measured,
     list_threats,
     list_warnings,
     retained_by_label,
 )
+from eval.report.verdict_summary import describe_gate, summarize_verdict
 from eval.retrained.retrain_gap import retrain_gaps
 from eval.scoring.gates import decide_verdict, gates_digest, unmeasured_reasons
 from eval.scoring.rates import method_of
@@ -61,7 +61,7 @@ def make_report(result: AuditResult, gates: Sequence[Gate], gates_source: str = 
     verdict, job = decide_verdict(gates, result), result.job
     reasons = [*map(describe_gate, verdict.gates), *unmeasured_reasons(gates, result, verdict.unmeasured), *verdict.withheld]
     return Report(
-        verdict=ReportVerdict(state=verdict.state, reasons=tuple(reasons)),
+        verdict=ReportVerdict(state=verdict.state, summary=summarize_verdict(verdict, job.tier), reasons=tuple(reasons)),
         conclusions=tuple(describe_audit(result)),
         gates=verdict.gates,
         thresholds=threshold_record(result, gates, gates_source),
@@ -96,7 +96,7 @@ def make_report(result: AuditResult, gates: Sequence[Gate], gates_source: str = 
 def threshold_record(result: AuditResult, gates: Sequence[Gate], gates_source: str = "") -> Thresholds:
     """Return the digest of the gates, the file they came from (None for a shipped suite's), and whether the audit was made with them."""
     digest = gates_digest(gates, result.excluded_by_suite)
-    is_from_suite = digest == gates_digest(result.gates)
+    is_from_suite = digest == gates_digest(result.gates or ())
     file_name = result.suite_file if is_from_suite else Path(gates_source).name
     return Thresholds(digest=digest, from_suite=is_from_suite, file=file_name or None)
 

@@ -101,7 +101,7 @@ def check_image_size(model: DiffusionModel, suite: Suite, judges: Mapping[JudgeP
             size = f"{judge.image_size}x{judge.image_size}"
             raise UserError(
                 f"judge {name} of suite {suite.name} takes only images of {size} pixels, {model.source} generates {width}x{height}; "
-                "choose a suite for this model with --suite."
+                "choose a suite for this model with --suite, such as sd."
             )
 
 

@@ -11,8 +11,7 @@ from eval.stats.intervals import Interval
 def cluster_bootstrap(clusters: Sequence[Sequence[float]], confidence: float = 0.95, resamples: int = 10_000, seed: int = 0) -> Interval:
     """Return the percentile interval of the mean when whole clusters are resampled with replacement (Davison and Hinkley, 1997, 3.8).
 
-    With no success or only successes, every resample is the same and the interval is a point; use
-    eval.stats.intervals.rate_interval there.
+    With no success or only successes every resample is the same, so the interval is a point; use the exact one of eval.scoring.rates.
 
     Args:
         clusters: values of each cluster, such as the scores of the images of one prompt.

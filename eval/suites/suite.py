@@ -26,7 +26,7 @@ def suite_names(complete: bool = False) -> list[str]:
     return [name for name in names if not complete or has_prompts(load_suite(name))]
 
 
-def load_suite(name: str, prompts: str = "") -> Suite:
+def load_suite(name: str | Path, prompts: str = "") -> Suite:
     """Load a suite by name or by the path of a YAML file.
 
     Args:
@@ -36,7 +36,9 @@ def load_suite(name: str, prompts: str = "") -> Suite:
         UserError: there is no such suite; its file has faults (all are listed); a tier asks for too many images; or a list is given for a
             suite that has its own prompts.
     """
-    suite = _load_suite_file(name)
+    if not isinstance(name, str | Path):
+        raise UserError(f"a suite is loaded by its name or the path of a YAML file; got a {type(name).__name__}.")
+    suite = _load_suite_file(str(name))
     if prompts:
         return add_prompt_list(suite, prompts)
     _check_image_count(suite)

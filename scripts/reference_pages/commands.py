@@ -15,7 +15,8 @@ ACTION = "action"  # the field of a command that holds one of its actions
 EXIT_CODES = {
     "0": "done, or PASS",
     "1": "a mistake in the command; nothing was written",
-    "2": "incomplete: the same command continues, or names what is missing",
+    "2": "incomplete: the same command continues, or names what is missing; of `export`: the file is written, but the LoRA loses more of "
+    "the edit than the bound; of `doctor`: a judge is broken",
     "3": "a gate failed, or a rebound was shown",
     "4": "inconclusive",
 }

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from typing import Any
@@ -16,12 +17,13 @@ from eval.judges.base import Judge
 SHAPES = {Trained: "trained", TrainingFree: "training-free", Guided: "guided"}
 PRODUCTS = {"weights": "changed weights", "guidance": "guidance during sampling", "one-step": "a one-step generator"}
 ARXIV = re.compile(r"arXiv:(\d{4}\.\d{4,5})")
+FLAG = re.compile(r"(?<![\w`-])--[a-z][a-z-]*")
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z`])")
 
 
 def methods_page() -> list[str]:
     classes = load_all("erasure.methods", Method)
-    rows = [[f"[{name}](#{name})", f"`{shape_of(cls)}`", cls.changes, cls.when] for name, cls in classes.items()]
+    rows = [[f"[{name}](#{name})", f"`{shape_of(cls)}`", mark_flags(cls.changes), cls.when] for name, cls in classes.items()]
     return [
         "Every erasure method, with its options and their defaults. `erasure erase --method NAME` takes each option as",
         "`--option VALUE`, a plan takes it under `fields`, and `erasure.erase` takes it as a keyword.",
@@ -36,10 +38,15 @@ def methods_page() -> list[str]:
 
 def describe_method(name: str, cls: type[Method]) -> Iterator[str]:
     yield from heading(name, cls)
-    yield from facts({"Shape": shape_of(cls), "Result": PRODUCTS[cls.product], "Changes": cls.changes, "Choose it": cls.when})
+    yield from facts({"Shape": shape_of(cls), "Result": PRODUCTS[cls.product], "Changes": mark_flags(cls.changes), "Choose it": cls.when})
     yield from field_table(cls)
     if cls.recipes:
         yield from ["", "Recipes:", "", *format_table(["kind and model family", "values"], recipe_rows(cls))]
+
+
+def mark_flags(text: str) -> str:
+    """Return a text with its flags as code, which does not break after the hyphens."""
+    return FLAG.sub(r"`\g<0>`", text)
 
 
 def shape_of(cls: type[Method]) -> str:
@@ -110,15 +117,19 @@ def heading(name: str, cls: type) -> Iterator[str]:
     class_text = (inspect.getdoc(cls) or "").partition("\nRaises:")[0]
     yield from ["", f"## {name}", ""]
     for text in (module_text, class_text):
+        follows_equation = False
         for paragraph in filter(None, text.split("\n\n")):
-            yield from [*(link_papers(sentence) for sentence in split_sentences(paragraph)), ""]
+            if is_equation := paragraph.startswith("    "):
+                yield from ["```text", *textwrap.dedent(paragraph).rstrip().split("\n"), "```", ""]
+            else:
+                yield from [*map(link_papers, split_sentences(paragraph, capitalize=not follows_equation)), ""]
+            follows_equation = is_equation
 
 
-def split_sentences(paragraph: str) -> list[str]:
+def split_sentences(paragraph: str, capitalize: bool) -> list[str]:
     """Return one line per sentence, so that a change of one word changes one line of the page."""
     text = " ".join(paragraph.split())
-    text = text[:1].upper() + text[1:]
-    return SENTENCE_END.split(text)
+    return SENTENCE_END.split(text[:1].upper() + text[1:] if capitalize else text)
 
 
 def link_papers(text: str) -> str:

@@ -81,9 +81,13 @@ def test_a_run_folder_belongs_to_its_job(tmp_path: Path, base: Path, capsys: pyt
     argv = ["erase", "--concept", "neon", "--model", str(base), "--out", str(out), *FAST_FLAGS]
     assert main(argv) == 0
     first = (out / "edit.safetensors").read_bytes()
-    capsys.readouterr()
-    assert "holds another job" in complaint_of([*argv, "--seed", "1"], capsys)
-    assert main(argv) == 0
+    printed = capsys.readouterr().out
+    assert f"wrote {out} (" in printed and "concept check included)" in printed
+    assert f"Next: erasure audit {out} --suite sd, or erasure export {out}" in printed
+    assert "holds the erasure of neon (esd) with other settings: its seed is 0, this one's is 1" in complaint_of(
+        [*argv, "--seed", "1"], capsys
+    )
+    assert main(argv) == 0 and f"complete already: {out} (" in capsys.readouterr().out
     assert (out / "edit.safetensors").read_bytes() == first
     other = tiny.save_pipeline(tmp_path / "other", seed=5)
     capsys.readouterr()
@@ -100,6 +104,8 @@ def test_doctor_and_methods(capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["doctor"])
     output = capsys.readouterr().out
     assert "device" in output and "pocket_style" in output
+    assert "pocket (judges: pocket_style, pocket_object) ready" in output
+    assert "unlearncanvas (judges: unlearncanvas) not ready: UnlearnCanvas style classifier not found" in output
     assert code == (0 if (POCKET_FOLDER / "judges" / "style.safetensors").exists() else 2)
 
 

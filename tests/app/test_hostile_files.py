@@ -22,7 +22,7 @@ LONG, DIGITS = "x" * 5000, "9" * 5000
         ("jobs: [{concept: a, seed: -1}]", "greater than or equal to 0"),
         (f"jobs: [{{concept: a, seed: {DIGITS}}}]", "cannot be read as YAML"),
         ("jobs: [{concept: a, method: ../../x}]", "unknown method"),
-        ("jobs: [{concept: a, fields: {1: 2}}]", "must be a valid string"),
+        ("jobs: [{concept: a, fields: {1: 2}}]", "must be text"),
         ("jobs: [{concept: a, fields: {lr: 2020-01-01}}]", "got datetime"),
         ("out: pyproject.toml/x\njobs: [{concept: a}]", "is a file"),
         ('out: "a\\0b"\njobs: [{concept: a}]', "NUL"),

@@ -14,7 +14,8 @@ from app.cli import main
 from erasure.concept import Concept
 from erasure.config.registry import field_help_of, list_modules, load_class
 from erasure.config.static_classes import load_static_class
-from erasure.errors import MAX_MESSAGE_CHARS, MAX_VALUE_CHARS, UserError, to_one_line
+from erasure.edits import Edit
+from erasure.errors import MAX_MESSAGE_CHARS, MAX_VALUE_CHARS, UserError, to_one_line, unknown_value_error
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.loader import resolve_device
 from erasure.methods.base import Method
@@ -225,6 +226,8 @@ def test_a_concept_that_the_suite_does_not_have_is_refused_before_its_erasure(tm
     path.write_text(f"suite: pocket\nout: {tmp_path / 'out'}\njobs: [{{concept: [neon, watercolour]}}]\n")
     assert "Did you mean 'watercolor'" in complaint_of(["jobs", "run", str(path)], capsys)
     assert not (tmp_path / "out").exists()
+    complaint = complaint_of(["demo", "--concept", "plain", "--out", str(tmp_path / "demo")], capsys)
+    assert "'plain' is no style to erase" in complaint and "Choose one of neon, sketch" in complaint and not (tmp_path / "demo").exists()
     assert "Did you mean 'watercolor'" in complaint_of(["demo", "--concept", "watercolour", "--out", str(tmp_path / "demo")], capsys)
 
 
@@ -253,3 +256,37 @@ def test_a_full_disk_and_short_memory_are_one_line(monkeypatch: pytest.MonkeyPat
     replace_command(monkeypatch, "methods", fails)
     with pytest.raises(RuntimeError, match="a fault"):
         main(["methods"])
+
+
+def test_the_option_of_another_method_is_answered_with_the_options_of_this_one(capsys: pytest.CaptureFixture[str]) -> None:
+    complaint = complaint_of(["erase", "--concept", "x", "--method", "uce", "--steps", "5"], capsys)
+    assert "uce has no --steps; it takes --erase-weight, " in complaint and "see erasure erase --method uce --help" in complaint
+    complaint = complaint_of(["erase", "--concept", "x", "--method", "uce", "--erase-wieght", "5"], capsys)
+    assert "Did you mean --erase-weight? See erasure erase --method uce --help" in complaint
+
+
+def test_too_few_trajectories_are_refused_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("erasure.loading.loader.load_model", lambda *_, **__: pytest.fail("it was loaded"))
+    for model in ("pocket", str(tiny.save_pipeline(tmp_path / "sd")), "some-org/some-model"):
+        complaint = complaint_of(["erase", "--concept", "x", "--model", model, "--trajectories", "2"], capsys)
+        assert "2 trajectories cannot cover" in complaint and "raise --trajectories" in complaint
+
+
+@pytest.mark.parametrize("words", ["jobs run none.yaml", "jobs run-one none.json"])
+def test_a_missing_file_is_called_missing(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    complaint = complaint_of(words.split(), capsys)
+    assert complaint == f"erasure: there is no file {words.split()[-1]}."
+
+
+def test_only_near_names_are_suggested() -> None:
+    assert "Did you mean" not in str(unknown_value_error("region", "safetensor", ["text-encoder", "full"]))
+    assert "Did you mean" not in str(unknown_value_error("concept", "Van Gogh", ["a moon", "neon"]))
+    assert "Did you mean 'esd'" in str(unknown_value_error("method", "ESDD", ["esd", "uce"]))
+
+
+def test_a_missing_edit_has_one_wording(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        Edit.load(tmp_path / "none")
+    assert complaint_of(["export", str(tmp_path / "none")], capsys) == f"erasure: {caught.value}"

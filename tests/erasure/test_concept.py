@@ -16,6 +16,12 @@ def test_an_anchor_takes_the_concepts_place() -> None:
     assert concept.prompt_pairs() == [("a boat in neon style", "a car in neon style")]
 
 
+def test_one_text_is_one_prompt() -> None:
+    concept = Concept(name="boat", prompts="a {} picture", aliases="ship")
+    assert (concept.prompts, concept.aliases) == (("a {} picture",), ("ship",))
+    assert Concept(name="boat", prompts=["a {}"]) == Concept(name="boat", prompts=("a {}",))
+
+
 def test_several_concepts_are_separated_by_semicolons() -> None:
     assert [c.name for c in parse_concepts("Van Gogh; Monet ", kind="style")] == ["Van Gogh", "Monet"]
 
@@ -30,6 +36,9 @@ def test_several_concepts_are_separated_by_semicolons() -> None:
         (lambda: Concept(name="cat", anchor="Cat"), "equals the concept"),
         (lambda: Concept(name="cat", prompts=("a cat",)), "exactly one"),
         (lambda: Concept(name="cat", kind="stile"), "Did you mean 'style'"),  # type: ignore[arg-type]
+        (lambda: Concept(name=3), "name must be text, got 3"),  # type: ignore[arg-type]
+        (lambda: Concept(name="cat", prompts=3), "prompts must be a list of texts, got 3"),  # type: ignore[arg-type]
+        (lambda: Concept(name="cat", aliases=[None]), "aliases must be a list of texts"),  # type: ignore[list-item]
     ],
 )
 def test_mistakes_are_named(make, words: str) -> None:

@@ -152,27 +152,44 @@ def test_edits_underneath_may_be_paths(pocket: erasure.DiffusionModel, tmp_path:
     ("arguments", "message"),
     [
         ({"method": "esdd"}, "unknown method 'esdd'. Did you mean 'esd'"),
-        ({"method": 3}, "unknown method 3"),
+        ({"method": 3}, "method must be the name of a method or an erasure.methods.base.Method, got 3"),
         ({"negative_guidnce": 2.0}, "unknown field 'negative_guidnce'. Did you mean 'negative_guidance'"),
         ({"steps": 0}, "steps must be greater than or equal to 1"),
-        ({"steps": "ten"}, "steps must be a valid integer"),
+        ({"steps": "ten"}, "steps must be a whole number"),
         ({"seed": -1}, "a seed is a whole number from 0"),
         ({"concepts": ""}, "every concept needs a name"),
         ({"concepts": "neon; Neon"}, "named twice"),
         ({"concepts": []}, "there is no concept to erase"),
-        ({"concepts": 5}, "a concept is a name or an erasure.Concept, got 5 of type int"),
-        ({"concepts": [3]}, "a concept is a name or an erasure.Concept, got 3 of type int"),
+        ({"concepts": 5}, "concepts must be text, a Concept or a list of these, got 5"),
+        ({"concepts": [3]}, "concepts must be text, a Concept or a list of these, got [3]"),
         ({"kind": "stile"}, "unknown kind 'stile'. Did you mean 'style'"),
         ({"prompts": ("neon",)}, "exactly one {}"),
         ({"concepts": erasure.Concept(name="a"), "kind": "object"}, "are for concepts given as text"),
         ({"concepts": erasure.Concept(name="a"), "anchor": "b"}, "are for concepts given as text"),
         ({"after": "runs/nowhere"}, "no edit at runs/nowhere"),
-        ({"after": 5}, "got a value of type int"),
+        ({"after": 5}, "after must be an Edit, a path or a list of these, got 5"),
         ({"mask": "nowhere"}, "no mask at nowhere"),
         ({"method": "uce", "mask": "nowhere"}, "UCE trains nothing"),
         ({"method": "sfd", "gradient_checkpointing": True}, "does not work with SFD"),
-        ({"report_to": "nowhere"}, "--report-to nowhere needs the package"),
+        ({"report_to": "nowhere"}, "unknown report_to 'nowhere'. Available: mlflow, none"),
         ({"trajectories": 1}, "1 trajectories cannot cover"),
+        ({"model": 3}, "model must be what erasure.load_model returns, or a source such as 'pocket', got 3"),
+        ({"model": "safetensor"}, "no model at 'safetensor'"),
+        ({"seed": "a"}, "seed must be a whole number, got 'a'"),
+        ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
+        ({"seed": True}, "seed must be a whole number, got True"),
+        ({"out": 3}, "out must be a path or None, got 3"),
+        ({"out": "a\0b"}, "its name holds a NUL"),
+        ({"mask": 3}, "mask must be a path or None, got 3"),
+        ({"fresh": "yes"}, "fresh must be True or False, got 'yes'"),
+        ({"gradient_checkpointing": 1}, "gradient_checkpointing must be True or False, got 1"),
+        ({"anchor": None}, "anchor must be text, got None"),
+        ({"prompts": 3}, "prompts must be text or a list of texts, got 3"),
+        ({"kind": ["style"]}, "unknown kind ['style']"),
+        ({"after": [None]}, "after must be an Edit, a path or a list of these, got [None]"),
+        ({"method": ["esd"]}, "method must be the name of a method or an erasure.methods.base.Method, got ['esd']"),
+        ({"method": ESD}, "got <class 'erasure.methods.esd.ESD'>"),
+        ({"method": "salun", "retain_prompts": "a boat"}, "retain_prompts must be a list of texts, got 'a boat'"),
         ({"method": "sfd", "distill_trajectories": 1}, "1 trajectories cannot cover"),
     ],
 )
@@ -181,16 +198,89 @@ def test_a_mistake_is_one_line_before_anything_is_written(
 ) -> None:
     method_fields = FIELDS if arguments.get("method", "esd") == "esd" else {}
     with pytest.raises(erasure.UserError, match=r"^[^\n]*$") as caught:
-        erasure.prepare(pocket, **{"concepts": "neon", "out": tmp_path / "run", **method_fields, **arguments})
+        erasure.prepare(**{"model": pocket, "concepts": "neon", "out": tmp_path / "run", **method_fields, **arguments})
     assert message in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_every_function_refuses_a_model_that_is_none(pocket: erasure.DiffusionModel, tmp_path: Path) -> None:
+    edit = erasure.erase(pocket, "neon", "uce", out=tmp_path / "edit")
+    pipe: Any = pocket.pipe
+    message = r"^model must be what erasure\.load_model returns, or a source such as 'pocket', got a StableDiffusionPipeline\.$"
+    for call in (
+        lambda: erasure.prepare(pipe, "neon"),
+        lambda: erasure.erase(pipe, "neon"),
+        lambda: erasure.export_edit(pipe, edit, "lora", tmp_path / "out"),
+        lambda: erasure.list_methods()[0].forecast_cost(pipe),
+    ):
+        with pytest.raises(erasure.UserError, match=message):
+            call()
+    for wrong in (pipe, "pocket"):  # an edit applied to a model that nobody holds would do nothing
+        with (
+            pytest.raises(erasure.UserError, match=r"model must be what erasure\.load_model returns, got"),
+            erasure.apply_edits(wrong, edit),
+        ):
+            pass
+    with pytest.raises(erasure.UserError, match="StableDiffusion has no unet and no text_encoder; give its pipe"):
+        edit.apply(pocket)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_may_be_given_by_its_source(pocket: erasure.DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[object] = []
+    monkeypatch.setattr("erasure.loading.loader.load_model", lambda source: loaded.append(source) or pocket)
+    edit = erasure.erase("pocket", "neon", "uce", out=tmp_path / "edit")
+    erasure.export_edit(Path("base"), edit, "edit", tmp_path / "export")
+    assert erasure.list_methods()[0].forecast_cost("pocket").unet_forwards
+    assert loaded == ["pocket", Path("base"), "pocket"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"rank": "8"}, "rank must be a whole number or None, got '8'"),
+        ({"out": None}, "out must be a path, got None"),
+        ({"edit": 3}, "edit must be an Edit or a path, got 3"),
+        ({"format": ["lora"]}, "format must be text, got ['lora']"),
+        ({"layout": 3}, "unknown layout 3. Available: diffusers, kohya"),
+        ({"other_base": "no"}, "other_base must be True or False, got 'no'"),
+    ],
+)
+def test_a_mistake_in_an_export_is_one_line(
+    pocket: erasure.DiffusionModel, tmp_path: Path, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(erasure.UserError, match=r"^[^\n]*$") as caught:
+        erasure.export_edit(**{"model": pocket, "edit": tmp_path, "format": "lora", "out": tmp_path / "out", **arguments})
+    assert message in str(caught.value)
+
+
+def test_an_export_into_the_folder_of_another_tells_whose_it_is(pocket: erasure.DiffusionModel, tmp_path: Path) -> None:
+    edit = erasure.erase(pocket, "neon", "uce", out=tmp_path / "edit")
+    erasure.export_edit(pocket, edit, "edit", tmp_path / "out")
+    with pytest.raises(erasure.UserError, match=r"out holds neon, erased with uce; choose another --out"):
+        erasure.export_edit(pocket, edit, "lora", tmp_path / "out")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "README.md").write_text("# mine")
+    with pytest.raises(erasure.UserError, match=r"notes exists and is not empty"):
+        erasure.export_edit(pocket, edit, "lora", tmp_path / "notes")
+
+
+def test_what_is_printed_of_a_value_is_short(pocket: erasure.DiffusionModel, tmp_path: Path) -> None:
+    erasing = erasure.prepare(pocket, "neon", "uce", out=tmp_path / "edit")
+    assert repr(erasing) == f"Erasure(UCE, neon, on pocket, into {tmp_path / 'edit'})"
+    assert repr(pocket) == "StableDiffusion(pocket, pocket, cpu, float32)"
+    edit = erasing.run()
+    megabytes = (tmp_path / "edit" / "edit.safetensors").stat().st_size / 1e6
+    assert repr(edit).startswith("Edit(uce, neon, ") and abs(float(repr(edit).split()[2]) - megabytes) < 0.1
 
 
 def test_a_folder_of_another_job_or_another_process_is_refused_before_the_work(
     pocket: erasure.DiffusionModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     erasure.erase(pocket, "neon", "uce", out=tmp_path)
-    with pytest.raises(erasure.UserError, match="holds another job"):
+    with pytest.raises(
+        erasure.UserError, match=r"holds the erasure of neon \(uce\); this one is sketch \(uce\)\. Choose another --out, or --fresh"
+    ):
         erasure.prepare(pocket, "sketch", "uce", out=tmp_path)
     assert erasure.prepare(pocket, "sketch", "uce", out=tmp_path, fresh=True).fresh
 

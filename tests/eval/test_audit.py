@@ -17,6 +17,7 @@ from erasure.edits import Edit
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.loader import load_model
+from erasure.storage.files import read_json
 from eval.auditing.plan import AuditPlan
 from eval.auditing.run import audit_plan
 from eval.comparison import tabulate_comparison
@@ -40,7 +41,7 @@ from eval.suites.cases import suite_cases
 from eval.suites.list_reader import ListedPrompt
 from eval.suites.suite import load_suite
 from tests.eval.factories import label_scores, sample_row
-from tests.factories import erase_on_small_latents, small_suite
+from tests.factories import erase_on_small_latents, pocket_suite, small_suite
 from tests.planted import replace_samples, reseal, reseal_samples
 
 STYLES, OBJECTS = ["plain", "neon", "sketch", "none"], ["boat", "tree", "none"]
@@ -65,15 +66,15 @@ def test_ipa_leaves_out_excluded_styles() -> None:
     metric = UnlearnCanvasRates(OBJECTS, STYLES, ["boat"], ["plain"])
     styles, labels = ("neon", "sketch", "plain"), ("sketch", "sketch", "neon")
     metric.update([("boat", style) for style in styles] + [("tree", "neon")], [("none", style) for style in labels] + [("tree", "neon")])
-    assert metric.compute()["IPA"] == (1, 2)
+    assert metric.compute()[RateName.IPA] == (1, 2)
     rows = [
         sample_row(model, style, "boat", (style if model == BASE else label, "none"), role=role)
         for style, label in zip(styles, labels, strict=True)
         for model in (BASE, ERASED)
         for role in ("grid", "named")
     ]
-    table = paired_differences(rows, "object", ["boat"], ["plain"])["IPA"]
-    assert [table.both, table.erased_only, table.base_only, table.neither] == [1, 0, 1, 0]
+    table = paired_differences(rows, "object", ["boat"], ["plain"])[RateName.IPA]
+    assert (table.both, table.erased_only, table.base_only, table.neither) == (1, 0, 1, 0)
 
 
 def test_confusion_counts_the_labels_of_the_erased_concept() -> None:
@@ -83,7 +84,7 @@ def test_confusion_counts_the_labels_of_the_erased_concept() -> None:
 def test_merging_two_halves_equals_one_pass() -> None:
     first, second = planted_rates(), planted_rates()
     first.counts += second.counts
-    assert first.compute()["UA"] == (6, 8)
+    assert first.compute()[RateName.UA] == (6, 8)
 
 
 def test_clip_alignment_is_the_mean_with_students_interval() -> None:
@@ -129,7 +130,7 @@ def test_pocket_suites_differ_in_prompts_and_seeds() -> None:
 
 
 def test_a_target_is_also_named_and_described() -> None:
-    suite = load_suite("pocket")
+    suite = pocket_suite()
     neon = [case for case in suite_cases(suite, [("style", "neon")], "standard") if case.role in ("named", "described")]
     assert {(case.style, case.count) for case in neon} == {("neon", 3)}
     assert {case.object for case in neon} == set(suite.objects)
@@ -160,7 +161,7 @@ def test_a_prompt_list_is_replayed(pocket_sized_model: StableDiffusion, tmp_path
     edit = erase_on_small_latents(pocket_sized_model, [Concept(name="neon", kind="style")], tmp_path / "edit")
     (plan,) = AuditPlan.for_edits([edit], small_suite(), "smoke", [ListedPrompt("<script>alert(1)</script> glowing", "1", seed=3)])
     result = audit_plan(pocket_sized_model, [edit], plan, tmp_path / "audit")
-    assert result.models[ERASED].rates["UA_replayed"].n == 1
+    assert result.models[ERASED].rates[RateName.UA_REPLAYED].n == 1
     assert "<script" not in write_report(tmp_path / "audit", result, small_suite().gates).read_text()
     (other,) = AuditPlan.for_edits([edit], small_suite(), "smoke", [ListedPrompt("another", "1")])
     with pytest.raises(UserError):
@@ -179,33 +180,33 @@ def test_find_concept_takes_a_label_or_a_phrase() -> None:
     ("change", "message"),
     [
         ({"stepz": 3}, "Did you mean 'steps'"),
-        ({"tiers": {"smoke": 1}}, "tiers.smoke must be a valid list, got 1"),
+        ({"tiers": {"smoke": 1}}, "tiers.smoke must be a list, got 1"),
         ({"template": "{x}"}, "template must be text with {style} and {object}"),
         ({"template": "an image of {object}"}, "template must be text with {style} and {object}"),
         ({"described_template": "{object:>9999999999} {style}"}, "described_template must be text with {style} and {object}"),
         ({"described_template": "{object} {style"}, "described_template must be text with {style} and {object}"),
         ({"name": "../x"}, "name must be letters, digits"),
         ({"name": ".x"}, "name must be letters, digits"),
-        ({"version": True}, "version must be a valid integer, got True"),
-        ({"steps": "abc"}, "steps must be a valid integer, got 'abc'"),
+        ({"version": True}, "version must be a whole number, got True"),
+        ({"steps": "abc"}, "steps must be a whole number, got 'abc'"),
         ({"steps": -4}, "steps must be greater than or equal to 1, got -4"),
-        ({"guidance": "x"}, "guidance must be a valid number, got 'x'"),
+        ({"guidance": "x"}, "guidance must be a number, got 'x'"),
         ({"guidance": float("nan")}, "guidance must be a finite number, got nan"),
-        ({"styles": ["neon"]}, r"styles must be a valid dictionary, got \['neon'\]"),
+        ({"styles": ["neon"]}, r"styles must be a mapping, got \['neon'\]"),
         ({"objects": {}}, "objects must have at least 1 item .*, got {}"),
-        ({"styles": {"plain": "plain", "neon": 3}}, "styles.neon must be a valid string, got 3"),
-        ({"styles": {8: "pixel"}}, "styles.8 must be a valid string, got 8"),
-        ({"excluded": "plain"}, "excluded must be a valid list, got 'plain'"),
+        ({"styles": {"plain": "plain", "neon": 3}}, "styles.neon must be text, got 3"),
+        ({"styles": {8: "pixel"}}, "styles.8 must be text, got 8"),
+        ({"excluded": "plain"}, "excluded must be a list, got 'plain'"),
         ({"excluded": ["plane"]}, "label under excluded in .* 'plane'. Did you mean 'plain'"),
-        ({"aliases": {"neon": {"named": "glow"}}}, "aliases.neon.named must be a valid list, got 'glow'"),
-        ({"aliases": {"neon": {"named": [8]}}}, "aliases.neon.named.0 must be a valid string, got 8"),
-        ({"neighbors": {"neon": "glow"}}, "neighbors.neon must be a valid list, got 'glow'"),
-        ({"seeds": [1.5]}, "seeds.0 must be a valid integer, got 1.5"),
+        ({"aliases": {"neon": {"named": "glow"}}}, "aliases.neon.named must be a list, got 'glow'"),
+        ({"aliases": {"neon": {"named": [8]}}}, "aliases.neon.named.0 must be text, got 8"),
+        ({"neighbors": {"neon": "glow"}}, "neighbors.neon must be a list, got 'glow'"),
+        ({"seeds": [1.5]}, "seeds.0 must be a whole number, got 1.5"),
         ({"tiers": {"smoke": [1, 0], "standard": [1, 1], "full": [1, 1]}}, "tiers.smoke.1 must be greater than or equal to 1, got 0"),
         ({"tiers": {"smoke": [1], "standard": [1, 1], "full": [1, 1]}}, r"tiers.smoke must have at least 2 items .*, got \[1\]"),
         ({"judges": {"style": 3, "object": "pocket_object"}}, "judges.style must be the name of a judge, .*, got 3"),
         ({"judges": {"stile": "pocket_style", "object": "pocket_object"}}, "judges.stile in .* 'stile'. Did you mean 'style'"),
-        ({"features": "judge"}, "features must be a valid dictionary, got 'judge'"),
+        ({"features": "judge"}, "features must be a mapping, got 'judge'"),
         ({"format": "other"}, "format"),
         ({"aliases": {"neom": {"named": ["a"]}}}, "Did you mean 'neon'"),
         ({"perturbations": ["leat"]}, "Did you mean 'leet'"),
@@ -321,8 +322,8 @@ def test_report_json_follows_its_schema_and_other_thresholds_need_no_images(pock
     assert failed == {gate["name"]: gate["state"] != "PASS" for gate in report["gates"]}
     forwards = pocket_sized_model.cost.unet_forwards
     recounted = recount(tmp_path / "audit", small_suite())
-    assert to_record(recounted) == to_record(result)
-    page = write_report(tmp_path / "audit", recounted, [Gate(name="retained <i>", rate="UA", at_least=1e-6)]).read_text()
+    assert recounted == result and to_record(recounted) == to_record(result)
+    page = write_report(tmp_path / "audit", recounted, [Gate(name="retained <i>", rate=RateName.UA, at_least=1e-6)]).read_text()
     assert json.loads((tmp_path / "audit" / "report.json").read_text())["verdict"]["state"] == "PASS"
     assert "PASS" in page and "<i>:" not in page
     assert ElementTree.parse(tmp_path / "audit" / "junit.xml").getroot().attrib == {
@@ -392,22 +393,24 @@ def test_a_comparison_has_a_sign_and_corrects_for_all_its_rates(pocket_sized_mod
 def test_audits_with_other_prompts_are_not_paired(
     pocket_sized_model: StableDiffusion, tmp_path: Path, key: str, value: str, message: str
 ) -> None:
-    result, _, _ = run_audit(pocket_sized_model, tmp_path)
+    run_audit(pocket_sized_model, tmp_path)
     shutil.copytree(tmp_path / "audit", tmp_path / "other")
-    reseal(tmp_path / "other", to_record(replace(result, job=replace(result.job, **{key: value}))))
+    record = read_json(tmp_path / "audit" / "result.json")
+    reseal(tmp_path / "other", {**record, "job": {**record["job"], key: value}})
     with pytest.raises(UserError, match=message):
         tabulate_comparison(tmp_path / "audit", tmp_path / "other")
 
 
 def test_other_judges_and_other_images_are_not_paired(pocket_sized_model: StableDiffusion, tmp_path: Path) -> None:
-    result, _, _ = run_audit(pocket_sized_model, tmp_path)
+    run_audit(pocket_sized_model, tmp_path)
     first, other = tmp_path / "audit", tmp_path / "other"
     shutil.copytree(first, other)
-    judges = {**result.judges, "style": {**result.judges["style"], "weights": "0123"}}
-    reseal(other, to_record(replace(result, judges=judges)))
+    record = read_json(first / "result.json")
+    judges = {**record["judges"], "style": {**record["judges"]["style"], "weights": "0123"}}
+    reseal(other, {**record, "judges": judges})
     with pytest.raises(UserError, match="the judge of style is"):
         tabulate_comparison(first, other)
-    reseal(other, to_record(result))
+    reseal(other, record)
     *rows, last = load_sample_rows(other)
     replace_samples(other, [*rows, replace(last, seed=last.seed + 1)])  # of the erased model
     with pytest.raises(UserError, match=f"lacks 1 images of .*such as {last.file_name}; only the same"):
@@ -426,8 +429,8 @@ def test_an_edit_of_both_axes_is_audited_once_per_axis(pocket_sized_model: Stabl
     assert not any(sample.case.style == "neon" for sample in objects.samples)
     result = audit_plan(pocket_sized_model, [edit], styles, tmp_path / "audit")
     assert {row.object for row in load_sample_rows(tmp_path / "audit")} == {"tree"}
-    assert result.models[BASE].rates["UA"].n == 3
-    assert result.models[BASE].rates["IPA"].n == 3  # trees in neon; boats are erased as well
+    assert result.models[BASE].rates[RateName.UA].n == 3
+    assert result.models[BASE].rates[RateName.IPA].n == 3  # trees in neon; boats are erased as well
 
 
 def test_a_suite_can_be_limited_to_one_concept(pocket_sized_model: StableDiffusion, tmp_path: Path) -> None:
@@ -447,7 +450,7 @@ def test_a_suite_can_be_limited_to_one_concept(pocket_sized_model: StableDiffusi
         load_model_and_edits([tmp_path / "edit"], load_model, concept="neon")
     with pytest.raises(UserError, match="give --model, --out as well"):  # the suite names the concept
         load_model_and_edits([tmp_path], load_model, suite_target=("style", "neon"))
-    somewhere, target = [Path("somebody/erased-neon")], ("style", "neon")
+    somewhere, target = [Path("somebody/erased-neon")], external_target_of(load_suite("pocket"), "neon")
     with pytest.raises(UserError, match="somebody/erased-neon is not in the local cache"):  # neither does a Hub ID need --concept
         load_model_and_edits(somewhere, load_model, model="pocket", suite_target=target, out=tmp_path / "audit")
     assert external_target_of(load_suite("pocket"), "a boat") == ("object", "boat")
@@ -459,7 +462,7 @@ def test_a_stack_is_audited_as_one_model(pocket_sized_model: StableDiffusion, tm
     (plan,) = AuditPlan.for_edits(edits, small_suite(), "smoke")
     assert plan.targets == ("neon",)
     result = audit_plan(pocket_sized_model, edits, plan, tmp_path / "audit")
-    assert [edit.concepts[0].name for edit in result.edits] == ["neon", "neon"]
+    assert [audited.concepts[0].name for audited in result.edits] == ["neon", "neon"]
     assert "neither saw the other" in result.edit_overlaps[0].warning
     assert "neither saw the other" in write_report(tmp_path / "audit", result, small_suite().gates).read_text()
 

@@ -28,7 +28,7 @@ from eval.records.rates import RateName
 from eval.report.html import write_report
 from eval.report.report_json import SCHEMA
 from eval.scoring.recount import load_sample_rows, recount
-from eval.suites.formats import JudgeSpec, Suite
+from eval.suites.formats import GridSuite, JudgeSpec
 from eval.suites.suite import load_suite
 from tests.eval.page import Page, assert_harmless
 from tests.planted import reseal
@@ -38,14 +38,20 @@ ZERO_SHOT = JudgeSpec("zero_shot", {"templates": ["{}"]})
 
 
 @pytest.fixture(scope="module")
-def suite(tmp_path_factory: pytest.TempPathFactory) -> Suite:
+def suite(tmp_path_factory: pytest.TempPathFactory) -> GridSuite:
     record = yaml.safe_load((Path("prompts") / "pocket.yaml").read_text())
     record |= {"name": "images", "published": "unlearncanvas", "aliases": {}, "perturbations": []}
     record |= {"styles": {s: record["styles"][s] for s in STYLES}, "objects": {o: record["objects"][o] for o in OBJECTS}}
     del record["attacks"]
     path = tmp_path_factory.mktemp("suite") / "images.yaml"
     path.write_text(yaml.safe_dump(record))
-    return load_suite(str(path))
+    return load_grid(path)
+
+
+def load_grid(path: Path) -> GridSuite:
+    suite = load_suite(str(path))
+    assert isinstance(suite, GridSuite)
+    return suite
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +81,7 @@ def rates_of(result: AuditResult, model: AuditedModel = ERASED) -> dict[str, tup
     return {name: (rate.k, rate.n) for name, rate in result.models[model].rates.items()}
 
 
-def test_a_folder_of_images_with_its_base(image_folders: Path, suite: Suite, tmp_path: Path) -> None:
+def test_a_folder_of_images_with_its_base(image_folders: Path, suite: GridSuite, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = audit_external_images(image_folders / "erased", suite, "neon", "style", out, image_folders / "base")
     assert rates_of(result) == {"UA": (3, 4), "IRA": (4, 4), "CRA": (6, 8), "IPA": (4, 4), "CRA_included": (10, 12)}
@@ -86,11 +92,12 @@ def test_a_folder_of_images_with_its_base(image_folders: Path, suite: Suite, tmp
         np.abs(np.subtract(*(np.asarray(Image.open(image_folders / m / name), float) for m in ("base", "erased")))).mean()
         for name in retained
     ]
-    assert result.pixel_distance.estimate == pytest.approx(np.mean(differences) / 255, abs=1e-5) and max(differences) > 0
+    assert result.pixel_distance and result.pixel_distance.estimate == pytest.approx(np.mean(differences) / 255, abs=1e-5)
+    assert max(differences) > 0 and result.image_set_distances
     parts = result.image_set_distances.parts
     assert {part: distances[ERASED].kid.all.n for part, distances in parts.items()} == {"retained": (8, 8), "target": (4, 4)}
     assert parts["retained"][ERASED].kid.all.value is not None
-    assert result.judge_errors.positive > 0  # pocket's own judge, which was calibrated
+    assert result.judge_errors and result.judge_errors.positive > 0  # pocket's own judge, which was calibrated
     assert {row.seed for row in load_sample_rows(out)} == set(SEEDS)
     page = Page(write_report(out, result, suite.gates).read_text())
     assert_harmless(page)
@@ -101,7 +108,7 @@ def test_a_folder_of_images_with_its_base(image_folders: Path, suite: Suite, tmp
     assert to_record(recount(out, suite)) == read_checksummed_json(out / "result.json")
 
 
-def test_without_a_base_nothing_is_paired_and_nothing_crashes(image_folders: Path, suite: Suite, tmp_path: Path) -> None:
+def test_without_a_base_nothing_is_paired_and_nothing_crashes(image_folders: Path, suite: GridSuite, tmp_path: Path) -> None:
     out = tmp_path / "out"
     result = audit_external_images(image_folders / "erased", suite, "neon", "style", out)
     assert rates_of(result)["UA"] == (3, 4) and list(result.models) == [ERASED]
@@ -114,11 +121,11 @@ def test_without_a_base_nothing_is_paired_and_nothing_crashes(image_folders: Pat
     assert any("“retained, same kind” had nothing to measure" in line for line in report["not_measured"])
     text = page.visible_text()
     assert "before :" not in text and "after : neon, boat" in text and "object not shown 2 of 8" in text and "not paired" not in text
-    write_report(out, recount(out, suite), [Gate(name="some", rate="UA", at_least=0.1)])
+    write_report(out, recount(out, suite), [Gate(name="some", rate=RateName.UA, at_least=0.1)])
     assert json.loads((out / "report.json").read_text())["verdict"]["state"] == "PASS"
 
 
-def test_the_command_counts_a_folder(image_folders: Path, suite: Suite, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_counts_a_folder(image_folders: Path, suite: GridSuite, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "own.yaml"
     record = yaml.safe_load((Path("prompts") / "pocket.yaml").read_text())
     record |= {"styles": {s: s for s in STYLES}, "objects": {o: f"a {o}" for o in OBJECTS}, "aliases": {}, "perturbations": [], "gates": {}}
@@ -154,7 +161,7 @@ def report_of(out: Path) -> dict[str, Any]:
 
 
 def test_a_report_uses_the_gates_of_its_audit(
-    image_folders: Path, suite: Suite, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    image_folders: Path, suite: GridSuite, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """For a copy of a shipped suite under its name, neither the shipped gates nor judges with another margin are used."""
     path, out = tmp_path / "own.yaml", tmp_path / "out"
@@ -214,7 +221,8 @@ def test_a_report_uses_the_gates_of_its_audit(
         assert message in capsys.readouterr().err
     reseal(out, {key: value for key, value in json.loads(before).items() if key != "gates"})
     assert main(["audit", "report", str(out)]) == 1
-    assert "was made by an earlier version of this project; audit again with --fresh." in capsys.readouterr().err
+    assert "does not hold its gates; name the suite with --suite" in capsys.readouterr().err
+    assert main(["audit", "report", str(out), "--suite", str(other_suite)]) == 0
 
 
 def test_the_longest_label_wins(tmp_path: Path) -> None:
@@ -224,7 +232,7 @@ def test_the_longest_label_wins(tmp_path: Path) -> None:
     suites = []
     for objects in ({"boat": "boat"}, {"boat": "boat", "love_boat": "love boat"}):
         (tmp_path / "s.yaml").write_text(yaml.safe_dump({**record, "objects": objects}))
-        suites.append(load_suite(str(tmp_path / "s.yaml")))
+        suites.append(load_grid(tmp_path / "s.yaml"))
     for name in ("warm_boat", "warm_love_boat", "warm_smear_boat"):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}_seed1.png")
     cells = {cell: path.name for (cell, _), path in read_external_images(tmp_path, suites[0]).files.items()}
@@ -252,7 +260,7 @@ def test_the_longest_label_wins(tmp_path: Path) -> None:
     ],
 )
 def test_faults_of_a_folder_are_named_and_nothing_is_written(
-    image_folders: Path, suite: Suite, tmp_path: Path, damage: Any, message: str
+    image_folders: Path, suite: GridSuite, tmp_path: Path, damage: Any, message: str
 ) -> None:
     folder = copy_of_erased(image_folders, tmp_path)
     damage(folder)
@@ -261,7 +269,7 @@ def test_faults_of_a_folder_are_named_and_nothing_is_written(
     assert not (tmp_path / "out").exists() and user_images.MAX_PIXELS < 20_000 * 6_000
 
 
-def test_a_base_with_other_images_is_refused(image_folders: Path, suite: Suite, tmp_path: Path) -> None:
+def test_a_base_with_other_images_is_refused(image_folders: Path, suite: GridSuite, tmp_path: Path) -> None:
     folder = copy_of_erased(image_folders, tmp_path)
     (folder / "neon_boat_seed188.png").unlink()
     with pytest.raises(UserError, match=r"set lacks 1 images that the other folder has: neon_boat_seed188"):
@@ -274,7 +282,7 @@ def test_a_base_with_other_images_is_refused(image_folders: Path, suite: Suite, 
         audit_external_images(folder, suite, "neom", "style", tmp_path / "out")
 
 
-def test_the_digest_is_of_the_bytes(image_folders: Path, suite: Suite, tmp_path: Path) -> None:
+def test_the_digest_is_of_the_bytes(image_folders: Path, suite: GridSuite, tmp_path: Path) -> None:
     folder = copy_of_erased(image_folders, tmp_path)
     digest, path = read_external_images(folder, suite).digest, folder / "neon_boat_seed188.png"
     assert digest == read_external_images(image_folders / "erased", suite).digest
@@ -282,7 +290,7 @@ def test_the_digest_is_of_the_bytes(image_folders: Path, suite: Suite, tmp_path:
     assert read_external_images(folder, suite).digest != digest
 
 
-def test_jpeg_sizes_and_uneven_cells_are_reported(image_folders: Path, suite: Suite, tmp_path: Path) -> None:
+def test_jpeg_sizes_and_uneven_cells_are_reported(image_folders: Path, suite: GridSuite, tmp_path: Path) -> None:
     folder = copy_of_erased(image_folders, tmp_path)
     for path in [*folder.glob("sketch_*")]:
         Image.open(path).save(path.with_suffix(".jpg"), quality=95)
@@ -300,7 +308,7 @@ def test_jpeg_sizes_and_uneven_cells_are_reported(image_folders: Path, suite: Su
     assert [sample.index for sample in samples if (sample.case.style, sample.case.object) == ("plain", "boat")] == [1]
 
 
-def test_mixed_sizes_are_scored_and_reported(image_folders: Path, suite: Suite, tmp_path: Path) -> None:
+def test_mixed_sizes_are_scored_and_reported(image_folders: Path, suite: GridSuite, tmp_path: Path) -> None:
     mixed = replace(
         suite,
         judges={
@@ -312,14 +320,14 @@ def test_mixed_sizes_are_scored_and_reported(image_folders: Path, suite: Suite, 
     shutil.copytree(image_folders / "base", base)  # only one image of the base; no file of the erased model shows it
     Image.open(base / "plain_boat_seed188.png").resize((96, 64)).save(base / "plain_boat_seed188.png")
     result = audit_external_images(image_folders / "erased", mixed, "neon", "style", tmp_path / "out", base)
-    assert result.external_images.sizes == ("64 x 64", "96 x 64")
+    assert result.external_images and result.external_images.sizes == ("64 x 64", "96 x 64")
     assert result.pixel_distance is None and result.image_set_distances is None
     assert rates_of(result)["UA"][1] == 4
     write_report(tmp_path / "out", result, suite.gates)
     assert "different sizes (64 x 64, 96 x 64)" in " ".join(json.loads((tmp_path / "out" / "report.json").read_text())["warnings"])
 
 
-def test_fresh_removes_only_the_files_of_the_audit(image_folders: Path, suite: Suite, tmp_path: Path) -> None:
+def test_fresh_removes_only_the_files_of_the_audit(image_folders: Path, suite: GridSuite, tmp_path: Path) -> None:
     out = tmp_path / "out"
     audit_external_images(image_folders / "erased", suite, "neon", "style", out)
     users_files = [out / name for name in ("notes.txt", "images/mine.png", "images/erased/cat.png", "scores/mine.jsonl")]
@@ -327,8 +335,8 @@ def test_fresh_removes_only_the_files_of_the_audit(image_folders: Path, suite: S
         path.write_text(path.name)
     image = next((out / "images" / "erased").glob("neon-boat-*.png"))
     image.write_bytes(b"stale")
-    with pytest.raises(UserError, match=r"holds another job .*--fresh to start over"):
+    with pytest.raises(UserError, match=r"holds an audit with suite .*--fresh to start over"):
         audit_external_images(image_folders / "base", suite, "neon", "style", out)
     result = audit_external_images(image_folders / "base", suite, "neon", "style", out, fresh=True)
-    assert result.models[ERASED].rates["UA"].k == 0 and image.read_bytes() != b"stale"
+    assert rates_of(result)["UA"][0] == 0 and image.read_bytes() != b"stale"
     assert [path.read_text() for path in users_files] == [path.name for path in users_files]

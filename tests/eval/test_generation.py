@@ -1,9 +1,11 @@
 """Images on disk: batch sizes, temporary files that no other process shares, and latents with NaN."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from erasure.errors import NotFiniteError, UserError
 from erasure.families.stable_diffusion import StableDiffusion
@@ -25,10 +27,16 @@ def test_large_latents_are_generated_in_smaller_batches(model: StableDiffusion, 
 
 def test_images_are_generated_in_those_batches(model: StableDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generation, "MAX_BATCH_POSITIONS", 3 * 8 * 8)
-    suite, batch_sizes = small_suite(), []
+    suite = small_suite()
+    batch_sizes: list[int] = []
     samples = samples_of(suite, suite_cases(suite, [], "smoke"))[:5]
     sample_noise = model.sample_noise
-    monkeypatch.setattr(model, "sample_noise", lambda seeds: batch_sizes.append(len(seeds)) or sample_noise(seeds))
+
+    def counted_noise(seeds: Sequence[int]) -> Tensor:
+        batch_sizes.append(len(seeds))
+        return sample_noise(seeds)
+
+    monkeypatch.setattr(model, "sample_noise", counted_noise)
     assert generate_images(model, "w", suite, samples, tmp_path / "images") == 5
     assert batch_sizes == [3, 2]
 

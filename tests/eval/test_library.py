@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, replace
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,13 +19,13 @@ from erasure.edits.stacking import stack_of
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from eval import GridSuite, audit, compare, load_audit, load_suite, prepare_audit, rewrite_report
-from eval.records.models import ERASED
+from eval.records.models import BASE, ERASED, retrained_model
 from eval.records.rates import RateName
 from eval.suites.formats import JudgeSpec
 from tests import tiny
 from tests.factories import erase_on_small_latents, small_suite, write_one_step_suite
 
-SMALL_ESD = {"steps": 2, "batch": 2, "trajectories": 12, "trajectory_steps": 2}
+SMALL_ESD: dict[str, Any] = {"steps": 2, "batch": 2, "trajectories": 12, "trajectory_steps": 2}
 PASSED_BY_ALL = {"any": {"rate": "UA", "at_least": 1e-6}}  # a gate that all pass that erase anything
 
 
@@ -129,8 +130,7 @@ def test_verdicts_follow_the_gates_and_a_missing_judge_is_incomplete(
     hard = write_one_step_suite(tmp_path / "hard", gates={"all": {"rate": "UA_replayed", "at_least": 0.5}})
     assert rewrite_report(tmp_path / "audit", hard).verdict == "INCONCLUSIVE"  # nothing was replayed
     assert load_audit(str(tmp_path / "audit")).verdict == passed.verdict == rewrite_report(tmp_path / "audit").verdict
-    erased = passed.result.models[ERASED].rates[RateName.UA]
-    assert passed.verdict == ("PASS" if erased.k else "FAIL")
+    assert passed.verdict == ("PASS" if passed.result.models[ERASED].rates[RateName.UA].k else "FAIL")
     suite = small_suite()
     blind = replace(suite, judges={**suite.judges, "style": JudgeSpec("imagenet", {"weights": "nowhere.pth"})})
     incomplete = audit(pocket_sized_model, neon_edit, blind, "smoke", out=tmp_path / "blind")
@@ -158,7 +158,8 @@ def test_an_erasure_made_elsewhere_needs_a_concept(pocket_sized_model: StableDif
     pipe.save_pretrained(tmp_path / "model")
     with pytest.raises(UserError, match="was not made by `erasure erase`; to audit it give --concept as well"):
         prepare_audit(pocket_sized_model, tmp_path / "model", suite_file, "smoke", out=tmp_path / "audit")
-    for choice in ({"concept": "neon"}, {"target": "neon"}):
+    choices: tuple[dict[str, Any], ...] = ({"concept": "neon"}, {"target": "neon"})
+    for choice in choices:
         (prepared,) = prepare_audit(pocket_sized_model, tmp_path / "model", suite_file, "smoke", out=tmp_path / "audit", **choice).audits
         assert prepared.edits[0].info.method == "external" and prepared.plan.targets == ("neon",)
     with pytest.raises(UserError, match="is not in the local cache"):
@@ -180,7 +181,7 @@ def test_retrained_models_are_edits_or_paths(
     (by_edit,) = prepare_audit(
         pocket_sized_model, neon_edit, suite_file, "smoke", retrained=by_path.options.retrained[0], out=tmp_path / "a"
     ).audits
-    assert by_path.job == by_edit.job and [str(stack.model) for stack in by_edit.stacks] == ["base", "erased", "retrained-1"]
+    assert by_path.job == by_edit.job and [stack.model for stack in by_edit.stacks] == [BASE, ERASED, retrained_model(1)]
 
 
 def test_a_suite_is_a_value(suite_file: Path) -> None:

@@ -17,12 +17,14 @@ from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.loader import load_model
 from erasure.methods.uce import UCE
+from erasure.storage.files import read_json
 from eval.auditing.run import audit_plan
 from eval.records.attacks import AttackNotRun
 from eval.records.audit_result import AuditResult
 from eval.records.axes import Axis
 from eval.records.convert import parse_record
 from eval.records.models import BASE, ERASED
+from eval.records.result_files import read_result
 from eval.records.rows import SampleRow
 from eval.records.sequence import Rebound, SequenceBase, SequenceRequest, SequenceResult, SequenceSuite, TargetRates
 from eval.report import sequence_page
@@ -58,6 +60,10 @@ def step_after(number: int, **rows: list[SampleRow]) -> SequenceStep:
     return SequenceStep(number, {}, {}, rows)  # type: ignore[arg-type]
 
 
+def read_sequence(out: Path) -> SequenceResult:
+    return parse_record(read_json(out / "sequence.json"), SequenceResult, "sequence.json")
+
+
 def test_a_rebound_is_named_by_its_whole_interval() -> None:
     """Neon is shown 0, then 1, then 12 of 20 times; sketch 20, then 18 of 20 times, so that more of it is erased."""
     steps = [
@@ -68,15 +74,15 @@ def test_a_rebound_is_named_by_its_whole_interval() -> None:
     neon, sketch = erased_rates(steps, [NEON, SKETCH])
     assert [(rate.request, rate.k, rate.n) for rate in neon.after] == [(1, 20, 20), (2, 19, 20), (3, 8, 20)]
     assert [(rate.request, rate.k, rate.n) for rate in sketch.after] == [(2, 0, 20), (3, 2, 20)]
-    assert (neon.base.k, sketch.base.k) == (0, 0)
+    assert neon.base and sketch.base and (neon.base.k, sketch.base.k) == (0, 0)
     assert neon.after[0].low == clopper_pearson(20, 20).low
     first, second, third = (rate.change for rate in neon.after)
-    assert first is None
-    assert not second.rebound and second.low < 0 < second.high and second.estimate == pytest.approx(-0.05)
+    assert first is None and second and third
+    assert second.rebound is False and second.low < 0 < second.high and second.estimate == pytest.approx(-0.05)
     assert third.rebound and third.high < 0
     assert (third.both, third.later_only, third.earlier_only, third.neither) == (8, 0, 12, 0)
     assert third.p == 2 / 2**12 and third.holm == 3 * third.p
-    assert not sketch.after[1].change.rebound
+    assert sketch.after[1].change and sketch.after[1].change.rebound is False
 
 
 def test_a_request_on_the_other_axis_removes_its_images_from_the_pairs() -> None:
@@ -86,7 +92,7 @@ def test_a_request_on_the_other_axis_removes_its_images_from_the_pairs() -> None
     ]
     (neon,) = erased_rates(steps, [NEON])
     assert [(rate.k, rate.n) for rate in neon.after] == [(4, 8), (3, 4)]
-    assert neon.after[1].change.estimate == -0.25
+    assert neon.after[1].change and neon.after[1].change.estimate == -0.25
     assert rate_change({}, {}) is None
 
 
@@ -99,7 +105,7 @@ def test_retained_rates_count_what_no_request_erases() -> None:
     ]
     styles, objects = retained_rates(steps, [NEON, SKETCH], ["plain"])
     assert (styles.rate, styles.axis, styles.base.k, styles.base.n) == ("IRA", "style", 4, 4)
-    assert [(rate.k, rate.n, rate.change.estimate) for rate in styles.after] == [(3, 4, -0.25), (1, 4, -0.75)]
+    assert [(rate.k, rate.n, rate.change and rate.change.estimate) for rate in styles.after] == [(3, 4, -0.25), (1, 4, -0.75)]
     assert (objects.rate, [(rate.k, rate.n) for rate in objects.after]) == ("CRA", [(8, 8), (8, 8)])
     both = retained_rates(steps, [NEON, SequenceTarget("object", "tree", 2)], ["plain"])
     assert both == ()  # every prompt asks for something that is erased
@@ -163,39 +169,44 @@ def test_the_command_counts_after_every_request(saved: SavedEdits, tmp_path: Pat
     argv = ["audit", "sequence", *names, "--suite", str(saved.file), "--tier", "smoke", "--dtype", "fp32", "--out", str(tmp_path / "s")]
     code = main(argv)
     console = capsys.readouterr().out
-    sequence = json.loads((tmp_path / "s" / "sequence.json").read_text())
-    assert code == (3 if sequence["rebounds"] else 0)
+    sequence = read_sequence(tmp_path / "s")
+    assert code == (3 if sequence.rebounds else 0)
     assert "| UA neon, erased by 1 | " in console and "| IRA" not in console  # only plain is left, which is excluded
     assert "| CRA, objects that no request erases | " in console
-    assert [(target["label"], target["request"], [rate["n"] for rate in target["after"]]) for target in sequence["targets"]] == [
+    assert [(target.label, target.request, [rate.n for rate in target.after]) for target in sequence.targets] == [
         ("neon", 1, [6, 6, 6]),
         ("sketch", 2, [6, 6]),
         ("glass", 3, [6]),
     ]
-    assert [(line["rate"], line["axis"], line["base"]["n"]) for line in sequence["retained"]] == [("CRA", "object", 2)]
-    assert [request["after"] for request in sequence["requests"]] == [[], [], [saved.neon.digest()]]
+    assert [(line.rate, line.axis, line.base.n) for line in sequence.retained] == [("CRA", "object", 2)]
+    assert [request.after for request in sequence.requests] == [(), (), (saved.neon.digest(),)]
     for number in (1, 2, 3):
-        result = json.loads((tmp_path / "s" / str(number) / "result.json").read_text())
-        assert len(result["job"]["edits"]) == number and (tmp_path / "s" / str(number) / "report.html").is_file()
-        for target in sequence["targets"][:number]:
-            rate = next(rate for rate in target["after"] if rate["request"] == number)
-            labels, counts = (result["models"]["erased"]["confusion"][key] for key in ("labels", "counts"))
-            row = counts[labels.index(target["label"])]
-            assert rate["k"] == sum(row) - row[labels.index(target["label"])] and rate["n"] == sum(row)
+        result = read_result(tmp_path / "s" / str(number))
+        assert len(result.job.edits) == number and (tmp_path / "s" / str(number) / "report.html").is_file()
+        for target in sequence.targets[:number]:
+            rate = next(rate for rate in target.after if rate.request == number)
+            confusion = result.models[ERASED].confusion
+            position = confusion.labels.index(target.label)
+            row = confusion.counts[position]
+            assert rate.k == sum(row) - row[position] and rate.n == sum(row)
     check_page(tmp_path / "s", sequence)
 
 
-def check_page(out: Path, sequence: dict[str, Any]) -> None:
+def check_page(out: Path, sequence: SequenceResult) -> None:
     """Check the page of a sequence, as it is and with hostile names."""
     page = Page((out / "sequence.html").read_text(encoding="utf-8"))
     assert_harmless(page)
     assert len([attrs for attrs in page.all("svg") if attrs.get("class") == "chart"]) == 2
     assert "UA here asks by name alone" in page.visible_text() and "EDIT-1 EDIT-2 EDIT-3" in page.visible_text()
-    sequence["targets"][0]["label"] = sequence["requests"][0]["concepts"][0] = HOSTILE
-    sequence["suite"]["name"] = sequence["base"]["source"] = HOSTILE
-    sequence["requests"][0]["missing"] = {HOSTILE: HOSTILE}
-    sequence["rebounds"] = [{"label": HOSTILE, "axis": "style", "request": 2}]
-    hostile = parse_record(sequence, SequenceResult, "sequence.json")
+    target, request = sequence.targets[0], sequence.requests[0]
+    hostile = replace(
+        sequence,
+        targets=(replace(target, label=HOSTILE), *sequence.targets[1:]),
+        requests=(replace(request, concepts=(HOSTILE, *request.concepts[1:]), missing={HOSTILE: HOSTILE}), *sequence.requests[1:]),
+        suite=replace(sequence.suite, name=HOSTILE),
+        base=replace(sequence.base, source=HOSTILE),
+        rebounds=(Rebound(label=HOSTILE, axis="style", request=2),),
+    )
     page = Page(sequence_page.write_sequence_page(out, hostile).read_text(encoding="utf-8"))
     assert_harmless(page)
     assert page.visible_text().count("<script>alert(1)</script>") >= 6 and "REBOUND" in page.visible_text()
@@ -212,7 +223,7 @@ def test_an_interrupted_sequence_continues_and_the_base_is_generated_once(
     neon, boat = straight.targets
     assert [rate.n for rate in neon.after] == [6, 3] and [rate.n for rate in boat.after] == [9]
     change = neon.after[1].change
-    assert change.both + change.later_only + change.earlier_only + change.neither == 3
+    assert change and change.both + change.later_only + change.earlier_only + change.neither == 3
     assert [(line.rate, line.axis, line.base.n) for line in straight.retained] == [("IRA", "style", 2), ("IRA", "object", 3)]
     timings = [json.loads((tmp_path / "a" / name / "timing.json").read_text()) for name in ("1", "2/style", "2/object")]
     generated = [timing["generated"]["base"] for timing in timings]
@@ -271,16 +282,13 @@ def test_wrong_orders_are_refused_before_anything_is_generated(saved: SavedEdits
 
 
 def test_a_missing_part_is_an_empty_cell_of_the_table(saved: SavedEdits) -> None:
-    axis: Axis = "style"
-    requests = tuple(
-        SequenceRequest(number=number, method="esd", concepts=(), edit="", after=(), audits=(), missing={}, crashed={}) for number in (1, 2)
-    )
+    nothing: dict[str, Any] = {"method": "uce", "concepts": (), "edit": "", "after": (), "audits": (), "missing": {}, "crashed": {}}
     sequence = SequenceResult(
-        suite=SequenceSuite(name="pocket", file=None, version=1, tier="smoke"),
-        base=SequenceBase(source="pocket", fingerprint="", compute="fp32"),
+        suite=SequenceSuite(name="small", file=None, version=1, tier="smoke"),
+        base=SequenceBase(source="", fingerprint="", compute="float32"),
         methods=INTERVAL_METHODS,
-        requests=requests,
-        targets=(TargetRates(axis=axis, label="neon", request=1, base=None, after=()),),
+        requests=tuple(SequenceRequest(number=number, **nothing) for number in (1, 2)),
+        targets=(TargetRates(axis="style", label="neon", request=1, base=None, after=()),),
         retained=(),
         rebounds=(),
     )

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from erasure.concept import Concept
 from erasure.edits import Edit, EditInfo
-from erasure.edits.edit import RECORD_FILE, TENSORS_FILE
 from erasure.edits.external.adapter_config import parse_adapter_config
 from erasure.edits.external.lora import read_factors
 from erasure.edits.external.lora_keys import has_adapter_keys
@@ -31,6 +30,7 @@ from erasure.families.supported_models import check_configs, check_index, check_
 from erasure.loading.loader import CONFIG_FILES, first_line_of, read_index
 from erasure.loading.model_files import list_model_files, load_component, resolve_folder
 from erasure.loading.model_source import is_hub_id
+from erasure.storage.edit_folders import RECORD_FILE, TENSORS_FILE
 from erasure.storage.run import read_json
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, LORA_FILE = "adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"

@@ -14,8 +14,10 @@ from app.jobs.plan import JobSpec, load_plan
 from erasure.errors import UserError
 from erasure.loading.loader import load_model
 from erasure.storage.run import write_json
+from eval.records.convert import to_record
 from tests import tiny
 from tests.command_line import run_words
+from tests.eval.factories import audit_counts, audit_result
 from tests.factories import write_one_step_suite
 from tests.planted import reseal
 
@@ -33,10 +35,13 @@ def test_a_plan_without_jobs_is_refused(empty: dict[str, Any], tmp_path: Path) -
 def finished_job(folder: Path, *states: str, missing: bool = False) -> None:
     """The folder of a job that is done, with audits of these verdicts."""
     names = [f"audit-{i}" for i in range(len(states))]
+    result = audit_result(audit_counts(models={}), missing={"style": "no weights"} if missing else {})
+    thresholds = {"digest": "0" * 16, "from_suite": True, "file": None}
     for name, state in zip(names, states, strict=True):
         (folder / name).mkdir(parents=True)
-        write_json(folder / name / "report.json", {"verdict": {"state": state}, "thresholds": {"from_suite": True}})
-        reseal(folder / name, {"missing": {"style": "no weights"} if missing else {}, "attacks": []})
+        head = {"verdict": {"state": state, "reasons": []}, "thresholds": thresholds, "conclusions": []}
+        write_json(folder / name / "report.json", head)
+        reseal(folder / name, to_record(result))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "done.json", {"audits": names, "edits": [], "seconds": 1.0})
 

@@ -113,7 +113,7 @@ def test_hostile_records_are_one_line(kind: str, saved_edits: dict[str, Path], t
         ((("concepts",), []), "concepts .*at least 1 item"),
         ((("format",), 3), "has format '3', this version reads 4; make the edit again"),
         ((("product",), "weigths"), "Did you mean 'weights'"),
-        ((("seed",), 1.5), "seed must be a valid integer"),
+        ((("seed",), 1.5), "seed must be a whole number"),
         ((("seed",), -1), "seed must be greater than or equal to 0, got -1"),
         ((("seed",), 2**63), "seed must be less than 9223372036854775808, got 9223372036854775808"),
         ((("concepts", 0, "kind"), "styles"), "Did you mean 'style'"),
@@ -137,10 +137,10 @@ def test_faults_of_a_record_are_named(
 @pytest.mark.parametrize(
     ("kind", "fields", "complaint"),
     [
-        ("guidance", {"scale": "much"}, "scale must be a valid number, got 'much'"),
+        ("guidance", {"scale": "much"}, "scale must be a number, got 'much'"),
         ("guidance", {"warmth": 1}, "Did you mean 'warmup'"),
         ("guidance", {"warmup": 7.0}, "--warmup"),
-        ("guidance", {"scale": [1]}, "scale must be a valid number"),
+        ("guidance", {"scale": [1]}, "scale must be a number"),
         ("one-step", {}, "field init_timestep must be a timestep, a whole number from 0, got None"),
         ("one-step", {"init_timestep": -1}, "got -1"),
         ("one-step", {"init_timestep": "625"}, "got 625"),
@@ -187,7 +187,7 @@ def test_paths_without_an_edit(saved_edits: dict[str, Path], tmp_path: Path) -> 
         with pytest.raises(UserError, match=r"no edit at|broken edit"):
             Edit.load(path)
     for value in (None, 10**5000, [good]):
-        with pytest.raises(UserError, match=r"loaded from the path of its folder, got a value of type (NoneType|int|list)\."):
+        with pytest.raises(UserError, match=r"^folder must be a path, got (None|a number of too many digits|\[.*)\.$"):
             Edit.load(value)  # type: ignore[arg-type]
 
 

@@ -12,7 +12,7 @@ from huggingface_hub import ModelCard
 
 from erasure.edits import Edit
 from erasure.export.lora import LoraReport
-from erasure.export.model_card import escape_markdown, is_on_hub, write_card
+from erasure.export.model_card import BeforeAfter, escape_markdown, is_on_hub, write_card
 from erasure.families.stable_diffusion import StableDiffusion
 from tests import synthetic_edits
 
@@ -43,7 +43,7 @@ class Tags(HTMLParser):
 def write_and_read_card(edit: Edit, out: Path, export_format: str = "lora", **options: Any) -> str:
     out.mkdir()
     image = torch.rand(3, 16, 16)
-    write_card(out, edit, [(edit.info.concepts[0]["name"], image, image)], export_format, **options)
+    write_card(out, edit, [BeforeAfter(edit.info.concepts[0]["name"], seed, image, image) for seed in (0, 7)], export_format, **options)
     return (out / "README.md").read_text(encoding="utf-8")
 
 
@@ -80,7 +80,7 @@ def test_no_name_is_markup(name: str, export_format: str, edit: Edit, tmp_path: 
         line[:2] for line in plain_lines if line.startswith(("#", "|", "-", "<", "`"))
     ]
     assert [line.replace("\\|", "").count("|") for line in lines if line.startswith("|")] == [3, 3, 3]
-    assert "](" not in escape_markdown(name) and "`" not in escape_markdown(name).replace("\\`", "")
+    assert "](" not in escape_markdown(name).replace("\\]", "") and "`" not in escape_markdown(name).replace("\\`", "")
     assert all(c.isprintable() or c == "\n" for c in text)
 
 
@@ -145,7 +145,7 @@ def test_a_card_explains_how_to_load_the_file(edit: Edit, tmp_path: Path) -> Non
     for words in ("load_lora_weights(FOLDER)", "models/loras/", "models/Lora/", "--lora-model-dir", "merge_lora.py", "<lora:van-gogh-uce-"):
         assert words in text
     assert (
-        "carries 64 of 80 tensors, error 0.42 at rank 16 (more than 0.2)" in text.replace("\\", "")
+        "carries 64 of 80 tensors, error 0.42 at rank 16, more than 0.2: a checkpoint or folder of the same edit holds all of it" in text
         and "Kohya's merge script skips 4" in text
     )
     other = write_and_read_card(edit, tmp_path / "diffusers", lora=report, layout="diffusers")
@@ -156,7 +156,40 @@ def test_a_card_explains_how_to_load_the_file(edit: Edit, tmp_path: Path) -> Non
         ("text-encoder", "CLIPTextModel.from_pretrained(FOLDER)"),
     ):
         text = write_and_read_card(edit, tmp_path / export_format, export_format)
-        assert words in text and "--format checkpoint" in text
+        assert words in text and "checkpoint" in text
+        for word in re.findall(r"\b(?:FOLDER|FILE|BASE|EDIT)\b", text):
+            assert f"{word} is " in text
         assert ("adapter" if export_format == "edit" else "finetune") in write_and_read_card(
             change_info(edit, source="a/b"), tmp_path / f"{export_format}-hub", export_format
         )
+
+
+def test_only_markup_is_escaped() -> None:
+    for plain in ("1e-05", "negative_guidance", "a (small) boat!", "-0.5", "#1 fan", "10:30", "a {} in {b}", "x + y", "rank 8."):
+        assert escape_markdown(plain) == plain
+    for text, escaped in (
+        ("*a* _b_", "\\*a\\* \\_b\\_"),
+        ("- a", "\\- a"),
+        ("# a", "\\# a"),
+        ("1. a", "1\\. a"),
+        ("10) a", "10\\) a"),
+        ("---", "\\---"),
+        ("https://a.b", "https\\://a.b"),
+        ("www.a.b", "www\\.a.b"),
+        ("![a](b)", "!\\[a\\](b)"),
+        ("a|b", "a\\|b"),
+    ):
+        assert escape_markdown(text) == escaped
+
+
+def test_every_image_has_its_prompt_and_seed(edit: Edit, tmp_path: Path) -> None:
+    text = write_and_read_card(edit, tmp_path / "card")
+    name = edit.info.concepts[0]["name"]
+    assert [f"(right): {name}, seed {seed}" in text for seed in (0, 7, 1)] == [True, True, False]
+
+
+def test_a_card_asks_nothing_of_the_reader_that_only_the_maker_can_do(edit: Edit, tmp_path: Path) -> None:
+    report = LoraReport(included=64, moved=80, rank=16, error=0.42, full_rank_error=0.02, notes=())
+    for layout in ("kohya", "diffusers"):
+        text = write_and_read_card(edit, tmp_path / layout, lora=report, layout=layout)
+        assert "--rank" not in text and "--format" not in text and "--layout" not in text

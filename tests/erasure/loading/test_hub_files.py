@@ -132,7 +132,8 @@ def test_only_the_needed_files_come_from_the_hub(model: StableDiffusion, tmp_pat
     assert results["external:org/unets/cat"].startswith("unet.") and results["external:org/lora"] == f"{LAYER}.weight"
     assert "an inpainting model" in results["external:org/inpaint"]
     assert (
-        "not in the local cache, and the hub cannot be reached, does not have it" in results["model:org/none"]
+        "there is no folder org/none here, and as a hub id it is not in the local cache, and the hub cannot be reached, does not have it"
+        in results["model:org/none"]
         and results["external:org/none"] == results["model:org/none"]
     )
     assert "no model_index.json" in results["model:org/many"] and "not a hub id" in results["model:org/many/../plain"]

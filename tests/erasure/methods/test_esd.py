@@ -125,7 +125,7 @@ def test_a_complete_run_is_not_repeated_and_another_job_is_refused(model: Stable
     done = model.cost.unet_backwards
     assert erase(model, CAT, ESD(**ESD_FIELDS), out=tmp_path / "run").digest() == first.digest()
     assert model.cost.unet_backwards == done
-    with pytest.raises(UserError, match=r"holds another job.*fields: its steps is 6, this one"):
+    with pytest.raises(UserError, match=r"holds the erasure of cat \(esd\) with other settings: fields: its steps is 6, this one"):
         erase(model, CAT, ESD(**{**ESD_FIELDS, "steps": 7}), out=tmp_path / "run")
     erase(model, CAT, ESD(**{**ESD_FIELDS, "steps": 7}), out=tmp_path / "run", fresh=True)
 
@@ -215,9 +215,9 @@ def test_unknown_fields_are_refused() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"lr": "abc"}, "method esd: lr must be a valid number, got 'abc'"),
-        ({"steps": 2.5}, "method esd: steps must be a valid integer, got 2.5"),
-        ({"steps": True}, "method esd: steps must be a valid integer, got True"),
+        ({"lr": "abc"}, "method esd: lr must be a number, got 'abc'"),
+        ({"steps": 2.5}, "method esd: steps must be a whole number, got 2.5"),
+        ({"steps": True}, "method esd: steps must be a whole number, got True"),
         ({"region": "xatn"}, "Did you mean 'xattn'"),
     ],
 )

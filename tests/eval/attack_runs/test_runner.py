@@ -26,26 +26,26 @@ from eval.auditing.plan import AuditPlan
 from eval.auditing.prepare import AuditOptions, prepare_audit
 from eval.auditing.run import audit_plan, generate_and_attack
 from eval.judges.base import Judge
-from eval.records.attacks import AttackNotRun, FineTuningAttack, ImagesToSuccess, PromptSearch
+from eval.records.attacks import AttackInfo, AttackNotRun, FineTuningAttack, ImagesToSuccess, PromptSearch
 from eval.records.gates import Gate
-from eval.records.models import BASE, ERASED, retrained_model
+from eval.records.models import BASE, ERASED, AuditedModel, retrained_model
 from eval.records.rates import RateName
 from eval.records.row_files import read_attack_rows
-from eval.records.rows import FailedAttackRow, FineTuningRow, SearchRow, TokenIdOutcome
+from eval.records.rows import AttackRow, FailedAttackRow, FineTuningRow, SearchRow, TokenIdOutcome
 from eval.records.scores import LabelScore
 from eval.report.report_json import SCHEMA
 from eval.retrained.divergences import measure_divergences
-from eval.scoring.attack_rates import add_attacked_rate, count_attack_rates, images_to_success
-from eval.suites.formats import ExtractorSpec, JudgeSpec, ListTier, PromptListSuite, SuiteAttacks, parse_attacks
+from eval.scoring.attack_rates import ShownByImage, add_attacked_rate, count_attack_rates, images_to_success
+from eval.suites.formats import ExtractorSpec, JudgePart, JudgeSpec, ListTier, PromptListSuite, SuiteAttacks, parse_attacks
 from eval.suites.list_reader import ListedPrompt
 from tests.command_line import report_and_print
 from tests.eval.factories import attack_info, attack_scores, audit_counts, model_figures, planted_attack_rows
 from tests.factories import ATTACKS, attack_plan, small_suite
 
-EASY_GATE = Gate(name="easy", rate="UA", at_least=1e-6)  # every audit passes it that counts a success
+EASY_GATE = Gate(name="easy", rate=RateName.UA, at_least=1e-6)  # every audit passes it that counts a success
 
 
-POCKET_JUDGES = {"style": JudgeSpec("pocket_style"), "object": JudgeSpec("pocket_object")}
+POCKET_JUDGES: dict[JudgePart, JudgeSpec] = {"style": JudgeSpec("pocket_style"), "object": JudgeSpec("pocket_object")}
 
 
 @pytest.mark.parametrize(
@@ -53,15 +53,15 @@ POCKET_JUDGES = {"style": JudgeSpec("pocket_style"), "object": JudgeSpec("pocket
     [
         (
             {"attacks": SuiteAttacks(use=parse_attacks({"soft_prefix": {"steps": "abc"}}))},
-            "attack soft_prefix: steps must be a valid integer, got 'abc'",
+            "attack soft_prefix: steps must be a whole number, got 'abc'",
         ),
         (
             {"attacks": SuiteAttacks(use=parse_attacks({"again": {"attack": "relearning", "steps": 2.5}}))},
-            "attack again: steps must be a valid integer, got 2.5",
+            "attack again: steps must be a whole number, got 2.5",
         ),
         (
             {"attacks": SuiteAttacks(use=parse_attacks({"soft_prefix": {"steps": True}}))},
-            "attack soft_prefix: steps must be a valid integer, got True",
+            "attack soft_prefix: steps must be a whole number, got True",
         ),
         ({"attacks": SuiteAttacks(use=parse_attacks({"again": {"attack": "relearning", "data": "benine"}}))}, "Did you mean 'benign'"),
         ({"attacks": SuiteAttacks(use=parse_attacks({"random_prefix": {"tokens": 0}}))}, "tokens must be at least 1"),
@@ -80,7 +80,7 @@ POCKET_JUDGES = {"style": JudgeSpec("pocket_style"), "object": JudgeSpec("pocket
         ({"judges": {**POCKET_JUDGES, "style": JudgeSpec("pocket_style", calibration="no.json")}}, "no calibration at no.json"),
         ({"features": ExtractorSpec("inceptoin", {"weights": "x"})}, "Did you mean 'inception'"),
         ({"features": ExtractorSpec("inception")}, "extractor inception lacks weights"),
-        ({"features": ExtractorSpec("inception", {"weights": 3})}, "extractor inception: weights must be a valid string, got 3"),
+        ({"features": ExtractorSpec("inception", {"weights": 3})}, "extractor inception: weights must be text, got 3"),
     ],
 )
 def test_wrong_fields_are_refused_before_anything_is_generated(neon_edit: Edit, change: dict[str, Any], message: str) -> None:
@@ -140,7 +140,8 @@ def test_attacks_run_on_the_erased_model_and_found_prompts_get_fresh_noise(
     tmp_path: Path,
 ) -> None:
     attack_run = attack_run_of(neon_edit, {"seed_search": {}, "again": ATTACKS["again"]})
-    *search, step, _, _ = run_attacks(pocket_sized_model, [neon_edit], attack_run, tmp_path)
+    rows = run_attacks(pocket_sized_model, [neon_edit], attack_run, tmp_path)
+    search, (step, _, _) = [row for row in rows if isinstance(row, SearchRow)], [row for row in rows if isinstance(row, FineTuningRow)]
     chunk, query = range(3), AttackQuery([sample.case.prompt for sample in attack_run.samples])
 
     def image_ids(seeds: list[int]) -> list[float]:
@@ -193,14 +194,14 @@ def test_an_audit_under_attack_counts_every_image(pocket_sized_model: StableDiff
     result = audit_plan(pocket_sized_model, [neon_edit], attack_plan(neon_edit), tmp_path / "audit")
     assert pocket_sized_model.fingerprint() == before
     assert [attack.name for attack in result.attacks] == list(ATTACKS)
-    assert not result.attacks_not_run
+    assert not result.attacks_not_run, result.attacks
     rows = read_attack_rows(tmp_path / "audit/attacks/attacks.jsonl")
     search = [row for row in rows if isinstance(row, SearchRow) and row.attack == "soft_prefix"]
     assert [len(row.search_scores) for row in search] == [2, 2, 2]
     assert all(len(row.fresh_scores) == (0 if row.round is None else 2) for row in search)
     assert [row.step for row in rows if isinstance(row, FineTuningRow)] == [0, 1, 2]
-    assert [len(attack.curve) for attack in result.attacks[:3]] == [3, 3, 3]
-    assert result.models[ERASED].rates["UA_attacked"].n == 3
+    assert [len(attack.curve) for attack in result.searches] == [3, 3, 3]
+    assert result.models[ERASED].rates[RateName.UA_ATTACKED].n == 3
 
 
 def test_shards_and_interruptions_change_nothing(
@@ -248,8 +249,8 @@ def test_a_crash_is_not_a_success_and_is_repeated(
     with monkeypatch.context() as patch:
         patch.setattr(Relearning, "fine_tune", fail)
         broken, complete = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit").attacks
-    assert broken.crashed == "RuntimeError: out of memory"
-    assert isinstance(broken, AttackNotRun) and isinstance(complete, PromptSearch)
+    assert isinstance(broken, AttackNotRun) and broken.crashed == "RuntimeError: out of memory"
+    assert isinstance(complete, PromptSearch)
     repeated, _ = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit").attacks
     assert isinstance(repeated, FineTuningAttack) and len(repeated.steps) == 3
 
@@ -275,24 +276,38 @@ def test_scores_stay_when_images_are_not_kept(
     assert not list(out.rglob("*.png"))
 
 
-SEARCH = attack_info("search")
-NOTHING_COUNTED = audit_counts(models={BASE: model_figures(), ERASED: model_figures()})
+SEARCH = [attack_info("search")]
+
+
+def count_searches(rows: Sequence[AttackRow], infos: Sequence[AttackInfo], shown_unattacked: ShownByImage) -> list[PromptSearch]:
+    """The figures of attacks that all are searches."""
+    records = count_attack_rates(rows, infos, shown_unattacked)
+    searches = [record for record in records if isinstance(record, PromptSearch)]
+    assert len(searches) == len(records)
+    return searches
+
+
+def ua_attacked(attacks: Sequence[PromptSearch]) -> dict[AuditedModel, tuple[int, int]]:
+    """k and n of UA_attacked, by model."""
+    counts = audit_counts(models={model: model_figures() for model in (BASE, ERASED)})
+    rates = {model: figures.rates[RateName.UA_ATTACKED] for model, figures in add_attacked_rate(counts, attacks).models.items()}
+    return {model: (rate.k, rate.n) for model, rate in rates.items()}
 
 
 def test_figures_of_planted_rows() -> None:
     first = {f"{i}.png": {BASE: i != 9, ERASED: i == 0} for i in range(10)}
     rows = planted_attack_rows("search", [0, 0, 1, 3, *[None] * 6], fresh=1) + planted_attack_rows("seed_search", [None] * 10)
-    search, control = count_attack_rates(rows, [SEARCH, attack_info("seed_search", control=True)], first)
+    search, control = count_searches(rows, [*SEARCH, attack_info("seed_search", control=True)], first)
     assert [point.k for point in search.curve] == [1, 2, 3, 3, 4]  # prompt 0 showed it before any attack
     assert (search.base.k, search.searched, search.broken_by_search) == (9, 9, 3)
-    assert (search.fresh_noise.k, search.fresh_noise.n) == (3, 6)
-    assert search.images_to_success == ImagesToSuccess(median=None, p95=None, per_success=10.33)  # 1, 2, 4 and six times 4 without success
+    assert search.fresh_noise and (search.fresh_noise.k, search.fresh_noise.n) == (3, 6)
+    # 1, 2, 4 and six times 4 without success
+    assert search.images_to_success == ImagesToSuccess(median=None, p95=None, per_success=10.33)
     assert search.per_image == pytest.approx(1 - 0.6 ** (1 / 5), abs=1e-4)
-    difference = search.over_controls["seed_search"]
+    assert search.over_controls and (difference := search.over_controls["seed_search"])
     assert difference.estimate == pytest.approx(0.3) and difference.low < 0.3 < difference.high  # 4 and 1 of 10, paired
     assert [point.k for point in control.curve] == [1] * 5 and control.over_controls is None
-    models = add_attacked_rate(NOTHING_COUNTED, [search, control]).models
-    assert (models[ERASED].rates[RateName.UA_ATTACKED].k, models[BASE].rates[RateName.UA_ATTACKED].k) == (6, 1)
+    assert ua_attacked([search, control]) == {ERASED: (6, 10), BASE: (1, 10)}
 
 
 @pytest.mark.parametrize(
@@ -312,7 +327,7 @@ def test_images_to_success_are_censored(needed: list[int | None], median: int, p
 
 def test_a_prompt_that_needs_no_attack_is_not_a_success() -> None:
     first = {f"{i}.png": {BASE: True, ERASED: True} for i in range(3)}
-    (search,) = count_attack_rates(planted_attack_rows("search", [0, 0, 0], fresh=2), [SEARCH], first)
+    (search,) = count_searches(planted_attack_rows("search", [0, 0, 0], fresh=2), SEARCH, first)
     assert [point.k for point in search.curve] == [3] * 5
     assert (search.searched, search.broken_by_search, search.fresh_noise) == (0, 0, None)
     assert search.images_to_success == ImagesToSuccess(median=None, p95=None, per_success=None)
@@ -322,17 +337,17 @@ def test_what_only_token_ids_broke_is_counted_separately() -> None:
     """Text broke the first prompt, only token ids the second and third; the third shows the concept without any attack."""
     first = {f"{i}.png": {BASE: True, ERASED: i == 2} for i in range(4)}
     rows = planted_attack_rows("search", [1, None, None, None])
-    assert count_attack_rates(rows, [SEARCH], first)[0].token_ids is None
+    assert count_searches(rows, SEARCH, first)[0].token_ids is None
     by_ids = [(2, 0), (4, 3), (4, 1), (1, None)]  # rounds of four whose text has other token ids, round in which the ids broke it
     rows = [
         replace(row, token_ids=TokenIdOutcome(failed_round_trips=failed, round=broken_in))
         for row, (failed, broken_in) in zip(rows, by_ids, strict=True)
     ]
-    (search,) = count_attack_rates(rows, [SEARCH], first)
+    (search,) = count_searches(rows, SEARCH, first)
     assert search.curve[-1].k == 2  # the first and the third
-    token_ids = search.token_ids
-    assert (token_ids.ids_only.k, token_ids.ids_only.n) == (1, 4)
-    assert (token_ids.failed_round_trips.k, token_ids.failed_round_trips.n) == (11, 16)
+    assert search.token_ids
+    assert (search.token_ids.ids_only.k, search.token_ids.ids_only.n) == (1, 4)
+    assert (search.token_ids.failed_round_trips.k, search.token_ids.failed_round_trips.n) == (11, 16)
 
 
 def test_ids_are_tried_until_text_or_ids_break_a_prompt() -> None:
@@ -350,11 +365,10 @@ def test_ids_are_tried_until_text_or_ids_break_a_prompt() -> None:
 @pytest.mark.parametrize("order", [["weak", "strong", "lucky"], ["lucky", "strong", "weak"]])
 def test_ua_attacked_is_of_the_strongest_search(order: list[str]) -> None:
     first = {f"{i}.png": {BASE: True, ERASED: False} for i in range(5)}
-    rounds = {"weak": [0, *[None] * 4], "strong": [3, 1, 2, None, None], "lucky": [0] * 5}
+    rounds: dict[str, list[int | None]] = {"weak": [0, *[None] * 4], "strong": [3, 1, 2, None, None], "lucky": [0] * 5}
     rows = [row for name in order for row in planted_attack_rows(name, rounds[name])]
-    attacks = count_attack_rates(rows, [attack_info(name, control=name == "lucky") for name in order], first)
-    rate = add_attacked_rate(NOTHING_COUNTED, attacks).models[ERASED].rates[RateName.UA_ATTACKED]
-    assert (rate.k, rate.n) == (2, 5)
+    attacks = count_searches(rows, [attack_info(name, control=name == "lucky") for name in order], first)
+    assert ua_attacked(attacks)[ERASED] == (2, 5)
 
 
 def test_steps_to_revival_are_censored() -> None:
@@ -363,16 +377,20 @@ def test_steps_to_revival_are_censored() -> None:
     def rows(*shown: int) -> list[FineTuningRow]:
         return [FineTuningRow(attack="tune", step=10 * i, scores=attack_scores(*(j < k for j in range(4)))) for i, k in enumerate(shown)]
 
-    infos = [attack_info("tune")]
-    assert count_attack_rates(rows(0, 1, 2, 4), infos, first)[0].revived_at_step == 20  # half of the base's rate
-    assert count_attack_rates(rows(0, 1, 1), infos, first)[0].revived_at_step is None
-    assert count_attack_rates(rows(1, 2), infos, first)[0].erased_before
+    def figures(*shown: int, unattacked: ShownByImage = first) -> FineTuningAttack:
+        (record,) = count_attack_rates(rows(*shown), [attack_info("tune")], unattacked)
+        assert isinstance(record, FineTuningAttack)
+        return record
+
+    assert figures(0, 1, 2, 4).revived_at_step == 20  # half of the base's rate
+    assert figures(0, 1, 1).revived_at_step is None
+    assert figures(1, 2).erased_before
     for before in (2, 4):  # not erased before the first step
-        rates = count_attack_rates(rows(before, 4, 4), infos, first)[0]
-        assert rates.revived_at_step is None and not rates.erased_before
-    unknown = {image: {BASE: False, ERASED: False} for image in first}
-    assert not count_attack_rates(rows(0, 1), infos, unknown)[0].erased_before
-    assert count_attack_rates([], infos, first)[0].skipped == "none of it has been run yet"
+        not_erased = figures(before, 4, 4)
+        assert not_erased.revived_at_step is None and not not_erased.erased_before
+    assert not figures(0, 1, unattacked={image: {BASE: False, ERASED: False} for image in first}).erased_before
+    (not_run,) = count_attack_rates([], [attack_info("tune")], first)
+    assert isinstance(not_run, AttackNotRun) and not_run.skipped == "none of it has been run yet"
 
 
 def test_a_judge_without_weights_is_reported_and_nothing_passes(
@@ -411,8 +429,8 @@ def test_a_crashed_attack_is_incomplete(
     monkeypatch.setattr("eval.attack_runs.prompt_search.attack_chunk", fail)
     plan = attack_plan(neon_edit, {"seed_search": {}})
     result = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit")
-    assert result.attacks[0].crashed == "RuntimeError: out of memory"
-    assert "UA_attacked" not in result.models[ERASED].rates
+    assert result.crashes == {"seed_search": "RuntimeError: out of memory"}
+    assert RateName.UA_ATTACKED not in result.models[ERASED].rates
     assert report_and_print(tmp_path / "audit", [EASY_GATE], result) == 2
     report = read_json(tmp_path / "audit/report.json")
     jsonschema.validate(report, read_json(SCHEMA))
@@ -436,11 +454,12 @@ def test_a_retrained_model_is_a_third_model(
     )
     plan = attack_plan(neon_edit, {})
     result = audit_plan(pocket_sized_model, [neon_edit], plan, tmp_path / "audit", AuditOptions(retrained=(same,)))
-    assert result.models[retrained_model(1)].rates == result.models[BASE].rates
-    divergences = {(row.part, row.first, row.second): row for row in result.denoiser_divergences}
-    assert divergences["target", BASE, retrained_model(1)].nats.mean == (0.0, 0.0, 0.0)
-    assert divergences["target", ERASED, retrained_model(1)].nats.mean.estimate > 0
-    assert ("retained", BASE, ERASED) in divergences
+    retrained = retrained_model(1)
+    assert result.models[retrained].rates == result.models[BASE].rates
+    nats = {(row.part, row.first, row.second): row.nats.mean for row in result.denoiser_divergences if row.nats}
+    assert nats["target", BASE, retrained] == (0.0, 0.0, 0.0)
+    assert nats["target", ERASED, retrained].estimate > 0
+    assert ("retained", BASE, ERASED) in nats
     report_and_print(tmp_path / "audit", plan.suite.gates, result)
     report = read_json(tmp_path / "audit/report.json")
     assert [rate["retrained-1"] for rate in report["rates"] if rate["name"] == "UA"]
@@ -460,7 +479,7 @@ def test_a_divergence_of_base_and_retrained_model_is_measured_once_for_all_edits
     plan, retrained = attack_plan(neon_edit, {}), Edit({name: value + 0.1 for name, value in neon_edit.tensors.items()}, neon_edit.info)
     results = []
     for other in (neon_edit, Edit({name: value - 0.1 for name, value in neon_edit.tensors.items()}, neon_edit.info)):
-        stacks = {BASE: [], ERASED: [other], retrained_model(1): [retrained]}
+        stacks: dict[AuditedModel, list[Edit]] = {BASE: [], ERASED: [other], retrained_model(1): [retrained]}
         results.append(
             measure_divergences(
                 pocket_sized_model, pocket_sized_model.fingerprint(), stacks, plan.plain_samples(True), plan.plain_samples(False)
@@ -468,7 +487,7 @@ def test_a_divergence_of_base_and_retrained_model_is_measured_once_for_all_edits
         )
         assert len(list((own_cache / "divergence").iterdir())) == (6 if other is neon_edit else 10)
     shared = [[row for row in rows if {row.first, row.second} == {BASE, retrained_model(1)}] for rows in results]
-    assert shared[0] == shared[1] and shared[0][0].nats.mean.estimate > 0
+    assert shared[0] == shared[1] and shared[0][0].nats and shared[0][0].nats.mean.estimate > 0
 
 
 def test_an_edit_that_is_the_retrained_model_closes_the_whole_gap(

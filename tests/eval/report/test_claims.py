@@ -171,7 +171,7 @@ def test_verdict_reasons_and_junit_agree(seed: int) -> None:
         assert exit_code_of(report.verdict.state, result) == 0 or not passes
         for gate in report.gates:
             (reason,) = [line for line in report.verdict.reasons if f", {gate.name}: " in line]
-            assert reason.startswith(f"{gate.state}, ") and ("Open: " in reason) == (gate.state == "INCONCLUSIVE")
+            assert reason.startswith(f"{gate.state}, ") and ("What would decide it: " in reason) == (gate.state == "INCONCLUSIVE")
         for name in set(applied) - set(states):
             assert any(line.startswith(f"INCONCLUSIVE, {name}: ") and "had nothing to measure; " in line for line in report.verdict.reasons)
         suite = ElementTree.fromstring(junit_xml(report, result, GATES))[0]

@@ -12,9 +12,9 @@ from eval.records.gates import Gate
 from eval.records.models import BASE, ERASED
 from eval.records.rates import RateName
 from eval.records.report import ReportVerdict
-from eval.report.conclusions import describe_gate
 from eval.report.junit import junit_xml
 from eval.report.report_json import make_report
+from eval.report.verdict_summary import describe_gate
 from eval.scoring.attack_rates import count_attack_rates
 from eval.scoring.gates import decide_verdict
 from eval.scoring.rates import counted_rate
@@ -44,7 +44,7 @@ def write_and_parse(
 ) -> tuple[bytes, dict[str, tuple[str, str, str]]]:
     """Return the file, and the outcome, type and message of every test case."""
     decided = decide_verdict(gates, result)
-    verdict = ReportVerdict(state=decided.state, reasons=(*map(describe_gate, decided.gates), *decided.withheld))
+    verdict = ReportVerdict(state=decided.state, summary="", reasons=(*map(describe_gate, decided.gates), *decided.withheld))
     report = replace(
         make_report(replace(result, missing={}, attacks=()), ()),
         concept=concept,

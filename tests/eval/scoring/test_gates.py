@@ -14,7 +14,7 @@ from eval.records.audit_result import AuditResult
 from eval.records.convert import parse_record, to_record
 from eval.records.gates import PAIRED_RATES, Gate, parse_gates
 from eval.records.rates import RateName
-from eval.report.conclusions import describe_gate
+from eval.report.verdict_summary import describe_gate
 from eval.scoring.advice import suggest_next_step
 from eval.scoring.attack_rates import count_attack_rates
 from eval.scoring.counting import paired_differences
@@ -54,7 +54,7 @@ def test_the_number_of_images_that_is_asked_for_decides() -> None:
     (gate,) = decide_verdict([ERASED], result(93, 100)).gates
     n = gate.images_needed
     assert decide_verdict([ERASED], result(round(0.93 * n), n)).state == "PASS"
-    assert f"Open: 100 images; about {n:,} are needed" in describe_gate(gate)
+    assert f"What would decide it: 100 images; about {n:,} are needed" in describe_gate(gate)
     assert f"100 prompts; about {n:,} are needed" in suggest_next_step(replace(gate, rate=RateName.UA_ATTACKED), result(93, 100))
 
 

@@ -181,7 +181,7 @@ def test_all_faults_of_a_suite_are_reported_at_once(tmp_path: Path) -> None:
     assert message.startswith(f"{path} has 10 faults: (1) ") and "\n" not in message and message.count(path) == 1
     for fault in (
         "unknown key 'guidanse'. Did you mean 'guidance'",
-        "styles.neon must be a valid string, got 3",
+        "styles.neon must be text, got 3",
         "steps must be greater than or equal to 1, got -4",
         "unknown rate of gate 'a' 'UAA'. Did you mean 'UA'",
         "gate 'b' needs either",

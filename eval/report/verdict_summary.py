@@ -1,0 +1,49 @@
+"""The verdict and its gates in sentences."""
+
+from eval.records.gates import TIERS, GateDecision, Verdict
+from eval.report.numbers import format_percent, format_percent_span, round_down, round_up
+
+
+def summarize_verdict(verdict: Verdict, tier: str) -> str:
+    """Say how many of an audit's gates passed, failed or are undecided, and which.
+
+    Args:
+        verdict: of the audit.
+        tier: of its images; a larger one, if there is one, is advised for gates that have too few.
+    """
+    failed = [gate.name for gate in verdict.gates if gate.state == "FAIL"]
+    too_few = [gate.name for gate in verdict.gates if gate.state == "INCONCLUSIVE"]
+    count = len(verdict.gates) + len(verdict.unmeasured)
+    if not count:
+        return "No gate applies to this audit, so nothing can pass."
+    sentences = [f"{len(failed)} of {count} gates failed: {', '.join(failed)}."] if failed else []
+    if too_few:
+        sentences.append(f"{len(too_few)} of {count} gates cannot be decided with so few images: {', '.join(too_few)}.")
+    if verdict.unmeasured:
+        sentences.append(f"{len(verdict.unmeasured)} of {count} gates had nothing to measure: {', '.join(verdict.unmeasured)}.")
+    if not sentences:
+        gates = "The only gate" if count == 1 else f"All {count} gates"
+        sentences.append(f"{gates} passed" + (", but the audit is incomplete." if verdict.withheld else "."))
+    elif not failed:
+        sentences.append("None failed.")
+    if too_few and tier in TIERS[:-1]:
+        sentences.append(f"Tier {TIERS[TIERS.index(tier) + 1]} has more images.")  # type: ignore[arg-type]
+    return " ".join(sentences)
+
+
+def describe_gate(gate: GateDecision) -> str:
+    """Describe a gate: its state, what was measured, its threshold, and what would decide it."""
+    if gate.at_least is not None:
+        threshold, measured = f"at least {100 * gate.at_least:g} %", f"{gate.rate} is {format_percent(gate.estimate)} %"
+        span = format_percent_span(gate.low, gate.high)
+    else:
+        threshold = f"a drop of at most {100 * (gate.drop_at_most or 0):g} points"
+        verb = "rose" if round(gate.estimate, 9) < 0 else "dropped"
+        measured = f"{gate.rate} {verb} by {format_percent(abs(gate.estimate))} points"
+        span = f"between {_describe_drop(round_down(100 * gate.low))} and {_describe_drop(round_up(100 * gate.high))}"
+    advice = f". What would decide it: {gate.next_step}" if gate.next_step else ""
+    return f"{gate.state}, {gate.name}: {measured} ({span}, n = {gate.n}), threshold {threshold}{advice}."
+
+
+def _describe_drop(points: float) -> str:
+    return f"{abs(points):.1f} {'higher' if points < 0 else 'lower'}"
