@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from erasure.concept import ConceptKind
+from erasure.config.arguments import check_arguments
 from erasure.errors import UserError
 from erasure.storage.locks import lock_folder
 from eval.comparison import tabulate_comparison
@@ -86,6 +87,7 @@ def verdict_of(result: AuditResult, gates: Sequence[Gate]) -> AuditVerdict:
     return "INCOMPLETE" if exit_code_of(state, result) == EXIT_INCOMPLETE else state
 
 
+@check_arguments
 def load_audit(folder: str | Path) -> Audit:
     """Return a finished audit by the gates that it was made with; nothing is written.
 
@@ -99,6 +101,7 @@ def load_audit(folder: str | Path) -> Audit:
     return audit_of(runs, [path for run in runs if (path := run.folder / "report.html").is_file()])
 
 
+@check_arguments
 def rewrite_report(folder: str | Path, suite: str | Path | Suite = "", *, blur: bool = False) -> Audit:
     """Write the reports of a finished audit again; other gates need no new images.
 
@@ -124,6 +127,7 @@ def rewrite_report(folder: str | Path, suite: str | Path | Suite = "", *, blur: 
     return audit_of([run for run, _ in runs], [report for _, report in runs])
 
 
+@check_arguments
 def audit_images(
     folder: str | Path,
     concept: str,
@@ -158,6 +162,7 @@ def audit_images(
         return report_runs([FinishedRun(Path(out), result, chosen_suite.gates)], blur)
 
 
+@check_arguments
 def compare(first: str | Path, second: str | Path) -> str:
     """Return a Markdown table of two finished audits of one suite, image by image from the same noise.
 

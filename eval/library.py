@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from erasure.concept import ConceptKind
+from erasure.config.arguments import check_arguments
 from erasure.config.strength import check_strength
 from erasure.edits import Edit, EditSource
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
+from erasure.loading.loader import ModelOrSource, resolve_model
 from erasure.storage.locks import Shard, lock_folder
 from erasure.storage.run import check_output_folder
 from eval.auditing.plan import AuditPlan, concept_names, make_plans, prompt_list_files
@@ -85,8 +87,9 @@ class PreparedAudits:
             return report_runs(runs, self.blur)
 
 
+@check_arguments
 def prepare_audit(
-    model: DiffusionModel,
+    model: ModelOrSource,
     edits: EditSource | Sequence[EditSource],
     suite: str | Path | Suite = "pocket",
     tier: str = "standard",
@@ -109,7 +112,7 @@ def prepare_audit(
     """Check an audit and everything it needs without generating or writing anything, and return it.
 
     Args:
-        model: the base; it stays unchanged.
+        model: the base, which stays unchanged; or its source, as `erasure.load_model` takes it.
         edits: an edit, the path of one, an erasure made elsewhere (a path or hub id), or several, applied together in this order.
         suite: the name of a shipped suite, "pocket/neon" for one concept of it, the path of a YAML file, or a suite.
         tier: smoke, standard or full.
@@ -132,6 +135,7 @@ def prepare_audit(
         UserError: a name, path or value that is unknown or cannot be used; an edit, judge or attack that does not fit the model; or a
             folder that holds something else.
     """
+    model = resolve_model(model)
     chosen_suite, suite_concept = resolve_suite(suite, prompt_list)
     target = target or suite_concept
     replay_prompts, replay_origin = resolve_replay(replay) or ((), None)
@@ -152,7 +156,7 @@ def prepare_audit(
 
 
 def audit(
-    model: DiffusionModel,
+    model: ModelOrSource,
     edits: EditSource | Sequence[EditSource],
     suite: str | Path | Suite = "pocket",
     tier: str = "standard",
@@ -200,13 +204,7 @@ def audit(
 
 
 def _as_list(edits: EditSource | Sequence[EditSource]) -> list[EditSource]:
-    sources = [edits] if isinstance(edits, Edit | str | Path) or not isinstance(edits, Sequence) else list(edits)
-    for source in sources:
-        if not isinstance(source, Edit | str | Path):
-            raise UserError(
-                f"an edit is what erasure.erase or erasure.Edit.load returns, or the path of one; got a {type(source).__name__}."
-            )
-    return sources
+    return [edits] if isinstance(edits, Edit | str | Path) else list(edits)
 
 
 def _claim_of(suite: Suite, target: str) -> tuple[ConceptKind, str] | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from erasure.concept import ConceptKind, parse_concepts
 from erasure.errors import UserError
-from eval.suites.formats import GridSuite, PromptListSuite, Suite
+from eval.suites.formats import PromptListSuite, Suite
 from eval.suites.list_reader import PromptList, load_prompt_list, split_column
 from eval.suites.suite import add_prompt_list, load_suite
 
@@ -39,8 +39,6 @@ def resolve_suite(suite: str | Path | Suite, prompt_list: str = "") -> tuple[Sui
     if isinstance(suite, str | Path):
         name, concept = split_suite_name(str(suite))
         return load_suite(name, prompt_list), concept
-    if not isinstance(suite, GridSuite | PromptListSuite):
-        raise UserError(f"a suite is a name, the path of a YAML file, or what eval.load_suite returns; got a {type(suite).__name__}.")
     return add_prompt_list(suite, prompt_list) if prompt_list else suite, ""
 
 

@@ -1,6 +1,8 @@
 """Write eval/report/report.schema.json, the JSON Schema of report.json, from the types in eval.records.report.
 
-python scripts/write_schema.py
+    python scripts/write_schema.py
+
+A test fails until it is run after a change of the types.
 """
 
 import json

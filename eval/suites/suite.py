@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter
 
+from erasure.config.arguments import check_arguments
 from erasure.config.strict_yaml import read_strict_yaml
 from erasure.config.validation import combine_errors, list_errors
 from erasure.errors import UserError, unknown_value_error
@@ -26,6 +27,7 @@ def suite_names(complete: bool = False) -> list[str]:
     return [name for name in names if not complete or has_prompts(load_suite(name))]
 
 
+@check_arguments
 def load_suite(name: str | Path, prompts: str = "") -> Suite:
     """Load a suite by name or by the path of a YAML file.
 
@@ -36,8 +38,6 @@ def load_suite(name: str | Path, prompts: str = "") -> Suite:
         UserError: there is no such suite; its file has faults (all are listed); a tier asks for too many images; or a list is given for a
             suite that has its own prompts.
     """
-    if not isinstance(name, str | Path):
-        raise UserError(f"a suite is loaded by its name or the path of a YAML file; got a {type(name).__name__}.")
     suite = _load_suite_file(str(name))
     if prompts:
         return add_prompt_list(suite, prompts)

@@ -76,7 +76,8 @@ def test_snapshots_are_beginnings_of_one_fit(model: StableDiffusion) -> None:
 
 
 def test_the_name_of_the_concept_is_never_encoded(model: StableDiffusion) -> None:
-    context, encoded = inversion_context(model), []
+    context = inversion_context(model)
+    encoded: list[str] = []
     encode = model.encode
 
     def record_prompts(prompts: Sequence[str], prefix: Tensor | None = None) -> Tensor:

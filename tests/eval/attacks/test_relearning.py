@@ -163,7 +163,9 @@ def test_the_same_context_gives_the_same_weights(model: StableDiffusion, adapter
 
 @pytest.mark.parametrize(("data", "expected"), [("benign", BENIGN), ("targeted", CONCEPT)])
 def test_it_trains_only_on_its_own_prompts_and_images(model: StableDiffusion, data: TrainingData, expected: tuple[str, ...]) -> None:
-    context, encoded, noised = make_context(model), [], []
+    context = make_context(model)
+    encoded: list[str] = []
+    noised: list[Tensor] = []
     encode, add_noise = model.encode, model.add_noise
 
     def record_prompts(prompts: Sequence[str], prefix: Tensor | None = None) -> Tensor:

@@ -266,8 +266,10 @@ def test_ring_a_bell_never_loses_its_best(model: StableDiffusion) -> None:
 def test_ring_a_bell_breeds_as_the_paper_does() -> None:
     parents, choice = torch.arange(50)[:, None].repeat(1, 8), torch.arange(100, 200)
 
-    def breed(**chances: float) -> tuple[Tensor, Tensor, Tensor]:
-        return RingABell(tokens=8, **chances).breed(parents, torch.zeros(50), choice, torch.Generator().manual_seed(0))
+    def breed(crossover: float, mutation: float) -> tuple[Tensor, Tensor, Tensor]:
+        return RingABell(tokens=8, crossover=crossover, mutation=mutation).breed(
+            parents, torch.zeros(50), choice, torch.Generator().manual_seed(0)
+        )
 
     pool, errors, new = breed(crossover=1.0, mutation=0.0)
     first, second = pool[50:100], pool[100:]
