@@ -17,8 +17,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tqdm import tqdm
-
 from erasure.errors import Unfinished, UserError, unreadable_error
 from erasure.storage.processes import Process, has_ended, this_process
 
@@ -43,6 +41,8 @@ def canonical_json(record: Any) -> str:
 
 def print_message(line: str) -> None:
     """Print one line for the user on stderr, also from within the library."""
+    from tqdm import tqdm  # the command line imports this module before it knows whether anything will be computed
+
     tqdm.write(f"erasure: {line}", file=sys.stderr)  # on a line of its own, also while a progress bar is shown
 
 

@@ -1,7 +1,7 @@
 """The verdict and its gates in sentences."""
 
 from eval.records.gates import TIERS, GateDecision, Verdict
-from eval.report.numbers import format_percent, format_percent_span, round_down, round_up
+from eval.report.numbers import format_percent, format_percent_span
 
 
 def summarize_verdict(verdict: Verdict, tier: str) -> str:
@@ -33,17 +33,12 @@ def summarize_verdict(verdict: Verdict, tier: str) -> str:
 
 def describe_gate(gate: GateDecision) -> str:
     """Describe a gate: its state, what was measured, its threshold, and what would decide it."""
+    span = format_percent_span(gate.low, gate.high)
     if gate.at_least is not None:
         threshold, measured = f"at least {100 * gate.at_least:g} %", f"{gate.rate} is {format_percent(gate.estimate)} %"
-        span = format_percent_span(gate.low, gate.high)
     else:
-        threshold = f"a drop of at most {100 * (gate.drop_at_most or 0):g} points"
+        threshold, span = f"a drop of at most {100 * (gate.drop_at_most or 0):g} points", f"a drop of {span}"
         verb = "rose" if round(gate.estimate, 9) < 0 else "dropped"
         measured = f"{gate.rate} {verb} by {format_percent(abs(gate.estimate))} points"
-        span = f"between {_describe_drop(round_down(100 * gate.low))} and {_describe_drop(round_up(100 * gate.high))}"
     advice = f". What would decide it: {gate.next_step}" if gate.next_step else ""
     return f"{gate.state}, {gate.name}: {measured} ({span}, n = {gate.n}), threshold {threshold}{advice}."
-
-
-def _describe_drop(points: float) -> str:
-    return f"{abs(points):.1f} {'higher' if points < 0 else 'lower'}"

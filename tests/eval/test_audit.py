@@ -180,7 +180,7 @@ def test_find_concept_takes_a_label_or_a_phrase() -> None:
     ("change", "message"),
     [
         ({"stepz": 3}, "Did you mean 'steps'"),
-        ({"tiers": {"smoke": 1}}, "tiers.smoke must be a list, got 1"),
+        ({"tiers": {"smoke": 1}}, "tiers.smoke must be a list of whole numbers, got 1"),
         ({"template": "{x}"}, "template must be text with {style} and {object}"),
         ({"template": "an image of {object}"}, "template must be text with {style} and {object}"),
         ({"described_template": "{object:>9999999999} {style}"}, "described_template must be text with {style} and {object}"),
@@ -196,11 +196,11 @@ def test_find_concept_takes_a_label_or_a_phrase() -> None:
         ({"objects": {}}, "objects must have at least 1 item .*, got {}"),
         ({"styles": {"plain": "plain", "neon": 3}}, "styles.neon must be text, got 3"),
         ({"styles": {8: "pixel"}}, "styles.8 must be text, got 8"),
-        ({"excluded": "plain"}, "excluded must be a list, got 'plain'"),
+        ({"excluded": "plain"}, "excluded must be a list of texts, got 'plain'"),
         ({"excluded": ["plane"]}, "label under excluded in .* 'plane'. Did you mean 'plain'"),
-        ({"aliases": {"neon": {"named": "glow"}}}, "aliases.neon.named must be a list, got 'glow'"),
+        ({"aliases": {"neon": {"named": "glow"}}}, "aliases.neon.named must be a list of texts, got 'glow'"),
         ({"aliases": {"neon": {"named": [8]}}}, "aliases.neon.named.0 must be text, got 8"),
-        ({"neighbors": {"neon": "glow"}}, "neighbors.neon must be a list, got 'glow'"),
+        ({"neighbors": {"neon": "glow"}}, "neighbors.neon must be a list of texts, got 'glow'"),
         ({"seeds": [1.5]}, "seeds.0 must be a whole number, got 1.5"),
         ({"tiers": {"smoke": [1, 0], "standard": [1, 1], "full": [1, 1]}}, "tiers.smoke.1 must be greater than or equal to 1, got 0"),
         ({"tiers": {"smoke": [1], "standard": [1, 1], "full": [1, 1]}}, r"tiers.smoke must have at least 2 items .*, got \[1\]"),
@@ -451,7 +451,7 @@ def test_a_suite_can_be_limited_to_one_concept(pocket_sized_model: StableDiffusi
     with pytest.raises(UserError, match="give --model, --out as well"):  # the suite names the concept
         load_model_and_edits([tmp_path], load_model, suite_target=("style", "neon"))
     somewhere, target = [Path("somebody/erased-neon")], external_target_of(load_suite("pocket"), "neon")
-    with pytest.raises(UserError, match="somebody/erased-neon is not in the local cache"):  # neither does a Hub ID need --concept
+    with pytest.raises(UserError, match="there is no folder somebody/erased-neon here, and as a hub id it is not in the local cache"):  # neither does a Hub ID need --concept
         load_model_and_edits(somewhere, load_model, model="pocket", suite_target=target, out=tmp_path / "audit")
     assert external_target_of(load_suite("pocket"), "a boat") == ("object", "boat")
     assert external_target_of(load_suite("nudity"), "Nudity")[0] == "nsfw"  # so that its report is blurred

@@ -75,7 +75,7 @@ POCKET_JUDGES: dict[JudgePart, JudgeSpec] = {"style": JudgeSpec("pocket_style"),
         ),
         (
             {"judges": {**POCKET_JUDGES, "style": JudgeSpec("zero_shot", {"templates": "{}"})}},
-            "judge zero_shot: templates must be a list, got '{}'",
+            "judge zero_shot: templates must be a list of texts, got '{}'",
         ),
         ({"judges": {**POCKET_JUDGES, "style": JudgeSpec("pocket_style", calibration="no.json")}}, "no calibration at no.json"),
         ({"features": ExtractorSpec("inceptoin", {"weights": "x"})}, "Did you mean 'inception'"),
