@@ -9,6 +9,7 @@ import torch
 from erasure.storage.files import DamagedFile, read_checksummed_json, write_checksummed_json, write_json
 from erasure.storage.tensor_files import load_or_make, load_state, load_tensors, save_state
 from eval.generation import load_png, read_png, save_png
+from eval.records.scores import AlignmentScore
 from eval.scoring.judge_scores import load_scores, score_line
 
 
@@ -62,10 +63,10 @@ def test_any_change_of_a_checksummed_record_is_detected(tmp_path: Path) -> None:
 
 def test_damaged_scores_are_computed_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "scores" / "x.jsonl"
-    assert load_scores(path) == {}
-    lines = [score_line("base", f"{i}.png", {"p": 0.125 * i}) for i in range(4)]
+    assert load_scores(path, AlignmentScore) == {}
+    lines = [score_line("base", f"{i}.png", AlignmentScore(cosine=0.125 * i)) for i in range(4)]
     path.write_text(lines[0] + lines[1].replace("0.125", "0.525") + "{\n" + lines[3][:-9])
-    assert load_scores(path) == {("base", "0.png"): {"p": 0.0}}
+    assert load_scores(path, AlignmentScore) == {("base", "0.png"): AlignmentScore(cosine=0.0)}
     assert capsys.readouterr().err.count("\n") == 1
 
 
