@@ -82,7 +82,7 @@ def write_suite(folder: Path, **change: Any) -> str:
         ({"concept": 3}, "concept must be text, got 3"),
         ({"list": "none.csv"}, "no prompt list at"),
         ({"list": 3}, "list must be text, got 3"),
-        ({"names": "ships"}, "names must be a list, got 'ships'"),
+        ({"names": "ships"}, "names must be a list of texts, got 'ships'"),
         ({"judge": "pocket_objct"}, "Did you mean 'pocket_object'"),
         ({"label": "../x"}, "cannot be a label"),
         ({"tiers": {**SUITE["tiers"], "smoke": [1, 1]}}, r"tiers.smoke must be a mapping, got \[1, 1\]"),
