@@ -190,7 +190,7 @@ def test_a_result_that_no_audit_wrote_is_refused_with_the_fault(
         ({"targets": "neon"}, "targets must be a list of texts, got 'neon'"),
         ({"nonsense": 1}, "unknown key in .* 'nonsense'"),
         ({"image_set_distances": {"parts": {}}}, "image_set_distances in .* lacks extractor"),
-        ({"pixel_distance": 3}, "pixel_distance must be a valid dictionary, got 3"),
+        ({"pixel_distance": 3}, "pixel_distance must be a mapping, got 3"),
         ({"attacks": [{**ATTACK, "curve": [{"images": 0}]}]}, "lacks"),
         ({"attacks": [{**ATTACK, "curv": []}]}, "unknown key in .* 'curv'. Did you mean 'curve'"),
         ({"models": {"base": result["models"]["base"]}}, "no figures of the erased model"),

@@ -451,7 +451,9 @@ def test_a_suite_can_be_limited_to_one_concept(pocket_sized_model: StableDiffusi
     with pytest.raises(UserError, match="give --model, --out as well"):  # the suite names the concept
         load_model_and_edits([tmp_path], load_model, suite_target=("style", "neon"))
     somewhere, target = [Path("somebody/erased-neon")], external_target_of(load_suite("pocket"), "neon")
-    with pytest.raises(UserError, match="there is no folder somebody/erased-neon here, and as a hub id it is not in the local cache"):  # neither does a Hub ID need --concept
+    with pytest.raises(
+        UserError, match="there is no folder somebody/erased-neon here, and as a hub id it is not in the local cache"
+    ):  # neither does a Hub ID need --concept
         load_model_and_edits(somewhere, load_model, model="pocket", suite_target=target, out=tmp_path / "audit")
     assert external_target_of(load_suite("pocket"), "a boat") == ("object", "boat")
     assert external_target_of(load_suite("nudity"), "Nudity")[0] == "nsfw"  # so that its report is blurred

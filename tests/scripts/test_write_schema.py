@@ -35,7 +35,7 @@ def test_the_schema_is_valid_and_a_report_follows_it() -> None:
 @pytest.mark.parametrize(
     "changed",
     [
-        {"verdict": {"state": "PASSED", "reasons": []}},
+        {"verdict": {"state": "PASSED", "summary": "", "reasons": []}},
         {"verdict": {"state": "PASS"}},
         {"nonsense": 1},
         {"rates": [{**report()["rates"][0], "retraned-1": report()["rates"][0]["erased"]}]},

@@ -39,7 +39,7 @@ def finished_job(folder: Path, *states: str, missing: bool = False) -> None:
     thresholds = {"digest": "0" * 16, "from_suite": True, "file": None}
     for name, state in zip(names, states, strict=True):
         (folder / name).mkdir(parents=True)
-        head = {"verdict": {"state": state, "reasons": []}, "thresholds": thresholds, "conclusions": []}
+        head = {"verdict": {"state": state, "summary": "", "reasons": []}, "thresholds": thresholds, "conclusions": []}
         write_json(folder / name / "report.json", head)
         reseal(folder / name, to_record(result))
     folder.mkdir(parents=True, exist_ok=True)

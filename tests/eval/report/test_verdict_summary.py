@@ -46,8 +46,6 @@ def test_the_summary_counts_every_gate_once(given: Verdict, tier: str, expected:
 
 def test_a_negative_drop_is_called_a_rise() -> None:
     text = describe_gate(decision("styles", "INCONCLUSIVE", estimate=-0.014, low=-0.0801, high=0.0431))
-    assert text == (
-        "INCONCLUSIVE, styles: IRA rose by 1.4 points (a drop of -8.1 to 4.4, n = 20), threshold a drop of at most 5 points."
-    )
+    assert text == ("INCONCLUSIVE, styles: IRA rose by 1.4 points (a drop of -8.1 to 4.4, n = 20), threshold a drop of at most 5 points.")
     text = describe_gate(decision("styles", "FAIL", estimate=0.2, low=0.1, high=0.3))
     assert "IRA dropped by 20.0 points (a drop of 10.0 to 30.0, n = 20)" in text
