@@ -146,7 +146,7 @@ def test_an_export_appears_completely_or_not_at_all(
         assert not list(out.iterdir())
         export_edit(model, edit, export_format, out)
         assert (out / "README.md").is_file() and not [path for path in out.iterdir() if path.name.startswith(".")]
-        with pytest.raises(UserError, match="is not empty"):
+        with pytest.raises(UserError, match=r"holds .*, erased with salun; choose another"):
             export_edit(model, edit, export_format, out)
 
 
