@@ -26,7 +26,7 @@ INNER_PARTS = ("[key]", "[filled]", "[empty]")  # parts of pydantic's locations 
 JSON_WORDS = {"an object": "a mapping", "a valid dictionary": "a mapping", "a valid array": "a list"}  # one word in files of either format
 TYPE_ERRORS = {  # its names for a value of another type, and what is allowed
     **dict.fromkeys(("int_type", "int_from_float"), WORDS[int][0]),
-    **dict.fromkeys(("list_type", "tuple_type", "is_instance_of"), "a list"),
+    **dict.fromkeys(("list_type", "tuple_type", "sequence_str", "is_instance_of"), "a list"),
     "float_type": WORDS[float][0],
     "string_type": WORDS[str][0],
     "bool_type": WORDS[bool][0],
