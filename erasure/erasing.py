@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +16,7 @@ from erasure.config.arguments import check_arguments
 from erasure.config.choices import Tracker
 from erasure.config.seeds import check_seed
 from erasure.edits import Edit, EditSource, apply_edits, load_edits
+from erasure.erasure_job import ErasureJob, make_job
 from erasure.errors import UserError, to_one_line, truncate_middle
 from erasure.export.model_card import sample_before_after, write_card
 from erasure.families.base import DiffusionModel
@@ -27,7 +28,6 @@ from erasure.peak_memory import measure_peak_memory, reset_peak_memory
 from erasure.recipes import choose_method
 from erasure.storage.locks import check_unlocked, lock_folder
 from erasure.storage.run import Run, check_output_folder, check_tracker, run_folder_of, write_json
-from erasure.training import fill_cache, saliency
 from erasure.training.loop import TrainingOptions
 from erasure.training.method_run import run_method
 
@@ -66,7 +66,7 @@ class Erasure:
     fresh: bool
     report_to: Tracker
     gradient_checkpointing: bool
-    job: dict[str, Any] = field(repr=False)
+    job: ErasureJob
 
     def __repr__(self) -> str:
         names = truncate_middle("; ".join(concept.name for concept in self.concepts), 80)
@@ -87,7 +87,7 @@ class Erasure:
             UserError: The method is not a closed form, or as `TrainingFree.solve`.
         """
         if not isinstance(self.method, TrainingFree):
-            raise UserError(f"--preview is for closed forms such as uce; {type(self.method).__name__} is not one.")
+            raise UserError(f"only closed forms such as uce have a preview; {type(self.method).__name__} is not one.")
         with apply_edits(self.model, self.after):
             return self.method.solve(self.model, list(self.concepts), self.seed).notes
 
@@ -106,7 +106,7 @@ class Erasure:
             NotFiniteError: The edit holds NaN or Inf.
             FolderLocked: Another process is writing into `out`.
         """
-        run = Run(self.out, self.job, self.fresh, OUTPUT_FILES)
+        run = Run(self.out, self.job.to_record(), self.fresh, OUTPUT_FILES)
         if edit := load_finished_edit(run, verbose=False):
             return edit
         with lock_folder(self.out, "erasure erase"):
@@ -161,8 +161,8 @@ def prepare(
     _check_settings(model, method, mask, report_to, gradient_checkpointing)
     job = make_job(model, chosen, method, seed, edits, mask)
     forecast_erasure(model, chosen, method)  # raises for a pretraining that cannot run
-    folder = check_output_folder(Path(out)) if out is not None else run_folder_of(job)
-    Run(folder, job, fresh)  # raises if it holds another job
+    folder = check_output_folder(Path(out)) if out is not None else run_folder_of(job.to_record())
+    Run(folder, job.to_record(), fresh)  # raises if it holds another job
     check_unlocked(folder)
     return Erasure(
         model=model,
@@ -233,25 +233,6 @@ def _check_settings(model: DiffusionModel, method: Method, mask: Path | None, re
         model.check_supports_guidance()
 
 
-def make_job(
-    model: DiffusionModel, concepts: list[Concept], method: Method, seed: int, after: Sequence[Edit] = (), mask: Path | None = None
-) -> dict[str, Any]:
-    """Return what identifies an erasure; its hash names the run folder."""
-    return {
-        "task": "erase",
-        "base": model.fingerprint(),
-        "after": [edit.digest() for edit in after],
-        "concepts": [c.to_dict() for c in concepts],
-        "method": type(method).__module__.rsplit(".", 1)[-1],
-        "version": method.version,
-        "fields": asdict(method),
-        "mask": saliency.mask_digest(mask) if mask else "",
-        "sources": fill_cache.source_digests(method.query(concepts, seed)) if isinstance(method, Trained) else {},
-        "seed": seed,
-        "compute": str(model.compute_dtype).removeprefix("torch."),
-    }
-
-
 def forecast_erasure(model: DiffusionModel, concepts: list[Concept], method: Method) -> Cost:
     """Return the cost of a whole erasure: the method's own and that of the concept check."""
     return method.forecast_cost(model, concepts) + concept_check_cost(concepts)
@@ -278,7 +259,7 @@ def _make_edit(erasure: Erasure, run: Run, watch: Watch | None) -> Edit:
         result = run_method(model, concepts, erasure.method, options)
         ended = time.monotonic()
         cost = erasure.forecast_cost()
-    edit = build_edit(model, erasure.concepts, erasure.method, erasure.job, concept_checks, cost, result)
+    edit = build_edit(model, erasure.job, concept_checks, cost, result)
     edit.save(out)
     with apply_edits(model, erasure.after):
         write_card(out, edit, sample_before_after(model, edit), "edit")

@@ -52,7 +52,7 @@ def unreadable_error(path: Path, language: str, error: Exception) -> UserError:
         language: what the file should hold, such as "YAML".
     """
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return UserError(f"there is no file {path}.")
+        return UserError(f"{path} does not exist.")
     if isinstance(error, IsADirectoryError):
         return UserError(f"{path} is a folder; a file in {language} is expected.")
     return UserError(f"{path} cannot be read as {language}: {(str(error) or type(error).__name__).splitlines()[0][:200]}.")

@@ -4,18 +4,17 @@ import importlib.metadata
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from erasure.concept import Concept
 from erasure.concept_check import ConceptCheck
 from erasure.edits import Edit, EditInfo
+from erasure.erasure_job import ErasureJob
 from erasure.errors import NotFiniteError, UserError
 from erasure.families.base import DiffusionModel
 from erasure.families.cost import Cost
-from erasure.methods.base import Method, MethodResult
+from erasure.methods.base import MethodResult
 from erasure.storage.files import print_message
 from erasure.storage.run import Run
 
@@ -24,9 +23,7 @@ RECORDED_PACKAGES = ("torch", "diffusers", "transformers", "accelerate")
 
 def build_edit(
     model: DiffusionModel,
-    concepts: Sequence[Concept],
-    method: Method,
-    job: dict[str, Any],
+    job: ErasureJob,
     concept_checks: Sequence[ConceptCheck],
     cost: Cost,
     result: MethodResult,
@@ -34,20 +31,20 @@ def build_edit(
     """Return the edit of a method's result, with the record of its origin.
 
     Args:
-        job: what identifies the erasure, as `erasure.erasing.make_job` returns it.
+        job: what identifies the erasure.
         cost: of the whole erasure.
 
     Raises:
         NotFiniteError: The edit holds NaN or Inf.
     """
     info = EditInfo(
-        method=job["method"],
-        product=method.product,
-        fields=asdict(method),
-        concepts=[c.to_dict() for c in concepts],
-        base={"source": model.source, "fingerprint": job["base"], "family": model.family, "after": job["after"]},
-        seed=job["seed"],
-        precision=job["compute"],
+        method=job.method_name,
+        product=job.method.product,
+        fields=asdict(job.method),
+        concepts=[c.to_dict() for c in job.concepts],
+        base={"source": model.source, "fingerprint": job.base, "family": model.family, "after": list(job.after)},
+        seed=job.seed,
+        precision=job.compute,
         versions={name: importlib.metadata.version(name) for name in RECORDED_PACKAGES},
         cost=cost.to_dict(),
         concept_checks=[check.to_dict() for check in concept_checks],

@@ -23,7 +23,7 @@ REBOUND, INCOMPLETE = 3, 2
 class AuditSequenceCommand:
     """Apply edits one after another and, after each, measure whether every concept so far is still erased and the rest retained.
 
-    Exit code 3: a rebound was shown. 2: part of the result is missing. 0: neither, which does not prove that there is no rebound.
+    Exit code 3: a rebound was shown. 2: part of the result is missing. 0: neither; a rebound too small to see is still possible.
     """
 
     words: ClassVar[str] = "audit sequence"

@@ -12,7 +12,7 @@ from erasure.errors import UserError, unknown_value_error
 
 P = ParamSpec("P")
 R = TypeVar("R")
-STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)  # True is no number and "3" is none; of a class of ours, its instances
+STRICT = ConfigDict(strict=True, arbitrary_types_allowed=True)  # neither True nor "3" is a number; a class of ours allows its instances
 
 
 def check_arguments(function: Callable[P, R]) -> Callable[P, R]:

@@ -64,7 +64,7 @@ def _split_repo(source: str) -> tuple[str, str]:
 def unreachable_error(source: str) -> UserError:
     """Return the error for a hub id that is not in the cache and cannot be downloaded."""
     return UserError(
-        f"there is no folder {source} here, and as a hub id it is not in the local cache, and the hub cannot be reached, does not have it, "
+        f"{source} is not a folder here. As a hub id it is not in the local cache, and the hub cannot be reached, does not have it, "
         "or asks for a login (hf auth login)."
     )
 

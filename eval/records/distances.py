@@ -20,7 +20,7 @@ class DistributionDistance:
     value: FiniteNumber | None
     low: FiniteNumber | None  # FID has no interval
     high: FiniteNumber | None
-    reason: str | None  # why there is no value
+    reason: str | None  # why the value is missing
     n: Annotated[tuple[Count, ...], Field(min_length=2, max_length=2)]  # images of both sides
     extractor: str
     width: Count  # of a feature

@@ -19,7 +19,7 @@ def write_rows(path: Path, rows: Iterable[SampleRow | AttackRow]) -> None:
 
 
 def read_sample_rows(path: Path) -> tuple[SampleRow, ...]:
-    """Read the rows of samples.jsonl; none if there is no file.
+    """Read the rows of samples.jsonl; an empty tuple without a file.
 
     Raises:
         UserError: a row of an earlier version, which lacks the role of a prompt, or one that no audit wrote.
@@ -32,7 +32,7 @@ def read_sample_rows(path: Path) -> tuple[SampleRow, ...]:
 
 
 def read_attack_rows(path: Path) -> tuple[AttackRow, ...]:
-    """Read the rows of attacks.jsonl; none if there is no file.
+    """Read the rows of attacks.jsonl; an empty tuple without a file.
 
     Raises:
         UserError: a row that no attack wrote.

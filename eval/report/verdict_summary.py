@@ -1,5 +1,7 @@
 """The verdict and its gates in sentences."""
 
+from itertools import pairwise
+
 from eval.records.gates import TIERS, GateDecision, Verdict
 from eval.report.numbers import format_percent, format_percent_span
 
@@ -26,8 +28,9 @@ def summarize_verdict(verdict: Verdict, tier: str) -> str:
         sentences.append(f"{gates} passed" + (", but the audit is incomplete." if verdict.withheld else "."))
     elif not failed:
         sentences.append("None failed.")
-    if too_few and tier in TIERS[:-1]:
-        sentences.append(f"Tier {TIERS[TIERS.index(tier) + 1]} has more images.")  # type: ignore[arg-type]
+    larger_tiers = dict[str, str](pairwise(TIERS))
+    if too_few and tier in larger_tiers:
+        sentences.append(f"Tier {larger_tiers[tier]} has more images.")
     return " ".join(sentences)
 
 

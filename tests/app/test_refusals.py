@@ -277,7 +277,7 @@ def test_too_few_trajectories_are_refused_before_the_model_is_loaded(
 @pytest.mark.parametrize("words", ["jobs run none.yaml", "jobs run-one none.json"])
 def test_a_missing_file_is_called_missing(words: str, capsys: pytest.CaptureFixture[str]) -> None:
     complaint = complaint_of(words.split(), capsys)
-    assert complaint == f"erasure: there is no file {words.split()[-1]}."
+    assert complaint == f"erasure: {words.split()[-1]} does not exist."
 
 
 def test_only_near_names_are_suggested() -> None:

@@ -113,7 +113,7 @@ def test_a_preview_of_a_closed_form(pocket: erasure.DiffusionModel, tmp_path: Pa
     monkeypatch.setattr(UCE, "solve", solve)
     erasure.prepare(pocket, "neon", "uce", after=edit).preview()
     assert digests == [edit.digest()]  # it is solved on top of the other edit
-    with pytest.raises(erasure.UserError, match="--preview is for closed forms such as uce; ESD is not one"):
+    with pytest.raises(erasure.UserError, match="only closed forms such as uce have a preview; ESD is not one"):
         erasure.prepare(pocket, "neon", "esd", **FIELDS).preview()
 
 

@@ -452,7 +452,7 @@ def test_a_suite_can_be_limited_to_one_concept(pocket_sized_model: StableDiffusi
         load_model_and_edits([tmp_path], load_model, suite_target=("style", "neon"))
     somewhere, target = [Path("somebody/erased-neon")], external_target_of(load_suite("pocket"), "neon")
     with pytest.raises(
-        UserError, match="there is no folder somebody/erased-neon here, and as a hub id it is not in the local cache"
+        UserError, match=r"somebody/erased-neon is not a folder here\. As a hub id it is not in the local cache"
     ):  # neither does a Hub ID need --concept
         load_model_and_edits(somewhere, load_model, model="pocket", suite_target=target, out=tmp_path / "audit")
     assert external_target_of(load_suite("pocket"), "a boat") == ("object", "boat")

@@ -98,7 +98,7 @@ jobs:
 
 
 def test_a_missing_plan(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no file .*none\.yaml"):
+    with pytest.raises(UserError, match=r"none\.yaml does not exist"):
         load_plan(tmp_path / "none.yaml")
 
 

@@ -37,7 +37,7 @@ def test_unusual_yaml_is_refused_with_its_line(tmp_path: Path, text: str, words:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there is no file .*none\.yaml\.$"):
+    with pytest.raises(UserError, match=r"none\.yaml does not exist\.$"):
         read_strict_yaml(tmp_path / "none.yaml")
 
 

@@ -132,7 +132,7 @@ def test_only_the_needed_files_come_from_the_hub(model: StableDiffusion, tmp_pat
     assert results["external:org/unets/cat"].startswith("unet.") and results["external:org/lora"] == f"{LAYER}.weight"
     assert "an inpainting model" in results["external:org/inpaint"]
     assert (
-        "there is no folder org/none here, and as a hub id it is not in the local cache, and the hub cannot be reached, does not have it"
+        "org/none is not a folder here. As a hub id it is not in the local cache, and the hub cannot be reached, does not have it"
         in results["model:org/none"]
         and results["external:org/none"] == results["model:org/none"]
     )
