@@ -111,11 +111,11 @@ def fp16_changes(model: DiffusionModel, values: Mapping[str, Tensor]) -> dict[st
 
 def pipeline_changes(model: DiffusionModel, pipe: StableDiffusionPipeline) -> dict[str, Tensor]:
     """Return the difference between a pipeline and the base, by changed parameter."""
-    changed = {}
+    changed, parameters = {}, model.parameters()
     for part, network in (("unet", pipe.unet), ("text_encoder", pipe.text_encoder)):
         for key, value in network.state_dict().items():
             name = f"{part}.{canonical_name(key).replace('.base_layer', '')}"
-            if name in model.parameters() and not torch.equal(value, base := model.parameters()[name].detach()):
+            if name in parameters and not torch.equal(value, base := parameters[name].detach()):
                 changed[name] = value - base
     return changed
 
@@ -174,9 +174,9 @@ def format_cell(model: DiffusionModel, edit: Edit, layers: set[str], reader: Rea
     predicted = reader(model, out)
     if unexpected := predicted.keys() - edit.moved_parameters():
         raise RuntimeError(f"{len(unexpected)} tensors changed that the edit does not move, such as {min(unexpected)}")
-    squared_error, total = 0.0, 0.0
+    squared_error, total, base = 0.0, 0.0, model.parameters()
     for name in edit.moved_parameters():
-        delta = delta_of(model, edit, name)
+        delta = delta_of(edit, name, base[name])
         total += delta.double().square().sum().item()
         squared_error += (delta - predicted.get(name, torch.zeros(()))).double().square().sum().item()
     return f"{len(predicted.keys() & layers)} of {len(layers)} ({(squared_error / total) ** 0.5:.2g})"

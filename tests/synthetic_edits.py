@@ -42,9 +42,9 @@ def make_edit(model: DiffusionModel, tensors: dict[str, Tensor], method: str = "
 
 def trained_edit(model: DiffusionModel, *regions: str, rank: int = 4, noise: float = 0.1) -> Edit:
     """Every parameter of some regions moved, as ESD, SalUn and AdvUnlearn leave it: mostly along few directions, a little everywhere."""
-    generator, tensors = torch.Generator().manual_seed(1), {}
+    generator, tensors, parameters = torch.Generator().manual_seed(1), {}, model.parameters()
     for name in (name for region in regions for name in model.parameter_names(region)):
-        weight = model.parameters()[name].detach().float()
+        weight = parameters[name].detach().float()
         delta = noise * torch.randn(weight.shape, generator=generator)
         if weight.ndim > 1:
             flat = weight.flatten(1)

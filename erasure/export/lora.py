@@ -1,5 +1,6 @@
 """Export an edit as a LoRA file: low-rank factors of its changes, and how much of them they hold."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,12 +81,13 @@ def to_lora(
     layer_names = sorted(edit.moved_parameters() & lora_targets_of(model))
     if not layer_names:
         raise UserError("this edit moves no matrix of a linear layer or convolution, so there is nothing a LoRA could hold.")
-    max_rank = max(min(model.parameters()[name].flatten(1).shape) for name in layer_names)
+    parameters = model.parameters()
+    max_rank = max(min(parameters[name].flatten(1).shape) for name in layer_names)
     if rank is not None and rank > max_rank:
         raise UserError(f"--rank {rank} is more than any layer of this edit can have; give at most {max_rank}.")
     ensure_empty_folder(out)
-    factors, notes = factorize(model, edit, layer_names, rank)
-    report = measure_lora(model, edit, factors, (*notes, *describe_skipped_layers(factors, layout, model.family)))
+    factors, notes = factorize({name: parameters[name] for name in layer_names}, edit, rank)
+    report = measure_lora(parameters, edit, factors, (*notes, *describe_skipped_layers(factors, layout, model.family)))
     figures = {f"erasure.{key}": str(getattr(report, key)) for key in ("included", "moved", "error", "full_rank_error")}
     tensors = name_factors(factors, layout)
     write_bytes(out / LORA_FILE, serialize_lora(tensors, {**build_lora_metadata(model, edit, report.rank, layout), **figures}))
@@ -116,24 +118,24 @@ def lora_targets_of(model: DiffusionModel) -> set[str]:
     }
 
 
-def delta_of(model: DiffusionModel, edit: Edit, name: str) -> Tensor:
-    """Return what the edit adds to a parameter, in its shape, in fp32 on the model's device."""
-    original = model.parameters()[name].detach().float()
+def delta_of(edit: Edit, name: str, parameter: Tensor) -> Tensor:
+    """Return what the edit adds to a parameter of the base, in its shape, in fp32 on its device."""
+    original = parameter.detach().float()
     if factors := deltas.factors_of(edit.tensors, name):  # their product, without the rounding of adding and subtracting the base
         up, down = (factor.to(original.device) for factor in factors)
         return (up.flatten(1) @ down.flatten(1)).reshape(original.shape)
     return deltas.apply_delta(edit.tensors, name, original).float() - original
 
 
-def factorize(model: DiffusionModel, edit: Edit, names: list[str], rank: int | None) -> tuple[Factors, list[str]]:
-    """Return fp16 factors of one rank for all layers, and notes on why it is not the requested rank."""
+def factorize(weights: Mapping[str, Tensor], edit: Edit, rank: int | None) -> tuple[Factors, list[str]]:
+    """Return fp16 factors of one rank for all these weights of the base, and notes on why it is not the requested rank."""
     factors: Factors = {}
-    for name in names:
+    for name, weight in weights.items():
         existing = deltas.factors_of(edit.tensors, name)
         if existing and (rank is None or len(existing[1]) <= rank):
             factors[name] = existing
         else:
-            factors[name] = truncated_svd(delta_of(model, edit, name), rank or DEFAULT_RANK)
+            factors[name] = truncated_svd(delta_of(edit, name, weight), rank or DEFAULT_RANK)
     max_rank = max(len(down) for _, down in factors.values())
     padded_rank = max(max_rank, MIN_RANK)
     notes = []
@@ -150,11 +152,11 @@ def pad_factors(up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     return torch.cat((up, up.new_zeros(len(up), extra, *up.shape[2:])), 1), torch.cat((down, down.new_zeros(extra, *down.shape[1:])))
 
 
-def measure_lora(model: DiffusionModel, edit: Edit, factors: Factors, notes: tuple[str, ...]) -> LoraReport:
+def measure_lora(base: Mapping[str, Tensor], edit: Edit, factors: Factors, notes: tuple[str, ...]) -> LoraReport:
     """Measure over all moved parameters, relative to the norm of the edit, what the factors miss and what no factors could hold."""
     total, missed, not_targeted = 0.0, 0.0, 0.0
     for name in sorted(edit.moved_parameters()):
-        delta = delta_of(model, edit, name)
+        delta = delta_of(edit, name, base[name])
         total += delta.double().square().sum().item()
         if name in factors:
             up, down = (factor.float().to(delta.device) for factor in factors[name])

@@ -220,7 +220,8 @@ def exclude_concepts(prompts: tuple[str, ...], concepts: list[Concept]) -> tuple
 @contextmanager
 def unfreeze(model: DiffusionModel, names: list[str]) -> Iterator[dict[str, nn.Parameter]]:
     """Make parameters of the model trainable, as fp32 masters; on exit they hold their original values, bit for bit."""
-    parameters = {name: model.parameters()[name] for name in names}
+    all_parameters = model.parameters()
+    parameters = {name: all_parameters[name] for name in names}
     originals = {name: p.detach().to("cpu", copy=True) for name, p in parameters.items()}
     try:
         for p in parameters.values():

@@ -52,8 +52,9 @@ class UCE(TrainingFree):
         retain = self.encode_retained(model, concepts)
         left, right = low_rank_factors(self.update_matrix(erase, guide, retain))
         tensors: dict[str, Tensor] = {}
+        parameters = model.parameters()
         for name in model.parameter_names("xattn-kv"):
-            weight = model.parameters()[name].detach().to("cpu", torch.float64)
+            weight = parameters[name].detach().to("cpu", torch.float64)
             tensors[name + UP] = (weight @ left).half().contiguous()
             tensors[name + DOWN] = right.half().contiguous()
         return MethodResult(tensors, {"rank": left.shape[1], "collateral": self.measure_collateral(model, concepts, left, right)})

@@ -3,7 +3,8 @@
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from app.jobs import leaderboard
 from app.jobs.audit_outcomes import load_outcomes
+from erasure import erasing
 from erasure.edits import Edit
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
@@ -22,6 +24,7 @@ from eval.records.convert import to_record
 from eval.records.result_files import read_result
 from eval.report.html import write_report
 from eval.scoring.recount import load_sample_rows, recount
+from tests import tiny
 from tests.damage import DAMAGE, flip_bit, replace_by_folder, truncate
 from tests.factories import attack_plan
 from tests.planted import reseal
@@ -30,10 +33,30 @@ from tests.stopped_runs import STOP, Stopped, reproducible_bytes, run_salun
 ATTACK = {"name": "seed_search", "paper": "", "threat": "", "control": True, "fields": {}}
 
 
-# checksums ------------------------------------------------------------------------------------------------------------------------
-
-
 # an erasure -------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SalunRuns:
+    """A SalUn erasure that ran to its end, and one that was stopped on the way: folders "out" and "cache" each."""
+
+    straight: Path
+    stopped: Path
+
+
+@pytest.fixture(scope="module")
+def salun_runs(tmp_path_factory: pytest.TempPathFactory) -> SalunRuns:
+    """Made once; tests damage copies."""
+    runs = SalunRuns(tmp_path_factory.mktemp("straight"), tmp_path_factory.mktemp("stopped"))
+    model = StableDiffusion(tiny.pipeline(), "tiny", "fp32")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(erasing, "TrainingOptions", partial(erasing.TrainingOptions, checkpoint_every=2))
+        patch.setenv("ERASURE_CACHE", str(runs.straight / "cache"))
+        run_salun(model, runs.straight / "out")
+        patch.setenv("ERASURE_CACHE", str(runs.stopped / "cache"))
+        with pytest.raises(Stopped):
+            run_salun(model, runs.stopped / "out", stop=STOP)
+    return runs
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
@@ -42,20 +65,19 @@ ATTACK = {"name": "seed_search", "paper": "", "threat": "", "control": True, "fi
 )
 def test_an_interrupted_erasure_survives_damage(
     model: StableDiffusion,
+    salun_runs: SalunRuns,
     tmp_path: Path,
     frequent_checkpoints: None,
     capsys: pytest.CaptureFixture[str],
     pattern: str,
     damage: Callable[[Path], None],
 ) -> None:
-    run_salun(model, tmp_path / "straight")
-    with pytest.raises(Stopped):
-        run_salun(model, tmp_path / "out", stop=STOP)
+    shutil.copytree(salun_runs.stopped, tmp_path, dirs_exist_ok=True)
     (path,) = tmp_path.glob(pattern)
     damage(path)
     capsys.readouterr()
     run_salun(model, tmp_path / "out")
-    assert reproducible_bytes(tmp_path / "out") == reproducible_bytes(tmp_path / "straight")
+    assert reproducible_bytes(tmp_path / "out") == reproducible_bytes(salun_runs.straight / "out")
     warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("erasure: ")]
     if path.name == "train.jsonl":  # written anew from the checkpoint, whatever it holds
         assert warnings == []
@@ -67,9 +89,14 @@ def test_an_interrupted_erasure_survives_damage(
 @pytest.mark.parametrize("damage", DAMAGE)
 @pytest.mark.parametrize("name", ["edit.safetensors", "edit.json", "result.json"])
 def test_a_damaged_edit_is_made_again(
-    model: StableDiffusion, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, damage: Callable[[Path], None]
+    model: StableDiffusion,
+    salun_runs: SalunRuns,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    damage: Callable[[Path], None],
 ) -> None:
-    run_salun(model, tmp_path / "out")
+    shutil.copytree(salun_runs.straight, tmp_path, dirs_exist_ok=True)
     expected = reproducible_bytes(tmp_path / "out")
     if damage is flip_bit and name == "edit.json":
         text = (tmp_path / "out" / name).read_text()

@@ -67,9 +67,9 @@ def parameter_shapes(model: StableDiffusion) -> Shapes:
 
 def relative_error(model: StableDiffusion, edit: Edit, changes: dict[str, Tensor]) -> float:
     """||delta - changes|| / ||delta|| over all that the edit moves."""
-    missed, total = 0.0, 0.0
+    missed, total, base = 0.0, 0.0, model.parameters()
     for name in edit.moved_parameters():
-        delta = delta_of(model, edit, name)
+        delta = delta_of(edit, name, base[name])
         total += delta.double().square().sum().item()
         missed += (delta - changes.get(name, torch.zeros(()))).double().square().sum().item()
     return (missed / total) ** 0.5
@@ -154,12 +154,12 @@ def test_diffusers_applies_what_is_reported(layout: LoraLayout, model: StableDif
     pipe = copy.deepcopy(model.pipe)
     pipe.load_lora_weights(str(everything.folders[layout]))
     pipe.fuse_lora()
-    changes = {}
+    changes, base = {}, model.parameters()
     for part, network in (("unet", pipe.unet), ("text_encoder", pipe.text_encoder)):
         for key, value in network.state_dict().items():
             name = f"{part}.{canonical_name(key).replace('.base_layer', '')}"
             if name in edit.moved_parameters():
-                changes[name] = value - model.parameters()[name].detach()
+                changes[name] = value - base[name].detach()
     assert relative_error(model, edit, changes) == pytest.approx(report.error, rel=1e-4)
     assert {name for name, change in changes.items() if change.any()} == moved_matrices(model, edit)
 
@@ -261,9 +261,8 @@ def test_a_loss_above_the_limit_is_reported(model: StableDiffusion, tmp_path: Pa
     assert "a higher --rank loses less; use --format checkpoint for all of it" in unfaithful.describe()
     faithful = to_lora(model, synthetic_edits.trained_edit(model, "xattn", noise=0.01), tmp_path / "b", 16)
     assert faithful.is_faithful and faithful.full_rank_error < faithful.error < MAX_ERROR and "checkpoint" not in faithful.describe()
-    biases = {
-        name: model.parameters()[name].detach().half() + (1.0 if name.endswith("bias") else 0.0) for name in model.parameter_names("xattn")
-    }
+    base = model.parameters()
+    biases = {name: base[name].detach().half() + (1.0 if name.endswith("bias") else 0.0) for name in model.parameter_names("xattn")}
     without_biases = to_lora(model, synthetic_edits.make_edit(model, biases), tmp_path / "c")
     assert not without_biases.is_faithful and without_biases.full_rank_error > 0.99 and "--rank" not in without_biases.describe()
 
@@ -278,7 +277,7 @@ def test_embeddings_and_norms_are_not_in_a_lora(model: StableDiffusion, tmp_path
 def test_zeroed_entries_are_measured_against_zero(model: StableDiffusion, tmp_path: Path) -> None:
     edit = synthetic_edits.pruned_edit(model)
     name = next(iter(edit.moved_parameters()))
-    delta = delta_of(model, edit, name)
+    delta = delta_of(edit, name, model.parameters()[name])
     weight_of_base = model.parameters()[name].detach().float()
     assert (
         torch.equal(weight_of_base + delta, deltas.apply_delta(edit.tensors, name, weight_of_base)) and (delta != 0).float().mean() < 0.03
