@@ -27,7 +27,7 @@ browser:
 
 # two workers of one thread each: torch's threads gain little on the tests' tiny models
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # the README's images of the studio, taken by the browser tests
 screenshots: .venv/.ready

@@ -140,7 +140,9 @@ def test_erase_to_the_end_with_progress_cancel_and_reload(page: Any, studio: str
     page.locator("#concept textarea, #concept input").first.fill("sketch")
     page.get_by_role("button", name="Options").click()
     page.get_by_label("steps", exact=True).fill("60")
-    page.get_by_label("trajectories", exact=True).fill("24")
+    page.get_by_label("trajectories", exact=True).fill("12")
+    page.get_by_label("Audit afterwards").click()
+    page.get_by_role("option", name="no audit").click()  # the Audit tab has its own test
     page.locator("#erase").click()
     page.locator("#job-view .state.running").wait_for()
     page.locator("#job-view").get_by_text("of 60").wait_for()
