@@ -9,6 +9,7 @@ import pytest
 
 from erasure.concept import Concept
 from erasure.edits import Edit
+from erasure.export import model_card
 from erasure.families.stable_diffusion import StableDiffusion
 from tests import tiny
 
@@ -18,6 +19,14 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     """Every test fills an empty cache of its own."""
     monkeypatch.setenv("ERASURE_CACHE", str(tmp_path / "cache"))
     yield tmp_path / "cache"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_card_images() -> Iterator[None]:
+    """The images on a model card take few steps; every erasure makes four."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_card, "IMAGE_STEPS", 3)
+        yield
 
 
 @pytest.fixture

@@ -28,6 +28,7 @@ PLACES = {  # what stands for the reader's own paths in the ways to load an expo
     "BASE": "the base model named below",
     "EDIT": "the edit's own folder",
 }
+IMAGE_STEPS = 25  # sampling steps of the images on a card
 MAX_SHOWN = 5  # items of a list, or 40 times as many characters, that are shown; longer values are folded
 OPENRAIL_M, OPENRAIL_PLUS_PLUS = "creativeml-openrail-m", "openrail++"
 LICENSES = {  # as the hub lists them for these bases; for others the license is not certain
@@ -228,7 +229,7 @@ def sample_before_after(model: DiffusionModel, edit: Edit, seeds: Sequence[int] 
     prompt = concept.prompt_pairs()[-1][0]
 
     def generate() -> Tensor:
-        return model.decode(model.sample([prompt] * len(seeds), seeds)).cpu()
+        return model.decode(model.sample([prompt] * len(seeds), seeds, IMAGE_STEPS)).cpu()
 
     before = generate()
     with apply_edits(model, [edit], other_base):

@@ -40,9 +40,9 @@ def canonical_name(name: str) -> str:
 def unwrap(module: nn.Module) -> nn.Module:
     """Return the network or layer inside the wrappers of torch.compile (`_orig_mod`) and peft (`base_layer`, `get_base_model`)."""
     while True:
-        inner: Any = getattr(module, "_orig_mod", None)
-        inner = getattr(module, "base_layer", None) if inner is None else inner
-        if inner is None and hasattr(module, "get_base_model"):
+        children = module._modules  # a missing attribute of a module costs an exception, and this runs for every module of a network
+        inner: Any = children.get("_orig_mod", children.get("base_layer"))
+        if inner is None and hasattr(type(module), "get_base_model"):
             inner = module.get_base_model()  # type: ignore[operator]  # a method, of peft.PeftModel
         if inner is None:
             return module
@@ -56,10 +56,12 @@ def unwrapped_parameters(network: nn.Module, prefix: str = "") -> Iterator[tuple
     torch.compile adds `_orig_mod`.
     """
     network = unwrap(network)
-    for name, p in network.named_parameters(recurse=False):
-        yield prefix + name, p
-    for name, child in network.named_children():
-        yield from unwrapped_parameters(child, f"{prefix}{name}.")
+    for name, p in network._parameters.items():
+        if p is not None:
+            yield prefix + name, p
+    for name, child in network._modules.items():
+        if child is not None:
+            yield from unwrapped_parameters(child, f"{prefix}{name}.")
 
 
 def named_parameters(networks: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
