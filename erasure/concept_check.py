@@ -27,7 +27,7 @@ class WeaklyKnownConcept(UserWarning):
 
 @dataclass(frozen=True)
 class ConceptCheck:
-    """How far a name moves the predicted noise: the mean squared change, relative to the mean square without the name."""
+    """How far a name moves the predictions: the mean squared change, relative to the mean square without the name."""
 
     name: str
     concept_influence: float
@@ -60,6 +60,7 @@ def check_concepts(model: DiffusionModel, concepts: Sequence[Concept]) -> list[C
     forward passes.
     """
     key = {
+        "tensors": ("x_t", "t", "prediction", "nonsense"),
         "nonsense_words": NONSENSE_WORDS,
         "trajectories": TRAJECTORIES,
         "steps": TRAJECTORY_STEPS,
@@ -77,18 +78,18 @@ def concept_check_cost(concepts: Sequence[Concept]) -> Cost:
 
 
 def _record_points(model: DiffusionModel) -> dict[str, Tensor]:
-    """Return x_t (P, C, h, w), t (P,) and eps(x_t, empty) along unguided trajectories, and the influence of each nonsense word (8,)."""
-    empty_cond = model.encode([""]).expand(TRAJECTORIES, -1, -1)
+    """Return x_t (P, C, h, w), t (P,) and predictions for "" on unguided trajectories, and the influence of each nonsense word (8,)."""
+    empty_cond = model.encode([""]).expand(TRAJECTORIES)
     noise = model.sample_noise([NOISE_SEED + i for i in range(TRAJECTORIES)])
     trajectory = model.trajectory(noise, empty_cond, empty_cond, TRAJECTORY_STEPS, guidance=1.0)
     steps = list(islice(trajectory, COMPARED_STEPS.stop))[COMPARED_STEPS]
     times = torch.tensor([step.t for step in steps]).repeat_interleave(TRAJECTORIES)
-    points = {"x_t": torch.cat([s.x_t for s in steps]).cpu(), "t": times, "eps": torch.cat([s.eps_uncond for s in steps]).cpu()}
+    points = {"x_t": torch.cat([s.x_t for s in steps]).cpu(), "t": times, "prediction": torch.cat([s.pred_uncond for s in steps]).cpu()}
     return {**points, "nonsense": torch.tensor([_influence(model, word, points) for word in NONSENSE_WORDS])}
 
 
 def _influence(model: DiffusionModel, name: str, points: dict[str, Tensor]) -> float:
-    """Return mean |eps(x_t, name) - eps(x_t, empty)|^2 / mean |eps(x_t, empty)|^2 over all points."""
-    x_t, t, eps_empty = (points[key].to(model.device) for key in ("x_t", "t", "eps"))
-    eps_name = model.predict(x_t, t, model.encode([name]).expand(len(x_t), -1, -1))
-    return ((eps_name - eps_empty).square().mean() / eps_empty.square().mean()).item()
+    """Return mean |f(x_t, name) - f(x_t, empty)|^2 / mean |f(x_t, empty)|^2 of the predictions f over all points."""
+    x_t, t, empty = (points[key].to(model.device) for key in ("x_t", "t", "prediction"))
+    named = model.predict(x_t, t, model.encode([name]).expand(len(x_t)))
+    return ((named - empty).square().mean() / empty.square().mean()).item()

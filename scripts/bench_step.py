@@ -35,7 +35,7 @@ SETTINGS = {
 def measure(rows: int, repeats: int) -> dict[str, float]:
     """Return median seconds of a training step and of a forward pass over `rows` rows."""
     model = load_model("pocket")
-    x, t, cond = torch.randn(rows, *model.latent_shape), torch.randint(0, 1000, (rows,)), model.encode(["neon"] * rows).detach()
+    x, t, cond = torch.randn(rows, *model.latent_shape), torch.randint(0, 1000, (rows,)), model.encode(["neon"] * rows)
     for name in model.parameter_names("xattn"):
         model.parameters()[name].requires_grad_(True)
 

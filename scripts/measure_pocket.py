@@ -92,7 +92,7 @@ def make_broken_images(model: DiffusionModel, rendered: torch.Tensor) -> torch.T
     trajectory = model.trajectory(
         model.sample_noise(range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + 60)),
         model.encode(prompts),
-        model.encode([""]).expand(60, -1, -1),
+        model.encode([""]).expand(60),
         25,
         4.0,
     )

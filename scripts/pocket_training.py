@@ -73,31 +73,34 @@ def fit(
     lr: float,
     ema: float | None = None,
     preview: Callable[[nn.Module, int], None] | None = None,
+    optimizers: list[torch.optim.Optimizer] | None = None,
+    schedule: Callable[[float, int, int], float] | None = None,
 ) -> None:
-    """Train with AdamW, warm-up and cosine decay, with a checkpoint every 200 steps. `model` ends with the EMA weights."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.99))
+    """Train with a checkpoint every 200 steps; `model` ends with the EMA weights.
+
+    Args:
+        optimizers: AdamW of all parameters if none are given.
+        schedule: from (lr, step, steps) to the learning rate of a step; `cosine_lr` if none is given.
+    """
+    schedule = schedule or cosine_lr
+    optimizers = optimizers or [torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.01, betas=(0.9, 0.99))]
     ema_model = EMAModel(model.parameters(), decay=ema, use_ema_warmup=True, power=0.75) if ema else None
     checkpoint, first_step = setup.work / f"{name}.pt", 0
     if checkpoint.exists():
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if ema_model:
-            ema_model.load_state_dict(state["ema"])
-            ema_model.to(setup.device)
-        first_step = state["step"]
+        first_step = load_checkpoint(checkpoint, model, optimizers, ema_model, setup.device)
     log = (setup.work / f"{name}.jsonl").open("a")
     start = time.monotonic()
     bar = tqdm(range(first_step, steps), initial=first_step, total=steps, desc=name, mininterval=10)
     for step in bar:
-        for group in optimizer.param_groups:
-            group["lr"] = scheduled_lr(lr, step, steps)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = schedule(lr, step, steps)
         torch.manual_seed(derive_seed(setup.args.seed, step))
         value = loss(step)
-        optimizer.zero_grad()
+        model.zero_grad()
         value.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         if ema_model:
             ema_model.step(model.parameters())
         if step % 20 == 0:
@@ -105,7 +108,7 @@ def fit(
             log.write(json.dumps({"step": step, "loss": value.item(), "seconds": round(time.monotonic() - start, 1)}) + "\n")
             log.flush()
         if (step + 1) % 200 == 0 or step + 1 == steps:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            state = {"model": model.state_dict(), "optimizers": [optimizer.state_dict() for optimizer in optimizers], "step": step + 1}
             torch.save({**state, "ema": ema_model.state_dict() if ema_model else None}, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
         if preview and (step + 1) % 600 == 0:
@@ -115,7 +118,30 @@ def fit(
         ema_model.copy_to(model.parameters())
 
 
-def scheduled_lr(lr: float, step: int, steps: int) -> float:
+def load_checkpoint(
+    path: Path, model: nn.Module, optimizers: list[torch.optim.Optimizer], ema_model: EMAModel | None, device: torch.device
+) -> int:
+    """Put everything back to where it was saved, and return the next step."""
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    if ema_model:
+        ema_model.load_state_dict(state["ema"])
+        ema_model.to(device)
+    step: int = state["step"]
+    return step
+
+
+def constant_then_decaying_lr(lr: float, step: int, steps: int) -> float:
+    """Return the learning rate of a step: 100 steps of warm-up, constant, and a linear decay over the last quarter.
+
+    Until then it does not depend on `steps`, so a training can be made longer after it was started.
+    """
+    return lr * min(1.0, (step + 1) / 100, 4 * (1 - step / steps) + 0.01)
+
+
+def cosine_lr(lr: float, step: int, steps: int) -> float:
     """Return the learning rate of a step: 100 steps of linear warm-up, and cosine decay to 2 % of `lr`."""
     warmup, fraction_done = min(1.0, (step + 1) / 100), step / steps
     return lr * warmup * max(0.02, 0.5 * (1 + torch.cos(torch.tensor(fraction_done * torch.pi)).item()))

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from annotated_types import Interval
 
-Region = Literal["xattn", "xattn-kv", "noxattn", "selfattn", "ff-out", "full", "text-encoder"]
+Region = Literal["xattn", "xattn-kv", "text-proj", "noxattn", "selfattn", "ff-out", "full", "text-encoder"]
 Attention = Literal["auto", "sdpa", "eager", "xformers"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 LoraLayout = Literal["kohya", "diffusers"]  # names in a LoRA file

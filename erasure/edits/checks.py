@@ -14,7 +14,7 @@ from erasure.families.parameters import fingerprint, named_parameters, unwrap, u
 if TYPE_CHECKING:
     from erasure.edits.edit import Edit
 
-PARTS = ("unet", "text_encoder")
+DENOISERS, TEXT_ENCODERS = ("unet", "transformer"), ("text_encoder", "text_encoder_2")  # components of pipelines
 OFFLOADED_MESSAGE = "Weights are not in memory, since sequential offloading keeps them elsewhere: call pipe.remove_all_hooks() first."
 CHANGED_MESSAGE = (
     "Something else changed them since: training, or LoRAs that were fused and unfused and left more than rounding explains. "
@@ -23,13 +23,20 @@ CHANGED_MESSAGE = (
 
 
 def networks_of(pipe: Any) -> dict[str, nn.Module]:
-    """Return the networks that edits can change, by part, as far as the pipeline has them."""
-    modules = {part: getattr(pipe, part, None) for part in PARTS}
-    return {part: network for part, network in modules.items() if isinstance(network, nn.Module)}
+    """Return the networks that edits can change, by the names of their components, as far as the pipeline has them.
+
+    Large language models that serve as text encoders (T5, Qwen) are not among them: no method trains them.
+    """
+    modules = {part: getattr(pipe, part, None) for part in (*DENOISERS, *TEXT_ENCODERS)}
+    return {
+        part: network
+        for part, network in modules.items()
+        if isinstance(network, nn.Module) and (part in DENOISERS or type(unwrap(network)).__name__.startswith("CLIPText"))
+    }
 
 
 def parameters_of(pipe: Any) -> dict[str, nn.Parameter]:
-    """Return every parameter that an edit may name, by "unet.<name>" or "text_encoder.<name>", also of wrapped and compiled layers."""
+    """Return every parameter that an edit may name, by "<component>.<name>", also of wrapped and compiled layers."""
     return named_parameters(networks_of(pipe))
 
 
@@ -37,13 +44,14 @@ def check_edit_fits(edit: "Edit", pipe: Any) -> None:
     """Check that a pipeline has the parameters of an edit, in the same shapes and in memory.
 
     Raises:
-        UserError: no pipeline with a UNet and a text encoder, weights that are not in memory, parameters of other names or shapes, or, for
-            a one-step generator, a schedule without its timestep.
+        UserError: no pipeline with a denoiser and a text encoder, weights that are not in memory, parameters of other names or shapes,
+            or, for a one-step generator, a schedule without its timestep.
     """
     networks = networks_of(pipe)
-    if missing_parts := [part for part in PARTS if part not in networks]:
+    groups = {"unet or transformer": DENOISERS, "text_encoder": TEXT_ENCODERS}
+    if missing := [group for group, parts in groups.items() if not any(part in networks for part in parts)]:
         hint = "; give its pipe" if hasattr(pipe, "pipe") else ""  # a DiffusionModel
-        parts = " and no ".join(missing_parts)
+        parts = " and no ".join(missing)
         raise UserError(f"an edit goes into a diffusers pipeline; this {type(pipe).__name__} has no {parts}{hint}.")
     pipe_parameters = named_parameters(networks)
     if any(p.is_meta for p in pipe_parameters.values()):

@@ -17,7 +17,7 @@ from erasure.errors import UserError
 
 UP, DOWN, ZEROED = "::up", "::down", "::zeroed"
 DELTA_FORMATS = ((UP, DOWN), (ZEROED,), ("",))  # the suffixes that one parameter may have together
-PARAMETER_NAME = re.compile(r"(unet|text_encoder)(\.\w+)+")
+PARAMETER_NAME = re.compile(r"(unet|transformer|text_encoder(_2)?)(\.\w+)+")
 FLOAT_DTYPES, INDEX_DTYPES = (torch.float16, torch.bfloat16, torch.float32), (torch.int32, torch.int64)
 
 

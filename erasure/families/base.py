@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,9 @@ from typing_extensions import Doc
 
 from erasure.config.choices import Attention, Precision, Region
 from erasure.errors import NotFiniteError, UserError, unknown_value_error
+from erasure.families.conditioning import Conditioning
 from erasure.families.cost import Cost
-from erasure.families.parameters import canonical_name, fingerprint, in_region, named_parameters
+from erasure.families.parameters import canonical_name, fingerprint, named_parameters
 from erasure.families.precision import DTYPES, resolve_precision
 from erasure.families.sampling import GuidanceEdit, TrajectoryStep, sampling_of
 
@@ -25,6 +26,7 @@ class DiffusionModel(ABC):
     """
 
     family: str
+    predicts: Literal["noise", "velocity"]  # what `predict` returns, and what losses compare
     latent_shape: tuple[int, int, int]  # (C, h, w)
     num_timesteps: int  # of the noise schedule the model was trained with; t is from 0 to num_timesteps - 1
     default_guidance: float  # the classifier-free guidance that suits the model
@@ -35,8 +37,9 @@ class DiffusionModel(ABC):
         self.device = pipe.device
         self.compute_dtype = resolve_precision(precision, self.device)
         self.cost = Cost()
-        for module in (pipe.unet, pipe.vae, pipe.text_encoder):
-            module.requires_grad_(False).eval()
+        for module in pipe.components.values():
+            if isinstance(module, nn.Module):
+                module.requires_grad_(False).eval()
         self.attention = attention
         self.set_attention(training=False)
 
@@ -46,11 +49,20 @@ class DiffusionModel(ABC):
     @property
     @abstractmethod
     def networks(self) -> dict[str, nn.Module]:
-        """The editable networks by the prefix of their parameters: "unet", "text_encoder"."""
+        """The editable networks by the prefix of their parameters, which is the name of their component, such as "unet"."""
+
+    @property
+    @abstractmethod
+    def denoiser(self) -> nn.Module:
+        """The network that predicts."""
 
     @abstractmethod
-    def encode(self, prompts: Sequence[str], prefix: Tensor | None = None) -> Tensor:
-        """Return text conditioning (B, L, D), fp32; prompts longer than the context keep their end token.
+    def in_region(self, name: str, region: str) -> bool:
+        """Return whether a parameter, by its full name, belongs to a region."""
+
+    @abstractmethod
+    def encode(self, prompts: Sequence[str], prefix: Tensor | None = None) -> Conditioning:
+        """Return the conditioning of B prompts, fp32; prompts longer than the context keep their end token.
 
         Args:
             prefix: soft tokens (k, E) or (B, k, E) in the space of the input embeddings, put before the words of every prompt.
@@ -83,25 +95,45 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Return x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise for t (B,) (DDPM, arXiv:2006.11239, equation 4)."""
+        """Return x_t (B, C, h, w) of the forward process at times t (B,)."""
 
     @abstractmethod
-    def estimate_x0(self, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """Return the x_0 (B, C, h, w) that a noise prediction implies, the inverse of `add_noise`.
+    def target(self, x_0: Tensor, noise: Tensor) -> Tensor:
+        """Return what `predict` is trained toward (B, C, h, w): the noise itself, or its velocity noise - x_0."""
+
+    @abstractmethod
+    def random_times(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Return times (count,) over the whole schedule, uniform, on the model's device."""
+
+    @abstractmethod
+    def estimate_x0(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        """Return the x_0 (B, C, h, w) that a prediction implies, the inverse of `add_noise`.
 
         Raises:
             UserError: A timestep has no signal, so that no x_0 follows from noise.
         """
 
     @abstractmethod
-    def predict(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        """Return predicted noise (B, C, h, w) in fp32, whatever the network itself predicts; t (B,), cond (B, L, D)."""
+    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
+        """Return the prediction (B, C, h, w) in fp32 for times t (B,), in the space that `predicts` names.
+
+        Losses compare predictions there. A flow's noise would weight errors by (1 - s)^2 and ignore high noise, so its velocity counts;
+        a UNet trained on v = sqrt(abar) eps - sqrt(1 - abar) x_0 (arXiv:2202.00512) is asked for noise like any other.
+        """
 
     @abstractmethod
     def trajectory(
-        self, x_T: Tensor, cond: Tensor, uncond: Tensor, steps: int, guidance: float, guidance_edits: Sequence[GuidanceEdit] = ()
+        self,
+        x_T: Tensor,
+        cond: Conditioning,
+        uncond: Conditioning,
+        steps: int,
+        guidance: float,
+        guidance_edits: Sequence[GuidanceEdit] = (),
     ) -> Iterator[TrajectoryStep]:
-        """Yield the steps of guided deterministic DDIM from unit noise x_T (B, C, h, w); the last `x_next` is the image latent.
+        """Yield the steps of guided deterministic sampling from unit noise x_T (B, C, h, w); the last `x_next` is the image latent.
+
+        DDIM on a diffusion model, Euler steps on a flow.
 
         Args:
             guidance_edits: each may change the guided prediction.
@@ -121,7 +153,7 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def set_attention(self, training: bool) -> None:
-        """Install the chosen attention kernel in the UNet; "auto" depends on whether gradients will flow through it.
+        """Install the chosen attention kernel in the denoiser; "auto" depends on whether gradients will flow through it.
 
         Raises:
             UserError: An unknown kernel, or one that does not run on this device.
@@ -157,9 +189,9 @@ class DiffusionModel(ABC):
         """
         if region not in get_args(Region):
             raise unknown_value_error("region", region, get_args(Region))
-        names = [name for name in self.parameters() if in_region(name, region)]
+        names = [name for name in self.parameters() if self.in_region(name, region)]
         if not names:
-            valid_regions = [other for other in get_args(Region) if any(in_region(name, other) for name in self.parameters())]
+            valid_regions = [other for other in get_args(Region) if any(self.in_region(name, other) for name in self.parameters())]
             raise UserError(f"region {region!r} selects no parameter of {self.source}; it has {', '.join(valid_regions)}.")
         return names
 
@@ -205,13 +237,13 @@ class DiffusionModel(ABC):
             return self.check_finite(
                 self.sample_one_step(self.sample_noise(seeds), self.encode(prompts, prefix), overrides.one_step_timestep), "its latents"
             )
-        cond, uncond = self.encode(prompts, prefix), self.encode([""]).expand(len(prompts), -1, -1)
+        cond, uncond = self.encode(prompts, prefix), self.encode([""]).expand(len(prompts))
         guidance = self.default_guidance if guidance is None else guidance
         for step in self.trajectory(self.sample_noise(seeds), cond, uncond, steps, guidance, overrides.guidance_edits):
             latents = step.x_next
         return latents
 
-    def sample_one_step(self, noise: Tensor, cond: Tensor, t: int) -> Tensor:
+    def sample_one_step(self, noise: Tensor, cond: Conditioning, t: int) -> Tensor:
         """Return x_0 (B, C, h, w) from one prediction at timestep t, starting at sqrt(1 - abar_t) noise (SiD-LSG, arXiv:2406.01561)."""
         timesteps = torch.full((len(noise),), t, device=self.device)
         x_t = self.add_noise(torch.zeros_like(noise), noise, timesteps)

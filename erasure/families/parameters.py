@@ -1,4 +1,4 @@
-"""Names of parameters: canonical ones that survive wrappers and library versions, regions, and a fingerprint of the values."""
+"""Names of parameters, canonical ones that survive wrappers and library versions, and a fingerprint of the values."""
 
 import hashlib
 from collections.abc import Iterator, Mapping
@@ -6,30 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-
-def in_region(name: str, region: str) -> bool:
-    """Return whether a parameter ("unet.down_blocks.0...") belongs to a region.
-
-    noxattn leaves out the time embedding and the output head, as the ESD authors' first code does (arXiv:2303.07345).
-    """
-    if region == "text-encoder":
-        return name.startswith(("text_encoder.encoder.layers.", "text_encoder.final_layer_norm."))
-    if not name.startswith("unet."):
-        return False
-    match region:
-        case "xattn":
-            return ".attn2." in name
-        case "xattn-kv":
-            return ".attn2.to_k." in name or ".attn2.to_v." in name
-        case "noxattn":
-            return ".attn2." not in name and not name.startswith(("unet.time_embedding.", "unet.conv_out.", "unet.conv_norm_out."))
-        case "selfattn":
-            return ".attn1." in name
-        case "ff-out":
-            return ".ff.net.2." in name
-        case _:
-            return region == "full"
 
 
 def canonical_name(name: str) -> str:

@@ -16,9 +16,9 @@ class TrajectoryStep(NamedTuple):
     """One step of a guided sampling trajectory."""
 
     x_t: Tensor  # (B, C, h, w) before the step
-    t: int
-    eps_cond: Tensor  # eps(x_t, c)
-    eps_uncond: Tensor  # eps(x_t, the other side of the guidance)
+    t: float  # a time of the schedule; an int where the model was trained on discrete ones
+    pred_cond: Tensor  # what DiffusionModel.predict gives at x_t for the prompt
+    pred_uncond: Tensor  # and for the other side of the guidance
     x_next: Tensor
 
 

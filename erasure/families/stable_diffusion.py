@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from erasure.config.choices import Attention, Precision
 from erasure.errors import UserError, unknown_value_error
 from erasure.families.base import DiffusionModel
+from erasure.families.clip_text import insert_soft_tokens, tokenize_prompts
+from erasure.families.conditioning import Conditioning, concatenate
 from erasure.families.recognition import recognize_family
 from erasure.families.sampling import GuidanceEdit, TrajectoryStep, own_network_call
 from erasure.families.supported_models import PIPELINE_CLASS, check_pipeline, check_pipeline_class
@@ -24,6 +26,7 @@ class StableDiffusion(DiffusionModel):
     """
 
     family = "sd"
+    predicts = "noise"
 
     def __init__(self, pipe: Any, source: str, precision: Precision = "auto", attention: Attention = "auto") -> None:
         check_pipeline(pipe, source)
@@ -44,37 +47,44 @@ class StableDiffusion(DiffusionModel):
     def networks(self) -> dict[str, nn.Module]:
         return {"unet": self.pipe.unet, "text_encoder": self.pipe.text_encoder}
 
-    def encode(self, prompts: Sequence[str], prefix: Tensor | None = None) -> Tensor:
-        encoder, soft_tokens = self.pipe.text_encoder, 0 if prefix is None else prefix.shape[-2]
-        ids, attention_mask = self._tokenize_prompts(prompts, soft_tokens)
-        # SD 1.x was trained without an attention mask on the padding; the config of SD 2.x says whether it wants one
-        mask = attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
-        self.cost.text_forwards += len(prompts)
+    @property
+    def denoiser(self) -> nn.Module:
+        unet: nn.Module = self.pipe.unet
+        return unet
 
-        def insert_prefix(module: nn.Module, args: Any, out: Tensor) -> Tensor:
-            inserted = prefix.to(out.dtype).expand(len(prompts), -1, -1)  # type: ignore[union-attr]  # only hooked with a prefix
-            return torch.cat((out[:, :1], inserted, out[:, 1 + soft_tokens :]), 1)
+    def in_region(self, name: str, region: str) -> bool:
+        """Return whether a parameter belongs to a region.
 
-        hook = encoder.get_input_embeddings().register_forward_hook(insert_prefix) if soft_tokens else None
-        try:
-            with self.autocast():
-                conditioning: Tensor = encoder(ids, attention_mask=mask).last_hidden_state
-            return conditioning.float()
-        finally:
-            if hook:
-                hook.remove()
+        noxattn leaves out the time embedding and the output head, as the ESD authors' first code does (arXiv:2303.07345).
+        """
+        if region == "text-encoder":
+            return name.startswith(("text_encoder.encoder.layers.", "text_encoder.final_layer_norm."))
+        if not name.startswith("unet."):
+            return False
+        match region:
+            case "xattn":
+                return ".attn2." in name
+            case "xattn-kv":
+                return ".attn2.to_k." in name or ".attn2.to_v." in name
+            case "noxattn":
+                return ".attn2." not in name and not name.startswith(("unet.time_embedding.", "unet.conv_out.", "unet.conv_norm_out."))
+            case "selfattn":
+                return ".attn1." in name
+            case "ff-out":
+                return ".ff.net.2." in name
+            case _:
+                return region == "full"
 
-    def _tokenize_prompts(self, prompts: Sequence[str], soft_tokens: int) -> tuple[Tensor, Tensor]:
-        """Return token ids and mask (B, L) with `soft_tokens` free places after the start token; the end token is never cut off."""
-        max_length = self.context_length - soft_tokens
-        if max_length < 2:
-            raise UserError(f"{soft_tokens} soft tokens leave no room for a prompt; the context has {self.context_length}.")
+    def encode(self, prompts: Sequence[str], prefix: Tensor | None = None) -> Conditioning:
+        encoder = self.pipe.text_encoder
         texts = [self._expand_embeddings(prompt) for prompt in prompts]
-        encoding = self.pipe.tokenizer(texts, padding="max_length", max_length=max_length, truncation=True, return_tensors="pt")
-        ids, mask = encoding.input_ids, encoding.attention_mask
-        if soft_tokens:
-            ids, mask = (torch.cat((part[:, :1], part[:, :1].expand(-1, soft_tokens), part[:, 1:]), 1) for part in (ids, mask))
-        return ids.to(self.device), mask.to(self.device)
+        ids, attention_mask = tokenize_prompts(self.pipe.tokenizer, texts, self.context_length, 0 if prefix is None else prefix.shape[-2])
+        # SD 1.x was trained without an attention mask on the padding; the config of SD 2.x says whether it wants one
+        mask = attention_mask.to(self.device) if getattr(encoder.config, "use_attention_mask", False) else None
+        self.cost.text_forwards += len(prompts)
+        with insert_soft_tokens(encoder, prefix), self.autocast():
+            states: Tensor = encoder(ids.to(self.device), attention_mask=mask).last_hidden_state
+        return Conditioning(states.float())
 
     @property
     def context_length(self) -> int:
@@ -110,24 +120,31 @@ class StableDiffusion(DiffusionModel):
         return latents.float() * float(vae.config.scaling_factor)
 
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) noise (DDPM, arXiv:2006.11239, equation 4)."""
         alpha_bar = self.alphas_cumprod[t].reshape(-1, 1, 1, 1)
         return alpha_bar.sqrt() * x_0 + (1 - alpha_bar).sqrt() * noise
 
-    def estimate_x0(self, x_t: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    def target(self, x_0: Tensor, noise: Tensor) -> Tensor:
+        return noise
+
+    def random_times(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        return torch.randint(self.num_timesteps, (count,), generator=generator).to(self.device)
+
+    def estimate_x0(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
         alpha_bar = self.alphas_cumprod[t].reshape(-1, 1, 1, 1)
         if self.zero_terminal_snr and (alpha_bar == 0).any():
             raise UserError(
                 f"{self.source} has no signal at timestep {self.num_timesteps - 1} (zero terminal SNR); no image follows from noise there."
             )
-        return (x_t - (1 - alpha_bar).sqrt() * eps) / alpha_bar.sqrt()
+        return (x_t - (1 - alpha_bar).sqrt() * prediction) / alpha_bar.sqrt()
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         return self._to_noise(self._predict_native(x_t, t, cond), x_t, t)
 
-    def _predict_native(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def _predict_native(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Return what the network itself predicts, noise or velocity (B, C, h, w), in fp32."""
         with self.autocast(), own_network_call():
-            prediction: Tensor = self.pipe.unet(x_t, t, encoder_hidden_states=cond).sample
+            prediction: Tensor = self.pipe.unet(x_t, t, encoder_hidden_states=cond.sequence).sample
         return self._count_unet_pass(prediction.float())
 
     def _to_noise(self, prediction: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -140,14 +157,20 @@ class StableDiffusion(DiffusionModel):
 
     @torch.no_grad()
     def trajectory(
-        self, x_T: Tensor, cond: Tensor, uncond: Tensor, steps: int, guidance: float, guidance_edits: Sequence[GuidanceEdit] = ()
+        self,
+        x_T: Tensor,
+        cond: Conditioning,
+        uncond: Conditioning,
+        steps: int,
+        guidance: float,
+        guidance_edits: Sequence[GuidanceEdit] = (),
     ) -> Iterator[TrajectoryStep]:
         if not 1 <= steps <= self.num_timesteps:
             raise UserError(f"{self.source} can be sampled in 1 to {self.num_timesteps:,} steps, got {steps:,}.")
         if guidance_edits:
             self.check_supports_guidance()
         self.scheduler.set_timesteps(steps)
-        conds = torch.cat((uncond, cond, *(self.encode([edit.prompt]).expand(len(cond), -1, -1) for edit in guidance_edits)))
+        conds = concatenate([uncond, cond, *(self.encode([edit.prompt]).expand(len(cond)) for edit in guidance_edits)])
         states: list[dict[str, Tensor]] = [{} for _ in guidance_edits]
         x_t = x_T * self.scheduler.init_noise_sigma
         for k, t in enumerate(self.scheduler.timesteps.tolist()):

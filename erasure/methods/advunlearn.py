@@ -84,12 +84,12 @@ class AdvUnlearn(Trained):
         attacking = int(context.state.setdefault("iteration", torch.zeros((), dtype=torch.long))) >= self.warmup
         prefix = self.find_adversarial_prefix(context, erase_rows) if attacking else None
         context.state["iteration"] = context.state["iteration"] + 1
-        target = erase_rows.eps_neutral - self.negative_guidance * (erase_rows.eps_cond - erase_rows.eps_neutral)
+        target = erase_rows.pred_neutral - self.negative_guidance * (erase_rows.pred_cond - erase_rows.pred_neutral)
         erase_loss = F.mse_loss(predict_with_prefix(context, erase_rows, prefix), target)
         if self.retain_loss == "alternating":
             yield OptimizerStep("model", erase_loss)
         retain_rows = context.sample_rows("retain", self.retain_batch)
-        retain_loss = self.retain_weight * F.mse_loss(predict_with_prefix(context, retain_rows), retain_rows.eps_cond)
+        retain_loss = self.retain_weight * F.mse_loss(predict_with_prefix(context, retain_rows), retain_rows.pred_cond)
         if self.retain_loss == "alternating":
             yield OptimizerStep("model", retain_loss)
         else:
@@ -104,7 +104,7 @@ class AdvUnlearn(Trained):
         delta = delta.clone().requires_grad_(True)
         adam = torch.optim.Adam([delta], lr=self.attack_lr)
         for _ in range(self.attack_steps):
-            loss = F.mse_loss(predict_with_prefix(context, rows, delta), rows.eps_cond)
+            loss = F.mse_loss(predict_with_prefix(context, rows, delta), rows.pred_cond)
             delta.grad = torch.autograd.grad(loss, delta)[0]
             if self.attack == "pgd":
                 adam.step()

@@ -13,6 +13,7 @@ from erasure.concept import Concept, ConceptKind
 from erasure.config.choices import Count, Region, Steps
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
+from erasure.families.conditioning import Conditioning
 from erasure.families.cost import Cost
 from erasure.training.teacher_cache import CacheRole, LatentBatch, TeacherBatch, TeacherCache, TeacherQuery, query_cost
 
@@ -113,7 +114,7 @@ class TrainingContext:
 
     model: DiffusionModel
     cache: TeacherCache
-    encode: Callable[[list[str]], Tensor]  # conditioning (B, L, D) from the text encoder in its current state
+    encode: Callable[[list[str]], Conditioning]  # from the text encoder in its current state
     state: dict[str, Tensor] = field(default_factory=dict)  # saved in checkpoints
     masks: dict[str, Tensor] = field(default_factory=dict)  # entries that may change, by parameter name; without a mask all of them may
     notes: dict[str, Any] = field(default_factory=dict)  # figures for the report
@@ -137,7 +138,7 @@ class TrainingContext:
         return self.cache.gather_latents(indices[torch.randint(len(indices), (count,))], self.model.device)
 
     def predict(self, x_t: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
-        """Return eps(x_t, t, prompts) (B, C, h, w) of the model in its current state."""
+        """Return the prediction (B, C, h, w) of the model in its current state."""
         return self.model.predict(x_t, t, self.encode(prompts))
 
 

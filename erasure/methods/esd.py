@@ -60,7 +60,7 @@ class ESD(Trained):
     def loss(self, context: TrainingContext, rows: TeacherBatch) -> Tensor:
         """Return the mean squared error (scalar) between eps(x_t, c) and its negatively guided target."""
         # eps(x_t, without) - eta [eps(x_t, c) - eps(x_t, without)]
-        target = rows.eps_neutral - self.negative_guidance * (rows.eps_cond - rows.eps_neutral)
+        target = rows.pred_neutral - self.negative_guidance * (rows.pred_cond - rows.pred_neutral)
         return F.mse_loss(context.predict(rows.x_t, rows.t, rows.prompts), target)
 
     recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {

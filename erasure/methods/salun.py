@@ -99,9 +99,9 @@ class SalUn(Trained):
         indices = context.cache.latent_rows("erase")
         for batch_indices in indices.split(self.batch):
             latents = context.cache.gather_latents(batch_indices, context.model.device)
-            x_t, t, noise = noise_latents(context, latents)
+            x_t, t, target = noise_latents(context, latents)
             cond, uncond = (context.predict(x_t, t, prompts) for prompts in (latents.prompts, [""] * len(t)))
-            F.mse_loss((1 + self.mask_guidance) * cond - self.mask_guidance * uncond, noise).backward()
+            F.mse_loss((1 + self.mask_guidance) * cond - self.mask_guidance * uncond, target).backward()
         gradients = {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in parameters.items()}
         for p in parameters.values():
             p.grad = None
@@ -114,9 +114,9 @@ class SalUn(Trained):
         with torch.no_grad():
             label = context.predict(x_t, t, erase_latents.neutral_prompts)
         retain_latents = context.sample_latents("retain", self.retain_batch)
-        x_r, t_r, noise = noise_latents(context, retain_latents)
+        x_r, t_r, target = noise_latents(context, retain_latents)
         loss = F.mse_loss(context.predict(x_t, t, erase_latents.prompts), label)
-        loss = loss + self.retain_weight * F.mse_loss(context.predict(x_r, t_r, retain_latents.prompts), noise)
+        loss = loss + self.retain_weight * F.mse_loss(context.predict(x_r, t_r, retain_latents.prompts), target)
         yield OptimizerStep("model", loss)
 
     def step_cost(self, step: int) -> Cost:
@@ -140,7 +140,7 @@ class SalUn(Trained):
 
 
 def noise_latents(context: TrainingContext, latents: LatentBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return x_t (B, C, h, w) for fresh uniform t and fresh noise, with t (B,) and the noise."""
+    """Return x_t (B, C, h, w) for fresh uniform t and fresh noise, with t (B,) and what the model is trained to predict there."""
     noise = torch.randn(latents.x_0.shape).to(latents.x_0)
-    t = torch.randint(context.model.num_timesteps, (len(noise),)).to(noise.device)
-    return context.model.add_noise(latents.x_0, noise, t), t, noise
+    t = context.model.random_times(len(noise))
+    return context.model.add_noise(latents.x_0, noise, t), t, context.model.target(latents.x_0, noise)

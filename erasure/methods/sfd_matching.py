@@ -64,9 +64,9 @@ class SFDMatching(Trained):
     def step(self, context: TrainingContext) -> Iterator[OptimizerStep]:
         """MSE(eps(x_t, c_f), eps*(x_t, c_o)) + beta MSE(eps(x_t, c_r), eps*(x_t, c_r)), x_t noised from G(z, c)."""
         erase_rows, retain_rows = context.sample_rows("erase", self.batch), context.sample_rows("retain", self.retain_batch)
-        loss = F.mse_loss(context.predict(erase_rows.x_t, erase_rows.t, erase_rows.prompts), erase_rows.eps_neutral)
+        loss = F.mse_loss(context.predict(erase_rows.x_t, erase_rows.t, erase_rows.prompts), erase_rows.pred_neutral)
         loss = loss + self.retain_weight * F.mse_loss(
-            context.predict(retain_rows.x_t, retain_rows.t, retain_rows.prompts), retain_rows.eps_cond
+            context.predict(retain_rows.x_t, retain_rows.t, retain_rows.prompts), retain_rows.pred_cond
         )
         yield OptimizerStep("model", loss)
 

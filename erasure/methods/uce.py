@@ -81,7 +81,7 @@ class UCE(TrainingFree):
                         self.last_token_position(model, prompt, concept.anchor) if anchored else model.last_token_index(neutral),
                     )
                 )
-            conditioning = model.encode(texts).double().cpu()
+            conditioning = model.encode(texts).sequence.double().cpu()
             for c, g, (i, j) in zip(conditioning[::2], conditioning[1::2], positions, strict=True):
                 count = 1 if self.tokens == "last" else len(c) - max(i, j)
                 erase.append(c[i : i + count])
@@ -97,8 +97,8 @@ class UCE(TrainingFree):
         """Return the conditioning of the retain prompts, (P, D); with `tokens="tail"` the empty prompt is one of them."""
         prompts = [*([""] if self.tokens == "tail" else []), *exclude_concepts(self.retain_prompts, concepts)]
         if not prompts:
-            return torch.zeros(0, model.encode([""]).shape[-1])
-        conditioning = model.encode(prompts).cpu()
+            return torch.zeros(0, model.encode([""]).sequence.shape[-1])
+        conditioning = model.encode(prompts).sequence.cpu()
         if self.tokens == "tail":
             return conditioning.flatten(0, 1)
         return torch.stack([cond[model.last_token_index(prompt)] for cond, prompt in zip(conditioning, prompts, strict=True)])
@@ -106,7 +106,7 @@ class UCE(TrainingFree):
     def measure_collateral(self, model: DiffusionModel, concepts: list[Concept], left: Tensor, right: Tensor) -> list[list[Any]]:
         """Return [probe, ||K p|| / ||p||] at the last token of every probe, largest first: how far the edit moves what it should not."""
         prompts = [*exclude_concepts(self.probe_prompts, concepts), *(alias for concept in concepts for alias in concept.aliases)]
-        conditioning = list(model.encode(prompts).double().cpu()) if prompts else []
+        conditioning = list(model.encode(prompts).sequence.double().cpu()) if prompts else []
         relative_changes = []
         for prompt, prompt_cond in zip(prompts, conditioning, strict=True):
             p = prompt_cond[model.last_token_index(prompt)]

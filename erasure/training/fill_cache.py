@@ -22,7 +22,7 @@ from erasure.storage.tensor_files import load_or_make
 from erasure.training.teacher_cache import TeacherCache, TeacherQuery
 from erasure.user_images import is_plain_image, list_images, load_image
 
-ROW_COLUMNS = ("x_t", "t", "prompt_index", "eps_cond", "eps_neutral")  # columns of TeacherCache with one entry per row
+ROW_COLUMNS = ("x_t", "t", "prompt_index", "pred_cond", "pred_neutral")  # columns of TeacherCache with one entry per row
 
 
 def teacher_cache_key(model: DiffusionModel, query: TeacherQuery) -> str:
@@ -32,6 +32,7 @@ def teacher_cache_key(model: DiffusionModel, query: TeacherQuery) -> str:
             "model": model.fingerprint(),
             "compute": str(model.compute_dtype),
             "device": model.device.type,
+            "columns": ROW_COLUMNS,
             **asdict(query),
             **source_digests(query),
         }
@@ -87,8 +88,8 @@ def fill_from_trajectories(model: DiffusionModel, query: TeacherQuery, starts: l
     prompt_index = torch.tensor([index for _, index in starts])
     prompt_pairs = [query.prompt_pair(index) for _, index in starts]
     cond = model.encode([concept_prompt for concept_prompt, _ in prompt_pairs])
-    empty_cond = model.encode([""]).expand(len(starts), -1, -1)
-    # the trajectory itself predicts noise for ""
+    empty_cond = model.encode([""]).expand(len(starts))
+    # the trajectory itself predicts for ""
     neutral_rows = [i for i, (_, neutral_prompt) in enumerate(prompt_pairs) if neutral_prompt and query.store == "predictions"]
     with_neutral = torch.tensor(neutral_rows, dtype=torch.long)
     neutral_cond = model.encode([prompt_pairs[i][1] for i in neutral_rows]) if neutral_rows else None
@@ -99,11 +100,11 @@ def fill_from_trajectories(model: DiffusionModel, query: TeacherQuery, starts: l
         if query.store == "latents":
             continue
         timesteps = torch.full((len(starts),), step.t)
-        eps_neutral = step.eps_uncond.clone()
+        pred_neutral = step.pred_uncond.clone()
         if neutral_cond is not None:
-            eps_neutral[with_neutral] = model.predict(step.x_t[with_neutral], timesteps[with_neutral].to(model.device), neutral_cond)
-        for key, value in zip(ROW_COLUMNS, (step.x_t, timesteps, prompt_index, step.eps_cond, eps_neutral), strict=True):
-            rows[key].append(value.cpu() if value.dtype == torch.int64 else value.to("cpu", torch.float16))
+            pred_neutral[with_neutral] = model.predict(step.x_t[with_neutral], timesteps[with_neutral].to(model.device), neutral_cond)
+        for key, value in zip(ROW_COLUMNS, (step.x_t, timesteps, prompt_index, step.pred_cond, pred_neutral), strict=True):
+            rows[key].append(_to_stored(key, value))
     rows["x_0"].append(last_latents.to("cpu", torch.float16))
     rows["latent_prompt_index"].append(prompt_index)
     return {key: torch.cat(values) for key, values in rows.items()}
@@ -130,7 +131,7 @@ def fill_from_generator(model: DiffusionModel, query: TeacherQuery, starts: list
         x_t = model.add_noise(x_0, torch.randn(x_0.shape, generator=generator).to(x_0), t.to(model.device))
         predictions = [model.predict(x_t, t.to(model.device), prompt_cond) for prompt_cond in (cond, neutral_cond)]
         for key, value in zip(ROW_COLUMNS, (x_t, t, prompt_index, *predictions), strict=True):
-            rows[key].append(value if value.dtype == torch.int64 else value.to("cpu", torch.float16))
+            rows[key].append(_to_stored(key, value))
     rows["x_0"].append(x_0.to("cpu", torch.float16))
     rows["latent_prompt_index"].append(prompt_index)
     return {key: torch.cat(values) for key, values in rows.items()}
@@ -180,14 +181,19 @@ def _empty_rows(model: DiffusionModel) -> dict[str, list[Tensor]]:
     no_latents, no_indices = torch.empty(0, *model.latent_shape, dtype=torch.float16), torch.empty(0, dtype=torch.int64)
     columns = {
         "x_t": no_latents,
-        "t": no_indices,
+        "t": model.random_times(0).cpu(),
         "prompt_index": no_indices,
-        "eps_cond": no_latents,
-        "eps_neutral": no_latents,
+        "pred_cond": no_latents,
+        "pred_neutral": no_latents,
         "x_0": no_latents,
         "latent_prompt_index": no_indices,
     }
     return {key: [value] for key, value in columns.items()}
+
+
+def _to_stored(key: str, value: Tensor) -> Tensor:
+    """Return a column's values as a cache stores them: latents and predictions in fp16, indices and times as they are."""
+    return value.cpu() if key in ("t", "prompt_index") else value.to("cpu", torch.float16)
 
 
 def _hash_images(folder: str) -> str:

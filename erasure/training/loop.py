@@ -15,6 +15,7 @@ from tqdm import tqdm
 from erasure.config.seeds import derive_seed
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
+from erasure.families.conditioning import Conditioning, concatenate
 from erasure.methods.base import MethodResult, OptimizerStep, TrainableGroup, Trained, TrainingContext
 from erasure.storage.files import DamagedFile, clear_path, is_path_taken, print_message, write_bytes
 from erasure.storage.run import check_tracker
@@ -75,7 +76,7 @@ def _run_steps(
     frozen_text = not any(name.startswith("text_encoder.") for group in groups.values() for name in group.parameters)
     context = TrainingContext(model, cache, _make_encoder(model, cache.query.all_prompts() if frozen_text else None))
     if options.gradient_checkpointing:
-        model.pipe.unet.enable_gradient_checkpointing()
+        model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]  # a method of diffusers' networks
     torch.manual_seed(derive_seed(options.seed, -1))
     saved_mask = options.folder / "mask.safetensors"  # from an interrupted run
     if options.mask or saved_mask.exists():
@@ -103,7 +104,7 @@ def _run_steps(
                 _save_checkpoint(options, groups, optimizers, context, step + 1)
     accelerator.end_training()
     if options.gradient_checkpointing:
-        model.pipe.unet.disable_gradient_checkpointing()
+        model.denoiser.disable_gradient_checkpointing()  # type: ignore[operator]
     return context
 
 
@@ -154,8 +155,8 @@ def _make_accelerator(model: DiffusionModel, options: TrainingOptions) -> Accele
     return accelerator
 
 
-def _make_encoder(model: DiffusionModel, all_prompts: list[str] | None) -> Callable[[list[str]], Tensor]:
-    """Return a function from prompts to conditioning (B, L, D).
+def _make_encoder(model: DiffusionModel, all_prompts: list[str] | None) -> Callable[[list[str]], Conditioning]:
+    """Return a function from prompts to their conditioning.
 
     Args:
         all_prompts: with a frozen text encoder, every prompt that the training may encode. They are encoded once, all together, so that a
@@ -165,7 +166,7 @@ def _make_encoder(model: DiffusionModel, all_prompts: list[str] | None) -> Calla
         return model.encode
     with torch.no_grad():
         cached = dict(zip(all_prompts, model.encode(all_prompts), strict=True))
-    return lambda prompts: torch.stack([cached[p] for p in prompts])
+    return lambda prompts: concatenate([cached[p] for p in prompts])
 
 
 def _check_loss(loss: Tensor, step: int, options: TrainingOptions, context: TrainingContext, groups: dict[str, TrainableGroup]) -> float:
@@ -181,7 +182,7 @@ def _check_loss(loss: Tensor, step: int, options: TrainingOptions, context: Trai
 def _divergence_cause(step: int, context: TrainingContext, groups: dict[str, TrainableGroup]) -> str:
     """Return why a loss is NaN or Inf, as far as the tensors tell: the teacher cache, the trained weights, precision, learning rate."""
     cache, dtype = context.cache, context.model.compute_dtype
-    if not all_finite(cache.x_t, cache.eps_cond, cache.eps_neutral, cache.x_0):
+    if not all_finite(cache.x_t, cache.pred_cond, cache.pred_neutral, cache.x_0):
         reason = "the frozen model's own predictions hold NaN or Inf"
         return f"{reason}; {explain_divergence(dtype, 0, '--lr')}"
     if step and not all_finite(*(p for group in groups.values() for p in group.parameters.values())):

@@ -75,8 +75,8 @@ class OneStepMethod(Trained):
         x, times = torch.cat((x_t, x_t)), torch.cat((t, t))
         cond = context.encode([""] * len(prompts) + prompts)
         with context.use_adapter(adapter) if adapter else nullcontext():
-            uncond, cond = context.model.predict(x, times, cond).chunk(2)
-        return uncond + self.guidance * (cond - uncond)
+            uncond, with_prompt = context.model.predict(x, times, cond).chunk(2)
+        return uncond + self.guidance * (with_prompt - uncond)
 
     def noise_generated(self, context: TrainingContext, x_g: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return x_t (B, C, h, w) for uniform t in the range of the scores and fresh noise, with t (B,) and the noise."""

@@ -90,8 +90,8 @@ class TeacherBatch(NamedTuple):
     x_t: Tensor  # (B, C, h, w)
     t: Tensor  # (B,)
     prompts: list[str]  # B prompts with the concept
-    eps_cond: Tensor  # (B, C, h, w) the teacher's prediction for `prompts`
-    eps_neutral: Tensor  # (B, C, h, w) the teacher's prediction for the prompts without the concept
+    pred_cond: Tensor  # (B, C, h, w) the teacher's prediction for `prompts`
+    pred_neutral: Tensor  # (B, C, h, w) the teacher's prediction for the prompts without the concept
 
 
 class LatentBatch(NamedTuple):
@@ -110,8 +110,8 @@ class TeacherCache:
     x_t: Tensor  # (R, C, h, w); R is 0 when only latents are stored
     t: Tensor  # (R,)
     prompt_index: Tensor  # (R,) index for query.prompt_pair
-    eps_cond: Tensor  # (R, C, h, w)
-    eps_neutral: Tensor  # (R, C, h, w)
+    pred_cond: Tensor  # (R, C, h, w)
+    pred_neutral: Tensor  # (R, C, h, w)
     x_0: Tensor  # (W, C, h, w) final latents
     latent_prompt_index: Tensor  # (W,) index for query.prompt_pair
 
@@ -133,8 +133,8 @@ class TeacherCache:
     def gather_batch(self, indices: Tensor, device: torch.device) -> TeacherBatch:
         """Return the rows at these indices (B,), in fp32 on a device."""
         prompts = [self.query.prompt_pair(i)[0] for i in self.prompt_index[indices].tolist()]
-        x_t, eps_cond, eps_neutral = (values[indices].to(device).float() for values in (self.x_t, self.eps_cond, self.eps_neutral))
-        return TeacherBatch(x_t, self.t[indices].to(device), prompts, eps_cond, eps_neutral)
+        x_t, pred_cond, pred_neutral = (values[indices].to(device).float() for values in (self.x_t, self.pred_cond, self.pred_neutral))
+        return TeacherBatch(x_t, self.t[indices].to(device), prompts, pred_cond, pred_neutral)
 
     def initial_noise(self, indices: Tensor, model: DiffusionModel) -> Tensor:
         """Return the unit noise (B, C, h, w) at which these trajectories started."""

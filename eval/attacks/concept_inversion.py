@@ -90,10 +90,10 @@ class ConceptInversion(PromptAttack):
         """Return E |eps - eps_erased(x_t, t, c(v + prompt))|^2 over a random batch of the base's images (arXiv:2208.01618, equation 2)."""
         chunk = examples[torch.randint(len(examples), (self.batch,), generator=generator)].tolist()
         x_0 = context.base_latents(chunk)
-        t = torch.randint(context.model.num_timesteps, (self.batch,), generator=generator).to(context.model.device)
+        t = context.model.random_times(self.batch, generator)
         eps = torch.randn(x_0.shape, generator=generator).to(x_0)
         cond = context.model.encode([context.stripped_prompts[i] for i in chunk], v)
-        return F.mse_loss(context.model.predict(context.model.add_noise(x_0, eps, t), t, cond), eps)
+        return F.mse_loss(context.model.predict(context.model.add_noise(x_0, eps, t), t, cond), context.model.target(x_0, eps))
 
     def queries(self, context: AttackContext, chunk: Sequence[int], prepared: Prepared) -> Iterator[AttackQuery]:
         prompts = [context.stripped_prompts[i] for i in chunk]

@@ -106,10 +106,10 @@ class Relearning(WeightAttack):
     def loss(self, model: DiffusionModel, latents: LatentBatch, generator: torch.Generator) -> Tensor:
         """Return E |eps - eps_theta(x_t, t, c)|^2 over a random batch (DDPM, arXiv:2006.11239, equation 14)."""
         chosen = torch.randint(len(latents.prompts), (self.batch,), generator=generator).tolist()
-        x_0, t = latents.x_0[chosen], torch.randint(model.num_timesteps, (self.batch,), generator=generator).to(model.device)
+        x_0, t = latents.x_0[chosen], model.random_times(self.batch, generator)
         eps = torch.randn(x_0.shape, generator=generator).to(x_0)
         cond = model.encode([latents.prompts[i] for i in chosen])
-        return F.mse_loss(model.predict(model.add_noise(x_0, eps, t), t, cond), eps)
+        return F.mse_loss(model.predict(model.add_noise(x_0, eps, t), t, cond), model.target(x_0, eps))
 
     def trainable_parameters(self, context: AttackContext, exit_stack: ExitStack) -> list[nn.Parameter]:
         """Return the parameters to train, in fp32; when `exit_stack` unwinds, the model is restored bit for bit."""

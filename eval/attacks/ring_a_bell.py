@@ -111,13 +111,13 @@ class RingABell(PromptAttack):
 
 def encode_prompts(model: DiffusionModel, prompts: Sequence[str]) -> Tensor:
     """Return the hidden states f(P) of the text encoder (N, L, D)."""
-    return torch.cat([model.encode(prompts[start : start + ENCODE_BATCH]) for start in range(0, len(prompts), ENCODE_BATCH)])
+    return torch.cat([model.encode(prompts[start : start + ENCODE_BATCH]).sequence for start in range(0, len(prompts), ENCODE_BATCH)])
 
 
 def encoding_errors(model: DiffusionModel, ids: Tensor, prompt_index: Tensor, target: Tensor) -> Tensor:
     """Return squared errors (M,) of the hidden states of candidates (M, K) to target[prompt_index]; target (N, L, D), index (M,)."""
     vocabulary, errors = model.token_embeddings(), []
     for id_batch, prompt_indices in zip(torch.split(ids, ENCODE_BATCH), torch.split(prompt_index, ENCODE_BATCH), strict=True):
-        encodings = model.encode([""] * len(id_batch), vocabulary[id_batch.to(vocabulary.device)])
+        encodings = model.encode([""] * len(id_batch), vocabulary[id_batch.to(vocabulary.device)]).sequence
         errors.append((encodings - target[prompt_indices.to(target.device)]).pow(2).flatten(1).sum(1).cpu())
     return torch.cat(errors)

@@ -63,7 +63,7 @@ class SoftPrefix(PromptAttack):
         try:
             for step in range(1, self.steps + 1):
                 batch = cache.gather_batch(rows[torch.randint(len(rows), (self.batch,), generator=generator)], model.device)
-                loss = F.mse_loss(model.predict(batch.x_t, batch.t, model.encode(batch.prompts, prefix)), batch.eps_cond)
+                loss = F.mse_loss(model.predict(batch.x_t, batch.t, model.encode(batch.prompts, prefix)), batch.pred_cond)
                 if not math.isfinite(loss.item()):
                     cause = explain_divergence(model.compute_dtype, step - 1, "its lr")
                     raise FloatingPointError(f"soft_prefix: the loss is {loss.item()} at step {step}; {cause}.")

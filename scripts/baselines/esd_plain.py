@@ -55,8 +55,8 @@ def train(
             x_t, t = rollout(teacher, prompt, trajectory_steps, method.trajectory_guidance, stop, noise_seed)
             times = torch.tensor([t])
             with torch.no_grad():
-                eps_cond, eps_neutral = (teacher.predict(x_t, times, teacher.encode([text])) for text in (prompt, neutral_prompt))
-            target = eps_neutral - method.negative_guidance * (eps_cond - eps_neutral)
+                pred_cond, pred_neutral = (teacher.predict(x_t, times, teacher.encode([text])) for text in (prompt, neutral_prompt))
+            target = pred_neutral - method.negative_guidance * (pred_cond - pred_neutral)
             loss = F.mse_loss(student.predict(x_t, times, student.encode([prompt])), target) / method.batch
             loss.backward()
         optimizer.step()

@@ -221,7 +221,7 @@ def test_every_function_refuses_a_model_that_is_none(pocket: erasure.DiffusionMo
             erasure.apply_edits(wrong, edit),
         ):
             pass
-    with pytest.raises(erasure.UserError, match="StableDiffusion has no unet and no text_encoder; give its pipe"):
+    with pytest.raises(erasure.UserError, match="StableDiffusion has no unet or transformer and no text_encoder; give its pipe"):
         edit.apply(pocket)
     assert not (tmp_path / "out").exists()
 

@@ -36,8 +36,8 @@ def test_a_backward_pass_is_counted_once_for_the_samples_it_goes_through(predict
     with unfreeze(model, model.parameter_names("xattn")) as parameters:
         (predict(model).square().mean() + predict(model, count=2).square().mean()).backward()  # one pass through two predictions
         assert model.cost == Cost(unet_forwards=5, unet_backwards=5, text_forwards=5)
-        eps_uncond, eps_cond = predict(model, count=2).chunk(2)
-        (eps_uncond - 2 * eps_cond).square().mean().backward(inputs=list(parameters.values()))
+        pred_uncond, pred_cond = predict(model, count=2).chunk(2)
+        (pred_uncond - 2 * pred_cond).square().mean().backward(inputs=list(parameters.values()))
         assert model.cost.unet_backwards == 7
 
 
@@ -63,5 +63,5 @@ def test_counting_leaves_gradients_as_they_are(model: StableDiffusion) -> None:
     x_t, t, prefix = model.sample_noise([1, 2]), torch.tensor([10, 900]), torch.zeros(2, 32, requires_grad=True)
     cond = model.encode(["a", "b"], prefix)
     (counted,) = torch.autograd.grad(model.predict(x_t, t, cond).square().mean(), prefix, retain_graph=True)
-    plain = model.pipe.unet(x_t, t, encoder_hidden_states=cond).sample
+    plain = model.pipe.unet(x_t, t, encoder_hidden_states=cond.sequence).sample
     assert torch.equal(torch.autograd.grad(plain.square().mean(), prefix)[0], counted)

@@ -12,7 +12,7 @@ from tests import tiny
 def test_velocity_is_turned_into_noise(velocity_model: StableDiffusion) -> None:
     x_t, t, cond = torch.randn(3, 4, 8, 8), torch.tensor([1, 400, 999]), velocity_model.encode(["a", "b", ""])
     with torch.no_grad():
-        v = velocity_model.pipe.unet(x_t, t, cond).sample
+        v = velocity_model.pipe.unet(x_t, t, cond.sequence).sample
         eps = velocity_model.predict(x_t, t, cond)
     # x_0 = a x_t - s v and x_t = a x_0 + s eps must agree
     a = velocity_model.scheduler.alphas_cumprod[t].sqrt().reshape(-1, 1, 1, 1)
@@ -36,7 +36,7 @@ def test_a_long_caption_keeps_its_end(model: StableDiffusion) -> None:
     ids = tokenizer(["x " * 200], padding="max_length", max_length=tokenizer.model_max_length, truncation=True).input_ids[0]
     assert len(ids) == tokenizer.model_max_length
     assert ids[-1] == tokenizer.eos_token_id
-    assert torch.isfinite(model.encode(["x " * 200])).all()
+    assert torch.isfinite(model.encode(["x " * 200]).sequence).all()
 
 
 @pytest.mark.parametrize(

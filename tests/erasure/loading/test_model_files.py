@@ -218,7 +218,7 @@ def test_every_vector_of_a_textual_inversion_counts(tmp_path: Path) -> None:
     model = load_model(str(tmp_path / "base"), dtype="fp32")
     pipe = pipeline_with_inversion()
     theirs, _ = pipe.encode_prompt("a <cat> b", "cpu", 1, False)
-    assert torch.allclose(model.encode(["a <cat> b"]), theirs, atol=1e-5)
+    assert torch.allclose(model.encode(["a <cat> b"]).sequence, theirs, atol=1e-5)
     first = model.pipe.tokenizer.convert_tokens_to_ids("<cat>")
     assert model.tokenize("a <cat>")[-3:] == [first, first + 1, first + 2]
     assert model.last_token_index("a <cat>") == model.last_token_index("a") + 3
@@ -253,5 +253,5 @@ def test_a_tokenizer_without_a_length_takes_the_text_encoders(tmp_path: Path) ->
     model, usual = load_model(str(folder), dtype="fp32"), StableDiffusion(tiny.pipeline(), "t", "fp32")
     assert model.pipe.tokenizer.model_max_length > 1e9  # type: ignore[attr-defined]
     for prompt in ("a cat", "x " * 200):
-        assert torch.equal(model.encode([prompt]), usual.encode([prompt]))
+        assert torch.equal(model.encode([prompt]).sequence, usual.encode([prompt]).sequence)
         assert model.last_token_index(prompt) == usual.last_token_index(prompt) <= 14

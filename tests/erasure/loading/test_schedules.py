@@ -68,7 +68,7 @@ def test_zero_terminal_snr_generates_what_diffusers_generates(spacing: str) -> N
     first = next(model.trajectory(model.sample_noise([5]), model.encode(["a cat"]), model.encode([""]), 5, 4.0))
     assert (first.t == 999) == (spacing != "leading")
     if first.t == 999:  # all noise, so the prediction is the input
-        assert torch.allclose(first.eps_cond, first.x_t) and not torch.allclose(first.x_next, first.x_t, atol=1e-2)
+        assert torch.allclose(first.pred_cond, first.x_t) and not torch.allclose(first.x_next, first.x_t, atol=1e-2)
 
 
 def test_a_trailing_schedule_is_sampled_as_it_is() -> None:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from erasure.concept import Concept
 from erasure.erasing import erase
+from erasure.families.clip_text import tokenize_prompts
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.advunlearn import AdvUnlearn, predict_with_prefix
 from erasure.methods.base import TrainingContext, unfreeze
@@ -51,7 +52,7 @@ def test_the_attack_lowers_its_loss(model: StableDiffusion, attack: str, lr: flo
     torch.manual_seed(0)
     prefix = method.find_adversarial_prefix(context, rows)
     with torch.no_grad():
-        before, after = (F.mse_loss(predict_with_prefix(context, rows, delta), rows.eps_cond) for delta in (start, prefix))
+        before, after = (F.mse_loss(predict_with_prefix(context, rows, delta), rows.pred_cond) for delta in (start, prefix))
     assert after < 0.9 * before
     assert prefix.shape == start.shape
 
@@ -60,17 +61,17 @@ def test_a_prefix_goes_before_the_words(model: StableDiffusion) -> None:
     """The embeddings of real tokens as a prefix give what these tokens in the prompt give."""
     tokenizer, table = model.pipe.tokenizer, model.token_embeddings()
     prefix = table[tokenizer("a b", add_special_tokens=False).input_ids]
-    assert torch.allclose(model.encode(["c d"], prefix), model.encode(["a b c d"]), atol=1e-5)
-    batch = model.encode(["c d", "e"], torch.stack((prefix, prefix.flip(0))))
-    assert torch.allclose(batch, torch.cat((model.encode(["a b c d"]), model.encode(["b a e"]))), atol=1e-5)
+    assert torch.allclose(model.encode(["c d"], prefix).sequence, model.encode(["a b c d"]).sequence, atol=1e-5)
+    batch = model.encode(["c d", "e"], torch.stack((prefix, prefix.flip(0)))).sequence
+    assert torch.allclose(batch, torch.cat((model.encode(["a b c d"]).sequence, model.encode(["b a e"]).sequence)), atol=1e-5)
 
 
 def test_a_prefix_cuts_words_but_not_the_end(model: StableDiffusion) -> None:
     prefix = torch.zeros(3, model.token_embeddings().shape[1])
-    ids, _ = model._tokenize_prompts(["x " * 50], 3)
+    ids, _ = tokenize_prompts(model.pipe.tokenizer, ["x " * 50], model.context_length, 3)
     assert ids.shape[1] == model.pipe.tokenizer.model_max_length
     assert ids[0, -1] == model.pipe.tokenizer.eos_token_id
-    assert torch.isfinite(model.encode(["x " * 50], prefix)).all()
+    assert torch.isfinite(model.encode(["x " * 50], prefix).sequence).all()
 
 
 @pytest.mark.parametrize("kind", ["joint", "alternating"])
@@ -88,8 +89,8 @@ def test_the_losses_are_the_papers(model: StableDiffusion, kind: str) -> None:
     assert counts == ([5] if kind == "joint" else [2, 5])
     torch.manual_seed(2)
     rows, retain_rows = context.sample_rows("erase", 2), context.sample_rows("retain", 3)
-    erase_loss = F.mse_loss(model.predict(rows.x_t, rows.t, model.encode(rows.prompts)), 2 * rows.eps_neutral - rows.eps_cond)
-    retain_loss = 0.3 * F.mse_loss(model.predict(retain_rows.x_t, retain_rows.t, model.encode(retain_rows.prompts)), retain_rows.eps_cond)
+    erase_loss = F.mse_loss(model.predict(rows.x_t, rows.t, model.encode(rows.prompts)), 2 * rows.pred_neutral - rows.pred_cond)
+    retain_loss = 0.3 * F.mse_loss(model.predict(retain_rows.x_t, retain_rows.t, model.encode(retain_rows.prompts)), retain_rows.pred_cond)
     expected = [erase_loss + retain_loss] if kind == "joint" else [erase_loss, retain_loss]
     assert [step.loss.item() for step in steps] == pytest.approx([loss.item() for loss in expected], rel=1e-5)
 

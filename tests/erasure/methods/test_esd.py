@@ -40,7 +40,7 @@ def test_loss_is_the_papers_and_the_newer_scripts(model: StableDiffusion, monkey
     context = TrainingContext(model, fill_cache.load_or_fill(model, method.query(CAT, seed=0)), model.encode)
     monkeypatch.setattr(TrainingContext, "predict", lambda *_: prediction)
     loss = method.loss(context, batch)
-    script = batch.eps_cond - (eta + 1) * (batch.eps_cond - batch.eps_neutral)
+    script = batch.pred_cond - (eta + 1) * (batch.pred_cond - batch.pred_neutral)
     assert torch.allclose(loss, (prediction - script).pow(2).mean())
 
 
@@ -58,8 +58,8 @@ def test_cache_rows_are_the_teachers_predictions(model: StableDiffusion) -> None
     with torch.no_grad():
         cond = model.predict(batch.x_t, batch.t, model.encode(batch.prompts))
         uncond = model.predict(batch.x_t, batch.t, model.encode(without))
-    assert torch.allclose(cond, batch.eps_cond, atol=2e-2)
-    assert torch.allclose(uncond, batch.eps_neutral, atol=2e-2)
+    assert torch.allclose(cond, batch.pred_cond, atol=2e-2)
+    assert torch.allclose(uncond, batch.pred_neutral, atol=2e-2)
     assert {"", "night"} == set(without)
 
 
@@ -142,7 +142,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_cause(model: StableD
 def test_a_cache_that_is_not_finite_is_named_as_the_cause(tmp_path: Path, precision: Any, words: str) -> None:
     model, method = StableDiffusion(tiny.pipeline(), "tiny", precision), ESD(**ESD_FIELDS)
     cache = fill_cache.load_or_fill(model, method.query(CAT, seed=0))
-    cache_with_nan = replace(cache, eps_neutral=cache.eps_neutral * torch.nan)
+    cache_with_nan = replace(cache, pred_neutral=cache.pred_neutral * torch.nan)
     with pytest.raises(UserError, match=f"step 0: the frozen model's own predictions hold NaN or Inf; {words}"):
         train(model, method, cache_with_nan, TrainingOptions(folder=tmp_path))
 

@@ -55,7 +55,7 @@ def sample_rows(cache: TeacherCache, prompt_index: Tensor, erase: bool, count: i
 
 
 def predict(model: StableDiffusion, x: Tensor, t: Tensor, texts: list[str], prefix: Tensor | None = None) -> Tensor:
-    return model.pipe.unet(x, t, encoder_hidden_states=model.encode(texts, prefix)).sample
+    return model.pipe.unet(x, t, encoder_hidden_states=model.encode(texts, prefix).sequence).sample
 
 
 def prompts_of(cache: TeacherCache, prompt_index: Tensor, side: int = 0) -> list[str]:
@@ -79,7 +79,7 @@ def test_esd(model: StableDiffusion, tmp_path: Path) -> None:
 
     def loss() -> Tensor:
         rows = sample_rows(cache, cache.prompt_index, True, 2)
-        cond, uncond = cache.eps_cond[rows].float(), cache.eps_neutral[rows].float()
+        cond, uncond = cache.pred_cond[rows].float(), cache.pred_neutral[rows].float()
         return F.mse_loss(
             predict(model, cache.x_t[rows].float(), cache.t[rows], prompts_of(cache, cache.prompt_index[rows])),
             uncond - 2 * (cond - uncond),
@@ -125,7 +125,7 @@ def test_advunlearn(model: StableDiffusion, tmp_path: Path) -> None:
     def loss() -> Tensor:
         rows = sample_rows(cache, cache.prompt_index, True, 2)
         x, t, texts = cache.x_t[rows].float(), cache.t[rows], prompts_of(cache, cache.prompt_index[rows])
-        cond, uncond = cache.eps_cond[rows].float(), cache.eps_neutral[rows].float()
+        cond, uncond = cache.pred_cond[rows].float(), cache.pred_neutral[rows].float()
         prefix = None
         if count[0] >= 2:  # warm-up of two iterations, then two Adam steps of two tokens, from where the last attack ended
             fresh = model.token_embeddings()[torch.randint(len(model.token_embeddings()), (2, 2))]
@@ -139,7 +139,7 @@ def test_advunlearn(model: StableDiffusion, tmp_path: Path) -> None:
         retain_rows = sample_rows(cache, cache.prompt_index, False, 3)
         retained = predict(model, cache.x_t[retain_rows].float(), cache.t[retain_rows], prompts_of(cache, cache.prompt_index[retain_rows]))
         erase_loss = F.mse_loss(predict(model, x, t, texts, prefix), 2 * uncond - cond)
-        return erase_loss + 0.3 * F.mse_loss(retained, cache.eps_cond[retain_rows].float())
+        return erase_loss + 0.3 * F.mse_loss(retained, cache.pred_cond[retain_rows].float())
 
     expected = train_plainly(model, method, loss)
     assert_near(erase(model, CAT, method, out=tmp_path / "run", seed=SEED).tensors, expected, dict(model.parameters()))
@@ -167,7 +167,7 @@ class PlainSfd:
 
     def predict(self, network: str, x: Tensor, t: Tensor, prompts: list[str]) -> Tensor:
         weights = {} if network == "teacher" else self.merged_weights("fake." if network == "fake" else "")
-        cond = {"encoder_hidden_states": self.model.encode(prompts)}
+        cond = {"encoder_hidden_states": self.model.encode(prompts).sequence}
         return torch.func.functional_call(self.model.pipe.unet, weights, (x, t), cond).sample
 
     def guided(self, network: str, x: Tensor, t: Tensor, prompts: list[str]) -> Tensor:

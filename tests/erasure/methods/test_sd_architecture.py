@@ -36,7 +36,7 @@ def test_the_tokenizer_is_clips() -> None:
 def test_the_depth_is_stable_diffusions(model: StableDiffusion) -> None:
     assert len(model.parameter_names("xattn-kv")) == 32
     assert len(model.linear_layers("ff-out")) == 16
-    assert model.encode(["x"]).shape[1] == 77
+    assert model.encode(["x"]).sequence.shape[1] == 77
 
 
 @pytest.mark.parametrize("name", METHODS)

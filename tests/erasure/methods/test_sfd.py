@@ -36,7 +36,7 @@ def test_one_step_computes_x_0_from_one_prediction(prediction: str) -> None:
     abar = model.scheduler.alphas_cumprod[625]
     x_in = (1 - abar).sqrt() * z
     with torch.no_grad():
-        prediction_of_unet = model.pipe.unet(x_in, torch.tensor([625, 625]), cond).sample
+        prediction_of_unet = model.pipe.unet(x_in, torch.tensor([625, 625]), cond.sequence).sample
         x_0 = model.sample_one_step(z, cond, 625)
     expected = (
         (x_in - (1 - abar).sqrt() * prediction_of_unet) / abar.sqrt()

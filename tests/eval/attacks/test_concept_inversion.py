@@ -9,6 +9,7 @@ from torch import Tensor
 
 from erasure.edits.stacking import EditStack
 from erasure.errors import UserError
+from erasure.families.conditioning import Conditioning
 from erasure.families.sampling import SamplingOverrides
 from erasure.families.stable_diffusion import StableDiffusion
 from eval.attacks.base import NotApplicable
@@ -48,7 +49,7 @@ def test_the_loss_is_that_of_textual_inversion(model: StableDiffusion) -> None:
     context, calls = inversion_context(model), []
     predict = model.predict
 
-    def record_call(x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def record_call(x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         calls.append((x_t, t, cond, predict(x_t, t, cond)))
         return calls[-1][-1]
 
@@ -59,7 +60,9 @@ def test_the_loss_is_that_of_textual_inversion(model: StableDiffusion) -> None:
     errors = []
     for row in range(16):
         alpha = model.alphas_cumprod[t[row]]
-        prompts = [i for i in (0, 2) if torch.allclose(model.encode([STRIPPED_PROMPTS[i]], word)[0], cond[row], atol=1e-5)]
+        prompts = [
+            i for i in (0, 2) if torch.allclose(model.encode([STRIPPED_PROMPTS[i]], word).sequence[0], cond[row].sequence[0], atol=1e-5)
+        ]
         eps = (x_t[row] - alpha.sqrt() * context.base_latents(prompts)[0]) / (1 - alpha).sqrt()
         assert abs(eps.std().item() - 1) < 0.2  # so x_0 is the latent of that prompt
         errors.append((prediction[row] - eps).pow(2).mean())

@@ -27,7 +27,7 @@ def test_the_fit_lowers_its_loss_and_keeps_its_snapshots(model: StableDiffusion)
 
     def loss(prefix: torch.Tensor) -> float:
         with torch.no_grad():
-            return F.mse_loss(model.predict(batch.x_t, batch.t, model.encode(batch.prompts, prefix)), batch.eps_cond).item()
+            return F.mse_loss(model.predict(batch.x_t, batch.t, model.encode(batch.prompts, prefix)), batch.pred_cond).item()
 
     assert loss(prefixes[40]) < loss(prefixes[10]) < loss(attack.initial_prefix(model, 3))
 

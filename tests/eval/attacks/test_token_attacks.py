@@ -10,6 +10,7 @@ from torch import Tensor
 
 from erasure.config.registry import list_modules, load_class
 from erasure.errors import UserError
+from erasure.families.conditioning import Conditioning
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.loader import load_model
 from erasure.training import fill_cache
@@ -141,10 +142,10 @@ class PlantedDenoiser:
     sought: Tensor
 
     def install(self, model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
-        def predict(x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        def predict(x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
             alpha = model.alphas_cumprod[t].reshape(-1, 1, 1, 1)
             noise = (x_t - alpha.sqrt() * self.x_0) / (1 - alpha).sqrt()
-            return noise + ((cond - self.sought).pow(2).mean((1, 2)) + 1e-9).sqrt().reshape(-1, 1, 1, 1)
+            return noise + ((cond.sequence - self.sought).pow(2).mean((1, 2)) + 1e-9).sqrt().reshape(-1, 1, 1, 1)
 
         monkeypatch.setattr(model, "predict", predict)
 
@@ -152,7 +153,7 @@ class PlantedDenoiser:
 def plant_ids(context: AttackContext, ids: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the denoiser of the context's model know the concept only after a prefix of these token ids."""
     model = context.model
-    sought = model.encode(context.prompts, model.token_embeddings()[ids])
+    sought = model.encode(context.prompts, model.token_embeddings()[ids]).sequence
     PlantedDenoiser(context.base_latents(range(len(context.prompts))), sought).install(model, monkeypatch)  # type: ignore[arg-type]
 
 
@@ -171,7 +172,7 @@ def test_unlearndiffatk_goes_through_the_timesteps_in_order(model: StableDiffusi
     timesteps: list[int] = []
     predict = model.predict
 
-    def record_timestep(x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def record_timestep(x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         timesteps.append(int(t[0]))
         return predict(x_t, t, cond)
 
@@ -290,7 +291,9 @@ def test_found_ids_are_tried_as_text_and_as_ids(model: StableDiffusion) -> None:
     (query,) = RingABell(tokens=3).queries(make_context(model, 1), (1,), {"ids": torch.tensor([[[0, 0, 0], ids]])})
     assert query.prompts == [model.detokenize(ids)] and query.prefix is None and query.token_prefix is not None
     assert query.token_prefix.prompts == [""] and query.token_prefix.fails_round_trip == [True]
-    assert torch.allclose(model.encode(query.token_prefix.prompts, query.token_prefix.embeddings)[0], encode_ids(model, ids), atol=1e-6)
+    assert torch.allclose(
+        model.encode(query.token_prefix.prompts, query.token_prefix.embeddings).sequence[0], encode_ids(model, ids), atol=1e-6
+    )
 
 
 def test_whole_words_tokenize_to_the_ids_that_were_found(model: StableDiffusion) -> None:
@@ -299,7 +302,8 @@ def test_whole_words_tokenize_to_the_ids_that_were_found(model: StableDiffusion)
     query = query_from_ids(model, torch.tensor([words, [ord(c) - 33 for c in "cat"]]), ["a hen", "a hen"])
     assert query.prompts == ["c a t a hen", "cat a hen"]
     assert query.token_prefix is not None and query.token_prefix.fails_round_trip == [False, True]
-    by_text, by_ids = model.encode(query.prompts), model.encode(query.token_prefix.prompts, query.token_prefix.embeddings)
+    by_text = model.encode(query.prompts).sequence
+    by_ids = model.encode(query.token_prefix.prompts, query.token_prefix.embeddings).sequence
     assert torch.allclose(by_text[0], by_ids[0], atol=1e-6) and not torch.allclose(by_text[1], by_ids[1], atol=1e-3)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from erasure.edits import Edit
 from erasure.edits.stacking import EditStack
 from erasure.errors import UserError
+from erasure.families.conditioning import Conditioning
 from erasure.families.sampling import GuidanceEdit, SamplingOverrides
 from erasure.families.stable_diffusion import StableDiffusion
 from eval.metrics.denoiser_divergence import (
@@ -33,7 +34,7 @@ class Gaussian(StableDiffusion):
 
     mean, variance = 0.0, 1.0
 
-    def predict(self, x_t: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         abar = self.alphas_cumprod[t].reshape(-1, 1, 1, 1)
         return (1 - abar).sqrt() * (x_t - abar.sqrt() * self.mean) / (abar * self.variance + 1 - abar)
 
