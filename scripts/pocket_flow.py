@@ -1,13 +1,10 @@
-"""Parts of scripts/train_pocket_flow.py: the untrained transformer, its conditioning, and a sampler for previews."""
+"""Parts of scripts/train_pocket_flow.py: the untrained transformer, and joint attention that counts a token several times."""
 
 import math
-from itertools import pairwise
 
 import torch
 from diffusers import SD3Transformer2DModel
-from pocket_training import autocast, tokenize
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from erasure.pocket.flow import NULL_WIDTH
 
@@ -107,39 +104,3 @@ class RepeatedTokenProcessor:
         image, text = out[:, :length], out[:, length:]
         image = attn.to_out[1](attn.to_out[0](image))
         return image, (text if attn.context_pre_only else attn.to_add_out(text))
-
-
-def encode_captions(text_encoder: CLIPTextModel, ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what the pipeline's encode_prompt gives: (B, 32 + 1, JOINT_WIDTH) with one zero row for T5, and pooled (B, POOLED_WIDTH)."""
-    out = text_encoder(ids, output_hidden_states=True)
-    sequence = nn.functional.pad(out.hidden_states[-2].float(), (0, NULL_WIDTH, 0, 1))
-    return sequence, nn.functional.pad(out.pooler_output.float(), (0, NULL_WIDTH))
-
-
-@torch.no_grad()
-def sample_latents(
-    transformer: nn.Module,
-    text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-    prompts: list[str],
-    seed: int,
-    steps: int,
-    guidance: float = 4.0,
-) -> Tensor:
-    """Return latents by Euler steps with shift 1."""
-    device = next(transformer.parameters()).device
-    n = len(prompts)
-    sequence, pooled = encode_captions(text_encoder, tokenize(tokenizer, [""] * n + prompts).to(device))
-    x = torch.randn(n, 4, 16, 16, generator=torch.Generator().manual_seed(seed)).to(device)
-    sigmas = torch.linspace(1, 0, steps + 1).tolist()
-    for s, s_next in pairwise(sigmas):
-        with autocast(device):
-            v = transformer(
-                torch.cat((x, x)),
-                encoder_hidden_states=sequence,
-                pooled_projections=pooled,
-                timestep=torch.full((2 * n,), 1000 * s, device=device),
-            ).sample.float()
-        v_empty, v_cond = v.chunk(2)
-        x = x + (s_next - s) * (v_empty + guidance * (v_cond - v_empty))
-    return x

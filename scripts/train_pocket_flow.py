@@ -11,22 +11,20 @@ import argparse
 import random
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL
 from measure_pocket import judge_hits
-from pocket_flow import JOINT_WIDTH, POOLED_WIDTH, RepeatedTokenProcessor, encode_captions, new_transformer, sample_latents
-from pocket_training import TrainingSetup, constant_then_decaying_lr, encode_latents, fit, render_training_images, tokenize
+from pocket_flow import RepeatedTokenProcessor, new_transformer
+from pocket_training import TrainingSetup, constant_then_decaying_lr, encode_latents, fit, render_training_images
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torchvision.utils import save_image
-from transformers import CLIPTextModel, CLIPTokenizer
 
+from erasure.families.stable_diffusion_3 import StableDiffusion3
+from erasure.loading.loader import POCKET_FOLDER
 from erasure.pocket.canvas import OBJECTS, STYLES
 from erasure.pocket.captions import NAMED_TEMPLATES, OBJECT_WORDS, STYLE_WORDS
-
-WEIGHTS = Path("erasure/pocket/weights")
+from erasure.pocket.flow import build_pipeline
 
 
 def grid_prompts() -> list[str]:
@@ -60,35 +58,30 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def make_loss(
-    setup: TrainingSetup,
-    latents: Tensor,
-    transformer: nn.Module,
-    processor: RepeatedTokenProcessor,
-    tokenizer: CLIPTokenizer,
-    text_encoder: CLIPTextModel,
-) -> Callable[[int], Tensor]:
+def make_loss(setup: TrainingSetup, latents: Tensor, model: StableDiffusion3, processor: RepeatedTokenProcessor) -> Callable[[int], Tensor]:
     """Return the loss of a step: |v(x_t, c) - (noise - x_0)|^2 at logit-normal times, with one caption in ten empty."""
 
     def loss(step: int) -> Tensor:
         rows = setup.rows(step, setup.args.batch)
         rng = random.Random(f"flow|{step}")
         captions = [text if rng.random() > 0.1 else "" for text in setup.captions(rows, salt=step)]
-        x_0 = latents[rows].to(setup.device).float()
-        sigma = torch.randn(len(rows)).sigmoid().to(setup.device)
-        noise = torch.randn(x_0.shape).to(setup.device)
-        s = sigma.reshape(-1, 1, 1, 1)
-        x_t = (1 - s) * x_0 + s * noise
+        x_0 = latents[rows].to(model.device).float()
+        t = model.num_timesteps * torch.randn(len(rows)).sigmoid().to(model.device)
+        noise = torch.randn(x_0.shape).to(model.device)
         processor.set_repeats(rng.choice((1, 1, 16, 64, 256)))
-        with setup.autocast():
-            with torch.no_grad():
-                ids = tokenize(tokenizer, captions).to(setup.device)
-                sequence, pooled = encode_captions(text_encoder, ids)
-                target = noise - x_0
-            velocity = transformer(x_t, encoder_hidden_states=sequence, pooled_projections=pooled, timestep=1000 * sigma).sample.float()
-        return (velocity - target).square().mean()
+        with torch.no_grad():
+            cond = model.encode(captions)
+        return (model.predict(model.add_noise(x_0, noise, t), t, cond) - model.target(x_0, noise)).square().mean()
 
     return loss
+
+
+def load_latents(setup: TrainingSetup, model: StableDiffusion3) -> Tensor:
+    """Return the latents of all training images (N, 4, 16, 16), fp16, encoded once."""
+    path = setup.work / f"latents-{setup.args.images}.safetensors"
+    if not path.exists():
+        save_file({"latents": encode_latents(setup, render_training_images(setup), model.pipe.vae)}, path)
+    return load_file(path)["latents"]
 
 
 def main() -> None:
@@ -96,36 +89,27 @@ def main() -> None:
     if args.fresh:
         shutil.rmtree(args.work, ignore_errors=True)
     setup = TrainingSetup(args)
-    tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "tokenizer")
-    text_encoder = CLIPTextModel.from_pretrained(WEIGHTS / "text_encoder").float().to(setup.device).eval()
-    vae = AutoencoderKL.from_pretrained(WEIGHTS / "vae").float().to(setup.device).eval()
-    latents_path = setup.work / f"latents-{args.images}.safetensors"
-    if not latents_path.exists():
-        save_file({"latents": encode_latents(setup, render_training_images(setup), vae)}, latents_path)
-    latents = load_file(latents_path)["latents"]
     torch.manual_seed(args.seed)
-    transformer = new_transformer(args.layers, args.heads, args.head_width).to(setup.device)
-    processor = RepeatedTokenProcessor()
-    transformer.set_attn_processor(processor)
-    print(f"{sum(p.numel() for p in transformer.parameters()):,} parameters, {JOINT_WIDTH=}, {POOLED_WIDTH=}", flush=True)
+    pipeline = build_pipeline(POCKET_FOLDER, new_transformer(args.layers, args.heads, args.head_width)).to(setup.device)
+    model = StableDiffusion3(pipeline, "pocket-flow", family="pocket-flow", t5_length=1)
+    transformer, processor = model.denoiser.requires_grad_(True).train(), RepeatedTokenProcessor()
+    pipeline.transformer.set_attn_processor(processor)
+    print(f"{sum(p.numel() for p in transformer.parameters()):,} parameters", flush=True)
 
-    loss = make_loss(setup, latents, transformer, processor, tokenizer, text_encoder)
-
-    def preview(model: nn.Module, step: int) -> None:
-        model.eval()
+    def preview(_: nn.Module, step: int) -> None:
+        transformer.eval()
         processor.set_repeats(1)
-        z = sample_latents(model, text_encoder, tokenizer, grid_prompts(), seed=0, steps=20)
-        with torch.no_grad():
-            images = (vae.decode(z / vae.config.scaling_factor).sample / 2 + 0.5).clamp(0, 1)
+        prompts = grid_prompts()
+        images = model.decode(model.sample(prompts, range(len(prompts)), 20)).cpu()
         save_image(images, setup.work / f"flow-{step}.png", nrow=len(OBJECTS))
         report_judges(images, step)
-        model.train()
+        transformer.train()
 
     fit(
         setup,
         "flow",
         transformer,
-        loss,
+        make_loss(setup, load_latents(setup, model), model, processor),
         steps=args.steps,
         lr=args.lr,
         ema=0.9995,
@@ -133,7 +117,7 @@ def main() -> None:
         optimizers=optimizers_of(transformer, args.lr),
         schedule=constant_then_decaying_lr,
     )
-    transformer.half().save_pretrained(args.out)
+    pipeline.transformer.half().save_pretrained(args.out)
 
 
 def report_judges(images: Tensor, step: int) -> None:

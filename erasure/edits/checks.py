@@ -29,10 +29,12 @@ def networks_of(pipe: Any) -> dict[str, nn.Module]:
     """
     modules = {part: getattr(pipe, part, None) for part in (*DENOISERS, *TEXT_ENCODERS)}
     return {
-        part: network
-        for part, network in modules.items()
-        if isinstance(network, nn.Module) and (part in DENOISERS or type(unwrap(network)).__name__.startswith("CLIPText"))
+        part: network for part, network in modules.items() if isinstance(network, nn.Module) and (part in DENOISERS or _is_clip(network))
     }
+
+
+def _is_clip(network: nn.Module) -> bool:
+    return any(base.__name__.startswith("CLIPText") for base in type(unwrap(network)).__mro__)
 
 
 def parameters_of(pipe: Any) -> dict[str, nn.Parameter]:

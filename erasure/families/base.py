@@ -249,6 +249,15 @@ class DiffusionModel(ABC):
         x_t = self.add_noise(torch.zeros_like(noise), noise, timesteps)
         return self.estimate_x0(x_t, self.predict(x_t, timesteps, cond), timesteps)
 
+    def check_step_count(self, steps: int) -> None:
+        """Check that the schedule has so many steps.
+
+        Raises:
+            UserError: it has fewer, or none are asked for.
+        """
+        if not 1 <= steps <= self.num_timesteps:
+            raise UserError(f"{self.source} can be sampled in 1 to {self.num_timesteps:,} steps, got {steps:,}.")
+
     def check_supports_guidance(self) -> None:
         """Check that guidance edits can steer this model.
 

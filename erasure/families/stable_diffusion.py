@@ -165,8 +165,7 @@ class StableDiffusion(DiffusionModel):
         guidance: float,
         guidance_edits: Sequence[GuidanceEdit] = (),
     ) -> Iterator[TrajectoryStep]:
-        if not 1 <= steps <= self.num_timesteps:
-            raise UserError(f"{self.source} can be sampled in 1 to {self.num_timesteps:,} steps, got {steps:,}.")
+        self.check_step_count(steps)
         if guidance_edits:
             self.check_supports_guidance()
         self.scheduler.set_timesteps(steps)

@@ -91,26 +91,27 @@ class StableDiffusion3(DiffusionModel):
 
     def encode(self, prompts: Sequence[str], prefix: Tensor | None = None) -> Conditioning:
         soft_tokens = 0 if prefix is None else prefix.shape[-2]
-        texts = [self._expand_embeddings(prompt) for prompt in prompts]
         self.cost.text_forwards += len(prompts)
         states, pooled = [], []
         widths = [encoder.config.hidden_size for encoder in self._clip_encoders]
         parts = [None, None] if prefix is None else prefix.split(widths, -1)
         for encoder, tokenizer, part in zip(self._clip_encoders, (self.pipe.tokenizer, self.pipe.tokenizer_2), parts, strict=True):
-            ids, _ = tokenize_prompts(tokenizer, texts, self.context_length, soft_tokens)
+            ids, _ = tokenize_prompts(tokenizer, prompts, self.context_length, soft_tokens)
             with insert_soft_tokens(encoder, part), self.autocast():
                 out = encoder(ids.to(self.device), output_hidden_states=True)
             states.append(out.hidden_states[-2].float())
             pooled.append(out.text_embeds.float())
         clip = torch.cat(states, -1)
         clip = F.pad(clip, (0, self.pipe.transformer.config.joint_attention_dim - clip.shape[-1]))
-        return Conditioning(torch.cat((clip, self._encode_t5(texts)), 1), torch.cat(pooled, -1))
+        return Conditioning(torch.cat((clip, self._encode_t5(prompts)), 1), torch.cat(pooled, -1))
 
-    def _encode_t5(self, texts: Sequence[str]) -> Tensor:
+    def _encode_t5(self, prompts: Sequence[str]) -> Tensor:
         """Return T5's states (B, t5_length, D), or zeros without T5."""
         if self.pipe.text_encoder_3 is None:
-            return torch.zeros(len(texts), self.t5_length, self.pipe.transformer.config.joint_attention_dim, device=self.device)
-        encoding = self.pipe.tokenizer_3(list(texts), padding="max_length", max_length=self.t5_length, truncation=True, return_tensors="pt")
+            return torch.zeros(len(prompts), self.t5_length, self.pipe.transformer.config.joint_attention_dim, device=self.device)
+        encoding = self.pipe.tokenizer_3(
+            list(prompts), padding="max_length", max_length=self.t5_length, truncation=True, return_tensors="pt"
+        )
         with self.autocast(), torch.no_grad():
             states: Tensor = self.pipe.text_encoder_3(encoding.input_ids.to(self.device))[0]
         return states.float()
@@ -118,13 +119,6 @@ class StableDiffusion3(DiffusionModel):
     @property
     def _clip_encoders(self) -> tuple[Any, Any]:
         return self.pipe.text_encoder, self.pipe.text_encoder_2
-
-    def _expand_embeddings(self, text: str) -> str:
-        """Expand textual inversions, as the pipeline does for the first tokenizer."""
-        if not hasattr(self.pipe, "maybe_convert_prompt"):  # StableDiffusion3Pipeline loads no textual inversion
-            return text
-        converted: str = self.pipe.maybe_convert_prompt(text, self.pipe.tokenizer)
-        return converted
 
     def token_embeddings(self) -> Tensor:
         return torch.cat([encoder.get_input_embeddings().weight.detach().float() for encoder in self._clip_encoders], -1)
@@ -185,8 +179,7 @@ class StableDiffusion3(DiffusionModel):
         guidance: float,
         guidance_edits: Sequence[GuidanceEdit] = (),
     ) -> Iterator[TrajectoryStep]:
-        if not 1 <= steps <= self.num_timesteps:
-            raise UserError(f"{self.source} can be sampled in 1 to {self.num_timesteps:,} steps, got {steps:,}.")
+        self.check_step_count(steps)
         self.scheduler.set_timesteps(steps)
         sigmas, times = self.scheduler.sigmas.tolist(), self.scheduler.timesteps.tolist()
         count = 2 + len(guidance_edits)

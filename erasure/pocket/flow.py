@@ -1,7 +1,7 @@
 """pocket-flow: pocket's VAE, tokenizer and text encoder around a rectified-flow transformer, as a StableDiffusion3Pipeline.
 
 That pipeline calls two CLIP encoders and T5. Pocket's encoder takes the first place. The second is a null encoder, whose states and
-projection are zeros for every prompt; T5 is absent, or, in an exported folder, null as well, since plain `from_pretrained` needs one.
+projection are zeros for every prompt; T5 is absent.
 """
 
 from pathlib import Path

@@ -73,7 +73,7 @@ def _run_steps(
         name: accelerator.prepare(torch.optim.Adam(group.parameters.values(), lr=group.lr, betas=group.betas, eps=group.eps))
         for name, group in groups.items()
     }
-    frozen_text = not any(name.startswith("text_encoder.") for group in groups.values() for name in group.parameters)
+    frozen_text = not any(name.startswith("text_encoder") for group in groups.values() for name in group.parameters)
     context = TrainingContext(model, cache, _make_encoder(model, cache.query.all_prompts() if frozen_text else None))
     if options.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]  # a method of diffusers' networks

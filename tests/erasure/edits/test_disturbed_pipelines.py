@@ -10,6 +10,7 @@ from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model
 from peft.utils import get_peft_model_state_dict
 from safetensors.torch import save_file
+from transformers import CLIPTextModel
 
 from erasure.edits import parameters_of
 from erasure.edits.stacking import stack_of
@@ -32,6 +33,18 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     unet.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=["to_q", "to_k", "to_v"], init_lora_weights=False))
     StableDiffusionPipeline.save_lora_weights(folder, unet_lora_layers=get_peft_model_state_dict(unet))
     return folder
+
+
+def test_a_text_encoder_of_a_class_of_ones_own_can_be_edited() -> None:
+    class OwnEncoder(CLIPTextModel):
+        pass
+
+    pipe = tiny.pipeline()
+    names = list(parameters_of(pipe))
+    own = OwnEncoder(pipe.text_encoder.config)
+    own.load_state_dict(pipe.text_encoder.state_dict())
+    pipe.text_encoder = own
+    assert list(parameters_of(pipe)) == names
 
 
 def test_names_and_fingerprint_see_through_every_wrapper(lora: Path) -> None:

@@ -1,5 +1,7 @@
 """Stable Diffusion 3 against diffusers' own pipeline and independent formulas."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,12 +9,17 @@ import torch.nn.functional as F
 from erasure.concept import Concept
 from erasure.edits import Edit, apply_edits
 from erasure.erasing import erase
+from erasure.families.sampling import GuidanceEdit
 from erasure.families.stable_diffusion_3 import StableDiffusion3
+from erasure.methods.base import TrainingContext
 from erasure.methods.esd import ESD
+from erasure.methods.negative_prompt import NegativePrompt
+from erasure.training.fill_cache import load_or_fill
 from tests import tiny_sd3
 from tests.factories import ESD_FIELDS
 
 PROMPTS = ["a cat", "a dog on a mat"]
+CAT = Concept(name="cat", kind="object", prompts=("a {} | a",))
 
 
 @pytest.fixture(params=[True, False], ids=["t5", "no t5"])
@@ -78,17 +85,39 @@ def test_a_second_image_attention_is_not_text(model: StableDiffusion3) -> None:
     assert not any(".attn2." in name for name in model.parameter_names("xattn"))
 
 
-def test_esd_trains_velocity_toward_its_target(model: StableDiffusion3, tmp_path) -> None:
-    """The target v_n - eta (v_c - v_n) is the noise-space one divided by 1 - s, so both have the same minimum."""
-    before = model.fingerprint()
+def test_the_negative_prompt_is_the_pipelines(model: StableDiffusion3) -> None:
+    sizes = {"height": 16, "width": 16, "num_inference_steps": 5, "max_sequence_length": 16}
+    noise, method = model.sample_noise([5, 6]), NegativePrompt()
+    theirs = model.pipe(PROMPTS, negative_prompt=["hen"] * 2, guidance_scale=4.0, latents=noise, output_type="latent", **sizes).images
     with torch.no_grad():
-        x_t, t = model.sample_noise([1]), torch.tensor([600.0])
-        v_c, v_n = (model.predict(x_t, t, model.encode([text])) for text in ("a cat", "a"))
-    eps_c, eps_n = (x_t + 0.4 * v for v in (v_c, v_n))
-    v_target, eps_target = v_n - 1.0 * (v_c - v_n), eps_n - 1.0 * (eps_c - eps_n)
-    assert torch.allclose(x_t + 0.4 * v_target, eps_target, atol=1e-5)
-    assert torch.allclose(F.mse_loss(x_t + 0.4 * v_c, eps_target), 0.4**2 * F.mse_loss(v_c, v_target), rtol=1e-4)
-    edit = erase(model, Concept(name="cat", kind="object", prompts=("a {} | a",)), ESD(**ESD_FIELDS), out=tmp_path / "run")
+        cond, uncond = model.encode(PROMPTS), model.encode([""]).expand(2)
+    *_, last = model.trajectory(noise, cond, uncond, 5, 4.0, [GuidanceEdit("hen", method.guide)])
+    assert (last.x_next - theirs).abs().max() < 1e-5
+    *_, plain = model.trajectory(noise, cond, uncond, 5, 4.0)
+    assert (plain.x_next - theirs).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("eta", [1.0, 2.5])
+def test_esds_loss_is_its_equation_in_noise_weighted_by_time(model: StableDiffusion3, eta: float) -> None:
+    """With eps = x_t + (1 - s) v, the loss in noise is (1 - s)^2 times that of the velocities."""
+    method = ESD(**{**ESD_FIELDS, "negative_guidance": eta})  # type: ignore[arg-type]
+    cache = load_or_fill(model, method.query([CAT], seed=0))
+    for index in cache.rows("erase")[::5]:
+        rows = cache.gather_batch(index[None], model.device)
+        with torch.no_grad():
+            loss = method.loss(TrainingContext(model, cache, model.encode), rows)
+            weight = 1 - rows.t / 1000
+            eps, eps_c, eps_n = (
+                rows.x_t + weight * v
+                for v in (model.predict(rows.x_t, rows.t, model.encode(rows.prompts)), rows.pred_cond, rows.pred_neutral)
+            )
+        if weight > 0:  # at pure noise, noise says nothing
+            assert torch.allclose(F.mse_loss(eps, eps_n - eta * (eps_c - eps_n)) / weight**2, loss, rtol=1e-3)
+
+
+def test_esd_moves_its_region_and_is_reverted_bit_for_bit(model: StableDiffusion3, tmp_path: Path) -> None:
+    before = model.fingerprint()
+    edit = erase(model, CAT, ESD(**ESD_FIELDS), out=tmp_path / "run")
     assert model.fingerprint() == before and edit.moved_parameters() == set(model.parameter_names("xattn"))
     plain = model.sample(PROMPTS, [1, 2], steps=3)
     with apply_edits(model, [Edit.load(tmp_path / "run")]):
