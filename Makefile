@@ -1,6 +1,8 @@
 # Every target makes .venv when it is missing; nothing else needs installing by hand.
 PYTHON ?= python3
 BIN = .venv/bin
+# where it is set, every process compiles torch anew, and starts in 14 s instead of 6
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo studio docs screenshots test test-slow browser lint clean
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from huggingface_hub import list_repo_files, snapshot_download
+from huggingface_hub import model_info, snapshot_download
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # that of its http client
 from safetensors.torch import load_file
 from torch import Tensor
@@ -47,11 +47,11 @@ def list_model_files(source: str) -> list[str]:
         return sorted(path.name for path in resolve_folder(source, ()).iterdir() if path.is_file())
     repo, subfolder = _split_repo(source)
     try:
-        repo_files = list_repo_files(repo)
+        siblings = model_info(repo).siblings or []  # list_repo_files would retry for 20 s without a network
     except (HTTPError, OSError, ValueError):  # without a network, list the cached files
         folder = resolve_folder(source, ())
         return sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-    names = [name.removeprefix(subfolder) for name in repo_files if name.startswith(subfolder)]
+    names = [file.rfilename.removeprefix(subfolder) for file in siblings if file.rfilename.startswith(subfolder)]
     return sorted(name for name in names if "/" not in name)
 
 

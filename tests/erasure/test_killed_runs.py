@@ -129,7 +129,7 @@ def test_a_killed_erasure_continues_to_the_same_bytes(model: StableDiffusion, tm
 
 
 def erase_cat(model: StableDiffusion, out: Path) -> None:
-    erase(model, [Concept(name="cat", kind="object")], ESD(steps=400, batch=2, trajectories=4, trajectory_steps=2, lr=1e-3), out=out)
+    erase(model, [Concept(name="cat", kind="object")], ESD(steps=120, batch=2, trajectories=4, trajectory_steps=2, lr=1e-3), out=out)
 
 
 @pytest.mark.slow
