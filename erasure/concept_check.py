@@ -71,10 +71,10 @@ def check_concepts(model: DiffusionModel, concepts: Sequence[Concept]) -> list[C
     return [ConceptCheck(concept.name, round(_influence(model, concept.name, points), 6), nonsense_influence) for concept in concepts]
 
 
-def concept_check_cost(concepts: Sequence[Concept]) -> Cost:
+def concept_check_cost(model: DiffusionModel, concepts: Sequence[Concept]) -> Cost:
     """Return the cost of `check_concepts`; the part that depends only on the model counts even if it comes from the cache."""
     words = len(NONSENSE_WORDS) + len(concepts)
-    return Cost(unet_forwards=2 * TRAJECTORIES * COMPARED_STEPS.stop + POINT_COUNT * words, text_forwards=1 + words)
+    return Cost(unet_forwards=model.forwards_per_step * TRAJECTORIES * COMPARED_STEPS.stop + POINT_COUNT * words, text_forwards=1 + words)
 
 
 def _record_points(model: DiffusionModel) -> dict[str, Tensor]:
@@ -84,7 +84,8 @@ def _record_points(model: DiffusionModel) -> dict[str, Tensor]:
     trajectory = model.trajectory(noise, empty_cond, empty_cond, TRAJECTORY_STEPS, guidance=1.0)
     steps = list(islice(trajectory, COMPARED_STEPS.stop))[COMPARED_STEPS]
     times = torch.tensor([step.t for step in steps]).repeat_interleave(TRAJECTORIES)
-    points = {"x_t": torch.cat([s.x_t for s in steps]).cpu(), "t": times, "prediction": torch.cat([s.pred_uncond for s in steps]).cpu()}
+    predictions = [s.pred_cond if s.pred_uncond is None else s.pred_uncond for s in steps]  # both are of the empty prompt
+    points = {"x_t": torch.cat([s.x_t for s in steps]).cpu(), "t": times, "prediction": torch.cat(predictions).cpu()}
     return {**points, "nonsense": torch.tensor([_influence(model, word, points) for word in NONSENSE_WORDS])}
 
 

@@ -23,7 +23,7 @@ from erasure.families.base import DiffusionModel
 from erasure.families.cost import Cost
 from erasure.finished_edit import build_edit, load_finished_edit
 from erasure.loading.loader import ModelOrSource, resolve_model
-from erasure.methods.base import Guided, Method, Trained, TrainingContext, TrainingFree
+from erasure.methods.base import Method, Trained, TrainingContext, TrainingFree
 from erasure.peak_memory import measure_peak_memory, reset_peak_memory
 from erasure.recipes import choose_method
 from erasure.storage.locks import check_unlocked, lock_folder
@@ -227,15 +227,12 @@ def _check_settings(model: DiffusionModel, method: Method, mask: Path | None, re
         raise UserError(f"--mask is for trained methods; {type(method).__name__} trains nothing.")
     if gradient_checkpointing and not getattr(method, "supports_gradient_checkpointing", True):
         raise UserError(f"--gradient-checkpointing does not work with {type(method).__name__}, which switches adapters between passes.")
-    if isinstance(method, Trained):
-        model.parameter_names(method.region)  # raises for an unknown region
-    if isinstance(method, Guided):
-        model.check_supports_guidance()
+    method.check_model(model)
 
 
 def forecast_erasure(model: DiffusionModel, concepts: list[Concept], method: Method) -> Cost:
     """Return the cost of a whole erasure: the method's own and that of the concept check."""
-    return method.forecast_cost(model, concepts) + concept_check_cost(concepts)
+    return method.forecast_cost(model, concepts) + concept_check_cost(model, concepts)
 
 
 def _make_edit(erasure: Erasure, run: Run, watch: Watch | None) -> Edit:

@@ -91,7 +91,7 @@ def main() -> None:
     setup = TrainingSetup(args)
     torch.manual_seed(args.seed)
     pipeline = build_pipeline(POCKET_FOLDER, new_transformer(args.layers, args.heads, args.head_width)).to(setup.device)
-    model = StableDiffusion3(pipeline, "pocket-flow", family="pocket-flow", t5_length=1)
+    model = StableDiffusion3(pipeline, "pocket-flow")
     transformer, processor = model.denoiser.requires_grad_(True).train(), RepeatedTokenProcessor()
     pipeline.transformer.set_attn_processor(processor)
     print(f"{sum(p.numel() for p in transformer.parameters()):,} parameters", flush=True)

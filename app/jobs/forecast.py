@@ -41,7 +41,7 @@ def forecast_jobs(plan: Plan) -> list[JobForecast]:
         if isinstance(method, Trained):
             query = method.query(concepts, spec.seed)
             cache_key = teacher_cache_key(model, query)
-            forwards -= query_cost(query) if cache_key in cached_keys else 0
+            forwards -= query_cost(query, model.forwards_per_step) if cache_key in cached_keys else 0
             cached_keys.add(cache_key)
         image_count = 0
         for audit_plan in plan_audits(model, spec):

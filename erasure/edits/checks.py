@@ -50,8 +50,11 @@ def check_edit_fits(edit: "Edit", pipe: Any) -> None:
             or, for a one-step generator, a schedule without its timestep.
     """
     networks = networks_of(pipe)
-    groups = {"unet or transformer": DENOISERS, "text_encoder": TEXT_ENCODERS}
-    if missing := [group for group, parts in groups.items() if not any(part in networks for part in parts)]:
+    components = {
+        "unet or transformer": any(part in networks for part in DENOISERS),
+        "text_encoder": getattr(pipe, "text_encoder", None) is not None,
+    }
+    if missing := [name for name, is_there in components.items() if not is_there]:
         hint = "; give its pipe" if hasattr(pipe, "pipe") else ""  # a DiffusionModel
         parts = " and no ".join(missing)
         raise UserError(f"an edit goes into a diffusers pipeline; this {type(pipe).__name__} has no {parts}{hint}.")

@@ -11,11 +11,16 @@ from typing_extensions import Doc
 
 from erasure.config.choices import Attention, Precision, Region
 from erasure.errors import NotFiniteError, UserError, unknown_value_error
-from erasure.families.conditioning import Conditioning
+from erasure.families.conditioning import Conditioning, ConditioningPart
 from erasure.families.cost import Cost
-from erasure.families.parameters import canonical_name, fingerprint, named_parameters
-from erasure.families.precision import DTYPES, resolve_precision
+from erasure.families.parameters import find_linear_layers, fingerprint, named_parameters
+from erasure.families.precision import resolve_precision
 from erasure.families.sampling import GuidanceEdit, TrajectoryStep, sampling_of
+from erasure.families.schedules import Schedule
+from erasure.families.trajectory import explain_not_finite, follow_trajectory
+
+# how a guidance scale acts: on two predictions, as an input of the network, or not at all, since it was distilled away
+GuidanceKind = Literal["classifier-free", "embedded", "none"]
 
 
 class DiffusionModel(ABC):
@@ -26,11 +31,10 @@ class DiffusionModel(ABC):
     """
 
     family: str
-    predicts: Literal["noise", "velocity"]  # what `predict` returns, and what losses compare
+    guidance_kind: GuidanceKind = "classifier-free"
     latent_shape: tuple[int, int, int]  # (C, h, w)
-    num_timesteps: int  # of the noise schedule the model was trained with; t is from 0 to num_timesteps - 1
-    default_guidance: float  # the classifier-free guidance that suits the model
-    zero_terminal_snr: bool  # whether the last timestep is pure noise
+    default_guidance: float  # the guidance that suits the model
+    schedule: Schedule
 
     def __init__(self, pipe: Any, source: str, precision: Precision = "auto", attention: Attention = "auto") -> None:
         self.pipe, self.source = pipe, source
@@ -49,12 +53,12 @@ class DiffusionModel(ABC):
     @property
     @abstractmethod
     def networks(self) -> dict[str, nn.Module]:
-        """The editable networks by the prefix of their parameters, which is the name of their component, such as "unet"."""
+        """The editable networks by the prefix of their parameters, which is their component's name, such as "unet"; the denoiser first."""
 
     @property
-    @abstractmethod
     def denoiser(self) -> nn.Module:
         """The network that predicts."""
+        return next(iter(self.networks.values()))
 
     @abstractmethod
     def in_region(self, name: str, region: str) -> bool:
@@ -86,42 +90,99 @@ class DiffusionModel(ABC):
         """Return the text of token ids; tokenized again, it need not give the same ids."""
 
     @abstractmethod
-    def last_token_index(self, text: str) -> int:
-        """Return the position of the last token of `text` in its conditioning; 0, the start token, for an empty text."""
+    def last_token_indices(self, text: str) -> tuple[int, ...]:
+        """Return the position of the last token of `text` in its conditioning, once for every encoder; a start token for an empty text."""
+
+    @property
+    @abstractmethod
+    def token_spans(self) -> tuple[tuple[int, int], ...]:
+        """The rows [start, stop) of a conditioning that each text encoder gives, in the order of `last_token_indices`."""
 
     @abstractmethod
+    def closed_form_layers(self) -> dict[str, ConditioningPart]:
+        """Return the weights (O, D) that read the conditioning itself, by parameter name, and which part of it each one reads."""
+
+    @property
+    def special_token_ids(self) -> set[int]:
+        """The ids that no text can hold: start, end and padding."""
+        return set(self.pipe.tokenizer.all_special_ids)
+
+    def encode_unconditional(self) -> Conditioning:
+        """Return the conditioning (1 row) that classifier-free guidance starts from: that of the empty prompt, if not the family's own."""
+        return self.encode([""])
+
+    @abstractmethod
+    def predict_native(self, x_t: Tensor, t: Tensor, cond: Conditioning, guidance: float) -> Tensor:
+        """Return what the network itself predicts (B, C, h, w), in fp32; `guidance` counts only where it is an input of the network."""
+
+    def _from_vae(self, latents: Tensor) -> Tensor:
+        """Return latents (B, C, h, w) as the denoiser knows them from those of the VAE."""
+        config = self.pipe.vae.config
+        return (latents - (getattr(config, "shift_factor", None) or 0.0)) * float(config.scaling_factor)
+
+    def _to_vae(self, latents: Tensor) -> Tensor:
+        """Invert `_from_vae`."""
+        config = self.pipe.vae.config
+        return latents / float(config.scaling_factor) + (getattr(config, "shift_factor", None) or 0.0)
+
+    @torch.no_grad()
     def encode_images(self, images: Tensor) -> Tensor:
         """Return latents (B, C, h, w) of images (B, 3, H, W) in [0, 1]: the mean of the encoder's distribution."""
+        with self.autocast():
+            latents: Tensor = self.pipe.vae.encode(images.to(self.device) * 2 - 1).latent_dist.mean
+        return self._from_vae(latents.float())
 
-    @abstractmethod
-    def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Return x_t (B, C, h, w) of the forward process at times t (B,)."""
-
-    @abstractmethod
-    def target(self, x_0: Tensor, noise: Tensor) -> Tensor:
-        """Return what `predict` is trained toward (B, C, h, w): the noise itself, or its velocity noise - x_0."""
-
-    @abstractmethod
-    def random_times(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """Return times (count,) over the whole schedule, uniform, on the model's device."""
-
-    @abstractmethod
-    def estimate_x0(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
-        """Return the x_0 (B, C, h, w) that a prediction implies, the inverse of `add_noise`.
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return images (B, 3, H, W) in [0, 1], fp32, from latents (B, C, h, w).
 
         Raises:
-            UserError: A timestep has no signal, so that no x_0 follows from noise.
+            NotFiniteError: Images hold NaN or Inf.
         """
+        with self.autocast():
+            images = self.pipe.vae.decode(self._to_vae(latents)).sample
+        return (self.check_finite(images.float(), "its images") / 2 + 0.5).clamp(0, 1)
 
-    @abstractmethod
+    @property
+    def pixels_per_latent(self) -> int:
+        """How many pixels one latent pixel is wide."""
+        return int(2 ** (len(self.pipe.vae.config.block_out_channels) - 1))
+
+    @property
+    def num_timesteps(self) -> int:
+        """How many timesteps the noise schedule has."""
+        return self.schedule.num_timesteps
+
+    def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """Return x_t (B, C, h, w) of the forward process at times t (B,)."""
+        return self.schedule.add_noise(x_0, noise, t)
+
+    def target(self, x_0: Tensor, noise: Tensor) -> Tensor:
+        """Return what `predict` is trained toward (B, C, h, w)."""
+        return self.schedule.target(x_0, noise)
+
+    def random_times(self, count: int, generator: torch.Generator | None = None) -> Tensor:
+        """Return times (count,) over the whole schedule, uniform, on the model's device."""
+        return self.schedule.random_times(count, generator).to(self.device)
+
+    def estimate_x0(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
+        """Return the x_0 (B, C, h, w) that a prediction implies; raises as `Schedule.estimate_x0`."""
+        return self.schedule.estimate_x0(x_t, prediction, t)
+
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        """Return the prediction (B, C, h, w) in fp32 for times t (B,), in the space that `predicts` names.
+        """Return the prediction (B, C, h, w) in fp32 for times t (B,), in the space that `schedule.predicts` names.
 
         Losses compare predictions there. A flow's noise would weight errors by (1 - s)^2 and ignore high noise, so its velocity counts;
-        a UNet trained on v = sqrt(abar) eps - sqrt(1 - abar) x_0 (arXiv:2202.00512) is asked for noise like any other.
+        a UNet trained on v = sqrt(abar) eps - sqrt(1 - abar) x_0 (arXiv:2202.00512) is asked for noise like any other. A network that
+        reads the guidance scale gets the default one.
         """
+        return self.schedule.to_prediction(self.predict_native(x_t, t, cond, self.default_guidance), x_t, t)
 
-    @abstractmethod
+    @property
+    def forwards_per_step(self) -> int:
+        """How many passes of the denoiser a step of guided sampling takes per sample."""
+        return 2 if self.guidance_kind == "classifier-free" else 1
+
     def trajectory(
         self,
         x_T: Tensor,
@@ -131,9 +192,7 @@ class DiffusionModel(ABC):
         guidance: float,
         guidance_edits: Sequence[GuidanceEdit] = (),
     ) -> Iterator[TrajectoryStep]:
-        """Yield the steps of guided deterministic sampling from unit noise x_T (B, C, h, w); the last `x_next` is the image latent.
-
-        DDIM on a diffusion model, Euler steps on a flow.
+        """Yield the steps of deterministic sampling from unit noise x_T (B, C, h, w); the last `x_next` is the image latent.
 
         Args:
             guidance_edits: each may change the guided prediction.
@@ -142,14 +201,7 @@ class DiffusionModel(ABC):
             UserError: More steps than the schedule has, or guidance edits on a model that does not support them.
             NotFiniteError: Latents hold NaN or Inf.
         """
-
-    @abstractmethod
-    def decode(self, latents: Tensor) -> Tensor:
-        """Return images (B, 3, H, W) in [0, 1], fp32, from latents (B, C, h, w).
-
-        Raises:
-            NotFiniteError: Images hold NaN or Inf.
-        """
+        return follow_trajectory(self, x_T, cond, uncond, steps, guidance, guidance_edits)
 
     @abstractmethod
     def set_attention(self, training: bool) -> None:
@@ -158,21 +210,6 @@ class DiffusionModel(ABC):
         Raises:
             UserError: An unknown kernel, or one that does not run on this device.
         """
-
-    def _count_unet_pass(self, prediction: Tensor) -> Tensor:
-        """Count a forward pass through the UNet by its result (B, ...), and the backward passes that will go through it.
-
-        The hook runs once for every backward pass that reaches the prediction, whoever asks for it and whatever it is a gradient of.
-        """
-        samples = len(prediction)
-        self.cost.unet_forwards += samples
-
-        def count_backward(_: Tensor) -> None:
-            self.cost.unet_backwards += samples
-
-        if prediction.requires_grad:
-            prediction.register_hook(count_backward)
-        return prediction
 
     def autocast(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.compute_dtype is torch.float32 else torch.autocast(self.device.type, dtype=self.compute_dtype)
@@ -197,14 +234,7 @@ class DiffusionModel(ABC):
 
     def linear_layers(self, region: str) -> dict[str, nn.Linear]:
         """Return the linear layers of a region by the name of their weight."""
-        parameter_names = set(self.parameter_names(region))
-        layers = {}
-        for prefix, network in self.networks.items():
-            for name, layer in network.named_modules():
-                weight = f"{prefix}.{canonical_name(name)}.weight"
-                if isinstance(layer, nn.Linear) and weight in parameter_names:
-                    layers[weight] = layer
-        return layers
+        return find_linear_layers(self.networks, set(self.parameter_names(region)))
 
     def sample_noise(self, seeds: Sequence[int]) -> Tensor:
         """Return unit noise (B, C, h, w), each row from its own CPU generator: the same on every device and in every batch."""
@@ -228,18 +258,14 @@ class DiffusionModel(ABC):
             guidance: classifier-free guidance; None means what suits the model.
             prefix: soft tokens before every prompt, as in `encode`.
 
-        Raises:
-            UserError: More steps than the schedule has.
-            NotFiniteError: Latents hold NaN or Inf.
+        Raises as `trajectory`.
         """
-        overrides = sampling_of(self.pipe)
+        overrides, noise, cond = sampling_of(self.pipe), self.sample_noise(seeds), self.encode(prompts, prefix)
         if overrides.one_step_timestep is not None:
-            return self.check_finite(
-                self.sample_one_step(self.sample_noise(seeds), self.encode(prompts, prefix), overrides.one_step_timestep), "its latents"
-            )
-        cond, uncond = self.encode(prompts, prefix), self.encode([""]).expand(len(prompts))
+            return self.check_finite(self.sample_one_step(noise, cond, overrides.one_step_timestep), "its latents")
+        uncond = cond if self.forwards_per_step == 1 else self.encode_unconditional().expand(len(prompts))
         guidance = self.default_guidance if guidance is None else guidance
-        for step in self.trajectory(self.sample_noise(seeds), cond, uncond, steps, guidance, overrides.guidance_edits):
+        for step in self.trajectory(noise, cond, uncond, steps, guidance, overrides.guidance_edits):
             latents = step.x_next
         return latents
 
@@ -249,22 +275,17 @@ class DiffusionModel(ABC):
         x_t = self.add_noise(torch.zeros_like(noise), noise, timesteps)
         return self.estimate_x0(x_t, self.predict(x_t, timesteps, cond), timesteps)
 
-    def check_step_count(self, steps: int) -> None:
-        """Check that the schedule has so many steps.
-
-        Raises:
-            UserError: it has fewer, or none are asked for.
-        """
-        if not 1 <= steps <= self.num_timesteps:
-            raise UserError(f"{self.source} can be sampled in 1 to {self.num_timesteps:,} steps, got {steps:,}.")
-
     def check_supports_guidance(self) -> None:
         """Check that guidance edits can steer this model.
 
         Raises:
-            UserError: The schedule has zero terminal SNR, at whose end the predicted noise is x_t whatever the text.
+            UserError: The model is sampled without classifier-free guidance, or its schedule has zero terminal SNR, at whose end the
+                predicted noise is x_t whatever the text.
         """
-        if self.zero_terminal_snr:
+        if self.guidance_kind != "classifier-free":
+            reason = "reads the guidance scale as an input" if self.guidance_kind == "embedded" else "was distilled to need no guidance"
+            raise UserError(f"guidance edits steer classifier-free guidance, and {self.source} {reason}; use esd or uce instead.")
+        if self.schedule.zero_terminal_snr:
             raise UserError(f"guidance edits do not work with {self.source}: at zero terminal SNR its noise does not depend on the text.")
 
     def check_finite(self, values: Tensor, label: str) -> Tensor:
@@ -273,23 +294,9 @@ class DiffusionModel(ABC):
         Raises:
             NotFiniteError: Values hold NaN or Inf; the message names the likely cause.
         """
-        if values.isfinite().all():
-            return values
-        networks = {**self.networks, "vae": self.pipe.vae}
-        non_finite = (
-            f"{prefix}.{name}" for prefix, network in networks.items() for name, p in network.named_parameters() if not p.isfinite().all()
-        )
-        if name := next(non_finite, ""):
-            raise NotFiniteError(
-                f"{self.source} gives NaN or Inf ({label}), because its weights hold them, such as {name}; download or convert it again."
-            )
-        precision = next(name for name, dtype in DTYPES.items() if dtype is self.compute_dtype)
-        advice = (
-            "compute with --dtype fp32, or bf16 on a GPU"
-            if self.compute_dtype is not torch.float32
-            else "its schedule may be another model's"
-        )
-        raise NotFiniteError(f"{self.source} gives NaN or Inf ({label}) in {precision}; {advice}.")
+        if not values.isfinite().all():
+            raise NotFiniteError(explain_not_finite(self, label))
+        return values
 
     def fingerprint(self) -> str:
         """Return a hash of every editable parameter, in fp16 so that fp16 and fp32 copies of one release agree."""

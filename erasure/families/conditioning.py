@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+ConditioningPart = Literal["sequence", "pooled"]  # the fields of a Conditioning
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +33,10 @@ class Conditioning:
     def expand(self, count: int) -> "Conditioning":
         """Return one row repeated for `count` samples, without a copy."""
         return self._map(lambda part: part.expand(count, *part.shape[1:]))
+
+    def zeros_like(self) -> "Conditioning":
+        """Return zeros in the same shape."""
+        return self._map(torch.zeros_like)
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
         return Conditioning(change(self.sequence), None if self.pooled is None else change(self.pooled))

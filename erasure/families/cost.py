@@ -1,6 +1,10 @@
 """What an erasure costs: network passes, counted per sample."""
 
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass
@@ -22,3 +26,19 @@ class Cost:
             self.text_forwards + other.text_forwards,
             self.sample_gradients + other.sample_gradients,
         )
+
+
+def count_pass(cost: Cost, prediction: "Tensor") -> "Tensor":
+    """Count a forward pass through the denoiser by its result (B, ...), and the backward passes that will go through it.
+
+    The hook runs once for every backward pass that reaches the prediction, whoever asks for it and whatever it is a gradient of.
+    """
+    samples = len(prediction)
+    cost.unet_forwards += samples
+
+    def count_backward(_: "Tensor") -> None:
+        cost.unet_backwards += samples
+
+    if prediction.requires_grad:
+        prediction.register_hook(count_backward)
+    return prediction

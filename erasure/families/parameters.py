@@ -1,7 +1,7 @@
 """Names of parameters, canonical ones that survive wrappers and library versions, and a fingerprint of the values."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -50,6 +50,17 @@ def named_parameters(networks: Mapping[str, nn.Module]) -> dict[str, nn.Paramete
                 parameters[f"{prefix}.{canonical_name(name)}"] = p
             seen.add(id(p))
     return parameters
+
+
+def find_linear_layers(networks: Mapping[str, nn.Module], names: Container[str]) -> dict[str, nn.Linear]:
+    """Return the linear layers of some networks whose weights have one of these names, by that name."""
+    layers = {}
+    for prefix, network in networks.items():
+        for name, layer in network.named_modules():
+            weight = f"{prefix}.{canonical_name(name)}.weight"
+            if isinstance(layer, nn.Linear) and weight in names:
+                layers[weight] = layer
+    return layers
 
 
 def fingerprint(networks: Mapping[str, nn.Module], overrides: Mapping[str, Tensor] | None = None) -> str:

@@ -1,4 +1,4 @@
-"""The recipe family of a model, recognized by the configs of its networks. No torch here."""
+"""The recipe family of a Stable Diffusion model, recognized by the configs of its networks. No torch here."""
 
 import json
 from collections.abc import Mapping
@@ -30,8 +30,12 @@ def recognize_family(unet: Mapping[str, Any], text_encoder: Mapping[str, Any], s
             f"{source} belongs to no known family: its text encoder has hidden_act {traits[0]!r} and its UNet has use_linear_projection "
             f"{traits[1]}; Stable Diffusion 1.x has 'quick_gelu' and False, 2.x has 'gelu' and True."
         )
-    is_pocket = FAMILIES[traits] == "sd1" and [text_encoder.get(key) for key in POCKET_SETTINGS] == _pocket_settings()
-    return "pocket" if is_pocket else FAMILIES[traits]
+    return "pocket" if FAMILIES[traits] == "sd1" and is_pocket_text_encoder(text_encoder) else FAMILIES[traits]
+
+
+def is_pocket_text_encoder(config: Mapping[str, Any]) -> bool:
+    """Return whether a text encoder's config is that of the shipped models, pocket and pocket-flow."""
+    return [config.get(key) for key in POCKET_SETTINGS] == _pocket_settings()
 
 
 @cache

@@ -18,7 +18,7 @@ class TrajectoryStep(NamedTuple):
     x_t: Tensor  # (B, C, h, w) before the step
     t: float  # a time of the schedule; an int where the model was trained on discrete ones
     pred_cond: Tensor  # what DiffusionModel.predict gives at x_t for the prompt
-    pred_uncond: Tensor  # and for the other side of the guidance
+    pred_uncond: Tensor | None  # and without a prompt, where classifier-free guidance asks for it
     x_next: Tensor
 
 

@@ -1,15 +1,16 @@
 """Load a DiffusionModel from pocket, a hub id, a folder or one .safetensors file."""
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import diffusers
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+import transformers
 from diffusers.utils import logging as diffusers_logging
 from safetensors import SafetensorError
-from transformers import CLIPTextModel
 from transformers.utils import logging as transformers_logging
 from typing_extensions import Doc
 
@@ -17,19 +18,17 @@ from erasure.config.arguments import check_arguments
 from erasure.config.choices import Attention, Precision
 from erasure.errors import UserError, is_out_of_memory
 from erasure.families.base import DiffusionModel
-from erasure.families.stable_diffusion import StableDiffusion
-from erasure.families.supported_models import PIPELINE_CLASS, check_configs, check_index
+from erasure.families.pipelines import spec_of_pipeline
+from erasure.families.supported_models import check_configs, check_index
 from erasure.loading.model_files import find_weights, resolve_folder
 from erasure.loading.model_source import check_model_source
 from erasure.loading.single_file import open_single_file
+from erasure.pocket.flow import build_pipeline
 from erasure.storage.run import read_json
 
 POCKET_FOLDER = Path(__file__).parent.parent / "pocket" / "weights"
-CONFIG_FILES = (
-    "model_index.json",
-    *(f"{part}/*.{end}" for part in ("unet", "vae", "text_encoder", "tokenizer", "scheduler") for end in ("json", "txt")),
-)
-NETWORK_CLASSES: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+FLOW_FOLDER = POCKET_FOLDER.parent / "flow_weights"
+SINGLE_FILE_PIPELINES = ("StableDiffusionPipeline",)
 OMITTED_COMPONENTS: dict[str, Any] = {
     "safety_checker": None,
     "requires_safety_checker": False,
@@ -48,10 +47,10 @@ def load_model(
     """Load a model with its safety checker off.
 
     Args:
-        source: "pocket", a hub id such as "stable-diffusion-v1-5/stable-diffusion-v1-5" (a subfolder may follow), a diffusers folder,
-            or one .safetensors file.
+        source: "pocket" or "pocket-flow", a hub id such as "stable-diffusion-v1-5/stable-diffusion-v1-5" (a subfolder may follow), a
+            diffusers folder, or one .safetensors file.
         device: "auto", "cpu", "cuda", "cuda:1", ...
-        dtype: of the computation; weights are fp32 on a CPU and fp16 on a GPU, trained ones always fp32.
+        dtype: of the computation; weights are fp32 on a CPU and fp16 on a GPU (FLUX: bf16), trained ones always fp32.
         attention: the attention implementation.
 
     Raises:
@@ -61,10 +60,9 @@ def load_model(
     source = str(source)
     check_model_source(source)
     torch_device = resolve_device(device)
-    weights_dtype = torch.float16 if torch_device.type == "cuda" else torch.float32
     with _quiet_loading():
-        pipe = _open_pipeline(str(POCKET_FOLDER) if source == "pocket" else source, source, weights_dtype)
-        model = StableDiffusion(pipe.to(torch_device), source, dtype, attention)
+        pipe = _open_pipeline(source, torch_device)
+        model = spec_of_pipeline(pipe).open(pipe.to(torch_device), source, precision=dtype, attention=attention)
     pipe.set_progress_bar_config(disable=True)
     return model
 
@@ -74,13 +72,16 @@ def resolve_model(model: ModelOrSource) -> DiffusionModel:
     return model if isinstance(model, DiffusionModel) else load_model(model)
 
 
-def _open_pipeline(path: str, source: str, dtype: torch.dtype) -> Any:
-    """Open the pipeline behind a path or hub id; safetensors only, pickles are never loaded."""
+def _open_pipeline(source: str, device: torch.device) -> Any:
+    """Open the pipeline behind a model source; safetensors only, pickles are never loaded."""
+    path = str(POCKET_FOLDER) if source == "pocket" else source
     local_path = Path(path).expanduser()
     try:
+        if source == "pocket-flow":
+            return open_pocket_flow(FLOW_FOLDER, torch.float16 if device.type == "cuda" else torch.float32)
         if local_path.is_file():
-            return _open_file(local_path, source, dtype)
-        return _open_folder(path, source, dtype)
+            return _open_file(local_path, source, torch.float16 if device.type == "cuda" else torch.float32)
+        return _open_folder(path, source, device)
     except UserError:
         raise
     except SafetensorError as error:
@@ -96,10 +97,16 @@ def _open_file(file: Path, source: str, dtype: torch.dtype) -> Any:
     """Open a pipeline in one .safetensors file."""
     if file.suffix != ".safetensors":
         raise UserError(f"{source} is not a .safetensors file; pickled checkpoints (.ckpt, .bin, .pt) are never loaded, convert it first.")
-    return open_single_file(file, source, (PIPELINE_CLASS,), dtype)
+    return open_single_file(file, source, SINGLE_FILE_PIPELINES, dtype)
 
 
-def _open_folder(path: str, source: str, dtype: torch.dtype) -> Any:
+def open_pocket_flow(transformer_folder: Path, dtype: torch.dtype) -> Any:
+    """Open pocket-flow: its transformer beside pocket's other components."""
+    transformer = diffusers.SD3Transformer2DModel.from_pretrained(str(transformer_folder), use_safetensors=True, local_files_only=True)
+    return build_pipeline(POCKET_FOLDER, transformer, dtype)
+
+
+def _open_folder(path: str, source: str, device: torch.device) -> Any:
     """Open a diffusers folder, local or on the hub: first its index, then its configs, and its weights only if it is supported."""
     folder = resolve_folder(path, ("model_index.json",))
     if not (folder / "model_index.json").is_file():
@@ -107,25 +114,36 @@ def _open_folder(path: str, source: str, dtype: torch.dtype) -> Any:
             f"{source} is not a diffusers pipeline: it has no model_index.json; "
             "give the folder that holds it, or one .safetensors checkpoint."
         )
-    check_index(read_index(folder, source), source)
-    check_configs(resolve_folder(path, CONFIG_FILES), source)
+    index = read_index(folder, source)
+    spec = check_index(index, source)
+    check_configs(resolve_folder(path, spec.config_files), spec, source)
+    dtype = getattr(torch, spec.gpu_dtype) if device.type == "cuda" else torch.float32
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
-    parts = {}
-    for part, network in NETWORK_CLASSES.items():
-        variant = find_weights(path, f"{part}/")[1]
-        loaded = network.from_pretrained(str(folder), subfolder=part, variant=variant, output_loading_info=True, **options)
-        parts[part] = _check_complete(loaded, f"the {part} of {source}")
-    return StableDiffusionPipeline.from_pretrained(str(folder), **parts, **options, **OMITTED_COMPONENTS)
+    parts: dict[str, Any] = {part: None for part in spec.optional if (index.get(part) or [None])[0] is None}
+    for part, class_name in spec.networks.items():
+        if part not in parts:
+            variant = find_weights(path, f"{part}/")[1]
+            network = network_class(class_name).from_pretrained
+            loaded = network(str(folder), subfolder=part, variant=variant, output_loading_info=True, **options)
+            parts[part] = _check_complete(loaded, f"the {part} of {source}")
+    pipeline_class = getattr(diffusers, index["_class_name"])
+    omitted = {key: value for key, value in OMITTED_COMPONENTS.items() if key in inspect.signature(pipeline_class.__init__).parameters}
+    return pipeline_class.from_pretrained(str(folder), **parts, **options, **omitted)
+
+
+def network_class(name: str) -> Any:
+    """Return a class of diffusers or transformers."""
+    return getattr(diffusers, name, None) or getattr(transformers, name)
 
 
 def _check_complete(loaded: Any, description: str) -> Any:
-    """Check that all parameters of a network came from its files; the libraries would initialize the others at random.
+    """Check that all values of a network came from its files; the libraries would initialize the others at random.
 
     Raises:
         UserError: parameters that the files lack.
     """
     network, info = loaded
-    if missing := sorted(set(info["missing_keys"]) & dict(network.named_parameters()).keys()):
+    if missing := sorted(set(info["missing_keys"]) & network.state_dict().keys()):
         raise UserError(f"{description} lacks {len(missing)} parameters in its files, such as {missing[0]!r}; copy or download it again.")
     return network
 

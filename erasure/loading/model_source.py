@@ -1,10 +1,11 @@
-"""The ways to name a model: pocket, a hub id, a folder or one .safetensors file. No torch here, so that typos are reported at once."""
+"""The ways to name a model: a shipped one, a hub id, a folder or one .safetensors file. No torch here: typos are reported at once."""
 
 import re
 from pathlib import Path
 
 from erasure.errors import UserError
 
+SHIPPED_MODELS = ("pocket", "pocket-flow")
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(/[\w-][\w.-]*)*")  # org/name, org/name/subfolder
 
 
@@ -22,12 +23,12 @@ def is_local_path(source: str) -> bool:
 
 
 def check_model_source(source: str) -> None:
-    """Check that a source is pocket, exists locally, or could be on the hub.
+    """Check that a source is a shipped model, exists locally, or could be on the hub.
 
     Raises:
         UserError: it is none of these.
     """
     if any(len(part) > 255 for part in Path(source).parts):
         raise UserError(f"no model at {source!r}: a name has at most 255 letters.")
-    if source != "pocket" and not is_local_path(source) and not is_hub_id(source):
+    if source not in SHIPPED_MODELS and not is_local_path(source) and not is_hub_id(source):
         raise UserError(f"no model at {source!r}: no such folder or file, and not a hub id (org/name or org/name/subfolder).")

@@ -39,6 +39,13 @@ class Method(ABC):
     def forecast_cost(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
         """Return the network passes per sample of an uninterrupted run with empty caches."""
 
+    def check_model(self, model: DiffusionModel) -> None:  # noqa: B027  # most methods serve every model
+        """Check that the method serves a model.
+
+        Raises:
+            UserError: It does not; the message gives the reason and a method that does.
+        """
+
 
 @dataclass
 class MethodResult:
@@ -82,6 +89,9 @@ class Guided(Method):
             progress: how much of the trajectory is done, in [0, 1).
             state: empty at the first step; what is stored in it is there at the next step.
         """
+
+    def check_model(self, model: DiffusionModel) -> None:
+        model.check_supports_guidance()
 
     def forecast_cost(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
         return Cost()
@@ -162,6 +172,9 @@ class Trained(Method):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}.")
 
+    def check_model(self, model: DiffusionModel) -> None:
+        model.parameter_names(self.region)  # raises for a region that the model lacks
+
     @abstractmethod
     def query(self, concepts: list[Concept], seed: int) -> TeacherQuery:
         """Return what to record of the frozen model before the training."""
@@ -205,7 +218,7 @@ class Trained(Method):
     def forecast_cost(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
         query = self.query(concepts, 0)
         pretraining = self.pretraining()
-        total = Cost(unet_forwards=query_cost(query), text_forwards=len(query.all_prompts()))
+        total = Cost(unet_forwards=query_cost(query, model.forwards_per_step), text_forwards=len(query.all_prompts()))
         total += pretraining.forecast_cost(model, []) if pretraining else Cost()
         for cost in (self.prepare_cost(query), *(self.step_cost(step) for step in range(self.steps))):
             total += cost

@@ -106,7 +106,7 @@ class FIA(TrainingFree):
         for concept in concepts:
             pair_count = len(concept.prompt_pairs())
             prompts += pair_count + (len(exclude_concepts(self.base_prompts, [concept])) or pair_count)
-        return Cost(unet_forwards=2 * prompts * self.record_steps, text_forwards=prompts + len(concepts))
+        return Cost(unet_forwards=model.forwards_per_step * prompts * self.record_steps, text_forwards=prompts + len(concepts))
 
     recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
         ("style", "pocket"): {

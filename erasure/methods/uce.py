@@ -11,6 +11,7 @@ from erasure.concept import PROMPT_TEMPLATES, SLOT, Concept, ConceptKind, fill_t
 from erasure.edits.deltas import DOWN, UP
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
+from erasure.families.conditioning import ConditioningPart
 from erasure.families.cost import Cost
 from erasure.methods.base import MethodResult, TrainingFree, exclude_concepts
 from erasure.pocket import prompts as pocket_prompts
@@ -20,20 +21,22 @@ from erasure.pocket import prompts as pocket_prompts
 class UCE(TrainingFree):
     """Unified concept editing.
 
-    With c the text conditioning of the concept's tokens, g that of the guide's and p that of what to retain, every key and value matrix
-    becomes
+    With c the text conditioning of the concept's tokens, g that of the guide's and p that of what to retain, every matrix W that reads the
+    conditioning becomes
 
         W (I + K),  K = e sum (g - c) c^T M^-1,  M = lambda I + e sum c c^T + s sum p p^T
 
     which is the paper's closed form with W0 factored out: K does not depend on the layer, so one factorization serves all matrices and
-    the edit has exactly the rank of K. The guide is the prompt with the concept's anchor in its place.
+    the edit has exactly the rank of K. In a UNet these are the keys and values of cross-attention. A transformer with joint attention has
+    two: the projection of the tokens and that of the pooled vector, each with a K of its own. The guide is the prompt with the concept's
+    anchor in its place.
 
     Raises:
         UserError: The regularization is not positive.
     """
 
     paper: ClassVar[str] = "arXiv:2308.14761"
-    changes: ClassVar[str] = "keys and values of cross-attention, in closed form"
+    changes: ClassVar[str] = "the matrices that read the text, in closed form: keys and values of cross-attention, or text projections"
     when: ClassVar[str] = "when many concepts must be erased within seconds; published attacks break it more often than other methods"
 
     erase_weight: float = 1.0  # weight of the concepts, e in the equation (the authors' erase_scale)
@@ -48,15 +51,16 @@ class UCE(TrainingFree):
             raise UserError(f"--regularization must be positive, got {self.regularization}; it keeps the system solvable.")
 
     def solve(self, model: DiffusionModel, concepts: list[Concept], seed: int) -> MethodResult:
-        erase, guide = self.encode_concepts(model, concepts)
-        retain = self.encode_retained(model, concepts)
-        left, right = low_rank_factors(self.update_matrix(erase, guide, retain))
+        layers, rows = model.closed_form_layers(), self.encode_rows(model, concepts)
+        factors = {part: low_rank_factors(self.update_matrix(*rows[part])) for part in sorted(set(layers.values()))}
         tensors: dict[str, Tensor] = {}
         parameters = model.parameters()
-        for name in model.parameter_names("xattn-kv"):
+        for name, part in layers.items():
+            left, right = factors[part]
             weight = parameters[name].detach().to("cpu", torch.float64)
             tensors[name + UP] = (weight @ left).half().contiguous()
             tensors[name + DOWN] = right.half().contiguous()
+        left, right = factors["sequence"]
         return MethodResult(tensors, {"rank": left.shape[1], "collateral": self.measure_collateral(model, concepts, left, right)})
 
     def update_matrix(self, erase: Tensor, guide: Tensor, retain: Tensor) -> Tensor:
@@ -66,42 +70,49 @@ class UCE(TrainingFree):
         gram += self.erase_weight * e.T @ e + self.retain_weight * p.T @ p
         return torch.cholesky_solve(self.erase_weight * e.T @ (g - e), torch.linalg.cholesky(gram)).T
 
-    def encode_concepts(self, model: DiffusionModel, concepts: list[Concept]) -> tuple[Tensor, Tensor]:
-        """Return the conditioning of the concepts' tokens and of their guides' tokens, (N, D) each, fp64."""
-        erase, guide = [], []
+    def encode_rows(self, model: DiffusionModel, concepts: list[Concept]) -> dict[ConditioningPart, tuple[Tensor, Tensor, Tensor]]:
+        """Return the rows c and g (N, D) and p (P, D) of the equation for each part of the conditioning, on the CPU.
+
+        The pooled part has one row a prompt; the sequence has those of the tokens, once for every text encoder.
+        """
+        texts, positions = [], []
         for concept in concepts:
-            texts, positions = [], []
             for template in concept.prompts or PROMPT_TEMPLATES[concept.kind]:
                 prompt, _, neutral = (part.strip() for part in template.partition("|"))
                 anchored = bool(concept.anchor or not neutral)
                 texts += [fill_template(prompt, concept.name), fill_template(prompt, concept.anchor) if anchored else neutral]
-                positions.append(
-                    (
-                        self.last_token_position(model, prompt, concept.name),
-                        self.last_token_position(model, prompt, concept.anchor) if anchored else model.last_token_index(neutral),
-                    )
-                )
-            conditioning = model.encode(texts).sequence.double().cpu()
-            for c, g, (i, j) in zip(conditioning[::2], conditioning[1::2], positions, strict=True):
-                count = 1 if self.tokens == "last" else len(c) - max(i, j)
-                erase.append(c[i : i + count])
-                guide.append(g[j : j + count])
-        return torch.cat(erase), torch.cat(guide)
+                guide = self.last_token_positions(model, prompt, concept.anchor) if anchored else model.last_token_indices(neutral)
+                positions.append(zip(self.last_token_positions(model, prompt, concept.name), guide, model.token_spans, strict=True))
+        cond, retain_sequence, retain_pooled = model.encode(texts), *self.encode_retained(model, concepts)
+        erase_rows, guide_rows = [], []
+        sequence = cond.sequence.double().cpu()
+        for c, g, places in zip(sequence[::2], sequence[1::2], positions, strict=True):
+            for i, j, (_, stop) in places:
+                count = 1 if self.tokens == "last" else stop - max(i, j)
+                erase_rows.append(c[i : i + count])
+                guide_rows.append(g[j : j + count])
+        rows: dict[ConditioningPart, tuple[Tensor, Tensor, Tensor]] = {
+            "sequence": (torch.cat(erase_rows), torch.cat(guide_rows), retain_sequence)
+        }
+        if cond.pooled is not None and retain_pooled is not None:
+            pooled = cond.pooled.double().cpu()
+            rows["pooled"] = pooled[::2], pooled[1::2], retain_pooled
+        return rows
 
     @staticmethod
-    def last_token_position(model: DiffusionModel, template: str, text: str) -> int:
-        """Return the position of the last token of `text` in a prompt template with `text` in its slot."""
-        return model.last_token_index(fill_template(template[: template.index(SLOT)] + SLOT, text))
+    def last_token_positions(model: DiffusionModel, template: str, text: str) -> tuple[int, ...]:
+        """Return the positions of the last token of `text` in a prompt template with `text` in its slot, one for every text encoder."""
+        return model.last_token_indices(fill_template(template[: template.index(SLOT)] + SLOT, text))
 
-    def encode_retained(self, model: DiffusionModel, concepts: list[Concept]) -> Tensor:
-        """Return the conditioning of the retain prompts, (P, D); with `tokens="tail"` the empty prompt is one of them."""
+    def encode_retained(self, model: DiffusionModel, concepts: list[Concept]) -> tuple[Tensor, Tensor | None]:
+        """Return the rows (P, D) of the retain prompts, and their pooled ones; with `tokens="tail"` the empty prompt is one of them."""
         prompts = [*([""] if self.tokens == "tail" else []), *exclude_concepts(self.retain_prompts, concepts)]
-        if not prompts:
-            return torch.zeros(0, model.encode([""]).sequence.shape[-1])
-        conditioning = model.encode(prompts).sequence.cpu()
-        if self.tokens == "tail":
-            return conditioning.flatten(0, 1)
-        return torch.stack([cond[model.last_token_index(prompt)] for cond, prompt in zip(conditioning, prompts, strict=True)])
+        cond = model.encode(prompts or [""])[: len(prompts)]
+        sequence, pooled = cond.sequence.cpu(), None if cond.pooled is None else cond.pooled.cpu()
+        if self.tokens == "tail" or not prompts:
+            return sequence.flatten(0, 1), pooled
+        rows = [c[i] for c, prompt in zip(sequence, prompts, strict=True) for i in model.last_token_indices(prompt)]
+        return torch.stack(rows), pooled
 
     def measure_collateral(self, model: DiffusionModel, concepts: list[Concept], left: Tensor, right: Tensor) -> list[list[Any]]:
         """Return [probe, ||K p|| / ||p||] at the last token of every probe, largest first: how far the edit moves what it should not."""
@@ -109,7 +120,7 @@ class UCE(TrainingFree):
         conditioning = list(model.encode(prompts).sequence.double().cpu()) if prompts else []
         relative_changes = []
         for prompt, prompt_cond in zip(prompts, conditioning, strict=True):
-            p = prompt_cond[model.last_token_index(prompt)]
+            p = prompt_cond[model.last_token_indices(prompt)[0]]
             relative_changes.append([prompt, round((left @ (right @ p)).norm().item() / p.norm().item(), 4)])
         return sorted(relative_changes, key=lambda pair: -pair[1])
 

@@ -43,7 +43,7 @@ class ActivationRecorder:
             for start in range(0, len(prompts), chunk_size):
                 chunk_prompts = prompts[start : start + chunk_size]
                 noise = self.model.sample_noise([derive_seed(self.seed, 700_000 + start + i) for i in range(len(chunk_prompts))])
-                cond, empty = self.model.encode(chunk_prompts), self.model.encode([""]).expand(len(chunk_prompts))
+                cond, empty = self.model.encode(chunk_prompts), self.model.encode_unconditional().expand(len(chunk_prompts))
                 chunks.append((self.model.trajectory(noise, cond, empty, self.steps, self.guidance), is_concept, len(chunk_prompts)))
         for step in range(self.record_steps):
             for trajectory, is_concept, count in chunks:
@@ -58,8 +58,9 @@ class ActivationRecorder:
         def make_hook(observe: ActivationCallback) -> Callable[..., None]:
             def hook(module: Any, args: tuple[Tensor, ...], out: Tensor) -> None:
                 y = out if module.bias is None else out - module.bias.to(out.dtype)
-                pairs = (part.unflatten(0, (2, count)).transpose(0, 1) for part in (args[0], y))  # (uncond, cond) of every prompt
-                x, y = ((pair[:, 1:] if self.conditional_only else pair).flatten(1, -2) for pair in pairs)
+                # (uncond, cond) of every prompt, or cond alone without classifier-free guidance
+                pairs = (part.unflatten(0, (-1, count)).transpose(0, 1) for part in (args[0], y))
+                x, y = ((pair[:, -1:] if self.conditional_only else pair).flatten(1, -2) for pair in pairs)
                 observe(x, y, is_concept)
 
             return hook

@@ -88,11 +88,11 @@ def fill_from_trajectories(model: DiffusionModel, query: TeacherQuery, starts: l
     prompt_index = torch.tensor([index for _, index in starts])
     prompt_pairs = [query.prompt_pair(index) for _, index in starts]
     cond = model.encode([concept_prompt for concept_prompt, _ in prompt_pairs])
-    empty_cond = model.encode([""]).expand(len(starts))
-    # the trajectory itself predicts for ""
-    neutral_rows = [i for i, (_, neutral_prompt) in enumerate(prompt_pairs) if neutral_prompt and query.store == "predictions"]
-    with_neutral = torch.tensor(neutral_rows, dtype=torch.long)
-    neutral_cond = model.encode([prompt_pairs[i][1] for i in neutral_rows]) if neutral_rows else None
+    empty_cond = model.encode_unconditional().expand(len(starts))
+    # classifier-free guidance predicts without a prompt anyway
+    is_asked = [query.store == "predictions" and (bool(neutral) or model.forwards_per_step == 1) for _, neutral in prompt_pairs]
+    neutral_rows = torch.tensor(is_asked).nonzero().flatten()
+    neutral_cond = model.encode([prompt_pairs[i][1] for i in neutral_rows]) if len(neutral_rows) else None
     rows = _empty_rows(model)
     noise = model.sample_noise([seed for seed, _ in starts])
     for step in model.trajectory(noise, cond, empty_cond, query.steps, query.guidance):
@@ -100,9 +100,9 @@ def fill_from_trajectories(model: DiffusionModel, query: TeacherQuery, starts: l
         if query.store == "latents":
             continue
         timesteps = torch.full((len(starts),), step.t)
-        pred_neutral = step.pred_uncond.clone()
+        pred_neutral = torch.empty_like(step.x_t) if step.pred_uncond is None else step.pred_uncond.clone()
         if neutral_cond is not None:
-            pred_neutral[with_neutral] = model.predict(step.x_t[with_neutral], timesteps[with_neutral].to(model.device), neutral_cond)
+            pred_neutral[neutral_rows] = model.predict(step.x_t[neutral_rows], timesteps[neutral_rows].to(model.device), neutral_cond)
         for key, value in zip(ROW_COLUMNS, (step.x_t, timesteps, prompt_index, step.pred_cond, pred_neutral), strict=True):
             rows[key].append(_to_stored(key, value))
     rows["x_0"].append(last_latents.to("cpu", torch.float16))
@@ -158,7 +158,7 @@ def fill_from_images(model: DiffusionModel, folder: Path, first_index: int, prom
         UserError: The folder is missing or has no images, or one of them is broken.
     """
     rows = _empty_rows(model)
-    scale, (_, height, width) = 2 ** (len(model.pipe.vae.config.block_out_channels) - 1), model.latent_shape
+    scale, (_, height, width) = model.pixels_per_latent, model.latent_shape
     for i, path in enumerate(list_images(folder)):
         pixels = np.asarray(load_image(path).resize((scale * width, scale * height), Image.Resampling.LANCZOS), np.float32) / 255
         rows["x_0"].append(model.encode_images(torch.from_numpy(pixels).permute(2, 0, 1)[None]).to("cpu", torch.float16))

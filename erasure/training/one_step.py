@@ -43,6 +43,14 @@ class OneStepMethod(Trained):
     max_timestep: Timestep = 979  # largest timestep at which the scores are compared
     fake_lr: float = 3e-6  # learning rate of the fake score
 
+    def check_model(self, model: DiffusionModel) -> None:
+        super().check_model(model)
+        if model.schedule.predicts != "noise":
+            raise UserError(
+                f"one-step generators are distilled from noise predictions, and {model.source} predicts the velocity of a flow; use esd "
+                "or salun on it. Few-step flows are released as such, for example FLUX.1-schnell."
+            )
+
     @contextmanager
     def trainable(self, model: DiffusionModel) -> Iterator[dict[str, TrainableGroup]]:
         for name in ("init_timestep", "min_timestep", "max_timestep"):

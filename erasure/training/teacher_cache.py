@@ -151,9 +151,14 @@ class TeacherCache:
         )
 
 
-def query_cost(query: TeacherQuery) -> int:
-    """Return the UNet forwards per sample that a query takes; they count even if its result comes from the cache."""
+def query_cost(query: TeacherQuery, forwards_per_step: int) -> int:
+    """Return the UNet forwards per sample that a query takes; they count even if its result comes from the cache.
+
+    Args:
+        forwards_per_step: of the model; one that needs a single pass does not predict without a prompt on the way, so it is asked.
+    """
     if query.generator is not None:
         return len(query.trajectory_starts()) * (1 + 2 * query.steps)
-    neutral_forward = query.store == "predictions"
-    return sum((2 + (neutral_forward and bool(query.prompt_pair(index)[1]))) * query.steps for _, index in query.trajectory_starts())
+    predicts = query.store == "predictions"
+    asks = [predicts and (forwards_per_step == 1 or bool(query.prompt_pair(index)[1])) for _, index in query.trajectory_starts()]
+    return sum((forwards_per_step + is_asked) * query.steps for is_asked in asks)

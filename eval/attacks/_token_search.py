@@ -11,7 +11,7 @@ from eval.attacks.base import AttackQuery, TokenPrefix
 
 def searchable_token_ids(model: DiffusionModel) -> Tensor:
     """Return the ids of the tokens that a text can hold (W,), int64: all but start, end and padding."""
-    special = set(model.pipe.tokenizer.all_special_ids)
+    special = model.special_token_ids
     return torch.tensor([i for i in range(len(model.token_embeddings())) if i not in special])
 
 

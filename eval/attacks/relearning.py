@@ -26,7 +26,7 @@ from eval.attacks.base import AttackContext, NotApplicable, WeightAttack
 
 TrainingData = Literal["benign", "targeted"]
 Adapter = Literal["lora", "full"]
-Networks = Literal["unet", "text_encoder", "both"]
+Networks = Literal["denoiser", "text_encoders", "both"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +114,8 @@ class Relearning(WeightAttack):
     def trainable_parameters(self, context: AttackContext, exit_stack: ExitStack) -> list[nn.Parameter]:
         """Return the parameters to train, in fp32; when `exit_stack` unwinds, the model is restored bit for bit."""
         model = context.model
-        network_names = [network_name for network_name in model.networks if self.networks in (network_name, "both")]
+        denoiser, *text_encoders = model.networks
+        network_names = {"denoiser": [denoiser], "text_encoders": text_encoders, "both": [denoiser, *text_encoders]}[self.networks]
         if self.adapter == "full":
             names = [name for name in model.parameters() if name.partition(".")[0] in network_names]
             return list(exit_stack.enter_context(unfreeze(model, names)).values())

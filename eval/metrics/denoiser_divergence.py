@@ -83,9 +83,11 @@ def step_weights(model: DiffusionModel) -> Tensor:
     """Return w_t for every timestep (T,), float64.
 
     Raises:
-        UserError: the schedule ends without signal, where the last weight is infinite.
+        UserError: a flow, or a schedule that ends without signal, where the last weight is infinite.
     """
-    num_timesteps = model.pipe.scheduler.config.num_train_timesteps
+    if model.schedule.predicts != "noise":
+        raise UserError(f"denoiser divergence is defined for noise predictions; {model.source} predicts the velocity of a flow.")
+    num_timesteps = model.num_timesteps
     ones, t = torch.ones(num_timesteps, 1, 1, 1, device=model.device), torch.arange(num_timesteps, device=model.device)
     abar = model.add_noise(ones, torch.zeros_like(ones), t).reshape(-1).cpu().double().square()
     alpha = abar / torch.cat((torch.ones(1), abar[:-1]))

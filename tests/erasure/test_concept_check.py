@@ -14,7 +14,7 @@ NAMES = [Concept(name="cat", kind="object"), Concept(name="dog", kind="object"),
 def test_the_check_costs_what_is_forecast_and_then_8_forwards_a_concept(model: StableDiffusion) -> None:
     model.cost = Cost()
     check_concepts(model, NAMES)
-    assert model.cost == concept_check_cost(NAMES)
+    assert model.cost == concept_check_cost(model, NAMES)
     model.cost = Cost()
     check_concepts(model, NAMES)
     assert model.cost.unet_forwards == 8 * len(NAMES) and model.cost.text_forwards == len(NAMES)
@@ -54,13 +54,13 @@ def test_the_influence_is_the_mean_square_of_the_difference(model: StableDiffusi
     with torch.no_grad():
         for i in range(4):
             x = model.sample_noise([900_000 + i])
-            model.scheduler.set_timesteps(8)
-            for step, t in enumerate(model.scheduler.timesteps[:4].tolist()):
+            model.schedule.scheduler.set_timesteps(8)
+            for step, t in enumerate(model.schedule.scheduler.timesteps[:4].tolist()):
                 named, unnamed = (model.predict(x, torch.tensor([t]), text) for text in (cond, empty))
                 if step >= 2:
                     moved += (named - unnamed).square().mean().item()
                     size += unnamed.square().mean().item()
-                x = model.scheduler.step(unnamed, t, x).prev_sample
+                x = model.schedule.scheduler.step(unnamed, t, x).prev_sample
     assert abs(check.concept_influence - moved / size) < 2e-6
 
 
@@ -71,4 +71,4 @@ def test_an_edit_counts_the_check(tmp_path) -> None:  # type: ignore[no-untyped-
     model = StableDiffusion(tiny.pipeline(), "tiny", "fp32")
     model.cost = Cost()
     edit = erase(model, NAMES[:1], UCE(), out=tmp_path / "run")
-    assert edit.info.cost["unet_forwards"] == concept_check_cost(NAMES[:1]).unet_forwards == 32 + 8 * 9
+    assert edit.info.cost["unet_forwards"] == concept_check_cost(model, NAMES[:1]).unet_forwards == 32 + 8 * 9

@@ -22,12 +22,13 @@ from erasure.edits import Edit, EditInfo
 from erasure.edits.external.adapter_config import parse_adapter_config
 from erasure.edits.external.lora import read_factors
 from erasure.edits.external.lora_keys import has_adapter_keys
-from erasure.edits.external.state_dicts import check_whole_network, convert_state_dict, name_text_encoder_tensors, name_unet_tensors
+from erasure.edits.external.state_dicts import check_whole_network, convert_state_dict, name_network_tensors
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.families.cost import Cost
-from erasure.families.supported_models import check_configs, check_index, check_networks
-from erasure.loading.loader import CONFIG_FILES, first_line_of, read_index
+from erasure.families.pipelines import spec_of_pipeline
+from erasure.families.supported_models import check_configs, check_index, check_networks, config_by_part
+from erasure.loading.loader import first_line_of, read_index
 from erasure.loading.model_files import list_model_files, load_component, resolve_folder
 from erasure.loading.model_source import is_hub_id
 from erasure.storage.edit_folders import RECORD_FILE, TENSORS_FILE
@@ -104,14 +105,16 @@ def _read_values(model: DiffusionModel, source: str) -> dict[str, Tensor]:
 
 
 def _read_pipeline(model: DiffusionModel, source: str, folder: Path) -> dict[str, Tensor]:
-    check_index(read_index(folder, source), source)
-    folder = resolve_folder(source, CONFIG_FILES)
-    check_configs(folder, source)
+    spec, base = check_index(read_index(folder, source), source), spec_of_pipeline(model.pipe)
+    if spec != base:
+        raise UserError(f"{source} is a {spec.models} model and {model.source} is one of {base.models}; give its own base with --model.")
+    folder = resolve_folder(source, spec.config_files)
+    check_configs(folder, spec, source)
     _check_same_schedule(model, source, read_json(folder / "scheduler" / "scheduler_config.json"))
-    return {
-        **check_whole_network(model, source, name_unet_tensors(load_component(source, "unet/")), "unet"),
-        **check_whole_network(model, source, name_text_encoder_tensors(load_component(source, "text_encoder/")), "text_encoder"),
-    }
+    values: dict[str, Tensor] = {}
+    for part in model.networks:
+        values |= check_whole_network(model, source, name_network_tensors(load_component(source, f"{part}/"), part), part)
+    return values
 
 
 def _check_same_schedule(model: DiffusionModel, source: str, config: dict[str, Any]) -> None:
@@ -130,19 +133,28 @@ def _check_same_schedule(model: DiffusionModel, source: str, config: dict[str, A
 
 
 def _read_network(model: DiffusionModel, source: str, config: dict[str, Any]) -> dict[str, Tensor]:
-    """Read a folder with one network: a UNet as diffusers saves it, or a CLIP text encoder as transformers does."""
-    name, kind = config.get("_class_name", ""), config.get("model_type", "")
-    if name == "UNet2DConditionModel":
-        check_networks(config, {}, model.pipe.vae.config, source)
-        return check_whole_network(model, source, name_unet_tensors(load_component(source)), "unet")
+    """Read a folder with one network: a denoiser as diffusers saves it, or a CLIP text encoder as transformers does."""
+    name, kind, spec = config.get("_class_name", ""), config.get("model_type", ""), spec_of_pipeline(model.pipe)
+    if name == spec.networks[spec.denoiser]:
+        check_networks(spec, {**config_by_part(model.pipe, spec), spec.denoiser: config}, source)
+        return check_whole_network(model, source, name_network_tensors(load_component(source), spec.denoiser), spec.denoiser)
     if kind in ("clip", "clip_text_model"):
         tensors = {
             key: value for key, value in load_component(source).items() if not key.startswith(("vision_model.", "visual_projection."))
         }
-        return check_whole_network(model, source, name_text_encoder_tensors(tensors), "text_encoder")
+        part = _text_encoder_like(model, config)
+        return check_whole_network(model, source, name_network_tensors(tensors, part), part)
     raise UserError(
-        f"{source} holds a {name or kind or 'model without a type'}; of single networks, only UNets and CLIP text encoders can be read."
+        f"{source} holds a {name or kind or 'model without a type'}; of single networks, only a {spec.networks[spec.denoiser]} and CLIP "
+        "text encoders can be read."
     )
+
+
+def _text_encoder_like(model: DiffusionModel, config: dict[str, Any]) -> str:
+    """Return which text encoder of the base has the width of a config; the first if none has, so that shapes tell what differs."""
+    width = config.get("text_config", config).get("hidden_size")
+    parts = [part for part in model.networks if part.startswith("text_encoder")]
+    return next((part for part in parts if getattr(model.pipe, part).config.hidden_size == width), "text_encoder")
 
 
 def _read_file(model: DiffusionModel, source: str, path: Path) -> dict[str, Tensor]:

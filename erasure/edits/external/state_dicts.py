@@ -15,21 +15,17 @@ UNET_PREFIX, CLIP_PREFIX, OPEN_CLIP_PREFIX = (
     "cond_stage_model.transformer.",
     "cond_stage_model.model.",
 )  # the original layout
-TEXT_ROOTS = ("text_encoder.", "text_model.", "encoder.layers.", "embeddings.", "final_layer_norm.")
+TEXT_ROOTS = ("text_model.", "encoder.layers.", "embeddings.", "final_layer_norm.")
 BUFFERS = ("position_ids", "text_projection.weight", "logit_scale")  # in files of text encoders, but not among their parameters here
 
 
-def name_unet_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of a UNet by "unet.<name>"."""
-    return {f"unet.{key.removeprefix('unet.')}": value for key, value in tensors.items()}
-
-
-def name_text_encoder_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the parameters of a CLIP text encoder by "text_encoder.<name>"."""
+def name_network_tensors(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """Return the parameters of a network by "<part>.<name>", such as "unet.conv_in.weight"."""
+    left_out = () if not part.startswith("text_encoder") else BUFFERS
     return {
-        f"text_encoder.{canonical_name(key.removeprefix('text_encoder.'))}": value
+        f"{part}.{canonical_name(key.removeprefix(f'{part}.'))}": value
         for key, value in tensors.items()
-        if not key.endswith(BUFFERS)
+        if not key.endswith(left_out or ("position_ids",))
     }
 
 
@@ -55,13 +51,16 @@ def convert_state_dict(model: DiffusionModel, source: str, tensors: Mapping[str,
     Raises:
         UserError: as `convert_checkpoint`.
     """
-    if any(key.startswith((UNET_PREFIX, CLIP_PREFIX, OPEN_CLIP_PREFIX)) for key in tensors):
+    if "unet" in model.networks and any(key.startswith((UNET_PREFIX, CLIP_PREFIX, OPEN_CLIP_PREFIX)) for key in tensors):
         return convert_checkpoint(model, source, tensors)
-    text_tensors = {key: value for key, value in tensors.items() if key.startswith(TEXT_ROOTS)}
-    return {
-        **name_text_encoder_tensors(text_tensors),
-        **name_unet_tensors({key: value for key, value in tensors.items() if key not in text_tensors}),
-    }
+    named: dict[str, Tensor] = {}
+    for part in list(model.networks)[1:]:
+        text_tensors = {key: value for key, value in tensors.items() if key.startswith(f"{part}.")}
+        if part == "text_encoder":  # also a file of its own
+            text_tensors |= {key: value for key, value in tensors.items() if key.startswith(TEXT_ROOTS)}
+        named |= name_network_tensors(text_tensors, part)
+        tensors = {key: value for key, value in tensors.items() if key not in text_tensors}
+    return named | name_network_tensors(tensors, next(iter(model.networks)))
 
 
 def convert_checkpoint(model: DiffusionModel, source: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -90,6 +89,6 @@ def convert_checkpoint(model: DiffusionModel, source: str, tensors: Mapping[str,
     text_names = {name for name in model.parameters() if name.startswith("text_encoder.")}
     # the original SD 2.x text encoder has one more layer than diffusers keeps
     return {
-        **name_unet_tensors(unet_tensors),
-        **{name: value for name, value in name_text_encoder_tensors(text_tensors).items() if name in text_names},
+        **name_network_tensors(unet_tensors, "unet"),
+        **{name: value for name, value in name_network_tensors(text_tensors, "text_encoder").items() if name in text_names},
     }

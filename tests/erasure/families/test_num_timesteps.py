@@ -50,11 +50,11 @@ def covers_the_schedule(timesteps: list[int]) -> bool:
 
 
 def test_it_is_that_of_the_usual_models(model: StableDiffusion) -> None:
-    assert model.num_timesteps == len(model.alphas_cumprod) == 1000
+    assert model.num_timesteps == len(model.schedule.alphas_cumprod) == 1000
 
 
 def test_it_is_the_schedulers(short_model: StableDiffusion) -> None:
-    assert short_model.num_timesteps == len(short_model.alphas_cumprod) == COUNT
+    assert short_model.num_timesteps == len(short_model.schedule.alphas_cumprod) == COUNT
     x = short_model.sample_noise([0])
     with pytest.raises(UserError, match="can be sampled in 1 to 40 steps, got 41"):
         next(short_model.trajectory(x, *(short_model.encode([""]),) * 2, COUNT + 1, 1.0))

@@ -15,7 +15,7 @@ def test_velocity_is_turned_into_noise(velocity_model: StableDiffusion) -> None:
         v = velocity_model.pipe.unet(x_t, t, cond.sequence).sample
         eps = velocity_model.predict(x_t, t, cond)
     # x_0 = a x_t - s v and x_t = a x_0 + s eps must agree
-    a = velocity_model.scheduler.alphas_cumprod[t].sqrt().reshape(-1, 1, 1, 1)
+    a = velocity_model.schedule.scheduler.alphas_cumprod[t].sqrt().reshape(-1, 1, 1, 1)
     s = (1 - a**2).sqrt()
     assert torch.allclose((x_t - a * (a * x_t - s * v)) / s, eps, atol=1e-4)
 

@@ -52,7 +52,7 @@ def build_unet(**options: Any) -> UNet2DConditionModel:
         (
             StableDiffusionInpaintPipeline,
             {"in_channels": 9},
-            "is a StableDiffusionInpaintPipeline, an inpainting model; supported are StableDiffusionPipeline",
+            "is a StableDiffusionInpaintPipeline, an inpainting model; supported are text-to-image pipelines",
         ),
         (StableDiffusionPipeline, {"in_channels": 9}, "takes 9 channels where its VAE gives 4: an inpainting UNet"),
         (
@@ -88,10 +88,15 @@ def test_other_unets_and_pipelines(pipeline: type, options: dict[str, Any], word
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("StableDiffusionXLPipeline", "an SDXL model"),
+        ("StableDiffusionXLPipeline", "has no unet"),
         ("StableDiffusionXLInpaintPipeline", "an inpainting model"),
-        ("StableDiffusion3Pipeline", "an SD3 model"),
-        ("FluxPipeline", "a FLUX model"),
+        ("StableDiffusion3Pipeline", "has no transformer"),
+        ("FluxPipeline", "has no transformer"),
+        ("FluxFillPipeline", "an inpainting model"),
+        ("FluxKontextPipeline", "a model that edits a given image"),
+        ("FluxControlPipeline", "follows a control image"),
+        ("Flux2Pipeline", "a FLUX.2 model that is not klein"),
+        ("ZImagePipeline", "a Z-Image model"),
         ("StableVideoDiffusionPipeline", "a video model"),
         ("StableDiffusionControlNetPipeline", "a pipeline with a ControlNet"),
         ("StableDiffusionImg2ImgPipeline", "starts from an image"),
@@ -111,7 +116,7 @@ def test_an_index_alone_is_enough_to_refuse(name: Any, words: str, model: Stable
     for read in (lambda: load_model(str(tmp_path)), lambda: load_external(model, str(tmp_path), CAT)):
         with pytest.raises(UserError, match=words) as caught:
             read()
-        assert "\n" not in str(caught.value) and "supported are StableDiffusionPipeline" in str(caught.value)
+        assert "\n" not in str(caught.value) and "supported are text-to-image pipelines of Stable Diffusion 1.x" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +131,7 @@ def test_an_index_alone_is_enough_to_refuse(name: Any, words: str, model: Stable
         ("unet", "UNet2DConditionModel", "has no unet"),
         ("scheduler", ["diffusers", "LCMScheduler"], "LCMScheduler, the scheduler of few-step distilled models"),
         ("scheduler", ["diffusers", "TCDScheduler"], "few-step distilled"),
-        ("scheduler", ["diffusers", "FlowMatchEulerDiscreteScheduler"], "a flow-matching model"),
+        ("scheduler", ["diffusers", "FlowMatchEulerDiscreteScheduler"], "flow matching, which Stable Diffusion 1.x and 2.x models were not trained with"),
         ("scheduler", ["diffusers", "EDMEulerScheduler"], "no DDIM counterpart"),
     ],
 )

@@ -221,7 +221,7 @@ def test_every_vector_of_a_textual_inversion_counts(tmp_path: Path) -> None:
     assert torch.allclose(model.encode(["a <cat> b"]).sequence, theirs, atol=1e-5)
     first = model.pipe.tokenizer.convert_tokens_to_ids("<cat>")
     assert model.tokenize("a <cat>")[-3:] == [first, first + 1, first + 2]
-    assert model.last_token_index("a <cat>") == model.last_token_index("a") + 3
+    assert model.last_token_indices("a <cat>")[0] == model.last_token_indices("a")[0] + 3
     erase(model, CAT, small_method("uce"), out=tmp_path / "edit")
 
 
@@ -254,4 +254,4 @@ def test_a_tokenizer_without_a_length_takes_the_text_encoders(tmp_path: Path) ->
     assert model.pipe.tokenizer.model_max_length > 1e9  # type: ignore[attr-defined]
     for prompt in ("a cat", "x " * 200):
         assert torch.equal(model.encode([prompt]).sequence, usual.encode([prompt]).sequence)
-        assert model.last_token_index(prompt) == usual.last_token_index(prompt) <= 14
+        assert model.last_token_indices(prompt) == usual.last_token_indices(prompt) <= (14,)

@@ -37,9 +37,9 @@ def test_every_scheduler_with_ddims_noise_gives_ddim_the_same_noise(name: str) -
         pytest.skip(str(error))
     model = StableDiffusion(pipe, "tiny", "fp32")
     betas = torch.linspace(0.00085**0.5, 0.02**0.5, 1000) ** 2
-    assert torch.allclose(model.alphas_cumprod, (1 - betas).cumprod(0), atol=1e-6)
-    assert model.scheduler.config.timestep_spacing == pipe.scheduler.config.get("timestep_spacing", "leading")
-    assert model.scheduler.config.steps_offset == 1
+    assert torch.allclose(model.schedule.alphas_cumprod, (1 - betas).cumprod(0), atol=1e-6)
+    assert model.schedule.scheduler.config.timestep_spacing == pipe.scheduler.config.get("timestep_spacing", "leading")
+    assert model.schedule.scheduler.config.steps_offset == 1
     assert model.sample(["a cat"], [0], steps=3).isfinite().all()
 
 
@@ -48,7 +48,7 @@ def test_a_schedule_without_prediction_type_predicts_noise(tmp_path: Path) -> No
     path = folder / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k not in ("prediction_type", "_class_name")}))
     model = load_model(str(folder), dtype="fp32")
-    assert not model.predicts_velocity  # type: ignore[attr-defined]
+    assert not model.schedule.predicts_v  # type: ignore[attr-defined]
     assert torch.equal(model.sample(["a"], [0], steps=2), StableDiffusion(tiny.pipeline(), "t", "fp32").sample(["a"], [0], steps=2))
 
 
@@ -61,7 +61,7 @@ def zero_snr_pipeline(spacing: str = "trailing") -> StableDiffusionPipeline:
 @pytest.mark.parametrize("spacing", ["trailing", "leading", "linspace"])
 def test_zero_terminal_snr_generates_what_diffusers_generates(spacing: str) -> None:
     model = StableDiffusion(zero_snr_pipeline(spacing), "zero", "fp32")
-    assert model.alphas_cumprod[-1] == 0 and model.zero_terminal_snr
+    assert model.schedule.alphas_cumprod[-1] == 0 and model.schedule.zero_terminal_snr
     theirs = model.pipe(["a cat"], num_inference_steps=5, guidance_scale=4.0, latents=model.sample_noise([5]), output_type="latent").images
     assert theirs.isfinite().all()
     assert torch.allclose(model.sample(["a cat"], [5], steps=5, guidance=4.0), theirs, atol=1e-4)

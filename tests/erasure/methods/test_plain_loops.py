@@ -95,7 +95,7 @@ def test_salun_under_a_mask(model: StableDiffusion, tmp_path: Path) -> None:
     cache = fill_cache.load_or_fill(model, method.query(CAT, SEED))
     masks = {name: torch.rand(model.parameters()[name].shape) < 0.5 for name in model.parameter_names("full")}
     saliency.save_mask(masks, tmp_path / "mask.safetensors")
-    schedule = model.scheduler.alphas_cumprod
+    schedule = model.schedule.scheduler.alphas_cumprod
 
     def noisy(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         noise, t = torch.randn(cache.x_0[rows].shape), torch.randint(1000, (len(rows),))
@@ -149,7 +149,7 @@ class PlainSfd:
     """Teacher, generator and fake score as three sets of weights, where the method has one network with adapters."""
 
     def __init__(self, model: StableDiffusion, factors: dict[str, Tensor]) -> None:
-        self.model, self.alphas = model, model.scheduler.alphas_cumprod
+        self.model, self.alphas = model, model.schedule.scheduler.alphas_cumprod
         self.factors = {name: value.clone().requires_grad_(True) for name, value in factors.items()}
         self.groups = {
             part: [value for name, value in self.factors.items() if name.startswith("fake.") == (part == "fake")]

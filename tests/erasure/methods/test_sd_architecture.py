@@ -47,7 +47,7 @@ def test_every_method_runs(name: str, model: StableDiffusion, tmp_path: Path) ->
     assert model.fingerprint() == before
     with apply_edits(model, [Edit.load(tmp_path / "run")]):
         assert torch.isfinite(model.sample(["a painting by Van Gogh"], [0], steps=3)).all()
-    assert (edit.info.cost["text_forwards"] > concept_check_cost(CONCEPT).text_forwards) == (edit.info.product != "guidance")
+    assert (edit.info.cost["text_forwards"] > concept_check_cost(model, CONCEPT).text_forwards) == (edit.info.product != "guidance")
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -33,7 +33,7 @@ def test_the_sid_loss_and_its_simplified_form() -> None:
 def test_one_step_computes_x_0_from_one_prediction(prediction: str) -> None:
     model = StableDiffusion(tiny.pipeline(prediction), "tiny", "fp32")
     z, cond = model.sample_noise([1, 2]), model.encode(["a", "b"])
-    abar = model.scheduler.alphas_cumprod[625]
+    abar = model.schedule.scheduler.alphas_cumprod[625]
     x_in = (1 - abar).sqrt() * z
     with torch.no_grad():
         prediction_of_unet = model.pipe.unet(x_in, torch.tensor([625, 625]), cond.sequence).sample

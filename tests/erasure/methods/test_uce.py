@@ -43,7 +43,7 @@ def test_the_factors_are_exact() -> None:
 @pytest.mark.parametrize("tokens", ["last", "tail"])
 def test_the_edited_matrices_send_the_concept_to_its_guide(model: StableDiffusion, tmp_path: Path, tokens: str) -> None:
     method = UCE(tokens=tokens, regularization=1e-4)  # type: ignore[arg-type]
-    erase_, guide = method.encode_concepts(model, [CAT])
+    erase_, guide, _ = method.encode_rows(model, [CAT])["sequence"]
     before = {n: model.parameters()[n].detach().double() for n in model.parameter_names("xattn-kv")}
     edit = erase(model, [CAT], method, out=tmp_path / "run")
     with apply_edits(model, [edit]):
@@ -56,9 +56,9 @@ def test_the_edited_matrices_send_the_concept_to_its_guide(model: StableDiffusio
 def test_positions_are_those_of_the_words(model: StableDiffusion) -> None:
     tokenizer = model.pipe.tokenizer
     ids = tokenizer("a cat on grass").input_ids
-    last = UCE.last_token_position(model, "a {} on grass", "cat")
+    (last,) = UCE.last_token_positions(model, "a {} on grass", "cat")
     assert tokenizer.decode([ids[last]]).strip() == "t"
-    assert UCE.last_token_position(model, "{}", "") == 0
+    assert UCE.last_token_positions(model, "{}", "") == (0,)
 
 
 def test_retained_prompts_move_less(model: StableDiffusion) -> None:

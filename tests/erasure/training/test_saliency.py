@@ -99,7 +99,7 @@ def test_the_mask_is_of_the_summed_gradient(model: StableDiffusion) -> None:
         for part in context.cache.latent_rows("erase").split(2):
             latents = context.cache.gather_latents(part, model.device)
             noise, t = torch.randn(latents.x_0.shape), torch.randint(1000, (2,))
-            abar = model.scheduler.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+            abar = model.schedule.scheduler.alphas_cumprod[t].reshape(-1, 1, 1, 1)
             x_t = abar.sqrt() * latents.x_0 + (1 - abar).sqrt() * noise
             guided = 8.5 * context.predict(x_t, t, latents.prompts) - 7.5 * context.predict(x_t, t, ["", ""])
             total = total - (guided - noise).square().mean()
@@ -123,7 +123,7 @@ def test_the_loss_is_random_labeling_plus_retain(model: StableDiffusion) -> None
     for latents, target in ((erase, "anchor"), (None, "noise")):
         batch = latents or context.sample_latents("retain", 2)
         noise, t = torch.randn(batch.x_0.shape), torch.randint(1000, (2,))
-        x_t = model.scheduler.add_noise(batch.x_0, noise, t)
+        x_t = model.schedule.scheduler.add_noise(batch.x_0, noise, t)
         goal = model.predict(x_t, t, model.encode(batch.neutral_prompts)) if target == "anchor" else noise
         losses.append(F.mse_loss(model.predict(x_t, t, model.encode(batch.prompts)), goal))
     assert torch.allclose(optimizer_step.loss, losses[0] + 0.3 * losses[1], atol=1e-6)

@@ -59,7 +59,7 @@ def test_the_loss_is_that_of_textual_inversion(model: StableDiffusion) -> None:
     x_t, t, cond, prediction = calls[0]
     errors = []
     for row in range(16):
-        alpha = model.alphas_cumprod[t[row]]
+        alpha = model.schedule.alphas_cumprod[t[row]]
         prompts = [
             i for i in (0, 2) if torch.allclose(model.encode([STRIPPED_PROMPTS[i]], word).sequence[0], cond[row].sequence[0], atol=1e-5)
         ]

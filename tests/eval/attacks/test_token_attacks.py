@@ -143,7 +143,7 @@ class PlantedDenoiser:
 
     def install(self, model: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
         def predict(x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-            alpha = model.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+            alpha = model.schedule.alphas_cumprod[t].reshape(-1, 1, 1, 1)
             noise = (x_t - alpha.sqrt() * self.x_0) / (1 - alpha).sqrt()
             return noise + ((cond.sequence - self.sought).pow(2).mean((1, 2)) + 1e-9).sqrt().reshape(-1, 1, 1, 1)
 

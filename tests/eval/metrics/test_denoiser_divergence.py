@@ -35,7 +35,7 @@ class Gaussian(StableDiffusion):
     mean, variance = 0.0, 1.0
 
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
-        abar = self.alphas_cumprod[t].reshape(-1, 1, 1, 1)
+        abar = self.schedule.alphas_cumprod[t].reshape(-1, 1, 1, 1)
         return (1 - abar).sqrt() * (x_t - abar.sqrt() * self.mean) / (abar * self.variance + 1 - abar)
 
     @contextmanager
@@ -87,7 +87,7 @@ def test_two_linear_gaussian_denoisers_match_the_kl_of_their_reverse_chains() ->
     The sampled mean over t and x_t is within about 1 %; the exact expectation over x_t in direction a, summed over t, within rounding.
     """
     model = Gaussian(tiny.pipeline(), "gaussian", "fp32")
-    abar, elements, other = model.alphas_cumprod.double(), 4 * 8 * 8, (0.2, 1.3)
+    abar, elements, other = model.schedule.alphas_cumprod.double(), 4 * 8 * 8, (0.2, 1.3)
     laws = [chain_law(abar, 0.0, 1.0), chain_law(abar, *other)]
     there, back = elements * kl_divergence(laws[0], laws[1]), elements * kl_divergence(laws[1], laws[0])
     assert abs(there - back) > 0.2 * there  # the two directions differ clearly
@@ -150,7 +150,7 @@ def test_points_lie_on_the_forward_process_in_every_part_of_the_schedule(model: 
     points = sample_points(model, latents, PROMPTS, timesteps=50, seed=4)
     assert torch.equal(points.t.reshape(3, 50) // 20, torch.arange(50).expand(3, 50))
     assert points.prompts == tuple(p for p in PROMPTS for _ in range(50))
-    abar = model.alphas_cumprod[points.t].reshape(-1, 1, 1, 1)
+    abar = model.schedule.alphas_cumprod[points.t].reshape(-1, 1, 1, 1)
     noise = (points.x_t - abar.sqrt() * 2.0) / (1 - abar).sqrt()
     assert abs(noise.mean().item()) < 0.02
     assert noise.std().item() == pytest.approx(1, abs=0.02)
@@ -159,7 +159,7 @@ def test_points_lie_on_the_forward_process_in_every_part_of_the_schedule(model: 
 
 
 def test_noise_and_velocity_models_share_the_weights(model: StableDiffusion, velocity_model: StableDiffusion) -> None:
-    weights, abar = step_weights(model), model.alphas_cumprod.double()
+    weights, abar = step_weights(model), model.schedule.alphas_cumprod.double()
     alpha = abar[1:] / abar[:-1]
     assert torch.allclose(weights[1:], (1 - alpha) / (2 * alpha * (1 - abar[1:])), rtol=1e-3)
     assert torch.equal(weights, step_weights(velocity_model))
