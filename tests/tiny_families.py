@@ -84,7 +84,9 @@ def flux(guidance_embeds: bool = True, seed: int = 0) -> FluxPipeline:
         axes_dims_rope=(4, 6, 6),
         guidance_embeds=guidance_embeds,
     )
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True) if guidance_embeds else FlowMatchEulerDiscreteScheduler()
+    scheduler = (
+        FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True) if guidance_embeds else FlowMatchEulerDiscreteScheduler()
+    )
     return silent(
         FluxPipeline(
             scheduler=scheduler,

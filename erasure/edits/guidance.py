@@ -11,6 +11,7 @@ from erasure.config.registry import load_class
 from erasure.config.validation import build_dataclass
 from erasure.errors import UserError
 from erasure.families.parameters import unwrap
+from erasure.families.pipelines import spec_of_pipeline
 from erasure.families.sampling import GuidanceEdit, SamplingOverrides, is_own_network_call, sampling_of
 from erasure.methods.base import Guided, Method
 
@@ -34,31 +35,45 @@ def rebuild_guidance(method: str, fields: dict[str, Any], concepts: list[dict[st
 
 
 def attach_guidance_hook(pipe: Any) -> None:
-    """Make a StableDiffusionPipeline sample with the guidance edits that are applied to it now, or without if there are none.
+    """Make a pipeline sample with the guidance edits that are applied to it now, or without if there are none.
 
-    It gets one hook on its UNet; a DiffusionModel around it uses guidance edits itself, and the hook leaves its calls alone. However often
-    this is called, and wherever it was interrupted before, there is one hook or none.
+    It gets one hook on its denoiser; a DiffusionModel around it uses guidance edits itself, and the hook leaves its calls alone. However
+    often this is called, and wherever it was interrupted before, there is one hook or none.
 
     Raises:
-        UserError: guidance edits with a scheduler that has no alphas_cumprod, or zero terminal SNR.
+        UserError: guidance edits on a pipeline without classifier-free guidance, with a scheduler that has no alphas_cumprod, or with
+            zero terminal SNR.
     """
+    denoiser = getattr(pipe, "unet", getattr(pipe, "transformer", None))
     needs_hook = bool(sampling_of(pipe).guidance_edits)
-    if needs_hook and not hasattr(pipe.scheduler, "alphas_cumprod"):
-        raise UserError(f"guidance edits need a scheduler with alphas_cumprod, such as DDIM; {type(pipe.scheduler).__name__} has none.")
-    # at zero terminal SNR the last noise predictions do not depend on the text
-    if needs_hook and pipe.scheduler.config.get("rescale_betas_zero_snr", False):
-        raise UserError("guidance edits do not work with zero terminal SNR (rescale_betas_zero_snr in this pipeline's scheduler).")
-    unet = getattr(pipe, "unet", None)
-    if unet is None:
+    if needs_hook:
+        _check_can_be_guided(pipe)
+    if denoiser is None:
         return
-    modules = [unet] if unwrap(unet) is unet else [unet, unwrap(unet)]
+    modules = [denoiser] if unwrap(denoiser) is denoiser else [denoiser, unwrap(denoiser)]
     # look for the hooks: an interruption could lose a handle from register_forward_hook
     own_hooks = [(module, key) for module in modules for key, hook in module._forward_hooks.items() if is_hook_of(hook, pipe)]
     for module, key in own_hooks[1:] if needs_hook else own_hooks:
         module._forward_hooks.pop(key, None)
         module._forward_hooks_with_kwargs.pop(key, None)
     if needs_hook and not own_hooks:
-        unet.register_forward_hook(GuidanceHook(pipe), with_kwargs=True)
+        denoiser.register_forward_hook(GuidanceHook(pipe), with_kwargs=True)
+
+
+def _check_can_be_guided(pipe: Any) -> None:
+    """Check that a plain pipeline samples with classifier-free guidance, in a way that the hook knows. Raises as `attach_guidance_hook`."""
+    spec = spec_of_pipeline(pipe)
+    if spec.family == "flux" or pipe.config.get("is_distilled", False):
+        raise UserError(
+            f"guidance edits steer classifier-free guidance, and this {type(pipe).__name__} is sampled without; use esd or uce."
+        )
+    if spec.schedule == "flow":
+        return
+    if not hasattr(pipe.scheduler, "alphas_cumprod"):
+        raise UserError(f"guidance edits need a scheduler with alphas_cumprod, such as DDIM; {type(pipe.scheduler).__name__} has none.")
+    # at zero terminal SNR the last noise predictions do not depend on the text
+    if pipe.scheduler.config.get("rescale_betas_zero_snr", False):
+        raise UserError("guidance edits do not work with zero terminal SNR (rescale_betas_zero_snr in this pipeline's scheduler).")
 
 
 def is_hook_of(hook: Any, pipe: Any) -> bool:
@@ -66,19 +81,47 @@ def is_hook_of(hook: Any, pipe: Any) -> bool:
     return isinstance(hook, GuidanceHook) and hook.pipe() in (pipe, None)
 
 
-class GuidanceHook:
-    """A forward hook that adds guidance edits to the UNet's predictions.
+def text_arguments(pipe: Any, prompt: str, count: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments with which a pipeline calls its denoiser for `count` copies of a prompt.
 
-    The pipeline runs its UNet for (uncond, cond) and computes u + w (c - u) itself. The hook also runs it for the prompts of the guidance
-    edits, and adds their part to c, divided by w, so that the pipeline's own formula gives the guided result.
+    Args:
+        kwargs: those of one of its own calls; the prompt gets as many tokens as there.
+    """
+    length = kwargs["encoder_hidden_states"].shape[1]
+    options = {"device": kwargs["encoder_hidden_states"].device, "num_images_per_prompt": count}
+    match spec_of_pipeline(pipe).models:
+        case "SDXL":
+            sequence, _, pooled, _ = pipe.encode_prompt(prompt, do_classifier_free_guidance=False, **options)
+            sizes = kwargs["added_cond_kwargs"]["time_ids"][-count:]
+            return {"encoder_hidden_states": sequence, "added_cond_kwargs": {"text_embeds": pooled, "time_ids": sizes}}
+        case "Stable Diffusion 3.x":
+            options["max_sequence_length"] = length - pipe.tokenizer_max_length  # of T5
+            sequence, _, pooled, _ = pipe.encode_prompt(prompt, None, None, do_classifier_free_guidance=False, **options)
+            return {"encoder_hidden_states": sequence, "pooled_projections": pooled}
+        case "FLUX.2-klein":
+            sequence, positions = pipe.encode_prompt(prompt, max_sequence_length=length, **options)
+            return {"encoder_hidden_states": sequence, "txt_ids": positions}
+        case _:
+            return {"encoder_hidden_states": pipe.encode_prompt(prompt, do_classifier_free_guidance=False, **options)[0]}
+
+
+class GuidanceHook:
+    """A forward hook that adds guidance edits to a denoiser's predictions.
+
+    Most pipelines run their denoiser once a step, for (uncond, cond), and compute u + w (c - u) themselves; FLUX.2's runs it for c and then
+    for u. The hook also runs it for the prompts of the guidance edits, and changes what it returns so that the pipeline's own formula gives
+    the guided result: in one batch c by change / w, in two calls u by change / (1 - w).
     """
 
     def __init__(self, pipe: Any) -> None:
-        self.pipe = weakref.ref(pipe)  # a copy of the UNet must not copy the pipeline
-        self.sampling, self.last_timestep, self.is_running = SamplingOverrides(), -1.0, False
+        self.pipe = weakref.ref(pipe)  # a copy of the denoiser must not copy the pipeline
+        self.sampling, self.is_running = SamplingOverrides(), False
+        self.last_time, self.step = -1.0, -1
         self.states: list[dict[str, Tensor]] = []
+        self.texts: dict[str, dict[str, Any]] = {}  # arguments of the prompts
+        self.first_prediction: Tensor | None = None  # of a step in two calls
 
-    def __call__(self, unet: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+    def __call__(self, denoiser: Any, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
         pipe = self.pipe()
         if pipe is None or self.is_running or is_own_network_call():
             return out
@@ -90,28 +133,55 @@ class GuidanceHook:
                 f"guidance edits steer the guidance, and guidance_scale {pipe.guidance_scale:g} has none: the image would show the base. "
                 "Use a guidance_scale above 1, or revert the edit."
             )
-        x, t = args[0], torch.as_tensor(args[1]).flatten()[0].item()
-        if sampling is not self.sampling or t > self.last_timestep:  # a new trajectory has begun
-            self.sampling, self.states = sampling, [{} for _ in sampling.guidance_edits]
-        self.last_timestep = t
-        alphas = pipe.scheduler.alphas_cumprod
-        velocity = pipe.scheduler.config.get("prediction_type", "epsilon") == "v_prediction"
-        half = len(x) // 2
-        a = alphas[int(t)].to(x.device, torch.float32)
+        x, t = args[:2] if args else (kwargs["hidden_states"], kwargs["timestep"])
+        self._follow(sampling, torch.as_tensor(t).flatten()[0].item())
+        w, prediction = pipe.guidance_scale, out[0]
+        if spec_of_pipeline(pipe).family == "flux2-klein":
+            if self.first_prediction is None:
+                self.first_prediction = prediction
+                return out
+            cond, self.first_prediction = self.first_prediction, None
+            change = self._change(pipe, denoiser, (args, kwargs), x, prediction, cond)
+            return (prediction + (change / (1 - w)).to(prediction.dtype),)
+        uncond, cond = prediction.chunk(2)
+        change = self._change(pipe, denoiser, (args, kwargs), x[: len(x) // 2], uncond, cond)
+        return (torch.cat((uncond, cond + (change / w).to(cond.dtype))),)
 
-        def eps(raw: Tensor) -> Tensor:
-            return (1 - a).sqrt() * x[:half].float() + a.sqrt() * raw.float() if velocity else raw.float()
+    def _follow(self, sampling: SamplingOverrides, time: float) -> None:
+        """Note the step, and start over where another trajectory begins."""
+        if sampling is not self.sampling or time > self.last_time:
+            self.sampling, self.states, self.texts = sampling, [{} for _ in sampling.guidance_edits], {}
+            self.step, self.first_prediction = -1, None
+            self.last_time = float("inf")
+        self.step += time < self.last_time
+        self.last_time = time
 
-        raw_uncond, raw_cond = out[0].chunk(2)
-        w, progress = pipe.guidance_scale, 1 - (t + 1) / len(alphas)
-        extra = torch.zeros_like(raw_cond, dtype=torch.float32)
-        for guidance_edit, state in zip(sampling.guidance_edits, self.states, strict=True):
-            prompt_embeds = pipe.encode_prompt(guidance_edit.prompt, x.device, half, False)[0]
+    def _change(self, pipe: Any, denoiser: Any, call: tuple[Any, Any], x: Tensor, uncond: Tensor, cond: Tensor) -> Tensor:
+        """Return what the edits add to the guided prediction of latents x (B, ...), in the network's own space."""
+        (args, kwargs), count = call, len(x)
+        a = self._alpha_bar(pipe, args[1], x.device) if args else None
+
+        def to_prediction(native: Tensor) -> Tensor:
+            return native.float() if a is None else (1 - a).sqrt() * x.float() + a.sqrt() * native.float()
+
+        change = torch.zeros_like(cond, dtype=torch.float32)
+        for edit, state in zip(self.sampling.guidance_edits, self.states, strict=True):
+            if edit.prompt not in self.texts:
+                self.texts[edit.prompt] = text_arguments(pipe, edit.prompt, count, kwargs)
+            own = {} if args else {"hidden_states": x, "timestep": kwargs["timestep"][-count:]}
             self.is_running = True
             try:
-                raw = unet(x[:half], args[1], encoder_hidden_states=prompt_embeds, return_dict=False)[0]
+                concept = denoiser(*((x, args[1]) if args else ()), **{**kwargs, **own, **self.texts[edit.prompt], "return_dict": False})[0]
             finally:
                 self.is_running = False
-            extra += guidance_edit.guide(eps(raw_cond), eps(raw_uncond), eps(raw), w, progress, state)
-        extra = extra / (a.sqrt() if velocity else 1.0) / w
-        return (torch.cat((raw_uncond, raw_cond + extra.to(raw_cond.dtype))),)
+            predictions = (to_prediction(native) for native in (cond, uncond, concept))
+            change += edit.guide(*predictions, pipe.guidance_scale, self.step / pipe.num_timesteps, state)
+        return change if a is None else change / a.sqrt()
+
+    @staticmethod
+    def _alpha_bar(pipe: Any, t: Any, device: torch.device) -> Tensor | None:
+        """Return abar of a timestep where the network predicts v; None where its prediction is noise already."""
+        if pipe.scheduler.config.get("prediction_type", "epsilon") != "v_prediction":
+            return None
+        alpha_bar: Tensor = pipe.scheduler.alphas_cumprod[int(torch.as_tensor(t).flatten()[0])]
+        return alpha_bar.to(device, torch.float32)

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from erasure.errors import UserError
+
 if TYPE_CHECKING:
     from erasure.families.base import DiffusionModel
 
@@ -120,11 +122,18 @@ PIPELINES: dict[str, PipelineSpec] = {
 }
 
 
-def spec_of_pipeline(pipe: Any) -> PipelineSpec:
-    """Return what a loaded pipeline of a supported class, or of a subclass, consists of."""
-    return next(PIPELINES[base.__name__] for base in type(pipe).__mro__ if base.__name__ in PIPELINES)
-
-
 _MODELS = [spec.models for spec in PIPELINES.values()]
 SUPPORTED_MODELS = f"supported are text-to-image pipelines of {', '.join(_MODELS[:-1])} and {_MODELS[-1]}"
 FAMILY_NAMES = ("sd1", "sd2", "sdxl", "sd3", "flux", "flux2-klein")  # besides pocket and pocket-flow, which ship
+
+
+def spec_of_pipeline(pipe: Any) -> PipelineSpec:
+    """Return what a loaded pipeline of a supported class, or of a subclass, consists of.
+
+    Raises:
+        UserError: it is of no supported class.
+    """
+    name = next((base.__name__ for base in type(pipe).__mro__ if base.__name__ in PIPELINES), None)
+    if name is None:
+        raise UserError(f"a {type(pipe).__name__} cannot be edited; {SUPPORTED_MODELS}.")
+    return PIPELINES[name]

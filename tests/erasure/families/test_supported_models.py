@@ -131,7 +131,11 @@ def test_an_index_alone_is_enough_to_refuse(name: Any, words: str, model: Stable
         ("unet", "UNet2DConditionModel", "has no unet"),
         ("scheduler", ["diffusers", "LCMScheduler"], "LCMScheduler, the scheduler of few-step distilled models"),
         ("scheduler", ["diffusers", "TCDScheduler"], "few-step distilled"),
-        ("scheduler", ["diffusers", "FlowMatchEulerDiscreteScheduler"], "flow matching, which Stable Diffusion 1.x and 2.x models were not trained with"),
+        (
+            "scheduler",
+            ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+            "flow matching, which Stable Diffusion 1.x and 2.x models were not trained with",
+        ),
         ("scheduler", ["diffusers", "EDMEulerScheduler"], "no DDIM counterpart"),
     ],
 )
