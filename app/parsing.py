@@ -145,7 +145,7 @@ def read_model_source(text: str) -> str:
     return text
 
 
-ModelSource = Annotated[str, make_spec(str, "STR", read_model_source)]  # pocket, a hub id, a folder or one .safetensors file
+ModelSource = Annotated[str, make_spec(str, "STR", read_model_source)]  # pocket, pocket-flow, a hub id, a folder or one .safetensors file
 
 
 def to_argv(options: Any) -> list[str]:

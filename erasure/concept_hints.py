@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from erasure.concept import Concept
 from erasure.families.base import DiffusionModel
+from erasure.loading.model_source import SHIPPED_MODELS
 from erasure.pocket.captions import OBJECT_WORDS, STYLE_WORDS, vocabulary
 
 
@@ -14,7 +15,7 @@ def find_hints(model: DiffusionModel, concepts: Sequence[Concept]) -> list[str]:
     hints = []
     for concept in concepts:
         hints += [*hint_comma(concept.name), *hint_length(model, concept.name)]
-        hints += hint_unknown_words(concept.name) if model.source == "pocket" else []
+        hints += hint_unknown_words(concept.name) if model.source in SHIPPED_MODELS else []
     return hints
 
 
@@ -35,7 +36,7 @@ def hint_length(model: DiffusionModel, name: str) -> list[str]:
 
 
 def hint_unknown_words(name: str) -> list[str]:
-    """Return a hint if the name has words that the pocket model's captions never used."""
+    """Return a hint if the name has words that the captions of pocket and pocket-flow never used."""
     vocabulary_words = vocabulary()
     unknown_words = [word for word in re.findall(r"[^\W_][\w'-]*", name.lower()) if word not in vocabulary_words]
     if not unknown_words:

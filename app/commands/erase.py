@@ -17,7 +17,9 @@ from erasure.config.choices import Attention, Precision, Tracker
 from erasure.config.registry import field_help_of, list_modules
 from erasure.config.static_classes import METHOD_BASE, load_static_class
 from erasure.errors import UserError
-from erasure.families.recognition import recognize_family
+from erasure.families.pipelines import PIPELINES
+from erasure.families.recognition import is_pocket_text_encoder, recognize_family
+from erasure.loading.model_source import SHIPPED_MODELS
 
 if TYPE_CHECKING:
     from erasure import Edit, Erasure
@@ -37,7 +39,7 @@ class EraseCommand:
     kind: ConceptKind = "style"  # kind of the concept: decides prompts and recipe
     anchor: str = ""  # what the concept should become; empty: nothing in particular
     prompts: tuple[str, ...] = ()  # training prompt templates with {} for the concept, instead of the kind's
-    model: ModelSource = "pocket"  # pocket, a hub id, a diffusers folder, or one .safetensors file
+    model: ModelSource = "pocket"  # pocket, pocket-flow, a hub id, a diffusers folder, or one .safetensors file
     out: Path | None = None  # run folder; default runs/<hash of the job>
     seed: int = 0  # seed of every random number; from 0 to 2^63 - 1
     device: str = "auto"  # auto, cpu, cuda, cuda:1
@@ -119,15 +121,25 @@ def abbreviate(value: object) -> str:
 
 def family_of_source(source: str) -> str:
     """Return the model family from a model's files before it is loaded; empty where they do not tell."""
-    if source == "pocket":
+    if source in SHIPPED_MODELS:
         return source
+    folder = Path(source).expanduser()
     try:
-        unet, text_encoder = (
-            json.loads((Path(source).expanduser() / part / "config.json").read_text(encoding="utf-8")) for part in ("unet", "text_encoder")
-        )
-        return recognize_family(unet, text_encoder, source)
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):  # a UserError is a ValueError: it is raised once it is loaded
+        spec = PIPELINES[read_config(folder / "model_index.json")["_class_name"]]
+        if spec.family:
+            return spec.family
+        text_encoder = read_config(folder / "text_encoder" / "config.json")
+        if spec.denoiser == "transformer":
+            return "pocket-flow" if is_pocket_text_encoder(text_encoder) else "sd3"
+        return recognize_family(read_config(folder / "unet" / "config.json"), text_encoder, source)
+    # a UserError is a ValueError: it is raised once it is loaded
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError):
         return ""
+
+
+def read_config(path: Path) -> Any:
+    """Read a JSON file of a model that nothing has checked yet."""
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def run_erase(command: EraseCommand) -> int:
@@ -189,7 +201,7 @@ def describe_cost(edit: "Edit") -> str:
 def describe_next_steps(planned: "Erasure") -> str:
     """Return the commands that use the edit; an audit has the pocket model's suite where none is named."""
     folder = shlex.quote(str(planned.out))
-    suite = "" if planned.model.family == "pocket" else " --suite sd"
+    suite = "" if planned.model.family in SHIPPED_MODELS else " --suite sd"
     return f"Next: erasure audit {folder}{suite}, or erasure export {folder}"
 
 

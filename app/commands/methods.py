@@ -17,7 +17,7 @@ class MethodsCommand:
 
     words: ClassVar[str] = "methods"
 
-    model: ModelSource = "pocket"  # pocket, a hub id, a diffusers folder, or one .safetensors file
+    model: ModelSource = "pocket"  # pocket, pocket-flow, a hub id, a diffusers folder, or one .safetensors file
     kind: ConceptKind = "style"  # kind whose recipe the cost is for
     device: str = "auto"  # auto, cpu, cuda, cuda:1
 

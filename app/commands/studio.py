@@ -21,7 +21,7 @@ class StudioCommand:
 
     words: ClassVar[str] = "studio"
 
-    model: ModelSource = "pocket"  # pocket, a hub id, a diffusers folder, or one .safetensors file
+    model: ModelSource = "pocket"  # pocket, pocket-flow, a hub id, a diffusers folder, or one .safetensors file
     runs: Path = Path("runs")  # folder of jobs, edits and audits; the page can read nothing else of this machine
     host: str = "127.0.0.1"  # address to listen on; any other than a local address needs --auth
     port: int = 7860  # 0: any free port

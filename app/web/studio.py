@@ -25,6 +25,7 @@ from erasure.edits.edit_json import read_edit_info
 from erasure.erasing import erase
 from erasure.errors import UserError, unknown_value_error
 from erasure.families.base import DiffusionModel
+from erasure.loading.model_source import SHIPPED_MODELS
 from erasure.methods.base import Method
 from erasure.methods.uce import UCE
 from erasure.pocket.captions import OBJECT_WORDS, STYLE_WORDS, vocabulary
@@ -86,7 +87,7 @@ class Studio:
 
     @property
     def is_pocket(self) -> bool:
-        return self.source == "pocket"
+        return self.source in SHIPPED_MODELS
 
     def prepare(self) -> None:
         """Prepare an erasure for the first visit: a closed form that takes two seconds, once."""

@@ -13,6 +13,7 @@ from erasure.export.transformers_compat import write_tensors
 from erasure.families.base import DiffusionModel
 from erasure.families.parameters import canonical_name
 from erasure.families.sampling import own_network_call
+from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.original_layout import places_of
 from erasure.loading.pipeline_configs import PipelineConfigs, configs_of, load_released_configs
 from erasure.loading.single_file import CONFIGS_KEY, PREDICTION_KEY, V_PREDICTION_SPREAD
@@ -39,8 +40,10 @@ def to_checkpoint(model: DiffusionModel, edit: Edit, out: Path, other_base: bool
         The path of the file.
 
     Raises:
-        UserError: an edit that weights cannot hold, weights outside the range of fp16, or a model that the layout has no names for.
+        UserError: a model of another family, an edit that weights cannot hold, weights outside the range of fp16, or a model that the layout has no names for.
     """
+    if not isinstance(model, StableDiffusion):
+        raise UserError(f"--format checkpoint is for Stable Diffusion 1.x and 2.x, and {model.source} is not; use --format folder or lora.")
     if edit.info.product in REFUSED_PRODUCTS:
         raise UserError(f"{edit.name} cannot be a checkpoint: {REFUSED_PRODUCTS[edit.info.product]}")
     configs = configs_of(model.pipe)

@@ -2,16 +2,22 @@
 
 from pathlib import Path
 
+from transformers import CLIPTokenizer
+
 from erasure.edits import Edit, apply_edits
 from erasure.errors import UserError
 from erasure.export.transformers_compat import make_shareable, rename_text_encoder_keys, write_vocabulary_files
 from erasure.families.base import DiffusionModel
+from erasure.families.stable_diffusion_3 import StableDiffusion3
+from erasure.pocket.null_t5 import with_null_t5
 from erasure.storage.edit_folders import check_unoccupied
 from erasure.training.one_step import OneStepPipeline
 
 
 def to_folder(model: DiffusionModel, edit: Edit, out: Path, other_base: bool = False) -> None:
     """Save the edited pipeline as a diffusers folder; `model` is not changed. A one-step generator becomes a OneStepPipeline.
+
+    SD3 without T5 gets a T5 that gives zeros, so that a plain `from_pretrained` loads the folder.
 
     The safety checker is off in it, as in every measurement here; the model card says so.
 
@@ -25,9 +31,14 @@ def to_folder(model: DiffusionModel, edit: Edit, out: Path, other_base: bool = F
         pipe = model.pipe
         if edit.info.product == "one-step":
             pipe = OneStepPipeline(**pipe.components, requires_safety_checker=False, init_timestep=edit.info.fields["init_timestep"])
+        if isinstance(model, StableDiffusion3) and pipe.text_encoder_3 is None:
+            pipe = with_null_t5(pipe)
         pipe.save_pretrained(out, safe_serialization=True)
-        rename_text_encoder_keys(out / "text_encoder")
-        write_vocabulary_files(pipe.tokenizer, out / "tokenizer")
+        for part, component in pipe.components.items():
+            if type(component).__name__ == "CLIPTextModel":
+                rename_text_encoder_keys(out / part)
+            elif isinstance(component, CLIPTokenizer):
+                write_vocabulary_files(component, out / part)
         make_shareable(out)
 
 

@@ -16,7 +16,8 @@ from erasure.edits import Edit, apply_edits
 from erasure.export.lora import MAX_ERROR, LoraReport
 from erasure.export.lora_file import LORA_FILE, short_name_of
 from erasure.families.base import DiffusionModel
-from erasure.loading.model_source import is_hub_id
+from erasure.families.pipelines import FAMILY_PIPELINES, PIPELINES
+from erasure.loading.model_source import SHIPPED_MODELS, is_hub_id
 from erasure.storage.run import write_bytes
 
 # What CommonMark and GitHub's Markdown read as markup in text whose <, > and & are HTML entities. Within a word "_" is none, and without
@@ -33,6 +34,7 @@ MAX_SHOWN = 5  # items of a list, or 40 times as many characters, that are shown
 OPENRAIL_M, OPENRAIL_PLUS_PLUS = "creativeml-openrail-m", "openrail++"
 LICENSES = {  # as the hub lists them for these bases; for others the license is not certain
     "pocket": "apache-2.0",
+    "pocket-flow": "apache-2.0",
     "CompVis/stable-diffusion-v1-4": OPENRAIL_M,
     "runwayml/stable-diffusion-v1-5": OPENRAIL_M,
     "stable-diffusion-v1-5/stable-diffusion-v1-5": OPENRAIL_M,
@@ -40,6 +42,8 @@ LICENSES = {  # as the hub lists them for these bases; for others the license is
     "stabilityai/stable-diffusion-2-base": OPENRAIL_PLUS_PLUS,
     "stabilityai/stable-diffusion-2-1": OPENRAIL_PLUS_PLUS,
     "stabilityai/stable-diffusion-2-1-base": OPENRAIL_PLUS_PLUS,
+    "stabilityai/stable-diffusion-xl-base-1.0": OPENRAIL_PLUS_PLUS,
+    "black-forest-labs/FLUX.1-schnell": "apache-2.0",
 }
 
 
@@ -114,19 +118,22 @@ def describe_usage(edit: Edit, format: str, layout: str) -> list[tuple[str, str]
     """Return how each program loads a format, in words for someone who has only the export."""
     if format == "lora":
         return describe_lora_usage(edit, layout)
+    pipeline = FAMILY_PIPELINES[edit.info.base["family"]]
+    wanted = "checkpoint" if pipeline == "StableDiffusionPipeline" else "lora"
     convert = (
-        "ComfyUI, A1111, stable-diffusion.cpp",
-        "they do not read this format; ask for a checkpoint, which `erasure export EDIT --format checkpoint` makes of the edit itself",
+        "ComfyUI, A1111, stable-diffusion.cpp" if wanted == "checkpoint" else "ComfyUI",
+        f"they do not read this format; ask for a {'LoRA' if wanted == 'lora' else wanted}, which `erasure export EDIT --format {wanted}` "
+        "makes of the edit itself",
     )
-    pipeline = "OneStepPipeline" if edit.info.product == "one-step" else "StableDiffusionPipeline"
+    own = "OneStepPipeline" if edit.info.product == "one-step" else pipeline
     return {
         "edit": [
             ("Erasure Studio", "`Edit.load(FOLDER).apply(pipe)`, or `erasure audit FOLDER`"),
             ("other programs", "`erasure export FOLDER --format lora` (or `checkpoint`, `folder`) makes a file or folder that they read"),
         ],
-        "folder": [("diffusers", f"`{pipeline}.from_pretrained(FOLDER)`"), convert],
+        "folder": [("diffusers", f"`{own}.from_pretrained(FOLDER)`"), convert],
         "text-encoder": [
-            ("diffusers", "`StableDiffusionPipeline.from_pretrained(BASE, text_encoder=CLIPTextModel.from_pretrained(FOLDER))`"),
+            ("diffusers", describe_text_encoder_usage(edit, pipeline)),
             convert,
         ],
         "checkpoint": [
@@ -136,6 +143,14 @@ def describe_usage(edit: Edit, format: str, layout: str) -> list[tuple[str, str]
             ("stable-diffusion.cpp", "`-m FILE`; the same sizes"),
         ],
     }[format]
+
+
+def describe_text_encoder_usage(edit: Edit, pipeline: str) -> str:
+    """Return how diffusers loads an exported text encoder, or several, each in its own folder."""
+    classes, parts = PIPELINES[pipeline].networks, sorted({name.partition(".")[0] for name in edit.moved_parameters()})
+    alone = sum(name.startswith("CLIP") for name in classes.values()) == 1
+    arguments = [f"{part}={classes[part]}.from_pretrained({'FOLDER' if alone else f'FOLDER/{part}'})" for part in parts]
+    return f"`{pipeline}.from_pretrained(BASE, {', '.join(arguments)})`"
 
 
 def describe_lora_usage(edit: Edit, layout: str) -> list[tuple[str, str]]:
@@ -206,7 +221,7 @@ def is_on_hub(base: str) -> bool:
 def describe_base(edit: Edit) -> str:
     """Return the base in words that mean something on another machine."""
     base = edit.info.base["source"]
-    return base if base == "pocket" or is_on_hub(base) else f"a local {edit.info.base['family']} model"
+    return base if base in SHIPPED_MODELS or is_on_hub(base) else f"a local {edit.info.base['family']} model"
 
 
 def escape_markdown(text: str) -> str:

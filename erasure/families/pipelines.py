@@ -124,7 +124,16 @@ PIPELINES: dict[str, PipelineSpec] = {
 
 _MODELS = [spec.models for spec in PIPELINES.values()]
 SUPPORTED_MODELS = f"supported are text-to-image pipelines of {', '.join(_MODELS[:-1])} and {_MODELS[-1]}"
-FAMILY_NAMES = ("sd1", "sd2", "sdxl", "sd3", "flux", "flux2-klein")  # besides pocket and pocket-flow, which ship
+FAMILY_PIPELINES = {  # the pipeline class of each recipe family
+    "pocket": "StableDiffusionPipeline",
+    "sd1": "StableDiffusionPipeline",
+    "sd2": "StableDiffusionPipeline",
+    "sdxl": "StableDiffusionXLPipeline",
+    "pocket-flow": "StableDiffusion3Pipeline",
+    "sd3": "StableDiffusion3Pipeline",
+    "flux": "FluxPipeline",
+    "flux2-klein": "Flux2KleinPipeline",
+}
 
 
 def spec_of_pipeline(pipe: Any) -> PipelineSpec:

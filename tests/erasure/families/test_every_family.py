@@ -12,6 +12,7 @@ from erasure.concept import Concept
 from erasure.edits import Edit, apply_edits
 from erasure.erasing import erase
 from erasure.errors import UserError
+from erasure.export import export_edit
 from erasure.families.base import DiffusionModel
 from erasure.families.flux import Flux
 from erasure.families.flux2_klein import Flux2Klein
@@ -20,6 +21,7 @@ from erasure.families.stable_diffusion_xl import StableDiffusionXL
 from erasure.loading.loader import load_model
 from tests import tiny_families, tiny_sd3
 from tests.factories import METHODS, TRAINED_METHODS, ready_method
+from tests.synthetic_edits import trained_edit
 
 PROMPTS = ["a cat", "a dog on a mat"]
 CAT = Concept(name="cat", kind="object", prompts=("a {} on a mat | a mat", "{}"))
@@ -212,6 +214,54 @@ def test_the_forecast_is_what_is_counted(name: str, family: str, tmp_path: Path)
     images = 4 * 3 * model.forwards_per_step  # of the model card, before and after
     counted = model.cost.unet_forwards - images
     assert edit.info.cost["unet_forwards"] == counted
+
+
+def test_an_exported_folder_is_the_edited_pipeline(family: str, tmp_path: Path) -> None:
+    """As a plain `from_pretrained` of the pipeline's class loads it."""
+    model = BUILD[family]()
+    edit = trained_edit(model, "xattn", "ff-out")
+    export_edit(model, edit, "folder", tmp_path / "folder")
+    assert f"`{type(model.pipe).__name__}.from_pretrained(FOLDER)`" in (tmp_path / "folder" / "README.md").read_text()
+    plain = type(model.pipe).from_pretrained(tmp_path / "folder", local_files_only=True)
+    plain.set_progress_bar_config(disable=True)
+    noise = model.sample_noise([5, 6])
+    with apply_edits(model, edit):
+        edited = sample_with_pipeline(model, PROMPTS, noise, 3, guidance_scale=3.0)
+    base = sample_with_pipeline(model, PROMPTS, noise, 3, guidance_scale=3.0)
+    model.pipe = plain
+    loaded = sample_with_pipeline(model, PROMPTS, noise, 3, guidance_scale=3.0)
+    assert torch.allclose(loaded, edited, atol=1e-6) and not torch.allclose(edited, base, atol=1e-4)
+
+
+def test_sd3_without_t5_is_exported_with_one_that_gives_zeros(tmp_path: Path) -> None:
+    model = StableDiffusion3(tiny_sd3.pipeline(t5=False), "tiny", "fp32")
+    export_edit(model, trained_edit(model, "xattn", "ff-out"), "folder", tmp_path / "folder")
+    plain = type(model.pipe).from_pretrained(tmp_path / "folder", local_files_only=True)
+    with_zeros, without = (
+        pipe.encode_prompt(PROMPTS, PROMPTS, PROMPTS, do_classifier_free_guidance=False)[0] for pipe in (plain, model.pipe)
+    )
+    assert torch.equal(with_zeros[:, 16:], without[:, 16:]) and not without[:, 16:].any()
+    assert load_model(str(tmp_path / "folder"), device="cpu").family == "sd3"
+
+
+def test_only_stable_diffusion_has_checkpoints(model: DiffusionModel, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--format checkpoint is for Stable Diffusion 1.x and 2.x, and tiny is not; use --format folder"):
+        export_edit(model, trained_edit(model, "xattn"), "checkpoint", tmp_path / "checkpoint")
+
+
+def test_text_encoders_are_exported_alone(family: str, tmp_path: Path) -> None:
+    if family.startswith("klein"):
+        pytest.skip("its text encoder is a language model that no edit changes")
+    model = BUILD[family]()
+    edit = trained_edit(model, "text-encoder")
+    export_edit(model, edit, "text-encoder", tmp_path / "out")
+    parts = {name.partition(".")[0] for name in edit.moved_parameters()}
+    for part in parts:
+        folder = tmp_path / "out" / ("" if len(model.networks) == 2 else part)
+        loaded = type(getattr(model.pipe, part)).from_pretrained(folder)
+        with apply_edits(model, edit):
+            for name, value in loaded.state_dict().items():
+                assert torch.equal(value, getattr(model.pipe, part).state_dict()[name]), name
 
 
 @pytest.mark.parametrize("name", ["negative_prompt", "sld"])
