@@ -26,7 +26,10 @@ def build_page(studio: Studio) -> gr.Blocks:
     with gr.Blocks(
         title="Erasure Studio", analytics_enabled=False, fill_width=True, delete_cache=(SECONDS_PER_DAY, SECONDS_PER_DAY)
     ) as page:
-        gr.HTML(f"<h1>Erasure Studio</h1><span>{f'the {studio.source} model' if studio.is_pocket else escape(studio.source)}</span>", elem_id="head")
+        gr.HTML(
+            f"<h1>Erasure Studio</h1><span>{f'the {studio.source} model' if studio.is_pocket else escape(studio.source)}</span>",
+            elem_id="head",
+        )
         with gr.Tabs():
             with gr.Tab("Compare", id="compare"):
                 edits = tab_compare.tab(studio)

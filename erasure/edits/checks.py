@@ -10,6 +10,8 @@ from erasure.edits.rounding import find_cast_dtype, find_changed, holds_value
 from erasure.edits.stacking import EditStack, apply_stack, stack_of
 from erasure.errors import UserError
 from erasure.families.parameters import fingerprint, named_parameters, unwrap, unwrapped_parameters
+from erasure.families.pipelines import FAMILY_PIPELINES, PIPELINES
+from erasure.families.supported_models import spec_of_pipeline
 
 if TYPE_CHECKING:
     from erasure.edits.edit import Edit
@@ -58,6 +60,12 @@ def check_edit_fits(edit: "Edit", pipe: Any) -> None:
         hint = "; give its pipe" if hasattr(pipe, "pipe") else ""  # a DiffusionModel
         parts = " and no ".join(missing)
         raise UserError(f"an edit goes into a diffusers pipeline; this {type(pipe).__name__} has no {parts}{hint}.")
+    spec, made_on = spec_of_pipeline(pipe), FAMILY_PIPELINES.get(edit.info.base["family"])
+    if made_on and PIPELINES[made_on] != spec:
+        raise UserError(
+            f"the edit was made on a {PIPELINES[made_on].models} model ({edit.info.base['source']}); this {type(pipe).__name__} is one of "
+            f"{spec.models}."
+        )
     pipe_parameters = named_parameters(networks)
     if any(p.is_meta for p in pipe_parameters.values()):
         raise UserError(f"{edit.name} cannot be applied. {OFFLOADED_MESSAGE}")

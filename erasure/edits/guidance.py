@@ -11,8 +11,8 @@ from erasure.config.registry import load_class
 from erasure.config.validation import build_dataclass
 from erasure.errors import UserError
 from erasure.families.parameters import unwrap
-from erasure.families.pipelines import spec_of_pipeline
 from erasure.families.sampling import GuidanceEdit, SamplingOverrides, is_own_network_call, sampling_of
+from erasure.families.supported_models import spec_of_pipeline
 from erasure.methods.base import Guided, Method
 
 

@@ -40,7 +40,8 @@ def to_checkpoint(model: DiffusionModel, edit: Edit, out: Path, other_base: bool
         The path of the file.
 
     Raises:
-        UserError: a model of another family, an edit that weights cannot hold, weights outside the range of fp16, or a model that the layout has no names for.
+        UserError: a model of another family, an edit that weights cannot hold, weights outside the range of fp16, or a model that the
+            layout has no names for.
     """
     if not isinstance(model, StableDiffusion):
         raise UserError(f"--format checkpoint is for Stable Diffusion 1.x and 2.x, and {model.source} is not; use --format folder or lora.")

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from erasure.errors import UserError
-
 if TYPE_CHECKING:
     from erasure.families.base import DiffusionModel
 
@@ -134,15 +132,3 @@ FAMILY_PIPELINES = {  # the pipeline class of each recipe family
     "flux": "FluxPipeline",
     "flux2-klein": "Flux2KleinPipeline",
 }
-
-
-def spec_of_pipeline(pipe: Any) -> PipelineSpec:
-    """Return what a loaded pipeline of a supported class, or of a subclass, consists of.
-
-    Raises:
-        UserError: it is of no supported class.
-    """
-    name = next((base.__name__ for base in type(pipe).__mro__ if base.__name__ in PIPELINES), None)
-    if name is None:
-        raise UserError(f"a {type(pipe).__name__} cannot be edited; {SUPPORTED_MODELS}.")
-    return PIPELINES[name]

@@ -7,6 +7,7 @@ from typing import Any
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 
 from erasure.errors import UserError
+from erasure.families.parameters import unwrap
 from erasure.families.pipelines import PIPELINES, SUPPORTED_MODELS, PipelineSpec
 from erasure.families.recognition import recognize_family
 from erasure.storage.run import read_json
@@ -261,6 +262,24 @@ def check_pipeline(pipe: Any, expected: str, source: str) -> None:
             raise UserError(f"{source} has no {part}; {SUPPORTED_MODELS}, complete.")
     check_networks(spec, config_by_part(pipe, spec), source)
     check_schedule(pipe.scheduler.config, type(pipe.scheduler).__name__, spec, source)
+
+
+def spec_of_pipeline(pipe: Any) -> PipelineSpec:
+    """Return what a pipeline's model consists of, by its denoiser: also for pipelines that inpaint or start from an image.
+
+    Raises:
+        UserError: a denoiser of no supported pipeline.
+    """
+    denoisers = [network for part in ("unet", "transformer") if (network := getattr(pipe, part, None)) is not None]
+    denoiser: Any = unwrap(denoisers[0]) if denoisers else None
+    class_names = {base.__name__ for base in type(denoiser).__mro__}
+    specs = [spec for spec in PIPELINES.values() if spec.networks[spec.denoiser] in class_names]
+    if len(specs) > 1:  # of the UNets, that of SDXL reads more than a text
+        is_sdxl = denoiser.config.get("addition_embed_type") == "text_time"
+        specs = [spec for spec in specs if (spec.family == "sdxl") == is_sdxl]
+    if not specs:
+        raise UserError(f"a {type(pipe).__name__} cannot be edited; {SUPPORTED_MODELS}.")
+    return specs[0]
 
 
 def config_by_part(pipe: Any, spec: PipelineSpec) -> dict[str, Config]:

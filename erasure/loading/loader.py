@@ -18,8 +18,7 @@ from erasure.config.arguments import check_arguments
 from erasure.config.choices import Attention, Precision
 from erasure.errors import UserError, is_out_of_memory
 from erasure.families.base import DiffusionModel
-from erasure.families.pipelines import spec_of_pipeline
-from erasure.families.supported_models import check_configs, check_index
+from erasure.families.supported_models import check_configs, check_index, spec_of_pipeline
 from erasure.loading.model_files import find_weights, resolve_folder
 from erasure.loading.model_source import check_model_source
 from erasure.loading.single_file import open_single_file

@@ -24,6 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from erasure.config.strict_yaml import read_strict_yaml
 from erasure.errors import AssumptionWarning, UserError
 from erasure.families.parameters import canonical_name
+from erasure.families.pipelines import PIPELINES
 from erasure.loading.original_layout import CLIP_PREFIX, OPEN_CLIP_PREFIX, UNET_PREFIX, VAE_PREFIX, places_of
 from erasure.loading.pipeline_configs import PipelineConfigs, load_released_configs
 
@@ -100,7 +101,7 @@ def open_single_file(path: Path, source: str, supported: Collection[str], dtype:
     header = read_header(path)
     configs = identify_configs(header, source)
     if configs.pipeline not in supported:
-        raise UserError(f"{source} is a {configs.pipeline}; supported are {', '.join(supported)}.")
+        raise UserError(unsupported_file(source, configs.pipeline))
     check_shapes(header, configs, source)
     with _explain_build_errors(source):
         tokenizer, scheduler = configs.tokenizer.build(), DDIMScheduler.from_config(configs.scheduler)
@@ -136,7 +137,7 @@ def identify_configs(header: SafetensorsHeader, source: str) -> PipelineConfigs:
     if model_type == "xl_base":
         return load_released_configs("sdxl")
     if model_type in PIPELINE_CLASSES:
-        raise UserError(f"{source} is a {PIPELINE_CLASSES[model_type]} in one file; supported are Stable Diffusion 1.x and 2.x.")
+        raise UserError(unsupported_file(source, PIPELINE_CLASSES[model_type]))
     if model_type not in ("v1", "v2"):
         pretrained = DIFFUSERS_DEFAULT_PIPELINE_PATHS[model_type]["pretrained_model_name_or_path"]
         raise UserError(f"{source} is laid out like {pretrained}; supported are Stable Diffusion 1.x and 2.x.")
@@ -148,6 +149,14 @@ def identify_configs(header: SafetensorsHeader, source: str) -> PipelineConfigs:
     configs = load_released_configs({"v1": "sd15", "v2": "sd21" if prediction == "v_prediction" else "sd21-base"}[model_type])
     zero_snr = {"rescale_betas_zero_snr": True} if "ztsnr" in header.shapes else {}
     return configs.model_copy(update={"scheduler": {**configs.scheduler, "prediction_type": prediction, **zero_snr}})
+
+
+def unsupported_file(source: str, pipeline: str) -> str:
+    """Return why a checkpoint of another pipeline is not opened, and what to do where its folder would be."""
+    message = f"{source} is a {pipeline} in one file; of such files, Stable Diffusion 1.x and 2.x are opened."
+    if pipeline in PIPELINES:
+        message += f" Make a folder of it: diffusers.{pipeline}.from_single_file(FILE).save_pretrained(FOLDER)."
+    return message
 
 
 def _infer_model_type(header: SafetensorsHeader, source: str) -> str:

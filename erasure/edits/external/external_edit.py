@@ -26,8 +26,7 @@ from erasure.edits.external.state_dicts import check_whole_network, convert_stat
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.families.cost import Cost
-from erasure.families.pipelines import spec_of_pipeline
-from erasure.families.supported_models import check_configs, check_index, check_networks, config_by_part
+from erasure.families.supported_models import check_configs, check_index, check_networks, config_by_part, spec_of_pipeline
 from erasure.loading.loader import first_line_of, read_index
 from erasure.loading.model_files import list_model_files, load_component, resolve_folder
 from erasure.loading.model_source import is_hub_id

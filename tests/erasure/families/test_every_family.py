@@ -10,6 +10,7 @@ from torch import Tensor
 
 from erasure.concept import Concept
 from erasure.edits import Edit, apply_edits
+from erasure.edits.external.external_edit import load_external
 from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.export import export_edit
@@ -233,6 +234,32 @@ def test_an_exported_folder_is_the_edited_pipeline(family: str, tmp_path: Path) 
     assert torch.allclose(loaded, edited, atol=1e-6) and not torch.allclose(edited, base, atol=1e-4)
 
 
+def test_edits_stay_in_their_family(tmp_path: Path) -> None:
+    edit = trained_edit(BUILD["sdxl"](), "xattn")
+    for other, words in (("flux-dev", "FLUX.1"), ("sd3", "Stable Diffusion 3.x")):
+        model = BUILD[other]()
+        with (
+            pytest.raises(UserError, match=rf"made on a SDXL model \(tiny\); this .*Pipeline is one of {words}") as caught,
+            apply_edits(model, edit),
+        ):
+            pass
+        assert "\n" not in str(caught.value)
+
+
+def test_an_external_pipeline_is_of_the_bases_class(tmp_path: Path) -> None:
+    """Its transformer's changes are found; another family is refused before its weights are read."""
+    base, erased = BUILD["flux-dev"](), BUILD["flux-dev"]()
+    edit = trained_edit(erased, "xattn")
+    export_edit(erased, edit, "folder", tmp_path / "erased")
+    found = load_external(base, str(tmp_path / "erased"), [CAT])
+    assert found.moved_parameters() == edit.moved_parameters()
+    assert load_external(base, str(tmp_path / "erased" / "transformer"), [CAT]).moved_parameters() == edit.moved_parameters()
+    for weights in (tmp_path / "erased").rglob("*.safetensors"):
+        weights.write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"is a FLUX.1 model and tiny is one of Stable Diffusion 3.x; give its own base with --model"):
+        load_external(BUILD["sd3"](), str(tmp_path / "erased"), [CAT])
+
+
 def test_sd3_without_t5_is_exported_with_one_that_gives_zeros(tmp_path: Path) -> None:
     model = StableDiffusion3(tiny_sd3.pipeline(t5=False), "tiny", "fp32")
     export_edit(model, trained_edit(model, "xattn", "ff-out"), "folder", tmp_path / "folder")
@@ -245,7 +272,7 @@ def test_sd3_without_t5_is_exported_with_one_that_gives_zeros(tmp_path: Path) ->
 
 
 def test_only_stable_diffusion_has_checkpoints(model: DiffusionModel, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="--format checkpoint is for Stable Diffusion 1.x and 2.x, and tiny is not; use --format folder"):
+    with pytest.raises(UserError, match=r"checkpoint is for Stable Diffusion 1.x and 2.x, and tiny is not; use --format folder"):
         export_edit(model, trained_edit(model, "xattn"), "checkpoint", tmp_path / "checkpoint")
 
 

@@ -75,7 +75,7 @@ def test_no_connection_is_opened(checkpoint: Path, tmp_path: Path) -> None:
         (["something.else"], "its first tensor is 'something.else'"),
         (
             ["conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias"],
-            "is a StableDiffusionXLPipeline; supported are StableDiff",
+            "is a StableDiffusionXLPipeline in one file; of such files, Stable Diffusion 1.x and 2.x are opened. Make a folder",
         ),
         (["conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias"], "is a StableDiffusionXLImg2ImgPipeline"),
         (["double_blocks.0.img_attn.norm.key_norm.scale", "img_in.weight"], "is a FluxPipeline"),
@@ -123,7 +123,7 @@ def test_damaged_files_are_named(checkpoint: Path, tmp_path: Path, capsys: pytes
     configs = json.loads(metadata_of_checkpoint[CONFIGS_KEY])
     assert "cannot be read" in broken({}, **{CONFIGS_KEY: "{"})
     assert "cannot be read" in broken({}, **{CONFIGS_KEY: json.dumps({**configs, "unet": 3})})
-    assert "is a EvilPipeline; supported are" in broken({}, **{CONFIGS_KEY: json.dumps({**configs, "pipeline": "EvilPipeline"})})
+    assert "is a EvilPipeline in one file; of such files" in broken({}, **{CONFIGS_KEY: json.dumps({**configs, "pipeline": "EvilPipeline"})})
     for part, change in [
         ("unet", {"block_out_channels": "x"}),
         ("unet", {"layers_per_block": 10**9}),
