@@ -8,8 +8,7 @@ from erasure.concept import Concept
 from erasure.config.registry import load_class
 from erasure.config.validation import build_dataclass
 from erasure.errors import UserError, unknown_value_error
-from erasure.families.pipelines import FAMILY_PIPELINES
-from erasure.loading.model_source import SHIPPED_MODELS
+from erasure.families.pipelines import RELEASED_FAMILIES
 from erasure.methods.base import Method, Trained
 
 
@@ -74,7 +73,7 @@ def check_request(method: str, concepts: Sequence[Concept], family: str, fields:
     """
     overrides = {name: value for name, value in fields.items() if value is not None}
     errors = []
-    families = [family] if family else [name for name in FAMILY_PIPELINES if name not in SHIPPED_MODELS]
+    families = [family] if family else list(RELEASED_FAMILIES)
     for name in families:
         try:
             configured, chosen, _ = choose_method(method, concepts, name, overrides)

@@ -24,7 +24,7 @@ GuidanceKind = Literal["classifier-free", "embedded", "none"]
 
 
 class DiffusionModel(ABC):
-    """A text-to-image pipeline: encode prompts, predict noise, follow a trajectory, decode latents, name regions of parameters.
+    """A text-to-image pipeline: encode prompts, predict, follow a trajectory, decode latents, name regions of parameters.
 
     Networks keep the dtype they were loaded in; computation runs under autocast in `compute_dtype`. The safety checker is always off:
     it blackens images, which would count as erasure. `cost` counts every pass through the UNet and the text encoder, where it happens.
@@ -38,9 +38,8 @@ class DiffusionModel(ABC):
 
     def __init__(self, pipe: Any, source: str, precision: Precision = "auto", attention: Attention = "auto") -> None:
         self.pipe, self.source = pipe, source
-        self.device = pipe.device
+        self.device, self.cost = pipe.device, Cost()
         self.compute_dtype = resolve_precision(precision, self.device)
-        self.cost = Cost()
         for module in pipe.components.values():
             if isinstance(module, nn.Module):
                 module.requires_grad_(False).eval()
@@ -91,7 +90,7 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def last_token_indices(self, text: str) -> tuple[int, ...]:
-        """Return the position of the last token of `text` in its conditioning, once for every encoder; a start token for an empty text."""
+        """Return the position of the last token of `text`, once for every text encoder; a start token's for an empty text."""
 
     @property
     @abstractmethod
@@ -108,7 +107,7 @@ class DiffusionModel(ABC):
         return set(self.pipe.tokenizer.all_special_ids)
 
     def encode_unconditional(self) -> Conditioning:
-        """Return the conditioning (1 row) that classifier-free guidance starts from: that of the empty prompt, if not the family's own."""
+        """Return the conditioning (1 row) that guidance starts from: that of the empty prompt, if not the family's own."""
         return self.encode([""])
 
     @abstractmethod
@@ -172,9 +171,8 @@ class DiffusionModel(ABC):
     def predict(self, x_t: Tensor, t: Tensor, cond: Conditioning) -> Tensor:
         """Return the prediction (B, C, h, w) in fp32 for times t (B,), in the space that `schedule.predicts` names.
 
-        Losses compare predictions there. A flow's noise would weight errors by (1 - s)^2 and ignore high noise, so its velocity counts;
-        a UNet trained on v = sqrt(abar) eps - sqrt(1 - abar) x_0 (arXiv:2202.00512) is asked for noise like any other. A network that
-        reads the guidance scale gets the default one.
+        Losses compare predictions there: a flow's noise would weight errors by (1 - s)^2 and ignore high noise; a UNet trained on v
+        (arXiv:2202.00512) is asked for noise like any other. A network that reads the guidance scale gets the default one.
         """
         return self.schedule.to_prediction(self.predict_native(x_t, t, cond, self.default_guidance), x_t, t)
 
@@ -193,9 +191,6 @@ class DiffusionModel(ABC):
         guidance_edits: Sequence[GuidanceEdit] = (),
     ) -> Iterator[TrajectoryStep]:
         """Yield the steps of deterministic sampling from unit noise x_T (B, C, h, w); the last `x_next` is the image latent.
-
-        Args:
-            guidance_edits: each may change the guided prediction.
 
         Raises:
             UserError: More steps than the schedule has, or guidance edits on a model that does not support them.
@@ -226,8 +221,7 @@ class DiffusionModel(ABC):
         """
         if region not in get_args(Region):
             raise unknown_value_error("region", region, get_args(Region))
-        names = [name for name in self.parameters() if self.in_region(name, region)]
-        if not names:
+        if not (names := [name for name in self.parameters() if self.in_region(name, region)]):
             valid_regions = [other for other in get_args(Region) if any(self.in_region(name, other) for name in self.parameters())]
             raise UserError(f"region {region!r} selects no parameter of {self.source}; it has {', '.join(valid_regions)}.")
         return names
@@ -294,9 +288,9 @@ class DiffusionModel(ABC):
         Raises:
             NotFiniteError: Values hold NaN or Inf; the message names the likely cause.
         """
-        if not values.isfinite().all():
-            raise NotFiniteError(explain_not_finite(self, label))
-        return values
+        if values.isfinite().all():
+            return values
+        raise NotFiniteError(explain_not_finite(self, label))
 
     def fingerprint(self) -> str:
         """Return a hash of every editable parameter, in fp16 so that fp16 and fp32 copies of one release agree."""

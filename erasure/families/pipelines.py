@@ -132,3 +132,4 @@ FAMILY_PIPELINES = {  # the pipeline class of each recipe family
     "flux": "FluxPipeline",
     "flux2-klein": "Flux2KleinPipeline",
 }
+RELEASED_FAMILIES = ("sd1", "sd2", "sdxl", "sd3", "flux", "flux2-klein")  # those that do not ship; no recipe for them was run

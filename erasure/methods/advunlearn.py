@@ -12,6 +12,7 @@ from erasure import prompt_templates
 from erasure.concept import Concept, ConceptKind
 from erasure.config.choices import Count, Region, ScheduleSteps, Steps, StepsOrZero
 from erasure.families.cost import Cost
+from erasure.families.pipelines import RELEASED_FAMILIES
 from erasure.methods.base import OptimizerStep, Trained, TrainingContext, exclude_concepts
 from erasure.pocket import prompts as pocket_prompts
 from erasure.training.teacher_cache import TeacherBatch, TeacherQuery
@@ -44,7 +45,7 @@ class AdvUnlearn(Trained):
     """
 
     paper: ClassVar[str] = "arXiv:2405.15234"
-    changes: ClassVar[str] = "the text encoder; choose weights of the UNet with --region"
+    changes: ClassVar[str] = "the text encoder; choose weights of the denoiser with --region"
     when: ClassVar[str] = "when people will attack the model with prompts; the new text encoder works in any pipeline of the family"
 
     region: Region = "text-encoder"  # which weights to train
@@ -127,11 +128,14 @@ class AdvUnlearn(Trained):
         ("style", "pocket"): {**_POCKET, "lr": 2e-4, "retain_weight": 3.0, "retain_batch": 24, "prompts": pocket_prompts.STYLE},
         ("object", "pocket"): {**_POCKET, "lr": 4e-4, "prompts": pocket_prompts.OBJECT},
         ("person", "pocket"): {**_POCKET, "lr": 4e-4, "prompts": pocket_prompts.PERSON},
-        # nothing below was run on real SD weights; joint steps at 0.3 are the paper's choice for nudity
-        **{("style", family): {**_SD} for family in ("sd1", "sd2")},
-        **{("object", family): {**_SD} for family in ("sd1", "sd2")},
-        **{("person", family): {**_SD} for family in ("sd1", "sd2")},
-        **{("nsfw", family): {**_SD, "retain_loss": "joint", "retain_weight": 0.3} for family in ("sd1", "sd2")},
+        # nothing below was run on released weights; joint steps at 0.3 are the paper's choice for nudity
+        **{("style", family): {**_SD} for family in RELEASED_FAMILIES},
+        **{("object", family): {**_SD} for family in RELEASED_FAMILIES},
+        **{("person", family): {**_SD} for family in RELEASED_FAMILIES},
+        **{("nsfw", family): {**_SD, "retain_loss": "joint", "retain_weight": 0.3} for family in RELEASED_FAMILIES},
+        # its text encoder is a language model, which stays as it is: the projection of its states trains instead
+        **{(kind, "flux2-klein"): {**_SD, "region": "text-proj"} for kind in ("style", "object", "person")},
+        ("nsfw", "flux2-klein"): {**_SD, "region": "text-proj", "retain_loss": "joint", "retain_weight": 0.3},
     }
 
 

@@ -25,7 +25,7 @@ class ESD(Trained):
     """
 
     paper: ClassVar[str] = "arXiv:2303.07345"
-    changes: ClassVar[str] = "cross-attention of the UNet; choose other weights with --region"
+    changes: ClassVar[str] = "cross-attention, or the text side of joint attention; choose other weights with --region"
     when: ClassVar[str] = "the first to try: cheap, and erases well; attacks can bring the concept back"
 
     negative_guidance: float = 1.0  # how far to push past the prediction without the concept, the paper's eta
@@ -68,7 +68,11 @@ class ESD(Trained):
         ("style", "pocket"): {**_POCKET, "lr": 3e-4, "prompts": pocket_prompts.STYLE},
         ("object", "pocket"): {**_POCKET, "lr": 2e-4, "prompts": pocket_prompts.OBJECT},
         ("person", "pocket"): {**_POCKET, "lr": 2e-4, "prompts": pocket_prompts.PERSON},
-        # for global concepts the paper trains everything but cross-attention; nothing here was run on real SD weights
-        ("nsfw", "sd1"): {"region": "noxattn"},
-        ("nsfw", "sd2"): {"region": "noxattn"},
+        # for global concepts the paper trains everything but cross-attention; nothing below was run on released weights
+        **{("nsfw", family): {"region": "noxattn"} for family in ("sd1", "sd2", "sd3")},
+        # learning rates and step counts of the authors' scripts for these models
+        **{(kind, "sdxl"): {"lr": 2e-4, "steps": 200, "trajectory_guidance": 2.0} for kind in ("style", "object", "person")},
+        ("nsfw", "sdxl"): {"region": "noxattn", "lr": 2e-4, "steps": 200, "trajectory_guidance": 2.0},
+        **{(kind, family): {"lr": 1e-4} for kind in ("style", "object", "person") for family in ("flux", "flux2-klein")},
+        **{("nsfw", family): {"region": "noxattn", "lr": 1e-4} for family in ("flux", "flux2-klein")},
     }

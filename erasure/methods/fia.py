@@ -14,6 +14,7 @@ from erasure.edits.deltas import ZEROED, to_zeroed_indices
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.families.cost import Cost
+from erasure.families.pipelines import RELEASED_FAMILIES
 from erasure.methods.base import MethodResult, TrainingFree, exclude_concepts
 from erasure.pocket import prompts as pocket_prompts
 from erasure.training.activations import ActivationRecorder
@@ -118,14 +119,14 @@ class FIA(TrainingFree):
         },
         ("object", "pocket"): {**_POCKET_THING, "prompts": pocket_prompts.OBJECT_PAIRS},
         ("person", "pocket"): {**_POCKET_THING, "prompts": pocket_prompts.PERSON_PAIRS},
-        # fractions and prompt counts are the paper's; nothing below was run on real SD weights
+        # fractions and prompt counts are the paper's; nothing below was run on released weights
         **{
             ("style", family): {"prompts": prompt_templates.STYLE, "candidate_fraction": 0.02, "agnostic_fraction": 0.8}
-            for family in ("sd1", "sd2")
+            for family in RELEASED_FAMILIES
         },
-        **{("object", family): {"prompts": prompt_templates.OBJECT, "candidate_fraction": 0.007} for family in ("sd1", "sd2")},
-        **{("person", family): {"prompts": prompt_templates.PERSON, "candidate_fraction": 0.01} for family in ("sd1", "sd2")},
-        **{("nsfw", family): {"prompts": prompt_templates.NSFW, "candidate_fraction": 0.01} for family in ("sd1", "sd2")},
+        **{("object", family): {"prompts": prompt_templates.OBJECT, "candidate_fraction": 0.007} for family in RELEASED_FAMILIES},
+        **{("person", family): {"prompts": prompt_templates.PERSON, "candidate_fraction": 0.01} for family in RELEASED_FAMILIES},
+        **{("nsfw", family): {"prompts": prompt_templates.NSFW, "candidate_fraction": 0.01} for family in RELEASED_FAMILIES},
     }
 
 

@@ -12,6 +12,7 @@ from erasure import prompt_templates
 from erasure.concept import Concept, ConceptKind
 from erasure.config.choices import Count, Region, ScheduleSteps, Steps
 from erasure.families.cost import Cost
+from erasure.families.pipelines import RELEASED_FAMILIES
 from erasure.methods.base import OptimizerStep, TrainableGroup, Trained, TrainingContext, exclude_concepts, unfreeze
 from erasure.pocket import prompts as pocket_prompts
 from erasure.training import saliency
@@ -131,11 +132,11 @@ class SalUn(Trained):
         ("style", "pocket"): {**_POCKET, "lr": 1e-4, "prompts": pocket_prompts.STYLE, "anchor": "plain"},
         ("object", "pocket"): {**_POCKET, "lr": 1e-4, "prompts": pocket_prompts.OBJECT},
         ("person", "pocket"): {**_POCKET, "lr": 1e-4, "prompts": pocket_prompts.PERSON},
-        # nothing below was run on real SD weights; step counts and loss weights follow the paper
-        **{("style", family): {**_SD, "prompts": prompt_templates.STYLE, "retain_weight": 0.5} for family in ("sd1", "sd2")},
-        **{("object", family): {**_SD, "prompts": prompt_templates.OBJECT, "retain_weight": 0.5} for family in ("sd1", "sd2")},
-        **{("person", family): {**_SD, "prompts": prompt_templates.PERSON, "retain_weight": 0.5} for family in ("sd1", "sd2")},
-        **{("nsfw", family): {**_SD, "prompts": prompt_templates.NSFW, "steps": 100} for family in ("sd1", "sd2")},
+        # nothing below was run on released weights; step counts and loss weights follow the paper
+        **{("style", family): {**_SD, "prompts": prompt_templates.STYLE, "retain_weight": 0.5} for family in RELEASED_FAMILIES},
+        **{("object", family): {**_SD, "prompts": prompt_templates.OBJECT, "retain_weight": 0.5} for family in RELEASED_FAMILIES},
+        **{("person", family): {**_SD, "prompts": prompt_templates.PERSON, "retain_weight": 0.5} for family in RELEASED_FAMILIES},
+        **{("nsfw", family): {**_SD, "prompts": prompt_templates.NSFW, "steps": 100} for family in RELEASED_FAMILIES},
     }
 
 

@@ -103,9 +103,9 @@ class SFD(OneStepMethod):
         ("style", "pocket"): {**_POCKET, "prompts": pocket_prompts.STYLE, "anchor": "plain"},
         ("object", "pocket"): {**_POCKET, "prompts": pocket_prompts.OBJECT},
         ("person", "pocket"): {**_POCKET, "prompts": pocket_prompts.PERSON},
-        # nothing below was run on real SD weights
-        **{("style", family): {"prompts": prompt_templates.STYLE} for family in ("sd1", "sd2")},
-        **{("object", family): {"prompts": prompt_templates.OBJECT} for family in ("sd1", "sd2")},
-        **{("person", family): {"prompts": prompt_templates.PERSON} for family in ("sd1", "sd2")},
-        **{("nsfw", family): {"prompts": prompt_templates.NSFW} for family in ("sd1", "sd2")},
+        # nothing below was run on released weights
+        **{("style", family): {"prompts": prompt_templates.STYLE} for family in ("sd1", "sd2", "sdxl")},
+        **{("object", family): {"prompts": prompt_templates.OBJECT} for family in ("sd1", "sd2", "sdxl")},
+        **{("person", family): {"prompts": prompt_templates.PERSON} for family in ("sd1", "sd2", "sdxl")},
+        **{("nsfw", family): {"prompts": prompt_templates.NSFW} for family in ("sd1", "sd2", "sdxl")},
     }

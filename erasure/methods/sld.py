@@ -57,6 +57,6 @@ class SLD(Guided):
     recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
         **{
             ("nsfw", family): {"scale": 2000.0, "threshold": 0.025, "warmup": 0.14, "momentum_scale": 0.5, "momentum_beta": 0.7}
-            for family in ("sd1", "sd2")
+            for family in ("sd1", "sd2", "sdxl", "sd3", "flux2-klein")
         },
     }

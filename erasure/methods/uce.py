@@ -13,6 +13,7 @@ from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.families.conditioning import ConditioningPart
 from erasure.families.cost import Cost
+from erasure.families.pipelines import RELEASED_FAMILIES
 from erasure.methods.base import MethodResult, TrainingFree, exclude_concepts
 from erasure.pocket import prompts as pocket_prompts
 
@@ -152,20 +153,20 @@ class UCE(TrainingFree):
             "prompts": pocket_prompts.PERSON,
             "anchor": "a picture",
         },
-        # nothing below was run on real SD weights; the anchors are the guides of the authors' newer code
+        # nothing below was run on released weights; the anchors are the guides of the authors' newer code
         **{
             ("style", family): {"anchor": "art", "prompts": ("{}", "painting by {}", "art by {}", "artwork by {}", "picture by {}")}
-            for family in ("sd1", "sd2")
+            for family in RELEASED_FAMILIES
         },
         **{
             ("object", family): {"prompts": ("{}", "image of {}", "photo of {}", "portrait of {}", "picture of {}")}
-            for family in ("sd1", "sd2")
+            for family in RELEASED_FAMILIES
         },
         **{
             ("person", family): {"anchor": "a person", "prompts": ("{}", "image of {}", "photo of {}", "portrait of {}")}
-            for family in ("sd1", "sd2")
+            for family in RELEASED_FAMILIES
         },
-        **{("nsfw", family): {"prompts": ("{}", "image of {}", "photo of {}", "portrait of {}")} for family in ("sd1", "sd2")},
+        **{("nsfw", family): {"prompts": ("{}", "image of {}", "photo of {}", "portrait of {}")} for family in RELEASED_FAMILIES},
     }
 
 

@@ -182,6 +182,27 @@ def refusal(method: str, family: str) -> str:
     return "region 'text-encoder' selects no parameter" if method == "advunlearn" and family.startswith("klein") else ""
 
 
+def test_the_guide_says_what_each_method_can_do() -> None:
+    """Its table has a yes, or what is edited there, where the method serves the family, and a no where it says why not."""
+    guide = (Path(__file__).parents[3] / "docs" / "guides" / "other-models.md").read_text()
+    rows = guide.partition("<!-- served -->")[2].partition("<!-- /served -->")[0].strip().splitlines()
+    (_, *families, _), cells = (
+        [cell.strip() for cell in rows[0].split("|")][1:],
+        [[c.strip() for c in r.split("|")][1:-1] for r in rows[2:]],
+    )
+    assert families == ["sdxl", "sd3", "flux", "flux2-klein"] and sorted(row[0] for row in cells) == sorted(METHODS)
+    members = {"sdxl": ["sdxl"], "sd3": ["sd3"], "flux": ["flux-dev", "flux-schnell"], "flux2-klein": ["klein-base", "klein"]}
+    for method, *answers in cells:
+        for family, answer in zip(families, answers, strict=True):
+            served = [not refusal(method, name) and not (method == "sfd_matching" and name in FLOWS) for name in members[family]]
+            if method == "advunlearn":  # with the region of its recipe
+                assert (answer == "text projection") == (family == "flux2-klein")
+            elif answer == "base only":
+                assert served == [True, False], (method, family)
+            else:
+                assert served == [not answer.startswith("no")] * len(served), (method, family)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_serves_or_says_why_not(name: str, family: str, tmp_path: Path) -> None:
     model = BUILD[family]()

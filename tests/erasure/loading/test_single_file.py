@@ -123,7 +123,8 @@ def test_damaged_files_are_named(checkpoint: Path, tmp_path: Path, capsys: pytes
     configs = json.loads(metadata_of_checkpoint[CONFIGS_KEY])
     assert "cannot be read" in broken({}, **{CONFIGS_KEY: "{"})
     assert "cannot be read" in broken({}, **{CONFIGS_KEY: json.dumps({**configs, "unet": 3})})
-    assert "is a EvilPipeline in one file; of such files" in broken({}, **{CONFIGS_KEY: json.dumps({**configs, "pipeline": "EvilPipeline"})})
+    evil = json.dumps({**configs, "pipeline": "EvilPipeline"})
+    assert "is a EvilPipeline in one file; of such files" in broken({}, **{CONFIGS_KEY: evil})
     for part, change in [
         ("unet", {"block_out_channels": "x"}),
         ("unet", {"layers_per_block": 10**9}),
