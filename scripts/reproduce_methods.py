@@ -44,11 +44,12 @@ RATES = (RateName.UA, RateName.IRA, RateName.CRA)
 STRENGTHS = (0.5, 1.0, 1.5)
 
 
-def erase_in_subprocess(method: str, name: str, kind: ConceptKind, work: Path) -> Path:
-    """Return the run folder of one erasure, made by the command line in its own process."""
+def erase_in_subprocess(method: str, name: str, kind: ConceptKind, work: Path, model: str = "pocket") -> Path:
+    """Return the run folder of one erasure on a shipped model, made by the command line in its own process."""
     folder = work / method / name.replace(" ", "-")
     if not (folder / "result.json").exists():
-        argv = [sys.executable, "-m", "app.cli", "erase", "--method", method, "--concept", name, "--kind", kind, "--out", str(folder)]
+        argv = [sys.executable, "-m", "app.cli", "erase", "--method", method, "--concept", name, "--kind", kind]
+        argv += ["--model", model, "--out", str(folder)]
         if method == "sfd_matching":
             argv += ["--generator", str(erase_in_subprocess("sfd", name, kind, work))]
         subprocess.run(argv, check=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})

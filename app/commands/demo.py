@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from app.parsing import Switch
 from erasure.concept import Concept, parse_concepts
@@ -18,12 +18,13 @@ USAGE_ERROR = 1
 
 @dataclass(frozen=True, kw_only=True)
 class DemoCommand:
-    """Erase a style from the pocket model with ESD, audit it, and write a report with before/after images."""
+    """Erase a style from a shipped model with ESD, audit it, and write a report with before/after images."""
 
     words: ClassVar[str] = "demo"
 
-    concept: str = "watercolor"  # a style that the pocket model knows
-    out: Path = Path("runs/demo")  # the edit goes here, the audit into a folder inside it
+    concept: str = "watercolor"  # a style that the model knows
+    model: Literal["pocket", "pocket-flow"] = "pocket"  # the shipped UNet, or the shipped flow transformer
+    out: Path | None = None  # the edit goes here, the audit into a folder inside it; default runs/demo, or runs/demo-pocket-flow
     yes: Switch = False  # do not ask for confirmation when the concept looks odd; without a terminal nothing is asked
     fresh: Switch = False  # start over
 
@@ -36,7 +37,8 @@ def run_demo(command: DemoCommand) -> int:
     """
     from erasure.storage.run import check_output_folder
 
-    check_output_folder(command.out)
+    out = command.out or Path("runs/demo" if command.model == "pocket" else f"runs/demo-{command.model}")
+    check_output_folder(out)
     requested = parse_concepts(command.concept, kind="style")  # rejects an empty name before torch is imported
     import erasure
     import eval
@@ -46,14 +48,14 @@ def run_demo(command: DemoCommand) -> int:
 
     suite = eval.load_suite("pocket")
     check_targets(requested, suite)
-    model = erasure.load_model("pocket")
-    planned = erasure.prepare(model, requested, method="esd", out=command.out, fresh=command.fresh)
+    model = erasure.load_model(command.model)
+    planned = erasure.prepare(model, requested, method="esd", out=out, fresh=command.fresh)
     if not confirm(planned.hints(), command.yes):
         return USAGE_ERROR
-    print(f"1/2 erasing the style {command.concept!r} from the pocket model with ESD", file=sys.stderr)
+    print(f"1/2 erasing the style {command.concept!r} from {command.model} with ESD", file=sys.stderr)
     edit = planned.run()
     print("2/2 generating the audit's images with the base and the erased model", file=sys.stderr)
-    audited = eval.audit(model, edit, suite="pocket", tier="smoke", out=command.out / "audit-pocket-smoke", fresh=command.fresh)
+    audited = eval.audit(model, edit, suite="pocket", tier="smoke", out=out / "audit-pocket-smoke", fresh=command.fresh)
     (report,) = audited.reports
     print(report)
     print(format_headline(audited.result))

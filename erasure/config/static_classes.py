@@ -7,6 +7,7 @@ need torch, are left out; a test compares the static class of every method with 
 import ast
 import importlib
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ class Placeholder:
 
     def __getitem__(self, key: Any) -> "Placeholder":
         return self
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())  # by __getitem__ alone, a loop over it would never end
 
     def __or__(self, other: Any) -> "Placeholder":
         return self

@@ -53,6 +53,8 @@ class StableDiffusion3(DiffusionModel):
         return {name: getattr(self.pipe, name) for name in ("transformer", "text_encoder", "text_encoder_2")}
 
     def in_region(self, name: str, region: str) -> bool:
+        if self.family == "pocket-flow" and name.startswith("text_encoder_2."):  # the null encoder
+            return False
         return in_transformer_region(name, region) or in_clip_region(name, region)
 
     def closed_form_layers(self) -> dict[str, ConditioningPart]:
