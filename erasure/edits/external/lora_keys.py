@@ -127,7 +127,8 @@ def _split(source: str, key: str, role: str, value: Tensor, held: OriginalLayer,
         return [value]  # checked against its layer later
     if len(value) != sum(rows):
         raise UserError(f"{source}: {key!r} has {len(value)} rows, its layers have {sum(rows)} together; give its own base.")
-    return torch.cat(value.chunk(2)[::-1]).split(rows) if held.halves_swapped else value.split(rows)
+    in_order = torch.cat(value.chunk(2)[::-1]) if held.halves_swapped else value
+    return torch.split(in_order, rows)
 
 
 def _spelling_variants(layer: str) -> Iterator[str]:

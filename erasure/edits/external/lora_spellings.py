@@ -13,7 +13,7 @@ TEXT_PREFIXES = {  # before the dot: diffusers' and ComfyUI's names, after it ko
     "text_encoder_2": (("text_encoder_2.", "text_encoders.clip_g.transformer."), ("lora_te2_",)),
 }
 ORIGINAL_NAMES = ("sdxl", "sd3", "pocket-flow", "flux", "flux2-klein")  # families whose files may have the names of the original layout
-CLIP_L_ALONE = ("sd1", "sd2", "pocket")
+DIFFUSERS_NAMES_ALONE = ("sd1", "sd2", "pocket")  # families whose text encoder has no names of ComfyUI's own here
 
 
 def layers_of(model: DiffusionModel) -> dict[str, nn.Module]:
@@ -58,12 +58,12 @@ def _denoiser_spellings(model: DiffusionModel, part: str, layers: Iterable[str])
 def _text_spellings(model: DiffusionModel, part: str, layers: Iterable[str]) -> dict[str, OriginalLayer]:
     """Spell the layers of a text encoder; a name without a prefix counts where there is one encoder alone."""
     dotted, underscored = TEXT_PREFIXES[part]
-    dotted = dotted[:1] if model.family in CLIP_L_ALONE else dotted
-    alone = sum(name.startswith("text_encoder") for name in model.networks) == 1
+    alone = "text_encoder_2" not in model.networks
+    prefixes = [*(dotted[:1] if model.family in DIFFUSERS_NAMES_ALONE else dotted), *([""] if alone else [])]
     spellings: dict[str, OriginalLayer] = {}
     for name in layers:
         for variant in (name, f"text_model.{name}"):
-            keys = [prefix + variant for prefix in (*dotted, *([""] if alone else []))]
+            keys = [prefix + variant for prefix in prefixes]
             keys += [prefix + variant.replace(".", "_") for prefix in underscored]
             spellings |= dict.fromkeys(keys, OriginalLayer((f"{part}.{name}",)))
     return spellings

@@ -1,0 +1,81 @@
+"""The names of the original layouts, here and in the tests' own tables, against diffusers' converters, which go the other way."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from diffusers.loaders import single_file_utils
+from torch import Tensor
+
+from erasure.export.lora import lora_targets_of
+from erasure.families.flux import Flux
+from erasure.families.flux2_klein import Flux2Klein
+from erasure.families.original_names import original_layers
+from erasure.families.stable_diffusion_3 import StableDiffusion3
+from erasure.families.stable_diffusion_xl import StableDiffusionXL
+from tests import tiny_families, tiny_sd3
+from tests.clients import comfyui_families, original_transformers
+
+WIDTH = 3072  # which diffusers' converter of FLUX.1 assumes
+MODELS: dict[str, tuple[Callable[[], Any], str]] = {
+    "sd3": (lambda: StableDiffusion3(tiny_sd3.pipeline(), "tiny", "fp32"), "sd3"),
+    "flux": (lambda: Flux(tiny_families.flux(), "tiny", "fp32", image_size=32), "flux"),
+    "flux2-klein": (lambda: Flux2Klein(tiny_families.klein(), "tiny", "fp32", image_size=32), "flux2"),
+}
+
+
+class Checkpoint(dict[str, Tensor]):
+    """A checkpoint whose biases and norms, which say nothing here, are made up when they are asked for."""
+
+    def pop(self, key: str, *default: Any) -> Tensor:
+        if key in self:
+            return super().pop(key)
+        return torch.zeros(7 * WIDTH if "linear1" in key else 6)
+
+
+def marked(layers: set[str]) -> dict[str, Tensor]:
+    """A column of numbers for every layer, none of them twice; as many rows as a released model's."""
+    tensors, start = {}, 0
+    for layer in sorted(layers):
+        fused = any(part in layer for part in (".to_q", ".to_k", ".to_v", ".add_q_", ".add_k_", ".add_v_"))
+        rows = 9 * WIDTH if "to_qkv_mlp" in layer else WIDTH if fused else 4 * WIDTH if layer.endswith("proj_mlp") else 12
+        tensors[layer] = torch.arange(start, start + rows).float()[:, None]
+        start += rows
+    return tensors
+
+
+@pytest.mark.parametrize("family", MODELS)
+def test_the_original_names_are_diffusers(family: str) -> None:
+    build, converter = MODELS[family]
+    layers = {name.removesuffix(".weight") for name in lora_targets_of(build()) if name.startswith("transformer.")}
+    values = marked({layer.removeprefix("transformer.") for layer in layers})
+    originals = Checkpoint()
+    for original, held in original_layers(family, values).items():
+        matrix = torch.cat([values[part] for part in held.parts])
+        originals[f"{original}.weight"] = torch.cat(matrix.chunk(2)[::-1]) if held.halves_swapped else matrix
+    for layer, place in original_transformers.places(layers, WIDTH).items():
+        own = values[layer.removeprefix("transformer.")]
+        assert torch.equal(original_transformers.cut(originals[f"{place.original}.weight"], place, len(own)), own), layer
+    originals |= {f"{name.removesuffix('.weight')}.bias": torch.zeros(len(value)) for name, value in originals.items()}
+    if family == "flux2-klein":
+        originals = Checkpoint({name: value for name, value in originals.items() if name.endswith(".weight")})
+    originals |= {"pos_embed": torch.zeros(1)} if family == "sd3" else {}
+    converted = getattr(single_file_utils, f"convert_{converter}_transformer_checkpoint_to_diffusers")(originals)
+    for layer, value in values.items():
+        assert torch.equal(converted[f"{layer}.weight"], value), layer
+
+
+def test_the_original_names_of_sdxl_are_diffusers() -> None:
+    model = StableDiffusionXL(tiny_families.sdxl(), "tiny", "fp32")
+    layers = {name.removesuffix(".weight") for name in lora_targets_of(model) if name.startswith("unet.")}
+    ours = original_layers("sdxl", {layer.removeprefix("unet.") for layer in layers})
+    numbers = {f"model.diffusion_model.{name}.weight": torch.tensor(i) for i, name in enumerate(ours)}
+    numbers |= {f"{name.removesuffix('weight')}bias": torch.tensor(-1) for name in numbers}
+    config = {**model.pipe.unet.config, "class_embed_type": None}
+    back = single_file_utils.convert_ldm_unet_checkpoint(numbers, config)
+    assert {name.removesuffix(".weight"): list(ours)[i] for name, i in back.items() if name.endswith(".weight")} == {
+        layer.parts[0]: name for name, layer in ours.items()
+    }
+    theirs = {held[0][0]: name for name, held, _ in comfyui_families.unet_names(sorted(layers)) if name.startswith("diffusion_model.")}
+    assert theirs == {f"unet.{layer.parts[0]}": f"diffusion_model.{name}" for name, layer in ours.items()}
