@@ -123,7 +123,7 @@ def describe_skipped_layers(factors: Factors, layout: LoraLayout, model: Diffusi
     layers = [name.removeprefix(f"{denoiser}.").removesuffix(".weight") for name in factors if name.startswith(f"{denoiser}.")]
     outside = [layer for layer in layers if not layer.startswith(BLOCKS)]
     projections = sum(name.endswith(".text_projection.weight") for name in factors)
-    notes = []
+    notes = _describe_refused_encoders(factors) if layout == "kohya" and model.family not in UNNUMBERED and model.family != "sd3" else []
     if projections:
         skips = "ComfyUI and kohya's tools skip" if layout == "diffusers" else "kohya's tools skip"
         notes.append(f"{skips} {projections} projections of text encoders")
@@ -141,6 +141,17 @@ def describe_skipped_layers(factors: Factors, layout: LoraLayout, model: Diffusi
             f"stable-diffusion.cpp skips {len(fused)} attention layers of the text encoder when the base is an original SD 2.x checkpoint"
         )
     return notes
+
+
+def _describe_refused_encoders(factors: Factors) -> list[str]:
+    """Return a note if diffusers cannot tell which layout a text encoder's part of the file has: it goes by these layers' names."""
+    for part in ("text_encoder", "text_encoder_2"):
+        names = [name for name in factors if name.startswith(f"{part}.")]
+        if names and not any(".out_proj." in name or ".mlp." in name for name in names):
+            return [
+                f"diffusers cannot load it: in this layout it needs an output or MLP layer of the {part}; the layout 'diffusers' does not"
+            ]
+    return []
 
 
 def _describe_transformer_as_diffusers(model: DiffusionModel, layers: list[str], outside: list[str]) -> list[str]:

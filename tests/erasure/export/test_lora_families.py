@@ -21,6 +21,7 @@ from erasure.export import to_lora
 from erasure.export.lora import LoraReport, delta_of, lora_targets_of
 from erasure.export.lora_file import LORA_FILE, build_lora_metadata
 from erasure.export.lora_names import default_layout, fuse_factors
+from erasure.export.model_card import describe_lora_usage
 from erasure.families.base import DiffusionModel
 from tests import synthetic_edits
 from tests.clients import comfyui_families, kohya_families
@@ -234,6 +235,36 @@ def test_a_fused_matrix_changes_as_its_parts_do() -> None:
     up, down = fuse_factors([(b_q, a_q), None, (b_v, a_v)], [torch.Size((5, 7)), torch.Size((4, 7)), torch.Size((5, 7))])
     assert up.shape == (14, 9) and down.shape == (9, 7)
     assert torch.allclose(up @ down, torch.cat((b_q @ a_q, torch.zeros(4, 7), b_v @ a_v)), atol=1e-5)
+
+
+def test_a_text_encoder_that_diffusers_cannot_tell_is_reported(tmp_path: Path) -> None:
+    model = BUILD["flux-dev"]()
+    edit = synthetic_edits.edit_of_layers(model, ["text_encoder.encoder.layers.0.self_attn.q_proj.weight"], size=1.0)
+    report = to_lora(model, edit, tmp_path / "kohya", layout="kohya")
+    assert report.notes[-1].startswith("diffusers cannot load it: in this layout it needs an output or MLP layer of the text_encoder")
+    with pytest.raises(ValueError, match="infer state dict type"):
+        loss_in_diffusers("flux-dev", edit, tmp_path / "kohya")
+    to_lora(model, edit, tmp_path / "diffusers")
+    assert loss_in_diffusers("flux-dev", edit, tmp_path / "diffusers") < 3e-3
+
+
+PROGRAMS = {
+    ("sdxl", "kohya"): ["diffusers", "ComfyUI", "kohya's sd-scripts"],
+    ("sdxl", "diffusers"): ["diffusers", "other programs"],
+    ("sd3", "diffusers"): ["diffusers", "ComfyUI", "kohya's tools"],
+    ("sd3", "kohya"): ["ComfyUI", "diffusers"],
+    ("flux", "diffusers"): ["diffusers", "ComfyUI", "kohya's tools"],
+    ("flux", "kohya"): ["ComfyUI", "diffusers", "kohya's sd-scripts"],
+    ("flux2-klein", "diffusers"): ["diffusers", "ComfyUI", "kohya's tools"],
+    ("flux2-klein", "kohya"): ["ComfyUI", "diffusers"],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_card_names_programs_that_read_the_layout(layout: LoraLayout, exported: Exported) -> None:
+    usage = describe_lora_usage(exported.edit, layout)
+    assert [program for program, _ in usage] == PROGRAMS[exported.model.family, layout]
+    assert not any("--layout" in how for _, how in usage)
 
 
 METADATA = {
