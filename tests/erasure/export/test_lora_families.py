@@ -25,7 +25,7 @@ from erasure.export.model_card import describe_lora_usage
 from erasure.families.base import DiffusionModel
 from tests import synthetic_edits
 from tests.clients import comfyui_families, kohya_families
-from tests.erasure.families.test_every_family import BUILD
+from tests.tiny_models import BUILD
 
 FAMILIES = ("sdxl", "sd3", "flux-dev", "klein-base")
 LAYOUTS: tuple[LoraLayout, ...] = ("kohya", "diffusers")

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.loaders import single_file_utils
+from diffusers.loaders import lora_conversion_utils, single_file_utils
 from torch import Tensor
 
 from erasure.export.lora import lora_targets_of
+from erasure.export.lora_names import fuse_factors
 from erasure.families.flux import Flux
 from erasure.families.flux2_klein import Flux2Klein
 from erasure.families.original_names import original_layers
@@ -64,6 +65,22 @@ def test_the_original_names_are_diffusers(family: str) -> None:
     converted = getattr(single_file_utils, f"convert_{converter}_transformer_checkpoint_to_diffusers")(originals)
     for layer, value in values.items():
         assert torch.equal(converted[f"{layer}.weight"], value), layer
+
+
+def test_diffusers_splits_single_blocks_of_flux_at_its_released_width() -> None:
+    """Of q, k, v and the MLP's input, k does not move."""
+    q, k, v, mlp = (f"single_transformer_blocks.0.{part}" for part in ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"))
+    layers = original_layers("flux", [q, k, v, mlp, "transformer_blocks.0.attn.to_q"])
+    assert layers["single_blocks.0.linear1"].parts == (q, k, v, mlp)
+    shapes = [torch.Size((WIDTH, 8))] * 3 + [torch.Size((4 * WIDTH, 8))]
+    pairs = [None if i == 1 else (torch.randn(shape[0], 2), torch.randn(2, 8)) for i, shape in enumerate(shapes)]
+    up, down = fuse_factors(pairs, shapes)
+    stem = "lora_unet_single_blocks_0_linear1"
+    file = {f"{stem}.lora_up.weight": up, f"{stem}.lora_down.weight": down, f"{stem}.alpha": torch.tensor(8.0)}
+    converted = lora_conversion_utils._convert_kohya_flux_lora_to_diffusers(file)
+    for layer, pair in zip((q, k, v, mlp), pairs, strict=True):
+        b, a = (converted[f"transformer.{layer}.{role}.weight"] for role in ("lora_B", "lora_A"))
+        assert b.shape[1] == 2 and torch.allclose(b @ a, pair[0] @ pair[1] if pair else torch.zeros(len(b), 8), atol=1e-5)
 
 
 def test_the_original_names_of_sdxl_are_diffusers() -> None:
