@@ -17,6 +17,18 @@ Weights = dict[str, torch.Tensor]
 ATTENTION = ["attn2.to_q", "attn2.to_k", "attn2.to_v", "attn2.to_out.0"]
 
 
+def factors_of(
+    layers: dict[str, tuple[int, int]], rank: int = 2, spelling: tuple[str, str] = ("lora_B", "lora_A"), alpha: float = 0
+) -> Weights:
+    """A file with random factors of layers (O, I)."""
+    torch.manual_seed(1)
+    tensors: Weights = {}
+    for name, (out, width) in layers.items():
+        tensors |= {f"{name}.{spelling[0]}.weight": torch.randn(out, rank), f"{name}.{spelling[1]}.weight": torch.randn(rank, width)}
+        tensors |= {f"{name}.alpha": torch.tensor(alpha)} if alpha else {}
+    return tensors
+
+
 def copy_weights(pipe: StableDiffusionPipeline) -> Weights:
     parts = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
     return {f"{part}.{canonical_name(name)}": p.detach().clone() for part, module in parts.items() for name, p in module.named_parameters()}

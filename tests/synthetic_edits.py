@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,17 @@ def trained_edit(model: DiffusionModel, *regions: str, rank: int = 4, noise: flo
             factors = torch.randn(len(flat), rank, generator=generator) @ torch.randn(rank, flat.shape[1], generator=generator)
             delta += factors.reshape(weight.shape) / rank**0.5
         tensors[name] = (weight + 1e-2 * delta.to(weight.device)).half().cpu()
+    return make_edit(model, tensors)
+
+
+def edit_of_layers(model: DiffusionModel, names: Iterable[str], rank: int = 2, size: float = 0.03) -> Edit:
+    """A change of exactly this rank in every one of these matrices, so that a LoRA holds all of it but for rounding."""
+    generator, tensors, parameters = torch.Generator().manual_seed(4), {}, model.parameters()
+    for name in sorted(names):
+        weight = parameters[name].detach().float()
+        flat = weight.flatten(1)
+        factors = torch.randn(len(flat), rank, generator=generator) @ torch.randn(rank, flat.shape[1], generator=generator)
+        tensors[name] = (weight + size * factors.reshape(weight.shape)).half()
     return make_edit(model, tensors)
 
 

@@ -33,7 +33,7 @@ class ExportCommand:
     format: Annotated[Literal["folder", "checkpoint", "lora", "text-encoder", "edit"], tyro.conf.arg(help=FORMAT_HELP)] = "lora"
     out: Path | None = None  # default <edit>/<format>
     rank: int | None = None  # of the LoRA; default: the edit's own where it is low-rank (UCE), else 16
-    layout: LoraLayout | None = None  # names in the LoRA: kohya (default, read by all) or diffusers (read by diffusers and PEFT only)
+    layout: LoraLayout | None = None  # names in the LoRA, kohya or diffusers; default: what diffusers and ComfyUI read of this family
     accept_error: Switch = False  # exit with 0 even if the LoRA loses more of the edit than the bound in docs/results/exports.md
     model: ModelSource = ""  # base model; default: the one the edit was made on
     device: str = "auto"  # auto, cpu, cuda, cuda:1
@@ -71,7 +71,7 @@ def run_export(command: ExportCommand) -> int:
         if command.accept_error:
             remove_lora(out, edit)
         report = erasure.export_edit(
-            model, edit, command.format, out, rank=command.rank, other_base=command.other_base, layout=command.layout or "kohya"
+            model, edit, command.format, out, rank=command.rank, other_base=command.other_base, layout=command.layout
         )
     print(out)
     if report is not None and not accept_report(command, report):

@@ -10,6 +10,7 @@ from erasure.errors import unknown_value_error
 from erasure.export.checkpoint import to_checkpoint
 from erasure.export.folder import ensure_empty_folder, to_edit, to_folder
 from erasure.export.lora import LoraReport, to_lora
+from erasure.export.lora_names import default_layout
 from erasure.export.model_card import sample_before_after, write_card
 from erasure.export.text_encoder import to_text_encoder
 from erasure.loading.loader import ModelOrSource, resolve_model
@@ -28,7 +29,7 @@ def export_edit(
     *,
     rank: int | None = None,
     other_base: bool = False,
-    layout: LoraLayout = "kohya",
+    layout: LoraLayout | None = None,
 ) -> LoraReport | None:
     """Save an edit in one of `EXPORT_FORMATS`, with its model card: completely, or not at all.
 
@@ -51,6 +52,7 @@ def export_edit(
     (edit,), out = load_edits(edit), check_output_folder(Path(out))
     ensure_empty_folder(out)
     model = resolve_model(model)
+    layout = layout or default_layout(model.family)
     with open_draft_folder(out) as draft:
         report = None
         match format:

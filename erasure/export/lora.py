@@ -12,7 +12,8 @@ from erasure.config.choices import LoraLayout
 from erasure.edits import Edit, apply_edits, deltas
 from erasure.errors import UserError
 from erasure.export.folder import ensure_empty_folder
-from erasure.export.lora_file import LORA_FILE, Factors, build_lora_metadata, describe_skipped_layers, name_factors, serialize_lora
+from erasure.export.lora_file import LORA_FILE, build_lora_metadata, serialize_lora
+from erasure.export.lora_names import Factors, check_layout, default_layout, describe_skipped_layers, name_factors
 from erasure.families.base import DiffusionModel
 from erasure.families.parameters import canonical_name
 from erasure.storage.run import write_bytes
@@ -54,7 +55,7 @@ class LoraReport:
 
 
 def to_lora(
-    model: DiffusionModel, edit: Edit, out: Path, rank: int | None = None, layout: LoraLayout = "kohya", other_base: bool = False
+    model: DiffusionModel, edit: Edit, out: Path, rank: int | None = None, layout: LoraLayout | None = None, other_base: bool = False
 ) -> LoraReport:
     """Save the edit as pytorch_lora_weights.safetensors, fp16.
 
@@ -64,12 +65,15 @@ def to_lora(
 
     Args:
         rank: None takes the rank of the edit's own factors, or 16.
-        layout: "kohya" for ComfyUI, A1111, kohya's tools, stable-diffusion.cpp and diffusers; "diffusers" for diffusers and PEFT.
+        layout: "kohya" or "diffusers"; None takes the one of this family that most of diffusers and ComfyUI read
+            (`erasure.export.lora_names`). The notes of the report say what some programs skip.
 
     Raises:
         UserError: a rank below 1 or above that of every layer, an edit that changes no matrix of a layer, that is not a weights edit, or
-            that was made on top of other edits or on another base; a folder that is not empty.
+            that was made on top of other edits or on another base; a layout that no program reads; a folder that is not empty.
     """
+    layout = layout or default_layout(model.family)
+    check_layout(model.family, layout)
     if rank is not None and rank < 1:
         raise UserError(f"--rank must be at least 1, got {rank}.")
     if edit.info.product != "weights":
@@ -87,9 +91,9 @@ def to_lora(
         raise UserError(f"--rank {rank} is more than any layer of this edit can have; give at most {max_rank}.")
     ensure_empty_folder(out)
     factors, notes = factorize({name: parameters[name] for name in layer_names}, edit, rank)
-    report = measure_lora(parameters, edit, factors, (*notes, *describe_skipped_layers(factors, layout, model.family)))
+    report = measure_lora(parameters, edit, factors, (*notes, *describe_skipped_layers(factors, layout, model)))
     figures = {f"erasure.{key}": str(getattr(report, key)) for key in ("included", "moved", "error", "full_rank_error")}
-    tensors = name_factors(factors, layout)
+    tensors = name_factors(factors, layout, model)
     write_bytes(out / LORA_FILE, serialize_lora(tensors, {**build_lora_metadata(model, edit, report.rank, layout), **figures}))
     return report
 

@@ -1,10 +1,9 @@
-"""The LoRA file format: the names by which programs look up layers, and the metadata they show."""
+"""The bytes of a LoRA file, and the metadata that programs show."""
 
 import hashlib
 import json
 import re
 
-import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -13,33 +12,17 @@ from erasure.edits import Edit
 from erasure.families.base import DiffusionModel
 
 LORA_FILE = "pytorch_lora_weights.safetensors"  # what load_lora_weights looks for in a folder
-Factors = dict[str, tuple[Tensor, Tensor]]  # up and down by the parameter's name, all of one rank
-
-# diffusers' convert_state_dict_to_kohya agrees on the UNet, but calls the text encoder lora_te1_, a name that kohya's merge script
-# does not look up, nor A1111 on SD 2.x. CLIP's `text_model.` level, which transformers 5.6 dropped, is still part of the name everywhere.
-KOHYA_PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te_text_model_"}
-DIFFUSERS_NAMES = {
-    "unet": ("unet.", "lora_B", "lora_A"),
-    "text_encoder": ("text_encoder.text_model.", "lora_linear_layer.up", "lora_linear_layer.down"),
+# kohya's ss_base_model_version, of sd-scripts and for FLUX.2 of musubi-tuner, and ModelSpec's architecture
+BASE_VERSIONS = {
+    "sd1": ("sd_v1", "stable-diffusion-v1"),
+    "sd2": ("sd_v2", "stable-diffusion-v2-512"),
+    "pocket": ("pocket", "pocket"),
+    "sdxl": ("sdxl_base_v1-0", "stable-diffusion-xl-v1-base"),
+    "pocket-flow": ("pocket-flow", "pocket-flow"),
 }
-UNET_BLOCKS = ("down_blocks.", "mid_block.", "up_blocks.")
-BASE_VERSIONS = {"sd1": ("sd_v1", "stable-diffusion-v1"), "sd2": ("sd_v2", "stable-diffusion-v2-512"), "pocket": ("pocket", "pocket")}
-V_PREDICTION_VERSIONS = {"sd2": ("sd_v2_v", "stable-diffusion-v2-768-v")}
-
-
-def name_factors(factors: Factors, layout: LoraLayout) -> dict[str, Tensor]:
-    """Return factors in fp16 on the CPU under the names of a layout; kohya's has alpha = rank, so a scale of 1, beside every pair."""
-    tensors: dict[str, Tensor] = {}
-    for name, (up, down) in factors.items():
-        part, _, layer = name.removesuffix(".weight").partition(".")
-        if layout == "kohya":
-            key = KOHYA_PREFIXES[part] + layer.replace(".", "_")
-            tensors[f"{key}.alpha"] = torch.tensor(len(down), dtype=torch.float16)
-            tensors[f"{key}.lora_up.weight"], tensors[f"{key}.lora_down.weight"] = up, down
-        else:
-            prefix, b, a = DIFFUSERS_NAMES[part]
-            tensors[f"{prefix}{layer}.{b}.weight"], tensors[f"{prefix}{layer}.{a}.weight"] = up, down
-    return {key: value.to("cpu", torch.float16).contiguous() for key, value in sorted(tensors.items())}
+V_PREDICTION_VERSION = ("sd_v2_v", "stable-diffusion-v2-768-v")  # of sd2
+NETWORK_MODULES = {"sd3": "networks.lora_sd3", "flux": "networks.lora_flux", "flux2-klein": "networks.lora_flux_2"}  # others: networks.lora
+KLEIN_4B_LAYERS = 5  # double blocks; the 9B model has 8
 
 
 def serialize_lora(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
@@ -60,9 +43,8 @@ def serialize_lora(tensors: dict[str, Tensor], metadata: dict[str, str]) -> byte
 
 def build_lora_metadata(model: DiffusionModel, edit: Edit, rank: int, layout: LoraLayout) -> dict[str, str]:
     """Return kohya's `ss_` keys and Stability's ModelSpec 1.0.1, as far as known; no date, so that equal edits give equal bytes."""
-    velocity = model.pipe.scheduler.config.prediction_type == "v_prediction"
-    version, architecture = (V_PREDICTION_VERSIONS if velocity and model.family in V_PREDICTION_VERSIONS else BASE_VERSIONS)[model.family]
-    pixels = model.latent_shape[-1] * 2 ** (len(model.pipe.vae.config.block_out_channels) - 1)
+    version, architecture = base_version_of(model)
+    pixels = model.latent_shape[-1] * model.pixels_per_latent
     title = "; ".join(" ".join(c["name"].split()) for c in edit.info.concepts)[:200]
     fields = {
         "modelspec.sai_model_spec": "1.0.1",
@@ -70,33 +52,41 @@ def build_lora_metadata(model: DiffusionModel, edit: Edit, rank: int, layout: Lo
         "modelspec.implementation": "diffusers",
         "modelspec.title": f"{title}, erased with {edit.info.method}",
         "modelspec.resolution": f"{pixels}x{pixels}",
-        "modelspec.prediction_type": "v" if velocity else "epsilon",
         "ss_output_name": short_name_of(edit),
         "ss_base_model_version": version,
         "ss_v2": str(model.family == "sd2"),
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(rank)),
     }
-    return fields | ({"ss_network_module": "networks.lora"} if layout == "kohya" else {})
+    if model.schedule.predicts == "noise":  # ModelSpec has no name for the prediction of a flow
+        fields["modelspec.prediction_type"] = "v" if predicts_v(model) else "epsilon"
+    return fields | ({"ss_network_module": NETWORK_MODULES.get(model.family, "networks.lora")} if layout == "kohya" else {})
+
+
+def base_version_of(model: DiffusionModel) -> tuple[str, str]:
+    """Return what kohya's tools and ModelSpec call the base."""
+    match model.family:
+        case "sd2" if predicts_v(model):
+            return V_PREDICTION_VERSION
+        case "sd3":  # SD 3.5 normalizes queries and keys, and its medium model has attention among image tokens as well
+            config = model.pipe.transformer.config
+            size = "5-medium" if config.get("dual_attention_layers") else "5-large" if config.get("qk_norm") else "medium"
+            return size, f"stable-diffusion-3-{size}"
+        case "flux":
+            return "flux1", f"flux-1-{'dev' if model.guidance_kind == 'embedded' else 'schnell'}"
+        case "flux2-klein":
+            size = "4b" if model.pipe.transformer.config.num_layers <= KLEIN_4B_LAYERS else "9b"
+            return f"flux_2_klein_{size}", f"flux-2-klein-{size}"
+        case _:
+            return BASE_VERSIONS[model.family]
+
+
+def predicts_v(model: DiffusionModel) -> bool:
+    """Return whether a network that was trained on noise predicts v."""
+    return bool(model.pipe.scheduler.config.get("prediction_type") == "v_prediction")
 
 
 def short_name_of(edit: Edit) -> str:
     """Return the LoRA's name for prompts in A1111: lower-case letters, digits and dashes, with the start of the edit's digest."""
     words = re.findall(r"[a-z0-9]+", " ".join(c["name"] for c in edit.info.concepts).lower())
     return "-".join([*words, edit.info.method])[:60].strip("-") + f"-{edit.digest()[:6]}"
-
-
-def describe_skipped_layers(factors: Factors, layout: LoraLayout, family: str) -> list[str]:
-    """Return which layers of the file some programs skip without a message, one note for each; docs/results/exports.md has the table."""
-    if layout == "diffusers":
-        return ["this layout is for diffusers and PEFT; ComfyUI, A1111 and kohya's tools skip most or all of it"]
-    outside = [name for name in factors if name.startswith("unet.") and not name.removeprefix("unet.").startswith(UNET_BLOCKS)]
-    fused = [name for name in factors if family == "sd2" and name.startswith("text_encoder.") and re.search(r"\.[qkv]_proj\.", name)]
-    notes = []
-    if outside:
-        notes.append(f"kohya's merge script and stable-diffusion.cpp skip {len(outside)} layers outside the UNet's blocks")
-    if fused:
-        notes.append(
-            f"stable-diffusion.cpp skips {len(fused)} attention layers of the text encoder when the base is an original SD 2.x checkpoint"
-        )
-    return notes

@@ -16,6 +16,7 @@ from erasure.edits import Edit, apply_edits
 from erasure.export.lora import MAX_ERROR, LoraReport
 from erasure.export.lora_file import LORA_FILE, short_name_of
 from erasure.families.base import DiffusionModel
+from erasure.families.original_names import TRANSFORMERS
 from erasure.families.pipelines import FAMILY_PIPELINES, PIPELINES
 from erasure.loading.model_source import SHIPPED_MODELS, is_hub_id
 from erasure.storage.run import write_bytes
@@ -155,20 +156,37 @@ def describe_text_encoder_usage(edit: Edit, pipeline: str) -> str:
 
 def describe_lora_usage(edit: Edit, layout: str) -> list[tuple[str, str]]:
     """Return how each program loads the LoRA; those that look it up by name need a distinct file name."""
-    name = short_name_of(edit)
+    name, family = short_name_of(edit), edit.info.base["family"]
     diffusers = ("diffusers", "`pipe.load_lora_weights(FOLDER)` on the base, at a scale of 1")
-    if layout == "diffusers":
+    comfyui = ("ComfyUI", f"copy `{LORA_FILE}` to `models/loras/{name}.safetensors`; node Load LoRA, strength_model and strength_clip 1.0")
+    others = "they skip most or all of this layout in silence"
+    if family in TRANSFORMERS:
+        if layout == "diffusers":
+            return [diffusers, comfyui, ("kohya's tools", f"{others}; ask for a LoRA in kohya's layout")]
         return [
-            diffusers,
-            ("other programs", "they skip most or all of this layout in silence; ask for a LoRA in kohya's layout, which they read"),
+            comfyui,
+            ("diffusers", "it skips a part or all of this layout in silence; ask for a LoRA in diffusers' layout"),
+            *describe_merging(family, name),
         ]
+    if layout == "diffusers":
+        return [diffusers, ("other programs", f"{others}; ask for a LoRA in kohya's layout, which they read")]
+    if family == "sdxl":
+        return [diffusers, comfyui, *describe_merging(family, name)]
     return [
         diffusers,
-        ("ComfyUI", f"copy `{LORA_FILE}` to `models/loras/{name}.safetensors`; node Load LoRA, strength_model and strength_clip 1.0"),
+        comfyui,
         ("A1111 and Forge", f"copy it to `models/Lora/{name}.safetensors`; write `<lora:{name}:1>` in every prompt"),
         ("stable-diffusion.cpp", f"`--lora-model-dir` with that file in it; write `<lora:{name}:1>` in every prompt"),
-        ("kohya's sd-scripts", f"`networks/merge_lora.py --sd_model BASE --models {name}.safetensors --ratios 1 --save_to ERASED`"),
+        *describe_merging(family, name),
     ]
+
+
+def describe_merging(family: str, name: str) -> list[tuple[str, str]]:
+    """Return how kohya's sd-scripts merge the LoRA; nothing for families without a script."""
+    arguments = f"--models {name}.safetensors --ratios 1 --save_to ERASED"
+    scripts = {"flux": "flux_merge_lora.py --flux_model BASE", "sdxl": "sdxl_merge_lora.py --sd_model BASE"}
+    script = scripts.get(family, "" if family in TRANSFORMERS else "merge_lora.py --sd_model BASE")
+    return [("kohya's sd-scripts", f"`networks/{script} {arguments}`")] if script else []
 
 
 def describe_fidelity(lora: LoraReport) -> str:

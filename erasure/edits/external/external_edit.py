@@ -21,6 +21,7 @@ from erasure.concept import Concept
 from erasure.edits import Edit, EditInfo
 from erasure.edits.external.adapter_config import parse_adapter_config
 from erasure.edits.external.lora import read_factors
+from erasure.edits.external.lora_families import check_family
 from erasure.edits.external.lora_keys import has_adapter_keys
 from erasure.edits.external.state_dicts import check_whole_network, convert_state_dict, name_network_tensors
 from erasure.errors import UserError
@@ -160,8 +161,9 @@ def _read_file(model: DiffusionModel, source: str, path: Path) -> dict[str, Tens
     if path.suffix != ".safetensors":
         raise UserError(f"{source} is not a .safetensors file; pickled weights (.pt, .bin, .ckpt) are never loaded, convert them first.")
     tensors, header = load_file(path), _read_header(path)
-    if not has_adapter_keys(tensors):
+    if not has_adapter_keys(model, tensors):
         return convert_state_dict(model, source, tensors)
+    check_family(model, source, tensors, header)
     if LORA_ADAPTER_METADATA_KEY not in header and any(key.startswith(PEFT_PREFIX) for key in tensors):
         raise UserError(f"{source} is a PEFT adapter without its {ADAPTER_CONFIG}, which holds its scale; put both into one folder.")
     adapter_metadata = json.loads(header[LORA_ADAPTER_METADATA_KEY]) if LORA_ADAPTER_METADATA_KEY in header else {}
@@ -185,8 +187,9 @@ def _read_adapter(model: DiffusionModel, source: str, weights: Path, config: Pat
         raise UserError(
             f"{source} has {ADAPTER_CONFIG} and no {ADAPTER_WEIGHTS}; pickled adapters (.bin) are never loaded, save it as safetensors."
         )
-    parsed_config = parse_adapter_config(read_json(config), source)
-    return read_factors(model, source, load_file(weights), dict.fromkeys(model.networks, parsed_config), _read_header(weights))
+    parsed_config, tensors, header = parse_adapter_config(read_json(config), source), load_file(weights), _read_header(weights)
+    check_family(model, source, tensors, header)
+    return read_factors(model, source, tensors, dict.fromkeys(model.networks, parsed_config), header)
 
 
 def _read_header(path: Path) -> dict[str, str]:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from erasure.edits.deltas import DOWN, UP
 from erasure.edits.external.adapter_config import AdapterConfig
-from erasure.edits.external.lora_keys import LoraLayer, group_by_layer, layers_of
+from erasure.edits.external.lora_keys import LoraLayer, group_by_layer
+from erasure.edits.external.lora_spellings import layers_of
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 
@@ -28,8 +29,8 @@ def read_factors(
     """Return scaled factors in fp32, by the names of erasure.edits.deltas.
 
     Args:
-        tensors: the content of the file, in the layout of diffusers (old or new), PEFT or kohya.
-        configs: by part, "unet" or "text_encoder"; empty if the file itself gives the scale.
+        tensors: the content of the file, in the layout of diffusers (old or new), PEFT, kohya or ComfyUI.
+        configs: by part, such as "unet" or "text_encoder"; empty if the file itself gives the scale.
         header: the metadata of the file.
 
     Raises:
@@ -54,12 +55,15 @@ def read_factors(
             if part not in configs:
                 raise UserError(f"the header of {source} gives the scale of {', '.join(configs)} and not of the {part}; add it.")
             scale = configs[part].scale_of(
-                [layer_name, f"text_model.{layer_name}"] if part == "text_encoder" else [layer_name], rank, source
+                [layer_name, f"text_model.{layer_name}"] if part.startswith("text_encoder") else [layer_name], rank, source
             )
         else:
             scale = 1.0 if layer.alpha is None else layer.alpha / rank
         if not scale or not up.count_nonzero():
             continue  # untrained or switched off: it changes nothing
+        if layer.fused:  # of a block-diagonal factor, the columns of the other layers are zeros here
+            used = up.any(0)
+            up, down = up[:, used], down[used]
         scaled |= dict(zip((f"{name}.weight{UP}", f"{name}.weight{DOWN}"), _balance(up.float() * scale, down.float()), strict=True))
     return scaled
 

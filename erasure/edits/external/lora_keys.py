@@ -1,15 +1,17 @@
-"""The keys of LoRA files: which layer of the base a tensor belongs to, in the layouts of diffusers, PEFT and kohya."""
+"""The keys of LoRA files: which layer of the base a tensor belongs to, and what else a key may be."""
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
+from erasure.edits.external.lora_spellings import layers_of, spellings_of
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
-from erasure.families.parameters import canonical_name
+from erasure.families.original_names import OriginalLayer
 
 FACTOR_KEY = re.compile(r"(?P<layer>.+?)[._]lora(?:_linear_layer)?[._](?P<role>A|B|down|up|mid)(?:\.(?P<adapter>[\w-]+))?\.weight")
 FACTOR_ROLES = {"A": "down", "B": "up"}
@@ -24,11 +26,12 @@ OTHER_ADAPTERS = {  # what a key may belong to instead of a LoRA; the first matc
     "full differences": r"\.(diff|diff_b|w_norm|b_norm)$",
     "LoRA of a token embedding": r"lora_embedding_[AB]",
     "LoRA with a bias": r"lora_(B|up)\b.*\.bias$",
-    "SDXL's second text encoder": r"^(lora_te2_|text_encoder_2\.)",
+    "XLabs' attention processors": r"processor\.(qkv|proj)_lora\d?\.",
     "Custom Diffusion": r"_custom_diffusion\.",
     "textual inversion": r"^(bundle_emb|emb_params|string_to_param)",
     "ControlNet": r"lora_controlnet",
 }
+SECOND_ENCODER = {"SDXL's second text encoder": re.compile(r"^(lora_te2_|text_encoder_2\.)")}  # where the base has one text encoder
 OTHER_ADAPTER_PATTERNS = {name: re.compile(pattern) for name, pattern in OTHER_ADAPTERS.items()}
 ALPHA_KEY = re.compile(r"(?P<layer>.+?)(?:[._]lora(?:_linear_layer)?)?\.alpha")
 TEXT_LAYERS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}  # names of attention processors
@@ -36,30 +39,27 @@ TEXT_LAYERS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "
 
 @dataclass
 class LoraLayer:
-    """The tensors of a file that belong to one layer."""
+    """The tensors of a file that belong to one layer.
 
-    factors: dict[str, Tensor] = field(default_factory=dict)  # by role: "up", "down" or "mid"
+    Attributes:
+        factors: by role: "up", "down" or "mid".
+        fused: whether they were cut out of the factors of a matrix that holds other layers as well; then some columns of up may be zeros.
+    """
+
+    factors: dict[str, Tensor] = field(default_factory=dict)
     alpha: float | None = None
+    fused: bool = False
 
 
-def has_adapter_keys(keys: Iterable[str]) -> bool:
+def has_adapter_keys(model: DiffusionModel, keys: Iterable[str]) -> bool:
     """Return whether a file holds an adapter of any kind."""
-    return any(FACTOR_KEY.fullmatch(key) or other_adapter_of(key) for key in keys)
+    return any(FACTOR_KEY.fullmatch(key) or other_adapter_of(model, key) for key in keys)
 
 
-def other_adapter_of(key: str) -> str | None:
-    """Return the kind of adapter, other than LoRA, that a key belongs to; None if there is none."""
-    return next((name for name, pattern in OTHER_ADAPTER_PATTERNS.items() if pattern.search(key)), None)
-
-
-def layers_of(model: DiffusionModel) -> dict[str, nn.Module]:
-    """Return the layers that a LoRA can change, by "unet.<name>" and "text_encoder.<name>"."""
-    return {
-        f"{part}.{canonical_name(name)}": module
-        for part, network in model.networks.items()
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
-    }
+def other_adapter_of(model: DiffusionModel, key: str) -> str | None:
+    """Return what a key belongs to that is not a LoRA of this model's layers; None if there is nothing."""
+    patterns = OTHER_ADAPTER_PATTERNS | ({} if "text_encoder_2" in model.networks else SECOND_ENCODER)
+    return next((name for name, pattern in patterns.items() if pattern.search(key)), None)
 
 
 def group_by_layer(model: DiffusionModel, source: str, tensors: Mapping[str, Tensor]) -> dict[str, LoraLayer]:
@@ -68,32 +68,27 @@ def group_by_layer(model: DiffusionModel, source: str, tensors: Mapping[str, Ten
     Raises:
         UserError: another kind of adapter, tensors of no layer of the base, a duplicated factor, or several adapters.
     """
-    spellings = _spellings_of(layers_of(model))
+    spellings, modules = spellings_of(model), layers_of(model)
     layers: dict[str, LoraLayer] = {}
     other_adapters: Counter[str] = Counter()
     unknown_keys: list[str] = []
     adapters: set[str | None] = set()
     for key, value in tensors.items():
-        if adapter_type := other_adapter_of(key):
+        if adapter_type := other_adapter_of(model, key):
             other_adapters[adapter_type] += 1
             continue
         factor, alpha = FACTOR_KEY.fullmatch(key), ALPHA_KEY.fullmatch(key) if value.numel() == 1 else None
         match = factor or alpha
-        name = (
-            next((spellings[spelling] for spelling in _spelling_variants(match["layer"]) if spelling in spellings), None) if match else None
-        )
-        if name is None:
+        held = next((spellings[name] for name in _spelling_variants(match["layer"]) if name in spellings), None) if match else None
+        if held is None:
             unknown_keys.append(key)
-            continue
-        layer = layers.setdefault(name, LoraLayer())
-        if factor:
+        elif factor:
             adapters.add(factor["adapter"])
             role = FACTOR_ROLES.get(factor["role"], factor["role"])
-            if role in layer.factors:
-                raise UserError(f"{source} has the {role} factor of {name} more than once, such as {key!r}.")
-            layer.factors[role] = value
+            _add_factor(layers, source, key, role, held, _split(source, key, role, value, held, modules))
         else:
-            layer.alpha = float(value)
+            for name in held.parts:
+                layers.setdefault(name, LoraLayer()).alpha = float(value)
     if other_adapters:
         adapter_types = ", ".join(f"{adapter_type} ({count} tensors)" for adapter_type, count in other_adapters.items())
         raise UserError(
@@ -110,17 +105,30 @@ def group_by_layer(model: DiffusionModel, source: str, tensors: Mapping[str, Ten
     return layers
 
 
-def _spellings_of(names: Iterable[str]) -> dict[str, str]:
-    """Map every spelling of a layer's name, without PEFT's prefix and with attention processors' names resolved, to the name."""
-    spellings: dict[str, str] = {}
-    for name in names:
-        part, _, layer_name = name.partition(".")
-        variants = (layer_name, f"text_model.{layer_name}") if part == "text_encoder" else (layer_name,)
-        prefixes = ("lora_te_", "lora_te1_") if part == "text_encoder" else ("lora_unet_",)
-        for variant in variants:
-            spellings[variant] = spellings[f"{part}.{variant}"] = name
-            spellings |= {prefix + variant.replace(".", "_"): name for prefix in prefixes}
-    return spellings
+def _add_factor(layers: dict[str, LoraLayer], source: str, key: str, role: str, held: OriginalLayer, values: Sequence[Tensor]) -> None:
+    for name, value in zip(held.parts, values, strict=True):
+        layer = layers.setdefault(name, LoraLayer())
+        if role in layer.factors:
+            raise UserError(f"{source} has the {role} factor of {name} more than once, such as {key!r}.")
+        layer.factors[role] = value
+        layer.fused = len(values) > 1
+
+
+def _split(source: str, key: str, role: str, value: Tensor, held: OriginalLayer, modules: Mapping[str, nn.Module]) -> Sequence[Tensor]:
+    """Return the factor of every layer in a fused one: [B_q; B_k; B_v] A changes W_q by B_q A, so down (r, I) is shared, up (O, r) is cut.
+
+    Raises:
+        UserError: up has not as many rows as the layers together.
+    """
+    if role != "up":
+        return [value] * len(held.parts)
+    rows = [len(modules[name].weight) for name in held.parts]  # type: ignore[arg-type]  # of linear layers or convolutions
+    if len(rows) == 1 and not held.halves_swapped:
+        return [value]  # checked against its layer later
+    if len(value) != sum(rows):
+        raise UserError(f"{source}: {key!r} has {len(value)} rows, its layers have {sum(rows)} together; give its own base.")
+    in_order = torch.cat(value.chunk(2)[::-1]) if held.halves_swapped else value
+    return torch.split(in_order, rows)
 
 
 def _spelling_variants(layer: str) -> Iterator[str]:

@@ -1,6 +1,5 @@
 """Every family against diffusers' own pipeline, and every method on every family."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,13 @@ from erasure.families.flux2_klein import Flux2Klein
 from erasure.families.stable_diffusion_3 import StableDiffusion3
 from erasure.families.stable_diffusion_xl import StableDiffusionXL
 from erasure.loading.loader import load_model
-from tests import tiny_families, tiny_sd3
+from tests import tiny_sd3
 from tests.factories import METHODS, TRAINED_METHODS, ready_method
 from tests.synthetic_edits import trained_edit
+from tests.tiny_models import BUILD
 
 PROMPTS = ["a cat", "a dog on a mat"]
 CAT = Concept(name="cat", kind="object", prompts=("a {} on a mat | a mat", "{}"))
-BUILD: dict[str, Callable[[], DiffusionModel]] = {
-    "sdxl": lambda: StableDiffusionXL(tiny_families.sdxl(), "tiny", "fp32"),
-    "sd3": lambda: StableDiffusion3(tiny_sd3.pipeline(), "tiny", "fp32", t5_length=16),
-    "flux-dev": lambda: Flux(tiny_families.flux(), "tiny", "fp32", image_size=32, t5_length=24),
-    "flux-schnell": lambda: Flux(tiny_families.flux(guidance_embeds=False), "tiny", "fp32", image_size=32, t5_length=24),
-    "klein-base": lambda: Flux2Klein(tiny_families.klein(), "tiny", "fp32", image_size=32, text_length=96),
-    "klein": lambda: Flux2Klein(tiny_families.klein(distilled=True), "tiny", "fp32", image_size=32, text_length=96),
-}
 FLOWS = tuple(name for name in BUILD if name != "sdxl")
 TOLERANCE = {"sd3": 2e-6, "klein-base": 2e-6, "sdxl": 0, "flux-dev": 0, "flux-schnell": 0, "klein": 0}  # of pixels in [0, 1]
 UNGUIDED = ("flux-dev", "flux-schnell", "klein")
