@@ -149,6 +149,7 @@ def describe_usage(edit: Edit, format: str, layout: str) -> list[tuple[str, str]
 def describe_text_encoder_usage(edit: Edit, pipeline: str) -> str:
     """Return how diffusers loads an exported text encoder, or several, each in its own folder."""
     classes, parts = PIPELINES[pipeline].networks, sorted({name.partition(".")[0] for name in edit.moved_parameters()})
+    parts = [part for part in parts if part.startswith("text_encoder")] or ["text_encoder"]
     alone = sum(name.startswith("CLIP") for name in classes.values()) == 1
     arguments = [f"{part}={classes[part]}.from_pretrained({'FOLDER' if alone else f'FOLDER/{part}'})" for part in parts]
     return f"`{pipeline}.from_pretrained(BASE, {', '.join(arguments)})`"
