@@ -13,6 +13,7 @@ from erasure.concept import Concept, ConceptKind
 from erasure.config.choices import Count, Region, ScheduleSteps, Steps, StepsOrZero
 from erasure.families.cost import Cost
 from erasure.families.pipelines import RELEASED_FAMILIES
+from erasure.loading.model_source import SHIPPED_MODELS
 from erasure.methods.base import OptimizerStep, Trained, TrainingContext, exclude_concepts
 from erasure.pocket import prompts as pocket_prompts
 from erasure.training.teacher_cache import TeacherBatch, TeacherQuery
@@ -125,9 +126,12 @@ class AdvUnlearn(Trained):
         )
 
     recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
-        ("style", "pocket"): {**_POCKET, "lr": 2e-4, "retain_weight": 3.0, "retain_batch": 24, "prompts": pocket_prompts.STYLE},
-        ("object", "pocket"): {**_POCKET, "lr": 4e-4, "prompts": pocket_prompts.OBJECT},
-        ("person", "pocket"): {**_POCKET, "lr": 4e-4, "prompts": pocket_prompts.PERSON},
+        **{
+            ("style", family): {**_POCKET, "lr": 2e-4, "retain_weight": 3.0, "retain_batch": 24, "prompts": pocket_prompts.STYLE}
+            for family in SHIPPED_MODELS
+        },
+        **{("object", family): {**_POCKET, "lr": 4e-4, "prompts": pocket_prompts.OBJECT} for family in SHIPPED_MODELS},
+        **{("person", family): {**_POCKET, "lr": 4e-4, "prompts": pocket_prompts.PERSON} for family in SHIPPED_MODELS},
         # nothing below was run on released weights; joint steps at 0.3 are the paper's choice for nudity
         **{("style", family): {**_SD} for family in RELEASED_FAMILIES},
         **{("object", family): {**_SD} for family in RELEASED_FAMILIES},

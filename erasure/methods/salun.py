@@ -132,6 +132,10 @@ class SalUn(Trained):
         ("style", "pocket"): {**_POCKET, "lr": 1e-4, "prompts": pocket_prompts.STYLE, "anchor": "plain"},
         ("object", "pocket"): {**_POCKET, "lr": 1e-4, "prompts": pocket_prompts.OBJECT},
         ("person", "pocket"): {**_POCKET, "lr": 1e-4, "prompts": pocket_prompts.PERSON},
+        # tuned on neon and boat; the values of pocket damage much more here
+        ("style", "pocket-flow"): {**_POCKET, "lr": 3e-5, "steps": 100, "prompts": pocket_prompts.STYLE, "anchor": "plain"},
+        ("object", "pocket-flow"): {**_POCKET, "lr": 7e-5, "prompts": pocket_prompts.OBJECT},
+        ("person", "pocket-flow"): {**_POCKET, "lr": 7e-5, "prompts": pocket_prompts.PERSON},
         # nothing below was run on released weights; step counts and loss weights follow the paper
         **{("style", family): {**_SD, "prompts": prompt_templates.STYLE, "retain_weight": 0.5} for family in RELEASED_FAMILIES},
         **{("object", family): {**_SD, "prompts": prompt_templates.OBJECT, "retain_weight": 0.5} for family in RELEASED_FAMILIES},

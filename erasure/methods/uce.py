@@ -14,8 +14,11 @@ from erasure.families.base import DiffusionModel
 from erasure.families.conditioning import ConditioningPart
 from erasure.families.cost import Cost
 from erasure.families.pipelines import RELEASED_FAMILIES
+from erasure.loading.model_source import SHIPPED_MODELS
 from erasure.methods.base import MethodResult, TrainingFree, exclude_concepts
 from erasure.pocket import prompts as pocket_prompts
+
+_POCKET = {"tokens": "tail", "retain_prompts": pocket_prompts.RETAIN, "probe_prompts": pocket_prompts.RETAIN}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,27 +135,9 @@ class UCE(TrainingFree):
         return Cost(text_forwards=erase + (retain or 1) + probes)
 
     recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
-        ("style", "pocket"): {
-            "tokens": "tail",
-            "retain_prompts": pocket_prompts.RETAIN,
-            "probe_prompts": pocket_prompts.RETAIN,
-            "prompts": pocket_prompts.STYLE,
-            "anchor": "plain",
-        },
-        ("object", "pocket"): {
-            "tokens": "tail",
-            "retain_prompts": pocket_prompts.RETAIN,
-            "probe_prompts": pocket_prompts.RETAIN,
-            "prompts": pocket_prompts.OBJECT,
-            "anchor": "picture",
-        },
-        ("person", "pocket"): {
-            "tokens": "tail",
-            "retain_prompts": pocket_prompts.RETAIN,
-            "probe_prompts": pocket_prompts.RETAIN,
-            "prompts": pocket_prompts.PERSON,
-            "anchor": "a picture",
-        },
+        **{("style", family): {**_POCKET, "prompts": pocket_prompts.STYLE, "anchor": "plain"} for family in SHIPPED_MODELS},
+        **{("object", family): {**_POCKET, "prompts": pocket_prompts.OBJECT, "anchor": "picture"} for family in SHIPPED_MODELS},
+        **{("person", family): {**_POCKET, "prompts": pocket_prompts.PERSON, "anchor": "a picture"} for family in SHIPPED_MODELS},
         # nothing below was run on released weights; the anchors are the guides of the authors' newer code
         **{
             ("style", family): {"anchor": "art", "prompts": ("{}", "painting by {}", "art by {}", "artwork by {}", "picture by {}")}
