@@ -133,7 +133,7 @@ class SalUn(Trained):
         ("object", "pocket"): {**_POCKET, "lr": 1e-4, "prompts": pocket_prompts.OBJECT},
         ("person", "pocket"): {**_POCKET, "lr": 1e-4, "prompts": pocket_prompts.PERSON},
         # tuned on neon and boat; the values of pocket damage much more here
-        ("style", "pocket-flow"): {**_POCKET, "lr": 3e-5, "steps": 100, "prompts": pocket_prompts.STYLE, "anchor": "plain"},
+        ("style", "pocket-flow"): {**_POCKET, "lr": 2e-5, "steps": 100, "prompts": pocket_prompts.STYLE, "anchor": "plain"},
         ("object", "pocket-flow"): {**_POCKET, "lr": 7e-5, "prompts": pocket_prompts.OBJECT},
         ("person", "pocket-flow"): {**_POCKET, "lr": 7e-5, "prompts": pocket_prompts.PERSON},
         # nothing below was run on released weights; step counts and loss weights follow the paper
