@@ -1,7 +1,7 @@
 """Count the memory of every released model and write it: the shipped forecasts, and the tables of docs/guides/memory.md.
 
-    python scripts/write_memory_guide.py            all models, some minutes
-    python scripts/write_memory_guide.py sdxl       one model; the others stay as they are
+python scripts/write_memory_guide.py            all models, some minutes
+python scripts/write_memory_guide.py sdxl       one model; the others stay as they are
 """
 
 import argparse

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from erasure.memory.formula import Forecast
 
 COLUMNS = ("weights", "fp32 copies", "moments", "gradients", "activations")  # of the table, in the order of a training
-SHORT = ("weights", "copies", "moments", "gradients", "working")  # their heads
+SHORT = ("weights", "copies", "moments", "grads", "working")  # their heads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ def print_model(command: ModelsCommand, released: ReleasedModel | None) -> None:
     print_sizes(model)
     print("\nForecast in GiB: counted on the networks without their weights, not measured on a GPU.")
     print("A card keeps 1 GiB for the driver and gaps. (c): with --gradient-checkpointing\n")
-    print(f"{'':<20}{''.join(f'{head:>10}' for head in SHORT)}{'peak':>8}  {'in':<14}fits, GB")
+    print(f"{'':<20}{''.join(f'{head:>9}' for head in SHORT)}{'peak':>8}  {'in':<14}fits, GB")
     forecasts = ModelForecast(model)
     all_forecasts = [forecasts.sampling(command.batch or 1)]
     print_rows(all_forecasts[0])
@@ -120,7 +120,7 @@ def print_rows(forecast: "Forecast") -> None:
     for suffix, variant in (("", forecast), (" (c)", forecast.checkpointed)):
         if variant is not None:
             parts = variant.largest.parts
-            cells = "".join(f"{gib(parts[column]) if parts.get(column) else '-':>10}" for column in COLUMNS)
+            cells = "".join(f"{gib(parts[column]) if parts.get(column) else '-':>9}" for column in COLUMNS)
             cards = " ".join(map(str, variant.cards)) or "none"
             print(f"{forecast.name + suffix:<20}{cells}{gib(variant.peak):>8}  {variant.largest.name:<14}{cards}")
 

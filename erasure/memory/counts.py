@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, get_args
 
 import torch
+from diffusers.utils import logging
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -104,8 +105,13 @@ def count_prediction(model: DiffusionModel, samples: int, branches: int = 1) -> 
 
 def count_decoding(model: DiffusionModel, samples: int) -> int:
     """Return the bytes alive while latents become images, with the growth of a VAE that is computed in fp32."""
-    with torch.no_grad(), counting(model) as live:
-        model.decode(noise(model, samples))
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # diffusers warns of every change of a network's dtype
+    try:
+        with torch.no_grad(), counting(model) as live:
+            model.decode(noise(model, samples))
+    finally:
+        logging.set_verbosity(verbosity)
     return live.peak
 
 
@@ -117,7 +123,7 @@ def count_step(
     Args:
         samples: B, of all predictions that one backward pass goes through.
     """
-    text_trains = method.region == "text-encoder"
+    attention, text_trains = model.attention, method.region == "text-encoder"
     if not on_gpu and "unet" in model.networks and model.attention == "auto":
         model.attention = "eager"  # what the loop chooses on a CPU, where the skeleton is not
     model.set_attention(training=True)
@@ -139,6 +145,7 @@ def count_step(
         finally:
             if checkpointing:
                 model.denoiser.disable_gradient_checkpointing()  # type: ignore[operator]
+            model.attention = attention
             model.set_attention(training=False)
 
 

@@ -81,7 +81,12 @@ class ModelForecast:
         *_, denoise, decode = self._image_phases(CARD_IMAGES, branches)
         card = self._phase("model card", max(denoise.work.forward, decode.work.forward))
         if isinstance(method, Trained):
-            own = [phase for stage in (method.pretraining(), method) if stage for phase in self._training_phases(stage, concepts, checkpointing)]
+            own = [
+                phase
+                for stage in (method.pretraining(), method)
+                if stage
+                for phase in self._training_phases(stage, concepts, checkpointing)
+            ]
         elif isinstance(method, FIA):
             own = [self._phase("saliency", self._saliency_bytes(method, concepts))]
         elif isinstance(method, Guided):
@@ -110,11 +115,11 @@ class ModelForecast:
         prompts = min(CACHE_CHUNK, len(concepts[0].prompt_pairs()))
         passes = prompts * (1 if method.conditional_only else self.model.forwards_per_step)
         responses = prompts * max(sizes) * 2 * FP32 if method.saliency == "full" else 0
-        return FIA_TENSORS * FP32 * sum(sizes) + self._count(counts.count_prediction, prompts, passes // prompts) + responses
+        prediction: int = self._count(counts.count_prediction, prompts, passes // prompts)
+        return FIA_TENSORS * FP32 * sum(sizes) + prediction + responses
 
     def _count(self, function: Callable[..., Any], *args: Hashable) -> Any:
         key = (function, self.model.latent_shape, *args)
         if key not in self._counted:
             self._counted[key] = function(self.model, *args)
         return self._counted[key]
-

@@ -39,7 +39,7 @@ class GpuKernels(TorchFunctionMode):
 
     def __exit__(self, *error: Any) -> None:
         self._casts.clear()
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # of torch
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
