@@ -17,7 +17,7 @@ from erasure.memory.forecast import ModelForecast
 from erasure.memory.formula import GIB
 from erasure.memory.shipped import FORECASTS, ShippedForecast, load_forecasts, save_forecasts, smallest_card, to_shipped
 
-GUIDE = Path(__file__).parent.parent / "docs" / "guides" / "memory.md"
+GUIDE = Path("docs/guides/memory.md")
 METHODS = ("esd", "advunlearn", "salun", "sfd", "uce", "fia", "sld")  # in the order of the table; negative_prompt needs what sld does
 
 

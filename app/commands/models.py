@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from erasure.families.base import DiffusionModel
     from erasure.memory.formula import Forecast
 
+WIDTH = 100  # characters of a line
 COLUMNS = ("weights", "fp32 copies", "moments", "gradients", "activations")  # of the table, in the order of a training
 SHORT = ("weights", "copies", "moments", "grads", "working")  # their heads
 
@@ -55,7 +57,7 @@ def print_list() -> None:
     from erasure.memory.shipped import load_forecasts
 
     forecasts = load_forecasts()
-    print("Models that can be edited, and the smallest card for their sampling and for each method at its defaults.")
+    print("Models that can be edited, and the smallest card for sampling and for each method at its defaults.")
     print("Forecasts, not measured on a GPU. (c): with --gradient-checkpointing. One model: erasure models NAME\n")
     for model in RELEASED:
         print(f"{model.name}  {model.source}")
@@ -65,9 +67,8 @@ def print_list() -> None:
         sizes = ", ".join(f"{part} {in_words(count)}" for part, count in entry.parameters.items())
         print(f"    pipeline    {model.pipeline}, family {model.family}")
         print(f"    images      {entry.resolution} x {entry.resolution}, {describe_guidance(model.kind)}")
-        print(f"    parameters  {sizes}")
-        for title, names in entry.names_by_card().items():
-            print(f"    {title:<10}  {', '.join(names)}")
+        for title, text in {"parameters": sizes, **{card: ", ".join(names) for card, names in entry.names_by_card().items()}}.items():
+            print(fill(text, WIDTH, initial_indent=f"    {title:<10}  ", subsequent_indent=" " * 16, break_on_hyphens=False))
         print()
 
 
@@ -95,7 +96,7 @@ def print_model(command: ModelsCommand, released: ReleasedModel | None) -> None:
         print_rows(all_forecasts[-1])
     print()
     for line in advise(all_forecasts):
-        print(line)
+        print(fill(line, WIDTH, subsequent_indent="    ", break_on_hyphens=False))
 
 
 def print_sizes(model: "DiffusionModel") -> None:
