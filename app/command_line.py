@@ -21,6 +21,7 @@ from app.commands.erase import EraseCommand, add_method_options, explain_other_m
 from app.commands.export import ExportCommand, run_export
 from app.commands.jobs import JobsCommand, run_jobs
 from app.commands.methods import MethodsCommand, run_methods
+from app.commands.models import ModelsCommand, run_models
 from app.commands.studio import StudioCommand, run_studio
 from app.parse_errors import NoCommand, UnknownWords, explain_unknown_words
 from app.parsing import PROGRAM, HelpPrinted, Switch, flag_of, is_positional, parse, parse_known, print_help
@@ -55,6 +56,7 @@ COMMANDS: dict[str, Command[Any]] = {
     "studio": Command(StudioCommand, run_studio, "serve the web page: compare, erase, audit, leaderboard", computes=True),
     "demo": Command(DemoCommand, run_demo, "erase a style from the shipped pocket model, audit it and write a report", computes=True),
     "methods": Command(MethodsCommand, run_methods, "list the erasure methods"),
+    "models": Command(ModelsCommand, run_models, "list the supported models, and which graphics card is enough for what"),
     "clean": Command(CleanCommand, run_clean, "show caches, downloads and incomplete runs; --yes removes them"),
     "doctor": Command(DoctorCommand, run_doctor, "show what is installed, which device is used and what is missing"),
 }

@@ -80,6 +80,10 @@ class AdvUnlearn(Trained):
             retain_trajectories=self.retain_trajectories,
         )
 
+    @property
+    def samples_per_backward(self) -> int:
+        return self.batch + self.retain_batch if self.retain_loss == "joint" else max(self.batch, self.retain_batch)
+
     def step(self, context: TrainingContext) -> Iterator[OptimizerStep]:
         """Minimize over T: L_e(T, delta*) + gamma L_r(T), with delta* = argmin MSE(eps(x_t, T([delta; c])), eps*(x_t, c)) (equation 4)."""
         erase_rows = context.sample_rows("erase", self.batch)

@@ -161,6 +161,7 @@ class Trained(Method):
     """
 
     supports_gradient_checkpointing: ClassVar[bool] = True  # whether the backward pass may recompute activations
+    uses_mask: ClassVar[bool] = False  # whether a mask chooses which entries of the region train
 
     region: Region  # which weights to train
     lr: float  # learning rate
@@ -178,6 +179,11 @@ class Trained(Method):
     @abstractmethod
     def query(self, concepts: list[Concept], seed: int) -> TeacherQuery:
         """Return what to record of the frozen model before the training."""
+
+    @property
+    def samples_per_backward(self) -> int:
+        """How many samples one backward pass goes through; it decides the memory of a step."""
+        return self.batch
 
     def pretraining(self) -> "Trained | None":
         """Return the training whose result this one starts from, if any; it depends on no concept and is cached and shared."""

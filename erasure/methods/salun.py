@@ -44,6 +44,7 @@ class SalUn(Trained):
 
     paper: ClassVar[str] = "arXiv:2310.12508"
     changes: ClassVar[str] = "the most salient half of the UNet's weights"
+    uses_mask: ClassVar[bool] = True
     when: ClassVar[str] = "when attacks matter and some drift elsewhere is acceptable; needs prompts or images of what to retain"
 
     region: Region = "full"  # which weights may be trained, before the mask
@@ -82,6 +83,10 @@ class SalUn(Trained):
             images=self.images,
             retain_images=self.retain_images,
         )
+
+    @property
+    def samples_per_backward(self) -> int:
+        return self.batch + max(self.batch, self.retain_batch)  # of the mask: with and without the prompt
 
     def prepare(self, context: TrainingContext, groups: dict[str, TrainableGroup]) -> None:
         """Compute the mask m = 1[|sum of gradients| >= gamma] (equation 4), unless one is given."""

@@ -61,6 +61,10 @@ class SFDMatching(Trained):
             generator=self.generator,
         )
 
+    @property
+    def samples_per_backward(self) -> int:
+        return self.batch + self.retain_batch
+
     def step(self, context: TrainingContext) -> Iterator[OptimizerStep]:
         """MSE(eps(x_t, c_f), eps*(x_t, c_o)) + beta MSE(eps(x_t, c_r), eps*(x_t, c_r)), x_t noised from G(z, c)."""
         erase_rows, retain_rows = context.sample_rows("erase", self.batch), context.sample_rows("retain", self.retain_batch)

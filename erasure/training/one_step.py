@@ -104,6 +104,10 @@ class OneStepMethod(Trained):
         f_psi = context.model.estimate_x0(x_t, self.guided_score(context, x_t, t, fake_prompts, FAKE), t)
         return sid_loss(x_g, f_phi, f_psi, self.sid_weight)
 
+    @property
+    def samples_per_backward(self) -> int:
+        return 5 * self.batch  # the generator, guided phi and guided psi
+
     def step_cost(self, step: int) -> Cost:
         """Fake score: G, guided psi and its backward pass. Generator: G, guided phi and psi, and a backward pass through all five."""
         return Cost(unet_forwards=8 * self.batch, unet_backwards=7 * self.batch, sample_gradients=7 * self.batch)
@@ -143,6 +147,10 @@ class Distillation(OneStepMethod):
             retain_trajectories=self.trajectories,
             store="latents",
         )
+
+    @property
+    def samples_per_backward(self) -> int:
+        return (8 if self.regression_steps else 5) * self.batch
 
     def step(self, context: TrainingContext) -> Iterator[OptimizerStep]:
         iteration = int(context.state.setdefault("iteration", torch.zeros((), dtype=torch.long)))

@@ -1,0 +1,125 @@
+"""Forecast the memory of sampling and of every method on a model without weights: which phases there are, and what runs in each."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import replace
+from typing import Any
+
+from erasure.concept import parse_concepts
+from erasure.concept_check import POINT_COUNT
+from erasure.config.registry import list_modules, load_class
+from erasure.errors import UserError
+from erasure.families.base import DiffusionModel
+from erasure.memory import counts
+from erasure.memory.formula import FP32, Forecast, Pass, Phase
+from erasure.methods.base import Guided, Method, Trained
+from erasure.methods.fia import FIA
+from erasure.recipes import configure_method
+
+CACHE_CHUNK = 16  # trajectories that a teacher cache computes at once, as fill_cache.load_or_fill
+CARD_IMAGES = 2  # images of a model card, made at once
+FIA_TENSORS = 5  # fp32 tensors of a layer's size that its saliency keeps: |W|, the total, two sums, and squares
+
+
+class ModelForecast:
+    """Forecasts for one model; what several of them need is counted once.
+
+    Args:
+        model: from erasure.loading.skeleton.
+        on_gpu: as the skeleton was built.
+    """
+
+    def __init__(self, model: DiffusionModel, on_gpu: bool = True) -> None:
+        self.model, self.on_gpu = model, on_gpu
+        self.weights = counts.weights_of(model)
+        self._counted: dict[Hashable, Any] = {}
+
+    def sampling(self, batch: int = 1) -> Forecast:
+        """Return the memory of generating images, `batch` at once."""
+        return Forecast(name="sampling", phases=self._image_phases(batch, self.model.forwards_per_step))
+
+    def method(self, name: str, batch: int | None = None) -> Forecast:
+        """Return the memory of erasing one style with a method and its recipe, with and without gradient checkpointing.
+
+        Args:
+            batch: replaces the method's own; methods without one ignore it.
+        """
+        cls = load_class("erasure.methods", name, Method)
+        overrides = {"batch": batch} if batch is not None and issubclass(cls, Trained) else {}
+        try:
+            method, concepts, _ = configure_method(cls, parse_concepts("concept", kind="style"), self.model.family, overrides)
+            method.check_model(self.model)
+            plain = Forecast(name=name, phases=self._method_phases(method, concepts, False))
+        except UserError as error:
+            return Forecast(name=name, refusal=str(error))
+        if isinstance(method, Trained) and method.supports_gradient_checkpointing:
+            return replace(plain, checkpointed=Forecast(name=name, phases=self._method_phases(method, concepts, True)))
+        return plain
+
+    @property
+    def method_names(self) -> list[str]:
+        return list_modules("erasure.methods")
+
+    def defaults(self) -> list[Forecast]:
+        """Return the memory of sampling one image, and of every method as it comes."""
+        return [self.sampling(), *(self.method(name) for name in self.method_names)]
+
+    def _phase(self, name: str, alive: int) -> Phase:
+        return Phase(name=name, weights=self.weights, work=Pass(forward=alive), on_gpu=self.on_gpu)
+
+    def _image_phases(self, batch: int, branches: int) -> tuple[Phase, ...]:
+        """Return the phases of generating images."""
+        encoding = self._count(counts.count_encoding, batch)
+        prediction = self._count(counts.count_prediction, batch, branches)
+        decoding = self._count(counts.count_decoding, batch)
+        return self._phase("encode", encoding), self._phase("denoise", prediction), self._phase("decode", decoding)
+
+    def _method_phases(self, method: Method, concepts: list[Any], checkpointing: bool) -> tuple[Phase, ...]:
+        """Return the phases of an erasure: the check whether the model knows the concept, the method's own, and the model card."""
+        model = self.model
+        branches = model.forwards_per_step + isinstance(method, Guided)
+        check = self._phase("concept check", self._count(counts.count_prediction, POINT_COUNT, 1))
+        *_, denoise, decode = self._image_phases(CARD_IMAGES, branches)
+        card = self._phase("model card", max(denoise.work.forward, decode.work.forward))
+        if isinstance(method, Trained):
+            own = [
+                phase
+                for stage in (method.pretraining(), method)
+                if stage
+                for phase in self._training_phases(stage, concepts, checkpointing)
+            ]
+        elif isinstance(method, FIA):
+            own = [self._phase("saliency", self._saliency_bytes(method, concepts))]
+        elif isinstance(method, Guided):
+            own = []
+        else:
+            own = [self._phase("encode", self._count(counts.count_encoding, method.forecast_cost(model, concepts).text_forwards))]
+        return check, *own, card
+
+    def _training_phases(self, method: Trained, concepts: list[Any], checkpointing: bool) -> list[Phase]:
+        """Return the phases of a training: prompts are encoded at once, the teacher cache is filled, and steps are taken."""
+        model = self.model
+        query = method.query(concepts, 0)
+        phases = [self._phase("encode", self._count(counts.count_encoding, len(query.all_prompts())))]
+        if starts := min(CACHE_CHUNK, len(query.trajectory_starts())):
+            alive = self._count(counts.count_prediction, starts, model.forwards_per_step)
+            phases.append(self._phase("teacher cache", alive))
+        samples = method.samples_per_backward
+        trained, work = self._count(counts.count_step, method, samples, checkpointing, self.on_gpu)
+        phases.append(Phase(name="training", weights=self.weights, work=work, trained=trained, on_gpu=self.on_gpu))
+        return phases
+
+    def _saliency_bytes(self, method: FIA, concepts: list[Any]) -> int:
+        """Return what FIA keeps: statistics of every weight, one pass, and for one layer the response of every weight to every prompt."""
+        layers = self.model.linear_layers(method.region)
+        sizes = [layer.weight.numel() for layer in layers.values()]
+        prompts = min(CACHE_CHUNK, len(concepts[0].prompt_pairs()))
+        passes = prompts * (1 if method.conditional_only else self.model.forwards_per_step)
+        responses = prompts * max(sizes) * 2 * FP32 if method.saliency == "full" else 0
+        prediction: int = self._count(counts.count_prediction, prompts, passes // prompts)
+        return FIA_TENSORS * FP32 * sum(sizes) + prediction + responses
+
+    def _count(self, function: Callable[..., Any], *args: Hashable) -> Any:
+        key = (function, self.model.latent_shape, *args)
+        if key not in self._counted:
+            self._counted[key] = function(self.model, *args)
+        return self._counted[key]
