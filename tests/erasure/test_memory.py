@@ -20,8 +20,8 @@ from torch.profiler import ProfilerActivity, profile
 from erasure.concept import Concept
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
-from erasure.families.pipelines import spec_of_pipeline
 from erasure.families.released_models import RELEASED
+from erasure.families.supported_models import spec_of_pipeline
 from erasure.loading.skeleton import build_skeleton, read_model, wrap_skeleton
 from erasure.memory import counts
 from erasure.memory.forecast import ModelForecast
