@@ -14,8 +14,8 @@ from erasure.memory.formula import FP32, Forecast, Pass, Phase
 from erasure.methods.base import Guided, Method, Trained
 from erasure.methods.fia import FIA
 from erasure.recipes import configure_method
+from erasure.training.fill_cache import trajectories_at_once
 
-CACHE_CHUNK = 16  # trajectories that a teacher cache computes at once, as fill_cache.load_or_fill
 CARD_IMAGES = 2  # images of a model card, made at once
 FIA_TENSORS = 5  # fp32 tensors of a layer's size that its saliency keeps: |W|, the total, two sums, and squares
 
@@ -100,7 +100,7 @@ class ModelForecast:
         model = self.model
         query = method.query(concepts, 0)
         phases = [self._phase("encode", self._count(counts.count_encoding, len(query.all_prompts())))]
-        if starts := min(CACHE_CHUNK, len(query.trajectory_starts())):
+        if starts := min(trajectories_at_once(model), len(query.trajectory_starts())):
             alive = self._count(counts.count_prediction, starts, model.forwards_per_step)
             phases.append(self._phase("teacher cache", alive))
         samples = method.samples_per_backward
@@ -112,7 +112,7 @@ class ModelForecast:
         """Return what FIA keeps: statistics of every weight, one pass, and for one layer the response of every weight to every prompt."""
         layers = self.model.linear_layers(method.region)
         sizes = [layer.weight.numel() for layer in layers.values()]
-        prompts = min(CACHE_CHUNK, len(concepts[0].prompt_pairs()))
+        prompts = min(trajectories_at_once(self.model), len(concepts[0].prompt_pairs()))
         passes = prompts * (1 if method.conditional_only else self.model.forwards_per_step)
         responses = prompts * max(sizes) * 2 * FP32 if method.saliency == "full" else 0
         prediction: int = self._count(counts.count_prediction, prompts, passes // prompts)

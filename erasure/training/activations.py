@@ -10,6 +10,7 @@ from torch import Tensor
 
 from erasure.config.seeds import derive_seed
 from erasure.families.base import DiffusionModel
+from erasure.training.fill_cache import trajectories_at_once
 
 # takes inputs (B, N, I) and outputs without bias (B, N, O) of B prompts, and whether they belong to the first set
 ActivationCallback = Callable[[Tensor, Tensor, bool], None]
@@ -27,18 +28,15 @@ class ActivationRecorder:
     conditional_only: bool = False  # observe only the conditional half of the batch
 
     @torch.no_grad()
-    def record(
-        self, concept_prompts: Sequence[str], base_prompts: Sequence[str], layers: dict[str, ActivationCallback], chunk_size: int = 16
-    ) -> Iterator[int]:
+    def record(self, concept_prompts: Sequence[str], base_prompts: Sequence[str], layers: dict[str, ActivationCallback]) -> Iterator[int]:
         """Advance the trajectories of all prompts in lockstep; yield each step after every layer has seen every prompt.
 
         Prompt i of either set starts from the same noise, so that they differ only by their text.
 
         Args:
             layers: callbacks by the weight name of their linear layer.
-            chunk_size: prompts per batch.
         """
-        chunks = []
+        chunks, chunk_size = [], trajectories_at_once(self.model)
         for prompts, is_concept in ((concept_prompts, True), (base_prompts, False)):
             for start in range(0, len(prompts), chunk_size):
                 chunk_prompts = prompts[start : start + chunk_size]

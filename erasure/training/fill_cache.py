@@ -51,16 +51,17 @@ def source_digests(query: TeacherQuery) -> dict[str, str]:
     return digests
 
 
-def load_or_fill(model: DiffusionModel, query: TeacherQuery, *, root: Path | None = None, chunk_size: int = 16) -> TeacherCache:
+def load_or_fill(model: DiffusionModel, query: TeacherQuery, *, root: Path | None = None, chunk_size: int | None = None) -> TeacherCache:
     """Load the result of a query from disk, or compute it; an interrupted computation continues with the first missing part.
 
     Args:
         root: the cache folder; None means the default one.
-        chunk_size: trajectories computed at once. Parts are written when complete, so a killed process loses at most one.
+        chunk_size: trajectories computed at once; None means `trajectories_at_once`. Parts are written when complete, so a killed
+            process loses at most one.
     """
     folder = (root or cache_folder()) / "teacher-caches" / teacher_cache_key(model, query)
     ensure_folder(folder)
-    trajectory_starts = query.trajectory_starts()
+    trajectory_starts, chunk_size = query.trajectory_starts(), chunk_size or trajectories_at_once(model)
     offsets = range(0, len(trajectory_starts), chunk_size)
     fill = fill_from_trajectories if query.generator is None else fill_from_generator
     parts = []
@@ -76,6 +77,11 @@ def load_or_fill(model: DiffusionModel, query: TeacherQuery, *, root: Path | Non
             fill_images = partial(fill_from_images, model, Path(images), first_index, count)
             parts.append(load_or_make(folder / f"images-{first_index:05d}.safetensors", fill_images))
     return TeacherCache(query, **{key: torch.cat([part[key] for part in parts]) for key in parts[0]})
+
+
+def trajectories_at_once(model: DiffusionModel) -> int:
+    """Return how many trajectories are sampled at once: fewer above 768 x 768 pixels, where 16 need more memory than most cards have."""
+    return 16 if model.latent_shape[-1] * model.pixels_per_latent <= 768 else 4
 
 
 @torch.no_grad()
