@@ -119,6 +119,16 @@ class FIA(TrainingFree):
         },
         ("object", "pocket"): {**_POCKET_THING, "prompts": pocket_prompts.OBJECT_PAIRS},
         ("person", "pocket"): {**_POCKET_THING, "prompts": pocket_prompts.PERSON_PAIRS},
+        # the largest fractions on neon and boat that kept most of everything else; on this model that is less than on pocket
+        ("style", "pocket-flow"): {
+            **_POCKET,
+            "candidate_fraction": 0.03,
+            "saliency": "wanda",
+            "base_prompts": pocket_prompts.BASE,
+            "prompts": pocket_prompts.STYLE_PAIRS,
+        },
+        ("object", "pocket-flow"): {**_POCKET_THING, "candidate_fraction": 0.015, "prompts": pocket_prompts.OBJECT_PAIRS},
+        ("person", "pocket-flow"): {**_POCKET_THING, "candidate_fraction": 0.015, "prompts": pocket_prompts.PERSON_PAIRS},
         # fractions and prompt counts are the paper's; nothing below was run on released weights
         **{
             ("style", family): {"prompts": prompt_templates.STYLE, "candidate_fraction": 0.02, "agnostic_fraction": 0.8}
