@@ -4,7 +4,7 @@ BIN = .venv/bin
 # where it is set, every process compiles torch anew, and starts in 14 s instead of 6
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo studio docs screenshots test test-slow browser lint clean
+.PHONY: demo studio docs screenshots test pytest test-slow browser lint clean
 
 .venv/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -27,8 +27,11 @@ docs: .venv/.ready
 browser:
 	command -v chromium || (apt-get update -qq && apt-get install -y -qq chromium)
 
-# two workers of one thread each: torch's threads gain little on the tests' tiny models
-test: lint
+# the linters run meanwhile; tests have two workers of one thread each, since torch's threads gain little on their tiny models
+test: .venv/.ready
+	$(MAKE) --no-print-directory --jobs=2 lint pytest
+
+pytest: .venv/.ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # the README's images of the studio, taken by the browser tests

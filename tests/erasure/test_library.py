@@ -242,7 +242,7 @@ def test_a_model_may_be_given_by_its_source(pocket: erasure.DiffusionModel, tmp_
         ({"out": None}, "out must be a path, got None"),
         ({"edit": 3}, "edit must be an Edit or a path, got 3"),
         ({"format": ["lora"]}, "format must be text, got ['lora']"),
-        ({"layout": 3}, "unknown layout 3. Available: diffusers, kohya"),
+        ({"layout": 3}, "layout must be one of 'kohya', 'diffusers' or None, got 3"),
         ({"other_base": "no"}, "other_base must be True or False, got 'no'"),
     ],
 )

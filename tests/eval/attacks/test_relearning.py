@@ -101,14 +101,14 @@ def test_checkpoints_are_evenly_spaced_and_the_model_moves_between_them(
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
-@pytest.mark.parametrize("networks", ["unet", "text_encoder", "both"])
+@pytest.mark.parametrize("networks", ["denoiser", "text_encoders", "both"])
 def test_only_the_selected_networks_move(model: StableDiffusion, adapter: Adapter, networks: Networks) -> None:
     cond = model.encode(["hen"])
     prediction = model.predict(x_t := model.sample_noise([0]), t := torch.tensor([500]), cond)
     with closing(Relearning(adapter=adapter, networks=networks, **QUICK).fine_tune(make_context(model))) as steps:  # type: ignore[arg-type]
         assert [next(steps), next(steps)] == [0, 3]
-        assert torch.equal(model.encode(["hen"]).sequence, cond.sequence) == (networks == "unet")
-        assert torch.equal(model.predict(x_t, t, cond), prediction) == (networks == "text_encoder")
+        assert torch.equal(model.encode(["hen"]).sequence, cond.sequence) == (networks == "denoiser")
+        assert torch.equal(model.predict(x_t, t, cond), prediction) == (networks == "text_encoders")
 
 
 @pytest.mark.parametrize("adapter", ["lora", "full"])
