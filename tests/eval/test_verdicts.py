@@ -98,7 +98,7 @@ def test_a_model_that_lost_only_the_name_fails_on_other_words(pocket: Any, tmp_p
     edit = train_esd(pocket, tmp_path / "edit", "{}")
     name = "text_encoder.embeddings.token_embedding.weight"
     table = pocket.parameters()[name].detach().clone()
-    table[pocket.tokens("neon")] = table[pocket.tokens("plain")].mean(0)
+    table[pocket.tokenize("neon")] = table[pocket.tokenize("plain")].mean(0)
     states = gate_states(pocket, Edit({name: table}, edit.info), tmp_path / "audit")
     assert states["erased"] == "PASS"
     assert {states[gate] for gate in (*ALIASES, *RETAINED)} == {"FAIL", "PASS"}
