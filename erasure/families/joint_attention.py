@@ -74,10 +74,10 @@ def check_image_size(pixels: int, patch_pixels: int) -> int:
     """Return how many patches wide an image is.
 
     Raises:
-        UserError: it is no positive multiple of a patch.
+        UserError: it is not a positive multiple of a patch.
     """
     if pixels <= 0 or pixels % patch_pixels:
-        raise UserError(f"an image of {pixels} pixels a side has no whole patches; use a multiple of {patch_pixels}.")
+        raise UserError(f"an image of {pixels} pixels a side does not divide into patches; use a multiple of {patch_pixels}.")
     return pixels // patch_pixels
 
 
