@@ -32,6 +32,7 @@ class DiffusionModel(ABC):
 
     family: str
     guidance_kind: GuidanceKind = "classifier-free"
+    zeros_for_empty_prompt = False  # whether guidance starts from zeros, not from the empty prompt
     latent_shape: tuple[int, int, int]  # (C, h, w)
     default_guidance: float  # the guidance that suits the model
     schedule: Schedule
@@ -106,9 +107,10 @@ class DiffusionModel(ABC):
         """The ids that no text can hold: start, end and padding."""
         return set(self.pipe.tokenizer.all_special_ids)
 
-    def encode_unconditional(self) -> Conditioning:
-        """Return the conditioning (1 row) that guidance starts from: that of the empty prompt, if not the family's own."""
-        return self.encode([""])
+    def encode_for_guidance(self, prompts: Sequence[str]) -> Conditioning:
+        """Return the conditioning of B prompts; of an empty one what guidance starts from, which is zeros in some families."""
+        cond = self.encode(prompts)
+        return cond.zero_rows([not prompt for prompt in prompts]) if self.zeros_for_empty_prompt else cond
 
     @abstractmethod
     def predict_native(self, x_t: Tensor, t: Tensor, cond: Conditioning, guidance: float) -> Tensor:
@@ -257,7 +259,7 @@ class DiffusionModel(ABC):
         overrides, noise, cond = sampling_of(self.pipe), self.sample_noise(seeds), self.encode(prompts, prefix)
         if overrides.one_step_timestep is not None:
             return self.check_finite(self.sample_one_step(noise, cond, overrides.one_step_timestep), "its latents")
-        uncond = cond if self.forwards_per_step == 1 else self.encode_unconditional().expand(len(prompts))
+        uncond = cond if self.forwards_per_step == 1 else self.encode_for_guidance([""]).expand(len(prompts))
         guidance = self.default_guidance if guidance is None else guidance
         for step in self.trajectory(noise, cond, uncond, steps, guidance, overrides.guidance_edits):
             latents = step.x_next
@@ -268,19 +270,6 @@ class DiffusionModel(ABC):
         timesteps = torch.full((len(noise),), t, device=self.device)
         x_t = self.add_noise(torch.zeros_like(noise), noise, timesteps)
         return self.estimate_x0(x_t, self.predict(x_t, timesteps, cond), timesteps)
-
-    def check_supports_guidance(self) -> None:
-        """Check that guidance edits can steer this model.
-
-        Raises:
-            UserError: The model is sampled without classifier-free guidance, or its schedule has zero terminal SNR, at whose end the
-                predicted noise is x_t whatever the text.
-        """
-        if self.guidance_kind != "classifier-free":
-            reason = "reads the guidance scale as an input" if self.guidance_kind == "embedded" else "was distilled to need no guidance"
-            raise UserError(f"guidance edits steer classifier-free guidance, and {self.source} {reason}; use esd or uce instead.")
-        if self.schedule.zero_terminal_snr:
-            raise UserError(f"guidance edits do not work with {self.source}: at zero terminal SNR its noise does not depend on the text.")
 
     def check_finite(self, values: Tensor, label: str) -> Tensor:
         """Return the values if all are finite; NaN would decode to black pixels, and black shows no concept.

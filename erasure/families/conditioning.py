@@ -34,9 +34,10 @@ class Conditioning:
         """Return one row repeated for `count` samples, without a copy."""
         return self._map(lambda part: part.expand(count, *part.shape[1:]))
 
-    def zeros_like(self) -> "Conditioning":
-        """Return zeros in the same shape."""
-        return self._map(torch.zeros_like)
+    def zero_rows(self, is_zero: Sequence[bool]) -> "Conditioning":
+        """Return a copy whose marked rows are zeros."""
+        rows = torch.tensor(is_zero, device=self.sequence.device)
+        return self._map(lambda part: part.masked_fill(rows.reshape(-1, *[1] * (part.ndim - 1)), 0.0))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
         return Conditioning(change(self.sequence), None if self.pooled is None else change(self.pooled))

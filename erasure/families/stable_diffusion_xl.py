@@ -38,6 +38,7 @@ class StableDiffusionXL(DiffusionModel):
         self.default_guidance = 5.0
         self.latent_shape = (pipe.unet.config.in_channels, *latent_size(pipe, source))
         self.schedule = DiffusionSchedule(pipe.scheduler.config, pipe.device, source)
+        self.zeros_for_empty_prompt = bool(pipe.config.get("force_zeros_for_empty_prompt", True))
         super().__init__(pipe, source, precision, attention)
 
     @property
@@ -72,11 +73,6 @@ class StableDiffusionXL(DiffusionModel):
             states.append(out.hidden_states[-2].float())
             pooled = out[0].float()  # of the second encoder: its projected state
         return Conditioning(torch.cat(states, -1), pooled)
-
-    def encode_unconditional(self) -> Conditioning:
-        """Return zeros where the pipeline does: `force_zeros_for_empty_prompt` of its config."""
-        empty = self.encode([""])
-        return empty.zeros_like() if self.pipe.config.get("force_zeros_for_empty_prompt", True) else empty
 
     @property
     def context_length(self) -> int:

@@ -29,7 +29,7 @@ def follow_trajectory(
     if not 1 <= steps <= model.num_timesteps:
         raise UserError(f"{model.source} can be sampled in 1 to {model.num_timesteps:,} steps, got {steps:,}.")
     if guidance_edits:
-        model.check_supports_guidance()
+        check_supports_guidance(model)
     branches = [cond]
     if model.guidance_kind == "classifier-free":
         branches = [uncond, cond, *(model.encode([edit.prompt]).expand(len(cond)) for edit in guidance_edits)]
@@ -50,6 +50,20 @@ def follow_trajectory(
         x_next = model.check_finite(sampler.advance(k, guided, x_t), f"its latents after timestep {t:g}")
         yield TrajectoryStep(x_t, t, pred_cond, pred_uncond, x_next)
         x_t = x_next
+
+
+def check_supports_guidance(model: "DiffusionModel") -> None:
+    """Check that guidance edits can steer a model.
+
+    Raises:
+        UserError: The model is sampled without classifier-free guidance, or its schedule has zero terminal SNR, at whose end the
+            predicted noise is x_t whatever the text.
+    """
+    if model.guidance_kind != "classifier-free":
+        reason = "reads the guidance scale as an input" if model.guidance_kind == "embedded" else "was distilled to need no guidance"
+        raise UserError(f"guidance edits steer classifier-free guidance, and {model.source} {reason}; use esd or uce instead.")
+    if model.schedule.zero_terminal_snr:
+        raise UserError(f"guidance edits do not work with {model.source}: at zero terminal SNR its noise does not depend on the text.")
 
 
 def explain_not_finite(model: "DiffusionModel", label: str) -> str:

@@ -15,6 +15,7 @@ from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.families.conditioning import Conditioning
 from erasure.families.cost import Cost
+from erasure.families.trajectory import check_supports_guidance
 from erasure.training.teacher_cache import CacheRole, LatentBatch, TeacherBatch, TeacherCache, TeacherQuery, query_cost
 
 Product = Literal["weights", "guidance", "one-step"]
@@ -91,7 +92,7 @@ class Guided(Method):
         """
 
     def check_model(self, model: DiffusionModel) -> None:
-        model.check_supports_guidance()
+        check_supports_guidance(model)
 
     def forecast_cost(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
         return Cost()

@@ -41,7 +41,7 @@ class ActivationRecorder:
             for start in range(0, len(prompts), chunk_size):
                 chunk_prompts = prompts[start : start + chunk_size]
                 noise = self.model.sample_noise([derive_seed(self.seed, 700_000 + start + i) for i in range(len(chunk_prompts))])
-                cond, empty = self.model.encode(chunk_prompts), self.model.encode_unconditional().expand(len(chunk_prompts))
+                cond, empty = self.model.encode(chunk_prompts), self.model.encode_for_guidance([""]).expand(len(chunk_prompts))
                 chunks.append((self.model.trajectory(noise, cond, empty, self.steps, self.guidance), is_concept, len(chunk_prompts)))
         for step in range(self.record_steps):
             for trajectory, is_concept, count in chunks:

@@ -94,11 +94,11 @@ def fill_from_trajectories(model: DiffusionModel, query: TeacherQuery, starts: l
     prompt_index = torch.tensor([index for _, index in starts])
     prompt_pairs = [query.prompt_pair(index) for _, index in starts]
     cond = model.encode([concept_prompt for concept_prompt, _ in prompt_pairs])
-    empty_cond = model.encode_unconditional().expand(len(starts))
+    empty_cond = model.encode_for_guidance([""]).expand(len(starts))
     # classifier-free guidance predicts without a prompt anyway
     is_asked = [query.store == "predictions" and (bool(neutral) or model.forwards_per_step == 1) for _, neutral in prompt_pairs]
     neutral_rows = torch.tensor(is_asked).nonzero().flatten()
-    neutral_cond = model.encode([prompt_pairs[i][1] for i in neutral_rows]) if len(neutral_rows) else None
+    neutral_cond = model.encode_for_guidance([prompt_pairs[i][1] for i in neutral_rows]) if len(neutral_rows) else None
     rows = _empty_rows(model)
     noise = model.sample_noise([seed for seed, _ in starts])
     for step in model.trajectory(noise, cond, empty_cond, query.steps, query.guidance):
@@ -126,7 +126,7 @@ def fill_from_generator(model: DiffusionModel, query: TeacherQuery, starts: list
     edit = load_generator(query.generator or "")
     prompt_index = torch.tensor([index for _, index in starts])
     prompts, neutral_prompts = zip(*(query.prompt_pair(index) for _, index in starts), strict=True)
-    cond, neutral_cond = model.encode(prompts), model.encode(neutral_prompts)
+    cond, neutral_cond = model.encode(prompts), model.encode_for_guidance(neutral_prompts)
     noise = model.sample_noise([seed for seed, _ in starts])
     with apply_edits(model, [edit]):
         x_0 = model.sample_one_step(noise, cond, int(edit.info.fields["init_timestep"]))

@@ -163,9 +163,9 @@ def _make_encoder(model: DiffusionModel, all_prompts: list[str] | None) -> Calla
             resumed run gets the same bits.
     """
     if all_prompts is None:
-        return model.encode
+        return model.encode_for_guidance
     with torch.no_grad():
-        cached = dict(zip(all_prompts, model.encode(all_prompts), strict=True))
+        cached = dict(zip(all_prompts, model.encode_for_guidance(all_prompts), strict=True))
     return lambda prompts: concatenate([cached[p] for p in prompts])
 
 

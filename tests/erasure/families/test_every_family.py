@@ -19,6 +19,10 @@ from erasure.families.flux2_klein import Flux2Klein
 from erasure.families.stable_diffusion_3 import StableDiffusion3
 from erasure.families.stable_diffusion_xl import StableDiffusionXL
 from erasure.loading.loader import load_model
+from erasure.methods.base import Trained, TrainingContext
+from erasure.training.fill_cache import load_or_fill
+from erasure.training.loop import TrainingOptions, train
+from erasure.training.one_step import Distillation
 from tests import tiny_sd3
 from tests.factories import METHODS, TRAINED_METHODS, ready_method
 from tests.synthetic_edits import trained_edit
@@ -136,6 +140,34 @@ def test_conditioning_follows_each_prompt(model: DiffusionModel) -> None:
         alone = torch.cat([model.predict(x[i : i + 1], t[:1], model.encode([PROMPTS[i]])) for i in range(2)])
         swapped = model.predict(x, t, model.encode(PROMPTS[::-1]))
     assert torch.allclose(together, alone, atol=1e-5) and not torch.allclose(together, swapped, atol=1e-5)
+
+
+@torch.no_grad()
+def test_guidance_starts_where_the_pipeline_starts_it(model: DiffusionModel, family: str) -> None:
+    """SDXL guides from zeros, not from the empty prompt; a mixed batch keeps every other prompt."""
+    cond, plain = model.encode_for_guidance(["", "a cat", ""]), model.encode(["", "a cat", ""])
+    if family == "sdxl":
+        negative, negative_pooled = model.pipe.encode_prompt("a cat", "a cat")[1::2]
+        plain.sequence[::2], plain.pooled[::2] = negative, negative_pooled  # type: ignore[index]
+        assert not negative.any() and cond.sequence[1].any()
+    assert torch.equal(cond.sequence, plain.sequence)
+    assert (cond.pooled is None and plain.pooled is None) or torch.equal(cond.pooled, plain.pooled)  # type: ignore[arg-type]
+
+
+def test_every_score_of_a_one_step_generator_is_guided_from_there(tmp_path: Path) -> None:
+    """The score without adapters at guidance 0 is the unconditional prediction of sampling."""
+    model = BUILD["sdxl"]()
+    method = Distillation(prompts=("a cat",), regression_steps=0, trajectories=1, steps=1, lr=1e-3, batch=1, guidance=0.0)
+    scores: list[tuple[Tensor, Tensor]] = []
+
+    def compare(_: Trained, context: TrainingContext) -> None:
+        x_t, t = model.sample_noise([0]), torch.tensor([500])
+        uncond = model.predict(x_t, t, model.encode_for_guidance([""]))
+        scores.append((method.guided_score(context, x_t, t, ["a cat"]), uncond))
+
+    cache = load_or_fill(model, method.query([], 0), root=tmp_path)
+    train(model, method, cache, TrainingOptions(folder=tmp_path, on_step=compare))
+    assert len(scores) == 1 and torch.allclose(*scores[0], atol=1e-6)
 
 
 def test_every_region_is_named_or_refused(model: DiffusionModel, family: str) -> None:
