@@ -3,12 +3,16 @@
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from app.command_line import command_of, parse_command_line, run_command
 from erasure.errors import AssumptionWarning, Unfinished, UserError, is_out_of_memory, to_one_line
 
 USAGE_ERROR, INCOMPLETE = 1, 2
+# options that take less memory, the most helpful first
+ERASE_SAVERS = ("--gradient-checkpointing", "--offload all", "--images-at-once 1", "--batch 1", "--optimizer adam8bit")
+AUDIT_SAVERS = ("--images-at-once 1", "--offload all", "--vae tiled")
 DEFAULT_FORMATWARNING = warnings.formatwarning
 # With these values glibc keeps large tensors in the heap instead of mapping new pages for each. This saves about a third of a training
 # step on a CPU (docs/results/performance.md). Waiting OpenMP threads spin for long by default, so that two processes on the same cores slow
@@ -42,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return USAGE_ERROR
     except Exception as error:
-        if message := explain_failure(error):
+        if message := explain_failure(error, sys.argv[1:] if argv is None else argv):
             return report_error(*message)
         raise  # a bug in this program; show the traceback
     except KeyboardInterrupt:
@@ -55,17 +59,29 @@ def restart_with_environment() -> None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **PROCESS_ENVIRONMENT})
 
 
-def explain_failure(error: Exception) -> tuple[str, int] | None:
-    """Return message and exit code for a failure of the machine; None for any other."""
+def explain_failure(error: Exception, argv: Sequence[str]) -> tuple[str, int] | None:
+    """Return message and exit code for a failure of the machine; None for any other.
+
+    Args:
+        argv: the command line.
+    """
     from erasure.storage.files import is_disk_full
 
     if is_disk_full(error):
         return f"no room is left on the disk ({error}); make room, then repeat the command.", INCOMPLETE
     if is_out_of_memory(error):
-        return "out of memory; the same command continues with more of it, or choose smaller values (--batch).", INCOMPLETE
+        return explain_out_of_memory(argv, on_gpu="CUDA" in str(error)), INCOMPLETE
     if isinstance(error, OSError):
         return f"{error.filename or type(error).__name__}: {error.strerror or error}.", USAGE_ERROR
     return None
+
+
+def explain_out_of_memory(argv: Sequence[str], on_gpu: bool) -> str:
+    """Return what to do where memory ran out: the options of the command that help and are not given yet."""
+    options = {"erase": ERASE_SAVERS, "audit": AUDIT_SAVERS}.get(argv[0] if argv else "", ())
+    helpful = [option for option in options if option.partition(" ")[0] not in argv and (on_gpu or not option.startswith("--offload"))]
+    advice = f" Options that need less, the most helpful first: {', '.join(helpful)}." if helpful else ""
+    return f"out of memory; with more of it, or less to hold, the same command continues.{advice} erasure models shows what a model needs."
 
 
 def report_error(message: str, code: int) -> int:

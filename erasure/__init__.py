@@ -11,6 +11,7 @@ Importing this package imports no torch; the names below are loaded when they ar
 uses, before any of them is imported; a variable that is already set keeps its value.
 """
 
+import logging
 import os
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -49,6 +50,8 @@ __all__ = [
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # huggingface_hub, and diffusers, transformers and gradio through it
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # gradio's usage statistics and version check
+# bitsandbytes, which peft imports if it is installed, warns on a CPU that it lacks a kernel which nothing here uses
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _MODULES = {  # where the public names are defined
     "Concept": "erasure.concept",

@@ -30,6 +30,7 @@ from erasure.storage.locks import check_unlocked, lock_folder
 from erasure.storage.run import Run, check_output_folder, check_tracker, run_folder_of, write_json
 from erasure.training.loop import TrainingOptions
 from erasure.training.method_run import run_method
+from erasure.training.optimizers import check_optimizer
 
 # everything that an erasure writes into its folder, and that --fresh removes there
 OUTPUT_FILES = (
@@ -227,6 +228,8 @@ def _check_settings(model: DiffusionModel, method: Method, mask: Path | None, re
         raise UserError(f"--mask is for trained methods; {type(method).__name__} trains nothing.")
     if gradient_checkpointing and not getattr(method, "supports_gradient_checkpointing", True):
         raise UserError(f"--gradient-checkpointing does not work with {type(method).__name__}, which switches adapters between passes.")
+    if isinstance(method, Trained):
+        check_optimizer(method.optimizer)
     method.check_model(model)
 
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from erasure.errors import NotFiniteError, UserError
 from erasure.families.base import DiffusionModel
+from erasure.families.batching import images_at_once
 from erasure.storage.files import DamagedFile, ensure_folder, is_path_taken, print_message, write_bytes
 from erasure.storage.run import cache_folder, hash_record
 from eval.suites.cases import Case
@@ -102,9 +103,9 @@ def generate_images(
 
 
 def batch_size_of(model: DiffusionModel) -> int:
-    """Return how many images are generated together. Only the latent size decides, so that every machine forms the same batches."""
+    """Return how many images are generated together: on a CPU only their size decides, so that every machine forms the same batches."""
     _, height, width = model.latent_shape
-    return max(1, min(MAX_BATCH_IMAGES, MAX_BATCH_POSITIONS // (height * width)))
+    return images_at_once(model, max(1, min(MAX_BATCH_IMAGES, MAX_BATCH_POSITIONS // (height * width))))
 
 
 def generate_batch(model: DiffusionModel, suite: Suite, samples: Sequence[Sample]) -> Tensor:
@@ -158,8 +159,7 @@ def cache_key(model: DiffusionModel, weights_digest: str, suite: Suite, sample: 
             "seed": sample.seed,
             "steps": suite.steps,
             "guidance": guidance_of(suite, sample.case),
-            "compute": str(model.compute_dtype),
-            "device": model.device.type,
+            **model.compute_key(),
             "sampler": "ddim",
         }
     )

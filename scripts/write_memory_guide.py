@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fill_docs import fill_section
 
+from erasure.families.placement import components_of
 from erasure.families.released_models import RELEASED, ReleasedModel
 from erasure.loading.loader import FLOW_FOLDER
 from erasure.loading.skeleton import build_skeleton, read_model
@@ -24,7 +25,7 @@ METHODS = ("esd", "advunlearn", "salun", "sfd", "uce", "fia", "sld")  # in the o
 def count(released: ReleasedModel) -> ShippedForecast:
     """Count one model at its defaults."""
     model = build_skeleton(read_model(released.source, released.config), released.source)
-    parameters = {part: sum(p.numel() for p in network.parameters()) for part, network in counts.components_of(model).items()}
+    parameters = {part: sum(p.numel() for p in network.parameters()) for part, network in components_of(model.pipe).items()}
     return to_shipped(counts.resolution_of(model), parameters, ModelForecast(model).defaults())
 
 

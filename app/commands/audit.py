@@ -14,9 +14,10 @@ from app.commands.audit_compare import AuditCompareCommand, compare_audits
 from app.commands.audit_images import AuditImagesCommand, audit_images
 from app.commands.audit_report import AuditReportCommand, print_audit, rewrite_report
 from app.commands.audit_sequence import AuditSequenceCommand, run_sequence
+from app.model_options import load_with_options
 from app.parsing import ModelSource, Switch, check_edits_exist, to_argv
 from erasure.concept import ConceptKind
-from erasure.config.choices import Attention, Precision
+from erasure.config.choices import Attention, Offload, Precision, VaeMode
 from erasure.errors import MAX_VALUE_CHARS, UserError
 
 if TYPE_CHECKING:
@@ -53,7 +54,10 @@ class AuditCommand:
     out: Path | None = None  # audit folder; default <edit>/audit-<suite>-<tier>
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     dtype: Precision = "auto"  # compute precision
-    attention: Attention = "auto"  # attention kernel of the UNet
+    attention: Attention = "auto"  # attention kernel of the denoiser
+    offload: Offload = "auto"  # on a GPU, what waits in main memory: none, text (text encoders, VAE), or all that does not compute
+    vae: VaeMode = "auto"  # images at once from the VAE: whole batch, sliced (one by one), or tiled, which changes large images a little
+    images_at_once: int | None = None  # images sampled together; default: by their size, and less where a GPU has too little memory
     prompt_list: str = ""  # your copy of the list of a suite that ships none: a file, or hub:ORG/NAME/FILE of a Hugging Face dataset
     only: str = ""  # fine-grained erasure, meant for this label of the other axis only: a style on one object, an object in one style
     replay: str = ""  # prompts said to bring the concept back: CSV or JSON (FILE#COLUMN: another column), .txt, or hub:ORG/NAME/FILE
@@ -171,7 +175,7 @@ def prepare(command: AuditCommand) -> "PreparedAudits":
     from eval.requests import external_target_of, load_model_and_edits, resolve_suite
 
     def load_base(source: str) -> erasure.DiffusionModel:
-        return erasure.load_model(source, device=command.device, dtype=command.dtype, attention=command.attention)
+        return load_with_options(source, command)
 
     suite, target = resolve_suite(command.suite, command.prompt_list)
     with print_warnings():

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 import tyro
 
+from app.model_options import load_with_options
 from app.parsing import ModelSource, Switch, check_edits_exist
-from erasure.config.choices import Attention, Precision
+from erasure.config.choices import Attention, Offload, Precision, VaeMode
 from erasure.errors import UserError
 from eval.report.numbers import format_percent, format_points, format_points_span
 
@@ -35,7 +36,10 @@ class AuditSequenceCommand:
     out: Path | None = None  # an audit after every request goes to its folders 1, 2, ...; default <edits>/sequence-<suite>-<tier>
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     dtype: Precision = "auto"  # compute precision
-    attention: Attention = "auto"  # attention kernel of the UNet
+    attention: Attention = "auto"  # attention kernel of the denoiser
+    offload: Offload = "auto"  # on a GPU, what waits in main memory: none, text (text encoders, VAE), or all that does not compute
+    vae: VaeMode = "auto"  # images at once from the VAE: whole batch, sliced (one by one), or tiled, which changes large images a little
+    images_at_once: int | None = None  # images sampled together; default: by their size, and less where a GPU has too little memory
     fresh: Switch = False  # delete what audits wrote in the folders, and start over; other files stay
 
 
@@ -60,7 +64,7 @@ def run_sequence(command: AuditSequenceCommand) -> int:
 
     suite, edits = eval.load_suite(command.suite), [erasure.Edit.load(path) for path in command.edits]
     source = command.model or edits[0].info.base["source"]
-    model = erasure.load_model(source, device=command.device, dtype=command.dtype, attention=command.attention)
+    model = load_with_options(source, command)
     out = command.out or default_folder(command.edits, suite.name, command.tier)
     result = audit_sequence(model, edits, suite, command.tier, out, fresh=command.fresh)
     for folder in [out / name for request in result.requests for name in request.audits]:

@@ -25,6 +25,7 @@ CORE_PACKAGES = (
 )
 OPTIONAL_PACKAGES = {
     "xformers": "xformers attention on CUDA",
+    "bitsandbytes": "--optimizer adam8bit",
     "matplotlib": "plots of the scripts",
     "tensorboard": "--report-to tensorboard",
     "wandb": "--report-to wandb",

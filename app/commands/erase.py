@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import tyro
 
+from app.model_options import load_with_options
 from app.parsing import ModelSource, Switch, check_edits_exist
 from erasure.concept import ConceptKind, parse_concepts
-from erasure.config.choices import Attention, Precision, Tracker
+from erasure.config.choices import Attention, Offload, Precision, Tracker, VaeMode
 from erasure.config.registry import field_help_of, list_modules
 from erasure.config.static_classes import METHOD_BASE, load_static_class
 from erasure.errors import UserError
@@ -44,7 +45,10 @@ class EraseCommand:
     seed: int = 0  # seed of every random number; from 0 to 2^63 - 1
     device: str = "auto"  # auto, cpu, cuda, cuda:1
     dtype: Precision = "auto"  # compute precision; trained weights are always fp32
-    attention: Attention = "auto"  # attention kernel of the UNet
+    attention: Attention = "auto"  # attention kernel of the denoiser
+    offload: Offload = "auto"  # on a GPU, what waits in main memory: none, text (text encoders, VAE), or all that does not compute
+    vae: VaeMode = "auto"  # images at once from the VAE: whole batch, sliced (one by one), or tiled, which changes large images a little
+    images_at_once: int | None = None  # images sampled together; default: by their size, and less where a GPU has too little memory
     gradient_checkpointing: Switch = False  # less memory for about a third more time
     report_to: Tracker = "none"  # tracker beside train.jsonl
     on: tuple[Path, ...] = ()  # edits that are applied while this one is made; it will depend on them
@@ -155,7 +159,7 @@ def run_erase(command: EraseCommand) -> int:
 
     concepts = parse_concepts(command.concept, kind=command.kind, prompts=command.prompts, anchor=command.anchor)
     check_request(command.method, concepts, family_of_source(command.model), command.method_fields(), command.seed)
-    model = erasure.load_model(command.model, device=command.device, dtype=command.dtype, attention=command.attention)
+    model = load_with_options(command.model, command)
     planned = erasure.prepare(
         model,
         command.concept,

@@ -101,13 +101,14 @@ def print_model(command: ModelsCommand, released: ReleasedModel | None) -> None:
 
 def print_sizes(model: "DiffusionModel") -> None:
     """Print the parameters and the size of every component and every region."""
+    from erasure.families.placement import bytes_of, components_of
     from erasure.memory import counts
 
     print(f"{'component':<16}{'parameters':>12}{'GiB':>8}   dtype on a GPU")
-    for name, network in counts.components_of(model).items():
+    for name, network in components_of(model.pipe).items():
         count = sum(p.numel() for p in network.parameters())
         dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in network.parameters()})
-        print(f"{name:<16}{in_words(count):>12}{gib(counts.bytes_of(network)):>8}   {', '.join(dtypes)}")
+        print(f"{name:<16}{in_words(count):>12}{gib(bytes_of(network)):>8}   {', '.join(dtypes)}")
     print(f"\n{'region':<16}{'parameters':>12}{'GiB':>8}   GiB of its training: fp32, gradients, Adam's two moments")
     for region, count, size in counts.region_sizes(model):
         print(f"{region:<16}{in_words(count):>12}{gib(size):>8}   {gib(16 * count)}")
@@ -120,7 +121,7 @@ def print_rows(forecast: "Forecast") -> None:
         return
     for suffix, variant in (("", forecast), (" (c)", forecast.checkpointed)):
         if variant is not None:
-            parts = variant.largest.parts
+            parts = variant.largest.parts(variant.offload)
             cells = "".join(f"{gib(parts[column]) if parts.get(column) else '-':>9}" for column in COLUMNS)
             cards = " ".join(map(str, variant.cards)) or "none"
             print(f"{forecast.name + suffix:<20}{cells}{gib(variant.peak):>8}  {variant.largest.name:<14}{cards}")

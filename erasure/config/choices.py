@@ -7,6 +7,9 @@ from annotated_types import Interval
 Region = Literal["xattn", "xattn-kv", "text-proj", "noxattn", "selfattn", "ff-out", "full", "text-encoder"]
 Attention = Literal["auto", "sdpa", "eager", "xformers"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Offload = Literal["auto", "none", "text", "all"]  # what waits in main memory: nothing, all but the denoiser, or all that does not compute
+VaeMode = Literal["auto", "whole", "sliced", "tiled"]  # how latents become images: all at once, one image at a time, or in tiles
+OptimizerName = Literal["adam", "adam8bit"]
 LoraLayout = Literal["kohya", "diffusers"]  # names in a LoRA file
 Tracker = Literal["none", "tensorboard", "wandb", "trackio", "mlflow"]
 Removable = Literal["caches", "downloads", "incomplete"]

@@ -34,12 +34,13 @@ class DiffusionModel(ABC):
     guidance_kind: GuidanceKind = "classifier-free"
     zeros_for_empty_prompt = False  # whether guidance starts from zeros, not from the empty prompt
     latent_shape: tuple[int, int, int]  # (C, h, w)
+    images_at_once: int | None = None  # the user's choice; see erasure.families.batching
     default_guidance: float  # the guidance that suits the model
     schedule: Schedule
 
     def __init__(self, pipe: Any, source: str, precision: Precision = "auto", attention: Attention = "auto") -> None:
         self.pipe, self.source = pipe, source
-        self.device, self.cost = pipe.device, Cost()
+        self.device, self.cost = pipe._execution_device, Cost()  # diffusers' name for where an offloaded pipeline computes
         self.compute_dtype = resolve_precision(precision, self.device)
         for module in pipe.components.values():
             if isinstance(module, nn.Module):
@@ -280,6 +281,11 @@ class DiffusionModel(ABC):
         if values.isfinite().all():
             return values
         raise NotFiniteError(explain_not_finite(self, label))
+
+    def compute_key(self) -> dict[str, str]:
+        """Return how the model computes, for keys of caches: precision, device, and tiles, which change images a little."""
+        tiles = {"vae": "tiled"} if self.pipe.vae.use_tiling else {}
+        return {"compute": str(self.compute_dtype), "device": self.device.type, **tiles}
 
     def fingerprint(self) -> str:
         """Return a hash of every editable parameter, in fp16 so that fp16 and fp32 copies of one release agree."""

@@ -123,7 +123,7 @@ class Flux2Klein(DiffusionModel):
     def _latent_statistics(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation of the VAE's patches (1, C, 1, 1), of its batch norm."""
         vae = self.pipe.vae
-        mean, variance = (values.float().reshape(1, -1, 1, 1) for values in (vae.bn.running_mean, vae.bn.running_var))
+        mean, variance = (values.to(self.device).float().reshape(1, -1, 1, 1) for values in (vae.bn.running_mean, vae.bn.running_var))
         return mean, (variance + vae.config.batch_norm_eps).sqrt()
 
     def _from_vae(self, latents: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class StableDiffusion(DiffusionModel):
         self.family = recognize_family(pipe.unet.config, pipe.text_encoder.config.to_dict(), source)
         self.default_guidance = 4.0 if self.family == "pocket" else 7.5
         self.latent_shape = (pipe.unet.config.in_channels, *latent_size(pipe, source))
-        self.schedule = DiffusionSchedule(pipe.scheduler.config, pipe.device, source)
+        self.schedule = DiffusionSchedule(pipe.scheduler.config, pipe._execution_device, source)
         super().__init__(pipe, source, precision, attention)
 
     @property

@@ -37,7 +37,7 @@ class StableDiffusionXL(DiffusionModel):
         check_pipeline(pipe, "StableDiffusionXLPipeline", source)
         self.default_guidance = 5.0
         self.latent_shape = (pipe.unet.config.in_channels, *latent_size(pipe, source))
-        self.schedule = DiffusionSchedule(pipe.scheduler.config, pipe.device, source)
+        self.schedule = DiffusionSchedule(pipe.scheduler.config, pipe._execution_device, source)
         self.zeros_for_empty_prompt = bool(pipe.config.get("force_zeros_for_empty_prompt", True))
         super().__init__(pipe, source, precision, attention)
 

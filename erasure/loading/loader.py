@@ -15,9 +15,10 @@ from transformers.utils import logging as transformers_logging
 from typing_extensions import Doc
 
 from erasure.config.arguments import check_arguments
-from erasure.config.choices import Attention, Precision
+from erasure.config.choices import Attention, Count, Offload, Precision, VaeMode
 from erasure.errors import UserError, is_out_of_memory
 from erasure.families.base import DiffusionModel
+from erasure.families.placement import place, set_vae_mode
 from erasure.families.supported_models import check_configs, check_index, spec_of_pipeline
 from erasure.loading.model_files import find_weights, resolve_folder
 from erasure.loading.model_source import check_model_source
@@ -41,7 +42,14 @@ ModelOrSource = Annotated[DiffusionModel | str | Path, Doc("what erasure.load_mo
 
 @check_arguments
 def load_model(
-    source: str | Path = "pocket", *, device: str | torch.device = "auto", dtype: Precision = "auto", attention: Attention = "auto"
+    source: str | Path = "pocket",
+    *,
+    device: str | torch.device = "auto",
+    dtype: Precision = "auto",
+    attention: Attention = "auto",
+    offload: Offload = "auto",
+    vae: VaeMode = "auto",
+    images_at_once: Count | None = None,
 ) -> DiffusionModel:
     """Load a model with its safety checker off.
 
@@ -51,17 +59,26 @@ def load_model(
         device: "auto", "cpu", "cuda", "cuda:1", ...
         dtype: of the computation; weights are fp32 on a CPU and fp16 on a GPU (FLUX: bf16), trained ones always fp32.
         attention: the attention implementation.
+        offload: which components wait in main memory while others compute: "none", "text" (text encoders and VAE) or "all"; "auto" decides
+            by their sizes and the card's.
+        vae: how latents become images: "whole", "sliced" (one image at a time; "auto" on a GPU) or "tiled", which blends large images from
+            tiles and changes them a little.
+        images_at_once: generated together; None means a number for the size of the images, and less where a GPU has too little memory.
 
     Raises:
-        UserError: an unknown device, a missing folder, a folder without a pipeline, a broken file, an unreachable hub, or, before its
-            weights are loaded, a model that is not supported.
+        UserError: an unknown device, an offload without a GPU, a missing folder, a folder without a pipeline, a broken file, an unreachable
+            hub, or, before its weights are loaded, a model that is not supported.
     """
     source = str(source)
     check_model_source(source)
     torch_device = resolve_device(device)
     with _quiet_loading():
         pipe = _open_pipeline(source, torch_device)
-        model = spec_of_pipeline(pipe).open(pipe.to(torch_device), source, precision=dtype, attention=attention)
+        spec = spec_of_pipeline(pipe)
+        place(pipe, spec.denoiser, torch_device, offload)
+        model = spec.open(pipe, source, precision=dtype, attention=attention)
+    set_vae_mode(pipe.vae, vae, torch_device)
+    model.images_at_once = images_at_once
     pipe.set_progress_bar_config(disable=True)
     return model
 

@@ -15,6 +15,7 @@ from torch import nn
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.families.pipelines import PIPELINES, PipelineSpec
+from erasure.families.placement import set_vae_mode
 from erasure.families.supported_models import check_configs, check_index, config_by_part, spec_of_pipeline
 from erasure.loading.loader import FLOW_FOLDER, OMITTED_COMPONENTS, POCKET_FOLDER, network_class, open_pocket_flow, read_index
 from erasure.loading.model_files import resolve_folder
@@ -127,6 +128,7 @@ def wrap_skeleton(pipe: Any, spec: PipelineSpec, source: str, on_gpu: bool = Tru
         for part in spec.networks:
             if (network := getattr(pipe, part)) is not None:
                 _cast_weights(network, getattr(torch, spec.gpu_dtype))
+    set_vae_mode(pipe.vae, "auto", torch.device("cuda" if on_gpu else "cpu"))
     model = spec.open(pipe, source, precision="bf16" if on_gpu else "fp32", attention="auto", **options)
     model.device = META
     # torch.autocast knows no meta device, and meta values cannot be compared

@@ -14,6 +14,7 @@ from erasure.config.choices import Region
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.families.conditioning import Conditioning
+from erasure.families.placement import components_of
 from erasure.memory.formula import Pass, Trained
 from erasure.memory.gpu_kernels import GpuKernels
 from erasure.memory.live_bytes import LiveBytes
@@ -21,22 +22,6 @@ from erasure.methods.base import Trained as TrainedMethod
 from erasure.training.adapters import add_adapters
 
 META = torch.device("meta")
-
-
-def components_of(model: DiffusionModel) -> dict[str, nn.Module]:
-    """Return every network of a pipeline by component."""
-    return {name: part for name, part in model.pipe.components.items() if isinstance(part, nn.Module)}
-
-
-def bytes_of(network: nn.Module) -> int:
-    """Return the size of a network's parameters and buffers in bytes; what two names share counts once."""
-    values = {id(value): value for value in (*network.parameters(), *network.buffers())}
-    return sum(value.numel() * value.element_size() for value in values.values())
-
-
-def weights_of(model: DiffusionModel) -> int:
-    """Return the size of all components in bytes."""
-    return sum(bytes_of(network) for network in components_of(model).values())
 
 
 def region_sizes(model: DiffusionModel) -> Iterator[tuple[str, int, int]]:
@@ -74,7 +59,7 @@ def resolution_of(model: DiffusionModel) -> int:
 @contextmanager
 def counting(model: DiffusionModel) -> Iterator[LiveBytes]:
     """Run a block on meta tensors, with the kernels of a GPU, and count what it keeps alive beside the weights."""
-    existing = [value for network in components_of(model).values() for value in (*network.parameters(), *network.buffers())]
+    existing = [value for network in components_of(model.pipe).values() for value in (*network.parameters(), *network.buffers())]
     with torch.device("meta"), GpuKernels(), LiveBytes(existing) as live:
         yield live
 

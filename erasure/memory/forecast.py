@@ -2,20 +2,23 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from erasure.concept import parse_concepts
 from erasure.concept_check import POINT_COUNT
+from erasure.config.choices import Offload
 from erasure.config.registry import list_modules, load_class
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
+from erasure.families.placement import bytes_of, choose_offload, components_of
 from erasure.memory import counts
-from erasure.memory.formula import FP32, Forecast, Pass, Phase
+from erasure.memory.formula import CARDS, FP32, GIB, Forecast, Pass, Phase
 from erasure.methods.base import Guided, Method, Trained
 from erasure.methods.fia import FIA
 from erasure.recipes import configure_method
 from erasure.training.fill_cache import trajectories_at_once
 
+Component = Literal["text", "denoiser", "vae", "denoiser and text"]  # what computes in a phase
 CARD_IMAGES = 2  # images of a model card, made at once
 FIA_TENSORS = 5  # fp32 tensors of a layer's size that its saliency keeps: |W|, the total, two sums, and squares
 
@@ -30,12 +33,13 @@ class ModelForecast:
 
     def __init__(self, model: DiffusionModel, on_gpu: bool = True) -> None:
         self.model, self.on_gpu = model, on_gpu
-        self.weights = counts.weights_of(model)
+        self.sizes = {name: bytes_of(network) for name, network in components_of(model.pipe).items()}
+        self.offloads = {card: choose_offload(self.sizes, self.denoiser, card * GIB) if on_gpu else "none" for card in CARDS}
         self._counted: dict[Hashable, Any] = {}
 
     def sampling(self, batch: int = 1) -> Forecast:
         """Return the memory of generating images, `batch` at once."""
-        return Forecast(name="sampling", phases=self._image_phases(batch, self.model.forwards_per_step))
+        return Forecast(name="sampling", offloads=self.offloads, phases=self._image_phases(batch, self.model.forwards_per_step))
 
     def method(self, name: str, batch: int | None = None) -> Forecast:
         """Return the memory of erasing one style with a method and its recipe, with and without gradient checkpointing.
@@ -48,12 +52,25 @@ class ModelForecast:
         try:
             method, concepts, _ = configure_method(cls, parse_concepts("concept", kind="style"), self.model.family, overrides)
             method.check_model(self.model)
-            plain = Forecast(name=name, phases=self._method_phases(method, concepts, False))
+            plain = Forecast(name=name, offloads=self.offloads, phases=self._method_phases(method, concepts, False))
         except UserError as error:
             return Forecast(name=name, refusal=str(error))
-        if isinstance(method, Trained) and method.supports_gradient_checkpointing:
-            return replace(plain, checkpointed=Forecast(name=name, phases=self._method_phases(method, concepts, True)))
-        return plain
+        if not isinstance(method, Trained) or not method.supports_gradient_checkpointing:
+            return plain
+        return replace(plain, checkpointed=replace(plain, phases=self._method_phases(method, concepts, True)))
+
+    @property
+    def denoiser(self) -> str:
+        """The component that predicts."""
+        return next(iter(self.model.networks))
+
+    def weights(self, component: Component) -> dict[Offload, int]:
+        """Return the bytes of weights that are on the device while a component computes, by the offload."""
+        text = [size for name, size in self.sizes.items() if name.startswith("text_encoder")]
+        denoiser = self.sizes[self.denoiser]
+        other = {"text": max(text, default=0), "denoiser": 0, "vae": self.sizes["vae"], "denoiser and text": sum(text)}[component]
+        computing = other + (denoiser if component.startswith("denoiser") else 0)
+        return {"none": sum(self.sizes.values()), "text": denoiser + other, "all": computing}
 
     @property
     def method_names(self) -> list[str]:
@@ -63,23 +80,28 @@ class ModelForecast:
         """Return the memory of sampling one image, and of every method as it comes."""
         return [self.sampling(), *(self.method(name) for name in self.method_names)]
 
-    def _phase(self, name: str, alive: int) -> Phase:
-        return Phase(name=name, weights=self.weights, work=Pass(forward=alive), on_gpu=self.on_gpu)
+    def _phase(self, name: str, alive: int, component: Component = "denoiser", least: int | None = None) -> Phase:
+        return Phase(
+            name=name,
+            weights=self.weights(component),
+            work=Pass(forward=alive),
+            least=None if least is None else Pass(forward=least),
+            on_gpu=self.on_gpu,
+        )
 
     def _image_phases(self, batch: int, branches: int) -> tuple[Phase, ...]:
         """Return the phases of generating images."""
         encoding = self._count(counts.count_encoding, batch)
         prediction = self._count(counts.count_prediction, batch, branches)
         decoding = self._count(counts.count_decoding, batch)
-        return self._phase("encode", encoding), self._phase("denoise", prediction), self._phase("decode", decoding)
+        return self._phase("encode", encoding, "text"), self._phase("denoise", prediction), self._phase("decode", decoding, "vae")
 
     def _method_phases(self, method: Method, concepts: list[Any], checkpointing: bool) -> tuple[Phase, ...]:
         """Return the phases of an erasure: the check whether the model knows the concept, the method's own, and the model card."""
         model = self.model
         branches = model.forwards_per_step + isinstance(method, Guided)
         check = self._phase("concept check", self._count(counts.count_prediction, POINT_COUNT, 1))
-        *_, denoise, decode = self._image_phases(CARD_IMAGES, branches)
-        card = self._phase("model card", max(denoise.work.forward, decode.work.forward))
+        card = [replace(phase, name="model card") for phase in self._image_phases(CARD_IMAGES, branches)]
         if isinstance(method, Trained):
             own = [
                 phase
@@ -92,20 +114,21 @@ class ModelForecast:
         elif isinstance(method, Guided):
             own = []
         else:
-            own = [self._phase("encode", self._count(counts.count_encoding, method.forecast_cost(model, concepts).text_forwards))]
-        return check, *own, card
+            own = [self._phase("encode", self._count(counts.count_encoding, method.forecast_cost(model, concepts).text_forwards), "text")]
+        return check, *own, *card
 
     def _training_phases(self, method: Trained, concepts: list[Any], checkpointing: bool) -> list[Phase]:
         """Return the phases of a training: prompts are encoded at once, the teacher cache is filled, and steps are taken."""
         model = self.model
         query = method.query(concepts, 0)
-        phases = [self._phase("encode", self._count(counts.count_encoding, len(query.all_prompts())))]
+        phases = [self._phase("encode", self._count(counts.count_encoding, len(query.all_prompts())), "text")]
         if starts := min(trajectories_at_once(model), len(query.trajectory_starts())):
-            alive = self._count(counts.count_prediction, starts, model.forwards_per_step)
-            phases.append(self._phase("teacher cache", alive))
+            alive, least = (self._count(counts.count_prediction, count, model.forwards_per_step) for count in (starts, 1))
+            phases.append(self._phase("teacher cache", alive, least=least))
         samples = method.samples_per_backward
         trained, work = self._count(counts.count_step, method, samples, checkpointing, self.on_gpu)
-        phases.append(Phase(name="training", weights=self.weights, work=work, trained=trained, on_gpu=self.on_gpu))
+        weights = self.weights("denoiser and text" if method.region == "text-encoder" else "denoiser")
+        phases.append(Phase(name="training", weights=weights, work=work, trained=trained, on_gpu=self.on_gpu))
         return phases
 
     def _saliency_bytes(self, method: FIA, concepts: list[Any]) -> int:

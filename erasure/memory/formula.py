@@ -1,6 +1,7 @@
 """The memory of sampling and of an erasure, as a formula: sums of what is alive at once, in bytes.
 
-    sampling    weights + what one pass keeps alive, then weights + what the decoder keeps alive: the larger one counts
+    sampling    weights + what one pass keeps alive, then weights + what the decoder keeps alive: the larger one counts;
+                with an offload, only the weights of what computes then
     training    weights + fp32 copies of what trains + Adam's two moments + masks (+ the original values, where these are on a CPU anyway)
                 + the largest of three: last step's gradients and the forward pass; the backward pass and what it has of new gradients;
                   the gradients and what Adam's update takes for a moment
@@ -10,7 +11,9 @@ so nothing here is fitted to a measurement. Only `RESERVED` is assumed.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+from erasure.config.choices import Offload
 
 GIB = 2**30
 CARDS = (8, 16, 24, 80)  # GiB of common cards
@@ -76,22 +79,24 @@ class Phase:
 
     Attributes:
         name: such as "training" or "teacher cache".
-        weights: all components as they are loaded.
+        weights: components as they are loaded, those that are on the device by the offload.
         work: what runs.
+        least: what runs where memory is short, if the number of samples may shrink.
         trained: what trains; None where nothing does.
     """
 
     name: str
-    weights: int
+    weights: Mapping[Offload, int]
     work: Pass
+    least: Pass | None = None
     trained: Trained | None = None
     on_gpu: bool = True
 
-    @property
-    def parts(self) -> Mapping[str, int]:
-        """Bytes by what they hold, at the peak."""
+    def parts(self, offload: Offload = "none") -> Mapping[str, int]:
+        """Return bytes by what they hold, at the peak."""
+        weights = self.weights[offload]
         if self.trained is None:
-            return {"weights": self.weights, "activations": self.work.forward}
+            return {"weights": weights, "activations": self.work.forward}
         trained = self.trained
         gradients, activations = max(
             (trained.gradients, self.work.forward),
@@ -100,7 +105,7 @@ class Phase:
             key=sum,
         )
         return {
-            "weights": self.weights,
+            "weights": weights,
             "fp32 copies": trained.copies,
             "moments": trained.moments,
             "mask": trained.mask,
@@ -109,9 +114,12 @@ class Phase:
             "activations": activations,
         }
 
-    @property
-    def peak(self) -> int:
-        return sum(self.parts.values())
+    def peak(self, offload: Offload = "none") -> int:
+        return sum(self.parts(offload).values())
+
+    def need(self, offload: Offload) -> int:
+        """Return the peak that a card must hold: with as few samples as possible."""
+        return self.peak(offload) if self.least is None else replace(self, work=self.least).peak(offload)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,27 +130,40 @@ class Forecast:
         name: "sampling", or the method's.
         phases: one after the other.
         refusal: why the method does not run on the model; "" if it does.
+        offloads: what `--offload auto` is on each card.
         checkpointed: the same with gradient checkpointing, where that is possible.
     """
 
     name: str
     phases: tuple[Phase, ...] = ()
     refusal: str = ""
+    offloads: Mapping[int, Offload] = field(default_factory=lambda: dict.fromkeys(CARDS, "none"))
     checkpointed: "Forecast | None" = field(default=None, repr=False)
-
-    @property
-    def largest(self) -> Phase:
-        return max(self.phases, key=lambda phase: phase.peak)
-
-    @property
-    def peak(self) -> int:
-        return self.largest.peak
 
     @property
     def cards(self) -> list[int]:
         """The cards that are enough, in GiB."""
         return [card for card in CARDS if self.fits(card)]
 
+    @property
+    def card(self) -> int:
+        """The smallest card that is enough, or the largest of all."""
+        return min(self.cards, default=CARDS[-1])
+
+    @property
+    def offload(self) -> Offload:
+        return self.offloads[self.card]
+
+    @property
+    def largest(self) -> Phase:
+        """The phase that needs most of `card`."""
+        return max(self.phases, key=lambda phase: phase.need(self.offload))
+
+    @property
+    def peak(self) -> int:
+        """Bytes that are needed of `card`."""
+        return self.largest.need(self.offload)
+
     def fits(self, card: int) -> bool:
         """Return whether a card with so many GiB is enough."""
-        return not self.refusal and self.peak + RESERVED <= card * GIB
+        return not self.refusal and all(phase.need(self.offloads[card]) + RESERVED <= card * GIB for phase in self.phases)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from erasure.edits import Edit, apply_edits
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
+from erasure.families.batching import images_at_once
 from erasure.storage.files import ensure_folder
 from erasure.storage.run import cache_folder, hash_record
 from erasure.storage.tensor_files import load_or_make
@@ -30,8 +31,7 @@ def teacher_cache_key(model: DiffusionModel, query: TeacherQuery) -> str:
     return hash_record(
         {
             "model": model.fingerprint(),
-            "compute": str(model.compute_dtype),
-            "device": model.device.type,
+            **model.compute_key(),
             "columns": ROW_COLUMNS,
             **asdict(query),
             **source_digests(query),
@@ -81,7 +81,7 @@ def load_or_fill(model: DiffusionModel, query: TeacherQuery, *, root: Path | Non
 
 def trajectories_at_once(model: DiffusionModel) -> int:
     """Return how many trajectories are sampled at once: fewer above 768 x 768 pixels, where 16 need more memory than most cards have."""
-    return 16 if model.latent_shape[-1] * model.pixels_per_latent <= 768 else 4
+    return images_at_once(model, 16 if model.latent_shape[-1] * model.pixels_per_latent <= 768 else 4)
 
 
 @torch.no_grad()
@@ -178,7 +178,7 @@ def load_or_compute(model: DiffusionModel, key: dict[str, Any], compute: Callabl
     Args:
         key: everything besides the model that decides the tensors.
     """
-    name = hash_record({"model": model.fingerprint(), "compute": str(model.compute_dtype), "device": model.device.type, **key})
+    name = hash_record({"model": model.fingerprint(), **model.compute_key(), **key})
     return load_or_make(cache_folder() / "tensors" / f"{name}.safetensors", compute)
 
 

@@ -16,6 +16,7 @@ from erasure.config.seeds import derive_seed
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.families.conditioning import Conditioning, concatenate
+from erasure.families.placement import bring
 from erasure.methods.base import MethodResult, OptimizerStep, TrainableGroup, Trained, TrainingContext
 from erasure.storage.files import DamagedFile, clear_path, is_path_taken, print_message, write_bytes
 from erasure.storage.run import check_tracker
@@ -23,6 +24,7 @@ from erasure.storage.tensor_files import load_state, save_state
 from erasure.training import saliency
 from erasure.training.adapters import load_factors
 from erasure.training.divergence import all_finite, explain_divergence
+from erasure.training.optimizers import make_optimizer
 from erasure.training.teacher_cache import TeacherCache
 
 
@@ -55,26 +57,26 @@ def train(
     """
     model.set_attention(training=True)
     try:
+        trains_text = any(name.startswith("text_encoder") for name in model.parameter_names(method.region))
+        # before anything trains, and so stays on the device: a large text encoder may need its place
+        encode = _make_encoder(model, None if trains_text else cache.query.all_prompts())
         with method.trainable(model) as groups:
+            for network in model.networks.values():
+                if any(p.requires_grad for p in network.parameters()):
+                    bring(network)
             for group in groups.values():
                 load_factors(group.parameters, initial_values or {})
-            context = _run_steps(model, method, cache, options, groups)
+            context = _run_steps(TrainingContext(model, cache, encode), method, options, groups)
             saved = {name: p for group in groups.values() if group.saved for name, p in group.parameters.items()}
             return MethodResult({name: p.detach().to("cpu", torch.float32, copy=True) for name, p in saved.items()}, context.notes)
     finally:
         model.set_attention(training=False)
 
 
-def _run_steps(
-    model: DiffusionModel, method: Trained, cache: TeacherCache, options: TrainingOptions, groups: dict[str, TrainableGroup]
-) -> TrainingContext:
+def _run_steps(context: TrainingContext, method: Trained, options: TrainingOptions, groups: dict[str, TrainableGroup]) -> TrainingContext:
+    model = context.model
     accelerator = _make_accelerator(model, options)
-    optimizers = {
-        name: accelerator.prepare(torch.optim.Adam(group.parameters.values(), lr=group.lr, betas=group.betas, eps=group.eps))
-        for name, group in groups.items()
-    }
-    frozen_text = not any(name.startswith("text_encoder") for group in groups.values() for name in group.parameters)
-    context = TrainingContext(model, cache, _make_encoder(model, cache.query.all_prompts() if frozen_text else None))
+    optimizers = {name: accelerator.prepare(make_optimizer(method.optimizer, group)) for name, group in groups.items()}
     if options.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]  # a method of diffusers' networks
     torch.manual_seed(derive_seed(options.seed, -1))

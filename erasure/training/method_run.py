@@ -6,6 +6,7 @@ from torch import Tensor
 
 from erasure.concept import Concept
 from erasure.families.base import DiffusionModel
+from erasure.families.placement import bring
 from erasure.methods.base import Guided, Method, MethodResult, Trained, TrainingFree
 from erasure.storage.locks import lock_folder
 from erasure.storage.run import Run, cache_folder, hash_record
@@ -21,6 +22,7 @@ def run_method(model: DiffusionModel, concepts: list[Concept], method: Method, o
         UserError: as `train` and `TrainingFree.solve`.
         TypeError: the method has none of the shapes.
     """
+    bring(model.denoiser)  # methods read its weights before it computes
     match method:
         case Trained():
             return train(

@@ -70,7 +70,7 @@ def measure_divergences(
     """
     pairs = [(BASE, ERASED), *model_pairs(tuple(edits_by_model))]
     records: list[DenoiserDivergence] = []
-    identity = {"base": fingerprint, "compute": str(model.compute_dtype), "device": model.device.type}
+    identity = {"base": fingerprint, **model.compute_key()}
     samples_by_part: dict[ImagePart, Sequence[Sample]] = {"target": target_samples, "retained": retained_samples}
     for part, samples in ((part, spread_over_prompts(part_samples)) for part, part_samples in samples_by_part.items()):
         for first, second in pairs if samples else []:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from app import command_line
-from app.cli import main
+from app.cli import AUDIT_SAVERS, ERASE_SAVERS, explain_out_of_memory, main
 from erasure.concept import Concept
 from erasure.config.registry import field_help_of, list_modules, load_class
 from erasure.config.static_classes import load_static_class
@@ -256,6 +256,16 @@ def test_a_full_disk_and_short_memory_are_one_line(monkeypatch: pytest.MonkeyPat
     replace_command(monkeypatch, "methods", fails)
     with pytest.raises(RuntimeError, match="a fault"):
         main(["methods"])
+
+
+def test_out_of_memory_names_the_options_that_help() -> None:
+    on_gpu = explain_out_of_memory(["erase", "--concept", "neon", "--gradient-checkpointing"], on_gpu=True)
+    assert "--offload all, --images-at-once 1, --batch 1, --optimizer adam8bit." in on_gpu and "--gradient-checkpointing" not in on_gpu
+    assert "--offload" not in explain_out_of_memory(["audit", "runs/x"], on_gpu=False)
+    assert "\n" not in on_gpu
+    for words, savers in ((["erase"], ERASE_SAVERS), (["audit"], AUDIT_SAVERS)):
+        flags = [part for option in savers for part in option.split()]
+        assert command_line.parse_command_line([*words, *(["--concept", "x"] if words == ["erase"] else ["runs/x"]), *flags])
 
 
 def test_the_option_of_another_method_is_answered_with_the_options_of_this_one(capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,7 @@ they cannot hide an error.
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from erasure.concept import Concept
+from erasure.config.choices import Offload
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.families.released_models import RELEASED
@@ -95,8 +96,8 @@ def forecast_training(model: DiffusionModel, method: ESD, checkpointing: bool) -
     """Return the forecast of such a training beside the weights: prompts are encoded, then steps are taken."""
     prompts = len(method.query([Concept(name="neon")], 0).all_prompts())
     trained, work = counts.count_step(model, method, method.samples_per_backward, checkpointing, on_gpu=False)
-    training = Phase(name="training", weights=0, work=work, trained=trained, on_gpu=False)
-    return max(training.peak, counts.count_encoding(model, prompts))
+    training = Phase(name="training", weights={"none": 0}, work=work, trained=trained, on_gpu=False)
+    return max(training.peak(), counts.count_encoding(model, prompts))
 
 
 CASES = [
@@ -117,13 +118,15 @@ def test_the_forecast_of_sampling_is_what_it_takes(name: str) -> None:
     pair = pair_of(name)
     measured = measure_peak(lambda: pair.real.decode(pair.real.sample(["a"] * 4, range(4), steps=2)))
     forecast = ModelForecast(pair.skeleton, on_gpu=False)
-    assert forecast.sampling(4).peak - forecast.weights == pytest.approx(measured, rel=TOLERANCE)
+    assert forecast.sampling(4).peak - sum(forecast.sizes.values()) == pytest.approx(measured, rel=TOLERANCE)
 
 
 def test_sizes_are_those_of_the_networks() -> None:
     pair = pair_of("sd")
     networks = [part for part in pair.real.pipe.components.values() if isinstance(part, nn.Module)]
-    assert counts.weights_of(pair.skeleton) == sum(v.nbytes for part in networks for v in (*part.parameters(), *part.buffers()))
+    assert sum(ModelForecast(pair.skeleton, on_gpu=False).sizes.values()) == sum(
+        v.nbytes for part in networks for v in (*part.parameters(), *part.buffers())
+    )
     regions = {region: count for region, count, _ in counts.region_sizes(pair.skeleton)}
     parameters = pair.real.parameters()
     assert regions["xattn"] == sum(parameters[name].numel() for name in pair.real.parameter_names("xattn"))
@@ -159,16 +162,41 @@ def test_what_the_forward_pass_keeps_is_what_autograd_saves() -> None:
 def test_the_formula_adds_up_what_is_alive_together() -> None:
     trained = Trained(count=100, largest=40, stored_bytes=200, has_mask=True)
     work = Pass(forward=1000, backward=1300)
-    phase = Phase(name="training", weights=5000, work=work, trained=trained)
-    assert phase.parts == {
+    weights: dict[Offload, int] = {"none": 5000, "text": 4000, "all": 3000}
+    phase = Phase(name="training", weights=weights, work=work, trained=trained)
+    assert phase.parts() == {
         **{"weights": 5000, "fp32 copies": 200, "moments": 800, "mask": 100, "originals": 0},
         **{"gradients": 400, "activations": 1000},
     }
-    assert phase.peak == 7500
-    assert Phase(name="training", weights=5000, work=Pass(forward=10, backward=20), trained=trained).parts["activations"] == 400  # Adam
-    assert Phase(name="denoise", weights=5000, work=work).peak == 6000
-    assert Forecast(name="x", phases=(Phase(name="x", weights=7 * GIB, work=Pass(forward=0)),)).cards == [8, 16, 24, 80]
+    assert (phase.peak(), phase.peak("text"), phase.peak("all")) == (7500, 6500, 5500)
+    update = Phase(name="training", weights=weights, work=Pass(forward=10, backward=20), trained=trained)
+    assert update.parts()["activations"] == 400  # Adam
+    cache = Phase(name="teacher cache", weights=weights, work=work, least=Pass(forward=100))
+    assert (cache.peak(), cache.need("none"), cache.need("all")) == (6000, 5100, 3100)
+
+
+def test_a_card_is_enough_with_the_offload_that_is_chosen_on_it() -> None:
+    seven = Phase(name="x", weights={"none": 7 * GIB, "text": 7 * GIB, "all": 4 * GIB}, work=Pass(forward=0))
+    assert Forecast(name="x", phases=(seven,)).cards == [8, 16, 24, 80]
+    ten = Phase(name="y", weights={"none": 20 * GIB, "text": 12 * GIB, "all": 6 * GIB}, work=Pass(forward=GIB))
+    offloads: dict[int, Offload] = {8: "all", 16: "text", 24: "none", 80: "none"}
+    forecast = Forecast(name="y", phases=(seven, ten), offloads=offloads)
+    assert (forecast.cards, forecast.card, forecast.offload, forecast.peak, forecast.largest) == ([8, 16, 24, 80], 8, "all", 7 * GIB, ten)
+    stays = replace(forecast, offloads=dict.fromkeys(offloads, "none"))
+    assert (stays.cards, stays.peak) == ([24, 80], 21 * GIB)
     assert smallest_card(7 * GIB + 1) == "from 16 GB" and smallest_card(100 * GIB) == "over 80 GB"
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_what_computes_is_what_is_on_the_device(name: str) -> None:
+    """Sizes with an offload, from the networks."""
+    forecast = ModelForecast(pair_of(name).skeleton)
+    sizes, denoiser = forecast.sizes, forecast.sizes[forecast.denoiser]
+    text = [size for part, size in sizes.items() if part.startswith("text_encoder")]
+    assert forecast.weights("text") == {"none": sum(sizes.values()), "text": denoiser + max(text), "all": max(text)}
+    assert forecast.weights("denoiser")["text"] == forecast.weights("denoiser")["all"] == denoiser
+    assert forecast.weights("vae")["all"] == sizes["vae"] == forecast.weights("vae")["text"] - denoiser
+    assert forecast.weights("denoiser and text")["all"] == denoiser + sum(text)
 
 
 def test_a_gpu_computes_in_half_precision_with_fp32_masters() -> None:
