@@ -22,6 +22,8 @@ class ModelOptions(Protocol):
     @property
     def vae(self) -> VaeMode: ...
     @property
+    def resolution(self) -> int | None: ...
+    @property
     def images_at_once(self) -> int | None: ...
 
 
@@ -36,5 +38,6 @@ def load_with_options(source: str, options: ModelOptions) -> "DiffusionModel":
         attention=options.attention,
         offload=options.offload,
         vae=options.vae,
+        resolution=options.resolution,
         images_at_once=options.images_at_once,
     )

@@ -24,6 +24,7 @@ class ErasureJob:
     sources: Mapping[str, str]  # digests of the files that a method reads, by path
     seed: int
     compute: str  # precision, such as float32
+    image_options: Mapping[str, Any]  # of DiffusionModel
 
     @property
     def method_name(self) -> str:
@@ -43,6 +44,7 @@ class ErasureJob:
             "sources": dict(self.sources),
             "seed": self.seed,
             "compute": self.compute,
+            **self.image_options,
         }
 
 
@@ -59,4 +61,5 @@ def make_job(
         sources=fill_cache.source_digests(method.query(list(concepts), seed)) if isinstance(method, Trained) else {},
         seed=seed,
         compute=str(model.compute_dtype).removeprefix("torch."),
+        image_options=model.image_options,
     )

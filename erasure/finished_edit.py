@@ -42,7 +42,7 @@ def build_edit(
         product=job.method.product,
         fields=asdict(job.method),
         concepts=[c.to_dict() for c in job.concepts],
-        base={"source": model.source, "fingerprint": job.base, "family": model.family, "after": list(job.after)},
+        base={"source": model.source, "fingerprint": job.base, "family": model.family, "after": list(job.after), **job.image_options},
         seed=job.seed,
         precision=job.compute,
         versions={name: importlib.metadata.version(name) for name in RECORDED_PACKAGES},

@@ -11,9 +11,9 @@ from fill_docs import fill_section
 
 from erasure.families.placement import components_of
 from erasure.families.released_models import RELEASED, ReleasedModel
+from erasure.families.resolution import resolution_of
 from erasure.loading.loader import FLOW_FOLDER
 from erasure.loading.skeleton import build_skeleton, read_model
-from erasure.memory import counts
 from erasure.memory.forecast import ModelForecast
 from erasure.memory.formula import GIB
 from erasure.memory.shipped import FORECASTS, ShippedForecast, load_forecasts, save_forecasts, smallest_card, to_shipped
@@ -26,7 +26,7 @@ def count(released: ReleasedModel) -> ShippedForecast:
     """Count one model at its defaults."""
     model = build_skeleton(read_model(released.source, released.config), released.source)
     parameters = {part: sum(p.numel() for p in network.parameters()) for part, network in components_of(model.pipe).items()}
-    return to_shipped(counts.resolution_of(model), parameters, ModelForecast(model).defaults())
+    return to_shipped(resolution_of(model), parameters, ModelForecast(model).defaults())
 
 
 def card_table(forecasts: dict[str, ShippedForecast]) -> list[str]:

@@ -57,6 +57,7 @@ class AuditCommand:
     attention: Attention = "auto"  # attention kernel of the denoiser
     offload: Offload = "auto"  # on a GPU, what waits in main memory: none, text (text encoders, VAE), or all that does not compute
     vae: VaeMode = "auto"  # images at once from the VAE: whole batch, sliced (one by one), or tiled, which changes large images a little
+    resolution: int | None = None  # height and width of the images in pixels; default: the model's own
     images_at_once: int | None = None  # images sampled together; default: by their size, and less where a GPU has too little memory
     prompt_list: str = ""  # your copy of the list of a suite that ships none: a file, or hub:ORG/NAME/FILE of a Hugging Face dataset
     only: str = ""  # fine-grained erasure, meant for this label of the other axis only: a style on one object, an object in one style

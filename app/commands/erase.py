@@ -48,6 +48,7 @@ class EraseCommand:
     attention: Attention = "auto"  # attention kernel of the denoiser
     offload: Offload = "auto"  # on a GPU, what waits in main memory: none, text (text encoders, VAE), or all that does not compute
     vae: VaeMode = "auto"  # images at once from the VAE: whole batch, sliced (one by one), or tiled, which changes large images a little
+    resolution: int | None = None  # height and width of the images in pixels; default: the model's own
     images_at_once: int | None = None  # images sampled together; default: by their size, and less where a GPU has too little memory
     gradient_checkpointing: Switch = False  # less memory for about a third more time
     report_to: Tracker = "none"  # tracker beside train.jsonl

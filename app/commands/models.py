@@ -74,15 +74,15 @@ def print_list() -> None:
 
 def print_model(command: ModelsCommand, released: ReleasedModel | None) -> None:
     """Print sizes and forecasts of one model; every line as soon as it is counted."""
+    from erasure.families.resolution import resolution_of, set_resolution
     from erasure.loading.skeleton import build_skeleton, read_model
-    from erasure.memory import counts
     from erasure.memory.forecast import ModelForecast
 
     source = released.source if released else command.model
     model = build_skeleton(read_model(source, released.config if released else ""), source)
     if command.resolution is not None:
-        counts.set_resolution(model, command.resolution)
-    pixels = counts.resolution_of(model)
+        set_resolution(model, command.resolution)
+    pixels = resolution_of(model)
     print(f"{source}: {type(model).__name__}, family {model.family}, {pixels} x {pixels}, {describe_guidance(model.guidance_kind)}\n")
     print_sizes(model)
     print("\nForecast in GiB: counted on the networks without their weights, not measured on a GPU.")

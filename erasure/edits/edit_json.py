@@ -41,6 +41,8 @@ class BaseRecord(TypedDict):
     fingerprint: Sha256
     family: Slug
     after: NotRequired[Annotated[list[Digest], Field(max_length=1000)]]
+    resolution: NotRequired[Annotated[int, Field(ge=1, le=100_000)]]
+    vae: NotRequired[Literal["tiled"]]
 
 
 class ConceptCheckJson(TypedDict):

@@ -34,7 +34,8 @@ class DiffusionModel(ABC):
     guidance_kind: GuidanceKind = "classifier-free"
     zeros_for_empty_prompt = False  # whether guidance starts from zeros, not from the empty prompt
     latent_shape: tuple[int, int, int]  # (C, h, w)
-    images_at_once: int | None = None  # the user's choice; see erasure.families.batching
+    images_at_once: int | None = None  # the user's choice, as is the resolution in pixels; see erasure.families.batching, .resolution
+    resolution: int | None = None
     default_guidance: float  # the guidance that suits the model
     schedule: Schedule
 
@@ -282,10 +283,14 @@ class DiffusionModel(ABC):
             return values
         raise NotFiniteError(explain_not_finite(self, label))
 
-    def compute_key(self) -> dict[str, str]:
-        """Return how the model computes, for keys of caches: precision, device, and tiles, which change images a little."""
-        tiles = {"vae": "tiled"} if self.pipe.vae.use_tiling else {}
-        return {"compute": str(self.compute_dtype), "device": self.device.type, **tiles}
+    @property
+    def image_options(self) -> dict[str, Any]:
+        """What the user chose that changes images, by the name of the option."""
+        return ({"vae": "tiled"} if self.pipe.vae.use_tiling else {}) | ({"resolution": self.resolution} if self.resolution else {})
+
+    def compute_key(self) -> dict[str, Any]:
+        """Return how and where the model computes, for keys of caches."""
+        return {"compute": str(self.compute_dtype), "device": self.device.type, **self.image_options}
 
     def fingerprint(self) -> str:
         """Return a hash of every editable parameter, in fp16 so that fp16 and fp32 copies of one release agree."""

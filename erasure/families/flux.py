@@ -60,8 +60,13 @@ class Flux(DiffusionModel):
         side = check_image_size(image_size, 2 * vae_factor(pipe))
         self.latent_shape = (pipe.transformer.config.in_channels // 4, 2 * side, 2 * side)
         config = pipe.scheduler.config
-        self.schedule = FlowSchedule(config, equal_steps=True, shift_of=lambda steps: linear_shift(config, side * side))
+        self.schedule = FlowSchedule(config, equal_steps=True, shift_of=lambda steps: linear_shift(config, self.image_tokens))
         super().__init__(pipe, source, precision, attention)
+
+    @property
+    def image_tokens(self) -> int:
+        """How many patches of 2 x 2 latent pixels an image has."""
+        return self.latent_shape[1] * self.latent_shape[2] // 4
 
     @property
     def networks(self) -> dict[str, nn.Module]:

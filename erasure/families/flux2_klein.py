@@ -57,8 +57,13 @@ class Flux2Klein(DiffusionModel):
         self.default_guidance = 4.0 if self.guidance_kind == "classifier-free" else 1.0
         side = check_image_size(image_size, 2 * vae_factor(pipe))
         self.latent_shape, self.text_length = (pipe.transformer.config.in_channels, side, side), text_length
-        self.schedule = FlowSchedule(pipe.scheduler.config, equal_steps=True, shift_of=lambda steps: klein_shift(side * side, steps))
+        self.schedule = FlowSchedule(pipe.scheduler.config, equal_steps=True, shift_of=lambda steps: klein_shift(self.image_tokens, steps))
         super().__init__(pipe, source, precision, attention)
+
+    @property
+    def image_tokens(self) -> int:
+        """How many latent pixels an image has; each is a patch of the VAE's."""
+        return self.latent_shape[1] * self.latent_shape[2]
 
     @property
     def networks(self) -> dict[str, nn.Module]:

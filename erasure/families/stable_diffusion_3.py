@@ -44,9 +44,14 @@ class StableDiffusion3(DiffusionModel):
         self.t5_length = t5_length or (1 if is_pocket else 256)
         config = pipe.transformer.config
         self.latent_shape = (config.in_channels, config.sample_size, config.sample_size)
-        tokens = (config.sample_size // config.patch_size) ** 2
-        self.schedule = FlowSchedule(pipe.scheduler.config, shift_of=lambda steps: linear_shift(pipe.scheduler.config, tokens))
+        self.schedule = FlowSchedule(pipe.scheduler.config, shift_of=lambda steps: linear_shift(pipe.scheduler.config, self.image_tokens))
         super().__init__(pipe, source, precision, attention)
+
+    @property
+    def image_tokens(self) -> int:
+        """How many patches an image has."""
+        patch: int = self.pipe.transformer.config.patch_size
+        return (self.latent_shape[1] // patch) * (self.latent_shape[2] // patch)
 
     @property
     def networks(self) -> dict[str, nn.Module]:

@@ -19,6 +19,7 @@ from erasure.config.choices import Attention, Count, Offload, Precision, VaeMode
 from erasure.errors import UserError, is_out_of_memory
 from erasure.families.base import DiffusionModel
 from erasure.families.placement import place, set_vae_mode
+from erasure.families.resolution import set_resolution
 from erasure.families.supported_models import check_configs, check_index, spec_of_pipeline
 from erasure.loading.model_files import find_weights, resolve_folder
 from erasure.loading.model_source import check_model_source
@@ -50,6 +51,7 @@ def load_model(
     offload: Offload = "auto",
     vae: VaeMode = "auto",
     images_at_once: Count | None = None,
+    resolution: Count | None = None,
 ) -> DiffusionModel:
     """Load a model with its safety checker off.
 
@@ -64,10 +66,11 @@ def load_model(
         vae: how latents become images: "whole", "sliced" (one image at a time; "auto" on a GPU) or "tiled", which blends large images from
             tiles and changes them a little.
         images_at_once: generated together; None means a number for the size of the images, and less where a GPU has too little memory.
+        resolution: height and width of the images in pixels; None means the model's own.
 
     Raises:
         UserError: an unknown device, an offload without a GPU, a missing folder, a folder without a pipeline, a broken file, an unreachable
-            hub, or, before its weights are loaded, a model that is not supported.
+            hub, a resolution that the model cannot make, or, before its weights are loaded, a model that is not supported.
     """
     source = str(source)
     check_model_source(source)
@@ -79,6 +82,8 @@ def load_model(
         model = spec.open(pipe, source, precision=dtype, attention=attention)
     set_vae_mode(pipe.vae, vae, torch_device)
     model.images_at_once = images_at_once
+    if resolution is not None:
+        set_resolution(model, resolution)
     pipe.set_progress_bar_config(disable=True)
     return model
 

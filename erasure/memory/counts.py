@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from erasure.config.choices import Region
-from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.families.conditioning import Conditioning
 from erasure.families.placement import components_of
@@ -31,29 +30,6 @@ def region_sizes(model: DiffusionModel) -> Iterator[tuple[str, int, int]]:
         chosen = [p for name, p in parameters.items() if model.in_region(name, region)]
         if chosen:
             yield region, sum(p.numel() for p in chosen), sum(p.numel() * p.element_size() for p in chosen)
-
-
-def set_resolution(model: DiffusionModel, pixels: int) -> None:
-    """Let a skeleton make images of this height and width.
-
-    Raises:
-        UserError: latents have no such size, or the model no positions for it.
-    """
-    config, patch = model.denoiser.config, 1
-    if model.family in ("sd3", "pocket-flow", "flux"):  # patches of 2 x 2 latent pixels
-        patch = 2
-    step: int = model.pixels_per_latent * patch
-    largest = int(getattr(config, "pos_embed_max_size", 0) or 0) * step
-    if pixels < step or pixels % step or (largest and pixels > largest):
-        limit = f" up to {largest}" if largest else ""
-        raise UserError(f"{model.source} makes no images of {pixels} pixels a side; use a multiple of {step}{limit}.")
-    side = pixels // model.pixels_per_latent
-    model.latent_shape = (model.latent_shape[0], side, side)
-
-
-def resolution_of(model: DiffusionModel) -> int:
-    """Return how many pixels high and wide the model's images are."""
-    return model.latent_shape[-1] * model.pixels_per_latent
 
 
 @contextmanager

@@ -190,6 +190,7 @@ def job_record(model: DiffusionModel, base: str, edits: Sequence[Edit], plan: Au
         tier=plan.tier,
         strength=options.strength,
         compute=str(model.compute_dtype).removeprefix("torch."),
+        **model.image_options,
         replay=hash_record([prompt.to_record() for prompt in plan.replay_prompts]) if plan.replay_prompts else "",
         only=plan.only,
         retrained=tuple(edit.digest() for edit in options.retrained),

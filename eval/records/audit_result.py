@@ -34,6 +34,8 @@ class AuditJob:
     tier: str
     strength: FiniteNumber
     compute: str  # precision
+    resolution: Annotated[int, key_unless(0)] = 0  # height and width in pixels; 0: the model's own
+    vae: Annotated[Literal["whole", "tiled"], key_unless("whole")] = "whole"  # how latents become images
     replay: KeyUnlessEmpty[str] = ""  # digest of the replayed list
     only: KeyUnlessEmpty[str] = ""  # label that the concept should be erased on alone (eval.suites.fine_grained); empty: everywhere
     retrained: KeyUnlessEmpty[tuple[str, ...]] = ()  # digests
@@ -69,6 +71,8 @@ class EditBase:
     fingerprint: OptionalKey[str] = None
     family: OptionalKey[str] = None
     after: OptionalKey[tuple[str, ...]] = None  # digests of the edits that were applied
+    resolution: OptionalKey[Count] = None  # of the images while it was made, if not the model's own
+    vae: OptionalKey[str] = None  # "tiled", if latents became images in tiles
 
 
 @dataclass(frozen=True, kw_only=True)

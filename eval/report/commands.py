@@ -27,6 +27,8 @@ def audit_command(folder: Path, result: AuditResult) -> str:
         parts += ["--concept", names, "--kind", concepts[0].kind, "--model", edits[0].base.source]
     parts += ["--strength", f"{job.strength:g}"] if job.strength != 1 else []
     parts += ["--dtype", DTYPE_FLAGS[job.compute]] if job.compute in DTYPE_FLAGS else []
+    parts += ["--resolution", str(job.resolution)] if job.resolution else []
+    parts += ["--vae", job.vae] if job.vae != "whole" else []
     parts += ["--only", job.only] if job.only else []
     parts += ["--replay", "LIST"] if job.replay else []
     parts += ["--prompt-list", "LIST"] if suite in set(suite_names()) - set(suite_names(complete=True)) else []

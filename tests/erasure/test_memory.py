@@ -22,6 +22,7 @@ from erasure.config.choices import Offload
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.families.released_models import RELEASED
+from erasure.families.resolution import set_resolution
 from erasure.families.supported_models import spec_of_pipeline
 from erasure.loading.skeleton import build_skeleton, read_model, wrap_skeleton
 from erasure.memory import counts
@@ -206,7 +207,7 @@ def test_a_gpu_computes_in_half_precision_with_fp32_masters() -> None:
     assert work.forward < counts.count_step(model, ESD(region="xattn-kv"), 2)[1].forward
     assert model.denoiser.dtype is torch.float16
     with pytest.raises(UserError, match="no images of 250 pixels a side; use a multiple of 4"):
-        counts.set_resolution(model, 250)
+        set_resolution(model, 250)
 
 
 def test_shipped_forecasts_are_those_of_the_code() -> None:

@@ -16,6 +16,7 @@ from erasure.export import export_edit
 from erasure.families.base import DiffusionModel
 from erasure.families.flux import Flux
 from erasure.families.flux2_klein import Flux2Klein
+from erasure.families.resolution import resolution_of, set_resolution
 from erasure.families.stable_diffusion_3 import StableDiffusion3
 from erasure.families.stable_diffusion_xl import StableDiffusionXL
 from erasure.loading.loader import load_model
@@ -140,6 +141,21 @@ def test_conditioning_follows_each_prompt(model: DiffusionModel) -> None:
         alone = torch.cat([model.predict(x[i : i + 1], t[:1], model.encode([PROMPTS[i]])) for i in range(2)])
         swapped = model.predict(x, t, model.encode(PROMPTS[::-1]))
     assert torch.allclose(together, alone, atol=1e-5) and not torch.allclose(together, swapped, atol=1e-5)
+
+
+@torch.no_grad()
+def test_images_of_another_resolution_are_those_of_the_pipeline(family: str) -> None:
+    """The shift of a flow follows the size of the image, and so do the sizes that SDXL reads."""
+    model = BUILD[family]()
+    pixels = resolution_of(model) * 2 if family != "sd3" else resolution_of(model) // 2
+    set_resolution(model, pixels)
+    noise = model.sample_noise([3])
+    guidance = model.default_guidance if family in UNGUIDED else 3.0
+    images = model.decode(model.sample(["a cat"], [3], steps=2, guidance=guidance))
+    assert images.shape == (1, 3, pixels, pixels) and model.image_options == {"resolution": pixels}
+    assert (images - sample_with_pipeline(model, ["a cat"], noise, 2, guidance_scale=guidance)).abs().max() <= 2e-6
+    with pytest.raises(UserError, match=f"tiny makes no images of {pixels + 1} pixels a side; use a multiple of "):
+        set_resolution(model, pixels + 1)
 
 
 @torch.no_grad()
