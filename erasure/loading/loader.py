@@ -27,7 +27,7 @@ from erasure.storage.run import read_json
 
 POCKET_FOLDER = Path(__file__).parent.parent / "pocket" / "weights"
 FLOW_FOLDER = POCKET_FOLDER.parent / "flow_weights"
-SINGLE_FILE_PIPELINES = ("StableDiffusionPipeline",)
+SINGLE_FILE_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 OMITTED_COMPONENTS: dict[str, Any] = {
     "safety_checker": None,
     "requires_safety_checker": False,

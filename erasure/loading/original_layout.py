@@ -92,7 +92,7 @@ def _unet_places(unet: Any) -> dict[str, Place]:
     names += (
         _leaf_names("middle_block.0", resnet) + [f"middle_block.1.{leaf}" for leaf in attention] + _leaf_names("middle_block.2", resnet)
     )
-    config = {"layers_per_block": layers}
+    config: dict[str, Any] = {"layers_per_block": layers}
     if unet.config.addition_embed_type == "text_time":  # the pooled text and the image sizes of SDXL
         config["addition_embed_type"] = "text_time"
         names += LDM_NAMES["unet"]["addition_embed_type"].values()

@@ -19,7 +19,9 @@ from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.loader import load_model
 from erasure.loading.original_layout import places_of
 from erasure.loading.pipeline_configs import load_released_configs
-from erasure.loading.single_file import CONFIGS_KEY, V_PREDICTION_BIAS, SafetensorsHeader, check_shapes, identify_configs
+from erasure.loading.prediction_type import V_PREDICTION_BIAS
+from erasure.loading.safetensors_header import SafetensorsHeader
+from erasure.loading.single_file import CONFIGS_KEY, check_shapes, identify_configs
 from tests import sd_architecture, tiny
 from tests.sd_architecture import modules_without_weights
 from tests.synthetic_edits import edit_of_everything
