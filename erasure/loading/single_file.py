@@ -204,17 +204,17 @@ def check_shapes(header: SafetensorsHeader, configs: PipelineConfigs, source: st
     shapes = {part: {canonical_name(name): tuple(p.shape) for name, p in module.state_dict().items()} for part, module in parts.items()}
     expected = {name: place.shape(shapes[place.part]) for name, place in places_of(**parts).items()}
     is_xl = "text_encoder_2" in parts
-    kind = "SDXL" if is_xl else f"Stable Diffusion {2 if configs.unet.get('use_linear_projection') else 1}"
+    kind = "an SDXL model" if is_xl else f"a Stable Diffusion {2 if configs.unet.get('use_linear_projection') else 1}"
     remedy = "convert it to a diffusers folder, which holds its configuration"
     for name, shape in expected.items():
         if name not in header.shapes:
-            raise UserError(f"{source} lacks {name!r}, which a {kind} of these sizes has; {remedy}.")
+            raise UserError(f"{source} lacks {name!r}, which {kind} of these sizes has; {remedy}.")
         if (actual := _matrix_shape(name, header.shapes[name])) != _matrix_shape(name, shape):
-            raise UserError(f"{source} is not a {kind} of a known size: {name!r} is {actual} there and {shape} in the release; {remedy}.")
+            raise UserError(f"{source} is not {kind} of a known size: {name!r} is {actual} there and {shape} in the release; {remedy}.")
     # diffusers would read a text encoder under the names of Stable Diffusion in place of both of SDXL's
     unique = (UNET_PREFIX, CLIP_PREFIX, OPEN_CLIP_PREFIX) if is_xl else (UNET_PREFIX,)
     if extra := sorted(name for name in header.shapes if name.startswith(unique) and name not in expected):
-        raise UserError(f"{source} has {len(extra)} tensors that a {kind} of these sizes lacks, such as {extra[0]!r}; {remedy}.")
+        raise UserError(f"{source} has {len(extra)} tensors that {kind} of these sizes lacks, such as {extra[0]!r}; {remedy}.")
 
 
 def _list_counts(setting: Any) -> list[Any]:
