@@ -15,14 +15,12 @@ from erasure.export.folder import ensure_empty_folder
 from erasure.export.transformers_compat import write_tensors
 from erasure.families.base import DiffusionModel
 from erasure.families.parameters import canonical_name
-from erasure.families.pipelines import PIPELINES
+from erasure.families.pipelines import PIPELINES, SINGLE_FILE_MODELS, SINGLE_FILE_PIPELINES
 from erasure.families.sampling import own_network_call
-from erasure.families.stable_diffusion import StableDiffusion
-from erasure.families.stable_diffusion_xl import StableDiffusionXL
 from erasure.loading.original_layout import places_of
 from erasure.loading.pipeline_configs import PipelineConfigs, configs_of, load_released_configs
 from erasure.loading.prediction_type import PREDICTION_KEY, V_MARKER, V_PREDICTION_SPREAD, ZERO_SNR_MARKER
-from erasure.loading.single_file import CONFIGS_KEY, OPENED
+from erasure.loading.single_file import CONFIGS_KEY
 
 # names of the ModelSpec; an architecture of other sizes has none
 ARCHITECTURES = {
@@ -51,8 +49,10 @@ def to_checkpoint(model: DiffusionModel, edit: Edit, out: Path, other_base: bool
         UserError: a model of another family, an edit that weights cannot hold, weights outside the range of fp16, or a model that the
             layout has no names for.
     """
-    if not isinstance(model, StableDiffusion | StableDiffusionXL):
-        raise UserError(f"--format checkpoint is for {OPENED}, and {model.source} is none of them; use --format folder or lora.")
+    if type(model.pipe).__name__ not in SINGLE_FILE_PIPELINES:
+        raise UserError(
+            f"--format checkpoint is for {SINGLE_FILE_MODELS}, and {model.source} is none of them; use --format folder or lora."
+        )
     if edit.info.product in REFUSED_PRODUCTS:
         raise UserError(f"{edit.name} cannot be a checkpoint: {REFUSED_PRODUCTS[edit.info.product]}")
     configs = configs_of(model.pipe)

@@ -18,6 +18,7 @@ from erasure.config.arguments import check_arguments
 from erasure.config.choices import Attention, Precision
 from erasure.errors import UserError, is_out_of_memory
 from erasure.families.base import DiffusionModel
+from erasure.families.pipelines import SINGLE_FILE_PIPELINES
 from erasure.families.supported_models import check_configs, check_index, spec_of_pipeline
 from erasure.loading.model_files import find_weights, resolve_folder
 from erasure.loading.model_source import check_model_source
@@ -27,7 +28,6 @@ from erasure.storage.run import read_json
 
 POCKET_FOLDER = Path(__file__).parent.parent / "pocket" / "weights"
 FLOW_FOLDER = POCKET_FOLDER.parent / "flow_weights"
-SINGLE_FILE_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 OMITTED_COMPONENTS: dict[str, Any] = {
     "safety_checker": None,
     "requires_safety_checker": False,

@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 from erasure.errors import UserError
 from erasure.families.parameters import canonical_name
-from erasure.families.pipelines import PIPELINES
+from erasure.families.pipelines import PIPELINES, SINGLE_FILE_MODELS
 from erasure.families.supported_models import SCHEDULERS
 from erasure.loading.original_layout import CLIP_PREFIX, OPEN_CLIP_PREFIX, TEXT_PREFIXES, UNET_PREFIX, VAE_PREFIX, places_of
 from erasure.loading.pipeline_configs import PipelineConfigs, load_released_configs
@@ -30,7 +30,6 @@ from erasure.loading.prediction_type import ZERO_SNR_MARKER, find_prediction_typ
 from erasure.loading.safetensors_header import SafetensorsHeader, read_header
 
 CONFIGS_KEY = "erasure.configs"  # of a file's metadata
-OPENED = "Stable Diffusion 1.x, 2.x and SDXL"
 GENERATIONS = {  # the released model for diffusers' name of a checkpoint type and a prediction type
     "v1": {"epsilon": "sd15", "v_prediction": "sd15"},
     "v2": {"epsilon": "sd21-base", "v_prediction": "sd21"},
@@ -143,7 +142,7 @@ def identify_configs(header: SafetensorsHeader, source: str) -> PipelineConfigs:
         raise UserError(unsupported_file(source, PIPELINE_CLASSES[model_type]))
     if model_type not in GENERATIONS:
         pretrained = DIFFUSERS_DEFAULT_PIPELINE_PATHS[model_type]["pretrained_model_name_or_path"]
-        raise UserError(f"{source} is laid out like {pretrained}; supported are {OPENED}.")
+        raise UserError(f"{source} is laid out like {pretrained}; supported are {SINGLE_FILE_MODELS}.")
     if not all(header.has_prefix(part) for part in (UNET_PREFIX, VAE_PREFIX)) or not header.has_prefix(*TEXT_PREFIXES):
         raise UserError(f"{source} holds {_describe_contents(header)}.")
     prediction = find_prediction_type(header, source, generation=model_type)
@@ -154,7 +153,7 @@ def identify_configs(header: SafetensorsHeader, source: str) -> PipelineConfigs:
 
 def unsupported_file(source: str, pipeline: str) -> str:
     """Return why a checkpoint of another pipeline is not opened, and what to do where its folder would be."""
-    message = f"{source} is a {pipeline} in one file; of such files, {OPENED} are opened."
+    message = f"{source} is a {pipeline} in one file; of such files, {SINGLE_FILE_MODELS} are opened."
     if pipeline in PIPELINES:
         message += f" Make a folder of it: diffusers.{pipeline}.from_single_file(FILE).save_pretrained(FOLDER)."
     return message
