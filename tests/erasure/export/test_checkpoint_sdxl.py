@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
@@ -10,6 +11,7 @@ from diffusers.loaders import single_file_utils
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from erasure.edits import apply_edits
 from erasure.edits.external.external_edit import load_external
@@ -140,6 +142,30 @@ def test_a_projection_that_is_not_square_is_stored_transposed() -> None:
     weight = pipe.text_encoder_2.text_projection.weight
     assert torch.equal(place.gather({"text_projection.weight": weight}), weight.T)
     assert place.shape({"text_projection.weight": (24, 32)}) == (32, 24)
+
+
+def test_openclip_itself_computes_the_same_from_the_file() -> None:
+    """The second text encoder in OpenCLIP's own code, whose names and matrices the file has."""
+    pipe = tiny_families.sdxl()
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 128, "projection_dim": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
+    config = CLIPTextConfig(vocab_size=50, max_position_embeddings=16, hidden_act="gelu", bos_token_id=48, eos_token_id=49, **size)
+    second = CLIPTextModelWithProjection(config).eval()
+    for value in second.parameters():
+        torch.nn.init.normal_(value, std=0.2)
+    values = {canonical_name(name): value for name, value in second.state_dict().items()}
+    places = places_of(pipe.unet, pipe.vae, pipe.text_encoder, second)
+    prefix = "conditioner.embedders.1.model."
+    tensors = {name.removeprefix(prefix): place.gather(values) for name, place in places.items() if name.startswith(prefix)}
+    vision = open_clip.CLIPVisionCfg(layers=1, width=64, image_size=16, patch_size=16)
+    text = open_clip.CLIPTextCfg(context_length=16, vocab_size=50, width=32, heads=2, layers=3)
+    theirs = open_clip.CLIP(24, vision, text).eval()
+    missing, unexpected = theirs.load_state_dict(tensors, strict=False)
+    assert unexpected == [] and {name.partition(".")[0] for name in missing} == {"visual", "logit_scale"}
+    ids = torch.randint(48, (2, 16))
+    ids[0, 5], ids[1, 15] = 49, 49
+    with torch.no_grad():
+        assert torch.allclose(theirs.encode_text(ids), second(ids).text_embeds, atol=1e-4)
 
 
 def test_two_text_encoders_of_one_width_are_refused(tmp_path: Path) -> None:
