@@ -125,9 +125,11 @@ def predict_misreadings(model: DiffusionModel, configs: PipelineConfigs) -> list
     """
     generation = generation_of(configs)
     if differences := configs.list_differences(load_released_configs(generation)):
+        # they also know two models that leave out blocks of SDXL
+        name, others = ("SDXL", "Unless it has those of SSD-1B or Vega, only") if generation == "sdxl" else ("Stable Diffusion", "Only")
         return [
-            f"A1111, ComfyUI and stable-diffusion.cpp know Stable Diffusion at its released sizes only, and this model differs in "
-            f"{', '.join(differences[:3])}{' and more' if len(differences) > 3 else ''}: only this project opens the file, "
+            f"A1111, ComfyUI and stable-diffusion.cpp know {name} at its released sizes only, and this model differs in "
+            f"{', '.join(differences[:3])}{' and more' if len(differences) > 3 else ''}. {others} this project opens the file, "
             "and diffusers if it is given the model's configurations."
         ]
     if generation == "sdxl":
