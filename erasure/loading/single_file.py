@@ -97,9 +97,10 @@ def open_single_file(path: Path, source: str, supported: Collection[str], dtype:
     check_shapes(header, configs, source)
     with _explain_build_errors(source):
         components = {**_build_tokenizers(configs), "scheduler": _build_scheduler(configs)}
-    options = configs.settings.model_dump() if configs.settings else {}
-    accepted = inspect.signature(pipeline_class := getattr(diffusers, configs.pipeline)).parameters
-    options |= {name: value for name, value in OMITTED.items() if name in accepted}
+    options = {**OMITTED, **(configs.settings.model_dump() if configs.settings else {})}
+    pipeline_class = getattr(diffusers, configs.pipeline)
+    accepted = inspect.signature(pipeline_class).parameters
+    options = {name: value for name, value in options.items() if name in accepted}
     with configs.temporary_folder() as folder:
         return pipeline_class.from_single_file(
             str(path), config=str(folder), local_files_only=True, torch_dtype=dtype, **components, **options
