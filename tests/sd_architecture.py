@@ -8,8 +8,10 @@ import open_clip
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from erasure.families.parameters import canonical_name
+from erasure.loading.original_layout import places_of
 from erasure.loading.pipeline_configs import PipelineConfigs
 
 Generation = Literal["sd1", "sd2"]
@@ -73,10 +75,20 @@ def pipeline(generation: Generation, small: bool, latent: int = 8) -> StableDiff
 
 
 def modules_without_weights(configs: PipelineConfigs) -> dict[str, torch.nn.Module]:
-    """UNet, VAE and text encoder of these configurations on the meta device: names and shapes only."""
+    """UNet, VAE and text encoders of these configurations on the meta device: names and shapes only."""
     with init_empty_weights():
-        return {
+        parts = {
             "unet": UNet2DConditionModel.from_config(configs.unet),
             "vae": AutoencoderKL.from_config(configs.vae),
             "text_encoder": CLIPTextModel(CLIPTextConfig(**configs.text_encoder)),
         }
+        if configs.text_encoder_2:
+            parts["text_encoder_2"] = CLIPTextModelWithProjection(CLIPTextConfig(**configs.text_encoder_2))
+    return parts
+
+
+def shapes_in_one_file(configs: PipelineConfigs) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of a model in the original layout."""
+    parts = modules_without_weights(configs)
+    shapes = {part: {canonical_name(key): tuple(p.shape) for key, p in module.state_dict().items()} for part, module in parts.items()}
+    return {name: place.shape(shapes[place.part]) for name, place in places_of(**parts).items()}

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 EXIT_INCOMPLETE = 2
 FORMAT_HELP = (
-    "lora: for ComfyUI, A1111, kohya, stable-diffusion.cpp and diffusers; checkpoint: the whole erased model as one file for the same; "
-    "folder: the whole model for diffusers; text-encoder: the text encoder alone; edit: the edit as it is"
+    "lora: for ComfyUI, A1111, kohya, stable-diffusion.cpp and diffusers; checkpoint: the whole erased model as one file for the same, of "
+    "Stable Diffusion and SDXL; folder: the whole model for diffusers; text-encoder: the text encoder alone; edit: the edit as it is"
 )
 
 

@@ -16,6 +16,7 @@ from erasure.export.lora_file import LORA_FILE, build_lora_metadata, serialize_l
 from erasure.export.lora_names import Factors, check_layout, default_layout, describe_skipped_layers, name_factors
 from erasure.families.base import DiffusionModel
 from erasure.families.parameters import canonical_name
+from erasure.families.pipelines import SINGLE_FILE_MODELS
 from erasure.storage.run import write_bytes
 
 DEFAULT_RANK = 16  # of edits that are not low-rank factors already
@@ -51,7 +52,7 @@ class LoraReport:
         if self.is_faithful:
             return self.summary
         higher = "" if self.full_rank_error > MAX_ERROR else "a higher --rank loses less; "
-        return f"{self.summary} (more than {MAX_ERROR}); {higher}use --format checkpoint for all of it"
+        return f"{self.summary} (more than {MAX_ERROR}); {higher}use --format checkpoint ({SINGLE_FILE_MODELS}) or folder for all of it"
 
 
 def to_lora(

@@ -17,7 +17,7 @@ from erasure.export.lora import MAX_ERROR, LoraReport
 from erasure.export.lora_file import LORA_FILE, short_name_of
 from erasure.families.base import DiffusionModel
 from erasure.families.original_names import TRANSFORMERS
-from erasure.families.pipelines import FAMILY_PIPELINES, PIPELINES
+from erasure.families.pipelines import FAMILY_PIPELINES, PIPELINES, SINGLE_FILE_PIPELINES
 from erasure.loading.model_source import SHIPPED_MODELS, is_hub_id
 from erasure.storage.run import write_bytes
 
@@ -80,7 +80,7 @@ def write_card(
         *([fold_list(f"the {len(names)} concepts", names)] if len(names) > MAX_SHOWN else []),
         "## How to load it",
         *describe_loading(edit, format, layout),
-        *([describe_fidelity(lora)] if lora else []),
+        *([describe_fidelity(edit, lora)] if lora else []),
         *rows,
         "## Where it came from",
         f"Base: {escape_markdown(describe_base(edit))} (fingerprint {edit.info.base['fingerprint'][:12]}), seed {edit.info.seed}, "
@@ -120,17 +120,18 @@ def describe_usage(edit: Edit, format: str, layout: str) -> list[tuple[str, str]
     if format == "lora":
         return describe_lora_usage(edit, layout)
     pipeline = FAMILY_PIPELINES[edit.info.base["family"]]
-    wanted = "checkpoint" if pipeline == "StableDiffusionPipeline" else "lora"
+    wanted = "checkpoint" if pipeline in SINGLE_FILE_PIPELINES else "lora"
     convert = (
         "ComfyUI, A1111, stable-diffusion.cpp" if wanted == "checkpoint" else "ComfyUI",
         f"they do not read this format; ask for a {'LoRA' if wanted == 'lora' else wanted}, which `erasure export EDIT --format {wanted}` "
         "makes of the edit itself",
     )
+    others = "`checkpoint`, `folder`" if wanted == "checkpoint" else "`folder`"
     own = "OneStepPipeline" if edit.info.product == "one-step" else pipeline
     return {
         "edit": [
             ("Erasure Studio", "`Edit.load(FOLDER).apply(pipe)`, or `erasure audit FOLDER`"),
-            ("other programs", "`erasure export FOLDER --format lora` (or `checkpoint`, `folder`) makes a file or folder that they read"),
+            ("other programs", f"`erasure export FOLDER --format lora` (or {others}) makes a file or folder that they read"),
         ],
         "folder": [("diffusers", f"`{own}.from_pretrained(FOLDER)`"), convert],
         "text-encoder": [
@@ -139,7 +140,7 @@ def describe_usage(edit: Edit, format: str, layout: str) -> list[tuple[str, str]
         ],
         "checkpoint": [
             ("Erasure Studio", "`--model FILE` in every command, or `erasure.load_model(FILE)`; no network is needed"),
-            ("ComfyUI", "copy FILE to `models/checkpoints/`; Stable Diffusion at its released sizes only"),
+            ("ComfyUI", "copy FILE to `models/checkpoints/`; Stable Diffusion and SDXL at their released sizes only"),
             ("A1111 and Forge", "copy FILE to `models/Stable-diffusion/`; the same sizes"),
             ("stable-diffusion.cpp", "`-m FILE`; the same sizes"),
         ],
@@ -190,9 +191,10 @@ def describe_merging(family: str, name: str) -> list[tuple[str, str]]:
     return [("kohya's sd-scripts", f"`networks/{script} {arguments}`")] if script else []
 
 
-def describe_fidelity(lora: LoraReport) -> str:
+def describe_fidelity(edit: Edit, lora: LoraReport) -> str:
     """Return a paragraph on how much of the edit the LoRA holds."""
-    loss = "" if lora.is_faithful else f", more than {MAX_ERROR}: a checkpoint or folder of the same edit holds all of it"
+    whole = "checkpoint or folder" if FAMILY_PIPELINES[edit.info.base["family"]] in SINGLE_FILE_PIPELINES else "folder"
+    loss = "" if lora.is_faithful else f", more than {MAX_ERROR}: a {whole} of the same edit holds all of it"
     notes = "".join(f" {escape_markdown(note[0].upper() + note[1:])}." for note in lora.notes)
     return (
         f"This LoRA {escape_markdown(lora.summary)}{loss}. "

@@ -120,6 +120,8 @@ PIPELINES: dict[str, PipelineSpec] = {
 }
 
 
+SINGLE_FILE_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")  # read and written as one file, beside folders
+SINGLE_FILE_MODELS = "Stable Diffusion 1.x, 2.x and SDXL"
 _MODELS = [spec.models for spec in PIPELINES.values()]
 SUPPORTED_MODELS = f"supported are text-to-image pipelines of {', '.join(_MODELS[:-1])} and {_MODELS[-1]}"
 FAMILY_PIPELINES = {  # the pipeline class of each recipe family

@@ -18,6 +18,7 @@ from erasure.config.arguments import check_arguments
 from erasure.config.choices import Attention, Count, Offload, Precision, VaeMode
 from erasure.errors import UserError, is_out_of_memory
 from erasure.families.base import DiffusionModel
+from erasure.families.pipelines import SINGLE_FILE_PIPELINES
 from erasure.families.placement import place, set_vae_mode
 from erasure.families.resolution import set_resolution
 from erasure.families.supported_models import check_configs, check_index, spec_of_pipeline
@@ -29,7 +30,6 @@ from erasure.storage.run import read_json
 
 POCKET_FOLDER = Path(__file__).parent.parent / "pocket" / "weights"
 FLOW_FOLDER = POCKET_FOLDER.parent / "flow_weights"
-SINGLE_FILE_PIPELINES = ("StableDiffusionPipeline",)
 OMITTED_COMPONENTS: dict[str, Any] = {
     "safety_checker": None,
     "requires_safety_checker": False,

@@ -6,32 +6,46 @@ weight is read, so that a file of other sizes is refused instead of being loaded
 do not show the number of attention heads.
 """
 
+import inspect
 import re
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import DIFFUSERS_DEFAULT_PIPELINE_PATHS, infer_diffusers_model_type
 from pydantic import ValidationError
-from safetensors import safe_open
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from erasure.config.strict_yaml import read_strict_yaml
-from erasure.errors import AssumptionWarning, UserError
+from erasure.errors import UserError
 from erasure.families.parameters import canonical_name
-from erasure.families.pipelines import PIPELINES
-from erasure.loading.original_layout import CLIP_PREFIX, OPEN_CLIP_PREFIX, UNET_PREFIX, VAE_PREFIX, places_of
+from erasure.families.pipelines import PIPELINES, SINGLE_FILE_MODELS
+from erasure.families.supported_models import SCHEDULERS
+from erasure.loading.original_layout import CLIP_PREFIX, OPEN_CLIP_PREFIX, TEXT_PREFIXES, UNET_PREFIX, VAE_PREFIX, places_of
 from erasure.loading.pipeline_configs import PipelineConfigs, load_released_configs
+from erasure.loading.prediction_type import ZERO_SNR_MARKER, find_prediction_type
+from erasure.loading.safetensors_header import SafetensorsHeader, read_header
 
-CONFIGS_KEY, PREDICTION_KEY = "erasure.configs", "modelspec.prediction_type"  # keys of a file's metadata
-PREDICTION_TYPES = {"epsilon": "epsilon", "eps": "epsilon", "v": "v_prediction", "v_prediction": "v_prediction"}
-# ComfyUI distinguishes the two kinds of Stable Diffusion 2 by the spread of this bias: above 0.09 means v (comfy/supported_models.py)
-V_PREDICTION_BIAS, V_PREDICTION_SPREAD = f"{UNET_PREFIX}output_blocks.11.1.transformer_blocks.0.norm1.bias", 0.09
+CONFIGS_KEY = "erasure.configs"  # of a file's metadata
+GENERATIONS = {  # the released model for diffusers' name of a checkpoint type and a prediction type
+    "v1": {"epsilon": "sd15", "v_prediction": "sd15"},
+    "v2": {"epsilon": "sd21-base", "v_prediction": "sd21"},
+    "xl_base": {"epsilon": "sdxl", "v_prediction": "sdxl"},
+}
+NETWORK_CLASSES: dict[str, Any] = {
+    "UNet2DConditionModel": diffusers.UNet2DConditionModel,
+    "AutoencoderKL": diffusers.AutoencoderKL,
+    "CLIPTextModel": CLIPTextModel,
+    "CLIPTextModelWithProjection": CLIPTextModelWithProjection,
+}
+OMITTED = {  # arguments of the pipeline classes
+    "safety_checker": None,
+    "requires_safety_checker": False,
+    "add_watermarker": False,
+}
 PIPELINE_CLASSES = {  # the pipeline class for diffusers' name of a checkpoint type
     "xl_refiner": "StableDiffusionXLImg2ImgPipeline",
     "xl_inpaint": "StableDiffusionXLInpaintPipeline",
@@ -48,8 +62,10 @@ PIPELINE_CLASSES = {  # the pipeline class for diffusers' name of a checkpoint t
 # settings that are counts of modules or timesteps; damaged ones could need more memory than a machine has
 COUNT_SETTINGS = (
     ("unet", "layers_per_block"),
+    ("unet", "transformer_layers_per_block"),
     ("vae", "layers_per_block"),
     ("text_encoder", "num_hidden_layers"),
+    ("text_encoder_2", "num_hidden_layers"),
     ("scheduler", "num_train_timesteps"),
 )
 LORA_KEY = re.compile(r"\.lora_|^lora_|\.lora\.|lora_linear_layer|\.hada_|\.lokr_|\.dora_scale|\.alpha$")
@@ -63,32 +79,8 @@ NOT_CHECKPOINTS = {
 }
 
 
-@dataclass(frozen=True)
-class SafetensorsHeader:
-    """The header of a safetensors file."""
-
-    path: Path
-    shapes: dict[str, tuple[int, ...]]
-    metadata: dict[str, str]
-
-    def has_prefix(self, prefix: str) -> bool:
-        """Return whether any tensor name starts with a prefix."""
-        return any(name.startswith(prefix) for name in self.shapes)
-
-
-def read_header(path: Path) -> SafetensorsHeader:
-    """Read names, shapes and metadata of a safetensors file; no weights.
-
-    Raises:
-        SafetensorError: a broken file.
-    """
-    with safe_open(path, "pt") as file:
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 (safe_open is not a dict)
-        return SafetensorsHeader(path, shapes, dict(file.metadata() or {}))
-
-
 def open_single_file(path: Path, source: str, supported: Collection[str], dtype: torch.dtype) -> Any:
-    """Open a checkpoint in the original Stable Diffusion layout as a pipeline with weights in `dtype`.
+    """Open a checkpoint in the original layout of Stable Diffusion or SDXL as a pipeline with weights in `dtype`.
 
     Args:
         source: the name that the user gave, for messages.
@@ -104,20 +96,33 @@ def open_single_file(path: Path, source: str, supported: Collection[str], dtype:
         raise UserError(unsupported_file(source, configs.pipeline))
     check_shapes(header, configs, source)
     with _explain_build_errors(source):
-        tokenizer, scheduler = configs.tokenizer.build(), DDIMScheduler.from_config(configs.scheduler)
-        if (words := max(tokenizer.get_vocab().values()) + 1) > (rows := configs.text_encoder["vocab_size"]):
-            raise ValueError(f"the tokenizer has {words} words, the text encoder {rows}")
+        components = {**_build_tokenizers(configs), "scheduler": _build_scheduler(configs)}
+    options = {**OMITTED, **(configs.settings.model_dump() if configs.settings else {})}
+    pipeline_class = getattr(diffusers, configs.pipeline)
+    accepted = inspect.signature(pipeline_class).parameters
+    options = {name: value for name, value in options.items() if name in accepted}
     with configs.temporary_folder() as folder:
-        return StableDiffusionPipeline.from_single_file(
-            str(path),
-            config=str(folder),
-            local_files_only=True,
-            torch_dtype=dtype,
-            tokenizer=tokenizer,
-            scheduler=scheduler,
-            safety_checker=None,
-            requires_safety_checker=False,
+        return pipeline_class.from_single_file(
+            str(path), config=str(folder), local_files_only=True, torch_dtype=dtype, **components, **options
         )
+
+
+def _build_tokenizers(configs: PipelineConfigs) -> dict[str, Any]:
+    """Build the tokenizers; raise ValueError where one has ids that its text encoder has no embedding for."""
+    tokenizers = {part: config.build() for part, config in configs.tokenizers.items()}
+    for part, tokenizer in tokenizers.items():
+        rows = configs.networks[part.replace("tokenizer", "text_encoder")]["vocab_size"]
+        if (words := max(tokenizer.get_vocab().values()) + 1) > rows:
+            raise ValueError(f"the {part} has {words} words, its text encoder {rows}")
+    return tokenizers
+
+
+def _build_scheduler(configs: PipelineConfigs) -> Any:
+    """Build the scheduler; raise ValueError for a class that is not one of those that folders may name."""
+    name = configs.scheduler.get("_class_name", "DDIMScheduler")
+    if name not in SCHEDULERS:
+        raise ValueError(f"the scheduler is {name!r:.40}")
+    return getattr(diffusers, name).from_config({key: value for key, value in configs.scheduler.items() if key != "_class_name"})
 
 
 def identify_configs(header: SafetensorsHeader, source: str) -> PipelineConfigs:
@@ -134,26 +139,22 @@ def identify_configs(header: SafetensorsHeader, source: str) -> PipelineConfigs:
                 f"{source} carries configurations that cannot be read ({error.errors()[0]['msg']}); export it again."
             ) from error
     model_type = _infer_model_type(header, source)
-    if model_type == "xl_base":
-        return load_released_configs("sdxl")
     if model_type in PIPELINE_CLASSES:
         raise UserError(unsupported_file(source, PIPELINE_CLASSES[model_type]))
-    if model_type not in ("v1", "v2"):
+    if model_type not in GENERATIONS:
         pretrained = DIFFUSERS_DEFAULT_PIPELINE_PATHS[model_type]["pretrained_model_name_or_path"]
-        raise UserError(f"{source} is laid out like {pretrained}; supported are Stable Diffusion 1.x and 2.x.")
-    if not all(header.has_prefix(part) for part in (UNET_PREFIX, VAE_PREFIX)) or not (
-        header.has_prefix(CLIP_PREFIX) or header.has_prefix(OPEN_CLIP_PREFIX)
-    ):
+        raise UserError(f"{source} is laid out like {pretrained}; supported are {SINGLE_FILE_MODELS}.")
+    if not all(header.has_prefix(part) for part in (UNET_PREFIX, VAE_PREFIX)) or not header.has_prefix(*TEXT_PREFIXES):
         raise UserError(f"{source} holds {_describe_contents(header)}.")
-    prediction = _find_prediction_type(header, source, generation=model_type)
-    configs = load_released_configs({"v1": "sd15", "v2": "sd21" if prediction == "v_prediction" else "sd21-base"}[model_type])
-    zero_snr = {"rescale_betas_zero_snr": True} if "ztsnr" in header.shapes else {}
+    prediction = find_prediction_type(header, source, generation=model_type)
+    configs = load_released_configs(GENERATIONS[model_type][prediction])
+    zero_snr = {"rescale_betas_zero_snr": True} if ZERO_SNR_MARKER in header.shapes else {}
     return configs.model_copy(update={"scheduler": {**configs.scheduler, "prediction_type": prediction, **zero_snr}})
 
 
 def unsupported_file(source: str, pipeline: str) -> str:
     """Return why a checkpoint of another pipeline is not opened, and what to do where its folder would be."""
-    message = f"{source} is a {pipeline} in one file; of such files, Stable Diffusion 1.x and 2.x are opened."
+    message = f"{source} is a {pipeline} in one file; of such files, {SINGLE_FILE_MODELS} are opened."
     if pipeline in PIPELINES:
         message += f" Make a folder of it: diffusers.{pipeline}.from_single_file(FILE).save_pretrained(FOLDER)."
     return message
@@ -178,7 +179,7 @@ def _describe_contents(header: SafetensorsHeader) -> str:
     parts = {
         "a UNet": header.has_prefix(UNET_PREFIX),
         "a VAE": header.has_prefix(VAE_PREFIX),
-        "a text encoder": header.has_prefix(CLIP_PREFIX) or header.has_prefix(OPEN_CLIP_PREFIX),
+        "a text encoder": header.has_prefix(*TEXT_PREFIXES),
     }
     present = [part for part, is_present in parts.items() if is_present]
     missing = [part for part, is_present in parts.items() if not is_present]
@@ -187,69 +188,44 @@ def _describe_contents(header: SafetensorsHeader) -> str:
     return f"no model in a layout that is known: its first tensor is {next(iter(header.shapes), 'missing')!r}"
 
 
-def _find_prediction_type(header: SafetensorsHeader, source: str, generation: str) -> str:
-    """Return what the UNet predicts: by a .yaml beside the file, its metadata or a marker tensor, otherwise by the generation."""
-    yaml_path = header.path.with_suffix(".yaml")
-    if yaml_path.is_file():
-        return _read_prediction_type(yaml_path)
-    declared = header.metadata.get(PREDICTION_KEY) or header.metadata.get("modelspec.predict_key")
-    if declared:
-        if declared not in PREDICTION_TYPES:
-            raise UserError(f"{source} says in its metadata that it predicts {declared!r}; allowed are {', '.join(PREDICTION_TYPES)}.")
-        return PREDICTION_TYPES[declared]
-    if "v_pred" in header.shapes:
-        return "v_prediction"
-    if generation == "v1":
-        return "epsilon"
-    with safe_open(header.path, "pt") as file:
-        spread = file.get_tensor(V_PREDICTION_BIAS).float().std(correction=0).item() if V_PREDICTION_BIAS in header.shapes else 0.0
-    prediction = "v_prediction" if spread > V_PREDICTION_SPREAD else "epsilon"
-    AssumptionWarning.warn(
-        f"{source} does not say what it predicts; taken for {prediction}, by the rule of ComfyUI (spread of one bias {spread:.3f}, "
-        f"over {V_PREDICTION_SPREAD} means v). If that is wrong, put a .yaml beside it with "
-        "`model: {params: {parameterization: v}}` or eps."
-    )
-    return prediction
-
-
-def _read_prediction_type(path: Path) -> str:
-    """Read the prediction type from a model's .yaml as A1111 and the original code do: model.params.parameterization, eps if missing."""
-    record = read_strict_yaml(path)
-    try:
-        declared = record["model"]["params"].get("parameterization", "eps")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is not the configuration of a model: it has no model.params.") from error
-    if declared not in ("eps", "v"):
-        raise UserError(f"{path}: parameterization is {declared!r}; allowed are eps and v.")
-    return PREDICTION_TYPES[declared]
-
-
 def check_shapes(header: SafetensorsHeader, configs: PipelineConfigs, source: str) -> None:
     """Check every name and shape of UNet, VAE and text encoder against the configurations.
 
     Raises:
         UserError: missing or unknown tensors, or other shapes; the message names the first. Configurations that build no model.
     """
-    for part, name in COUNT_SETTINGS:
-        if not isinstance(count := getattr(configs, part).get(name), int) or count > max(len(header.shapes), 1000):
-            raise UserError(f"{source} carries configurations that build no model ({part}.{name} is {str(count)[:40]}); export it again.")
-    with _explain_build_errors(source), init_empty_weights():
-        parts: dict[str, Any] = {
-            "unet": UNet2DConditionModel.from_config(configs.unet),
-            "vae": AutoencoderKL.from_config(configs.vae),
-            "text_encoder": CLIPTextModel(CLIPTextConfig(**configs.text_encoder)),
-        }
+    with _explain_build_errors(source):
+        for part, name in COUNT_SETTINGS:
+            for count in _list_counts(getattr(configs, part).get(name, 1) if getattr(configs, part) else 1):
+                if not isinstance(count, int) or count > max(len(header.shapes), 1000):
+                    raise ValueError(f"{part}.{name} is {str(count)[:40]}")
+        with init_empty_weights():
+            parts = {part: _build_network(PIPELINES[configs.pipeline].networks[part], config) for part, config in configs.networks.items()}
     shapes = {part: {canonical_name(name): tuple(p.shape) for name, p in module.state_dict().items()} for part, module in parts.items()}
     expected = {name: place.shape(shapes[place.part]) for name, place in places_of(**parts).items()}
-    kind = "Stable Diffusion 2" if configs.unet.get("use_linear_projection") else "Stable Diffusion 1"
+    is_xl = "text_encoder_2" in parts
+    kind = "an SDXL model" if is_xl else f"a Stable Diffusion {2 if configs.unet.get('use_linear_projection') else 1}"
     remedy = "convert it to a diffusers folder, which holds its configuration"
     for name, shape in expected.items():
         if name not in header.shapes:
-            raise UserError(f"{source} lacks {name!r}, which a {kind} of these sizes has; {remedy}.")
+            raise UserError(f"{source} lacks {name!r}, which {kind} of these sizes has; {remedy}.")
         if (actual := _matrix_shape(name, header.shapes[name])) != _matrix_shape(name, shape):
-            raise UserError(f"{source} is not a {kind} of a known size: {name!r} is {actual} there and {shape} in the release; {remedy}.")
-    if extra := sorted(name for name in header.shapes if name.startswith(UNET_PREFIX) and name not in expected):
-        raise UserError(f"{source} has {len(extra)} tensors that a {kind} of these sizes lacks, such as {extra[0]!r}; {remedy}.")
+            raise UserError(f"{source} is not {kind} of a known size: {name!r} is {actual} there and {shape} in the release; {remedy}.")
+    # diffusers would read a text encoder under the names of Stable Diffusion in place of both of SDXL's
+    unique = (UNET_PREFIX, CLIP_PREFIX, OPEN_CLIP_PREFIX) if is_xl else (UNET_PREFIX,)
+    if extra := sorted(name for name in header.shapes if name.startswith(unique) and name not in expected):
+        raise UserError(f"{source} has {len(extra)} tensors that {kind} of these sizes lacks, such as {extra[0]!r}; {remedy}.")
+
+
+def _list_counts(setting: Any) -> list[Any]:
+    """Return the numbers in a setting, which may be one number, a list of them, or a list of lists."""
+    return [count for item in setting for count in _list_counts(item)] if isinstance(setting, list) else [setting]
+
+
+def _build_network(class_name: str, config: dict[str, Any]) -> Any:
+    """Build a network from its configuration."""
+    network_class = NETWORK_CLASSES[class_name]
+    return network_class.from_config(config) if hasattr(network_class, "from_config") else network_class(CLIPTextConfig(**config))
 
 
 @contextmanager

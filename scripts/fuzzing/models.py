@@ -152,6 +152,7 @@ def checkpoint_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
         return Case(f"checkpoint, {description}", (*argv, f"{{in}}/{file}"), {file: data})
 
     prefixes = ("", "model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "unet.", "../", "lora_unet_", "transformer.")
+    prefixes += ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.")
     fixed = [
         case(f"names with {prefix!r}", to_safetensors({prefix + key: value for key, value in three_tensors.items()})) for prefix in prefixes
     ]
@@ -177,6 +178,15 @@ def checkpoint_cases(fixtures: Fixtures, rng: random.Random) -> Iterator[Case]:
     fixed += [
         case(f"one tensor of shape {shape}", to_safetensors({names[0]: torch.zeros(shape)}))
         for shape in ((), (0,), (320, 4, 3, 3), (320, 9, 3, 3))
+    ]
+    sdxl = {
+        "model.diffusion_model.out.2.bias": torch.zeros(4),
+        "first_stage_model.quant_conv.bias": torch.zeros(8),
+        "conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias": torch.zeros(1280),
+    }
+    fixed += [
+        case(f"SDXL in part with {marker!r}", to_safetensors(sdxl | {marker: torch.zeros(0)}))
+        for marker in ("v_pred", "ztsnr", "edm_vpred.sigma_max", "edm_mean", names[0])
     ]
     fixed += [case("two tensors of a UNet", to_safetensors(dict.fromkeys(names, torch.zeros(2)) | {names[1]: torch.zeros(3)}))]
     rng.shuffle(fixed)

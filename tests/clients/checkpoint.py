@@ -1,4 +1,4 @@
-"""Checkpoints in the original layout: under which name the programs look for each parameter of UNet and text encoder.
+"""Checkpoints in the original layout: under which name the programs look for each parameter of UNet and text encoders.
 
 The names follow rules written from how the programs count blocks: an input block for every residual block and every downsampler after the
 first convolution, an output block for every residual block.
@@ -6,10 +6,11 @@ first convolution, an output block for every residual block.
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
-from erasure.families.stable_diffusion import StableDiffusion
+from erasure.families.base import DiffusionModel
 from tests.clients.original_layout import OPEN_CLIP, RESNET
 
 OUTSIDE_BLOCKS = {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
@@ -21,16 +22,20 @@ OPEN_CLIP_OUTSIDE_BLOCKS = {
 }
 
 
-def read_as_a_program_does(tensors: Mapping[str, Tensor], name: str, model: StableDiffusion) -> Tensor:
+def read_as_a_program_does(tensors: Mapping[str, Tensor], name: str, model: DiffusionModel) -> Tensor:
     """The tensor at the place where the programs look for a parameter of UNet or text encoder."""
+    pipe: Any = model.pipe
     part, _, rest = name.partition(".")
     if part == "unet":
-        unet = model.pipe.unet
+        unet = pipe.unet
         blocks_with_attention = {i for i, block in enumerate(unet.up_blocks) if hasattr(block, "attentions")}
         return tensors[f"model.diffusion_model.{unet_name(rest, unet.config.layers_per_block, blocks_with_attention)}"]
-    if not model.pipe.unet.config.use_linear_projection:
-        return tensors[f"cond_stage_model.transformer.text_model.{rest}"]
-    stem = "cond_stage_model.model."
+    is_xl = hasattr(pipe, "text_encoder_2")
+    if part == "text_encoder" and (is_xl or not pipe.unet.config.use_linear_projection):
+        return tensors[f"{'conditioner.embedders.0' if is_xl else 'cond_stage_model'}.transformer.text_model.{rest}"]
+    stem = "conditioner.embedders.1.model." if is_xl else "cond_stage_model.model."
+    if rest == "text_projection.weight":  # OpenCLIP multiplies by it from the right
+        return tensors[f"{stem}text_projection"].T
     if rest in OPEN_CLIP_OUTSIDE_BLOCKS:
         return tensors[stem + OPEN_CLIP_OUTSIDE_BLOCKS[rest]]
     match = re.fullmatch(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", rest)
@@ -46,6 +51,8 @@ def unet_name(name: str, layers: int, blocks_with_attention: set[int]) -> str:
     """Where the programs look for a UNet parameter; `layers` a block, and which up blocks have attention."""
     if match := re.fullmatch(r"time_embedding\.linear_(\d)\.(\w+)", name):
         return f"time_embed.{2 * int(match[1]) - 2}.{match[2]}"
+    if match := re.fullmatch(r"add_embedding\.linear_(\d)\.(\w+)", name):
+        return f"label_emb.0.{2 * int(match[1]) - 2}.{match[2]}"
     if match := re.fullmatch(r"(conv_in|conv_norm_out|conv_out)\.(\w+)", name):
         return f"{OUTSIDE_BLOCKS[match[1]]}.{match[2]}"
     if match := re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d)\.(.+)", name):

@@ -12,7 +12,6 @@ from tests.clients import checkpoint, original_transformers
 from tests.clients.comfyui import PAIRS, TEXT
 from tests.clients.original_layout import weight_layers
 
-LABELS = {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
 UNMAPPED = ("time_guidance_embed.", "double_stream_modulation", "single_stream_modulation")  # of diffusers' names of FLUX.2
 
 
@@ -62,7 +61,7 @@ def unet_names(layers: list[str]) -> Iterator[tuple[str, Held, bool]]:
     with_attention = {int(layer.split(".")[2]) for layer in layers if layer.startswith("unet.up_blocks.") and ".attentions." in layer}
     for layer in layers:
         path = layer.removeprefix("unet.")
-        original = LABELS.get(path) or checkpoint.unet_name(f"{path}.weight", resnets, with_attention).removesuffix(".weight")
+        original = checkpoint.unet_name(f"{path}.weight", resnets, with_attention).removesuffix(".weight")
         processor = path.replace(".to_", ".processor.to_")
         processor = processor.removesuffix(".0") if processor.endswith(".to_out.0") else processor
         names = (f"lora_unet_{original.replace('.', '_')}", f"diffusion_model.{original}", f"lora_unet_{path.replace('.', '_')}")

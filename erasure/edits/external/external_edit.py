@@ -113,7 +113,7 @@ def _read_pipeline(model: DiffusionModel, source: str, folder: Path) -> dict[str
     _check_same_schedule(model, source, read_json(folder / "scheduler" / "scheduler_config.json"))
     values: dict[str, Tensor] = {}
     for part in model.networks:
-        values |= check_whole_network(model, source, name_network_tensors(load_component(source, f"{part}/"), part), part)
+        values |= check_whole_network(model, source, name_network_tensors(model, load_component(source, f"{part}/"), part), part)
     return values
 
 
@@ -137,13 +137,13 @@ def _read_network(model: DiffusionModel, source: str, config: dict[str, Any]) ->
     name, kind, spec = config.get("_class_name", ""), config.get("model_type", ""), spec_of_pipeline(model.pipe)
     if name == spec.networks[spec.denoiser]:
         check_networks(spec, {**config_by_part(model.pipe, spec), spec.denoiser: config}, source)
-        return check_whole_network(model, source, name_network_tensors(load_component(source), spec.denoiser), spec.denoiser)
+        return check_whole_network(model, source, name_network_tensors(model, load_component(source), spec.denoiser), spec.denoiser)
     if kind in ("clip", "clip_text_model"):
         tensors = {
             key: value for key, value in load_component(source).items() if not key.startswith(("vision_model.", "visual_projection."))
         }
         part = _text_encoder_like(model, config)
-        return check_whole_network(model, source, name_network_tensors(tensors, part), part)
+        return check_whole_network(model, source, name_network_tensors(model, tensors, part), part)
     raise UserError(
         f"{source} holds a {name or kind or 'model without a type'}; of single networks, only a {spec.networks[spec.denoiser]} and CLIP "
         "text encoders can be read."

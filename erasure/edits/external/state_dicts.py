@@ -9,24 +9,27 @@ from torch import Tensor
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.families.parameters import canonical_name
+from erasure.loading.original_layout import (
+    CLIP_PREFIX,
+    OPEN_CLIP_PREFIX,
+    TEXT_PREFIXES,
+    UNET_PREFIX,
+    XL_CLIP_PREFIX,
+    XL_OPEN_CLIP_PREFIX,
+)
+from erasure.loading.prediction_type import V_MARKER
 
-UNET_PREFIX, CLIP_PREFIX, OPEN_CLIP_PREFIX = (
-    "model.diffusion_model.",
-    "cond_stage_model.transformer.",
-    "cond_stage_model.model.",
-)  # the original layout
 TEXT_ROOTS = ("text_model.", "encoder.layers.", "embeddings.", "final_layer_norm.")
-BUFFERS = ("position_ids", "text_projection.weight", "logit_scale")  # in files of text encoders, but not among their parameters here
+# in files of text encoders, but not among the parameters of all of them
+BUFFERS = ("position_ids", "text_projection.weight", "logit_scale")
 
 
-def name_network_tensors(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+def name_network_tensors(model: DiffusionModel, tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     """Return the parameters of a network by "<part>.<name>", such as "unet.conv_in.weight"."""
-    left_out = () if not part.startswith("text_encoder") else BUFFERS
-    return {
-        f"{part}.{canonical_name(key.removeprefix(f'{part}.'))}": value
-        for key, value in tensors.items()
-        if not key.endswith(left_out or ("position_ids",))
-    }
+    buffers = BUFFERS if part.startswith("text_encoder") else ("position_ids",)
+    named = {f"{part}.{canonical_name(key.removeprefix(f'{part}.'))}": value for key, value in tensors.items()}
+    parameters = model.parameters()
+    return {name: value for name, value in named.items() if name in parameters or not name.endswith(buffers)}
 
 
 def check_whole_network(model: DiffusionModel, source: str, tensors: dict[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -51,32 +54,44 @@ def convert_state_dict(model: DiffusionModel, source: str, tensors: Mapping[str,
     Raises:
         UserError: as `convert_checkpoint`.
     """
-    if "unet" in model.networks and any(key.startswith((UNET_PREFIX, CLIP_PREFIX, OPEN_CLIP_PREFIX)) for key in tensors):
+    if "unet" in model.networks and any(key.startswith((UNET_PREFIX, *TEXT_PREFIXES)) for key in tensors):
         return convert_checkpoint(model, source, tensors)
     named: dict[str, Tensor] = {}
     for part in list(model.networks)[1:]:
         text_tensors = {key: value for key, value in tensors.items() if key.startswith(f"{part}.")}
         if part == "text_encoder":  # also a file of its own
             text_tensors |= {key: value for key, value in tensors.items() if key.startswith(TEXT_ROOTS)}
-        named |= name_network_tensors(text_tensors, part)
+        named |= name_network_tensors(model, text_tensors, part)
         tensors = {key: value for key, value in tensors.items() if key not in text_tensors}
-    return named | name_network_tensors(tensors, next(iter(model.networks)))
+    return named | name_network_tensors(model, tensors, next(iter(model.networks)))
 
 
 def convert_checkpoint(model: DiffusionModel, source: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert a checkpoint in the original layout, by diffusers' own rules and the base's configs.
 
     Raises:
-        UserError: it does not convert, or holds tensors of a UNet that the base does not have.
+        UserError: it does not convert, predicts v where the base predicts noise, or holds tensors of a UNet or text encoder that the base
+            does not have.
     """
     pipe: Any = model.pipe
     unet_count = sum(key.startswith(UNET_PREFIX) for key in tensors)
+    parts = {CLIP_PREFIX: "text_encoder", OPEN_CLIP_PREFIX: "text_encoder"}
+    if "text_encoder_2" in model.networks:
+        parts = {XL_CLIP_PREFIX: "text_encoder", XL_OPEN_CLIP_PREFIX: "text_encoder_2"}
+    if foreign := sorted(key for key in tensors if key.startswith(TEXT_PREFIXES) and not key.startswith(tuple(parts))):
+        raise UserError(f"{source} holds {foreign[0]!r}, of a text encoder that {model.source} does not have; give its own base.")
+    if V_MARKER in tensors and pipe.scheduler.config.get("prediction_type") != "v_prediction":
+        raise UserError(f"{source} holds {V_MARKER!r}: it predicts v, and {model.source} predicts noise; give its own base.")
     try:
         unet_tensors = convert_ldm_unet_checkpoint(dict(tensors), dict(pipe.unet.config)) if unet_count else {}
-        text_tensors = convert_ldm_clip_checkpoint({k: v for k, v in tensors.items() if k.startswith(CLIP_PREFIX)})
-        text_tensors |= convert_open_clip_checkpoint(
-            pipe.text_encoder, {k: v for k, v in tensors.items() if k.startswith(OPEN_CLIP_PREFIX)}, prefix=OPEN_CLIP_PREFIX
-        )
+        named: dict[str, Tensor] = {}
+        for prefix, part in parts.items():
+            own = {key: value for key, value in tensors.items() if key.startswith(prefix)}
+            if prefix in (CLIP_PREFIX, XL_CLIP_PREFIX):
+                own = convert_ldm_clip_checkpoint(own)
+            else:
+                own = convert_open_clip_checkpoint(getattr(pipe, part), own, prefix=prefix)
+            named |= name_network_tensors(model, own, part)
     except (KeyError, IndexError, AttributeError) as error:
         raise UserError(
             f"{source} is a checkpoint in the original layout that does not convert ({error!r}); make it a diffusers folder."
@@ -86,9 +101,9 @@ def convert_checkpoint(model: DiffusionModel, source: str, tensors: Mapping[str,
             f"{source} holds {unet_count} tensors of a UNet and {len(unet_tensors)} have a place in that of {model.source}; "
             "give its own base."
         )
-    text_names = {name for name in model.parameters() if name.startswith("text_encoder.")}
+    parameters = model.parameters()
     # the original SD 2.x text encoder has one more layer than diffusers keeps
     return {
-        **name_network_tensors(unet_tensors, "unet"),
-        **{name: value for name, value in name_network_tensors(text_tensors, "text_encoder").items() if name in text_names},
+        **name_network_tensors(model, unet_tensors, "unet"),
+        **{name: value for name, value in named.items() if name in parameters},
     }

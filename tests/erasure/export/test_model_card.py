@@ -164,6 +164,17 @@ def test_a_card_explains_how_to_load_the_file(edit: Edit, tmp_path: Path) -> Non
         )
 
 
+@pytest.mark.parametrize(("family", "has_checkpoint"), [("sdxl", True), ("sd3", False), ("flux", False), ("flux2-klein", False)])
+def test_a_card_offers_a_checkpoint_where_there_is_one(family: str, has_checkpoint: bool, edit: Edit, tmp_path: Path) -> None:
+    made_elsewhere = Edit(edit.tensors, replace(edit.info, base=edit.info.base | {"family": family}))
+    for export_format in ("edit", "folder", "text-encoder"):
+        assert ("checkpoint" in write_and_read_card(made_elsewhere, tmp_path / export_format, export_format)) == has_checkpoint
+    report = LoraReport(included=64, moved=80, rank=16, error=0.42, full_rank_error=0.02, notes=())
+    layout = "kohya" if family == "sdxl" else "diffusers"
+    text = write_and_read_card(made_elsewhere, tmp_path / "lora", lora=report, layout=layout)
+    assert f"more than 0.2: a {'checkpoint or folder' if has_checkpoint else 'folder'} of the same edit" in text
+
+
 def test_only_markup_is_escaped() -> None:
     for plain in ("1e-05", "negative_guidance", "a (small) boat!", "-0.5", "#1 fan", "10:30", "a {} in {b}", "x + y", "rank 8."):
         assert escape_markdown(plain) == plain

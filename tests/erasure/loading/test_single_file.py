@@ -14,14 +14,13 @@ from safetensors.torch import load_file, save_file
 from app.cli import main
 from erasure.errors import AssumptionWarning, UserError
 from erasure.export.checkpoint import to_checkpoint, to_original_layout
-from erasure.families.parameters import canonical_name
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.loading.loader import load_model
-from erasure.loading.original_layout import places_of
 from erasure.loading.pipeline_configs import load_released_configs
-from erasure.loading.single_file import CONFIGS_KEY, V_PREDICTION_BIAS, SafetensorsHeader, check_shapes, identify_configs
+from erasure.loading.prediction_type import V_PREDICTION_BIAS
+from erasure.loading.safetensors_header import SafetensorsHeader
+from erasure.loading.single_file import CONFIGS_KEY, check_shapes, identify_configs
 from tests import sd_architecture, tiny
-from tests.sd_architecture import modules_without_weights
 from tests.synthetic_edits import edit_of_everything
 
 ALONE = """
@@ -75,11 +74,19 @@ def test_no_connection_is_opened(checkpoint: Path, tmp_path: Path) -> None:
         (["something.else"], "its first tensor is 'something.else'"),
         (
             ["conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias"],
-            "is a StableDiffusionXLPipeline in one file; of such files, Stable Diffusion 1.x and 2.x are opened. Make a folder",
+            "holds a text encoder but not a UNet or a VAE",
         ),
-        (["conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias"], "is a StableDiffusionXLImg2ImgPipeline"),
+        (["conditioner.embedders.0.transformer.text_model.final_layer_norm.bias"], "holds a text encoder but not a UNet or a VAE"),
+        (
+            ["conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias"],
+            "is a StableDiffusionXLImg2ImgPipeline in one file; of such files, Stable Diffusion 1.x, 2.x and SDXL are opened",
+        ),
+        (
+            ["conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias", "edm_mean"],
+            "laid out like playgroundai/playground-v2.5-1024px-aesthetic; supported are Stable Diffusion 1.x, 2.x and SDXL",
+        ),
         (["double_blocks.0.img_attn.norm.key_norm.scale", "img_in.weight"], "is a FluxPipeline"),
-        (["model.diffusion_model.joint_blocks.37.x_block.mlp.fc1.weight"], "is a StableDiffusion3Pipeline"),
+        (["model.diffusion_model.joint_blocks.37.x_block.mlp.fc1.weight"], "is a StableDiffusion3Pipeline in one file; of such"),
         (["control_model.time_embed.0.weight"], "laid out like lllyasviel/control"),
         (["head.modulation"], "no model in a layout that is known"),
     ],
@@ -97,8 +104,13 @@ def test_parts_of_a_model_are_refused_with_what_they_are(part: str, description:
 
 
 def test_inpainting_is_refused_by_name(tmp_path: Path) -> None:
-    save_file({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 9, 3, 3)}, tmp_path / "file.safetensors")
+    tensors = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(320, 9, 3, 3)}
+    save_file(tensors, tmp_path / "file.safetensors")
     assert "is a StableDiffusionInpaintPipeline" in load_error(tmp_path / "file.safetensors")
+    save_file(
+        tensors | {"conditioner.embedders.1.model.transformer.resblocks.9.mlp.c_proj.bias": torch.zeros(1)}, tmp_path / "file.safetensors"
+    )
+    assert "is a StableDiffusionXLInpaintPipeline" in load_error(tmp_path / "file.safetensors")
 
 
 def test_pickles_are_refused(tmp_path: Path) -> None:
@@ -144,11 +156,7 @@ def test_damaged_files_are_named(checkpoint: Path, tmp_path: Path, capsys: pytes
 
 def released_header(name: str, path: Path, metadata: dict[str, str] | None = None, **markers: tuple[int, ...]) -> SafetensorsHeader:
     """The header of a released model in one file, without its gigabytes of weights."""
-    parts = modules_without_weights(load_released_configs(name))
-    shapes = {part: {canonical_name(key): tuple(p.shape) for key, p in module.state_dict().items()} for part, module in parts.items()}
-    return SafetensorsHeader(
-        path, {key: place.shape(shapes[place.part]) for key, place in places_of(**parts).items()} | markers, metadata or {}
-    )
+    return SafetensorsHeader(path, sd_architecture.shapes_in_one_file(load_released_configs(name)) | markers, metadata or {})
 
 
 def test_released_models_are_recognized_by_their_tensors(tmp_path: Path) -> None:
