@@ -10,7 +10,9 @@ from torch import Tensor
 
 from erasure.concept import Concept
 from erasure.families.base import DiffusionModel
+from erasure.families.batching import images_at_once
 from erasure.families.cost import Cost
+from erasure.families.sampling import TrajectoryStep
 from erasure.training.fill_cache import load_or_compute
 
 NONSENSE_WORDS = ("zxqvu", "brimplefax", "wuggit", "ployndra", "glorp", "tremulon", "dorvane", "skelth")
@@ -79,18 +81,23 @@ def concept_check_cost(model: DiffusionModel, concepts: Sequence[Concept]) -> Co
 
 def _record_points(model: DiffusionModel) -> dict[str, Tensor]:
     """Return x_t (P, C, h, w), t (P,) and predictions for "" on unguided trajectories, and the influence of each nonsense word (8,)."""
-    empty_cond = model.encode([""]).expand(TRAJECTORIES)
-    noise = model.sample_noise([NOISE_SEED + i for i in range(TRAJECTORIES)])
-    trajectory = model.trajectory(noise, empty_cond, empty_cond, TRAJECTORY_STEPS, guidance=1.0)
-    steps = list(islice(trajectory, COMPARED_STEPS.stop))[COMPARED_STEPS]
-    times = torch.tensor([step.t for step in steps]).repeat_interleave(TRAJECTORIES)
-    predictions = [s.pred_cond if s.pred_uncond is None else s.pred_uncond for s in steps]  # both are of the empty prompt
-    points = {"x_t": torch.cat([s.x_t for s in steps]).cpu(), "t": times, "prediction": torch.cat(predictions).cpu()}
+    empty, count = model.encode([""]), images_at_once(model, TRAJECTORIES)
+    steps: list[list[TrajectoryStep]] = [[] for _ in range(COMPARED_STEPS.stop)]  # by step, those of all trajectories
+    for start in range(0, TRAJECTORIES, count):
+        noise = model.sample_noise([NOISE_SEED + i for i in range(start, min(start + count, TRAJECTORIES))])
+        cond = empty.expand(len(noise))
+        for k, step in enumerate(islice(model.trajectory(noise, cond, cond, TRAJECTORY_STEPS, guidance=1.0), COMPARED_STEPS.stop)):
+            steps[k].append(step)
+    compared = [step for parts in steps[COMPARED_STEPS] for step in parts]
+    times = torch.cat([torch.full((len(s.x_t),), s.t) for s in compared])
+    predictions = [s.pred_cond if s.pred_uncond is None else s.pred_uncond for s in compared]  # both are of the empty prompt
+    points = {"x_t": torch.cat([s.x_t for s in compared]).cpu(), "t": times, "prediction": torch.cat(predictions).cpu()}
     return {**points, "nonsense": torch.tensor([_influence(model, word, points) for word in NONSENSE_WORDS])}
 
 
 def _influence(model: DiffusionModel, name: str, points: dict[str, Tensor]) -> float:
     """Return mean |f(x_t, name) - f(x_t, empty)|^2 / mean |f(x_t, empty)|^2 of the predictions f over all points."""
     x_t, t, empty = (points[key].to(model.device) for key in ("x_t", "t", "prediction"))
-    named = model.predict(x_t, t, model.encode([name]).expand(len(x_t)))
+    cond, count = model.encode([name]), images_at_once(model, len(x_t))
+    named = torch.cat([model.predict(x, s, cond.expand(len(x))) for x, s in zip(x_t.split(count), t.split(count), strict=True)])
     return ((named - empty).square().mean() / empty.square().mean()).item()

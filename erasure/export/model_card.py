@@ -16,6 +16,7 @@ from erasure.edits import Edit, apply_edits
 from erasure.export.lora import MAX_ERROR, LoraReport
 from erasure.export.lora_file import LORA_FILE, short_name_of
 from erasure.families.base import DiffusionModel
+from erasure.families.batching import images_at_once
 from erasure.families.original_names import TRANSFORMERS
 from erasure.families.pipelines import FAMILY_PIPELINES, PIPELINES, SINGLE_FILE_PIPELINES
 from erasure.loading.model_source import SHIPPED_MODELS, is_hub_id
@@ -265,7 +266,9 @@ def sample_before_after(model: DiffusionModel, edit: Edit, seeds: Sequence[int] 
     prompt = concept.prompt_pairs()[-1][0]
 
     def generate() -> Tensor:
-        return model.decode(model.sample([prompt] * len(seeds), seeds, IMAGE_STEPS)).cpu()
+        count = images_at_once(model, len(seeds))
+        parts = [seeds[i : i + count] for i in range(0, len(seeds), count)]
+        return torch.cat([model.decode(model.sample([prompt] * len(part), part, IMAGE_STEPS)).cpu() for part in parts])
 
     before = generate()
     with apply_edits(model, [edit], other_base):

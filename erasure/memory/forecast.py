@@ -89,6 +89,11 @@ class ModelForecast:
             on_gpu=self.on_gpu,
         )
 
+    def _prediction_phase(self, name: str, samples: int, branches: int) -> Phase:
+        """Return a phase of predictions, whose number at once follows the card."""
+        alive, least = (self._count(counts.count_prediction, count, branches) for count in (samples, 1))
+        return self._phase(name, alive, least=least)
+
     def _image_phases(self, batch: int, branches: int) -> tuple[Phase, ...]:
         """Return the phases of generating images."""
         encoding = self._count(counts.count_encoding, batch)
@@ -100,8 +105,9 @@ class ModelForecast:
         """Return the phases of an erasure: the check whether the model knows the concept, the method's own, and the model card."""
         model = self.model
         branches = model.forwards_per_step + isinstance(method, Guided)
-        check = self._phase("concept check", self._count(counts.count_prediction, POINT_COUNT, 1))
-        card = [replace(phase, name="model card") for phase in self._image_phases(CARD_IMAGES, branches)]
+        check = self._prediction_phase("concept check", POINT_COUNT, 1)
+        phases = zip(self._image_phases(CARD_IMAGES, branches), self._image_phases(1, branches), strict=True)
+        card = [replace(phase, name="model card", least=one.work) for phase, one in phases]
         if isinstance(method, Trained):
             own = [
                 phase
@@ -123,8 +129,7 @@ class ModelForecast:
         query = method.query(concepts, 0)
         phases = [self._phase("encode", self._count(counts.count_encoding, len(query.all_prompts())), "text")]
         if starts := min(trajectories_at_once(model), len(query.trajectory_starts())):
-            alive, least = (self._count(counts.count_prediction, count, model.forwards_per_step) for count in (starts, 1))
-            phases.append(self._phase("teacher cache", alive, least=least))
+            phases.append(self._prediction_phase("teacher cache", starts, model.forwards_per_step))
         samples = method.samples_per_backward
         trained, work = self._count(counts.count_step, method, samples, checkpointing, self.on_gpu)
         weights = self.weights("denoiser and text" if method.region == "text-encoder" else "denoiser")
