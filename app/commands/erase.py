@@ -200,7 +200,7 @@ def describe_cost(edit: "Edit") -> str:
     """Return what an edit has cost, in parentheses."""
     cost = edit.info.cost
     backwards = f", {cost['unet_backwards']:,} backwards" if cost["unet_backwards"] else ""
-    return f"({cost['unet_forwards']:,} UNet forwards{backwards}, concept check included)"
+    return f"({cost['unet_forwards']:,} denoiser forwards{backwards}, concept check included)"
 
 
 def describe_next_steps(planned: "Erasure") -> str:
@@ -235,7 +235,7 @@ def describe_plan(command: EraseCommand, planned: "Erasure") -> None:
     changed = ", ".join(f"{name}={abbreviate(value)}" for name, value in planned.changed_defaults.items()) or "nothing"
     print(f"{command.method} on {command.model} ({planned.model.family}), erasing {concepts}; safety checker off", file=sys.stderr)
     print(f"differs from the paper's defaults: {changed}", file=sys.stderr)
-    print(f"it will take {cost.unet_forwards:,} UNet forwards and {cost.unet_backwards:,} backwards", file=sys.stderr)
+    print(f"it will take {cost.unet_forwards:,} denoiser forwards and {cost.unet_backwards:,} backwards", file=sys.stderr)
 
 
 def print_preview(notes: Mapping[str, Any]) -> None:

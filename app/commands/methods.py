@@ -40,7 +40,7 @@ def run_methods(command: MethodsCommand) -> int:
         print(f"{method.name}  {method.summary}")
         print(f"    changes  {method.changes}")
         print(f"    choose   {method.when}")
-        print(f"    cost     {cost.unet_forwards:,} UNet forwards, {cost.unet_backwards:,} backwards, about {duration}\n")
+        print(f"    cost     {cost.unet_forwards:,} denoiser forwards, {cost.unet_backwards:,} backwards, about {duration}\n")
     return 0
 
 

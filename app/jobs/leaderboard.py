@@ -202,7 +202,7 @@ def flatten(row: LeaderboardRow) -> dict[str, Any]:
 
 def as_markdown(rows: Sequence[LeaderboardRow]) -> str:
     rate_heads = ("erased: UA", "rephrased", "under attack", "retained: IRA", "retained: CRA")
-    heads = ("method", "concepts", "suite", "verdict", *rate_heads, "UNet forwards", "backwards", "seconds")
+    heads = ("method", "concepts", "suite", "verdict", *rate_heads, "denoiser forwards", "backwards", "seconds")
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for row in rows:
         name = row.method + (f" ×{row.strength:g}" if row.strength != 1 else "")

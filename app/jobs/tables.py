@@ -105,8 +105,8 @@ def render_status_table(rows: Sequence[tuple[Path, JobSpec | None]]) -> str:
 def render_forecast_table(plan: Plan, forecasts: "Sequence[JobForecast]") -> str:
     """Render every job of a plan with its predicted cost, and the number of teacher caches."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("job", "seed", "fields", "UNet forwards", "backwards", "images", "state", "folder"):
-        table.add_column(name, justify="right" if name in ("seed", "UNet forwards", "backwards", "images") else "left")
+    for name in ("job", "seed", "fields", "denoiser forwards", "backwards", "images", "state", "folder"):
+        table.add_column(name, justify="right" if name in ("seed", "denoiser forwards", "backwards", "images") else "left")
     for spec, f in zip(plan.jobs, forecasts, strict=True):
         fields = ", ".join(f"{k}={v}" for k, v in spec.fields.items())
         state = read_progress(plan.folder(spec)).state
@@ -119,7 +119,7 @@ def render_forecast_table(plan: Plan, forecasts: "Sequence[JobForecast]") -> str
     )
     lines = [
         render_table(table).rstrip(),
-        f"{pluralize(len(forecasts), 'job')} in {plan.out}; {sum(f.forwards for f in forecasts):,} UNet forwards and "
+        f"{pluralize(len(forecasts), 'job')} in {plan.out}; {sum(f.forwards for f in forecasts):,} denoiser forwards and "
         f"{sum(f.backwards for f in forecasts):,} backwards{sharing_text}.",
     ]
     return "\n".join(lines)

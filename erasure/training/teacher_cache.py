@@ -152,7 +152,7 @@ class TeacherCache:
 
 
 def query_cost(query: TeacherQuery, forwards_per_step: int) -> int:
-    """Return the UNet forwards per sample that a query takes; they count even if its result comes from the cache.
+    """Return the denoiser forwards per sample that a query takes; they count even if its result comes from the cache.
 
     Args:
         forwards_per_step: of the model; one that needs a single pass does not predict without a prompt on the way, so it is asked.

@@ -99,7 +99,7 @@ def test_doctor_and_methods(capsys: pytest.CaptureFixture[str]) -> None:
     output = capsys.readouterr().out
     for name in list_modules("erasure.methods"):
         assert f"\n{name}  " in output
-    assert "cost     104 UNet forwards" in output  # uce: the check whether the model knows the concept
+    assert "cost     104 denoiser forwards" in output  # uce: the check whether the model knows the concept
     assert "choose" in output and "changes" in output
     code = main(["doctor"])
     output = capsys.readouterr().out

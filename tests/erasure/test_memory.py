@@ -206,7 +206,7 @@ def test_a_gpu_computes_in_half_precision_with_fp32_masters() -> None:
     assert trained.copies == 2 * trained.count and trained.stored_bytes == 2 * trained.count
     assert work.forward < counts.count_step(model, ESD(region="xattn-kv"), 2)[1].forward
     assert model.denoiser.dtype is torch.float16
-    with pytest.raises(UserError, match="no images of 250 pixels a side; use a multiple of 4"):
+    with pytest.raises(UserError, match="no images of 250 pixels a side; use a multiple of 16"):
         set_resolution(model, 250)
 
 
