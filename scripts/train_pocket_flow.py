@@ -71,7 +71,7 @@ def make_loss(setup: TrainingSetup, latents: Tensor, model: StableDiffusion3, pr
         processor.set_repeats(rng.choice((1, 1, 16, 64, 256)))
         with torch.no_grad():
             cond = model.encode(captions)
-        return (model.predict(model.add_noise(x_0, noise, t), t, cond) - model.target(x_0, noise)).square().mean()
+        return (model.predict(model.add_noise(x_0, noise, t), t, cond) - model.schedule.target(x_0, noise)).square().mean()
 
     return loss
 

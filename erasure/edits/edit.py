@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
+from typing_extensions import Doc
 
 from erasure.config.arguments import check_arguments
 from erasure.config.strength import check_strength
@@ -21,10 +22,11 @@ from erasure.edits.edit_json import EditInfo, read_edit_info, to_edit_record
 from erasure.edits.stacking import build_sampling, stack_of
 from erasure.edits.transaction import replace_stack
 from erasure.errors import UserError, to_one_line, truncate_middle
-from erasure.families.base import LoadedModel
+from erasure.families.base import DiffusionModel
 from erasure.storage.edit_folders import RECORD_FILE, TENSORS_FILE, check_edit_exists
 from erasure.storage.run import canonical_json, write_bytes, write_json
 
+LoadedModel = Annotated[DiffusionModel, Doc("what erasure.load_model returns")]  # of functions that a model must outlive
 CONTROL_CHARS = re.compile("[\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029]+")
 
 

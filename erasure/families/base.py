@@ -3,11 +3,10 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Annotated, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Doc
 
 from erasure.config.choices import Attention, Precision, Region
 from erasure.errors import NotFiniteError, UserError, unknown_value_error
@@ -87,9 +86,9 @@ class DiffusionModel(ABC):
     def tokenize(self, text: str) -> list[int]:
         """Return the token ids of a text, without start and end tokens and without truncation."""
 
-    @abstractmethod
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids; tokenized again, it need not give the same ids."""
+        return str(self.word_tokenizer.decode(list(token_ids)))
 
     @abstractmethod
     def last_token_indices(self, text: str) -> tuple[int, ...]:
@@ -105,9 +104,14 @@ class DiffusionModel(ABC):
         """Return the weights (O, D) that read the conditioning itself, by parameter name, and which part of it each one reads."""
 
     @property
+    def word_tokenizer(self) -> Any:
+        """The tokenizer whose ids `tokenize` and `token_embeddings` speak of."""
+        return self.pipe.tokenizer
+
+    @property
     def special_token_ids(self) -> set[int]:
         """The ids that no text can hold: start, end and padding."""
-        return set(self.pipe.tokenizer.all_special_ids)
+        return set(self.word_tokenizer.all_special_ids)
 
     def encode_for_guidance(self, prompts: Sequence[str]) -> Conditioning:
         """Return the conditioning of B prompts; of an empty one what guidance starts from, which is zeros in some families."""
@@ -159,10 +163,6 @@ class DiffusionModel(ABC):
     def add_noise(self, x_0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """Return x_t (B, C, h, w) of the forward process at times t (B,)."""
         return self.schedule.add_noise(x_0, noise, t)
-
-    def target(self, x_0: Tensor, noise: Tensor) -> Tensor:
-        """Return what `predict` is trained toward (B, C, h, w)."""
-        return self.schedule.target(x_0, noise)
 
     def random_times(self, count: int, generator: torch.Generator | None = None) -> Tensor:
         """Return times (count,) over the whole schedule, uniform, on the model's device."""
@@ -295,6 +295,3 @@ class DiffusionModel(ABC):
     def fingerprint(self) -> str:
         """Return a hash of every editable parameter, in fp16 so that fp16 and fp32 copies of one release agree."""
         return fingerprint(self.networks)
-
-
-LoadedModel = Annotated[DiffusionModel, Doc("what erasure.load_model returns")]  # of functions that a model must outlive

@@ -18,7 +18,7 @@ def images_at_once(model: DiffusionModel, preferred: int) -> int:
     now, so that a resumed run repeats the same batches and hence the same bits.
 
     Args:
-        preferred: the number where memory is no limit.
+        preferred: the number where there is enough memory.
     """
     if model.images_at_once is not None:
         return model.images_at_once

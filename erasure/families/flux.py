@@ -106,15 +106,11 @@ class Flux(DiffusionModel):
         return embeddings.detach().float()
 
     @property
-    def special_token_ids(self) -> set[int]:
-        return set(self.pipe.tokenizer_2.all_special_ids)
+    def word_tokenizer(self) -> Any:
+        return self.pipe.tokenizer_2
 
     def tokenize(self, text: str) -> list[int]:
-        return token_ids_of(self.pipe.tokenizer_2, text)
-
-    def detokenize(self, token_ids: Sequence[int]) -> str:
-        text: str = self.pipe.tokenizer_2.decode(list(token_ids))
-        return text
+        return token_ids_of(self.word_tokenizer, text)
 
     def predict_native(self, x_t: Tensor, t: Tensor, cond: Conditioning, guidance: float) -> Tensor:
         height, width = (side // 2 for side in x_t.shape[-2:])

@@ -99,10 +99,6 @@ class Flux2Klein(DiffusionModel):
     def tokenize(self, text: str) -> list[int]:
         return token_ids_of(self.pipe.tokenizer, text)
 
-    def detokenize(self, token_ids: Sequence[int]) -> str:
-        text: str = self.pipe.tokenizer.decode(list(token_ids))
-        return text
-
     def predict_native(self, x_t: Tensor, t: Tensor, cond: Conditioning, guidance: float) -> Tensor:
         height, width = x_t.shape[-2:]
         rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")

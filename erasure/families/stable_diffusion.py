@@ -72,10 +72,6 @@ class StableDiffusion(DiffusionModel):
     def tokenize(self, text: str) -> list[int]:
         return token_ids_of(self.pipe.tokenizer, expand_embeddings(self.pipe, text, self.pipe.tokenizer))
 
-    def detokenize(self, token_ids: Sequence[int]) -> str:
-        text: str = self.pipe.tokenizer.decode(list(token_ids))
-        return text
-
     def last_token_indices(self, text: str) -> tuple[int, ...]:
         return (min(len(self.tokenize(text)), self.context_length - 2),)
 

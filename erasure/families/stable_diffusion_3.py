@@ -118,10 +118,6 @@ class StableDiffusion3(DiffusionModel):
     def tokenize(self, text: str) -> list[int]:
         return token_ids_of(self.pipe.tokenizer, text)
 
-    def detokenize(self, token_ids: Sequence[int]) -> str:
-        text: str = self.pipe.tokenizer.decode(list(token_ids))
-        return text
-
     def predict_native(self, x_t: Tensor, t: Tensor, cond: Conditioning, guidance: float) -> Tensor:
         with self.autocast(), own_network_call():
             velocity: Tensor = self.pipe.transformer(

@@ -153,4 +153,4 @@ def noise_latents(context: TrainingContext, latents: LatentBatch) -> tuple[Tenso
     """Return x_t (B, C, h, w) for fresh uniform t and fresh noise, with t (B,) and what the model is trained to predict there."""
     noise = torch.randn(latents.x_0.shape).to(latents.x_0)
     t = context.model.random_times(len(noise))
-    return context.model.add_noise(latents.x_0, noise, t), t, context.model.target(latents.x_0, noise)
+    return context.model.add_noise(latents.x_0, noise, t), t, context.model.schedule.target(latents.x_0, noise)

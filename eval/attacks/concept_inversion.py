@@ -93,7 +93,7 @@ class ConceptInversion(PromptAttack):
         t = context.model.random_times(self.batch, generator)
         eps = torch.randn(x_0.shape, generator=generator).to(x_0)
         cond = context.model.encode([context.stripped_prompts[i] for i in chunk], v)
-        return F.mse_loss(context.model.predict(context.model.add_noise(x_0, eps, t), t, cond), context.model.target(x_0, eps))
+        return F.mse_loss(context.model.predict(context.model.add_noise(x_0, eps, t), t, cond), context.model.schedule.target(x_0, eps))
 
     def queries(self, context: AttackContext, chunk: Sequence[int], prepared: Prepared) -> Iterator[AttackQuery]:
         prompts = [context.stripped_prompts[i] for i in chunk]

@@ -109,7 +109,7 @@ class Relearning(WeightAttack):
         x_0, t = latents.x_0[chosen], model.random_times(self.batch, generator)
         eps = torch.randn(x_0.shape, generator=generator).to(x_0)
         cond = model.encode([latents.prompts[i] for i in chosen])
-        return F.mse_loss(model.predict(model.add_noise(x_0, eps, t), t, cond), model.target(x_0, eps))
+        return F.mse_loss(model.predict(model.add_noise(x_0, eps, t), t, cond), model.schedule.target(x_0, eps))
 
     def trainable_parameters(self, context: AttackContext, exit_stack: ExitStack) -> list[nn.Parameter]:
         """Return the parameters to train, in fp32; when `exit_stack` unwinds, the model is restored bit for bit."""

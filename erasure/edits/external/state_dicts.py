@@ -78,8 +78,8 @@ def convert_checkpoint(model: DiffusionModel, source: str, tensors: Mapping[str,
     parts = {CLIP_PREFIX: "text_encoder", OPEN_CLIP_PREFIX: "text_encoder"}
     if "text_encoder_2" in model.networks:
         parts = {XL_CLIP_PREFIX: "text_encoder", XL_OPEN_CLIP_PREFIX: "text_encoder_2"}
-    if foreign := sorted(key for key in tensors if key.startswith(TEXT_PREFIXES) and not key.startswith(tuple(parts))):
-        raise UserError(f"{source} holds {foreign[0]!r}, of a text encoder that {model.source} does not have; give its own base.")
+    if unknown := sorted(key for key in tensors if key.startswith(TEXT_PREFIXES) and not key.startswith(tuple(parts))):
+        raise UserError(f"{source} holds {unknown[0]!r}, of a text encoder that {model.source} does not have; give its own base.")
     if V_MARKER in tensors and pipe.scheduler.config.get("prediction_type") != "v_prediction":
         raise UserError(f"{source} holds {V_MARKER!r}: it predicts v, and {model.source} predicts noise; give its own base.")
     try:

@@ -105,7 +105,7 @@ def test_images_survive_the_latents(model: DiffusionModel) -> None:
 def test_velocity_noise_and_image_are_one(model: DiffusionModel, family: str) -> None:
     x_0, noise = torch.randn(2, 3, *model.latent_shape)
     t = torch.tensor([1, 400, 999])
-    x_t, prediction = model.add_noise(x_0, noise, t), model.target(x_0, noise)
+    x_t, prediction = model.add_noise(x_0, noise, t), model.schedule.target(x_0, noise)
     assert torch.allclose(model.estimate_x0(x_t, prediction, t), x_0, atol=2e-4)
     if family in FLOWS:
         s = t.reshape(-1, 1, 1, 1) / 1000

@@ -55,7 +55,7 @@ def test_a_trajectory_is_what_diffusers_samples(shift: float) -> None:
 
 def test_velocity_noise_and_image_are_one(model: StableDiffusion3) -> None:
     x_0, noise, t = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8), torch.tensor([1.0, 400.0, 1000.0])
-    x_t, v = model.add_noise(x_0, noise, t), model.target(x_0, noise)
+    x_t, v = model.add_noise(x_0, noise, t), model.schedule.target(x_0, noise)
     assert torch.allclose(model.estimate_x0(x_t, v, t), x_0, atol=1e-5)
     assert torch.allclose(x_t + (1 - t.reshape(-1, 1, 1, 1) / 1000) * v, noise, atol=1e-5)  # eps = x_t + (1 - s) v
 
