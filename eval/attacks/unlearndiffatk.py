@@ -99,9 +99,8 @@ def token_gradient(
     sampled = torch.searchsorted(cumulative, uniform * cumulative[..., -1:], right=True).squeeze(-1).clamp(max=distributions.shape[-1] - 1)
     prefix = embeddings[sampled].requires_grad_(True)
     timesteps = torch.full((len(prompts),), t, device=model.device)
-    error = model.predict(model.add_noise(x_0, noise, timesteps), timesteps, model.encode(prompts, prefix)) - model.schedule.target(
-        x_0, noise
-    )
+    prediction = model.predict(model.add_noise(x_0, noise, timesteps), timesteps, model.encode(prompts, prefix))
+    error = prediction - model.schedule.target(x_0, noise)
     (gradient,) = torch.autograd.grad(error.pow(2).flatten(1).mean(1).sum(), prefix)
     if not gradient.isfinite().all():
         raise FloatingPointError(
