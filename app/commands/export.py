@@ -66,7 +66,8 @@ def run_export(command: ExportCommand) -> int:
     if command.push_to_hub:
         check_repo_name(command.push_to_hub)
     edit, out = erasure.Edit.load(command.edit), command.folder()
-    model = erasure.load_model(command.model or edit.info.base["source"], device=command.device)
+    base = edit.info.base
+    model = erasure.load_model(command.model or base["source"], device=command.device, resolution=base.get("resolution"))
     with lock_folder(out, "erasure export"):
         if command.accept_error:
             remove_lora(out, edit)

@@ -218,6 +218,14 @@ def test_shipped_forecasts_are_those_of_the_code() -> None:
     forecast = ModelForecast(model)
     for name in ("esd", "uce", "fia"):
         assert forecast.method(name).peak == pytest.approx(shipped["pocket"].peaks[name], rel=0.02), "run scripts/write_memory_guide.py"
+    cards_of_the_guide = [  # docs/guides/other-models.md
+        smallest_card(peak)
+        for peak in (
+            *(shipped["sdxl"].peaks["uce"], shipped["sdxl"].checkpointed["esd"]),
+            *(shipped["klein-base-4b"].peaks["uce"], shipped["klein-base-4b"].checkpointed["esd"], shipped["flux-dev"].peaks["uce"]),
+        )
+    ]
+    assert cards_of_the_guide == ["from 8 GB", "from 16 GB", "from 16 GB", "from 16 GB", "from 24 GB"]
     published = {"sdxl": 2_567_463_684, "flux-dev": 11_901_408_320, "sd15": 859_520_964}
     for name, count in published.items():
         entry = shipped[name].parameters
