@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Protocol
 
 from erasure.config.choices import Attention, Offload, Precision, VaeMode
+from erasure.errors import UserError
 
 if TYPE_CHECKING:
     from erasure import DiffusionModel
@@ -28,7 +29,14 @@ class ModelOptions(Protocol):
 
 
 def load_with_options(source: str, options: ModelOptions) -> "DiffusionModel":
-    """Load a model as the options of a command say; raises as `erasure.load_model`."""
+    """Load a model as the options of a command say.
+
+    Raises:
+        UserError: a number is out of range, or as `erasure.load_model`.
+    """
+    for flag, value in (("--resolution", options.resolution), ("--images-at-once", options.images_at_once)):
+        if value is not None and not 1 <= value <= 100_000:
+            raise UserError(f"{flag} must be between 1 and 100,000, got {value}.")
     import erasure
 
     return erasure.load_model(

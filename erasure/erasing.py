@@ -160,8 +160,8 @@ def prepare(
     edits, mask = load_edits(after), Path(mask) if mask is not None else None
     check_seed(seed)
     _check_settings(model, method, mask, report_to, gradient_checkpointing)
+    forecast_erasure(model, chosen, method)  # raises for a model that the method does not serve, or a pretraining that cannot run
     job = make_job(model, chosen, method, seed, edits, mask)
-    forecast_erasure(model, chosen, method)  # raises for a pretraining that cannot run
     folder = check_output_folder(Path(out)) if out is not None else run_folder_of(job.to_record())
     Run(folder, job.to_record(), fresh)  # raises if it holds another job
     check_unlocked(folder)
@@ -230,11 +230,15 @@ def _check_settings(model: DiffusionModel, method: Method, mask: Path | None, re
         raise UserError(f"--gradient-checkpointing does not work with {type(method).__name__}, which switches adapters between passes.")
     if isinstance(method, Trained):
         check_optimizer(method.optimizer)
-    method.check_model(model)
 
 
 def forecast_erasure(model: DiffusionModel, concepts: list[Concept], method: Method) -> Cost:
-    """Return the cost of a whole erasure: the method's own and that of the concept check."""
+    """Return the cost of a whole erasure: the method's own and that of the concept check.
+
+    Raises:
+        UserError: The method does not serve the model.
+    """
+    method.check_model(model)
     return method.forecast_cost(model, concepts) + concept_check_cost(model, concepts)
 
 

@@ -45,7 +45,7 @@ class MethodDescription:
             fields: options of the method that take precedence over the recipe.
 
         Raises:
-            UserError: An empty name, an unknown option, or a value that the option does not allow.
+            UserError: An empty name, an unknown option, a value that the option does not allow, or a model that the method does not serve.
         """
         requested, model = parse_concepts(concepts, kind=kind), resolve_model(model)
         method, chosen, _ = configure_method(self.method_class, requested, model.family, fields)

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -44,12 +45,19 @@ RATES = (RateName.UA, RateName.IRA, RateName.CRA)
 STRENGTHS = (0.5, 1.0, 1.5)
 
 
-def erase_in_subprocess(method: str, name: str, kind: ConceptKind, work: Path, model: str = "pocket") -> Path:
-    """Return the run folder of one erasure on a shipped model, made by the command line in its own process."""
-    folder = work / method / name.replace(" ", "-")
+def erase_in_subprocess(
+    method: str, name: str, kind: ConceptKind, work: Path, model: str = "pocket", flags: Sequence[str] = (), label: str = ""
+) -> Path:
+    """Return the run folder of one erasure on a shipped model, made by the command line in its own process.
+
+    Args:
+        flags: options of the method.
+        label: of the folder, where it is not the method's name.
+    """
+    folder = work / (label or method) / name.replace(" ", "-")
     if not (folder / "result.json").exists():
         argv = [sys.executable, "-m", "app.cli", "erase", "--method", method, "--concept", name, "--kind", kind]
-        argv += ["--model", model, "--out", str(folder)]
+        argv += ["--model", model, "--out", str(folder), *flags]
         if method == "sfd_matching":
             argv += ["--generator", str(erase_in_subprocess("sfd", name, kind, work))]
         subprocess.run(argv, check=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)})

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from app.parsing import ModelSource
 from erasure.concept import ConceptKind
+from erasure.errors import UserError
 
 if TYPE_CHECKING:
     from erasure import DiffusionModel
@@ -35,11 +36,15 @@ def run_methods(command: MethodsCommand) -> int:
     print(f"cost of one {command.kind} on {command.model} ({model.family}) with its recipe, including the concept check;")
     print("a backward counts as two forwards\n")
     for method in erasure.list_methods():
-        cost = method.forecast_cost(model, kind=command.kind)
-        duration = format_duration(forward_seconds * (cost.unet_forwards + 2 * cost.unet_backwards))
         print(f"{method.name}  {method.summary}")
         print(f"    changes  {method.changes}")
         print(f"    choose   {method.when}")
+        try:
+            cost = method.forecast_cost(model, kind=command.kind)
+        except UserError as error:
+            print(f"    not here {error}\n")
+            continue
+        duration = format_duration(forward_seconds * (cost.unet_forwards + 2 * cost.unet_backwards))
         print(f"    cost     {cost.unet_forwards:,} denoiser forwards, {cost.unet_backwards:,} backwards, about {duration}\n")
     return 0
 

@@ -86,7 +86,8 @@ def print_model(command: ModelsCommand, released: ReleasedModel | None) -> None:
     print(f"{source}: {type(model).__name__}, family {model.family}, {pixels} x {pixels}, {describe_guidance(model.guidance_kind)}\n")
     print_sizes(model)
     print("\nForecast in GiB: counted on the networks without their weights, not measured on a GPU.")
-    print("A card keeps 1 GiB for the driver and gaps. (c): with --gradient-checkpointing\n")
+    print("A card keeps 1 GiB for the driver and gaps. Batches and what waits in main memory follow the smallest card that is enough.")
+    print("(c): with --gradient-checkpointing. A large model takes a minute or two to count.\n", flush=True)
     print(f"{'':<20}{''.join(f'{head:>9}' for head in SHORT)}{'peak':>8}  {'in':<14}fits, GB")
     forecasts = ModelForecast(model)
     all_forecasts = [forecasts.sampling(command.batch or 1)]
@@ -117,14 +118,14 @@ def print_sizes(model: "DiffusionModel") -> None:
 def print_rows(forecast: "Forecast") -> None:
     """Print a forecast, and the same with gradient checkpointing."""
     if forecast.refusal:
-        print(f"{forecast.name:<20}  does not serve this model")
+        print(f"{forecast.name:<20}  does not serve this model", flush=True)
         return
     for suffix, variant in (("", forecast), (" (c)", forecast.checkpointed)):
         if variant is not None:
             parts = variant.largest.parts(variant.offload)
             cells = "".join(f"{gib(parts[column]) if parts.get(column) else '-':>9}" for column in COLUMNS)
             cards = " ".join(map(str, variant.cards)) or "none"
-            print(f"{forecast.name + suffix:<20}{cells}{gib(variant.peak):>8}  {variant.largest.name:<14}{cards}")
+            print(f"{forecast.name + suffix:<20}{cells}{gib(variant.peak):>8}  {variant.largest.name:<14}{cards}", flush=True)
 
 
 def advise(forecasts: "list[Forecast]") -> Iterator[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
+from annotated_types import Interval
 from typing_extensions import Doc
 
 WORDS: dict[Any, tuple[str, str]] = {  # one value of a type, and the plural without an article
@@ -28,7 +29,7 @@ def describe_type(hint: Any) -> str:
     """Return which values a type hint allows, such as "a list of texts"; the words of a `typing_extensions.Doc` in it come first."""
     if get_origin(hint) is Annotated:
         documented = [extra.documentation for extra in get_args(hint)[1:] if isinstance(extra, Doc)]
-        return documented[0] if documented else describe_type(get_args(hint)[0])
+        return documented[0] if documented else describe_type(get_args(hint)[0]) + _describe_range(get_args(hint)[1:])
     origin = get_origin(hint)
     if origin in (Union, UnionType):
         return _describe_union(list(_members_of(hint)))
@@ -49,6 +50,12 @@ def describe_value(value: object) -> str:
         return SHORT.repr(value)
     except ValueError:  # Python refuses to print whole numbers of more than 4,300 digits
         return "a number of too many digits"
+
+
+def _describe_range(marks: Sequence[object]) -> str:
+    """Return " from 1 to 100" for a range among the marks of a type hint, and nothing otherwise."""
+    ranges = [mark for mark in marks if isinstance(mark, Interval) and mark.ge is not None and mark.le is not None]
+    return f" from {ranges[0].ge:,} to {ranges[0].le:,}" if ranges else ""
 
 
 def _describe_union(members: list[Any]) -> str:

@@ -16,7 +16,7 @@ from erasure.export.lora_file import LORA_FILE, build_lora_metadata, serialize_l
 from erasure.export.lora_names import Factors, check_layout, default_layout, describe_skipped_layers, name_factors
 from erasure.families.base import DiffusionModel
 from erasure.families.parameters import canonical_name
-from erasure.families.pipelines import SINGLE_FILE_MODELS
+from erasure.families.pipelines import FAMILY_PIPELINES, SINGLE_FILE_PIPELINES
 from erasure.storage.run import write_bytes
 
 DEFAULT_RANK = 16  # of edits that are not low-rank factors already
@@ -47,12 +47,17 @@ class LoraReport:
         """The figures in words."""
         return f"carries {self.included} of {self.moved} tensors, error {self.error:.2g} at rank {self.rank}"
 
-    def describe(self) -> str:
-        """Return the figures and, if too much is lost, what the maker of the LoRA can do."""
+    def describe(self, edit: Edit) -> str:
+        """Return the figures and, if too much of the edit is lost, what the maker of the LoRA can do."""
         if self.is_faithful:
             return self.summary
         higher = "" if self.full_rank_error > MAX_ERROR else "a higher --rank loses less; "
-        return f"{self.summary} (more than {MAX_ERROR}); {higher}use --format checkpoint ({SINGLE_FILE_MODELS}) or folder for all of it"
+        return f"{self.summary} (more than {MAX_ERROR}); {higher}use --format {whole_formats(edit)} for all of it"
+
+
+def whole_formats(edit: Edit) -> str:
+    """Return which formats hold all of an edit."""
+    return "checkpoint or folder" if FAMILY_PIPELINES[edit.info.base["family"]] in SINGLE_FILE_PIPELINES else "folder"
 
 
 def to_lora(

@@ -155,10 +155,12 @@ def _describe_refused_encoders(factors: Factors) -> list[str]:
 
 
 def _describe_transformer_as_diffusers(model: DiffusionModel, layers: list[str], outside: list[str]) -> list[str]:
+    if model.family == "pocket-flow":
+        return ["this layout is for diffusers and PEFT; no other program loads pocket-flow"]
     notes = ["this layout is for diffusers, PEFT and ComfyUI; kohya's tools skip it"]
     unmapped = [layer for layer in outside if layer.startswith("time_guidance_embed.") or "_stream_modulation" in layer]
     if unmapped:
-        notes.append(f"ComfyUI skips {len(unmapped)} layers of modulation and time embedding; the layout 'kohya' has them for it")
+        notes.append(f"ComfyUI skips {_share(unmapped, layers)}, of modulation and time embedding; the layout 'kohya' has them for it")
     return notes
 
 
@@ -172,10 +174,17 @@ def _describe_transformer_as_kohya(model: DiffusionModel, layers: list[str], out
             skipped, blocks = [layer for layer in outside if "modulation" in layer or layer == "norm_out.linear"], []
     notes = ["this layout is for ComfyUI and kohya's tools" + (" (musubi-tuner)" if model.family == "flux2-klein" else "")]
     if outside and model.family == "flux2-klein":
-        notes.append(f"musubi-tuner skips {len(outside)} layers outside the blocks")
+        notes.append(f"musubi-tuner skips {_share(outside, layers)}, outside the blocks")
     if skipped:
-        notes.append(f"diffusers skips {len(skipped)} layers outside the blocks; the layout 'diffusers' has them for it")
+        notes.append(f"diffusers skips {_share(skipped, layers)}, outside the blocks; the layout 'diffusers' has them for it")
     width = model.parameters()[f"transformer.{blocks[0]}.weight"].shape[1] if blocks else FLUX_WIDTH
     if width != FLUX_WIDTH:
         notes.append(f"diffusers cannot load it: it knows single blocks of this layout at a width of {FLUX_WIDTH} alone, not {width}")
     return notes
+
+
+def _share(skipped: Sequence[str], layers: Sequence[str]) -> str:
+    """Return in words how many layers of a file a program skips."""
+    if len(skipped) == len(layers):
+        return "all of it without a message"
+    return f"{len(skipped)} of {len(layers)} layers"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from erasure.concept import Concept
 from erasure.edits import Edit, apply_edits
-from erasure.export.lora import MAX_ERROR, LoraReport
+from erasure.export.lora import MAX_ERROR, LoraReport, whole_formats
 from erasure.export.lora_file import LORA_FILE, short_name_of
 from erasure.families.base import DiffusionModel
 from erasure.families.batching import images_at_once
@@ -122,11 +122,10 @@ def describe_usage(edit: Edit, format: str, layout: str) -> list[tuple[str, str]
         return describe_lora_usage(edit, layout)
     pipeline = FAMILY_PIPELINES[edit.info.base["family"]]
     wanted = "checkpoint" if pipeline in SINGLE_FILE_PIPELINES else "lora"
-    convert = (
-        "ComfyUI, A1111, stable-diffusion.cpp" if wanted == "checkpoint" else "ComfyUI",
-        f"they do not read this format; ask for a {'LoRA' if wanted == 'lora' else wanted}, which `erasure export EDIT --format {wanted}` "
-        "makes of the edit itself",
-    )
+    made = f"which `erasure export EDIT --format {wanted}` makes of the edit itself"
+    convert = ("ComfyUI", f"it does not read this format; ask for a LoRA, {made}")
+    if wanted == "checkpoint":
+        convert = ("ComfyUI, A1111, stable-diffusion.cpp", f"they do not read this format; ask for a checkpoint, {made}")
     others = "`checkpoint`, `folder`" if wanted == "checkpoint" else "`folder`"
     own = "OneStepPipeline" if edit.info.product == "one-step" else pipeline
     return {
@@ -163,6 +162,8 @@ def describe_lora_usage(edit: Edit, layout: str) -> list[tuple[str, str]]:
     diffusers = ("diffusers", "`pipe.load_lora_weights(FOLDER)` on the base, at a scale of 1")
     comfyui = ("ComfyUI", f"copy `{LORA_FILE}` to `models/loras/{name}.safetensors`; node Load LoRA, strength_model and strength_clip 1.0")
     others = "they skip most or all of this layout in silence"
+    if family == "pocket-flow":
+        return [diffusers]
     if family in TRANSFORMERS:
         if layout == "diffusers":
             return [diffusers, comfyui, ("kohya's tools", f"{others}; ask for a LoRA in kohya's layout")]
@@ -194,8 +195,7 @@ def describe_merging(family: str, name: str) -> list[tuple[str, str]]:
 
 def describe_fidelity(edit: Edit, lora: LoraReport) -> str:
     """Return a paragraph on how much of the edit the LoRA holds."""
-    whole = "checkpoint or folder" if FAMILY_PIPELINES[edit.info.base["family"]] in SINGLE_FILE_PIPELINES else "folder"
-    loss = "" if lora.is_faithful else f", more than {MAX_ERROR}: a {whole} of the same edit holds all of it"
+    loss = "" if lora.is_faithful else f", more than {MAX_ERROR}: a {whole_formats(edit)} of the same edit holds all of it"
     notes = "".join(f" {escape_markdown(note[0].upper() + note[1:])}." for note in lora.notes)
     return (
         f"This LoRA {escape_markdown(lora.summary)}{loss}. "

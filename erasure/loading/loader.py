@@ -16,11 +16,11 @@ from typing_extensions import Doc
 
 from erasure.config.arguments import check_arguments
 from erasure.config.choices import Attention, Count, Offload, Precision, VaeMode
-from erasure.errors import UserError, is_out_of_memory
+from erasure.errors import AssumptionWarning, UserError, is_out_of_memory
 from erasure.families.base import DiffusionModel
 from erasure.families.pipelines import SINGLE_FILE_PIPELINES
-from erasure.families.placement import place, set_vae_mode
-from erasure.families.resolution import set_resolution
+from erasure.families.placement import TILE_PIXELS, place, set_vae_mode
+from erasure.families.resolution import resolution_of, set_resolution
 from erasure.families.supported_models import check_configs, check_index, spec_of_pipeline
 from erasure.loading.model_files import find_weights, resolve_folder
 from erasure.loading.model_source import check_model_source
@@ -84,6 +84,8 @@ def load_model(
     model.images_at_once = images_at_once
     if resolution is not None:
         set_resolution(model, resolution)
+    if vae == "tiled" and resolution_of(model) <= TILE_PIXELS:
+        AssumptionWarning.warn(f"--vae tiled changes nothing at {resolution_of(model)} pixels: a tile has {TILE_PIXELS}.")
     pipe.set_progress_bar_config(disable=True)
     return model
 

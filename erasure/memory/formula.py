@@ -117,9 +117,10 @@ class Phase:
     def peak(self, offload: Offload = "none") -> int:
         return sum(self.parts(offload).values())
 
-    def need(self, offload: Offload) -> int:
-        """Return the peak that a card must hold: with as few samples as possible."""
-        return self.peak(offload) if self.least is None else replace(self, work=self.least).peak(offload)
+    @property
+    def smallest(self) -> "Phase":
+        """The phase with as few samples at once as possible: what a card must hold."""
+        return self if self.least is None else replace(self, work=self.least, least=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,14 +157,14 @@ class Forecast:
 
     @property
     def largest(self) -> Phase:
-        """The phase that needs most of `card`."""
-        return max(self.phases, key=lambda phase: phase.need(self.offload))
+        """The phase that needs most of `card`, at its smallest."""
+        return max((phase.smallest for phase in self.phases), key=lambda phase: phase.peak(self.offload))
 
     @property
     def peak(self) -> int:
         """Bytes that are needed of `card`."""
-        return self.largest.need(self.offload)
+        return self.largest.peak(self.offload)
 
     def fits(self, card: int) -> bool:
         """Return whether a card with so many GiB is enough."""
-        return not self.refusal and all(phase.need(self.offloads[card]) + RESERVED <= card * GIB for phase in self.phases)
+        return not self.refusal and all(phase.smallest.peak(self.offloads[card]) + RESERVED <= card * GIB for phase in self.phases)

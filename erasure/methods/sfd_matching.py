@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from erasure import prompt_templates
 from erasure.concept import Concept, ConceptKind
 from erasure.config.choices import Count, Region, Steps
+from erasure.errors import UserError
+from erasure.families.base import DiffusionModel
 from erasure.families.cost import Cost
 from erasure.methods.base import OptimizerStep, Trained, TrainingContext, exclude_concepts
 from erasure.pocket import prompts as pocket_prompts
@@ -48,6 +50,14 @@ class SFDMatching(Trained):
     generated_images: Count = 100  # images per concept from the generator
     retain_generated_images: Count = 112  # images of the retain prompts from the generator, in all
     noise_levels: Count = 10  # noise levels per image at which the frozen UNet predicts noise
+
+    def check_model(self, model: DiffusionModel) -> None:
+        super().check_model(model)
+        if model.schedule.predicts != "noise":
+            raise UserError(
+                f"sfd_matching learns from a generator of sfd, which does not serve {model.source}: it predicts the velocity of a flow; "
+                "use esd or salun on it."
+            )
 
     def query(self, concepts: list[Concept], seed: int) -> TeacherQuery:
         return TeacherQuery(

@@ -60,7 +60,7 @@ class TeacherQuery:
             ("--retain-trajectories", self.retain_trajectories, self.retain_prompts, self.retain_images),
         ):
             if self.store != "nothing" and not images and trajectories < len(prompts):
-                raise UserError(f"{trajectories} trajectories cannot cover {len(prompts)} prompts; raise {flag} or give fewer prompts.")
+                raise UserError(f"{len(prompts)} prompts need as many {flag}, got {trajectories}; raise it or give fewer prompts.")
         if self.steps < 1:
             raise UserError(f"a trajectory needs at least 1 step, got --trajectory-steps {self.steps}.")
 

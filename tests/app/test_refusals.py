@@ -281,7 +281,7 @@ def test_too_few_trajectories_are_refused_before_the_model_is_loaded(
     monkeypatch.setattr("erasure.loading.loader.load_model", lambda *_, **__: pytest.fail("it was loaded"))
     for model in ("pocket", str(tiny.save_pipeline(tmp_path / "sd")), "some-org/some-model"):
         complaint = complaint_of(["erase", "--concept", "x", "--model", model, "--trajectories", "2"], capsys)
-        assert "2 trajectories cannot cover" in complaint and "raise --trajectories" in complaint
+        assert "prompts need as many --trajectories, got 2; raise it" in complaint
 
 
 @pytest.mark.parametrize("words", ["jobs run none.yaml", "jobs run-one none.json"])

@@ -172,7 +172,7 @@ def test_edits_underneath_may_be_paths(pocket: erasure.DiffusionModel, tmp_path:
         ({"method": "uce", "mask": "nowhere"}, "UCE trains nothing"),
         ({"method": "sfd", "gradient_checkpointing": True}, "does not work with SFD"),
         ({"report_to": "nowhere"}, "unknown report_to 'nowhere'. Available: mlflow, none"),
-        ({"trajectories": 1}, "1 trajectories cannot cover"),
+        ({"trajectories": 1}, "prompts need as many --trajectories, got 1"),
         ({"model": 3}, "model must be what erasure.load_model returns, or a source such as 'pocket', got 3"),
         ({"model": "safetensor"}, "no model at 'safetensor'"),
         ({"seed": "a"}, "seed must be a whole number, got 'a'"),
@@ -190,7 +190,7 @@ def test_edits_underneath_may_be_paths(pocket: erasure.DiffusionModel, tmp_path:
         ({"method": ["esd"]}, "method must be the name of a method or an erasure.methods.base.Method, got ['esd']"),
         ({"method": ESD}, "got <class 'erasure.methods.esd.ESD'>"),
         ({"method": "salun", "retain_prompts": "a boat"}, "retain_prompts must be a list of texts, got 'a boat'"),
-        ({"method": "sfd", "distill_trajectories": 1}, "1 trajectories cannot cover"),
+        ({"method": "sfd", "distill_trajectories": 1}, "prompts need as many --retain-trajectories, got 1"),
     ],
 )
 def test_a_mistake_is_one_line_before_anything_is_written(

@@ -173,7 +173,7 @@ def test_the_formula_adds_up_what_is_alive_together() -> None:
     update = Phase(name="training", weights=weights, work=Pass(forward=10, backward=20), trained=trained)
     assert update.parts()["activations"] == 400  # Adam
     cache = Phase(name="teacher cache", weights=weights, work=work, least=Pass(forward=100))
-    assert (cache.peak(), cache.need("none"), cache.need("all")) == (6000, 5100, 3100)
+    assert (cache.peak(), cache.smallest.peak(), cache.smallest.peak("all")) == (6000, 5100, 3100)
 
 
 def test_a_card_is_enough_with_the_offload_that_is_chosen_on_it() -> None:

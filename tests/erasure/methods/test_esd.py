@@ -190,7 +190,7 @@ def test_values_out_of_range_are_refused(field: str, value: float, words: str) -
 
 
 def test_too_few_trajectories_for_the_prompts(model: StableDiffusion, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="3 trajectories cannot cover 4"):
+    with pytest.raises(UserError, match="4 prompts need as many --trajectories, got 3"):
         erase(model, CAT, ESD(**{**ESD_FIELDS, "trajectories": 3}), out=tmp_path / "run")
 
 
