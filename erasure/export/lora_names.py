@@ -126,7 +126,7 @@ def describe_skipped_layers(factors: Factors, layout: LoraLayout, model: Diffusi
     notes = _describe_refused_encoders(factors) if layout == "kohya" and model.family not in UNNUMBERED and model.family != "sd3" else []
     if projections:
         skips = "ComfyUI and kohya's tools skip" if layout == "diffusers" else "kohya's tools skip"
-        notes.append(f"{skips} {projections} projections of text encoders")
+        notes.append(f"{skips} {projections} projection{'s' if projections > 1 else ''} of text encoders")
     if model.family in TRANSFORMERS:
         describe = _describe_transformer_as_diffusers if layout == "diffusers" else _describe_transformer_as_kohya
         return describe(model, layers, outside) + notes
@@ -160,7 +160,7 @@ def _describe_transformer_as_diffusers(model: DiffusionModel, layers: list[str],
     notes = ["this layout is for diffusers, PEFT and ComfyUI; kohya's tools skip it"]
     unmapped = [layer for layer in outside if layer.startswith("time_guidance_embed.") or "_stream_modulation" in layer]
     if unmapped:
-        notes.append(f"ComfyUI skips {_share(unmapped, layers)}, of modulation and time embedding; the layout 'kohya' has them for it")
+        notes.append(f"ComfyUI skips {_share(unmapped, layers, 'of modulation and time embedding')}; the layout 'kohya' has them for it")
     return notes
 
 
@@ -174,17 +174,17 @@ def _describe_transformer_as_kohya(model: DiffusionModel, layers: list[str], out
             skipped, blocks = [layer for layer in outside if "modulation" in layer or layer == "norm_out.linear"], []
     notes = ["this layout is for ComfyUI and kohya's tools" + (" (musubi-tuner)" if model.family == "flux2-klein" else "")]
     if outside and model.family == "flux2-klein":
-        notes.append(f"musubi-tuner skips {_share(outside, layers)}, outside the blocks")
+        notes.append(f"musubi-tuner skips {_share(outside, layers, 'outside the blocks')}")
     if skipped:
-        notes.append(f"diffusers skips {_share(skipped, layers)}, outside the blocks; the layout 'diffusers' has them for it")
+        notes.append(f"diffusers skips {_share(skipped, layers, 'outside the blocks')}; the layout 'diffusers' has them for it")
     width = model.parameters()[f"transformer.{blocks[0]}.weight"].shape[1] if blocks else FLUX_WIDTH
     if width != FLUX_WIDTH:
         notes.append(f"diffusers cannot load it: it knows single blocks of this layout at a width of {FLUX_WIDTH} alone, not {width}")
     return notes
 
 
-def _share(skipped: Sequence[str], layers: Sequence[str]) -> str:
-    """Return in words how many layers of a file a program skips."""
+def _share(skipped: Sequence[str], layers: Sequence[str], place: str) -> str:
+    """Return in words which layers of a file a program skips."""
     if len(skipped) == len(layers):
         return "all of it without a message"
-    return f"{len(skipped)} of {len(layers)} layers"
+    return f"{len(skipped)} layer{'s' if len(skipped) > 1 else ''} {place}"

@@ -156,7 +156,7 @@ def test_flux_layers_outside_the_blocks_are_lost_under_kohyas_names(tmp_path: Pa
     edit = synthetic_edits.edit_of_layers(model, lora_targets_of(model) & set(model.parameter_names("text-proj")))
     report = to_lora(model, edit, tmp_path / "lora", layout="kohya")
     assert loss_in_diffusers("flux-dev", edit, tmp_path / "lora") == 1
-    assert report.notes[1] == "diffusers skips 3 layers outside the blocks; the layout 'diffusers' has them for it"
+    assert report.notes[1] == "diffusers skips all of it without a message; the layout 'diffusers' has them for it"
 
 
 SKIPPED: dict[tuple[str, str, LoraLayout], Callable[[str], bool]] = {  # what a program leaves out of an edit of everything
@@ -189,7 +189,7 @@ def test_what_other_programs_change(program: str, layout: LoraLayout, exported: 
 NOTES = {
     ("sdxl", "kohya"): [
         "kohya's merge script skips 6 layers outside the UNet's blocks",
-        "kohya's tools skip 1 projections of text encoders",
+        "kohya's tools skip 1 projection of text encoders",
     ],
     ("sdxl", "diffusers"): [DIFFUSERS_ONLY],
     ("sd3", "kohya"): [f"{COMFYUI_ONLY}; diffusers skips all of it without a message", "kohya's tools skip 2 projections of text encoders"],
