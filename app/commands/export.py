@@ -75,22 +75,22 @@ def run_export(command: ExportCommand) -> int:
             model, edit, command.format, out, rank=command.rank, other_base=command.other_base, layout=command.layout
         )
     print(out)
-    if report is not None and not accept_report(command, edit, report):
+    if report is not None and not accept_report(command, report):
         return EXIT_INCOMPLETE
     if command.push_to_hub:
         upload(command, out)
     return 0
 
 
-def accept_report(command: ExportCommand, edit: "Edit", report: "LoraReport") -> bool:
+def accept_report(command: ExportCommand, report: "LoraReport") -> bool:
     """Print what a LoRA holds of the edit, and return whether that is accepted."""
     for note in report.notes:
         print(note)
     if not report.is_faithful and not command.accept_error:
         suffix = " Nothing was sent." if command.push_to_hub else ""
-        print(f"erasure: the LoRA {report.describe(edit)}; --accept-error takes it as it is.{suffix}", file=sys.stderr)
+        print(f"erasure: the LoRA {report.describe()}; --accept-error takes it as it is.{suffix}", file=sys.stderr)
         return False
-    print(f"the LoRA {report.describe(edit)}")
+    print(f"the LoRA {report.describe()}")
     return True
 
 

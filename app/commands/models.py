@@ -86,8 +86,8 @@ def print_model(command: ModelsCommand, released: ReleasedModel | None) -> None:
     print(f"{source}: {type(model).__name__}, family {model.family}, {pixels} x {pixels}, {describe_guidance(model.guidance_kind)}\n")
     print_sizes(model)
     print("\nForecast in GiB: counted on the networks without their weights, not measured on a GPU.")
-    print("A card keeps 1 GiB for the driver and gaps. Batches and what waits in main memory follow the smallest card that is enough.")
-    print("(c): with --gradient-checkpointing. A large model takes a minute or two to count.\n", flush=True)
+    print("A card keeps 1 GiB for the driver and gaps. Batches, and what waits in main memory, follow the")
+    print("smallest card that is enough. (c): with --gradient-checkpointing. Large models take minutes.\n", flush=True)
     print(f"{'':<20}{''.join(f'{head:>9}' for head in SHORT)}{'peak':>8}  {'in':<14}fits, GB")
     forecasts = ModelForecast(model)
     all_forecasts = [forecasts.sampling(command.batch or 1)]

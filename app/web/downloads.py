@@ -41,7 +41,7 @@ def describe_loss(job: Path, format: str) -> str:
     if format != "lora":
         return ""
     report = read_lora_report(job / "downloads" / format)
-    return "" if report.is_faithful else f"This LoRA {report.describe(Edit.load(job))}. The zip is ready; audit it before you rely on it."
+    return "" if report.is_faithful else f"This LoRA {report.describe()}. The zip is ready; audit it before you rely on it."
 
 
 def make_zip(studio: Studio, job: Path, format: str) -> Path:

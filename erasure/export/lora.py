@@ -36,6 +36,7 @@ class LoraReport:
     error: float  # ||delta - lora||_F / ||delta||_F over all moved parameters, from the fp16 values in the file
     full_rank_error: float  # the same for a LoRA of full rank: the share of norms, biases and embeddings, which no LoRA holds
     notes: tuple[str, ...]  # why the rank differs from the requested one; what some programs skip
+    whole: str  # the formats that hold all of the edit
 
     @property
     def is_faithful(self) -> bool:
@@ -47,17 +48,12 @@ class LoraReport:
         """The figures in words."""
         return f"carries {self.included} of {self.moved} tensors, error {self.error:.2g} at rank {self.rank}"
 
-    def describe(self, edit: Edit) -> str:
-        """Return the figures and, if too much of the edit is lost, what the maker of the LoRA can do."""
+    def describe(self) -> str:
+        """Return the figures and, if too much is lost, what the maker of the LoRA can do."""
         if self.is_faithful:
             return self.summary
         higher = "" if self.full_rank_error > MAX_ERROR else "a higher --rank loses less; "
-        return f"{self.summary} (more than {MAX_ERROR}); {higher}use --format {whole_formats(edit)} for all of it"
-
-
-def whole_formats(edit: Edit) -> str:
-    """Return which formats hold all of an edit."""
-    return "checkpoint or folder" if FAMILY_PIPELINES[edit.info.base["family"]] in SINGLE_FILE_PIPELINES else "folder"
+        return f"{self.summary} (more than {MAX_ERROR}); {higher}use --format {self.whole} for all of it"
 
 
 def to_lora(
@@ -98,7 +94,7 @@ def to_lora(
     ensure_empty_folder(out)
     factors, notes = factorize({name: parameters[name] for name in layer_names}, edit, rank)
     report = measure_lora(parameters, edit, factors, (*notes, *describe_skipped_layers(factors, layout, model)))
-    figures = {f"erasure.{key}": str(getattr(report, key)) for key in ("included", "moved", "error", "full_rank_error")}
+    figures = {f"erasure.{key}": str(getattr(report, key)) for key in ("included", "moved", "error", "full_rank_error", "whole")}
     tensors = name_factors(factors, layout, model)
     write_bytes(out / LORA_FILE, serialize_lora(tensors, {**build_lora_metadata(model, edit, report.rank, layout), **figures}))
     return report
@@ -115,6 +111,7 @@ def read_lora_report(folder: Path) -> LoraReport:
         error=float(fields["erasure.error"]),
         full_rank_error=float(fields["erasure.full_rank_error"]),
         notes=(),
+        whole=fields["erasure.whole"],
     )
 
 
@@ -183,6 +180,7 @@ def measure_lora(base: Mapping[str, Tensor], edit: Edit, factors: Factors, notes
         error=(missed / squared_norm) ** 0.5,
         full_rank_error=(not_targeted / squared_norm) ** 0.5,
         notes=notes,
+        whole="checkpoint or folder" if FAMILY_PIPELINES[edit.info.base["family"]] in SINGLE_FILE_PIPELINES else "folder",
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from erasure.concept import Concept
 from erasure.edits import Edit, apply_edits
-from erasure.export.lora import MAX_ERROR, LoraReport, whole_formats
+from erasure.export.lora import MAX_ERROR, LoraReport
 from erasure.export.lora_file import LORA_FILE, short_name_of
 from erasure.families.base import DiffusionModel
 from erasure.families.batching import images_at_once
@@ -195,7 +195,7 @@ def describe_merging(family: str, name: str) -> list[tuple[str, str]]:
 
 def describe_fidelity(edit: Edit, lora: LoraReport) -> str:
     """Return a paragraph on how much of the edit the LoRA holds."""
-    loss = "" if lora.is_faithful else f", more than {MAX_ERROR}: a {whole_formats(edit)} of the same edit holds all of it"
+    loss = "" if lora.is_faithful else f", more than {MAX_ERROR}: a {lora.whole} of the same edit holds all of it"
     notes = "".join(f" {escape_markdown(note[0].upper() + note[1:])}." for note in lora.notes)
     return (
         f"This LoRA {escape_markdown(lora.summary)}{loss}. "

@@ -145,8 +145,10 @@ def test_options_have_a_command_line(command: AuditCommand) -> None:
 def test_every_option_of_an_audit_can_be_given_to_its_workers() -> None:
     changed = COMMAND_LINES[1]
     same = {f.name for f in fields(AuditCommand) if getattr(changed, f.name) == f.default}
-    assert same == {"action", "attention", "device", "fresh", "prompt_list", "replay"}  # texts like others, and what a worker never gets
+    memory = {"offload", "vae", "resolution", "images_at_once"}
+    assert same == {"action", "attention", "device", "fresh", "prompt_list", "replay", *memory}  # like others, or never a worker's
     more = replace(changed, attention="sdpa", device="cpu", fresh=True, prompt_list="a.csv", replay="hub:a/b/c.csv#x")
+    more = replace(more, offload="all", vae="tiled", resolution=512, images_at_once=3)
     assert parse_command_line(["audit", *to_argv(more)]) == more
 
 

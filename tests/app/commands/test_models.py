@@ -47,7 +47,7 @@ def test_wrong_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "unknown model 'sdlx'. Did you mean 'sdxl'? Available: flux-dev" in complaint_of(["models", "sdlx"], capsys)
     assert "--batch must be between 1 and 100,000, got 0" in complaint_of(["models", "sdxl", "--batch", "0"], capsys)
     assert "name it" in complaint_of(["models", "--batch", "2"], capsys)
-    assert "no images of 100 pixels a side; use a multiple of 8" in complaint_of(["models", "sd15", "--resolution", "100"], capsys)
+    assert "no images of 100 pixels a side; use a multiple of 64" in complaint_of(["models", "sd15", "--resolution", "100"], capsys)
     assert "no model_index.json" in complaint_of(["models", str(tmp_path)], capsys)
     file = tmp_path / "a.safetensors"
     file.touch()

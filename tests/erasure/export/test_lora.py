@@ -256,18 +256,18 @@ def test_rank_one_is_misread_by_one_program(model: StableDiffusion, tmp_path: Pa
 def test_a_loss_above_the_limit_is_reported(model: StableDiffusion, tmp_path: Path) -> None:
     edit = synthetic_edits.trained_edit(model, "xattn", noise=1.0)
     unfaithful = to_lora(model, edit, tmp_path / "a", 4)
-    assert not unfaithful.is_faithful and unfaithful.describe(edit).startswith(
+    assert not unfaithful.is_faithful and unfaithful.describe().startswith(
         f"carries 64 of 80 tensors, error {unfaithful.error:.2g} at rank 4 (more than 0.2); "
     )
-    assert "a higher --rank loses less; use --format checkpoint or folder for all of it" in unfaithful.describe(edit)
-    of_a_flow = replace(edit, info=replace(edit.info, base={**edit.info.base, "family": "pocket-flow"}))
-    assert "use --format folder for all of it" in unfaithful.describe(of_a_flow)
+    assert "a higher --rank loses less; use --format checkpoint or folder for all of it" in unfaithful.describe()
+    assert read_lora_report(tmp_path / "a").describe() == unfaithful.describe()
+    assert "use --format folder for all of it" in replace(unfaithful, whole="folder").describe()
     faithful = to_lora(model, synthetic_edits.trained_edit(model, "xattn", noise=0.01), tmp_path / "b", 16)
-    assert faithful.is_faithful and faithful.full_rank_error < faithful.error < MAX_ERROR and "checkpoint" not in faithful.describe(edit)
+    assert faithful.is_faithful and faithful.full_rank_error < faithful.error < MAX_ERROR and "checkpoint" not in faithful.describe()
     base = model.parameters()
     biases = {name: base[name].detach().half() + (1.0 if name.endswith("bias") else 0.0) for name in model.parameter_names("xattn")}
     without_biases = to_lora(model, synthetic_edits.make_edit(model, biases), tmp_path / "c")
-    assert not without_biases.is_faithful and without_biases.full_rank_error > 0.99 and "--rank" not in without_biases.describe(edit)
+    assert not without_biases.is_faithful and without_biases.full_rank_error > 0.99 and "--rank" not in without_biases.describe()
 
 
 def test_embeddings_and_norms_are_not_in_a_lora(model: StableDiffusion, tmp_path: Path) -> None:

@@ -140,7 +140,15 @@ def test_long_lists_are_folded(edit: Edit, tmp_path: Path) -> None:
 
 
 def test_a_card_explains_how_to_load_the_file(edit: Edit, tmp_path: Path) -> None:
-    report = LoraReport(included=64, moved=80, rank=16, error=0.42, full_rank_error=0.02, notes=("kohya's merge script skips 4 layers",))
+    report = LoraReport(
+        included=64,
+        moved=80,
+        rank=16,
+        error=0.42,
+        full_rank_error=0.02,
+        notes=("kohya's merge script skips 4 layers",),
+        whole="checkpoint or folder",
+    )
     text = write_and_read_card(edit, tmp_path / "lora", lora=report)
     for words in ("load_lora_weights(FOLDER)", "models/loras/", "models/Lora/", "--lora-model-dir", "merge_lora.py", "<lora:van-gogh-uce-"):
         assert words in text
@@ -169,10 +177,11 @@ def test_a_card_offers_a_checkpoint_where_there_is_one(family: str, has_checkpoi
     made_elsewhere = Edit(edit.tensors, replace(edit.info, base=edit.info.base | {"family": family}))
     for export_format in ("edit", "folder", "text-encoder"):
         assert ("checkpoint" in write_and_read_card(made_elsewhere, tmp_path / export_format, export_format)) == has_checkpoint
-    report = LoraReport(included=64, moved=80, rank=16, error=0.42, full_rank_error=0.02, notes=())
+    whole = "checkpoint or folder" if has_checkpoint else "folder"
+    report = LoraReport(included=64, moved=80, rank=16, error=0.42, full_rank_error=0.02, notes=(), whole=whole)
     layout = "kohya" if family == "sdxl" else "diffusers"
     text = write_and_read_card(made_elsewhere, tmp_path / "lora", lora=report, layout=layout)
-    assert f"more than 0.2: a {'checkpoint or folder' if has_checkpoint else 'folder'} of the same edit" in text
+    assert f"more than 0.2: a {whole} of the same edit" in text
 
 
 def test_only_markup_is_escaped() -> None:
@@ -200,7 +209,7 @@ def test_every_image_has_its_prompt_and_seed(edit: Edit, tmp_path: Path) -> None
 
 
 def test_a_card_asks_nothing_of_the_reader_that_only_the_maker_can_do(edit: Edit, tmp_path: Path) -> None:
-    report = LoraReport(included=64, moved=80, rank=16, error=0.42, full_rank_error=0.02, notes=())
+    report = LoraReport(included=64, moved=80, rank=16, error=0.42, full_rank_error=0.02, notes=(), whole="checkpoint or folder")
     for layout in ("kohya", "diffusers"):
         text = write_and_read_card(edit, tmp_path / layout, lora=report, layout=layout)
         assert "--rank" not in text and "--format" not in text and "--layout" not in text
