@@ -41,9 +41,9 @@ from eval.suites.suite import load_suite
 
 SOURCE = "pocket-flow"
 METHODS = ("uce", "esd-first", "salun", "esd", "fia", "negative_prompt", "sld", "advunlearn")  # every method that serves this family
-# ESD's recipe was revised after its results on the held-out concepts; it is measured on five others, named before it ran on them
 STEPS = 150  # of ESD's first recipe, with which regions and losses are compared as well
 FIRST_RECIPE = {"esd-first": ["--region", "xattn", "--steps", str(STEPS)]}
+# ESD's recipe was revised after its results on the held-out concepts; it is measured on five others, chosen before it ran on them
 CONCEPTS = {"esd": UNSEEN["fia"]}
 ATTACKED = ("uce", "esd-first", "esd", "advunlearn")
 WORDINGS = (RateName.UA, RateName.UA_NAMED, RateName.UA_DESCRIBED, RateName.UA_PERTURBED)

@@ -1,5 +1,6 @@
 """How many images a model makes at once: a number for their size, or fewer where a graphics card has too little memory."""
 
+import sys
 from dataclasses import replace
 from weakref import WeakKeyDictionary
 
@@ -25,9 +26,17 @@ def images_at_once(model: DiffusionModel, preferred: int) -> int:
     if model.device.type != "cuda":
         return preferred
     if model not in _peaks:
-        _peaks[model] = measure_peak(model, 1), measure_peak(model, 2)
+        _peaks[model] = measure_peak(model, 1), measure_second(model)
     memory = torch.cuda.get_device_properties(model.device).total_memory
     return fitting_images(memory, *_peaks[model], preferred)
+
+
+def measure_second(model: DiffusionModel) -> int:
+    """Return the peak of two images; where they do not fit, more than any card holds."""
+    try:
+        return measure_peak(model, 2)
+    except torch.OutOfMemoryError:
+        return sys.maxsize
 
 
 def fitting_images(memory: int, one: int, two: int, preferred: int) -> int:

@@ -91,7 +91,7 @@ def test_settings_of_the_pipeline_are_in_the_file(tmp_path: Path) -> None:
 def test_the_names_and_shapes_of_the_release_are_those_that_diffusers_reads() -> None:
     configs = load_released_configs("sdxl")
     parts, file = modules_without_weights(configs), shapes_in_one_file(configs)
-    # sd_xl_base_1.0.safetensors holds 2515 tensors; the two others are no parameters of diffusers' networks: position_ids, logit_scale
+    # sd_xl_base_1.0.safetensors holds 2515 tensors; two more, position_ids and logit_scale, are not in diffusers' networks
     assert len(file) == 2515 - 2
     tensors = {name: torch.empty(shape, device="meta") for name, shape in file.items()}
     clip = {name: value for name, value in tensors.items() if name.startswith("conditioner.embedders.0.")}

@@ -6,6 +6,7 @@ returns to main memory is empty, and the values of a model are not looked at.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from erasure.config.choices import Offload, VaeMode
 from erasure.errors import UserError
-from erasure.families import placement
+from erasure.families import batching, placement
 from erasure.families.base import DiffusionModel
 from erasure.families.batching import fitting_images, images_at_once
 from erasure.families.placement import bring, choose_offload, components_of, place, set_vae_mode, take_turns
@@ -213,3 +214,16 @@ def test_batches_follow_the_card() -> None:
     assert (images_at_once(model, 45), trajectories_at_once(model), batch_size_of(model)) == (3, 3, 3)
     with pytest.raises(UserError, match="images_at_once"):
         load_model("pocket", device="cpu", images_at_once=0)
+
+
+def test_a_card_that_holds_one_image_makes_one_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(_: DiffusionModel, count: int) -> int:
+        if count > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return 6 * GIB
+
+    monkeypatch.setattr(batching, "measure_peak", measure)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=8 * GIB))
+    model = load_model("pocket", device="cpu")
+    model.device = torch.device("cuda")
+    assert images_at_once(model, 45) == 1
