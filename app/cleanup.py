@@ -24,6 +24,7 @@ CACHE_FILES = {
     "tensors": (f"{KEY_PATTERN}.safetensors",),
     "samples": (f"[0-9a-f][0-9a-f]/{KEY_PATTERN}.png",),
     "divergence": (f"{KEY_PATTERN}.json",),
+    "claims": (f".lock-{KEY_PATTERN}*",),  # that killed processes left behind
 }
 PRETRAINING_FILES = ("job.json", "result.json", "train.jsonl", "checkpoint.pt", "pretrained.safetensors", "mask.safetensors")
 ALL_FILES = ("*",)

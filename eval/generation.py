@@ -15,6 +15,7 @@ from tqdm import tqdm
 from erasure.errors import NotFiniteError, UserError
 from erasure.families.base import DiffusionModel
 from erasure.families.batching import images_at_once
+from erasure.storage.claims import claim_in_turn
 from erasure.storage.files import DamagedFile, ensure_folder, is_path_taken, print_message, write_bytes
 from erasure.storage.run import cache_folder, hash_record
 from eval.suites.cases import Case
@@ -63,7 +64,7 @@ def generate_images(
     """Write the missing or damaged images as PNG files into `folder`; return how many had to be generated.
 
     Images are generated in groups of `batch_size_of`, so that a resumed run repeats the same batches and hence the same bits. A cache
-    keyed by content makes a base model's images shared by many audits.
+    keyed by content makes a base model's images shared by many audits, and of audits that run at the same time one makes each group.
 
     Args:
         weights_digest: hash of the model's current weights, edits included.
@@ -77,13 +78,20 @@ def generate_images(
     cache = cache_folder() / "samples" if use_cache else folder / "uncached"
     batch = batch_size_of(model)
     groups = [samples[i : i + batch] for i in range(0, len(samples), batch)][shard[0] :: shard[1]]
+
+    def cache_paths_of(group: Sequence[Sample]) -> list[Path]:
+        return [cache / k[:2] / f"{k}.png" for k in (cache_key(model, weights_digest, suite, sample) for sample in group)]
+
+    def claim_of(group: Sequence[Sample]) -> str | None:
+        is_there = all((folder / sample.file_name).exists() for sample in group) or all(p.exists() for p in cache_paths_of(group))
+        return None if is_there or not use_cache else hash_record([path.stem for path in cache_paths_of(group)])
+
     generated_count = 0
-    for group in tqdm(groups, desc=f"generating {folder.name}", unit="batch"):
+    for group in tqdm(claim_in_turn(groups, claim_of), desc=f"generating {folder.name}", unit="batch", total=len(groups)):
         missing = [sample for sample in group if read_png(folder / sample.file_name) is None]
         if not missing:
             continue
-        keys = [cache_key(model, weights_digest, suite, sample) for sample in group]
-        cache_paths = [cache / k[:2] / f"{k}.png" for k in keys]
+        cache_paths = cache_paths_of(group)
         pngs = [png for path in cache_paths if (png := read_png(path)) is not None]
         if len(pngs) < len(group):
             try:

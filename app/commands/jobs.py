@@ -1,7 +1,6 @@
-"""`erasure jobs`: run plans of many erasures with audits, one after the other, each in its own process."""
+"""`erasure jobs`: plans of many erasures with audits, their state, and a leaderboard. Its action `run` has a module of its own."""
 
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,31 +8,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import tyro
 
-from app.parsing import Switch
+from app.commands.jobs_run import EXIT_OK, RunCommand, run_plan
 from erasure.errors import UserError
 
 if TYPE_CHECKING:
-    from app.jobs.plan import JobSpec, Plan
-    from app.jobs.tables import ProgressTable
-
-EXIT_OK, EXIT_INCOMPLETE = 0, 2
-POLL_SECONDS = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunCommand:
-    """Run the jobs of a plan, each in its own process; complete jobs are skipped. Killed at any point, the same command continues.
-
-    Exit code 0: every job is done and every audit passes (or none was requested). 3: an audit fails. 2: a job is not done, or
-    an audit is incomplete. 4: an audit is inconclusive.
-    """
-
-    words: ClassVar[str] = "jobs run"
-
-    plan: Annotated[Path, tyro.conf.Positional]  # YAML file; its lists multiply
-    dry_run: Switch = False  # print the jobs and their cost, and stop
-    keep_going: Switch = False  # do not stop at the first job that fails
-    retry: Switch = False  # run failed and cancelled jobs again
+    from app.jobs.plan import JobSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,126 +96,6 @@ def run_one(command: RunOneCommand) -> int:
     run_job(command.spec.parent, spec)
     print(f"{command.spec.parent}: done; {summarize_verdicts(load_outcomes(command.spec.parent))}")
     return EXIT_OK
-
-
-def run_plan(command: RunCommand) -> int:
-    """Run the jobs of a plan, or print what they would cost, and return the exit code.
-
-    Raises:
-        UserError: The plan or a suite cannot be used.
-        FolderLocked: Another process works on a job.
-    """
-    from app.jobs import queue
-    from app.jobs.plan import load_plan
-    from app.jobs.tables import ProgressTable, render_forecast_table
-    from erasure.storage.locks import check_unlocked
-
-    plan = load_plan(command.plan)
-    if command.dry_run:
-        from app.jobs.forecast import forecast_jobs
-
-        print(render_forecast_table(plan, forecast_jobs(plan)))
-        return EXIT_OK
-    runnable_states = ("waiting", "interrupted", "broken", *(("failed", "cancelled") if command.retry else ()))
-    pending = [spec for spec in plan.jobs if queue.read_progress(plan.folder(spec)).state in runnable_states]
-    for spec in plan.jobs:
-        check_unlocked(plan.folder(spec))  # fails if another process works on the job
-    for spec in pending:
-        check_suite(spec)
-    for spec in pending:
-        enqueue_again(plan.folder(spec), spec)
-    with ProgressTable(plan) as table:
-        for spec in pending:
-            is_done = run_in_child(plan.folder(spec), spec, table)
-            if not is_done and not command.keep_going:
-                break
-    return print_summary(plan)
-
-
-def enqueue_again(folder: Path, spec: "JobSpec") -> None:
-    """Put a job that is broken, failed or cancelled back into the queue."""
-    from app.jobs import queue
-    from erasure.storage.files import print_message
-
-    progress = queue.read_progress(folder)
-    if progress.state == "broken":
-        print_message(f"{spec.name}: {progress.error} It runs again.")
-        queue.enqueue(folder, spec)
-    if progress.state in queue.STOPPED_STATES:
-        queue.requeue(folder)
-
-
-def run_in_child(folder: Path, spec: "JobSpec", table: "ProgressTable") -> bool:
-    """Run a job in its own process, and return whether it is done; a job that another process has ended meanwhile counts as done.
-
-    Raises:
-        FolderLocked: Another process works on the job.
-    """
-    from app.jobs import queue
-    from erasure.storage.locks import check_unlocked
-
-    queue.enqueue(folder, spec)
-    check_unlocked(folder)
-    if queue.read_progress(folder).state not in ("waiting", "interrupted"):
-        return True
-    child = queue.start_child(folder)
-    try:
-        while child.poll() is None:
-            table.update()
-            time.sleep(POLL_SECONDS)
-    except BaseException:
-        child.terminate()
-        child.wait()
-        raise
-    table.update()
-    if child.returncode:
-        queue.record_exit(folder, child.returncode)
-    is_done = queue.read_progress(folder).state == "done"
-    if child.returncode == EXIT_INCOMPLETE and not is_done:
-        check_unlocked(folder)  # another process may have locked it first
-        print(f"{spec.name}: {queue.last_log_line(folder)}", file=sys.stderr)
-    return is_done
-
-
-def check_suite(spec: "JobSpec") -> None:
-    """Check the suite of a job before the first job starts. What needs the model is checked when the job begins.
-
-    Raises:
-        UserError: The suite does not exist, or lacks a concept or its prompt list.
-    """
-    import eval
-    from eval.suites.formats import check_has_prompts
-
-    if not spec.suite:
-        return
-    try:
-        suite = eval.load_suite(spec.suite)
-        for concept in spec.concepts:
-            suite.find_concept(concept.name)
-        check_has_prompts(suite)
-    except UserError as error:
-        raise UserError(f"job {spec.name}: {error}") from error
-
-
-def print_summary(plan: "Plan") -> int:
-    """Print how many jobs are done, their verdicts, and one line for each that is not done or does not pass. Return the exit code."""
-    from app.jobs.audit_outcomes import load_outcomes, summarize_verdicts, worst_exit_code
-    from app.jobs.queue import read_progress
-
-    progresses = [(spec, read_progress(plan.folder(spec))) for spec in plan.jobs]
-    done = sum(job_progress.state == "done" for _, job_progress in progresses)
-    audits = [(spec, outcome) for spec, _ in progresses for outcome in load_outcomes(plan.folder(spec))]
-    print(f"{plan.out}: {done} of {len(progresses)} jobs done; {summarize_verdicts([outcome for _, outcome in audits])}")
-    for spec, outcome in audits:
-        if outcome.code:
-            prefix = "incomplete, " if outcome.code == EXIT_INCOMPLETE else ""
-            print(f"  {prefix}{outcome.state}: {spec.name}, seed {spec.seed} ({outcome.folder / 'report.html'})", file=sys.stderr)
-    for spec, job_progress in progresses:
-        if job_progress.state != "done":
-            reason = ": " + job_progress.error if job_progress.error else ""
-            retry_hint = "; --retry runs it again" if job_progress.state in ("failed", "cancelled") else ""
-            print(f"  {job_progress.state}: {spec.name}, seed {spec.seed} ({plan.folder(spec)}){reason}{retry_hint}", file=sys.stderr)
-    return worst_exit_code([*(outcome.code for _, outcome in audits), *[EXIT_INCOMPLETE] * (done < len(progresses))])
 
 
 def print_status(command: StatusCommand) -> int:

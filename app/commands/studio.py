@@ -28,6 +28,7 @@ class StudioCommand:
     safety_checker: str = ""  # hub id or folder of a safety checker that hides images; for public pages
     auth: str = ""  # user:password that everyone must give
     device: str = "auto"  # auto, cpu, cuda, cuda:1
+    fleet: str = ""  # run queued jobs on Ray: local (this machine), auto (the cluster here, or of RAY_ADDRESS), or its HOST:PORT
 
 
 def run_studio(command: StudioCommand) -> int:
@@ -41,6 +42,10 @@ def run_studio(command: StudioCommand) -> int:
     login = check_login(command)
     check_output_folder(command.runs)
     listener = listen(command.host, command.port)  # fails before a model is loaded
+    if command.fleet:
+        from app.jobs import cluster
+
+        cluster.connect(command.fleet)
     import erasure
     from app.web.safety import load_safety_checker
     from app.web.studio import Studio
@@ -48,22 +53,23 @@ def run_studio(command: StudioCommand) -> int:
     checker = load_safety_checker(command.safety_checker) if command.safety_checker else None
     local = command.host in LOCAL_HOSTS
     model = erasure.load_model(command.model, device=command.device)
-    serve_studio(Studio(model, command.runs, is_local=local, checker=checker), listener, login)
+    serve_studio(Studio(model, command.runs, is_local=local, checker=checker), listener, login, on_fleet=bool(command.fleet))
     return 0
 
 
-def serve_studio(studio: "Studio", listener: "socket", login: tuple[str, str] | None) -> None:
-    """Serve the page on a socket and run queued jobs until this process is stopped."""
+def serve_studio(studio: "Studio", listener: "socket", login: tuple[str, str] | None, on_fleet: bool = False) -> None:
+    """Serve the page on a socket and run queued jobs until this process is stopped: one after the other, or on the connected cluster."""
     import torch
 
     from app.web import page
+    from app.web.fleet_queue import FleetQueue
     from app.web.queue_worker import QueueWorker
 
     if studio.is_pocket:
         torch.set_num_threads(1)  # 64x64 images are too small to share among threads; two threads were slower
     print("preparing a first erasure" if studio.is_pocket else f"loaded {studio.source}", file=sys.stderr)
     studio.prepare()
-    worker = QueueWorker(studio.root / "jobs")
+    worker = FleetQueue(studio.root / "jobs") if on_fleet else QueueWorker(studio.root / "jobs")
     worker.start()
     try:
         url = page.start_server(page.make_app(page.build_page(studio), local=studio.is_local, login=login), listener)

@@ -1,13 +1,16 @@
-"""The work of a job's own process: erase, then audit."""
+"""The work of a job: erase, then audit; in a process of its own, or stage by stage in the workers of a fleet."""
 
 import time
 import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from app.confirmation import confirm
 from app.jobs.plan import JobSpec
-from app.jobs.queue import read_progress, write_claim
+from app.jobs.queue import JobState, read_progress, write_claim
 from erasure.concept_hints import find_hints
 from erasure.config.registry import load_class
 from erasure.edits import Edit, check_distinct
@@ -18,39 +21,102 @@ from erasure.loading.loader import load_model
 from erasure.methods.base import Method, Trained, TrainingContext
 from erasure.recipes import configure_method
 from erasure.storage.files import is_disk_full, write_checksummed_json
-from erasure.storage.locks import lock_folder
+from erasure.storage.locks import Shard, lock_folder
 from erasure.training.preview import Preview
 from eval.auditing.plan import AuditPlan
-from eval.auditing.run import audit_plan
+from eval.auditing.prepare import prepare_audit
+from eval.auditing.run import audit_plan, generate_and_attack
 from eval.report.html import write_report
 from eval.scoring.judge_scores import check_judges_fit
 from eval.suites.suite import load_suite
 
 
-def run_job(folder: Path, spec: JobSpec) -> None:
+@dataclass(frozen=True)
+class Runner:
+    """What a process that runs jobs brings along."""
+
+    load: Callable[[str], DiffusionModel] = load_model  # from a model's source; a worker of a fleet keeps its last model
+    command: str = "erasure jobs"  # the name under which it locks a job's folder
+
+
+ALONE = Runner()  # a process for one job
+
+
+def run_job(folder: Path, spec: JobSpec, runner: Runner = ALONE, seconds_before: float = 0.0) -> None:
     """Run or resume the job in a folder. Errors are written to error.json and raised.
+
+    Args:
+        runner: of this process.
+        seconds_before: what earlier stages of the job took; they count in done.json.
 
     Raises:
         FolderLocked: Another process works on the job.
         Unfinished: The job was cancelled before it began. There is no error.json, and the same command continues.
     """
-    with lock_folder(folder, "erasure jobs"):
-        state = read_progress(folder).state
-        if state == "cancelled":
-            raise Unfinished(f"{folder.name} was cancelled before it began; `jobs run --retry` or the page's Continue runs it again.")
-        if state != "done":
-            _run_job(folder, spec)
+    with lock_folder(folder, runner.command):
+        if check_stage(folder) == "done":
+            return
+        start = time.monotonic()
+        with record_errors(folder):
+            model = begin_stage(folder, spec, runner)
+            edits = load_edits_of(spec) or [erase_concepts(model, folder, spec)]
+            audits = run_audits(model, folder, spec, edits) if spec.suite else []
+        seconds = round(seconds_before + time.monotonic() - start, 1)
+        write_checksummed_json(folder / "done.json", {"edits": [edit.digest() for edit in edits], "audits": audits, "seconds": seconds})
+        (folder / "claim.json").unlink(missing_ok=True)
 
 
-def _run_job(folder: Path, spec: JobSpec) -> None:
-    """Run the job in a folder that this process has locked."""
-    start = time.monotonic()
+def run_erasure(folder: Path, spec: JobSpec, runner: Runner) -> None:
+    """Run the erasure of a job alone; afterwards the job waits for its audits. Raises as `run_job`."""
+    with lock_folder(folder, runner.command):
+        if check_stage(folder) == "done":
+            return
+        with record_errors(folder):
+            model = begin_stage(folder, spec, runner)
+            if not load_edits_of(spec):
+                erase_concepts(model, folder, spec)
+        (folder / "claim.json").unlink(missing_ok=True)
+
+
+def run_audit_shard(folder: Path, spec: JobSpec, shard: Shard, runner: Runner) -> None:
+    """Generate and attack one shard of a job's audits, after its erasure; `run_job` then finds the images made. Raises as `run_job`."""
+    with lock_folder(folder, runner.command, shard):
+        if check_stage(folder) == "done":
+            return
+        with record_errors(folder):
+            model = begin_stage(folder, spec, runner)
+            edits = load_edits_of(spec) or [Edit.load(folder / "edit")]
+            plans = AuditPlan.for_edits(edits, load_suite(spec.suite), spec.tier)
+            write_claim(folder, "auditing", image_count(plans))
+            for plan, out in zip(plans, audit_folders(folder, plans), strict=True):
+                generate_and_attack(prepare_audit(model, edits, plan, out), shard)
+
+
+def check_stage(folder: Path) -> JobState:
+    """Return the state of a job that this process has locked.
+
+    Raises:
+        Unfinished: The job was cancelled.
+    """
+    state = read_progress(folder).state
+    if state == "cancelled":
+        raise Unfinished(f"{folder.name} was cancelled before it began; `jobs run --retry` or the page's Continue runs it again.")
+    return state
+
+
+def begin_stage(folder: Path, spec: JobSpec, runner: Runner) -> DiffusionModel:
+    """Load the model, and plan the audits, so that a wrong suite, tier or model fails before the erasure."""
+    write_claim(folder, "starting", 0)
+    model = runner.load(spec.model)
+    plan_audits(model, spec)
+    return model
+
+
+@contextmanager
+def record_errors(folder: Path) -> Iterator[None]:
+    """Write the error that ends a job into its folder, unless the same command would continue."""
     try:
-        write_claim(folder, "starting", 0)
-        model = load_model(spec.model)
-        plan_audits(model, spec)  # a wrong suite, tier or model fails before the erasure
-        edits = list(check_distinct([Edit.load(path) for path in spec.edits])) or [erase_concepts(model, folder, spec)]
-        audits = run_audits(model, folder, spec, edits) if spec.suite else []
+        yield
     except Unfinished:
         raise
     except Exception as error:
@@ -61,9 +127,11 @@ def _run_job(folder: Path, spec: JobSpec) -> None:
             folder / "error.json", {"error": message, "trace": "" if isinstance(error, UserError) else traceback.format_exc()}
         )
         raise
-    seconds = round(time.monotonic() - start, 1)
-    write_checksummed_json(folder / "done.json", {"edits": [edit.digest() for edit in edits], "audits": audits, "seconds": seconds})
-    (folder / "claim.json").unlink(missing_ok=True)
+
+
+def load_edits_of(spec: JobSpec) -> list[Edit]:
+    """Return the edits that a job audits instead of erasing; empty for an erasure."""
+    return list(check_distinct([Edit.load(path) for path in spec.edits]))
 
 
 def plan_audits(model: DiffusionModel, spec: JobSpec) -> list[AuditPlan]:
@@ -106,11 +174,20 @@ def erase_concepts(model: DiffusionModel, folder: Path, spec: JobSpec) -> Edit:
 
 
 def run_audits(model: DiffusionModel, folder: Path, spec: JobSpec, edits: list[Edit]) -> list[str]:
+    """Audit, and return the names of the audits' folders."""
     plans = AuditPlan.for_edits(edits, load_suite(spec.suite), spec.tier)
-    write_claim(folder, "auditing", sum(2 * len(plan.samples) for plan in plans))
-    folder_names = []
-    for plan in plans:
-        folder_name = f"audit-{plan.suite.name}-{plan.tier}" + (f"-{plan.axis}" if len(plans) > 1 else "")
-        write_report(folder / folder_name, audit_plan(model, edits, plan, folder / folder_name), plan.suite.gates)
-        folder_names.append(folder_name)
-    return folder_names
+    write_claim(folder, "auditing", image_count(plans))
+    folders = audit_folders(folder, plans)
+    for plan, out in zip(plans, folders, strict=True):
+        write_report(out, audit_plan(model, edits, plan, out), plan.suite.gates)
+    return [out.name for out in folders]
+
+
+def image_count(plans: list[AuditPlan]) -> int:
+    """Return how many images the base and the edited model generate together."""
+    return sum(2 * len(plan.samples) for plan in plans)
+
+
+def audit_folders(folder: Path, plans: list[AuditPlan]) -> list[Path]:
+    """Return the folder of every audit of a job."""
+    return [folder / (f"audit-{plan.suite.name}-{plan.tier}" + (f"-{plan.axis}" if len(plans) > 1 else "")) for plan in plans]

@@ -41,11 +41,12 @@ from erasure.storage.files import (
     to_user_error,
     write_checksummed_json,
 )
-from erasure.storage.locks import LOCK_FILE, LockHolder, holder_of
+from erasure.storage.locks import LOCK_FILE, LockHolder, holder_of, holders_of
 from erasure.storage.processes import this_process
 
 JobState = Literal["waiting", "running", "done", "failed", "interrupted", "cancelled", "broken"]
 STOPPED_STATES = ("failed", "cancelled", "broken")  # run again only when a person asks for it
+FLEET_COMMAND = "erasure jobs run --fleet"  # names a fleet's workers as holders of a job's lock
 EXIT_UNFINISHED = 2  # exit code of a child whose job the same command continues
 
 
@@ -228,45 +229,44 @@ def last_log_line(folder: Path) -> str:
 
 
 def cancel(folder: Path, timeout: float = 10.0) -> None:
-    """Stop the job in a folder. Its files stay, and it can be resumed.
+    """Stop the job in a folder. Its files stay, and it can be resumed. A fleet sees the mark and stops its workers itself.
 
     This function writes the mark before it looks for a lock holder, and a process takes the lock before it looks for the mark. So one of
     the two always sees the other.
 
     Raises:
-        UserError: The job is done or broken, or another machine works on it.
+        UserError: The job is done or broken, or another machine works on it without a fleet.
     """
     job_progress = read_progress(folder)
     if job_progress.state == "done":
         raise UserError(f"{folder.name} is done; there is nothing to cancel.")
     if job_progress.state == "broken":
         raise UserError(f"{folder.name} is broken: {job_progress.error}")
-    _check_local(folder, holder_of(folder))
+    _find_holders_to_stop(folder)
     try:
         (folder / "cancelled").touch()
     except OSError as error:
         raise to_user_error(folder / "cancelled", error) from error
-    lock_holder = _check_local(folder, holder_of(folder))
-    if lock_holder is None:
-        return
-    with suppress(psutil.NoSuchProcess):
-        process = psutil.Process(lock_holder.process.pid)
-        process.terminate()
-        deadline = time.monotonic() + timeout
-        while holder_of(folder) == lock_holder and time.monotonic() < deadline:
-            time.sleep(0.1)
-        if holder_of(folder) == lock_holder:
-            process.kill()
+    for lock_holder in _find_holders_to_stop(folder):
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(lock_holder.process.pid)
+            process.terminate()
+            deadline = time.monotonic() + timeout
+            while lock_holder in holders_of(folder) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            if lock_holder in holders_of(folder):
+                process.kill()
 
 
-def _check_local(folder: Path, lock_holder: LockHolder | None) -> LockHolder | None:
-    """Check that this machine can stop the lock holder, and return it."""
-    if lock_holder:
-        own, other = this_process(), lock_holder.process
+def _find_holders_to_stop(folder: Path) -> list[LockHolder]:
+    """Return the lock holders outside a fleet, after a check that this machine can stop them."""
+    own, holders = this_process(), [holder for holder in holders_of(folder) if holder.command != FLEET_COMMAND]
+    for lock_holder in holders:
+        other = lock_holder.process
         if (other.machine_id, other.pid_namespace) != (own.machine_id, own.pid_namespace):
             hint = f"cancel it there, or delete {folder / LOCK_FILE} if it is gone."
             raise UserError(f"{folder.name} is being worked on by {lock_holder}; {hint}")
-    return lock_holder
+    return holders
 
 
 def find_jobs(root: Path) -> Iterator[tuple[Path, JobSpec | None]]:

@@ -16,6 +16,7 @@ from app.jobs.plan import JobSpec, Plan
 from app.jobs.queue import JobProgress, read_progress
 
 if TYPE_CHECKING:
+    from app.jobs.fleet import Fleet, FleetJob
     from app.jobs.forecast import JobForecast
 
 STATE_COLORS = {
@@ -63,6 +64,62 @@ class ProgressTable:
                     flush=True,
                 )
             self.printed_states[folder] = state
+
+
+class FleetTable:
+    """The workers of a fleet and what each runs: a live table on a terminal, elsewhere one line per job that starts or ends."""
+
+    def __init__(self, fleet: "Fleet", total: int, done: int) -> None:
+        self.fleet, self.total, self.done, self.failed = fleet, total, done, 0
+        self.console = Console(stderr=True)
+        self.live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
+        self.started_jobs: set[Path] = set()
+        self.start_time = time.monotonic()
+
+    def __enter__(self) -> "FleetTable":
+        if self.live:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.live:
+            self.live.stop()
+
+    def update(self, ended: "Sequence[FleetJob]") -> None:
+        """Show what has changed since the last call."""
+        for job in ended:
+            self.done, self.failed = self.done + (job.error is None), self.failed + (job.error is not None)
+            self._print_line(
+                f"{job.spec.name}, seed {job.spec.seed}: {f'{job.error.outcome}: {job.error.message}' if job.error else 'done'}"
+            )
+        for worker in self.fleet.running:
+            if worker.job and worker.info and worker.job.folder not in self.started_jobs:
+                self.started_jobs.add(worker.job.folder)
+                where = f"{worker.info.process.host}, {worker.info.device}"
+                if not self.live:
+                    self._print_line(f"{worker.job.spec.name}, seed {worker.job.spec.seed}: running on {where}")
+        if self.live:
+            self.live.update(self._build(), refresh=True)
+
+    def _print_line(self, text: str) -> None:
+        clock = format_clock(time.monotonic() - self.start_time)
+        self.console.print(f"[{clock}] {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def _build(self) -> Table:
+        waiting = self.fleet.unfinished - len({id(worker.job) for worker in self.fleet.running})
+        caption = f"{self.done} of {self.total} done, {waiting} waiting" + f", {self.failed} not done" * bool(self.failed)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+        for name in ("worker", "process", "device", "model", "job", "seed", "state", "progress", "time", "ETA"):
+            table.add_column(name, justify="right" if name in ("process", "seed", "time", "ETA") else "left")
+        for worker in self.fleet.workers:
+            identity = [worker.info.process.host, str(worker.info.process.pid), worker.info.device] if worker.info else ["starting", "", ""]
+            if worker.job is None or worker.task is None:
+                table.add_row(*identity, worker.model, style="dim")
+                continue
+            name, seed, _, state, *rest = row_cells(worker.job.spec, read_progress(worker.job.folder), worker.job.folder)
+            part = f" {worker.task.shard[0] + 1}/{worker.task.shard[1]}" if worker.task.stage == "shard" else ""
+            table.add_row(*identity, worker.model, name, seed, state + part, *rest)
+        return table
 
 
 def build_job_table(rows: Sequence[tuple[Path, JobSpec | None]], verdicts: bool = False) -> Table:

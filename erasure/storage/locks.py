@@ -77,9 +77,14 @@ class LockHolder:
 
 
 def holder_of(folder: Path) -> LockHolder | None:
-    """Return who is writing into a folder as a whole; None if nobody is, or if the holder has ended."""
-    last = _last_holder(folder / LOCK_FILE)
-    return last if last and not has_ended(last.process) else None
+    """Return who is writing into a folder, as a whole or into a shard of it; None if nobody is, or if the holders have ended."""
+    return next(iter(holders_of(folder)), None)
+
+
+def holders_of(folder: Path) -> list[LockHolder]:
+    """Return who is writing into a folder: one process into the whole, or several into a shard each."""
+    lasts = [_last_holder(path) for path in (folder / LOCK_FILE, *_shard_locks(folder))]
+    return [last for last in lasts if last and not has_ended(last.process)]
 
 
 def check_unlocked(folder: Path) -> None:
@@ -123,6 +128,22 @@ def lock_folder(folder: Path, command: str, shard: Shard | None = None, *, wait:
         for created in created_folders:
             with suppress(OSError):  # something is in it
                 created.rmdir()
+
+
+@contextmanager
+def lock_file(path: Path, command: str) -> Iterator[None]:
+    """Hold a lock file of any name while the block runs; its folder is made, and stays.
+
+    Raises:
+        FolderLocked: somebody else holds it.
+        UserError: it cannot be written.
+    """
+    ensure_folder(path.parent)
+    token = _acquire(path, command)
+    try:
+        yield
+    finally:
+        _release(path, token)
 
 
 def ignore_lock_of(parent_pid: int) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,8 @@ import psutil
 MACHINE_ID = Path("/etc/machine-id")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 UNKNOWN = "unknown"
+
+_ended_marks: set[str] = set()  # of processes of other machines that somebody knows to have ended
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,15 @@ def this_process() -> Process:
     return Process(pid, *host_identity, start_time_of(pid) or UNKNOWN)
 
 
+def count_as_ended(processes: Iterable[Process]) -> None:
+    """Take somebody's word that processes have ended, such as a cluster's that a machine is lost."""
+    _ended_marks.update(process.mark for process in processes)
+
+
 def has_ended(process: Process) -> bool:
     """Return whether a process has certainly ended. One on another machine or in another container counts as running."""
+    if process.mark in _ended_marks:
+        return True
     current = this_process()
     if process.machine_id != current.machine_id:
         return False

@@ -17,6 +17,7 @@ from erasure.edits import Edit, apply_edits
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.families.batching import images_at_once
+from erasure.storage.claims import claim_in_turn
 from erasure.storage.files import ensure_folder
 from erasure.storage.run import cache_folder, hash_record
 from erasure.storage.tensor_files import load_or_make
@@ -54,6 +55,8 @@ def source_digests(query: TeacherQuery) -> dict[str, str]:
 def load_or_fill(model: DiffusionModel, query: TeacherQuery, *, root: Path | None = None, chunk_size: int | None = None) -> TeacherCache:
     """Load the result of a query from disk, or compute it; an interrupted computation continues with the first missing part.
 
+    Of several processes that want the same result, each computes some of the parts.
+
     Args:
         root: the cache folder; None means the default one.
         chunk_size: trajectories computed at once; None means `trajectories_at_once`. Parts are written when complete, so a killed
@@ -64,10 +67,13 @@ def load_or_fill(model: DiffusionModel, query: TeacherQuery, *, root: Path | Non
     trajectory_starts, chunk_size = query.trajectory_starts(), chunk_size or trajectories_at_once(model)
     offsets = range(0, len(trajectory_starts), chunk_size)
     fill = fill_from_trajectories if query.generator is None else fill_from_generator
-    parts = []
-    for offset in tqdm(offsets, desc="teacher cache", unit="part", disable=all(_part_path(folder, other).exists() for other in offsets)):
+    is_filled = all(_part_path(folder, offset).exists() for offset in offsets)
+    turns = claim_in_turn(offsets, lambda offset: None if _part_path(folder, offset).exists() else f"{folder.name}-{offset:05d}")
+    by_offset: dict[int, dict[str, Tensor]] = {}
+    for offset in tqdm(turns, desc="teacher cache", unit="part", total=len(offsets), disable=is_filled):
         chunk_starts = trajectory_starts[offset : offset + chunk_size]
-        parts.append(load_or_make(_part_path(folder, offset), partial(fill, model, query, chunk_starts)))
+        by_offset[offset] = load_or_make(_part_path(folder, offset), partial(fill, model, query, chunk_starts))
+    parts = [by_offset[offset] for offset in offsets]
     parts = parts or [{key: values[0] for key, values in _empty_rows(model).items()}]
     for images, first_index, count in (
         (query.images, 0, len(query.prompt_pairs)),
