@@ -4,9 +4,11 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from app.command_line import command_of, parse_command_line, run_command
+from erasure.config.launcher import is_main_process, process_count
 from erasure.errors import AssumptionWarning, Unfinished, UserError, is_out_of_memory, to_one_line
 
 USAGE_ERROR, INCOMPLETE = 1, 2
@@ -39,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
             return 0
         if argv is None and command_of(options).computes:
             restart_with_environment()
+        if process_count() > 1:
+            check_launched(options.words)
         return run_command(options)
     except UserError as error:
         return report_error(str(error), INCOMPLETE if isinstance(error, Unfinished) else USAGE_ERROR)
@@ -48,9 +52,22 @@ def main(argv: list[str] | None = None) -> int:
     except Exception as error:
         if message := explain_failure(error, sys.argv[1:] if argv is None else argv):
             return report_error(*message)
+        sys.stderr = sys.__stderr__  # also in a process that was told to be silent
         raise  # a bug in this program; show the traceback
     except KeyboardInterrupt:
         return report_error("interrupted; the same command continues where it stood.", INCOMPLETE)
+
+
+def check_launched(words: str) -> None:
+    """Check a command that `accelerate launch` has started in several processes; only the main one talks.
+
+    Raises:
+        UserError: The processes would all do the same work.
+    """
+    if not is_main_process():
+        sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # open until the end
+    if words != "erase":
+        raise UserError(f"several processes can share one `erase`; erasure {words} has --workers or --fleet, or runs in one process.")
 
 
 def restart_with_environment() -> None:

@@ -14,6 +14,7 @@ from erasure.concept_check import WeaklyKnownConcept, check_concepts, concept_ch
 from erasure.concept_hints import find_hints
 from erasure.config.arguments import check_arguments
 from erasure.config.choices import Tracker
+from erasure.config.launcher import is_main_process, process_count
 from erasure.config.seeds import check_seed
 from erasure.edits import Edit, EditSource, apply_edits, load_edits
 from erasure.erasure_job import ErasureJob, make_job
@@ -28,6 +29,7 @@ from erasure.peak_memory import measure_peak_memory, reset_peak_memory
 from erasure.recipes import choose_method
 from erasure.storage.locks import check_unlocked, lock_folder
 from erasure.storage.run import Run, check_output_folder, check_tracker, run_folder_of, write_json
+from erasure.training.data_parallel import follow_main, wait_for_all
 from erasure.training.loop import TrainingOptions
 from erasure.training.method_run import run_method
 from erasure.training.optimizers import check_optimizer
@@ -96,6 +98,8 @@ class Erasure:
     def run(self, watch: Watch | None = None) -> Edit:
         """Make the edit, or continue or load what `out` holds of it; the model stays unchanged.
 
+        Under `accelerate launch` the processes share each batch of the training, and the main one writes.
+
         In the end `out` holds edit.safetensors, edit.json, README.md (a model card with images), timing.json, for trained methods
         train.jsonl and (if there is a mask) mask.safetensors, and finally result.json.
 
@@ -108,6 +112,8 @@ class Erasure:
             FolderLocked: Another process is writing into `out`.
         """
         run = Run(self.out, self.job.to_record(), self.fresh, OUTPUT_FILES)
+        if process_count() > 1:
+            return _run_together(self, run, watch)
         if edit := load_finished_edit(run, verbose=False):
             return edit
         with lock_folder(self.out, "erasure erase"):
@@ -242,17 +248,35 @@ def forecast_erasure(model: DiffusionModel, concepts: list[Concept], method: Met
     return method.forecast_cost(model, concepts) + concept_check_cost(model, concepts)
 
 
-def _make_edit(erasure: Erasure, run: Run, watch: Watch | None) -> Edit:
-    """Do the work of `Erasure.run`, in a folder that this process has locked."""
-    model, concepts, out = erasure.model, list(erasure.concepts), erasure.out
-    options = TrainingOptions(
-        folder=out,
+def _run_together(erasure: Erasure, run: Run, watch: Watch | None) -> Edit:
+    """Do the work of `Erasure.run` in processes that share the training; the main one writes, the others load what it wrote."""
+    device = erasure.model.device
+    is_finished = is_main_process() and load_finished_edit(run, verbose=False) is not None
+    if not follow_main(is_finished, device):
+        if is_main_process():
+            with lock_folder(erasure.out, "erasure erase"):
+                _make_edit(erasure, run, watch)
+        else:
+            with apply_edits(erasure.model, erasure.after):
+                run_method(erasure.model, list(erasure.concepts), erasure.method, _training_options(erasure, None))
+        wait_for_all(device)
+    return Edit.load(erasure.out)
+
+
+def _training_options(erasure: Erasure, watch: Watch | None) -> TrainingOptions:
+    return TrainingOptions(
+        folder=erasure.out,
         seed=erasure.seed,
         report_to=erasure.report_to,
         gradient_checkpointing=erasure.gradient_checkpointing,
         mask=erasure.mask,
         on_step=watch,
     )
+
+
+def _make_edit(erasure: Erasure, run: Run, watch: Watch | None) -> Edit:
+    """Do the work of `Erasure.run`, in a folder that this process has locked."""
+    model, concepts, out, options = erasure.model, list(erasure.concepts), erasure.out, _training_options(erasure, watch)
     with apply_edits(model, erasure.after):
         run.begin()
         reset_peak_memory(model.device)

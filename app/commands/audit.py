@@ -64,7 +64,7 @@ class AuditCommand:
     replay: str = ""  # prompts said to bring the concept back: CSV or JSON (FILE#COLUMN: another column), .txt, or hub:ORG/NAME/FILE
     retrained: tuple[str, ...] = ()  # models retrained without the concept: diffusers folders or .safetensors of their UNets
     keep_images: Literal["all", "none"] = "all"  # none: store only judge scores, and cache no images
-    workers: int = 1  # processes on this machine that share the work; on a CPU about one per core
+    workers: int = 1  # processes on this machine that share the work: one per GPU, or on a CPU about one per core
     shard: str = ""  # i/n: generate and attack only the i-th of n shards, in the same folder; afterwards run once without it
     strength: float = 1.0  # strength of the edits: 0 is the base, 1 the edit as trained; from -10 to 10
     other_base: Switch = False  # apply the edit to a model it was not made on
@@ -234,7 +234,7 @@ def audit_all(command: AuditCommand, prepared: "PreparedAudits") -> int:
 
 
 def run_workers(command: AuditCommand) -> None:
-    """Run every shard of a command in a process of its own.
+    """Run every shard of a command in a process of its own, each on a GPU of its own where there are several.
 
     Raises:
         UserError: A process failed.
@@ -242,4 +242,15 @@ def run_workers(command: AuditCommand) -> None:
     from app.jobs.child_processes import run_shards
 
     count = command.workers
-    run_shards([to_argv(replace(command, workers=1, fresh=False, shard=f"{i}/{count}")) for i in range(1, count + 1)])
+    devices = worker_devices(command.device, count)
+    run_shards(
+        [to_argv(replace(command, workers=1, fresh=False, shard=f"{i}/{count}", device=device)) for i, device in enumerate(devices, 1)]
+    )
+
+
+def worker_devices(device: str, count: int) -> list[str]:
+    """Return the device of each of several workers: the GPUs of this machine in turn, unless one device was asked for."""
+    import torch
+
+    gpus = torch.cuda.device_count()
+    return [f"cuda:{i % gpus}" if gpus and device in ("auto", "cuda") else device for i in range(count)]

@@ -24,7 +24,7 @@ class Conditioning:
         """Return the rows that a slice, an index tensor or a mask selects; like a tensor's, a slice shares memory."""
         if isinstance(rows, int):
             rows = slice(rows, rows + 1 or None)
-        return self._map(lambda part: part[rows])
+        return self.map(lambda part: part[rows])
 
     def __iter__(self) -> Iterator["Conditioning"]:
         """Yield every row as a conditioning of one sample."""
@@ -32,14 +32,15 @@ class Conditioning:
 
     def expand(self, count: int) -> "Conditioning":
         """Return one row repeated for `count` samples, without a copy."""
-        return self._map(lambda part: part.expand(count, *part.shape[1:]))
+        return self.map(lambda part: part.expand(count, *part.shape[1:]))
 
     def zero_rows(self, is_zero: Sequence[bool]) -> "Conditioning":
         """Return a copy whose marked rows are zeros."""
         rows = torch.tensor(is_zero, device=self.sequence.device)
-        return self._map(lambda part: part.masked_fill(rows.reshape(-1, *[1] * (part.ndim - 1)), 0.0))
+        return self.map(lambda part: part.masked_fill(rows.reshape(-1, *[1] * (part.ndim - 1)), 0.0))
 
-    def _map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Conditioning":
+        """Return a conditioning whose tensors a function has changed."""
         return Conditioning(change(self.sequence), None if self.pooled is None else change(self.pooled))
 
 

@@ -16,6 +16,7 @@ from typing_extensions import Doc
 
 from erasure.config.arguments import check_arguments
 from erasure.config.choices import Attention, Count, Offload, Precision, VaeMode
+from erasure.config.launcher import local_rank, process_count
 from erasure.errors import AssumptionWarning, UserError, is_out_of_memory
 from erasure.families.base import DiffusionModel
 from erasure.families.pipelines import SINGLE_FILE_PIPELINES
@@ -217,7 +218,8 @@ def resolve_device(device: str | torch.device) -> torch.device:
         UserError: no such device here, or one that does not compute, such as "meta".
     """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        own_gpu = f"cuda:{local_rank()}" if process_count() > 1 else "cuda"  # of several processes, one each
+        return torch.device(own_gpu if torch.cuda.is_available() else "cpu")
     try:
         resolved = torch.device(device)
     except (RuntimeError, ValueError, TypeError) as error:

@@ -57,7 +57,7 @@ def count_prediction(model: DiffusionModel, samples: int, branches: int = 1) -> 
     with torch.no_grad(), counting(model) as live:
         cond = model.encode([""])
         live.reset_peak()
-        x_t, cond = noise(model, samples), cond.expand(samples * branches)._map(Tensor.contiguous)
+        x_t, cond = noise(model, samples), cond.expand(samples * branches).map(Tensor.contiguous)
         natives = predict(model, torch.cat([x_t] * branches), cond).chunk(branches)
         guided = natives[0] + model.default_guidance * (natives[-1] - natives[0])
         x_t + guided
@@ -93,7 +93,7 @@ def count_step(
             model.denoiser.enable_gradient_checkpointing(partial(checkpoint_block, model.compute_dtype))  # type: ignore[operator]
         try:
             with torch.set_grad_enabled(text_trains):
-                cond = model.encode([""] * samples) if text_trains else model.encode([""]).expand(samples)._map(Tensor.contiguous)
+                cond = model.encode([""] * samples) if text_trains else model.encode([""]).expand(samples).map(Tensor.contiguous)
             if not text_trains:
                 live.reset_peak()
             x_t, target = noise(model, samples), noise(model, samples)

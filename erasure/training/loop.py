@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
+from erasure.config.launcher import is_main_process
 from erasure.config.seeds import derive_seed
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
@@ -23,6 +25,7 @@ from erasure.storage.run import check_tracker
 from erasure.storage.tensor_files import load_state, save_state
 from erasure.training import saliency
 from erasure.training.adapters import load_factors
+from erasure.training.data_parallel import average_gradients, shared_predictions, wait_for_all
 from erasure.training.divergence import all_finite, explain_divergence
 from erasure.training.optimizers import make_optimizer
 from erasure.training.teacher_cache import TeacherCache
@@ -86,28 +89,48 @@ def _run_steps(context: TrainingContext, method: Trained, options: TrainingOptio
             options.mask, saved_mask, {name: p for group in groups.values() for name, p in group.parameters.items()}
         )
     method.prepare(context, groups)
-    if context.masks and not options.mask:
+    wait_for_all(model.device)  # before one writes what another reads
+    writes = is_main_process()
+    if context.masks and not options.mask and writes:
         saliency.save_mask(context.masks, saved_mask)
     first_step = _resume(options, groups, optimizers, context)
-    with (options.folder / "train.jsonl").open("a", buffering=1) as log:
-        progress = tqdm(range(first_step, method.steps), initial=first_step, total=method.steps, desc="erasing", unit="step")
+    wait_for_all(model.device)
+    with (options.folder / "train.jsonl" if writes else Path(os.devnull)).open("a", buffering=1) as log:
+        steps = range(first_step, method.steps)
+        progress = tqdm(steps, initial=first_step, total=method.steps, desc="erasing", unit="step", disable=not writes)
         for step in progress:
             torch.manual_seed(derive_seed(options.seed, step))
-            losses = {}
-            for optimizer_step in method.step(context):
-                losses[optimizer_step.group] = _check_loss(optimizer_step.loss, step, options, context, groups)
-                _apply_step(accelerator, optimizers[optimizer_step.group], groups[optimizer_step.group], optimizer_step, context)
+            losses = _run_step(step, context, method, options, groups, optimizers, accelerator)
             log.write(json.dumps({"step": step, **losses}) + "\n")
             accelerator.log(losses, step=step)
-            if options.on_step:
+            if options.on_step and writes:
                 options.on_step(method, context)
             progress.set_postfix({k: f"{v:.5f}" for k, v in losses.items()}, refresh=False)
-            if (step + 1) % options.checkpoint_every == 0 and step + 1 < method.steps:
+            if (step + 1) % options.checkpoint_every == 0 and step + 1 < method.steps and writes:
                 _save_checkpoint(options, groups, optimizers, context, step + 1)
-    accelerator.end_training()
+    for tracker in accelerator.trackers:  # not end_training, which would also part the processes
+        tracker.finish()
     if options.gradient_checkpointing:
         model.denoiser.disable_gradient_checkpointing()  # type: ignore[operator]
     return context
+
+
+def _run_step(
+    step: int,
+    context: TrainingContext,
+    method: Trained,
+    options: TrainingOptions,
+    groups: dict[str, TrainableGroup],
+    optimizers: dict[str, Any],
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    """Take the optimizer steps of one iteration, and return their losses by group."""
+    losses = {}
+    with shared_predictions(context.model):
+        for optimizer_step in method.step(context):
+            losses[optimizer_step.group] = _check_loss(optimizer_step.loss, step, options, context, groups)
+            _apply_step(accelerator, optimizers[optimizer_step.group], groups[optimizer_step.group], optimizer_step, context)
+    return losses
 
 
 def _load_masks(requested: Path | None, saved: Path, parameters: dict[str, torch.nn.Parameter]) -> dict[str, Tensor]:
@@ -132,6 +155,7 @@ def _apply_step(
     backwards_before = cost.unet_backwards
     accelerator.backward(optimizer_step.loss, inputs=list(trainable_group.parameters.values()))
     cost.sample_gradients += cost.unet_backwards - backwards_before
+    average_gradients(trainable_group.parameters.values())
     for name in trainable_group.parameters.keys() & context.masks.keys():
         if (gradient := trainable_group.parameters[name].grad) is not None:
             gradient.mul_(context.masks[name])
@@ -208,7 +232,8 @@ def _save_checkpoint(
 def _resume(options: TrainingOptions, groups: dict[str, TrainableGroup], optimizers: dict[str, Any], context: TrainingContext) -> int:
     """Load the last checkpoint, cut the log back to it, and return the next step."""
     state = _load_checkpoint(options.folder / "checkpoint.pt", groups)
-    write_bytes(options.folder / "train.jsonl", state["log"].encode() if state else b"")
+    if is_main_process():
+        write_bytes(options.folder / "train.jsonl", state["log"].encode() if state else b"")
     if state is None:
         return 0
     with torch.no_grad():
