@@ -67,7 +67,7 @@ def check_launched(words: str) -> None:
     if not is_main_process():
         sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # open until the end
     if words != "erase":
-        raise UserError(f"several processes can share one `erase`; erasure {words} has --workers or --fleet, or runs in one process.")
+        raise UserError(f"several processes can share one `erase`; start `erasure {words}` in one process.")
 
 
 def restart_with_environment() -> None:

@@ -53,8 +53,10 @@ def run_plan(command: RunCommand) -> int:
     from erasure.storage.locks import check_unlocked
 
     plan = load_plan(command.plan)
-    if command.worker_cores < 1 or (command.worker_cores > 1 and not command.fleet):
-        raise UserError(f"--worker-cores is for --fleet, and at least 1; got {command.worker_cores}.")
+    if command.worker_cores < 1:
+        raise UserError(f"--worker-cores must be at least 1, got {command.worker_cores}.")
+    if command.worker_cores > 1 and not command.fleet:
+        raise UserError("--worker-cores is for --fleet; without one, a job takes all cores.")
     if command.dry_run:
         from app.jobs.forecast import forecast_jobs
 
@@ -89,6 +91,7 @@ def run_on_fleet(command: RunCommand, plan: "Plan", pending: "Sequence[JobSpec]"
     """
     from app.jobs import cluster, fleet, queue
     from app.jobs.tables import FleetTable
+    from erasure.storage.files import print_message
 
     cluster.connect(command.fleet)
     try:
@@ -102,6 +105,8 @@ def run_on_fleet(command: RunCommand, plan: "Plan", pending: "Sequence[JobSpec]"
                 table.update(ended)
                 if not command.keep_going and any(job.error for job in ended):
                     running.drop_waiting()
+        for message in running.lock_messages() if running.unfinished else ():
+            print_message(message)
     finally:
         cluster.disconnect()
 

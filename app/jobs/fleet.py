@@ -43,6 +43,7 @@ class FleetJob:
     losses: int = 0  # workers lost with it
     error: TaskResult | None = None  # of the first stage that did not end well
     locked_by: Process | None = None
+    lock_message: str = ""  # who that is, and what a person can do
     not_before: float = 0.0  # when a job that was locked is tried again
 
 
@@ -118,6 +119,10 @@ class Fleet:
     def is_stuck(self) -> bool:
         """Return whether nothing has happened for a while, since somebody else has locked all the jobs that are left."""
         return not self.running and time.monotonic() - self.last_progress > LOCKED_SECONDS and all(job.locked_by for job, _ in self.waiting)
+
+    def lock_messages(self) -> list[str]:
+        """Return what a person can do about the jobs that somebody else has locked."""
+        return list(dict.fromkeys(job.lock_message for job, _ in self.waiting if job.locked_by))
 
     def drop_waiting(self) -> None:
         """Forget the jobs that no worker has begun; those under way go on."""
@@ -219,7 +224,8 @@ class Fleet:
         job.seconds += result.seconds
         if result.outcome == "locked":
             if job.locked_by is None:
-                print_message(f"waiting: {result.message}")
+                print_message(f"waiting: {result.message.partition(';')[0]}; this job is tried again until it is free.")
+            job.lock_message = result.message
             job.locked_by, job.not_before = result.locked_by, time.monotonic() + RETRY_SECONDS
             self.waiting.append((job, task))
             return None

@@ -100,22 +100,35 @@ def build_skeleton(record: PipelineRecord, source: str, on_gpu: bool = True) -> 
     Raises:
         UserError: configs that fit no supported model.
     """
-    spec = record.spec
     with META:
-        networks = {part: _build_network(spec.networks[part], config) for part, config in record.networks.items()}
+        pipe = assemble_pipeline(record, device=torch.device("cpu"))  # schedules have values, on the CPU
+    return wrap_skeleton(pipe, record.spec, source, on_gpu)
+
+
+def assemble_pipeline(record: PipelineRecord, device: torch.device | None = None) -> Any:
+    """Return a pipeline whose networks are built on torch's default device and in its default dtype, with random weights if it has any.
+
+    Its tokenizers make every text the same ids, so it is there to be measured.
+
+    Args:
+        device: what the pipeline takes for its own device; None: that of its networks.
+    """
+    spec = record.spec
+    networks = {part: _build_network(spec.networks[part], config) for part, config in record.networks.items()}
     tokenizers = {part: BlankTokenizer(_context_of(part, record.networks)) for part in spec.tokenizers}
     absent = dict.fromkeys(part for part in spec.optional if part.replace("tokenizer", "text_encoder") not in networks)
     scheduler = getattr(diffusers, "DDIMScheduler" if spec.schedule == "diffusion" else "FlowMatchEulerDiscreteScheduler")
     pipeline_class = getattr(diffusers, record.pipeline)
     options = {**OMITTED_COMPONENTS, "add_watermarker": False, **record.settings}
     accepted = pipeline_class.__init__.__code__.co_varnames
-    pipe = type(record.pipeline, (pipeline_class,), {"device": torch.device("cpu")})(  # schedules have values, on the CPU
-        **networks,
-        **{**tokenizers, **absent},
-        scheduler=scheduler.from_config(dict(record.scheduler)),
-        **{name: value for name, value in options.items() if name in accepted},
-    )
-    return wrap_skeleton(pipe, spec, source, on_gpu)
+    cls = type(record.pipeline, (pipeline_class,), {"device": device}) if device else pipeline_class
+    with torch.device("cpu"):
+        return cls(
+            **networks,
+            **{**tokenizers, **absent},
+            scheduler=scheduler.from_config(dict(record.scheduler)),
+            **{name: value for name, value in options.items() if name in accepted},
+        )
 
 
 def wrap_skeleton(pipe: Any, spec: PipelineSpec, source: str, on_gpu: bool = True, **options: Any) -> DiffusionModel:

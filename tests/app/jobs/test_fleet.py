@@ -258,7 +258,9 @@ def test_a_lock_of_another_machine_is_named_and_not_waited_for_forever(
     fleet = Fleet(work=note_process)
     fleet.submit(*job)
     assert drive(fleet) == [] and fleet.unfinished == 1
-    assert "on node-7" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert "on node-7" in error and "tried again" in error and "repeat the command" not in error
+    assert "delete" in fleet.lock_messages()[0]
     # Ray's word that the machine is lost, as the driver passes it on
     lost = holders_of(job[0])[0].process
     fleet.ended[lost.mark], fleet.last_progress = lost, time.monotonic()
