@@ -87,7 +87,7 @@ def run_on_fleet(command: RunCommand, plan: "Plan", pending: "Sequence[JobSpec]"
     """Run jobs on the workers of a Ray cluster; after one that is not done no other begins, unless asked to keep going.
 
     Raises:
-        UserError: Ray is missing, there is no such cluster, or no worker can start.
+        UserError: Ray is missing, the cluster cannot be reached, or no worker can start.
     """
     from app.jobs import cluster, fleet, queue
     from app.jobs.tables import FleetTable

@@ -20,7 +20,7 @@ def connect(address: str) -> None:
     """Start a Ray cluster on this machine (local), or connect to one: auto is the one of RAY_ADDRESS or on this machine; or HOST:PORT.
 
     Raises:
-        UserError: Ray is not installed, or there is no such cluster.
+        UserError: Ray is not installed, or the cluster cannot be reached.
     """
     if address not in (LOCAL, AUTO):
         check_reachable(address)

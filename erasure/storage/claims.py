@@ -29,17 +29,16 @@ def claim_in_turn(items: Sequence[T], key_of: Callable[[T], str | None], patienc
         claimed_by_others = []
         for item in left:
             key = key_of(item)
-            if key is None or time.monotonic() - last_progress > patience:
-                yield item
-                continue
             try:
-                with lock_file(claim_path(key), "a claim in the cache"):
+                if key is None or time.monotonic() - last_progress > patience:
                     yield item
+                else:
+                    with lock_file(claim_path(key), "a claim in the cache"):
+                        yield item
+                last_progress = time.monotonic()  # the caller may have taken long to make it
             except FolderLocked:
                 claimed_by_others.append(item)
-        if len(claimed_by_others) < len(left):
-            last_progress = time.monotonic()
-        elif claimed_by_others:
+        if len(claimed_by_others) == len(left):
             time.sleep(POLL_SECONDS)
         left = claimed_by_others
 

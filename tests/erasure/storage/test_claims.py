@@ -54,8 +54,10 @@ def test_what_others_have_claimed_comes_last_and_a_dead_claim_does_not_count(tmp
     plant_lock(claim_path("1"), dead_process())
     holder = hold_claim_in_child("0")
     order = []
-    for item in claim_in_turn([0, 1, 2], str):
+    for item in claim_in_turn([0, 1, 2], str, patience=0.5):
         order.append(item)
+        assert item == 0 or claim_path(str(item)).exists()  # also after one that took longer than the patience
+        time.sleep(0.7 if item == 1 else 0)
         if item == 2:
             holder.kill()
             holder.wait()
