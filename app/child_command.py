@@ -5,7 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # For a checkout that is not installed. The folder comes last on the path, so that an installed package wins.
-START_CODE = "import sys; sys.path.append({root!r}); from {module} import main; sys.exit(main())"
+START_CODE = "import sys; sys.path.append({root!r}); from app.process import run_process; from {module} import main; run_process(main)"
 
 
 def child_argv(module: str, *arguments: str) -> list[str]:

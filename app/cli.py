@@ -5,9 +5,10 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from app.command_line import command_of, parse_command_line, run_command
+from app.process import run_process
 from erasure.config.launcher import is_main_process, process_count
 from erasure.errors import AssumptionWarning, Unfinished, UserError, is_out_of_memory, to_one_line
 
@@ -115,5 +116,10 @@ def format_warning(message: Warning | str, category: type[Warning], *args: Any, 
     )
 
 
+def run() -> NoReturn:
+    """Run the command line of this process, and end the process."""
+    run_process(main)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

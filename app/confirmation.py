@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from erasure.errors import to_one_line
+from erasure.errors import IgnoredGateWarning, to_one_line
 
 
 def confirm(hints: Sequence[str], yes: bool = False) -> bool:
@@ -31,7 +31,6 @@ def print_warning(message: object, *_: Any) -> None:
 def print_warnings() -> Iterator[None]:
     """Print the library's warnings about the input as plain lines, and no other warnings."""
     from erasure.concept_check import WeaklyKnownConcept
-    from erasure.edits.external.lora import IgnoredGateWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

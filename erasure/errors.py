@@ -28,6 +28,10 @@ class Unfinished(UserError):
     """
 
 
+class IgnoredGateWarning(UserWarning):
+    """An adapter that was made for some prompts is applied to every prompt."""
+
+
 class AssumptionWarning(UserWarning):
     """Something the program had to assume or the user should check. The command line prints it as one line."""
 

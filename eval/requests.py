@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from erasure.concept import ConceptKind, parse_concepts
 from erasure.errors import UserError
+from erasure.storage.edit_folders import is_edit_path
 from eval.suites.formats import PromptListSuite, Suite
 from eval.suites.list_reader import PromptList, load_prompt_list, split_column
 from eval.suites.suite import add_prompt_list, load_suite
@@ -76,7 +77,6 @@ def resolve_edits(
         UserError: there is no edit; one cannot be read or is duplicated; or an external erasure comes without a claim.
     """
     from erasure.edits import Edit, check_distinct
-    from erasure.edits.external.external_edit import is_edit_path, load_external
 
     if not edits:
         raise UserError("audit needs the folder of an edit: erasure audit runs/NAME.")
@@ -87,6 +87,8 @@ def resolve_edits(
         elif is_edit_path(str(source)) or not (may_be_remote or Path(source).exists()):
             resolved.append(Edit.load(source))
         elif claim:
+            from erasure.edits.external.external_edit import load_external
+
             resolved.append(load_external(model, str(source), parse_concepts(claim[1], kind=claim[0])))
         else:
             raise UserError(f"{source} was not made by `erasure erase`; to audit it give --concept as well.")
@@ -116,7 +118,6 @@ def load_model_and_edits(
         UserError: as `resolve_edits`; an external erasure lacks the flags to audit it; or a concept is given for edits that record theirs.
     """
     from erasure.edits import load_edits
-    from erasure.edits.external.external_edit import is_edit_path
 
     claim = (kind, concept) if concept else suite_target
     external_paths = [path for path in paths if not is_edit_path(str(path))]

@@ -1,5 +1,7 @@
+import gc
 import os
 
+gc.set_threshold(100_000, *gc.get_threshold()[1:])  # as in app.process: the libraries create millions of objects that stay
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub's client, which reads it once
 from collections.abc import Iterator
 from functools import partial

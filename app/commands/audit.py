@@ -14,6 +14,7 @@ from app.commands.audit_compare import AuditCompareCommand, compare_audits
 from app.commands.audit_images import AuditImagesCommand, audit_images
 from app.commands.audit_report import AuditReportCommand, print_audit, rewrite_report
 from app.commands.audit_sequence import AuditSequenceCommand, run_sequence
+from app.jobs.child_processes import ShardProcesses, as_one_of, start_shard_processes
 from app.model_options import load_with_options
 from app.parsing import ModelSource, Switch, check_edits_exist, to_argv
 from erasure.concept import ConceptKind
@@ -83,8 +84,9 @@ def run_audit(command: AuditCommand) -> int:
         check_nothing_before(command, command.action.words)
         return run_action(command.action)
     check_before_torch(command)
-    prepared = prepare(command)
-    return audit_shard(command, prepared) if command.shard else audit_all(command, prepared)
+    with start_shard_processes(command.workers - 1) as others:
+        prepared = prepare(command)
+        return audit_shard(command, prepared) if command.shard else audit_all(command, prepared, others)
 
 
 def check_nothing_before(command: AuditCommand, action: str) -> None:
@@ -220,12 +222,12 @@ def audit_shard(command: AuditCommand, prepared: "PreparedAudits") -> int:
     return 0
 
 
-def audit_all(command: AuditCommand, prepared: "PreparedAudits") -> int:
+def audit_all(command: AuditCommand, prepared: "PreparedAudits", others: ShardProcesses) -> int:
     """Audit, with several processes for the slow part if they are asked for, and report. Return the exit code of the worst verdict."""
     with prepared.lock():
         if command.workers > 1:
             prepared = prepared.begin()
-            run_workers(command)
+            share_work(command, prepared, others)
         audited = prepared.run()
     for result in audited.results:
         for pair in result.edit_overlaps:
@@ -233,19 +235,19 @@ def audit_all(command: AuditCommand, prepared: "PreparedAudits") -> int:
     return print_audit(audited)
 
 
-def run_workers(command: AuditCommand) -> None:
-    """Run every shard of a command in a process of its own, each on a GPU of its own where there are several.
+def share_work(command: AuditCommand, prepared: "PreparedAudits", others: ShardProcesses) -> None:
+    """Do the first shard here and the rest in other processes, each on a GPU of its own where there are several.
 
     Raises:
         UserError: A process failed.
     """
-    from app.jobs.child_processes import run_shards
-
     count = command.workers
     devices = worker_devices(command.device, count)
-    run_shards(
-        [to_argv(replace(command, workers=1, fresh=False, shard=f"{i}/{count}", device=device)) for i, device in enumerate(devices, 1)]
-    )
+    shards = [replace(command, workers=1, fresh=False, shard=f"{i}/{count}", device=device) for i, device in enumerate(devices, 1)]
+    others.begin([to_argv(shard) for shard in shards[1:]])
+    with as_one_of(count):
+        prepared.generate((0, count))
+    others.wait()
 
 
 def worker_devices(device: str, count: int) -> list[str]:

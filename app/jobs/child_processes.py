@@ -1,42 +1,86 @@
-"""Run the long part of an audit in several processes on this machine; each takes a shard, as with --shard."""
+"""Processes that share the long part of an audit on this machine; each takes a shard, as with --shard, and this one takes the first."""
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import IO
 
 from app.child_command import child_argv
 from erasure.errors import UserError
 
 
-def run_shards(shards: Sequence[Sequence[str]]) -> None:
-    """Run `erasure audit` with each of several argument lists, one shard each, in a process of its own; return when all are done.
+@dataclass(frozen=True)
+class ShardProcesses:
+    """Processes that have loaded their libraries, or are about to, and wait for their shard.
 
-    The first process shows its progress. The output of the others is shown if they fail. All end with this process, even if it is killed.
-
-    Raises:
-        UserError: A process failed. Finished work stays.
+    Attributes:
+        processes: without this one.
+        stderr_file: what all of them print.
     """
-    workers = len(shards)
-    threads = max(1, len(os.sched_getaffinity(0)) // workers) if hasattr(os, "sched_getaffinity") else 1
-    env = {"OMP_NUM_THREADS": str(threads), **os.environ}
+
+    processes: Sequence["subprocess.Popen[str]"]
+    stderr_file: IO[str]
+
+    def begin(self, shards: Sequence[Sequence[str]]) -> None:
+        """Let each process run `erasure audit` with its own arguments."""
+        for process, arguments in zip(self.processes, shards, strict=True):
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):  # it has ended; `wait` says so
+                process.stdin.write(json.dumps(["audit", *arguments]) + "\n")
+                process.stdin.flush()
+
+    def wait(self) -> None:
+        """Return when all shards are done.
+
+        Raises:
+            UserError: A process failed. Finished work stays.
+        """
+        codes = [process.wait() for process in self.processes]
+        if any(codes):
+            self.stderr_file.seek(0)
+            sys.stderr.write("".join(self.stderr_file.readlines()[-20:]))
+            raise UserError(f"{sum(map(bool, codes))} of {len(codes) + 1} workers failed; the same command continues with what is done.")
+
+
+@contextmanager
+def start_shard_processes(count: int) -> Iterator[ShardProcesses]:
+    """Start processes that load their libraries while this one prepares; all end with the block, or with this process if it is killed."""
+    env = {"OMP_NUM_THREADS": str(threads_of(count + 1)), **os.environ}
+    argv = child_argv("app.shard_process", str(os.getpid()))
     with tempfile.TemporaryFile("w+") as stderr_file:
-        processes = []
-        for i, arguments in enumerate(shards, 1):
-            child = child_argv("app.shard_process", str(os.getpid()), "audit", *arguments)
-            processes.append(subprocess.Popen(child, env=env, stdout=subprocess.DEVNULL, stderr=None if i == 1 else stderr_file))
+        options = {"env": env, "stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": stderr_file, "text": True}
+        processes = [subprocess.Popen(argv, **options) for _ in range(count)]  # type: ignore[call-overload]
         try:
-            codes = [process.wait() for process in processes]
+            yield ShardProcesses(processes, stderr_file)
         finally:
             for process in processes:
                 process.kill()  # does nothing to processes that have ended
-        stderr_file.seek(0)
-        if any(codes):
-            sys.stderr.write("".join(stderr_file.readlines()[-20:]))
-            raise UserError(f"{sum(map(bool, codes))} of {workers} workers failed; the same command continues with what is done.")
+
+
+def threads_of(workers: int) -> int:
+    """Return the threads of each of several processes that share the cores of this process."""
+    return max(1, len(os.sched_getaffinity(0)) // workers) if hasattr(os, "sched_getaffinity") else 1
+
+
+@contextmanager
+def as_one_of(workers: int) -> Iterator[None]:
+    """Compute with as many threads as each of the other workers has."""
+    import torch
+
+    before = torch.get_num_threads()
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(threads_of(workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def exit_with_parent(parent_pid: int) -> None:

@@ -13,6 +13,14 @@ CARD_TITLE = re.compile(r"^# (.+, erased with .+)$", re.MULTILINE)  # erasure.ex
 MAX_CARD_CHARS = 100_000
 
 
+def is_edit_path(path: str) -> bool:
+    """Return whether a path is an edit of this project, not an external erasure."""
+    edit_path = Path(path)
+    return (edit_path / RECORD_FILE).is_file() or (
+        edit_path.name in (TENSORS_FILE, RECORD_FILE) and (edit_path.parent / RECORD_FILE).is_file()
+    )
+
+
 def check_edit_exists(folder: Path) -> None:
     """Check that a folder holds both files of an edit.
 

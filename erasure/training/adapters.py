@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from torch import nn
 
 from erasure.edits.deltas import DOWN, UP
@@ -25,6 +24,8 @@ def add_adapters(model: DiffusionModel, region: str, rank: int, names: Sequence[
     Raises:
         UserError: The region is unknown or has no linear or convolution layer of the denoiser.
     """
+    from peft import LoraConfig  # peft takes seconds to load
+
     denoiser: Any = model.denoiser
     prefix = next(iter(model.networks))
     parameter_names = set(model.parameter_names(region))

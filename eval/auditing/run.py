@@ -88,7 +88,9 @@ def generate_and_attack(prepared: PreparedAudit, shard: Shard = SINGLE_SHARD) ->
             check_unlocked(out)  # another shard at work there would lose its images
         run.begin()
         generated_counts = {}
-        for stack in prepared.stacks:
+        for turn, stack in enumerate(prepared.stacks):
+            # a turn further for each model, or the first shard would get the odd batch of all of them
+            share = ((shard[0] + turn) % shard[1], shard[1])
             with apply_edits(model, stack.edits, options.other_base, stack.strength):
                 generated_counts[str(stack.model)] = generate_images(
                     model,
@@ -96,7 +98,7 @@ def generate_and_attack(prepared: PreparedAudit, shard: Shard = SINGLE_SHARD) ->
                     prepared.plan.suite,
                     prepared.plan.samples,
                     out / "images" / str(stack.model),
-                    shard=shard,
+                    shard=share,
                     use_cache=options.keep_images == "all",
                 )
         if prepared.attack_run is not None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from erasure.edits import Edit
-from erasure.edits.external.external_edit import load_external
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.storage.files import ensure_folder, is_path_taken, print_message, read_checksummed_json, write_checksummed_json
@@ -38,6 +37,10 @@ def load_retrained(model: DiffusionModel, sources: Sequence[str], targets: Seque
             raise UserError(
                 f"{source} was trained without {left_out}, this audit asks about {', '.join(targets)}; give models retrained without that."
             )
+    if not sources:
+        return ()
+    from erasure.edits.external.external_edit import load_external
+
     return tuple(load_external(model, source, []) for source in sources)
 
 

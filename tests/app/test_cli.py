@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import save_file
 
 from app.cli import main
-from app.jobs.child_processes import run_shards
+from app.jobs.child_processes import start_shard_processes
 from erasure.config.registry import list_modules
 from erasure.errors import UserError
 from erasure.loading.loader import POCKET_FOLDER
@@ -189,9 +189,15 @@ def test_a_reader_that_goes_away_leaves_no_traceback() -> None:
 
 
 def test_workers_that_fail_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(UserError, match="2 of 2 workers failed"):
-        run_shards([["--shard", f"{i}/2", str(tmp_path / "none")] for i in (1, 2)])
+    with start_shard_processes(2) as others, pytest.raises(UserError, match="2 of 3 workers failed"):
+        others.begin([["--shard", f"{i}/3", str(tmp_path / "none")] for i in (2, 3)])
+        others.wait()
     assert "no edit" in capsys.readouterr().err
+    with start_shard_processes(1) as others, pytest.raises(UserError, match="1 of 2 workers failed"):
+        others.processes[0].kill()
+        others.processes[0].wait()
+        others.begin([["--shard", "2/2", str(tmp_path / "none")]])  # to a process that has ended
+        others.wait()
     assert "cannot be given with --shard" in complaint_of(["audit", str(tmp_path), "--workers", "2", "--shard", "1/2"], capsys)
     assert "from 1 to" in complaint_of(["audit", str(tmp_path), "--workers", "0"], capsys)
     assert "from 1 to" in complaint_of(["audit", str(tmp_path), "--workers", "100000"], capsys)

@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from peft.utils.other import get_pattern_key
 from pydantic import BaseModel, ValidationError
 
 from erasure.errors import UserError
@@ -69,6 +68,8 @@ class AdapterConfig(BaseModel, frozen=True):
 
 def _match_pattern(pattern: Mapping[str, float], names: Iterable[str], default: float) -> float:
     """Return the value of the first key, as PEFT matches keys, that fits one of the names."""
+    from peft.utils.other import get_pattern_key  # peft takes seconds to load
+
     for name in names:
         if (key := get_pattern_key(list(pattern), name)) in pattern:
             return pattern[key]

@@ -31,20 +31,11 @@ from erasure.families.supported_models import check_configs, check_index, check_
 from erasure.loading.loader import first_line_of, read_index
 from erasure.loading.model_files import list_model_files, load_component, resolve_folder
 from erasure.loading.model_source import is_hub_id
-from erasure.storage.edit_folders import RECORD_FILE, TENSORS_FILE
 from erasure.storage.run import read_json
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS, LORA_FILE = "adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors"
 PEFT_PREFIX = "base_model.model."
 READABLE = "a diffusers folder or hub id, a folder with a UNet, a text encoder or a PEFT adapter, a LoRA, or a .safetensors file"
-
-
-def is_edit_path(path: str) -> bool:
-    """Return whether a path is an edit of this project, not an external erasure."""
-    edit_path = Path(path)
-    return (edit_path / RECORD_FILE).is_file() or (
-        edit_path.name in (TENSORS_FILE, RECORD_FILE) and (edit_path.parent / RECORD_FILE).is_file()
-    )
 
 
 def load_external(model: DiffusionModel, source: str, concepts: Sequence[Concept]) -> Edit:

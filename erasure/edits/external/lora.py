@@ -15,12 +15,8 @@ from erasure.edits.deltas import DOWN, UP
 from erasure.edits.external.adapter_config import AdapterConfig
 from erasure.edits.external.lora_keys import LoraLayer, group_by_layer
 from erasure.edits.external.lora_spellings import layers_of
-from erasure.errors import UserError
+from erasure.errors import IgnoredGateWarning, UserError
 from erasure.families.base import DiffusionModel
-
-
-class IgnoredGateWarning(UserWarning):
-    """An adapter that was made for some prompts is applied to every prompt."""
 
 
 def read_factors(

@@ -9,11 +9,12 @@ from safetensors.torch import load_file, save_file
 from erasure import export
 from erasure.concept import Concept
 from erasure.edits import Edit, apply_edits
-from erasure.edits.external.external_edit import is_edit_path, load_external
+from erasure.edits.external.external_edit import load_external
 from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Method
+from erasure.storage.edit_folders import is_edit_path
 from tests import tiny
 from tests.command_line import run_words
 from tests.factories import small_method

@@ -11,8 +11,7 @@ from safetensors.torch import save_file
 
 from erasure.concept import Concept
 from erasure.edits.external.external_edit import load_external
-from erasure.edits.external.lora import IgnoredGateWarning
-from erasure.errors import UserError
+from erasure.errors import IgnoredGateWarning, UserError
 from erasure.families.stable_diffusion import StableDiffusion
 from tests import tiny
 from tests.lora_files import ATTENTION, Weights, our_changes, save_peft_folder
