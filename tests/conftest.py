@@ -1,8 +1,7 @@
-import gc
 import os
 
-gc.set_threshold(100_000, *gc.get_threshold()[1:])  # as in app.process: the libraries create millions of objects that stay
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub's client, which reads it once
+import gc
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +13,8 @@ from erasure.edits import Edit
 from erasure.export import model_card
 from erasure.families.stable_diffusion import StableDiffusion
 from tests import tiny
+
+gc.set_threshold(100_000, *gc.get_threshold()[1:])  # as in app.process: the libraries create millions of objects that stay
 
 
 @pytest.fixture(autouse=True)

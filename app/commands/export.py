@@ -69,7 +69,7 @@ def run_export(command: ExportCommand) -> int:
     base = edit.info.base
     model = erasure.load_model(command.model or base["source"], device=command.device, resolution=base.get("resolution"))
     with lock_folder(out, "erasure export"):
-        if command.accept_error:
+        if replaces_lora(command):
             remove_lora(out, edit)
         report = erasure.export_edit(
             model, edit, command.format, out, rank=command.rank, other_base=command.other_base, layout=command.layout
@@ -117,8 +117,22 @@ def is_lora_folder(folder: Path) -> bool:
     )
 
 
+def replaces_lora(command: ExportCommand) -> bool:
+    """Return whether an export may take the folder of an earlier LoRA: where that one lost too much, or its error is accepted now."""
+    out = command.folder()
+    return command.format == "lora" and out.is_dir() and is_lora_folder(out) and (command.accept_error or lost_too_much(out))
+
+
+def lost_too_much(folder: Path) -> bool:
+    """Return whether the card of a LoRA says that its error is above the bound."""
+    from erasure.export.lora import MAX_ERROR
+
+    card = folder / "README.md"
+    return card.is_file() and f"(more than {MAX_ERROR})" in card.read_text(encoding="utf-8", errors="replace").replace("\\", "")
+
+
 def remove_lora(folder: Path, edit: "Edit") -> None:
-    """Remove the LoRA that an earlier run of the command wrote, because its error is accepted now.
+    """Remove the LoRA that an earlier run of the command wrote.
 
     Raises:
         UserError: The LoRA there is not of this edit.
@@ -155,7 +169,7 @@ def check_flags(command: ExportCommand) -> None:
     if command.rank is not None and command.rank < 1:
         raise UserError(f"--rank must be at least 1, got {command.rank}.")
     out = command.folder()
-    if not (command.accept_error and out.is_dir() and is_lora_folder(out)):
+    if not replaces_lora(command):
         check_unoccupied(out)
     for flag, is_given in {"--private": command.private, "--dry-run": command.dry_run}.items():
         if is_given and not command.push_to_hub:

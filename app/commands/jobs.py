@@ -119,8 +119,8 @@ def print_status(command: StatusCommand) -> int:
         raise UserError(f"no job below {command.path}; name a plan, or the folder that its jobs are in.")
     print(render_status_table(rows))
     for folder, _ in rows:
-        if (job_progress := read_progress(folder)).state == "broken":
-            print(f"broken: {folder}: {job_progress.error}", file=sys.stderr)
+        if (job_progress := read_progress(folder)).state in ("failed", "broken"):
+            print(f"{job_progress.state}: {folder}: {job_progress.error}", file=sys.stderr)
     return EXIT_OK
 
 

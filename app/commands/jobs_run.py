@@ -1,5 +1,6 @@
 """`erasure jobs run`: the jobs of a plan, each in its own process, or on the workers of a fleet."""
 
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ class RunCommand:
     dry_run: Switch = False  # print the jobs and their cost, and stop
     keep_going: Switch = False  # do not stop at the first job that fails
     retry: Switch = False  # run failed and cancelled jobs again
-    fleet: str = ""  # run them on Ray: local (this machine), auto (the cluster here, or of RAY_ADDRESS), or its HOST:PORT
+    fleet: str | None = None  # run them on Ray: local (this machine), auto (the cluster here, or of RAY_ADDRESS), or its HOST:PORT
     worker_cores: int = 1  # with --fleet, cores of each worker where the cluster has no GPU; otherwise one GPU each
 
 
@@ -53,37 +54,53 @@ def run_plan(command: RunCommand) -> int:
     from erasure.storage.locks import check_unlocked
 
     plan = load_plan(command.plan)
-    if command.worker_cores < 1:
-        raise UserError(f"--worker-cores must be at least 1, got {command.worker_cores}.")
-    if command.worker_cores > 1 and not command.fleet:
-        raise UserError("--worker-cores is for --fleet; without one, a job takes all cores.")
+    check_fleet(command)
     if command.dry_run:
         from app.jobs.forecast import forecast_jobs
 
         print(render_forecast_table(plan, forecast_jobs(plan)))
         return EXIT_OK
     runnable_states = ("waiting", "interrupted", "broken", *(("failed", "cancelled") if command.retry else ()))
-    if command.fleet:  # workers outlive a killed driver for a moment, so a fleet waits for jobs that others work on
+    if command.fleet is not None:  # workers outlive a killed driver for a moment, so a fleet waits for jobs that others work on
         runnable_states += ("running",)
     pending = [spec for spec in plan.jobs if queue.read_progress(plan.folder(spec)).state in runnable_states]
-    for spec in plan.jobs if not command.fleet else ():
+    for spec in plan.jobs if command.fleet is None else ():
         check_unlocked(plan.folder(spec))  # fails if another process works on the job
     for spec in pending:
         check_suite(spec)
     for spec in pending:
         enqueue_again(plan.folder(spec), spec)
-    if command.fleet:
-        run_on_fleet(command, plan, pending)
-        return print_summary(plan)
+    if command.fleet is not None:
+        run_on_fleet(command, command.fleet, plan, pending)
+        return print_summary(plan, command.keep_going)
     with ProgressTable(plan) as table:
         for spec in pending:
             is_done = run_in_child(plan.folder(spec), spec, table)
             if not is_done and not command.keep_going:
                 break
-    return print_summary(plan)
+    return print_summary(plan, command.keep_going)
 
 
-def run_on_fleet(command: RunCommand, plan: "Plan", pending: "Sequence[JobSpec]") -> None:
+def check_fleet(command: RunCommand) -> None:
+    """Check the address of the fleet and the cores of its workers, without a connection.
+
+    Raises:
+        UserError: One of them cannot be used.
+    """
+    from app.jobs import cluster
+
+    if command.worker_cores < 1:
+        raise UserError(f"--worker-cores must be at least 1, got {command.worker_cores}.")
+    if command.fleet is None:
+        if command.worker_cores > 1:
+            raise UserError("--worker-cores is for --fleet; without one, a job takes all cores.")
+        return
+    cluster.check_address(command.fleet)
+    if command.fleet == cluster.LOCAL and command.worker_cores > (cores := os.cpu_count() or 1):
+        raise UserError(f"--worker-cores {command.worker_cores} is more than this machine has; it has {cores}.")
+
+
+def run_on_fleet(command: RunCommand, address: str, plan: "Plan", pending: "Sequence[JobSpec]") -> None:
     """Run jobs on the workers of a Ray cluster; after one that is not done no other begins, unless asked to keep going.
 
     Raises:
@@ -93,7 +110,7 @@ def run_on_fleet(command: RunCommand, plan: "Plan", pending: "Sequence[JobSpec]"
     from app.jobs.tables import FleetTable
     from erasure.storage.files import print_message
 
-    cluster.connect(command.fleet)
+    cluster.connect(address)
     try:
         running = fleet.Fleet(cores=command.worker_cores)
         for spec in pending:
@@ -176,7 +193,7 @@ def check_suite(spec: "JobSpec") -> None:
         raise UserError(f"job {spec.name}: {error}") from error
 
 
-def print_summary(plan: "Plan") -> int:
+def print_summary(plan: "Plan", kept_going: bool) -> int:
     """Print how many jobs are done, their verdicts, and one line for each that is not done or does not pass. Return the exit code."""
     from app.jobs.audit_outcomes import load_outcomes, summarize_verdicts, worst_exit_code
     from app.jobs.queue import read_progress
@@ -191,7 +208,10 @@ def print_summary(plan: "Plan") -> int:
             print(f"  {prefix}{outcome.state}: {spec.name}, seed {spec.seed} ({outcome.folder / 'report.html'})", file=sys.stderr)
     for spec, job_progress in progresses:
         if job_progress.state != "done":
-            reason = ": " + job_progress.error if job_progress.error else ""
+            reason = ": " + job_progress.error.rstrip(".") if job_progress.error else ""
             retry_hint = "; --retry runs it again" if job_progress.state in ("failed", "cancelled") else ""
             print(f"  {job_progress.state}: {spec.name}, seed {spec.seed} ({plan.folder(spec)}){reason}{retry_hint}", file=sys.stderr)
+    states = [job_progress.state for _, job_progress in progresses]
+    if "failed" in states and "waiting" in states and not kept_going:
+        print("  the first failure stopped the plan; --keep-going runs the jobs behind it", file=sys.stderr)
     return worst_exit_code([*(outcome.code for _, outcome in audits), *[EXIT_INCOMPLETE] * (done < len(progresses))])

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
@@ -10,6 +11,7 @@ import tyro
 from erasure.errors import UserError, unknown_value_error
 from erasure.families.released_models import RELEASED, ReleasedModel, find_released
 from erasure.loading.model_source import is_hub_id, is_local_path
+from erasure.storage.edit_folders import RECORD_FILE, is_edit_path
 
 if TYPE_CHECKING:
     from erasure.families.base import DiffusionModel
@@ -45,6 +47,12 @@ def run_models(command: ModelsCommand) -> int:
             raise UserError("--batch and --resolution are for one model; name it, as in erasure models sdxl --batch 2.")
         print_list()
         return 0
+    if is_edit_path(command.model):
+        from erasure.edits.edit_json import read_edit_info
+
+        path = Path(command.model)
+        base = read_edit_info((path if path.is_dir() else path.parent) / RECORD_FILE)[0].base["source"]
+        raise UserError(f"{command.model} is an edit, not a model; erasure models {base} shows the model that it was made on.")
     released = find_released(command.model)
     if not (released or is_local_path(command.model) or is_hub_id(command.model)):
         raise unknown_value_error("model", command.model, [model.name for model in RELEASED])

@@ -28,7 +28,7 @@ class StudioCommand:
     safety_checker: str = ""  # hub id or folder of a safety checker that hides images; for public pages
     auth: str = ""  # user:password that everyone must give
     device: str = "auto"  # auto, cpu, cuda, cuda:1
-    fleet: str = ""  # run queued jobs on Ray: local (this machine), auto (the cluster here, or of RAY_ADDRESS), or its HOST:PORT
+    fleet: str | None = None  # run queued jobs on Ray: local (this machine), auto (the cluster here, or of RAY_ADDRESS), or its HOST:PORT
 
 
 def run_studio(command: StudioCommand) -> int:
@@ -42,7 +42,7 @@ def run_studio(command: StudioCommand) -> int:
     login = check_login(command)
     check_output_folder(command.runs)
     listener = listen(command.host, command.port)  # fails before a model is loaded
-    if command.fleet:
+    if command.fleet is not None:
         from app.jobs import cluster
 
         cluster.connect(command.fleet)
@@ -53,7 +53,7 @@ def run_studio(command: StudioCommand) -> int:
     checker = load_safety_checker(command.safety_checker) if command.safety_checker else None
     local = command.host in LOCAL_HOSTS
     model = erasure.load_model(command.model, device=command.device)
-    serve_studio(Studio(model, command.runs, is_local=local, checker=checker), listener, login, on_fleet=bool(command.fleet))
+    serve_studio(Studio(model, command.runs, is_local=local, checker=checker), listener, login, on_fleet=command.fleet is not None)
     return 0
 
 

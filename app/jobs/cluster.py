@@ -22,6 +22,7 @@ def connect(address: str) -> None:
     Raises:
         UserError: Ray is not installed, or the cluster cannot be reached.
     """
+    check_address(address)
     if address not in (LOCAL, AUTO):
         check_reachable(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -54,15 +55,24 @@ def choose_authentication(address: str) -> None:
         os.environ["RAY_AUTH_MODE"] = "token"  # Ray itself does this for a cluster that it finds on this machine, and for no other
 
 
+def check_address(address: str) -> None:
+    """Check that an address is local, auto or HOST:PORT.
+
+    Raises:
+        UserError: It is none of them.
+    """
+    host, _, port = address.rpartition(":")
+    if address not in (LOCAL, AUTO) and not (host and port.isdecimal() and "/" not in host):
+        raise UserError(f"--fleet takes local, auto, or the HOST:PORT of a Ray cluster that this machine is part of; got {address!r}.")
+
+
 def check_reachable(address: str) -> None:
     """Check that something answers at HOST:PORT; Ray itself would try for minutes.
 
     Raises:
-        UserError: Nothing does, or it is not HOST:PORT.
+        UserError: Nothing does.
     """
     host, _, port = address.rpartition(":")
-    if not (host and port.isdecimal() and "/" not in host):
-        raise UserError(f"--fleet takes local, auto, or the HOST:PORT of a Ray cluster that this machine is part of; got {address!r}.")
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:

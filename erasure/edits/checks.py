@@ -63,8 +63,8 @@ def check_edit_fits(edit: "Edit", pipe: Any) -> None:
     spec, made_on = spec_of_pipeline(pipe), FAMILY_PIPELINES.get(edit.info.base["family"])
     if made_on and PIPELINES[made_on] != spec:
         raise UserError(
-            f"the edit was made on a {PIPELINES[made_on].models} model ({edit.info.base['source']}); this {type(pipe).__name__} is one of "
-            f"{spec.models}."
+            f"{edit.name} was made on a {PIPELINES[made_on].models} model ({edit.info.base['source']}); this {type(pipe).__name__} is one "
+            f"of {spec.models}. On the command line --model {edit.info.base['source']} is its model. Edits of two models do not go together."
         )
     pipe_parameters = named_parameters(networks)
     if any(p.is_meta for p in pipe_parameters.values()):
@@ -74,7 +74,7 @@ def check_edit_fits(edit: "Edit", pipe: Any) -> None:
         if shape is None or not deltas.fits_shape(edit.tensors, name, shape):
             hints = " ".join(find_obstacles(pipe))
             raise UserError(
-                f"the edit does not fit this model: {name} is {shape or 'missing'} here and has another size in the edit "
+                f"{edit.name} does not fit this model: {name} is {shape or 'missing'} here and has another size in the edit "
                 f"(made on {edit.info.base['source']}).{' ' if hints else ''}{hints}"
             )
     if edit.info.product == "one-step":
@@ -110,7 +110,7 @@ def check_base(edit: "Edit", pipe: Any, other_base: bool) -> None:
             ["", *(find_obstacles(pipe) or ["Training, or a LoRA fused and unfused, makes another base too: load it again then."])]
         )
         raise UserError(
-            f"the edit was made on another base ({base['source']}, {base['fingerprint'][:12]}; this one is {actual[:12]}).{hints} "
+            f"{edit.name} was made on another base ({base['source']}, {base['fingerprint'][:12]}; this one is {actual[:12]}).{hints} "
             "--other-base, in Python other_base=True, applies it all the same."
         )
 

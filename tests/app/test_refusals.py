@@ -22,6 +22,7 @@ from erasure.methods.base import Method
 from erasure.storage.run import check_output_folder
 from tests import tiny
 from tests.command_line import complaint_of, replace_command
+from tests.factories import write_small_plan
 
 LONG, DIGITS = "x" * 5000, "9" * 5000
 WITHOUT_TORCH = [
@@ -97,6 +98,18 @@ def test_wrong_arguments_do_not_wait_for_torch() -> None:
     ]
     done = subprocess.run([sys.executable, "-c", code], input=json.dumps([*WITHOUT_TORCH, *helps]), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_fleet_that_cannot_be_is_refused_before_a_cluster_starts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = str(write_small_plan(tmp_path))
+    for words, message in (
+        (["--fleet", ""], "--fleet takes local, auto, or the HOST:PORT of a Ray cluster that this machine is part of; got ''"),
+        (["--fleet", "head", "--dry-run"], "got 'head'"),
+        (["--fleet", "local", "--worker-cores", "10000"], "--worker-cores 10000 is more than this machine has"),
+        (["--worker-cores", "2"], "--worker-cores is for --fleet"),
+    ):
+        assert message in complaint_of(["jobs", "run", plan, *words], capsys), words
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,7 +40,7 @@ def test_a_model_of_another_size_is_told_before_its_concepts(model: StableDiffus
 
 
 def test_the_model_may_be_its_source(neon_edit: Edit, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the edit does not fit this model"):  # so pocket was loaded
+    with pytest.raises(UserError, match="does not fit this model"):  # so pocket was loaded
         eval.prepare_audit("pocket", neon_edit)
     with pytest.raises(UserError, match=r"model must be what erasure.load_model returns, or a source such as 'pocket', got"):
         eval.prepare_audit(3, neon_edit)  # type: ignore[arg-type]

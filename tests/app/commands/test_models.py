@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from app.cli import main
+from erasure.edits import Edit
 from erasure.families.released_models import RELEASED
 from tests import tiny
 from tests.command_line import complaint_of
@@ -41,6 +42,11 @@ def test_one_model_from_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture
     for word in ("unet", "text_encoder", "xattn-kv", "sampling", "esd (c)", "uce", "float16"):
         assert f"\n{word}" in output or word in output, word
     assert max(len(line) for line in output.splitlines()[1:]) <= 100
+
+
+def test_an_edit_is_told_from_a_model(neon_edit: Edit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for path in (tmp_path / "edit", tmp_path / "edit" / "edit.json"):
+        assert f"{path} is an edit, not a model; erasure models tiny shows" in complaint_of(["models", str(path)], capsys)
 
 
 def test_wrong_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -69,9 +69,13 @@ def test_a_failed_job_is_named_and_runs_again_on_request(tmp_path: Path, capfd: 
     bad, good = (plan.folder(spec) for spec in plan.jobs)
     assert "at step" in queue.read_progress(bad).error
     assert queue.read_progress(good).state == "waiting"
-    assert "failed: neon" in capfd.readouterr().err
+    error = capfd.readouterr().err
+    assert "failed: neon" in error and ".;" not in error and "--keep-going runs the jobs behind it" in error
+    assert run_words("jobs", "status", str(path)) == 0
+    assert f"failed: {bad}: the loss is " in capfd.readouterr().err
     assert run_words("jobs", "run", str(path), "--keep-going") == 2
     assert queue.read_progress(good).state == "done"
+    assert "--keep-going" not in capfd.readouterr().err
     first = (bad / "error.json").stat().st_mtime_ns
     assert run_words("jobs", "run", str(path), "--retry") == 2
     assert (bad / "error.json").stat().st_mtime_ns > first
