@@ -64,7 +64,7 @@ def check_edit_fits(edit: "Edit", pipe: Any) -> None:
     if made_on and PIPELINES[made_on] != spec:
         raise UserError(
             f"{edit.name} was made on a {PIPELINES[made_on].models} model ({edit.info.base['source']}); this {type(pipe).__name__} is one "
-            f"of {spec.models}. On the command line --model {edit.info.base['source']} is its model. Edits of two models do not go together."
+            f"of {spec.models}. On the command line --model {edit.info.base['source']} is its model. Two models' edits do not combine."
         )
     pipe_parameters = named_parameters(networks)
     if any(p.is_meta for p in pipe_parameters.values()):
