@@ -22,6 +22,7 @@ from app.commands.export import ExportCommand, run_export
 from app.commands.jobs import JobsCommand, run_jobs
 from app.commands.methods import MethodsCommand, run_methods
 from app.commands.models import ModelsCommand, run_models
+from app.commands.serve import ServeCommand, run_serve
 from app.commands.studio import StudioCommand, run_studio
 from app.parse_errors import NoCommand, UnknownWords, explain_unknown_words
 from app.parsing import PROGRAM, HelpPrinted, Switch, flag_of, is_positional, parse, parse_known, print_help
@@ -54,6 +55,7 @@ COMMANDS: dict[str, Command[Any]] = {
     ),
     "jobs": Command(JobsCommand, run_jobs, "run plans of many erasures and audits; status and leaderboard", computes=True),
     "studio": Command(StudioCommand, run_studio, "serve the web page: compare, erase, audit, leaderboard", computes=True),
+    "serve": Command(ServeCommand, run_serve, "serve a model with edits as an images API, for red-team tools", computes=True),
     "demo": Command(DemoCommand, run_demo, "erase a style from the shipped pocket model, audit it and write a report", computes=True),
     "methods": Command(MethodsCommand, run_methods, "list the erasure methods"),
     "models": Command(ModelsCommand, run_models, "list the supported models, and which graphics card is enough for what"),

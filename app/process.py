@@ -22,14 +22,13 @@ def run_process(main: Callable[[], int]) -> NoReturn:
 
 
 def end_process(code: int) -> NoReturn:
-    """End this process without taking its modules apart: threads are joined, exit handlers run and output is flushed as at any end."""
-    for thread in threading.enumerate():
-        if thread is not threading.main_thread() and not thread.daemon:
-            thread.join()
+    """End this process without taking its modules apart: threads end, exit handlers run and output is flushed as at any end."""
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons, as Python itself does
     atexit._run_exitfuncs()
-    try:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-    except (BrokenPipeError, ValueError):  # the reader has closed, or the stream is closed
-        code = code or 1
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:  # closed by whoever started this process
+                stream.flush()
+        except (OSError, ValueError):  # its reader has closed, the disk is full, or it is closed
+            code = code or 1
     os._exit(code)

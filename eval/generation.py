@@ -105,7 +105,7 @@ def generate_images(
         for sample, png in zip(group, pngs, strict=True):
             if sample in missing:
                 write_bytes(folder / sample.file_name, png)
-    if not use_cache:
+    if not use_cache and shard[1] == 1:  # others may still be writing there
         shutil.rmtree(cache, ignore_errors=True)
     return generated_count
 

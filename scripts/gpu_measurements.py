@@ -1,5 +1,6 @@
 """The measurements of scripts/gpu_report.py, each of which it runs in a process of its own."""
 
+import os
 import statistics
 import subprocess
 import sys
@@ -197,7 +198,8 @@ def measure_pocket(what: str, size: str) -> CommandTime:
         seconds = 0.0
         for command in (erase, audit)[: 1 if what == "esd" else 2]:
             started = time.perf_counter()
-            done = subprocess.run(child_argv("app.cli", *command), capture_output=True, text=True, check=False)
+            environment = {**os.environ, "ERASURE_CACHE": f"{folder}/cache"}
+            done = subprocess.run(child_argv("app.cli", *command), env=environment, capture_output=True, text=True, check=False)
             if done.returncode not in (0, 3, 4):
                 raise UserError(done.stderr[-300:])
             seconds = time.perf_counter() - started

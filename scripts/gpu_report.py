@@ -9,6 +9,8 @@ as not measured. Random weights erase nothing; they take as much memory and time
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,6 +30,10 @@ Entry = tuple[str, ...]  # the name of a measurement, and its arguments
 Results = Mapping[Entry, Measured | NotMeasured]
 
 
+def device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
 def list_measurements(size: str) -> list[tuple[str, ...]]:
     """Return every measurement, the most important first."""
     sampling = [("sampling", "sd15", way, str(batch)) for batch in BATCHES for way in WAYS]
@@ -43,7 +49,7 @@ def list_measurements(size: str) -> list[tuple[str, ...]]:
 
 def run_measurement(entry: tuple[str, ...], size: str, work: Path, deadline: float) -> Measured | NotMeasured:
     """Run one measurement in its own process, or read it from an earlier run; what fails or has no time says why."""
-    file = work / f"{'-'.join(entry).replace(', ', '-')}-{size}.json"
+    file = work / device_name().replace(" ", "-") / f"{'-'.join(entry).replace(', ', '-')}-{size}.json"
     if file.is_file():
         return RECORDS[entry[0]](**json.loads(file.read_text()))
     left = deadline - time.monotonic()
@@ -51,18 +57,21 @@ def run_measurement(entry: tuple[str, ...], size: str, work: Path, deadline: flo
         return NotMeasured("no time was left")
     argv = [sys.executable, __file__, "--size", size, "--one", json.dumps(entry)]
     try:
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=left)
+        process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        output, errors = process.communicate(timeout=left)
     except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # with the commands that it has started
         return NotMeasured("no time was left")
-    if done.returncode:
-        return NotMeasured((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1][:160])
-    file.write_text(done.stdout.strip().splitlines()[-1])
+    if process.returncode:
+        return NotMeasured((errors.strip().splitlines() or [f"exit code {process.returncode}"])[-1][:160])
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(output.strip().splitlines()[-1])
     return RECORDS[entry[0]](**json.loads(file.read_text()))
 
 
 def method_rows(results: Results) -> list[str]:
     rows = [
-        "| model | method | a step, s | steps | steps alone, min | peak, GB | forecast, GB | goal |",
+        "| model | method | a step, s | steps | recording and steps, min | peak, GB | forecast, GB | goal |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for entry, result in results.items():
@@ -71,7 +80,7 @@ def method_rows(results: Results) -> list[str]:
                 rows.append(f"| {entry[1]} | {entry[2]} | not measured: {why} | | | | | |")
             case MethodCost():
                 minutes = minutes_of(result, sampling_speed(results, entry[1]))
-                cells = [f"{result.step:.3f}", str(result.steps or "none"), f"{minutes:.1f}"]
+                cells = [f"{result.step:.3f}", str(result.steps or "none"), "" if minutes is None else f"{minutes:.1f}"]
                 cells += [f"{result.peak / 1e9:.1f}", f"{result.forecast / 1e9:.1f}", describe_goal(entry, result, minutes)]
                 rows.append(f"| {entry[1]} | {entry[2]} | {' | '.join(cells)} |")
     return rows
@@ -83,13 +92,17 @@ def sampling_speed(results: Results, model: str) -> float:
     return max((result.forwards for result in ours if isinstance(result, SamplingSpeed)), default=0)
 
 
-def minutes_of(cost: MethodCost, forwards_per_second: float) -> float:
-    """Return the minutes of all steps, and of the teacher cache at the speed of sampling."""
-    return (cost.step * max(1, cost.steps) + (cost.recorded / forwards_per_second if forwards_per_second else 0)) / 60
+def minutes_of(cost: MethodCost, forwards_per_second: float) -> float | None:
+    """Return the minutes of the teacher cache, at the speed of sampling, and of all steps; None where that speed is not known."""
+    if cost.recorded and not forwards_per_second:
+        return None
+    return (cost.step * max(1, cost.steps) + (cost.recorded / forwards_per_second if cost.recorded else 0)) / 60
 
 
-def describe_goal(entry: Entry, cost: MethodCost, minutes: float) -> str:
+def describe_goal(entry: Entry, cost: MethodCost, minutes: float | None) -> str:
     goal = GOALS.get(entry[2], 0) if entry[1] == "sd15" else 0
+    if minutes is None:
+        return "not known: sampling was not measured" if goal else ""
     return f"under 2 min and {goal} GB: {'met' if minutes < 2 and cost.peak / 1e9 < goal else 'missed'}" if goal else ""
 
 
@@ -144,8 +157,7 @@ def main() -> None:
     for entry in list_measurements(args.size):
         results[entry] = run_measurement(entry, args.size, args.work, deadline)
         print(" ".join(entry), results[entry], flush=True)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    lines = [f"{device}, {args.size} size.", "", *method_rows(results), "", *sampling_rows(results), "", describe_pocket(results)]
+    lines = [f"{device_name()}, {args.size} size.", "", *method_rows(results), "", *sampling_rows(results), "", describe_pocket(results)]
     print("\n".join(lines))
     if docs := args.docs or (Path("docs") if args.size == "true" else None):
         fill_section(docs / "results" / "performance.md", "gpu", lines)

@@ -128,7 +128,7 @@ def lost_too_much(folder: Path) -> bool:
     from erasure.export.lora import MAX_ERROR
 
     card = folder / "README.md"
-    return card.is_file() and f"(more than {MAX_ERROR})" in card.read_text(encoding="utf-8", errors="replace").replace("\\", "")
+    return card.is_file() and f"more than {MAX_ERROR}" in card.read_text(encoding="utf-8", errors="replace").replace("\\", "")
 
 
 def remove_lora(folder: Path, edit: "Edit") -> None:

@@ -75,6 +75,8 @@ def serve_studio(studio: "Studio", listener: "socket", login: tuple[str, str] | 
         url = page.start_server(page.make_app(page.build_page(studio), local=studio.is_local, login=login), listener)
         print(f"the studio is at {url}", flush=True)
         worker.join()
+        if not worker.stop_event.is_set():
+            raise RuntimeError("the queue of jobs has ended, for the reason above")
     except KeyboardInterrupt:
         print("the studio has stopped; a job that was running can be continued on its page", file=sys.stderr)
     finally:

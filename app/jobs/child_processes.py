@@ -8,25 +8,27 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import IO
 
 from app.child_command import child_argv
-from erasure.errors import UserError
+from erasure.errors import Unfinished, UserError
+
+USAGE_ERROR = 1  # exit code of a process whose input is wrong
+LINES_SHOWN = 20  # of the output of a process that failed
 
 
 @dataclass(frozen=True)
 class ShardProcesses:
-    """Processes that have loaded their libraries, or are about to, and wait for their shard.
+    """Processes that have loaded their libraries, or are about to, and wait for their shard; without this one.
 
     Attributes:
-        processes: without this one.
-        stderr_file: what all of them print.
+        outputs: what each of them prints.
     """
 
     processes: Sequence["subprocess.Popen[str]"]
-    stderr_file: IO[str]
+    outputs: Sequence[IO[str]]
 
     def begin(self, shards: Sequence[Sequence[str]]) -> None:
         """Let each process run `erasure audit` with its own arguments."""
@@ -40,13 +42,16 @@ class ShardProcesses:
         """Return when all shards are done.
 
         Raises:
-            UserError: A process failed. Finished work stays.
+            UserError: A process failed; Unfinished, unless the input is wrong. Finished work stays.
         """
         codes = [process.wait() for process in self.processes]
+        for code, output in zip(codes, self.outputs, strict=True):
+            if code:
+                output.seek(0)
+                sys.stderr.write("".join(output.readlines()[-LINES_SHOWN:]))
         if any(codes):
-            self.stderr_file.seek(0)
-            sys.stderr.write("".join(self.stderr_file.readlines()[-20:]))
-            raise UserError(f"{sum(map(bool, codes))} of {len(codes) + 1} workers failed; the same command continues with what is done.")
+            failure = UserError if USAGE_ERROR in codes else Unfinished
+            raise failure(f"{sum(map(bool, codes))} of {len(codes) + 1} workers failed; the same command continues with what is done.")
 
 
 @contextmanager
@@ -54,11 +59,15 @@ def start_shard_processes(count: int) -> Iterator[ShardProcesses]:
     """Start processes that load their libraries while this one prepares; all end with the block, or with this process if it is killed."""
     env = {"OMP_NUM_THREADS": str(threads_of(count + 1)), **os.environ}
     argv = child_argv("app.shard_process", str(os.getpid()))
-    with tempfile.TemporaryFile("w+") as stderr_file:
-        options = {"env": env, "stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": stderr_file, "text": True}
-        processes = [subprocess.Popen(argv, **options) for _ in range(count)]  # type: ignore[call-overload]
+    with ExitStack() as stack:
+        outputs = [stack.enter_context(tempfile.TemporaryFile("w+", errors="replace")) for _ in range(count)]
+        processes = []
         try:
-            yield ShardProcesses(processes, stderr_file)
+            for output in outputs:
+                processes.append(
+                    subprocess.Popen(argv, env=env, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=output, text=True)
+                )
+            yield ShardProcesses(processes, outputs)
         finally:
             for process in processes:
                 process.kill()  # does nothing to processes that have ended

@@ -185,17 +185,21 @@ class Fleet:
     def _receive(self, worker: FleetWorkerSlot) -> FleetJob | None:
         """Take the result of a worker's call; return its job if that has ended."""
         import ray
-        from ray.exceptions import ActorDiedError, RayActorError
+        from ray.exceptions import ActorDiedError, RayActorError, RayTaskError
 
         ref, worker.pending = worker.pending, None
         job, task, worker.job, worker.task = worker.job, worker.task, None, None
         try:
             answer = ray.get(ref) if ref is not None else None
         except RayActorError as error:
-            if isinstance(error, ActorDiedError) and job is None:  # it could not even start
-                worker.failure = last_line(str(error))
+            if isinstance(error, ActorDiedError) and job is None:  # it could not even start, or start again
+                self.ended |= {worker.info.process.mark: worker.info.process} if worker.info else {}
+                worker.failure, worker.info = last_line(str(error)), None
                 return None
             worker.pending, worker.model = worker.actor.introduce.remote(), ""  # answered once Ray has started it again
+            return self._take_back(job, task) if job and task else None
+        except RayTaskError as error:  # outside the work of a job, as where a machine's installation is broken
+            worker.failure, worker.info = last_line(str(error)), None
             return self._take_back(job, task) if job and task else None
         if isinstance(answer, WorkerInfo):
             if worker.info and worker.info.process != answer.process:

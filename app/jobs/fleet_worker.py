@@ -20,7 +20,7 @@ class FleetWorker:
 
     Args:
         folder: the current folder of the command, from which relative paths of jobs count.
-        work: what a stage does; `JobRunner().run_stage` if None.
+        work: what a stage does; `StageRunner().run_stage` if None.
     """
 
     def __init__(self, folder: str, work: Work | None = None) -> None:

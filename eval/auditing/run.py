@@ -48,6 +48,7 @@ def run_audit(prepared: PreparedAudit) -> AuditResult:
         # a finished audit without its images still has their scores
         if prepared.options.keep_images == "none" and run.is_complete and (result := recount_finished(prepared.out, prepared.plan)):
             run.finish(to_record(result))
+            remove_matching(prepared.out, IMAGE_FILES)
             return result
         started = time.monotonic()
         generated_counts = generate_and_attack(prepared)
@@ -86,6 +87,8 @@ def generate_and_attack(prepared: PreparedAudit, shard: Shard = SINGLE_SHARD) ->
     with lock_folder(out, "erasure audit", None if shard == SINGLE_SHARD else shard):
         if prepared.fresh:
             check_unlocked(out)  # another shard at work there would lose its images
+        if shard != SINGLE_SHARD and options.keep_images == "none" and run.is_complete and not prepared.fresh:
+            return {}  # of the images that are gone there are scores
         run.begin()
         generated_counts = {}
         for turn, stack in enumerate(prepared.stacks):

@@ -152,6 +152,42 @@ def test_shards_and_then_a_run_equal_a_straight_run(
     assert compare(tmp_path / "straight", str(tmp_path / "shared")).splitlines()[2].startswith("| UA | ")
 
 
+def test_a_finished_audit_that_keeps_no_images_makes_none_again_in_shards(
+    pocket_sized_model: StableDiffusion, neon_edit: Edit, suite_file: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"keep_images": "none", "out": tmp_path / "audit"}
+    shared = prepare_audit(pocket_sized_model, neon_edit, suite_file, "smoke", **options).begin()
+    for i in range(2):
+        shared.generate((i, 2))
+        assert [*(tmp_path / "audit").rglob("*.png")]  # until they are judged
+    shared.run()
+    result, forwards = (tmp_path / "audit" / "result.json").read_bytes(), pocket_sized_model.cost.unet_forwards
+    assert not [*(tmp_path / "audit").rglob("*.png")]
+    again = prepare_audit(pocket_sized_model, neon_edit, suite_file, "smoke", **options).begin()
+    again.generate((0, 2))
+    again.run()
+    assert pocket_sized_model.cost.unet_forwards == forwards and not [*(tmp_path / "audit").rglob("*.png")]
+    assert (tmp_path / "audit" / "result.json").read_bytes() == result
+
+
+def test_every_image_is_made_by_one_of_the_shards(
+    pocket_sized_model: StableDiffusion, neon_edit: Edit, suite_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batches of a model after the first begin with another shard, so that none gets every odd one."""
+    monkeypatch.setattr("eval.generation.MAX_BATCH_IMAGES", 2)
+    shared = prepare_audit(pocket_sized_model, neon_edit, suite_file, "smoke", out=tmp_path / "audit").begin()
+    (prepared,) = shared.audits
+    made: dict[str, list[set[str]]] = {"base": [], "erased": []}
+    for i in range(3):
+        shared.generate((i, 3))
+        for name, sets in made.items():
+            seen = {path.name for path in (tmp_path / "audit" / "images" / name).glob("*.png")}
+            sets.append(seen - set().union(*sets))
+    names = {sample.file_name for sample in prepared.plan.samples}
+    assert all(set().union(*sets) == names for sets in made.values())
+    assert made["erased"][0] == made["base"][1] and made["erased"][2] == made["base"][0]
+
+
 def test_an_erasure_made_elsewhere_needs_a_concept(pocket_sized_model: StableDiffusion, suite_file: Path, tmp_path: Path) -> None:
     pipe = tiny.pipeline(size=16, levels=3)
     pipe.unet.conv_out.bias.data += 0.5

@@ -96,8 +96,8 @@ def test_a_lora_that_loses_too_much_is_not_exit_code_0(base: Path, tmp_path: Pat
     assert (tmp_path / "a" / "pytorch_lora_weights.safetensors").exists()  # written, and reported as incomplete
     assert "more than 0.2" in (tmp_path / "a" / "README.md").read_text().replace("\\", "")
     # another rank goes into the same folder, and so would any until one is good enough
-    assert main(["export", str(run), "--rank", "1", "--out", str(tmp_path / "a")]) == 2
-    assert "at rank 1" in capsys.readouterr().err and "at rank 1" in (tmp_path / "a" / "README.md").read_text().replace("\\", "")
+    assert main(["export", str(run), "--rank", "3", "--out", str(tmp_path / "a")]) == 2
+    assert "at rank 3" in capsys.readouterr().err and "at rank 3" in (tmp_path / "a" / "README.md").read_text().replace("\\", "")
     (tmp_path / "a" / "mine.txt").write_text("mine")
     assert main(["export", str(run), "--rank", "2", "--out", str(tmp_path / "a"), "--accept-error"]) == 1  # it holds something else, too
     (tmp_path / "a" / "mine.txt").unlink()
@@ -110,7 +110,7 @@ def test_a_lora_that_loses_too_much_is_not_exit_code_0(base: Path, tmp_path: Pat
     capsys.readouterr()
     assert main(["export", str(run), "--rank", "2", "--out", str(tmp_path / "b"), "--accept-error"]) == 0
     assert "carries" in capsys.readouterr().out
-    assert main(["export", str(run), "--rank", "64", "--out", str(tmp_path / "b")]) in (0, 2)  # its card says that it lost too much
+    assert main(["export", str(run), "--rank", "3", "--out", str(tmp_path / "b")]) == 2  # its card says that it lost too much
     capsys.readouterr()
     assert main(["export", str(run), "--rank", "2", "--out", str(tmp_path / "c"), "--push-to-hub", "a/b", "--dry-run"]) == 2
     output = capsys.readouterr()
