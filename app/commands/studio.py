@@ -67,13 +67,12 @@ def serve_studio(studio: "Studio", listener: "socket", login: tuple[str, str] | 
 
     if studio.is_pocket:
         torch.set_num_threads(1)  # 64x64 images are too small to share among threads; two threads were slower
-    print("preparing a first erasure" if studio.is_pocket else f"loaded {studio.source}", file=sys.stderr)
-    studio.prepare()
     worker = FleetQueue(studio.root / "jobs") if on_fleet else QueueWorker(studio.root / "jobs")
-    worker.start()
     try:
         url = page.start_server(page.make_app(page.build_page(studio), local=studio.is_local, login=login), listener)
         print(f"the studio is at {url}", flush=True)
+        studio.prepare()  # while the page is opened; it waits for the edits
+        worker.start()
         worker.join()
         if not worker.stop_event.is_set():
             raise RuntimeError("the queue of jobs has ended, for the reason above")

@@ -42,5 +42,6 @@ class FleetQueue(threading.Thread):
     def stop(self) -> None:
         """End the running jobs with their workers; they can be resumed."""
         self.stop_event.set()
-        self.join()
+        if self.is_alive():
+            self.join()
         cluster.disconnect()

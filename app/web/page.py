@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from app.web.studio import MAX_QUEUED, Studio
 
 STYLE = Path(__file__).parent / "style.css"
 SECONDS_PER_DAY = 86_400
+PREPARATION_SECONDS = 60.0  # how long a page that has been opened waits for the first erasure
 
 
 def build_page(studio: Studio) -> gr.Blocks:
@@ -43,9 +45,21 @@ def build_page(studio: Studio) -> gr.Blocks:
         for event, target in ((edits.focus, edits), (audit_tab.select, audit_edits), (audit_edits.focus, audit_edits)):
             event(lambda: gr.Dropdown(choices=list(studio.edits())), None, target, **private_event)
         page.load(newest_job, None, job, **private_event)
+        page.load(make_edits_loader(studio), None, [edits, audit_edits], **private_event)
         gr.on([page.load, leaderboard_tab.select], load_leaderboard, None, outputs, **private_event)
     queued: gr.Blocks = page.queue(max_size=MAX_QUEUED, default_concurrency_limit=4)
     return queued
+
+
+def make_edits_loader(studio: Studio) -> Callable[[], list[gr.Dropdown]]:
+    """Return the handler that fills both lists of edits once the studio is prepared."""
+
+    def load() -> list[gr.Dropdown]:
+        studio.ready.wait(PREPARATION_SECONDS)
+        names = list(studio.edits())
+        return [gr.Dropdown(choices=names, value=names[-1:]) for _ in range(2)]
+
+    return load
 
 
 def make_app(page: gr.Blocks, *, local: bool = True, login: tuple[str, str] | None = None) -> ASGIApp:

@@ -38,7 +38,7 @@ from eval.suites.suite import load_suite
 
 MAX_PROMPT_LENGTH, MAX_IMAGES, MAX_STEPS, MAX_QUEUED = 500, 8, 100, 32
 FIRST_PROMPT = "a watercolor picture of a house"
-READY_CONCEPT = Concept(name="watercolor", kind="style")  # erased before the page opens
+READY_CONCEPT = Concept(name="watercolor", kind="style")  # erased when the studio starts for the first time
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Studio:
     checker: SafetyChecker | None = None  # hides images on public pages
     lock: threading.Lock = field(default_factory=threading.Lock)
     base_images: "OrderedDict[tuple[Any, ...], Tensor]" = field(default_factory=OrderedDict)
+    ready: threading.Event = field(default_factory=threading.Event)  # set when `prepare` is done
 
     def __post_init__(self) -> None:
         self.base_fingerprint = self.model.fingerprint()  # computed once: later another thread may have an edit applied
@@ -90,12 +91,13 @@ class Studio:
         return self.source in SHIPPED_MODELS
 
     def prepare(self) -> None:
-        """Prepare an erasure for the first visit: a closed form that takes two seconds, once."""
+        """Prepare an erasure for the first visit: a closed form that takes a few seconds, once. The page may be open already."""
         if self.is_pocket:
             method, concepts, _ = configure_method(UCE, [READY_CONCEPT], self.model.family, {})
-            out = self.root / "ready" / "watercolor-uce"
-            erase(self.model, concepts, method, out=out)
+            with self.exclusive():
+                erase(self.model, concepts, method, out=self.root / "ready" / "watercolor-uce")
             next(self.compare(FIRST_PROMPT, [], 0, 1, 2, 4.0, 1.0))  # loads the judges and warms the kernels up
+        self.ready.set()
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
