@@ -9,7 +9,6 @@ What is compared takes turns, five times; of the starts a first round does not c
 import argparse
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -83,7 +82,7 @@ class Program:
                 time.sleep(0.05)
         else:
             raise SystemExit("the studio ended")
-        process.send_signal(signal.SIGINT)
+        process.terminate()
         process.wait()
         return seconds
 
