@@ -15,6 +15,7 @@ from torch import Tensor
 
 from app.jobs import queue
 from app.jobs.plan import JobSpec
+from app.web.image_models import sample_images
 from app.web.safety import SafetyChecker
 from erasure.concept import Concept, ConceptKind
 from erasure.concept_hints import find_hints
@@ -181,9 +182,7 @@ class Studio:
         return self.base_images[key]
 
     def _generate(self, prompt: str, seeds: list[int], steps: int, guidance: float) -> Tensor:
-        with torch.no_grad():
-            latents = self.model.sample([prompt] * len(seeds), seeds, steps=steps, guidance=guidance)
-            return (self.model.decode(latents).cpu() * 255).round().to(torch.uint8)
+        return sample_images(self.model, prompt, seeds, steps, guidance)
 
     def _judge_scores(self, base: Tensor, erased: Tensor, prompt: str) -> list[tuple[Scores, Scores]]:
         if not self.is_pocket:
