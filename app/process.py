@@ -23,7 +23,7 @@ def run_process(main: Callable[[], int]) -> NoReturn:
 
 def end_process(code: int) -> NoReturn:
     """End this process without taking its modules apart: threads end, exit handlers run and output is flushed as at any end."""
-    threading._shutdown()  # type: ignore[attr-defined]  # waits for threads that are no daemons, as Python itself does
+    threading._shutdown()  # type: ignore[attr-defined]  # waits for non-daemon threads, as Python itself does
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         try:

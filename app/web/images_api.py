@@ -111,7 +111,7 @@ class ImagesApi:
         names = self.models.names
         name = asked.model or names[0]
         if name not in names:
-            return error(404, f"there is no model {name!r}; there is {', '.join(names[:20])}.", "model_not_found", param="model")
+            return error(404, f"unknown model {name!r}; available: {', '.join(names[:20])}.", "model_not_found", param="model")
         if asked.n > self.images_per_request:
             return error(400, f"n must be at most {self.images_per_request}, got {asked.n}.", "invalid_value", param="n")
         side = self.models.side
@@ -210,5 +210,5 @@ def explain_invalid(invalid: ValidationError) -> JSONResponse:
     param = ".".join(map(str, fault["loc"])) or None
     if fault["type"] == "extra_forbidden":
         allowed = ", ".join(ImageRequest.model_fields)
-        return error(400, f"unknown parameter {param!r}; there are {allowed}.", "unknown_parameter", param=param)
+        return error(400, f"unknown parameter {param!r}; available: {allowed}.", "unknown_parameter", param=param)
     return error(400, f"{param or 'the body'}: {fault['msg']}.", "invalid_value", param=param)

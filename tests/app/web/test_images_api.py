@@ -89,10 +89,10 @@ def test_what_clients_send_by_default_is_accepted(client: TestClient) -> None:
         ({"size": "9000x9000"}, 400, "size must be at most 2048x2048, got 9000x9000", "size"),
         ({"seed": -1}, 400, "greater than or equal to 0", "seed"),
         ({"steps": 1000}, 400, "less than or equal to 100", "steps"),
-        ({"model": "dall-e-3"}, 404, "there is no model 'dall-e-3'; there is erased, base", "model"),
+        ({"model": "dall-e-3"}, 404, "unknown model 'dall-e-3'; available: erased, base", "model"),
         ({"stream": True}, 400, "stream: Input should be False", "stream"),
         ({"output_format": "webp"}, 400, "output_format: Input should be 'png'", "output_format"),
-        ({"negative_prompt": "x"}, 400, "unknown parameter 'negative_prompt'; there are prompt, model, n", "negative_prompt"),
+        ({"negative_prompt": "x"}, 400, "unknown parameter 'negative_prompt'; available: prompt, model, n", "negative_prompt"),
     ],
 )
 def test_wrong_requests_say_what_is_allowed(client: TestClient, fields: dict[str, Any], status: int, words: str, param: str) -> None:
