@@ -36,7 +36,7 @@ pytest: .venv/.ready
 
 # the README's images of the studio, taken by the browser tests
 screenshots: .venv/.ready
-	ERASURE_SCREENSHOTS=docs/images $(BIN)/pytest tests/app/web/test_browser.py
+	ERASURE_SCREENSHOTS=docs/images $(BIN)/pytest tests/app/web/browser/test_page.py -k "not every_tab"
 
 test-slow: .venv/.ready
 	$(BIN)/pytest -m slow

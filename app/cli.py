@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from erasure.config.launcher import is_main_process, process_count
 from erasure.errors import AssumptionWarning, Unfinished, UserError, is_out_of_memory, to_one_line
 
 USAGE_ERROR, INCOMPLETE = 1, 2
+MAIN_SECONDS = 10  # in which the main process of several says what is wrong; `accelerate launch` ends them all when one fails
 # options that take less memory, the most helpful first
 ERASE_SAVERS = ("--gradient-checkpointing", "--offload all", "--images-at-once 1", "--batch 1", "--optimizer adam8bit")
 AUDIT_SAVERS = ("--images-at-once 1", "--offload all", "--vae tiled")
@@ -68,6 +70,8 @@ def check_launched(words: str) -> None:
     if not is_main_process():
         sys.stdout = sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115  # open until the end
     if words != "erase":
+        if not is_main_process():
+            time.sleep(MAIN_SECONDS)
         raise UserError(f"several processes can share one `erase`; start `erasure {words}` in one process.")
 
 

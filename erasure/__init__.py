@@ -16,6 +16,8 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from erasure.lazy_library import import_lazily
+
 if TYPE_CHECKING:
     __version__: str
     from erasure.concept import Concept
@@ -50,7 +52,8 @@ __all__ = [
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # huggingface_hub, and diffusers, transformers and gradio through it
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # gradio's usage statistics and version check
-# bitsandbytes, which peft imports if it is installed, warns on a CPU that it lacks a kernel which nothing here uses
+# diffusers imports bitsandbytes if it is installed, which takes a second; on a CPU it warns that it lacks a kernel which nothing here uses
+import_lazily("bitsandbytes")
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 _MODULES = {  # where the public names are defined

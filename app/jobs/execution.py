@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from app.confirmation import confirm
 from app.jobs.plan import JobSpec
 from app.jobs.queue import JobState, read_progress, write_claim
+from erasure import prompt_templates
+from erasure.concept import Concept
 from erasure.concept_hints import find_hints
 from erasure.config.registry import load_class
 from erasure.edits import Edit, check_distinct
@@ -18,7 +19,9 @@ from erasure.erasing import prepare
 from erasure.errors import Unfinished, UserError
 from erasure.families.base import DiffusionModel
 from erasure.loading.loader import load_model
-from erasure.methods.base import Method, Trained, TrainingContext
+from erasure.loading.model_source import SHIPPED_MODELS
+from erasure.methods.base import Method, Trained, TrainingContext, exclude_concepts
+from erasure.pocket import prompts as pocket_prompts
 from erasure.recipes import configure_method
 from erasure.storage.files import is_disk_full, write_checksummed_json
 from erasure.storage.locks import Shard, lock_folder
@@ -149,7 +152,7 @@ def plan_audits(model: DiffusionModel, spec: JobSpec) -> list[AuditPlan]:
     return AuditPlan.for_concepts([concept.name for concept in spec.concepts], suite, spec.tier)
 
 
-def configure_job(model: DiffusionModel, spec: JobSpec) -> tuple[Method, list[Any]]:
+def configure_job(model: DiffusionModel, spec: JobSpec) -> tuple[Method, list[Concept]]:
     """Return the method with its recipe, and the concepts with their prompts."""
     cls = load_class("erasure.methods", spec.method, Method)
     method, concepts, _ = configure_method(cls, list(spec.concepts), model.family, spec.fields)
@@ -160,7 +163,7 @@ def erase_concepts(model: DiffusionModel, folder: Path, spec: JobSpec) -> Edit:
     confirm(find_hints(model, spec.concepts))  # without a terminal nobody is asked; the hints go into the job's log
     method, concepts = configure_job(model, spec)
     write_claim(folder, "caching" if isinstance(method, Trained) else "solving", 0)
-    preview = Preview(folder / "preview.png", [concepts[0].prompt_pairs()[-1][0], "", concepts[0].name])
+    preview = Preview(folder / "preview.png", [concepts[0].prompt_pairs()[-1][0], concepts[0].name, retained_prompt(model, concepts)])
     phases: list[str] = []
 
     def on_step(running: Trained, context: TrainingContext) -> None:
@@ -171,6 +174,12 @@ def erase_concepts(model: DiffusionModel, folder: Path, spec: JobSpec) -> Edit:
         preview(running, context)
 
     return prepare(model, concepts, method, out=folder / "edit", seed=spec.seed).run(watch=on_step)
+
+
+def retained_prompt(model: DiffusionModel, concepts: list[Concept]) -> str:
+    """Return a prompt for something that should stay; the empty one if every prompt names what is erased."""
+    prompts = pocket_prompts.RETAIN if model.source in SHIPPED_MODELS else prompt_templates.RETAIN
+    return next(iter(exclude_concepts(prompts, concepts)), "")
 
 
 def run_audits(model: DiffusionModel, folder: Path, spec: JobSpec, edits: list[Edit]) -> list[str]:

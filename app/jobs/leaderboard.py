@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, Template
 from markupsafe import Markup
 
+from app.html_templates import render_html
 from app.jobs import queue
+from app.jobs.scatter import ScatterPoint, render_scatter
 from erasure.errors import UserError
 from erasure.storage.files import read_json, write_bytes
 from eval.records.audit_result import AuditedEdit, AuditResult
@@ -24,7 +25,6 @@ from eval.suites.cases import REPHRASED_ROLES
 from eval.suites.fine_grained import describe_only
 
 RATES = (RateName.UA, RateName.IRA, RateName.CRA)
-METHOD_COLORS = ("#2f6feb", "#d9480f", "#1f7a4d", "#9c36b5", "#c2255c", "#0b7285", "#846000", "#495057", "#5f3dc4")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,15 +261,15 @@ def as_html(rows: Sequence[LeaderboardRow]) -> str:
         "format_passes": format_passes,
         "note": describe_columns(rows),
     }
-    return _template("leaderboard.html.j2").render(rows=rows, rates=RATES, scatter=Markup(render_scatter(rows)), **functions)
+    return render_html("leaderboard", rows=rows, rates=RATES, scatter=Markup(scatter_of(rows, range(len(rows)))), **functions)
 
 
-def render_scatter(rows: Sequence[LeaderboardRow]) -> str:
-    """Render erased against retained with intervals as HTML. Every point has a label and can take keyboard focus."""
-    methods = sorted({row.method for row in rows})
-    return _template("scatter.html.j2").render(rows=rows, format_rate=format_rate, methods=methods, colors=METHOD_COLORS)
+def scatter_of(rows: Sequence[LeaderboardRow], numbers: Sequence[int]) -> str:
+    """Render rows as points, erased against retained; `numbers` are their places in a table."""
+    return render_scatter([to_point(row) for row in rows], numbers)
 
 
-def _template(name: str) -> Template:
-    loader = FileSystemLoader(Path(__file__).parent.parent / "templates")
-    return Environment(loader=loader, autoescape=True, trim_blocks=True).get_template(name)
+def to_point(row: LeaderboardRow) -> ScatterPoint:
+    rates = ", ".join(f"{name} {format_rate(row, name)}" for name in RATES)
+    erased = row.rates[RateName.UA]
+    return ScatterPoint(row.method, f"{row.method}, {row.concepts}: {rates}", erased.estimate, erased.low, erased.high, row.retained)

@@ -251,6 +251,7 @@ def cancel(folder: Path, timeout: float = 10.0) -> None:
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(lock_holder.process.pid)
             process.terminate()
+            process.resume()  # a process that stands still would not notice
             deadline = time.monotonic() + timeout
             while lock_holder in holders_of(folder) and time.monotonic() < deadline:
                 time.sleep(0.1)
@@ -262,8 +263,7 @@ def _find_holders_to_stop(folder: Path) -> list[LockHolder]:
     """Return the lock holders outside a fleet, after a check that this machine can stop them."""
     own, holders = this_process(), [holder for holder in holders_of(folder) if holder.command != FLEET_COMMAND]
     for lock_holder in holders:
-        other = lock_holder.process
-        if (other.machine_id, other.pid_namespace) != (own.machine_id, own.pid_namespace):
+        if (lock_holder.process.machine_id, lock_holder.process.pid_namespace) != (own.machine_id, own.pid_namespace):
             hint = f"cancel it there, or delete {folder / LOCK_FILE} if it is gone."
             raise UserError(f"{folder.name} is being worked on by {lock_holder}; {hint}")
     return holders

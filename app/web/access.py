@@ -30,13 +30,21 @@ class AccessControl:
             rebinding: another site whose name suddenly resolves to 127.0.0.1 still sends its own name.
         login: User and password. Without a valid cookie only the login form answers.
         attempts: Counter of wrong passwords; default: a new one.
+        keyed: Beginnings of paths that ask for a key of their own instead of the login.
+        root_path: Where a proxy puts the page.
     """
 
     def __init__(
-        self, app: ASGIApp, hosts: Sequence[str] = (), login: tuple[str, str] | None = None, attempts: LoginAttempts | None = None
+        self,
+        app: ASGIApp,
+        hosts: Sequence[str] = (),
+        login: tuple[str, str] | None = None,
+        attempts: LoginAttempts | None = None,
+        keyed: tuple[str, ...] = (),
+        root_path: str = "",
     ) -> None:
         self.app, self.hosts, self.login = app, {host.lower().strip("[]") for host in hosts}, login
-        self.attempts = attempts or LoginAttempts()
+        self.attempts, self.keyed, self.root_path = attempts or LoginAttempts(), keyed, root_path
         self.cookie = f"erasure-studio-{secrets.token_hex(4)}"  # browsers share cookies between the ports of a host
         self.sessions: dict[str, None] = {}  # oldest first
 
@@ -44,7 +52,7 @@ class AccessControl:
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         response = self.refuse(scope)
-        if response is None and self.login is not None:
+        if response is None and self.login is not None and not scope["path"].startswith(self.keyed):
             response = await self.require_login(scope, receive)
         if response is None:
             return await self.app(scope, receive, send)
@@ -74,10 +82,10 @@ class AccessControl:
         if token in self.sessions:
             if path == "/logout":
                 del self.sessions[token]
-                return RedirectResponse("/login", 303)
+                return RedirectResponse(f"{self.root_path}/login", 303)
             return None
         if scope.get("method") in ("GET", "HEAD") and "text/html" in connection.headers.get("accept", ""):
-            return RedirectResponse("/login", 303)
+            return RedirectResponse(f"{self.root_path}/login", 303)
         return JSONResponse({"detail": "log in first"}, 401)
 
     async def handle_login(self, request: Request) -> Response:
@@ -103,7 +111,7 @@ class AccessControl:
         while len(self.sessions) > MAX_SESSIONS:
             del self.sessions[next(iter(self.sessions))]
         accepts_html = "text/html" in request.headers.get("accept", "")
-        response: Response = RedirectResponse("/", 303) if accepts_html else JSONResponse({"success": True})
+        response: Response = RedirectResponse(f"{self.root_path}/", 303) if accepts_html else JSONResponse({"success": True})
         # lax: a POST from another site comes without the cookie
         response.set_cookie(self.cookie, token, httponly=True, samesite="lax", secure=request.url.scheme == "https")
         return response

@@ -8,6 +8,8 @@ from typing import Any, BinaryIO
 
 import gradio as gr
 
+from app.jobs import queue
+from app.web.messages import for_page, page_error
 from app.web.studio import Studio
 from erasure import export
 from erasure.edits import Edit
@@ -25,12 +27,12 @@ def make_download_handler(studio: Studio) -> Callable[[str | None, str], Any]:
         try:
             if not job:
                 raise UserError("there is no job yet.")
-            folder = studio.job_folder(job)
+            folder = studio.jobs.folder(job)
             file = make_zip(studio, folder, format)
         except UserError as error:
-            raise gr.Error(str(error), duration=12) from None
+            raise page_error(error) from None
         if loss_text := describe_loss(folder, format):
-            gr.Warning(loss_text, duration=None)
+            gr.Warning(for_page(loss_text), duration=None)
         return gr.File(str(file), visible=True)
 
     return download
@@ -52,8 +54,8 @@ def make_zip(studio: Studio, job: Path, format: str) -> Path:
     """
     if format not in export.EXPORT_FORMATS:
         raise unknown_value_error("format", format, export.EXPORT_FORMATS)
-    folder = job / "edit"
-    if not (folder / "result.json").exists():
+    folder, spec = job / "edit", queue.spec_of(job)
+    if spec is None or not (folder / "result.json").exists():
         raise UserError(f"{job.name} has no finished edit yet.")
     file = job / "downloads" / f"{job.name}-{format}.zip"
     with lock_folder(file.parent, "the studio's download"):
@@ -61,8 +63,9 @@ def make_zip(studio: Studio, job: Path, format: str) -> Path:
             return file
         edit, out = Edit.load(folder), file.parent / format
         shutil.rmtree(out, ignore_errors=True)
-        with studio.exclusive():
-            export.export_edit(studio.model, edit, format, out)
+        model = studio.models.get(spec.model)
+        with studio.sampler.exclusive(model):
+            export.export_edit(model.model, edit, format, out)
         with open_atomic(file) as stream:
             write_zip(out, stream)
     return file

@@ -1,7 +1,7 @@
 """A loaded model with and without edits, under names, for the images API."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -63,7 +63,14 @@ class EditedModel:
 
 
 @torch.no_grad()
-def sample_images(model: DiffusionModel, prompt: str, seeds: Sequence[int], steps: int, guidance: float | None) -> Tensor:
-    """Return images [B, 3, H, W], uint8, of one prompt with one seed each."""
-    latents = model.sample([prompt] * len(seeds), list(seeds), steps=steps, guidance=guidance)
+def sample_images(
+    model: DiffusionModel,
+    prompt: str,
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float | None,
+    on_step: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Return images [B, 3, H, W], uint8, of one prompt with one seed each; `on_step` as in DiffusionModel.sample."""
+    latents = model.sample([prompt] * len(seeds), list(seeds), steps=steps, guidance=guidance, on_step=on_step)
     return (model.decode(latents).cpu() * 255).round().to(torch.uint8)

@@ -1,6 +1,7 @@
 """Images and small charts for the page, as PIL images or as escaped HTML."""
 
 import base64
+import io
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -9,50 +10,41 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from eval.records.scores import Scores
-
-MIN_SIDE = 448  # pixels; smaller images are enlarged by an integer factor
+GAP = 4  # pixels between the images of a montage
 
 
-def to_display(pixels: Tensor, blurred: bool = False) -> Image.Image:
-    """Convert a [3, H, W] uint8 image for display, enlarged by an integer factor; unrecognizable if blurred."""
+def to_image(pixels: Tensor, blurred: bool = False) -> Image.Image:
+    """Convert a [3, H, W] uint8 image; unrecognizable if blurred."""
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-    if blurred:
-        image = image.resize((4, 4), Image.Resampling.BOX).resize(image.size, Image.Resampling.BICUBIC)
-    factor = max(1, -(-MIN_SIDE // image.width))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    return image.resize((4, 4), Image.Resampling.BOX).resize(image.size, Image.Resampling.BICUBIC) if blurred else image
 
 
 def to_heatmap(difference: Tensor) -> Image.Image:
     """Convert a difference [H, W] in [0, 1] to a heatmap from black over orange to white. Values of 0.5 and more are white."""
     x = np.clip(difference.numpy() * 2, 0, 1)[..., None]
     rgb = np.concatenate((np.clip(2.2 * x, 0, 1), np.clip(2.2 * x - 0.7, 0, 1), np.clip(2.2 * x - 1.2, 0, 1)), -1)
-    image = Image.fromarray((rgb * 255).astype(np.uint8))
-    factor = max(1, -(-MIN_SIDE // image.width))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    return Image.fromarray((rgb * 255).astype(np.uint8))
 
 
-def side_by_side(before: Tensor, after: Tensor, blurred: bool = False) -> Image.Image:
-    """Place two [3, H, W] uint8 images side by side."""
-    left, right = to_display(before, blurred), to_display(after, blurred)
-    sheet = Image.new("RGB", (left.width + right.width + 12, left.height), "white")
-    sheet.paste(left, (0, 0))
-    sheet.paste(right, (left.width + 12, 0))
+def to_png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format="PNG")
+    return stream.getvalue()
+
+
+def arrange(cells: Sequence[Sequence[Image.Image]]) -> Image.Image:
+    """Place images of one size in rows and columns, on white."""
+    width, height = cells[0][0].size
+    columns = max(len(row) for row in cells)
+    sheet = Image.new("RGB", (columns * (width + GAP) - GAP, len(cells) * (height + GAP) - GAP), "white")
+    for r, row in enumerate(cells):
+        for c, image in enumerate(row):
+            sheet.paste(image, (c * (width + GAP), r * (height + GAP)))
     return sheet
 
 
 def data_url(path: Path) -> str:
     return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def render_score_cards(pair: tuple[Scores, Scores]) -> str:
-    """Render the judge scores before and after as two small cards."""
-    cards = []
-    for title, scores in zip(("before", "after"), pair, strict=True):
-        labels = {axis: score for axis, score in (("style", scores.style), ("object", scores.object)) if score}
-        text = " · ".join(f"{axis}: <b>{escape(score.label)}</b> <span>{100 * score.p:.0f} %</span>" for axis, score in labels.items())
-        cards.append(f'<div class="score"><i>{title}</i> {text}</div>')
-    return f'<div class="scores">{"".join(cards)}</div>'
 
 
 def render_curve(values: Sequence[float], label: str) -> str:

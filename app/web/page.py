@@ -1,10 +1,9 @@
-"""The web page: four tabs over one studio."""
+"""The web page: tabs over one studio."""
 
 import socket
 import threading
 import time
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,19 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from app.web import tab_audit, tab_compare, tab_erase, tab_leaderboard
+from app.web import compare_handlers, tab_audit, tab_board, tab_compare, tab_erase, tab_queue
 from app.web.access import AccessControl
 from app.web.address import LOCAL_HOSTS
-from app.web.studio import MAX_QUEUED, Studio
+from app.web.endpoints import add_endpoints
+from app.web.images_api import ImagesApi, make_images_app
+from app.web.routes import add_routes
+from app.web.studio import Studio
+from app.web.theme import make_theme
+from erasure.loading.model_source import SHIPPED_MODELS
 
-STYLE = Path(__file__).parent / "style.css"
+STYLE, SCRIPT = (Path(__file__).parent / name for name in ("style.css", "page.js"))
 SECONDS_PER_DAY = 86_400
-PREPARATION_SECONDS = 60.0  # how long a page that has been opened waits for the first erasure
+MAX_REQUESTS = 32  # that wait for the model
 
 
 def build_page(studio: Studio) -> gr.Blocks:
@@ -28,50 +32,68 @@ def build_page(studio: Studio) -> gr.Blocks:
     with gr.Blocks(
         title="Erasure Studio", analytics_enabled=False, fill_width=True, delete_cache=(SECONDS_PER_DAY, SECONDS_PER_DAY)
     ) as page:
-        gr.HTML(
-            f"<h1>Erasure Studio</h1><span>{f'the {studio.source} model' if studio.is_pocket else escape(studio.source)}</span>",
-            elem_id="head",
-        )
-        with gr.Tabs():
-            with gr.Tab("Compare", id="compare"):
-                edits = tab_compare.tab(studio)
-            with gr.Tab("Erase", id="erase"):
-                newest_job, job = tab_erase.tab(studio)
+        add_endpoints(studio)  # first, so that no handler of the page takes their names
+        with gr.Row(elem_id="head-row"):
+            gr.HTML('<h1>Erasure Studio</h1><span class="quiet">Erase a concept, see what changed, measure it.</span>', elem_id="head")
+            model = build_model_choice(studio)
+        with gr.Tabs(elem_id="tabs") as tabs:
+            with gr.Tab("Compare", id="compare") as compare_tab:
+                compare = tab_compare.tab(studio, model, compare_tab)
+            with gr.Tab("Erase", id="erase") as erase_tab:
+                erasing = tab_erase.tab(studio, model, erase_tab)
+            with gr.Tab("Queue", id="queue") as queue_tab:
+                tab_queue.tab(studio, queue_tab, tabs, erasing.job)
             with gr.Tab("Audit", id="audit") as audit_tab:
-                audit_edits = tab_audit.tab(studio)
-            with gr.Tab("Leaderboard", id="leaderboard") as leaderboard_tab:
-                load_leaderboard, outputs = tab_leaderboard.tab(studio)
-        private_event: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        for event, target in ((edits.focus, edits), (audit_tab.select, audit_edits), (audit_edits.focus, audit_edits)):
-            event(lambda: gr.Dropdown(choices=list(studio.edits())), None, target, **private_event)
-        page.load(newest_job, None, job, **private_event)
-        page.load(make_edits_loader(studio), None, [edits, audit_edits], **private_event)
-        gr.on([page.load, leaderboard_tab.select], load_leaderboard, None, outputs, **private_event)
-    queued: gr.Blocks = page.queue(max_size=MAX_QUEUED, default_concurrency_limit=4)
+                audit_edits = tab_audit.tab(studio, model)
+            with gr.Tab("Board", id="board") as board_tab:
+                board = tab_board.tab(studio)
+        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+        list_edits = make_edits_handler(studio)
+        for event, target in ((compare.edits.focus, compare.edits), (audit_tab.select, audit_edits), (audit_edits.focus, audit_edits)):
+            event(list_edits, model, target, **private)
+        gr.on(
+            [page.load, model.change],
+            lambda source: tab_compare.render_examples(source in SHIPPED_MODELS),
+            model,
+            compare.examples,
+            **private,
+        )
+        page.load(compare_handlers.make_open(studio), None, [model, *compare.filled], **private)
+        model.input(compare_handlers.make_switch(studio), model, compare.filled, **private)
+        erasing.compare.click(compare_handlers.make_show_edit(studio), erasing.job, [tabs, model, *compare.filled], **private)
+        gr.on([page.load, board_tab.select], board.load, board.inputs, board.outputs, **private)
+    queued: gr.Blocks = page.queue(max_size=MAX_REQUESTS, default_concurrency_limit=4)
     return queued
 
 
-def make_edits_loader(studio: Studio) -> Callable[[], list[gr.Dropdown]]:
-    """Return the handler that fills both lists of edits once the studio is prepared."""
-
-    def load() -> list[gr.Dropdown]:
-        studio.ready.wait(PREPARATION_SECONDS)
-        names = list(studio.edits())
-        return [gr.Dropdown(choices=names, value=names[-1:]) for _ in range(2)]
-
-    return load
+def build_model_choice(studio: Studio) -> gr.Dropdown:
+    """Build the list of models; a studio with one has nothing to choose."""
+    sources = list(studio.models.sources)
+    return gr.Dropdown(
+        sources, value=sources[0], label="Model", interactive=True, elem_id="model", scale=0, min_width=220, filterable=False
+    )
 
 
-def make_app(page: gr.Blocks, *, local: bool = True, login: tuple[str, str] | None = None) -> ASGIApp:
-    """Return the page as an application behind access control. The file routes serve no folder.
+def make_edits_handler(studio: Studio) -> Callable[[str], gr.Dropdown]:
+    """Return the handler that lists the edits of a model anew."""
+    return lambda source: gr.Dropdown(choices=list(studio.edits(source)))
+
+
+def make_app(studio: Studio, login: tuple[str, str] | None = None, images_api: ImagesApi | None = None, root_path: str = "") -> ASGIApp:
+    """Return the page of a studio as an application behind access control. The file routes serve no folder.
 
     Args:
-        local: Whether only this machine can reach the page. If so, the Host header must be one of its names.
-        login: User and password that everyone must give.
+        login: User and password that everyone must give. Without, a local studio answers only to the names of this machine.
+        images_api: Answers below /v1 with a key of its own; None: nothing does.
+        root_path: Where a proxy puts the page, such as /erasure, if it passes requests on without it.
     """
-    site = gr.mount_gradio_app(
-        FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
-        page,
+    site = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
+    add_routes(site, studio)
+    if images_api is not None:
+        site.mount("/v1", make_images_app(images_api))
+    gr.mount_gradio_app(
+        site,
+        build_page(studio),
         path="/",
         show_error=True,
         max_file_size="5mb",
@@ -81,9 +103,12 @@ def make_app(page: gr.Blocks, *, local: bool = True, login: tuple[str, str] | No
         ssr_mode=False,
         mcp_server=False,
         css_paths=STYLE,
-        theme=gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        head=f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>",
+        theme=make_theme(),
+        root_path=root_path or None,
     )
-    return AccessControl(site, LOCAL_HOSTS if local else (), login)
+    keyed = ("/v1/",) if images_api is not None and images_api.key else ()
+    return AccessControl(site, LOCAL_HOSTS if studio.is_local else (), login, keyed=keyed, root_path=root_path)
 
 
 def start_server(app: ASGIApp, listener: socket.socket) -> str:

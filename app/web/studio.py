@@ -1,291 +1,137 @@
-"""The functions of the web studio without its page: compare, list edits, queue jobs. The page and the API call them."""
+"""What is behind the page: the models, a folder of runs, the jobs in it, and the images that visitors made."""
 
-import os
 import re
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor
-
-from app.jobs import queue
-from app.jobs.plan import JobSpec
-from app.web.image_models import sample_images
+from app.web.comparison import CompareRequest, EditChoice
+from app.web.edit_list import EditAudit, ListedEdit, find_audits, find_runs, list_edits
+from app.web.job_estimate import ShownEstimates
+from app.web.models import StudioModel, StudioModels
+from app.web.results import Results
 from app.web.safety import SafetyChecker
-from erasure.concept import Concept, ConceptKind
-from erasure.concept_hints import find_hints
-from erasure.config.registry import load_class
-from erasure.config.seeds import check_seed
-from erasure.edits import Edit, apply_edits, check_distinct, revert_all
-from erasure.edits.edit_json import read_edit_info
+from app.web.sampler import Sampler, StopButtons
+from app.web.studio_jobs import StudioJobs
+from erasure.concept import Concept
+from erasure.edits import Edit, check_distinct
 from erasure.erasing import erase
-from erasure.errors import UserError, unknown_value_error
-from erasure.families.base import DiffusionModel
-from erasure.loading.model_source import SHIPPED_MODELS
-from erasure.methods.base import Method
+from erasure.errors import unknown_value_error
 from erasure.methods.uce import UCE
 from erasure.pocket.captions import OBJECT_WORDS, STYLE_WORDS, vocabulary
 from erasure.recipes import configure_method
-from eval.auditing.plan import AuditPlan
-from eval.judges.pocket_object import PocketObject
-from eval.judges.pocket_style import PocketStyle
-from eval.records.scores import Scores
-from eval.suites.suite import load_suite
 
-MAX_PROMPT_LENGTH, MAX_IMAGES, MAX_STEPS, MAX_QUEUED = 500, 8, 100, 32
-FIRST_PROMPT = "a watercolor picture of a house"
+FIRST_PROMPT, OTHER_FIRST_PROMPT = "a watercolor picture of a house", "a painting by Van Gogh"
+FIRST_SEED = 7
 READY_CONCEPT = Concept(name="watercolor", kind="style")  # erased when the studio starts for the first time
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Images of one prompt with the base and with edits applied, from the same noise."""
-
-    seeds: list[int]
-    base: Tensor  # [B, 3, H, W] uint8
-    erased: Tensor  # [B, 3, H, W] uint8
-    scores: list[tuple[Scores, Scores]]  # of each image before and after; empty without judges
-    sensitive: bool = False  # an edit of the nsfw kind is applied: blurred until the user reveals it
-    hidden: tuple[int, ...] = ()  # indices of pairs that the safety checker hides
-
-    def __add__(self, other: "Comparison") -> "Comparison":
-        return Comparison(
-            self.seeds + other.seeds,
-            torch.cat((self.base, other.base)),
-            torch.cat((self.erased, other.erased)),
-            self.scores + other.scores,
-            self.sensitive or other.sensitive,
-            self.hidden + tuple(len(self.seeds) + i for i in other.hidden),
-        )
-
-    def difference(self, i: int) -> Tensor:
-        """Return the mean absolute difference over colors of pair i: [H, W] in [0, 1]."""
-        return (self.base[i].float() - self.erased[i].float()).abs().mean(0) / 255
+PEOPLE = ("ada", "otto")  # among pocket's objects
 
 
 @dataclass
 class Studio:
-    """A loaded model, a folder of runs, and a lock, because edits are applied to the one model in memory."""
+    """A studio over a folder of runs.
 
-    model: DiffusionModel
+    Attributes:
+        is_local: whether visitors may name paths of this machine.
+        checker: hides images on public pages.
+        ready: set when `prepare` is done.
+    """
+
+    models: StudioModels
     root: Path
-    is_local: bool = True  # whether visitors may name paths of this machine
-    checker: SafetyChecker | None = None  # hides images on public pages
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    base_images: "OrderedDict[tuple[Any, ...], Tensor]" = field(default_factory=OrderedDict)
-    ready: threading.Event = field(default_factory=threading.Event)  # set when `prepare` is done
+    is_local: bool = True
+    checker: SafetyChecker | None = None
+    results: Results = field(default_factory=Results)
+    ready: threading.Event = field(default_factory=threading.Event)
+    stops: StopButtons = field(default_factory=StopButtons)
+    estimates: ShownEstimates = field(default_factory=ShownEstimates)
 
     def __post_init__(self) -> None:
-        self.base_fingerprint = self.model.fingerprint()  # computed once: later another thread may have an edit applied
+        self.sampler = Sampler(self.models, self.load_edits, self.checker)
+        self.jobs = StudioJobs(self.root / "jobs", self.models, self.load_edits, self.edit_folders)
 
     @property
-    def source(self) -> str:
-        return self.model.source
-
-    @property
-    def is_pocket(self) -> bool:
-        return self.source in SHIPPED_MODELS
+    def first_source(self) -> str:
+        return self.models.sources[0]
 
     def prepare(self) -> None:
         """Prepare an erasure for the first visit: a closed form that takes a few seconds, once. The page may be open already."""
-        if self.is_pocket:
-            method, concepts, _ = configure_method(UCE, [READY_CONCEPT], self.model.family, {})
-            with self.exclusive():
-                erase(self.model, concepts, method, out=self.root / "ready" / "watercolor-uce")
-            next(self.compare(FIRST_PROMPT, [], 0, 1, 2, 4.0, 1.0))  # loads the judges and warms the kernels up
+        model = self.models.get(self.first_source)
+        if model.is_pocket:
+            method, concepts, _ = configure_method(UCE, [READY_CONCEPT], model.model.family, {})
+            with self.sampler.exclusive(model):
+                erase(model.model, concepts, method, out=self.root / "ready" / f"{READY_CONCEPT.name}-{model.source}-uce")
         self.ready.set()
+        if model.is_pocket:
+            for _ in self.sampler.compare(self.first_request(model.source)):  # also loads the judges and warms the kernels up
+                pass
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
-        """Lock the model for one request, as the base: edits that an earlier request left applied are reverted first.
+    def is_fast(self, model: StudioModel) -> bool:
+        """Return whether a model makes images within seconds, so that the page may make some without being asked."""
+        return model.is_pocket or model.model.device.type != "cpu"
 
-        Raises:
-            UserError: They cannot be reverted. Then nothing is generated, because the model would not be the base.
-        """
-        with self.lock:
-            revert_all(self.model.pipe)
-            yield
+    def first_request(self, source: str) -> CompareRequest:
+        """Return what the page shows of a model before anyone asked for something."""
+        model = self.models.get(source)
+        edits = tuple(EditChoice(name) for name in list(self.edits(source))[-1:])
+        prompt = FIRST_PROMPT if model.is_pocket else OTHER_FIRST_PROMPT
+        guidance = model.model.default_guidance
+        return CompareRequest(model=source, prompt=prompt, edits=edits, seed=FIRST_SEED, count=4, guidance=guidance)
 
-    def edits(self) -> dict[str, Path]:
-        """Return edits below the runs folder that were made on the loaded model, by display name, newest first; without exports."""
-        files = exclude_exports(sorted(self.root.glob("**/edit.json"), key=lambda path: -os.lstat(path).st_mtime_ns))
-        paths: dict[str, Path] = {}
-        for file in files:
-            try:
-                edit = Edit({}, read_edit_info(file)[0])
-            except UserError:
-                continue  # one broken folder must not stop the page
-            if edit.info.base["fingerprint"] == self.base_fingerprint:
-                name = edit.name + (f", seed {edit.info.seed}" if edit.info.seed else "")
-                paths[name if name not in paths else f"{name} [{file.parent.relative_to(self.root)}]"] = file.parent
-        return paths
+    def edits(self, source: str) -> dict[str, ListedEdit]:
+        """Return the edits below the runs folder that were made on a model, by display name, newest first."""
+        return list_edits(self.root, self.models.get(source).fingerprint)
 
-    def load_edits(self, names: list[str]) -> list[Edit]:
-        """Load edits by their display names.
+    def edit_folders(self, source: str) -> dict[str, Path]:
+        return {name: edit.folder for name, edit in self.edits(source).items()}
+
+    def audits(self) -> dict[str, EditAudit]:
+        """Return the newest audit of every edit that was audited alone, by the folder of its erasure."""
+        return find_audits(self.root)
+
+    def load_edits(self, source: str, names: Sequence[str]) -> list[Edit]:
+        """Load edits of a model by their display names.
 
         Raises:
             UserError: A name is not on the list, or an edit is duplicated.
         """
-        available = self.edits()
+        available = self.edits(source) if names else {}
         for name in names:
             if name not in available:
                 raise unknown_value_error("edit", name, available)
-        return list(check_distinct([Edit.load(available[name]) for name in names]))
+        return list(check_distinct([Edit.load(available[name].folder) for name in names]))
 
-    def compare(
-        self, prompt: str, names: list[str], seed: int, count: int, steps: int, guidance: float, strength: float
-    ) -> Iterator[Comparison]:
-        """Generate images with the base and with the edits applied, for seeds from `seed` up: yield the first, then all `count`.
+    def reports(self) -> dict[str, Path]:
+        """Return the reports below the runs folder by the path of their folder, newest first."""
+        return {path.parent.relative_to(self.root).as_posix(): path for path in find_runs(self.root).reports}
 
-        Raises:
-            UserError: A value is out of its range, an edit is unknown, or the edits cannot be combined.
-        """
-        ranges = (
-            ("images", count, 1, MAX_IMAGES),
-            ("steps", steps, 1, MAX_STEPS),
-            ("guidance", guidance, 0, 30),
-            ("strength", strength, -2, 4),
-        )
-        for name, value, low, high in ranges:
-            if not low <= value <= high:
-                raise UserError(f"{name} must lie between {low} and {high}, got {value:g}.")
-        if len(prompt) > MAX_PROMPT_LENGTH:
-            raise UserError(f"a prompt may have {MAX_PROMPT_LENGTH} characters, this one has {len(prompt):,}.")
-        edits, seeds = self.load_edits(names), list(range(check_seed(seed), seed + count))
-        first = self._compare(prompt, edits, seeds[:1], steps, guidance, strength)
-        yield first
-        if rest := seeds[1:]:
-            yield first + self._compare(prompt, edits, rest, steps, guidance, strength)
-
-    def _compare(self, prompt: str, edits: list[Edit], seeds: list[int], steps: int, guidance: float, strength: float) -> Comparison:
-        with self.exclusive():
-            base = self._base_images(prompt, seeds, steps, guidance)
-            with apply_edits(self.model, edits, strength=strength):
-                erased = self._generate(prompt, seeds, steps, guidance) if edits else base
-        sensitive = any(concept["kind"] == "nsfw" for edit in edits for concept in edit.info.concepts)
-        flagged = self.checker(torch.cat((base, erased))) if self.checker else []
-        hidden = tuple(sorted({i % len(seeds) for i, flag in enumerate(flagged) if flag}))
-        return Comparison(seeds, base, erased, self._judge_scores(base, erased, prompt), sensitive, hidden)
-
-    def _base_images(self, prompt: str, seeds: list[int], steps: int, guidance: float) -> Tensor:
-        """Return the base's images. They do not depend on edits, so the last few are cached."""
-        key = (prompt, tuple(seeds), steps, guidance)
-        if key not in self.base_images:
-            self.base_images[key] = self._generate(prompt, seeds, steps, guidance)
-            while len(self.base_images) > 32:
-                self.base_images.popitem(last=False)
-        return self.base_images[key]
-
-    def _generate(self, prompt: str, seeds: list[int], steps: int, guidance: float) -> Tensor:
-        return sample_images(self.model, prompt, seeds, steps, guidance)
-
-    def _judge_scores(self, base: Tensor, erased: Tensor, prompt: str) -> list[tuple[Scores, Scores]]:
-        if not self.is_pocket:
-            return []
-        images, prompts = torch.cat((base, erased)).float() / 255, [prompt] * (len(base) + len(erased))
-        labels = zip(PocketStyle().score(images, prompts), PocketObject().score(images, prompts), strict=True)
-        scores = [Scores(style=style, object=object_score) for style, object_score in labels]
-        return list(zip(scores[: len(base)], scores[len(base) :], strict=True))
-
-    def unknown_words(self, prompt: str) -> list[str]:
-        """Return the words of a prompt that are in no training caption of pocket; empty for other models."""
-        if not self.is_pocket:
-            return []
-        caption_words = vocabulary()
-        return list(dict.fromkeys(word for word in re.findall(r"[^\W_][\w'-]*", prompt.lower()) if word not in caption_words))
-
-    def known_concepts(self) -> dict[str, list[str]]:
-        """Return the concepts that pocket was trained on, by kind; empty for other models."""
-        if not self.is_pocket:
-            return {}
-        return {
-            "styles": [words.names[0] for words in STYLE_WORDS.values()],
-            "things": [words.names[0] for key, words in OBJECT_WORDS.items() if key not in ("ada", "otto")],
-            "people": [words.names[0] for key, words in OBJECT_WORDS.items() if key in ("ada", "otto")],
-        }
-
-    def hints(self, concept: str) -> list[str]:
-        """Return hints about concepts before anything is queued.
+    def report(self, name: str) -> Path:
+        """Return a report. The name is compared with the list, never joined to a path.
 
         Raises:
-            UserError: A name is empty.
+            UserError: There is no such report.
         """
-        return find_hints(self.model, [Concept(name=name.strip()) for name in concept[:MAX_PROMPT_LENGTH].split(";")])
-
-    def queue_erasure(
-        self, concept: str, kind: ConceptKind, anchor: str, method: str, method_fields: dict[str, Any], seed: int, suite: str
-    ) -> Path:
-        """Queue an erasure and return the folder of its job.
-
-        Raises:
-            UserError: A concept, method or field does not exist, a text is too long, or the queue is full.
-        """
-        concepts = tuple(Concept(name=name.strip(), kind=kind, anchor=anchor.strip()) for name in concept.split(";"))
-        if len(concept) > MAX_PROMPT_LENGTH or len(anchor) > MAX_PROMPT_LENGTH:
-            raise UserError(f"a concept may have {MAX_PROMPT_LENGTH} characters, this one has {max(len(concept), len(anchor)):,}.")
-        for requested in concepts if suite else ():
-            load_suite(suite).find_concept(requested.name)  # fails now, not after the erasure
-        # fails now, not in an hour
-        configure_method(load_class("erasure.methods", method, Method), list(concepts), self.model.family, method_fields)
-        spec = JobSpec(concepts=concepts, method=method, fields=method_fields, seed=check_seed(seed), model=self.source, suite=suite)
-        return self.enqueue(spec)
-
-    def queue_audit(self, names: list[str], suite: str, tier: str) -> Path:
-        """Queue an audit of edits by name and return the folder of its job.
-
-        Raises:
-            UserError: No edit is chosen, the suite lacks the concept, or the queue is full.
-        """
-        if not names:
-            raise UserError("choose an edit to audit.")
-        edits, available = self.load_edits(names), self.edits()
-        AuditPlan.for_edits(edits, load_suite(suite), tier)
-        return self.enqueue(JobSpec(edits=tuple(str(available[name]) for name in names), model=self.source, suite=suite, tier=tier))
-
-    def enqueue(self, spec: JobSpec) -> Path:
-        """Queue a job and return its folder. A stopped job is queued again.
-
-        Raises:
-            UserError: The queue is full.
-        """
-        waiting = [folder for folder, _ in self.jobs() if queue.read_progress(folder).state == "waiting"]
-        if len(waiting) >= MAX_QUEUED:
-            raise UserError(f"{MAX_QUEUED} jobs are waiting already; cancel some, or come back when they are done.")
-        folder = self.root / "jobs" / spec.folder_name
-        queue.enqueue(folder, spec)
-        if queue.read_progress(folder).state in (*queue.STOPPED_STATES, "interrupted"):
-            queue.requeue(folder)
-        return folder
-
-    def jobs(self) -> list[tuple[Path, JobSpec | None]]:
-        """Return every job of this studio, oldest first; the spec is None where it cannot be read."""
-        return list(queue.find_jobs(self.root / "jobs")) if (self.root / "jobs").is_dir() else []
-
-    def job_folder(self, name: str) -> Path:
-        """Return the folder of a job. The name is compared with the list, never joined to a path.
-
-        Raises:
-            UserError: The job does not exist.
-        """
-        folders_by_name = {folder.name: folder for folder, _ in self.jobs()}
-        if name not in folders_by_name:
-            raise unknown_value_error("job", name, folders_by_name)
-        return folders_by_name[name]
+        reports = self.reports()
+        if name not in reports:
+            raise unknown_value_error("report", name, reports)
+        return reports[name]
 
 
-def exclude_exports(files: Sequence[Path]) -> list[Path]:
-    """Return the edit.json files of runs, and those that differ from every run's. The others are exports."""
+def unknown_words(model: StudioModel, prompt: str) -> list[str]:
+    """Return the words of a prompt that are in no training caption of a shipped model; empty for other models."""
+    if not model.is_pocket:
+        return []
+    caption_words = vocabulary()
+    return list(dict.fromkeys(word for word in re.findall(r"[^\W_][\w'-]*", prompt.lower()) if word not in caption_words))
 
-    def read_content(file: Path) -> tuple[bytes, int]:
-        try:
-            return file.read_bytes(), (file.parent / "edit.safetensors").stat().st_size
-        except OSError:
-            return b"", 0
 
-    runs = {read_content(file) for file in files if (file.parent / "job.json").exists()}
-    return [file for file in files if (file.parent / "job.json").exists() or read_content(file) not in runs]
+def known_concepts(model: StudioModel) -> dict[str, list[str]]:
+    """Return the concepts that a shipped model was trained on, by kind; empty for other models."""
+    if not model.is_pocket:
+        return {}
+    return {
+        "styles": [words.names[0] for words in STYLE_WORDS.values()],
+        "things": [words.names[0] for key, words in OBJECT_WORDS.items() if key not in PEOPLE],
+        "people": [words.names[0] for key, words in OBJECT_WORDS.items() if key in PEOPLE],
+    }

@@ -1,116 +1,143 @@
-"""Audit tab: measure how much of a concept was erased and what else changed."""
+"""Audit tab: measure how much of a concept was erased and what else changed, watch it, and read the report."""
 
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
+from app.html_templates import render_html
 from app.jobs import queue
+from app.web.edit_list import list_reports
+from app.web.job_estimate import SAMPLING_STEPS
+from app.web.job_view import format_seconds, render_job
+from app.web.messages import for_page, page_error
 from app.web.studio import Studio
-from app.web.tab_erase import render_job
 from erasure.errors import UserError
+from eval.auditing.plan import AuditPlan
 from eval.records.gates import TIERS
-from eval.suites.suite import suite_names
+from eval.suites.suite import load_suite, suite_names
+
+TIER_WORDS = {
+    "smoke": "smoke: a first look",
+    "standard": "standard: narrow intervals",
+    "full": "full: narrow intervals, and attacks",
+}
+NO_REPORT = '<p class="empty">Choose a report, or press Audit. Images appear here as they are made, and then the report.</p>'
 
 
-def tab(studio: Studio) -> gr.Dropdown:
-    """Build the tab and return its list of edits."""
-    with gr.Row():
-        with gr.Column(scale=3, min_width=280):
-            edit_names = list(studio.edits())
+def tab(studio: Studio, model: gr.Dropdown) -> gr.Dropdown:
+    """Build the tab for the model that is chosen on the page, and return its list of edits."""
+    with gr.Row(elem_classes="split"):
+        with gr.Column(elem_classes="ask", min_width=280):
             edits = gr.Dropdown(
-                edit_names, value=edit_names[-1:], multiselect=True, allow_custom_value=True, label="Edits", elem_id="audit-edits"
+                [], multiselect=True, allow_custom_value=True, label="Edits, applied together", elem_id="audit-edits", interactive=True
             )
-            suite = gr.Dropdown(suite_names(complete=True), value="pocket", label="Suite")
-            tier = gr.Dropdown(
-                list(TIERS),
-                value="smoke",
-                label="Tier",
-                info="smoke: a first look; standard: narrow intervals; full: attacks too, most of an hour on two cores",
+            suite = gr.Dropdown(
+                suite_names(complete=True),
+                value="pocket",
+                label="Suite: what is asked and who judges",
+                elem_id="audit-suite",
+                interactive=True,
             )
+            tier = gr.Radio(
+                [(TIER_WORDS[name], name) for name in TIERS], value="smoke", label="How much", elem_id="audit-tier", interactive=True
+            )
+            expected = gr.HTML(elem_id="audit-expected")
             start = gr.Button("Audit", variant="primary", elem_id="audit")
-            report_choice = gr.Dropdown(report_names(studio), value=None, label="Report", allow_custom_value=True, elem_id="report-choice")
-            job_html = gr.HTML(elem_id="audit-job")
-            running_job = gr.State("")
-        with gr.Column(scale=8, min_width=320):
-            report = gr.HTML(
-                '<p class="empty">Choose a report, or press Audit: images appear here while they are generated.</p>', elem_id="report"
+        with gr.Column(elem_classes="found", min_width=280):
+            choice = gr.Dropdown(
+                report_choices(studio), value=None, label="Report", allow_custom_value=True, elem_id="report-choice", interactive=True
             )
-
-    start.click(make_audit_handler(studio), [edits, suite, tier], [running_job, job_html], api_name="audit")
-    gr.Timer(1.5).tick(
-        make_tick_handler(studio),
-        running_job,
-        [job_html, report_choice, report, running_job],
-        api_visibility="private",
-        show_progress="hidden",
-        concurrency_limit=8,
-    )
-    report_choice.input(make_report_handler(studio), report_choice, report, api_visibility="private")
-    report_choice.focus(
-        lambda: gr.Dropdown(choices=report_names(studio)), None, report_choice, api_visibility="private", show_progress="hidden"
-    )
+            shown = gr.HTML(NO_REPORT, elem_id="report")
+    running, last = gr.State(""), gr.State("")
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    start.click(make_audit_handler(studio), [model, edits, suite, tier], [running, shown], api_name="audit")
+    gr.Timer(1.0).tick(make_tick(studio), [running, last], [shown, choice, running, last], concurrency_limit=8, **private)
+    choice.input(make_report_handler(studio), choice, shown, **private)
+    choice.focus(lambda: gr.Dropdown(choices=report_choices(studio)), None, choice, **private)
+    gr.on([edits.change, suite.change, tier.change], make_forecast(studio), [model, edits, suite, tier], expected, **private)
     return edits
+
+
+def make_forecast(studio: Studio) -> Any:
+    """Return the handler that says how many images an audit makes and about how long that takes."""
+
+    def forecast(source: str, names: list[str], suite: str, tier: str) -> str:
+        if not names:
+            return render_html("advice", lines=["Choose an edit."])
+        try:
+            plans = AuditPlan.for_edits(studio.load_edits(source, names), load_suite(suite), tier)
+        except UserError as error:
+            return render_html("advice", lines=[for_page(str(error))])
+        images = sum(2 * len(plan.samples) for plan in plans)
+        pass_seconds = studio.sampler.pass_seconds.get(source)
+        time = ""
+        if pass_seconds is not None:
+            seconds = images * SAMPLING_STEPS * studio.models.get(source).model.forwards_per_step * pass_seconds
+            time = f" About {format_seconds(seconds)}" + (" for these; the attacks come on top." if tier == "full" else ".")
+        return render_html("advice", lines=[f"{images:,} images with and without the edits, from the same noise.{time}"])
+
+    return forecast
 
 
 def make_audit_handler(studio: Studio) -> Any:
     """Return the handler of the Audit button."""
 
-    def audit(edits: list[str], suite: str, tier: str) -> tuple[str, str]:
+    def audit(source: str, edits: list[str], suite: str, tier: str) -> tuple[str, str]:
         """Queue an audit of edits by name; return the name of the job."""
         try:
-            folder = studio.queue_audit(edits or [], suite, tier)
+            folder = studio.jobs.queue_audit(source, edits or [], suite, tier)
         except UserError as error:
-            raise gr.Error(str(error), duration=12) from None
+            raise page_error(error) from None
         return folder.name, render_job(studio, folder.name)
 
     return audit
 
 
-def make_tick_handler(studio: Studio) -> Any:
-    """Return the handler that updates the running audit and shows its report at the end."""
+def make_tick(studio: Studio) -> Any:
+    """Return the handler that follows the audit that was started here, and opens its report at the end."""
 
-    def tick(name: str) -> tuple[Any, ...]:
+    def tick(name: str, last: str) -> tuple[Any, ...]:
+        nothing = (gr.skip(), gr.skip(), gr.skip(), gr.skip())
         if not name:
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        state = queue.read_progress(studio.job_folder(name)).state
-        if state != "done":
-            return render_job(studio, name), gr.skip(), gr.skip(), "" if state in queue.STOPPED_STATES else name
-        labels = [label for label, path in find_reports(studio).items() if path.parent.parent.name == name]
-        return (
-            render_job(studio, name),
-            gr.Dropdown(choices=report_names(studio), value=labels[0]),
-            to_iframe(find_reports(studio)[labels[0]]),
-            "",
-        )
+            return nothing
+        try:
+            state = queue.read_progress(studio.jobs.folder(name)).state
+        except UserError:
+            return (NO_REPORT, gr.skip(), "", "")  # deleted meanwhile
+        if state == "done":
+            report = next((path for path in studio.reports() if f"/{name}/" in f"/{path}/"), None)
+            html = render_report(studio, report) if report else render_job(studio, name)
+            return html, gr.Dropdown(choices=report_choices(studio), value=report), "", ""
+        html = render_job(studio, name)
+        if html == last:
+            return nothing
+        return html, gr.skip(), "" if state in queue.STOPPED_STATES else name, html
 
     return tick
 
 
-def find_reports(studio: Studio) -> dict[str, Path]:
-    """Return reports below the runs folder by display name, newest first."""
-    files = sorted(studio.root.glob("**/report.html"), key=lambda path: -path.stat().st_mtime_ns)
-    return {str(path.parent.relative_to(studio.root)): path for path in files}
-
-
-def report_names(studio: Studio) -> list[str]:
-    return list(find_reports(studio))
+def report_choices(studio: Studio) -> list[tuple[str, str]]:
+    """Return reports by what people call them, newest first."""
+    return [(title, name) for name, title in list_reports(studio.root).items()]
 
 
 def make_report_handler(studio: Studio) -> Any:
-    """Return the handler that opens a report. The name is compared with the list, never joined to a path."""
+    """Return the handler that opens a report."""
 
     def handler(name: str | None) -> str:
-        paths = find_reports(studio)
-        if name not in paths:
-            raise gr.Error(f"there is no report {name!r}.")
-        return to_iframe(paths[name])
+        try:
+            return render_report(studio, name or "")
+        except UserError as error:
+            raise page_error(error) from None
 
     return handler
 
 
-def to_iframe(path: Path) -> str:
-    """Embed a report in a sandboxed iframe."""
-    page = escape(path.read_text(encoding="utf-8"), quote=True)
-    return f'<iframe class="report" title="audit report" sandbox srcdoc="{page}"></iframe>'
+def render_report(studio: Studio, name: str) -> str:
+    """Embed a report; it may run scripts of its own and reach nothing else."""
+    studio.report(name)
+    return (
+        f'<iframe class="report" title="audit report" sandbox="allow-scripts" src="studio/reports/{escape(name)}"></iframe>'
+        f'<p><a class="panel-button" href="studio/reports/{escape(name)}" target="_blank" rel="noopener">Open it alone</a></p>'
+    )

@@ -1,146 +1,154 @@
-"""Compare tab: one prompt before and after erasure, from the same noise."""
+"""Compare tab: one prompt before and after erasure, from the same noise; at several strengths; and several prompts with several edits."""
 
 import random
-from collections.abc import Iterator
-from dataclasses import replace
-from html import escape
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import gradio as gr
 
-from app.web import images
-from app.web.studio import FIRST_PROMPT, MAX_IMAGES, MAX_PROMPT_LENGTH, MAX_STEPS, Comparison, Studio
-from erasure.config.seeds import parse_seed
-from erasure.errors import UserError
+from app.html_templates import render_html
+from app.web import compare_handlers, result_view
+from app.web.comparison import MAX_IMAGES, MAX_PROMPT_LENGTH, MAX_STEPS
+from app.web.edit_cards import EditCards, build_cards
+from app.web.studio import FIRST_SEED, Studio
 from eval.suites.cases import suite_cases
 from eval.suites.suite import load_suite, suite_names
 
-
-def tab(studio: Studio) -> gr.Dropdown:
-    """Build the tab and return its list of edits, which the page refreshes."""
-    with gr.Row(elem_classes="compare"):
-        with gr.Column(scale=4, min_width=280):
-            first_prompt = FIRST_PROMPT if studio.is_pocket else "a painting by Van Gogh"
-            prompt = gr.Textbox(first_prompt, label="Prompt", lines=2, max_length=MAX_PROMPT_LENGTH, elem_id="prompt")
-            edit_names = list(studio.edits())
-            edits = gr.Dropdown(
-                edit_names, value=edit_names[-1:], multiselect=True, allow_custom_value=True, label="Edits to apply", elem_id="edits"
-            )
-            with gr.Row():
-                # seeds are text, because JavaScript numbers have 53 bits
-                seed = gr.Textbox("7", label="Seed", max_lines=1, max_length=20, min_width=90)
-                count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images", min_width=120)
-            button = gr.Button("Compare", variant="primary", elem_id="compare")
-            steps, guidance, strength, reveal, suite = build_settings(studio)
-            gr.HTML(describe_model(studio), elem_classes="model-info")
-        with gr.Column(scale=7, min_width=320):
-            note = gr.HTML(elem_id="note")
-            with gr.Row():
-                with gr.Column(scale=5, min_width=300):
-                    slider = gr.ImageSlider(
-                        label="before | after", format="png", type="pil", max_height=340, elem_id="slider", buttons=["fullscreen"]
-                    )
-                with gr.Column(scale=3, min_width=200):
-                    scores = gr.HTML(elem_id="scores")
-                    difference = gr.Image(label="difference", format="png", type="pil", height=200, elem_id="difference", buttons=[])
-            grid = gr.Gallery(
-                label="each seed: before, after",
-                columns=4,
-                height=170,
-                format="png",
-                object_fit="contain",
-                elem_id="grid",
-                buttons=[],
-                allow_preview=False,
-            )
-    state = gr.State(None, time_to_live=3600)
-    inputs = [prompt, edits, seed, count, steps, guidance, strength, reveal]
-    event_options: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
-    event_options["outputs"] = [slider, difference, scores, grid, note, state]
-    event_options["trigger_mode"] = "always_last"  # a click counts while the other seeds are still being generated
-    handler = make_compare_handler(studio)
-    button.click(handler, inputs, api_name="compare", **event_options)
-    prompt.submit(handler, inputs, api_visibility="private", **event_options)
-    grid.select(show_selected, [state], [slider, difference, scores], api_visibility="private", show_progress="hidden")
-    suite.change(pick_suite_prompt, suite, prompt, api_visibility="private")
-    return edits
+EXAMPLES = (
+    "a watercolor picture of a house",
+    "a neon picture of a boat",
+    "a fish in stained glass style",
+    "a sketch of a tree",
+    "a pixel art picture of ada finch",
+)
+OTHER_EXAMPLES = ("a painting by Van Gogh", "a photo of a golden retriever", "an oil painting of a castle on a hill")
+CHIP_SCRIPT = """
+element.addEventListener('click', e => { const b = e.target.closest('button'); if (b) trigger('click', {text: b.textContent}); });
+"""
+PAST_SCRIPT = """
+element.addEventListener('click', e => { const b = e.target.closest('[data-id]'); if (b) trigger('click', {id: b.dataset.id}); });
+"""
 
 
-def build_settings(studio: Studio) -> tuple[Any, ...]:
-    """Build the less common settings: steps, guidance, strength, whether to reveal sensitive images, and a suite for prompts."""
-    with gr.Accordion("More", open=False):
-        steps = gr.Slider(1, MAX_STEPS, 25, step=1, label="Steps")
-        guidance = gr.Slider(0, 15, studio.model.default_guidance, step=0.5, label="Guidance")
-        strength = gr.Slider(-1, 2, 1, step=0.05, label="Strength of the edits")
-        reveal = gr.Checkbox(False, label="Show sensitive images unblurred")
-        suite = gr.Dropdown(suite_names(complete=True), value=None, label="A prompt from a suite")
-    return steps, guidance, strength, reveal, suite
+class CompareTab(NamedTuple):
+    """What the page needs of the tab: its list of edits, and the components that a link or another model fills."""
+
+    edits: gr.Dropdown
+    examples: gr.HTML
+    filled: list[Any]
 
 
-def make_compare_handler(studio: Studio) -> Any:
-    """Return the handler of the Compare button."""
+@dataclass
+class Inputs:
+    """The components that a comparison is asked for with."""
 
-    def compare(
-        prompt: str, edits: list[str], seed: str, image_count: int, steps: int, guidance: float, strength: float, reveal: bool = False
-    ) -> Iterator[tuple[Any, ...]]:
-        """Generate a prompt with the base model and with edits applied, from the same noise; the first seed comes before the others.
+    prompt: gr.Textbox
+    edits: gr.Dropdown
+    cards: EditCards
+    seed: gr.Textbox
+    keep_seed: gr.Checkbox
+    count: gr.Slider
+    steps: gr.Slider
+    guidance: gr.Slider
+    reveal: gr.Checkbox
 
-        Returns before and after of the first seed, their difference, the judge scores, a grid of all seeds, and a note.
-        """
-        try:
-            settings = (parse_seed(seed or "0"), int(image_count), int(steps), float(guidance), float(strength))
-            for comparison in studio.compare(prompt or "", edits or [], *settings):
-                comparison = replace(comparison, sensitive=comparison.sensitive and not reveal)
-                pairs = zip(comparison.base, comparison.erased, comparison.seeds, strict=True)
-                grid = [(images.side_by_side(b, e, is_blurred(comparison, i)), f"seed {s}") for i, (b, e, s) in enumerate(pairs)]
-                yield *render_pair(comparison, 0), grid, describe_comparison(studio, prompt or "", edits or [], comparison), comparison
-        except UserError as error:
-            raise gr.Error(str(error), duration=12) from None
+    @property
+    def settings(self) -> list[Any]:
+        return [self.prompt, self.edits, self.seed, self.keep_seed, self.count, self.steps, self.guidance, self.reveal]
 
-    return compare
-
-
-def is_blurred(comparison: Comparison, i: int) -> bool:
-    return comparison.sensitive or i in comparison.hidden
+    @property
+    def restored(self) -> list[Any]:
+        """The components that a link or an earlier result fills."""
+        return [self.prompt, self.edits, *self.cards.all, self.seed, self.count, self.steps, self.guidance]
 
 
-def render_pair(comparison: Comparison, i: int) -> tuple[Any, Any, str]:
-    pair = (
-        images.to_display(comparison.base[i], is_blurred(comparison, i)),
-        images.to_display(comparison.erased[i], is_blurred(comparison, i)),
+def tab(studio: Studio, model: gr.Dropdown, compare_tab: gr.Tab) -> CompareTab:
+    """Build the tab for the model that is chosen on the page."""
+    with gr.Row(elem_classes="split"):
+        with gr.Column(elem_classes="ask", min_width=280):
+            prompt = gr.Textbox(label="Prompt", lines=2, max_length=MAX_PROMPT_LENGTH, elem_id="prompt", interactive=True)
+            examples = gr.HTML(elem_id="examples", js_on_load=CHIP_SCRIPT)
+            edits = gr.Dropdown([], multiselect=True, allow_custom_value=True, label="Edits to apply", elem_id="edits", interactive=True)
+            with gr.Row(elem_classes="buttons"):
+                button = gr.Button("Compare", variant="primary", elem_id="compare", min_width=120)
+                stop_button = gr.Button("Stop", elem_id="stop", min_width=70)
+        with gr.Column(elem_classes="found", min_width=280):
+            shown = gr.HTML(result_view.render_waiting("The studio prepares its first erasure."), elem_id="result")
+            history = gr.HTML(elem_id="history", js_on_load=PAST_SCRIPT)
+        with gr.Column(elem_classes="adjust", min_width=280):
+            with gr.Column(elem_id="cards"):
+                cards = build_cards()
+            inputs, dice, suite = build_settings(prompt, edits, cards)
+    prompts, strengths_button, grid_button, sheet = build_sheets()
+    past = gr.State([])
+    compare, make_sheet = compare_handlers.make_compare(studio), compare_handlers.make_sheet(studio)
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+
+    values = [past, model, *inputs.settings, cards.names, *cards.sliders]
+    outputs = [shown, history, past, inputs.seed]
+    shared = private | {"concurrency_id": "model", "concurrency_limit": 1}
+    # a click counts while the other seeds are still being generated
+    gr.on([button.click, prompt.submit], compare, values, outputs, trigger_mode="always_last", **shared)
+    dice.click(pick_seed, None, inputs.seed, **private).then(compare, values, outputs, **shared)
+    strengths_button.click(make_sheet, [gr.State(None), *values], sheet, **shared)
+    grid_button.click(make_sheet, [prompts, *values], sheet, **shared)
+    gr.on(
+        [edits.change, compare_tab.select],  # there may be news of an audit
+        compare_handlers.make_choose(studio),
+        [model, edits, cards.names, *cards.sliders],
+        cards.all,
+        trigger_mode="always_last",
+        **private,
     )
-    difference = comparison.difference(i)
-    # equal images have no heatmap: a black one would be one cached file that a response writes while others read it
-    heatmap = images.to_heatmap(difference) if difference.any() and not is_blurred(comparison, i) else None
-    return pair, heatmap, images.render_score_cards(comparison.scores[i]) if comparison.scores else ""
+    stop_button.click(compare_handlers.make_stop(studio), None, None, queue=False, **private)
+    examples.click(text_of, None, prompt, **private)
+    suite.change(pick_suite_prompt, suite, prompt, **private)
+    history.click(compare_handlers.make_restore(studio), None, [model, *inputs.restored, shown], **private)
+    return CompareTab(edits, examples, [*inputs.restored, shown, history, past])
 
 
-def show_selected(comparison: Comparison | None, event: gr.SelectData) -> tuple[Any, ...]:
-    if comparison is None:
-        raise gr.Error("Press Compare again: these images have expired.")
-    return render_pair(comparison, int(event.index))
+def build_settings(prompt: gr.Textbox, edits: gr.Dropdown, cards: EditCards) -> tuple[Inputs, gr.Button, gr.Dropdown]:
+    """Build the settings below the edits. Return all inputs, the button for another seed, and the list of suites."""
+    with gr.Row(elem_classes="seeds"):
+        # seeds are text, because JavaScript numbers have 53 bits
+        seed = gr.Textbox(str(FIRST_SEED), label="Seed", max_lines=1, max_length=20, min_width=90, elem_id="seed", interactive=True)
+        dice = gr.Button("New seed", elem_id="dice", min_width=90)
+    keep_seed = gr.Checkbox(True, label="Keep this seed for the next comparison", elem_id="keep-seed", interactive=True)
+    count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images, with the seeds that follow", interactive=True)
+    with gr.Accordion("More settings", open=False):
+        steps = gr.Slider(1, MAX_STEPS, 25, step=1, label="Sampling steps", interactive=True)
+        guidance = gr.Slider(0, 15, 4.0, step=0.5, label="Guidance: how closely images follow the prompt", interactive=True)
+        reveal = gr.Checkbox(False, label="Show sensitive images unblurred", interactive=True)
+        suite = gr.Dropdown(suite_names(complete=True), value=None, label="Take a prompt from a suite", interactive=True)
+    return Inputs(prompt, edits, cards, seed, keep_seed, count, steps, guidance, reveal), dice, suite
 
 
-def describe_comparison(studio: Studio, prompt: str, edits: list[str], comparison: Comparison) -> str:
-    """Return notes on a comparison as HTML."""
-    notes = []
-    if words := studio.unknown_words(prompt):
-        quoted = ", ".join(f"“{escape(word)}”" for word in words[:8])
-        notes.append(f"This small model never saw {quoted}{' and others' if len(words) > 8 else ''} in a caption; expect a guess.")
-    if not edits:
-        notes.append("No edit is applied, so both sides are the base model.")
-    if comparison.hidden:
-        notes.append(f"The safety checker hides {len(comparison.hidden)} of {len(comparison.seeds)} pairs.")
-    if comparison.sensitive:
-        notes.append("Sensitive images are blurred; “More” has a switch.")
-    return "".join(f"<p>{line}</p>" for line in notes)
+def build_sheets() -> tuple[gr.Textbox, gr.Button, gr.Button, gr.HTML]:
+    """Build the part that makes several images of one seed: the prompts of a grid, two buttons, and where the images appear."""
+    with gr.Accordion("Several strengths, or several prompts and edits", open=False, elem_id="sheets"):
+        with gr.Row():
+            prompts = gr.Textbox(
+                label="Prompts for the grid, one on each line", lines=3, max_length=4000, elem_id="grid-prompts", scale=4, min_width=240
+            )
+            with gr.Column(scale=1, min_width=160):
+                strengths_button = gr.Button("Strengths of this prompt", elem_id="strengths")
+                grid_button = gr.Button("Grid of prompts and edits", elem_id="make-grid")
+        sheet = gr.HTML(elem_id="sheet")
+    return prompts, strengths_button, grid_button, sheet
 
 
-def describe_model(studio: Studio) -> str:
-    if not studio.is_pocket:
-        return f"<p>{escape(studio.source)}</p>"
-    parts = [f"<dt>{kind}</dt><dd>{escape(', '.join(names))}</dd>" for kind, names in studio.known_concepts().items()]
-    return f"<details><summary>What this model knows</summary><dl>{''.join(parts)}</dl></details>"
+def render_examples(is_pocket: bool) -> str:
+    """Render prompts that a visitor can click."""
+    return render_html("chips", texts=EXAMPLES if is_pocket else OTHER_EXAMPLES, label="examples")
+
+
+def text_of(event: gr.EventData) -> str:
+    """Return the text of the chip that was clicked."""
+    return str(event.text)
+
+
+def pick_seed() -> str:
+    return str(random.randint(0, compare_handlers.LARGEST_RANDOM_SEED))
 
 
 def pick_suite_prompt(name: str | None) -> Any:

@@ -1,286 +1,202 @@
-"""Erase tab: a concept, the options of a method, progress while it runs, and the finished edit for download."""
+"""Erase tab: name a concept, choose a method, see what it will take, watch it work, and see what it did."""
 
-import typing
-from collections.abc import Callable
-from dataclasses import fields
-from html import escape
-from pathlib import Path
-from typing import Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any
 
 import gradio as gr
 
+from app.html_templates import render_html
 from app.jobs import queue
 from app.jobs.plan import JobSpec
-from app.jobs.queue import JobProgress
-from app.jobs.tables import format_clock
-from app.web import downloads, images
-from app.web.studio import MAX_PROMPT_LENGTH, Studio
-from erasure import export
+from app.method_words import summary_of_method, title_of_method
+from app.web.comparison import MAX_PROMPT_LENGTH
+from app.web.concept_words import describe_concept, kind_of
+from app.web.job_estimate import estimate_job
+from app.web.job_panel import build_job_panel, job_choices
+from app.web.job_view import format_seconds
+from app.web.messages import for_page, page_error
+from app.web.method_form import MethodForms, build_forms
+from app.web.models import StudioModel
+from app.web.studio import Studio
+from app.web.studio_jobs import title_of
+from app.web.tab_compare import CHIP_SCRIPT, text_of
 from erasure.concept import Concept, ConceptKind
-from erasure.config.registry import field_help_of, list_modules, load_class, read_summary
+from erasure.config.registry import list_modules, load_class
 from erasure.config.seeds import parse_seed
 from erasure.errors import UserError
+from erasure.loading.model_source import SHIPPED_MODELS
 from erasure.methods.base import Method
-from erasure.recipes import configure_method
 from eval.suites.suite import suite_names
 
-PATH_FIELDS = ("images", "retain_images", "generator")  # fields that are paths of this machine
+KINDS: list[tuple[str, ConceptKind]] = [("a style", "style"), ("a thing", "object"), ("a person", "person"), ("nudity or violence", "nsfw")]
+FIRST_METHOD = "esd"
+NO_AUDIT = ("no, only erase", "")
 
 
-def tab(studio: Studio) -> tuple[Any, gr.Dropdown]:
-    """Build the tab. Return the handler that finds the newest job and the list that shows it, for when the page loads."""
-    job_list = job_names(studio)
+@dataclass(frozen=True)
+class EraseTab:
+    """What the page needs of the tab: the list of jobs, and the button that compares a job's edit."""
+
+    job: gr.Dropdown
+    compare: gr.Button
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What every erasure is asked for with, whatever its method."""
+
+    concept: gr.Textbox
+    kind: gr.Radio
+    anchor: gr.Textbox
+    seed: gr.Textbox
+    suite: gr.Dropdown
+
+    @property
+    def all(self) -> list[Any]:
+        return [self.concept, self.kind, self.anchor, self.seed, self.suite]
+
+
+def tab(studio: Studio, model: gr.Dropdown, erase_tab: gr.Tab) -> EraseTab:
+    """Build the tab for the model that is chosen on the page."""
     job = gr.Dropdown(
-        job_list,
-        value=job_list[0] if job_list else None,
-        label="Job",
-        elem_id="job",
-        allow_custom_value=True,
-        interactive=True,
-        render=False,
+        job_choices(studio), label="Job", elem_id="job", allow_custom_value=True, interactive=True, render=False
     )  # a custom value is a job that appeared later; it is checked where it is used
-    with gr.Row():
-        with gr.Column(scale=5, min_width=320):
-            concept, kind, anchor, seed = build_concept_inputs(studio)
-            method = gr.Dropdown(
-                [(f"{n} · {describe_method(n)}", n) for n in list_modules("erasure.methods")],
-                value="esd",
-                label="Method",
-                elem_id="method",
-                interactive=True,
-            )
-            suite = gr.Dropdown(
-                [("no audit", ""), *suite_names(complete=True)],
-                value="pocket" if studio.is_pocket else "",
-                label="Audit afterwards, tier smoke",
-                interactive=True,
-            )
+    with gr.Row(elem_classes="split"):
+        with gr.Column(elem_classes="ask", min_width=280):
+            concept, kind, known = build_concept_inputs(studio)
+            method = gr.Dropdown(method_choices(), value=FIRST_METHOD, label="Method", elem_id="method", interactive=True)
+            advice = gr.HTML(elem_id="advice")
             note = gr.HTML(elem_id="erase-note")
-            hinted_concept = gr.State("")  # the concept whose hints were shown; a second press confirms it
-
-            @gr.render(inputs=[method, kind])  # type: ignore[untyped-decorator]  # gradio has no types for it
-            def render_form(name: str, of_kind: ConceptKind) -> None:
-                build_form(studio, name, of_kind, [concept, kind, anchor, seed, suite, hinted_concept], [note, job, hinted_concept])
-
-        with gr.Column(scale=6, min_width=320):
+            start = gr.Button("Erase", variant="primary", elem_id="erase")
+        with gr.Column(elem_classes="found", min_width=280):
             job.render()  # type: ignore[no-untyped-call]  # gradio has no types for it
-            build_job_panel(studio, job)
+            compare_button = build_job_panel(studio, job)
+        with gr.Column(elem_classes="adjust", min_width=280):
+            suite, anchor, seed = build_further_inputs(studio)
+            with gr.Accordion("Options", open=False, elem_id="options"):
+                forms = build_forms(studio.is_local, FIRST_METHOD)
+    inputs = Inputs(concept, kind, anchor, seed, suite)
+    hinted = gr.State("")  # the concept whose hints were shown; a second press confirms it
+    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+    start.click(make_erase_handler(studio, forms), [model, method, *inputs.all, hinted, *forms.widgets], [note, job, hinted], **private)
+    gr.on(
+        [erase_tab.select, model.change, method.change, kind.change],
+        make_form_handler(studio, forms),
+        [model, method, kind],
+        [*forms.groups, *forms.widgets],
+        trigger_mode="always_last",
+        **private,
+    )
+    gr.on(
+        [erase_tab.select, model.change, method.change, kind.change, suite.change, concept.blur],
+        make_advice_handler(studio),
+        [model, method, kind, concept, suite],
+        advice,
+        trigger_mode="always_last",
+        **private,
+    )
+    describe = {"fn": lambda source, text: describe_concept(studio, source, text), "inputs": [model, concept], "outputs": known}
+    gr.on([erase_tab.select, concept.change, model.change], **describe, trigger_mode="always_last", **private)
+    concept.change(lambda text: kind_of(text) or gr.skip(), concept, kind, **private)
+    known.click(text_of, None, concept, **private)
+    return EraseTab(job, compare_button)
 
-    def select_newest() -> Any:
-        names = job_names(studio)
-        return gr.Dropdown(choices=names, value=names[0] if names else None)
 
-    return select_newest, job
-
-
-def build_concept_inputs(studio: Studio) -> tuple[Any, ...]:
-    """Build the inputs for concept, kind, anchor and seed."""
+def build_concept_inputs(studio: Studio) -> tuple[gr.Textbox, gr.Radio, gr.HTML]:
+    """Build the concept, what the model knows about it, and its kind."""
     concept = gr.Textbox(
-        "neon" if studio.is_pocket else "",
-        label="Concept",
-        info="several: a; b",
+        "neon" if studio.first_source in SHIPPED_MODELS else "",
+        label="What to erase",
+        info="Several concepts: separate them with a semicolon.",
         max_length=MAX_PROMPT_LENGTH,
         elem_id="concept",
         interactive=True,
     )
-    with gr.Row():
-        kind = gr.Dropdown(list(get_args(ConceptKind)), value="style", label="Kind", min_width=110, interactive=True)
-        anchor = gr.Textbox("", label="Becomes", placeholder="nothing", min_width=140, max_length=MAX_PROMPT_LENGTH, interactive=True)
-        seed = gr.Textbox("0", label="Seed", max_lines=1, max_length=20, min_width=80, interactive=True)
-    return concept, kind, anchor, seed
+    known = gr.HTML(elem_id="known", js_on_load=CHIP_SCRIPT)
+    kind = gr.Radio(KINDS, value="style", label="It is", elem_id="kind", interactive=True)
+    return concept, kind, known
 
 
-def describe_method(name: str) -> str:
-    """Describe a method in a few words."""
-    return read_summary("erasure.methods", name).partition(": ")[2].split("(")[0].rstrip(" .")[:52]
+def build_further_inputs(studio: Studio) -> tuple[gr.Dropdown, gr.Textbox, gr.Textbox]:
+    """Build the suite that measures the erasure, what the concept should become, and the seed."""
+    suite = gr.Dropdown(
+        [NO_AUDIT, *suite_names(complete=True)],
+        value="pocket" if studio.first_source in SHIPPED_MODELS else "",
+        label="Measure it afterwards, with the suite",
+        elem_id="suite",
+        interactive=True,
+    )
+    anchor = gr.Textbox(
+        "", label="What it should become", placeholder="nothing in particular", max_length=MAX_PROMPT_LENGTH, interactive=True
+    )
+    seed = gr.Textbox("0", label="Seed", max_lines=1, max_length=20, interactive=True)
+    return suite, anchor, seed
 
 
-def build_form(studio: Studio, name: str, kind: ConceptKind, common: list[Any], outputs: list[Any]) -> None:
-    """Build the options of a method, filled with its recipe, and the button that starts it."""
-    cls = load_class("erasure.methods", name, Method)
-    method, _, _ = configure_method(cls, [Concept(name="concept", kind=kind)], studio.model.family, {})
-    gr.HTML(f'<p class="small">{escape(cls.when)}. It changes {escape(cls.changes)}.</p>')
-    start = gr.Button("Erase", variant="primary", elem_id="erase", key="erase")
-    widgets: dict[str, Any] = {}
-    with gr.Accordion("Options", open=False):
-        help_, types = field_help_of(cls), typing.get_type_hints(cls)
-        for f in fields(cls):
-            if studio.is_local or f.name not in PATH_FIELDS:
-                widgets[f.name] = make_widget(f.name, types[f.name], getattr(method, f.name), help_.get(f.name, ""))
-
-    def run(concept: str, kind: ConceptKind, anchor: str, seed: str, suite: str, hinted: str, *values: Any) -> tuple[str, Any, str]:
-        try:
-            if concept != hinted and (hints := studio.hints(concept)):
-                lines = "".join(f"<p>{escape(hint)}</p>" for hint in hints)
-                return f"{lines}<p>Press Erase again to erase it anyway.</p>", gr.skip(), concept
-            changed_fields = {k: v for k, v in read_fields(widgets, values, types).items() if v != getattr(method, k)}
-            folder = studio.queue_erasure(concept, kind, anchor, name, changed_fields, parse_seed(seed or "0"), suite)
-        except UserError as error:
-            raise gr.Error(str(error), duration=12) from None
-        note = f"<p>Queued as <b>{escape(folder.name)}</b>. It continues when this page is closed.</p>"
-        return note, gr.Dropdown(choices=job_names(studio), value=folder.name), ""
-
-    start.click(run, [*common, *widgets.values()], outputs, api_visibility="private")
+def method_choices() -> list[tuple[str, str]]:
+    """Return methods by what they are called and what they do."""
+    return [(f"{title_of_method(name)}: {summary_of_method(name)}", name) for name in list_modules("erasure.methods")]
 
 
-def make_widget(name: str, kind: Any, value: Any, help_: str) -> Any:
-    """Return the input for one field of a method."""
-    shared: dict[str, Any] = {
-        "label": name.replace("_", " "),
-        "info": help_ or None,
-        "interactive": True,
-    }  # gradio does not infer it inside a render
-    if typing.get_origin(kind) is Literal:
-        return gr.Dropdown(list(get_args(kind)), value=value, **shared)
-    if kind is bool:
-        return gr.Checkbox(value, **shared)
-    if kind in (int, float):
-        return gr.Number(value, precision=0 if kind is int else None, **shared)
-    if isinstance(value, tuple):
-        return gr.Textbox("\n".join(value), lines=3, max_lines=8, max_length=20_000, **shared)
-    return gr.Textbox(str(value), max_length=MAX_PROMPT_LENGTH, **shared)
+def make_advice_handler(studio: Studio) -> Any:
+    """Return the handler that says when a method is a good choice and what it takes on this model."""
 
-
-def read_fields(widgets: dict[str, Any], values: tuple[Any, ...], types: dict[str, Any]) -> dict[str, Any]:
-    """Convert the values of the form to field values.
-
-    Raises:
-        UserError: A number is missing.
-    """
-    field_values: dict[str, Any] = {}
-    for name, value in zip(widgets, values, strict=True):
-        if types[name] in (int, float) and value is None:
-            raise UserError(f"{name.replace('_', ' ')} needs a number.")
-        if typing.get_origin(types[name]) is tuple:
-            field_values[name] = tuple(line.strip() for line in value.splitlines() if line.strip())
-        else:
-            field_values[name] = types[name](value) if types[name] in (int, float, bool, str) else value
-    return field_values
-
-
-def job_names(studio: Studio) -> list[str]:
-    """Return the names of all jobs, newest first."""
-    return [folder.name for folder, _ in studio.jobs()][::-1]
-
-
-def build_job_panel(studio: Studio, job: gr.Dropdown) -> None:
-    """Build the panel with one job in full and all jobs in short. It reads the folders, so every tab shows the same."""
-    view = gr.HTML(render_job(studio, job.value), elem_id="job-view")
-    with gr.Row():
-        cancel_button = gr.Button("Cancel", elem_id="cancel", min_width=90)
-        continue_button = gr.Button("Continue", elem_id="continue", min_width=90)
-        export_format = gr.Dropdown(list(export.EXPORT_FORMATS), value="edit", label="Download as", min_width=140)
-        download_button = gr.Button("Prepare download", elem_id="prepare-download", min_width=120)
-    file = gr.File(label="Download", visible=False, elem_id="file")
-    queue_html = gr.HTML(render_queue(studio), elem_id="queue")
-
-    def tick(name: str | None, seen: list[str]) -> tuple[Any, ...]:
-        current_names = job_names(studio)
-        job_update = gr.Dropdown(choices=current_names) if current_names != seen else gr.skip()
-        return job_update, render_job(studio, name), render_queue(studio), current_names
-
-    seen = gr.State(job_names(studio))
-    private_event: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 8}
-    gr.Timer(1.0).tick(tick, [job, seen], [job, view, queue_html, seen], **private_event)
-    job.change(lambda name: render_job(studio, name), job, view, **private_event)
-    cancel_button.click(make_job_handler(studio, lambda folder: queue.cancel(folder)), job, view, api_name="cancel")
-    continue_button.click(make_job_handler(studio, resume_job), job, view, api_name="resume")
-    download_button.click(downloads.make_download_handler(studio), [job, export_format], file, api_name="download", concurrency_id="model")
-
-
-def make_job_handler(studio: Studio, action: Callable[[Path], None]) -> Callable[[str | None], str]:
-    """Return a handler that applies an action to a job and renders it. Errors become messages on the page."""
-
-    def handler(job: str | None) -> str:
-        try:
-            if not job:
-                raise UserError("there is no job yet.")
-            action(studio.job_folder(job))
-        except UserError as error:
-            raise gr.Error(str(error)) from None
-        return render_job(studio, job)
-
-    return handler
-
-
-def resume_job(folder: Path) -> None:
-    """Queue a stopped job again.
-
-    Raises:
-        UserError: The job is not stopped.
-    """
-    state = queue.read_progress(folder).state
-    if state not in (*queue.STOPPED_STATES, "interrupted"):
-        raise UserError(f"{folder.name} is {state}; only a stopped job can be continued.")
-    queue.requeue(folder)
-
-
-def render_job(studio: Studio, name: str | None) -> str:
-    """Render one job in full: state, progress, loss, preview, error."""
-    jobs_by_name = {folder.name: (folder, spec) for folder, spec in studio.jobs()}
-    if name not in jobs_by_name:
-        return '<p class="empty">No job yet. Choose a concept and press Erase; the first finishes in about a minute on two cores.</p>'
-    folder, spec = jobs_by_name[name]
-    job_progress = queue.read_progress(folder)
-    blur_class = " blurred" if spec is None or any(c.kind == "nsfw" for c in spec.concepts) else ""
-    parts = [
-        f'<div class="job{blur_class}" tabindex="0"><b>{escape(job_label(folder, spec))}</b> '
-        f'<span class="state {job_progress.state}">{job_progress.state}</span>',
-        render_progress(job_progress),
-    ]
-    if job_progress.loss:
-        parts.append(images.render_curve(job_progress.loss, "loss"))
-    preview = folder / "preview.png"
-    if preview.exists() and job_progress.state == "running" and job_progress.phase in ("erasing", "distilling"):
-        alt = "images of the model now: the concept, an empty prompt, the name alone"
-        parts.append(f'<img class="preview" alt="{alt}" src="{images.data_url(preview)}">')
-    parts.append(render_newest_images(folder) if job_progress.state in ("running", "done") else "")
-    if job_progress.error:
-        parts.append(f'<p class="error">{escape(job_progress.error)}</p>')
-    return "".join(parts) + "</div>"
-
-
-def job_label(folder: Path, spec: JobSpec | None) -> str:
-    """Return the display name of a job; of a broken one its folder's name."""
-    return spec.name if spec else folder.name
-
-
-def render_progress(job_progress: JobProgress) -> str:
-    if job_progress.state == "done":
-        return f'<p class="small">took {format_clock(job_progress.seconds)}</p>'
-    if job_progress.state != "running":
-        return ""
-    rate = f" · {job_progress.rate:.1f} a second" if job_progress.rate else ""
-    eta = f" · {format_clock(job_progress.eta)} left" if job_progress.eta is not None else ""
-    done_of_total = f"{job_progress.done} of {job_progress.total}" if job_progress.total else ""
-    bar = images.render_bar(job_progress.done / job_progress.total if job_progress.total else 0)
-    elapsed = f"{format_clock(job_progress.seconds)} so far"
-    return f'{bar}<p class="small">{job_progress.phase} {done_of_total}{rate}{eta} · {elapsed}</p>'
-
-
-def render_newest_images(folder: Path, limit: int = 12) -> str:
-    """Render the newest images of an audit; empty where there are none."""
-    paths = sorted(folder.glob("audit-*/images/erased/*.png"), key=lambda path: path.stat().st_mtime_ns)[-limit:]
-    if not paths:
-        return ""
-    img_tags = "".join(f'<img alt="{escape(path.stem)}" title="{escape(path.stem)}" src="{images.data_url(path)}">' for path in paths)
-    return f'<div class="strip">{img_tags}</div>'
-
-
-def render_queue(studio: Studio) -> str:
-    """Render the newest 20 jobs, one line each."""
-    rows: list[tuple[Path, JobSpec | None]] = studio.jobs()[::-1][:20]
-    if not rows:
-        return ""
-    lines = []
-    for folder, spec in rows:
-        job_progress = queue.read_progress(folder)
-        status = (
-            f"{job_progress.phase} {job_progress.done}/{job_progress.total}"
-            if job_progress.state == "running" and job_progress.total
-            else job_progress.state
+    def advise(source: str, name: str, kind: ConceptKind, concept: str, suite: str) -> str:
+        cls = load_class("erasure.methods", name, Method)
+        lines = [f"Choose it {cls.when}." if cls.when.startswith(("when", "after")) else f"{cls.when[:1].upper()}{cls.when[1:]}."]
+        lines.append(
+            f"It changes {cls.changes}." if not cls.changes.startswith(("sets", "no ")) else f"{cls.changes[:1].upper()}{cls.changes[1:]}."
         )
-        elapsed = format_clock(job_progress.seconds) if job_progress.seconds else ""
-        name = escape(job_label(folder, spec))
-        lines.append(f'<tr><td>{name}</td><td class="state {job_progress.state}">{status}</td><td>{elapsed}</td></tr>')
-    return f'<table class="queue"><thead><tr><th>job</th><th>state</th><th>time</th></tr></thead><tbody>{"".join(lines)}</tbody></table>'
+        try:
+            lines.append(forecast(studio, studio.models.get(source), name, kind, concept, suite))
+        except UserError as error:
+            lines.append(str(error))
+        return render_html("advice", lines=[for_page(line) for line in lines])
+
+    return advise
+
+
+def forecast(studio: Studio, model: StudioModel, method: str, kind: ConceptKind, concept: str, suite: str) -> str:
+    """Say how long an erasure and its audit take on this machine, as far as that is known."""
+    spec = JobSpec(concepts=(Concept(name=concept.partition(";")[0].strip() or "concept", kind=kind),), method=method, model=model.source)
+    pass_seconds = studio.sampler.pass_seconds.get(model.source)
+    if pass_seconds is None:
+        return "How long it takes is known once this model has made images here."
+    erasing = estimate_job(model, spec, pass_seconds).total
+    text = f"On this machine about {format_seconds(erasing)}"
+    try:
+        audited = estimate_job(model, JobSpec(**(vars(spec) | {"suite": suite})), pass_seconds).total if suite else 0.0
+    except UserError:
+        return f"{text}. This suite has no test for the concept."
+    return f"{text}, and {format_seconds(audited - erasing)} to measure it." if suite else f"{text}."
+
+
+def make_form_handler(studio: Studio, forms: MethodForms) -> Any:
+    """Return the handler that shows the options of a method with its recipe; one that does not serve the model keeps its own."""
+
+    def fill(source: str, name: str, kind: ConceptKind) -> list[Any]:
+        try:
+            return forms.fill(name, studio.models.get(source).model, kind)
+        except UserError:  # the advice says why
+            return [gr.skip() for _ in (*forms.groups, *forms.widgets)]
+
+    return fill
+
+
+def make_erase_handler(studio: Studio, forms: MethodForms) -> Any:
+    """Return the handler of the Erase button."""
+
+    def run(
+        source: str, method: str, concept: str, kind: ConceptKind, anchor: str, seed: str, suite: str, hinted: str, *values: Any
+    ) -> tuple[str, Any, str]:
+        try:
+            if concept != hinted and (hints := studio.jobs.find_hints(source, concept)):
+                return render_html("advice", lines=[*map(for_page, hints), "Press Erase again to erase it anyway."]), gr.skip(), concept
+            changed = forms.forms[method].read(studio.models.get(source).model, kind, forms.values_of(method, values))
+            folder = studio.jobs.queue_erasure(source, concept, kind, anchor, method, changed, parse_seed(seed or "0"), suite)
+        except UserError as error:
+            raise page_error(error) from None
+        line = f"{title_of(folder, queue.spec_of(folder))} is in the queue. It goes on when this page is closed."
+        return render_html("advice", lines=[line]), gr.Dropdown(choices=job_choices(studio), value=folder.name), ""
+
+    return run

@@ -1,7 +1,7 @@
 """The contract of a diffusion model: everything that methods, attacks and audits may ask of it."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, get_args
 
@@ -247,24 +247,27 @@ class DiffusionModel(ABC):
         steps: int = 25,
         guidance: float | None = None,
         prefix: Tensor | None = None,
+        on_step: Callable[[int], None] | None = None,
     ) -> Tensor:
         """Return image latents (B, C, h, w) for one prompt and one seed each.
 
         Edits applied to the pipeline count: guidance edits take part in every step, and a one-step generator takes a single step.
+        Raises as `trajectory`.
 
         Args:
             guidance: classifier-free guidance; None means what suits the model.
             prefix: soft tokens before every prompt, as in `encode`.
-
-        Raises as `trajectory`.
+            on_step: called after every step with its number, from 1; an exception in it ends the sampling.
         """
         overrides, noise, cond = sampling_of(self.pipe), self.sample_noise(seeds), self.encode(prompts, prefix)
         if overrides.one_step_timestep is not None:
             return self.check_finite(self.sample_one_step(noise, cond, overrides.one_step_timestep), "its latents")
         uncond = cond if self.forwards_per_step == 1 else self.encode_for_guidance([""]).expand(len(prompts))
         guidance = self.default_guidance if guidance is None else guidance
-        for step in self.trajectory(noise, cond, uncond, steps, guidance, overrides.guidance_edits):
+        for number, step in enumerate(self.trajectory(noise, cond, uncond, steps, guidance, overrides.guidance_edits), 1):
             latents = step.x_next
+            if on_step is not None:
+                on_step(number)
         return latents
 
     def sample_one_step(self, noise: Tensor, cond: Conditioning, t: int) -> Tensor:

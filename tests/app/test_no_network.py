@@ -124,7 +124,7 @@ def test_the_studio_stays_on_this_machine(tmp_path: Path) -> None:
         url = next(match[0] for line in process.stdout if (match := re.search(r"http://\S+?(?=/?\s)", line)))
         time.sleep(20)
         assert "Erasure Studio" in httpx.get(url).text
-        values = {"data": ["a house", ["uce (watercolor)"], 1, 1, 2, 4.0, 1.0, False]}
+        values = {"data": ["a house", ["watercolor (UCE)"], 1, 1, 2, 4.0, 1.0, ""]}
         event = httpx.post(f"{url}/gradio_api/call/compare", json=values).json()["event_id"]
         assert "event: complete" in httpx.get(f"{url}/gradio_api/call/compare/{event}", timeout=300).text
     finally:

@@ -15,10 +15,13 @@ import pytest
 from app.jobs import leaderboard, queue
 from app.jobs.execution import run_job
 from app.jobs.plan import JobSpec, load_plan
+from app.web.job_panel import job_choices
+from app.web.job_view import render_job
+from app.web.models import StudioModels
 from app.web.queue_worker import QueueWorker
 from app.web.studio import Studio
-from app.web.tab_erase import job_names, render_job, render_queue, resume_job
-from app.web.tab_leaderboard import format_unreadable
+from app.web.tab_board import render_unreadable
+from app.web.tab_queue import render_queue
 from erasure.concept import Concept
 from erasure.errors import Unfinished, UserError
 from erasure.export import export_edit
@@ -65,12 +68,12 @@ def test_a_broken_file_makes_a_broken_job_and_nothing_else(
     assert p.state == "broken" and name in p.error and "\n" not in p.error
     assert queue.read_progress(other).state == "waiting"
 
-    studio = Studio(model, tmp_path / "runs")
-    assert set(job_names(studio)) == {folder.name, other.name}
+    studio = Studio(StudioModels.of(model), tmp_path / "runs")
+    assert {choice for _, choice in job_choices(studio)} == {folder.name, other.name}
     assert "broken" in render_job(studio, folder.name) and name in render_job(studio, folder.name)
     assert "broken" in render_queue(studio) and "waiting" in render_queue(studio)
     _, lines = leaderboard.load_leaderboard(tmp_path / "runs")
-    assert len(lines) == 1 and name in format_unreadable(lines)
+    assert len(lines) == 1 and name in render_unreadable(lines)
     assert run_words("jobs", "status", str(tmp_path / "runs")) == 0
     output = capsys.readouterr()
     assert "broken" in output.out and output.err.count("broken: ") == 1 and name in output.err
@@ -79,11 +82,11 @@ def test_a_broken_file_makes_a_broken_job_and_nothing_else(
         queue.cancel(folder)
     if name == "spec.json":
         with pytest.raises(UserError, match=r"spec\.json"):
-            resume_job(folder)
+            studio.jobs.resume(folder.name)
         queue.enqueue(folder, JobSpec(concepts=(Concept(name="neon"),)))  # a plan knows what belongs there
         assert "written again" in capsys.readouterr().err
     else:
-        resume_job(folder)
+        studio.jobs.resume(folder.name)
     assert queue.read_progress(folder).state == "waiting"
 
 
@@ -124,15 +127,15 @@ def test_the_leaderboard_leaves_broken_results_out_and_names_them(tmp_path: Path
 
 
 def test_an_export_is_not_a_second_edit(model: StableDiffusion, tmp_path: Path) -> None:
-    studio = Studio(model, tmp_path / "runs")
+    studio = Studio(StudioModels.of(model), tmp_path / "runs")
     run = tmp_path / "runs" / "jobs" / "x" / "edit"
     edit = run_salun(model, run)
     export_edit(model, edit, "edit", tmp_path / "runs" / "jobs" / "x" / "downloads" / "edit")
     export_edit(model, edit, "edit", tmp_path / "runs" / "exported")
-    assert list(studio.edits().values()) == [run]
+    assert [edit.folder for edit in studio.edits(model.source).values()] == [run]
     (run / "job.json").unlink()
-    (run / "edit.json").unlink()  # an export whose run was deleted counts itself
-    assert len(studio.edits()) == 2
+    (run / "edit.json").unlink()  # an export whose run was deleted counts itself; what was prepared for a download does not
+    assert len(studio.edits(model.source)) == 1
 
 
 # two processes for one job --------------------------------------------------------------------------------------------------------
@@ -204,7 +207,7 @@ def test_a_cancel_meets_a_start_at_any_moment(tmp_path: Path, monkeypatch: pytes
 
             def terminate(self) -> None: ...
 
-            kill = terminate
+            kill = resume = terminate
 
         monkeypatch.setattr("app.jobs.queue.psutil.Process", Killed)
         if order == 0:

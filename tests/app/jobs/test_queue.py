@@ -49,7 +49,7 @@ def test_a_plan_runs_to_its_end_and_is_then_skipped(tmp_path: Path, capfd: pytes
     assert all(float(row["UA_low"]) <= int(row["UA_k"]) / int(row["UA_n"]) <= float(row["UA_high"]) for row in rows)
     assert all(row["bytes"] and row["seconds"] for row in rows)
     page = (tmp_path / "out" / "leaderboard.html").read_text()
-    assert page.count("<circle") == 2 and "http://" not in page and "https://" not in page
+    assert page.count("<g data-row") == 2 and "http://" not in page and "https://" not in page
     assert all(row["reworded_by"] in ("named", "described") and int(row["reworded_n"]) for row in rows)
     assert all(row["attacked"] == row["attacked_n"] == "" for row in rows) and not [key for key in rows[0] if "robust" in key]
     assert "ran in 0 of 2 audits; the others were not attacked" in page and page.count(">not attacked<") == 2

@@ -14,10 +14,16 @@ from starlette.routing import Mount
 from app.web import page
 from app.web.access import AccessControl
 from app.web.address import listen
+from app.web.images_api import ImagesApi
 from app.web.login_attempts import MAX_ADDRESSES, OVERALL, PER_ADDRESS, LoginAttempts
+from app.web.models import StudioModels
 from app.web.studio import Studio
+from app.web.studio_images import StudioImages
+from erasure.concept import Concept
+from erasure.erasing import erase
 from erasure.errors import UserError
 from erasure.families.stable_diffusion import StableDiffusion
+from erasure.methods.esd import ESD
 from tests import tiny
 
 LOGIN = ("ada", "a long pässword")
@@ -34,9 +40,10 @@ class Clock:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     """One studio with a login and one without: their addresses and applications."""
     servers: dict[str, Any] = {}
-    studio = Studio(StableDiffusion(tiny.pipeline(), "tiny", "fp32"), tmp_path_factory.mktemp("access") / "runs")
+    models = StudioModels.of(StableDiffusion(tiny.pipeline(), "tiny", "fp32"))
+    studio = Studio(models, tmp_path_factory.mktemp("access") / "runs")
     for name, login in (("closed", LOGIN), ("open", None)):
-        app = page.make_app(page.build_page(studio), login=login)
+        app = page.make_app(studio, login)
         servers[name] = page.start_server(app, listen("127.0.0.1", 0)).rstrip("/")
         servers[f"{name} app"] = app
     yield servers
@@ -91,7 +98,7 @@ def test_the_login_lets_in_and_out(served: dict[str, Any]) -> None:
         assert client.get("/logout").status_code == 303
         assert client.get("/config").status_code == 401
     client = Client(served["closed"], auth=LOGIN, verbose=False)
-    assert client.predict("a cat", [], 1, 1, 2, 4.0, 1.0, False, api_name="/compare")
+    assert client.predict("a cat", [], 1, 1, 2, 4.0, 1.0, "", api_name="/compare")
 
 
 @pytest.mark.parametrize(
@@ -196,3 +203,22 @@ def test_a_port_in_use_is_named(tmp_path: Path) -> None:
         listen("203.0.113.7", 0)
     with pytest.raises(UserError, match="is not an address of this machine"):
         listen("x" * 5000, 0)
+
+
+def test_the_images_api_of_a_studio_asks_for_its_key_and_not_for_the_login(tmp_path: Path) -> None:
+    studio = Studio(StudioModels.of(StableDiffusion(tiny.pipeline(), "tiny", "fp32")), tmp_path / "runs")
+    concept = Concept(name="cat", kind="object", prompts=("{}",))
+    erase(
+        studio.models.get("tiny").model, [concept], ESD(steps=2, batch=2, trajectories=2, trajectory_steps=2), out=tmp_path / "runs" / "cat"
+    )
+    app = page.make_app(studio, LOGIN, ImagesApi(StudioImages(studio), "a-key"))
+    url = page.start_server(app, listen("127.0.0.1", 0)).rstrip("/")
+    key, body = {"Authorization": "Bearer a-key"}, {"prompt": "a cat", "seed": 3, "steps": 2}
+    assert httpx.post(f"{url}/v1/images/generations", json=body).status_code == 401
+    assert [entry["id"] for entry in httpx.get(f"{url}/v1/models", headers=key).json()["data"]] == ["cat (ESD)", "base"]
+    images = [
+        httpx.post(f"{url}/v1/images/generations", json=body | {"model": name}, headers=key, timeout=120).json()["data"][0]["b64_json"]
+        for name in ("cat (ESD)", "base", "base")
+    ]
+    assert images[0] != images[1] == images[2]
+    assert httpx.get(f"{url}/config", headers=key).status_code == 401  # the key opens nothing else
