@@ -10,6 +10,7 @@ from pathlib import Path
 from app.confirmation import confirm
 from app.jobs.plan import JobSpec
 from app.jobs.queue import JobState, read_progress, write_claim
+from app.jobs.shared_audit import count_processes, generate_together
 from erasure import prompt_templates
 from erasure.concept import Concept
 from erasure.concept_hints import find_hints
@@ -28,7 +29,7 @@ from erasure.storage.locks import Shard, lock_folder
 from erasure.training.preview import Preview
 from eval.auditing.plan import AuditPlan
 from eval.auditing.prepare import prepare_audit
-from eval.auditing.run import audit_plan, generate_and_attack
+from eval.auditing.run import generate_and_attack, run_audit
 from eval.report.html import write_report
 from eval.scoring.judge_scores import check_judges_fit
 from eval.suites.suite import load_suite
@@ -40,6 +41,7 @@ class Runner:
 
     load: Callable[[str], DiffusionModel] = load_model  # from a model's source; a worker of a fleet keeps its last model
     command: str = "erasure jobs"  # the name under which it locks a job's folder
+    uses_all_cores: bool = True  # no other job runs on this machine meanwhile
 
 
 ALONE = Runner()  # a process for one job
@@ -63,7 +65,7 @@ def run_job(folder: Path, spec: JobSpec, runner: Runner = ALONE, seconds_before:
         with record_errors(folder):
             model = begin_stage(folder, spec, runner)
             edits = load_edits_of(spec) or [erase_concepts(model, folder, spec)]
-            audits = run_audits(model, folder, spec, edits) if spec.suite else []
+            audits = run_audits(model, folder, spec, edits, runner) if spec.suite else []
         seconds = round(seconds_before + time.monotonic() - start, 1)
         write_checksummed_json(folder / "done.json", {"edits": [edit.digest() for edit in edits], "audits": audits, "seconds": seconds})
         (folder / "claim.json").unlink(missing_ok=True)
@@ -182,13 +184,17 @@ def retained_prompt(model: DiffusionModel, concepts: list[Concept]) -> str:
     return next(iter(exclude_concepts(prompts, concepts)), "")
 
 
-def run_audits(model: DiffusionModel, folder: Path, spec: JobSpec, edits: list[Edit]) -> list[str]:
+def run_audits(model: DiffusionModel, folder: Path, spec: JobSpec, edits: list[Edit], runner: Runner) -> list[str]:
     """Audit, and return the names of the audits' folders."""
     plans = AuditPlan.for_edits(edits, load_suite(spec.suite), spec.tier)
     write_claim(folder, "auditing", image_count(plans))
     folders = audit_folders(folder, plans)
     for plan, out in zip(plans, folders, strict=True):
-        write_report(out, audit_plan(model, edits, plan, out), plan.suite.gates)
+        prepared = prepare_audit(model, edits, plan, out)
+        # several axes have folders of their own, which the command line would name otherwise
+        if len(plans) == 1 and runner.uses_all_cores and (count := count_processes(model, plan)) > 1:
+            generate_together(prepared, [Path(edit) for edit in spec.edits] or [folder / "edit"], spec.suite, count)
+        write_report(out, run_audit(prepared), plan.suite.gates)
     return [out.name for out in folders]
 
 

@@ -13,7 +13,7 @@ class StageRunner:
 
     def __init__(self) -> None:
         self._loaded: dict[str, DiffusionModel] = {}  # at most one, by source
-        self._runner = Runner(self._load, FLEET_COMMAND)
+        self._runner = Runner(self._load, FLEET_COMMAND, uses_all_cores=False)
 
     def run_stage(self, task: Task) -> None:
         """Run a stage in its job's folder. Raises as `app.jobs.execution.run_job`."""

@@ -24,7 +24,10 @@ from erasure.concept import Concept, ConceptKind
 from erasure.config.registry import list_modules, load_class
 from erasure.config.seeds import parse_seed
 from erasure.errors import UserError
+from erasure.families.released_models import RELEASED
 from erasure.loading.model_source import SHIPPED_MODELS
+from erasure.memory.formula import GIB
+from erasure.memory.shipped import load_forecasts
 from erasure.methods.base import Method
 from eval.suites.suite import suite_names
 
@@ -148,7 +151,7 @@ def make_advice_handler(studio: Studio) -> Any:
             f"It changes {cls.changes}." if not cls.changes.startswith(("sets", "no ")) else f"{cls.changes[:1].upper()}{cls.changes[1:]}."
         )
         try:
-            lines.append(forecast(studio, studio.models.get(source), name, kind, concept, suite))
+            lines.append(forecast(studio, studio.models.get(source), name, kind, concept, suite) + forecast_memory(source, name))
         except UserError as error:
             lines.append(str(error))
         return render_html("advice", lines=[for_page(line) for line in lines])
@@ -169,6 +172,13 @@ def forecast(studio: Studio, model: StudioModel, method: str, kind: ConceptKind,
     except UserError:
         return f"{text}. This suite has no test for the concept."
     return f"{text}, and {format_seconds(audited - erasing)} to measure it." if suite else f"{text}."
+
+
+def forecast_memory(source: str, method: str) -> str:
+    """Say how much GPU memory a method takes on a released or shipped model; nothing for others."""
+    name = next((released.name for released in RELEASED if released.source == source), "")
+    peak = load_forecasts()[name].peaks.get(method) if name in load_forecasts() else None
+    return f" On a GPU it needs about {peak / GIB:.1f} GiB of memory, by forecast." if peak else ""
 
 
 def make_form_handler(studio: Studio, forms: MethodForms) -> Any:

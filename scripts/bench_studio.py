@@ -1,0 +1,112 @@
+"""Measure a stranger's path through the studio in a real browser and write docs/results/performance.md.
+
+    python scripts/bench_studio.py --work runs/studio    # half an hour of two idle cores
+
+Playwright and a Chromium are needed. Every round uses a folder of runs and a cache of its own; a first visit of the studio has prepared
+its first erasure before the clock starts.
+"""
+
+import argparse
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bench_commands import page as performance_page
+from bench_cpu import spread
+from fill_docs import fill_section
+from playwright.sync_api import sync_playwright
+
+from app.child_command import ROOT
+
+sys.path.insert(0, str(ROOT))
+from tests.app.web.browser.conftest import CHROMIUM, FLAGS, TIMEOUT_MS, choose, open_tab, serve, wait_for_pairs
+
+ROUNDS = 5
+
+
+def open_first(page: Any, url: str) -> None:
+    """From the request of the page to its first pair of images."""
+    page.goto(url)
+    page.locator("#result .frame img").first.wait_for()
+
+
+def erase_and_compare(page: Any, concept: str) -> None:
+    """From typing a concept to its erasure by UCE, compared with four seeds."""
+    open_tab(page, "Erase")
+    page.locator("#concept textarea, #concept input").first.fill(concept)
+    choose(page, "method", "UCE")
+    choose(page, "suite", "no, only erase")
+    page.locator("#erase").click()
+    page.locator("#job-view h3", has_text=f"{concept} by UCE").wait_for()
+    page.locator("#job-view .state.done").wait_for()
+    page.locator("#compare-edit:not([disabled])").click()
+    wait_for_pairs(page, 4, f"{concept} (UCE)")
+
+
+def erase_and_measure(page: Any, concept: str) -> None:
+    """From typing a concept to its erasure by ESD with the verdict of a smoke audit."""
+    open_tab(page, "Erase")
+    page.locator("#concept textarea, #concept input").first.fill(concept)
+    page.locator("#erase").click()
+    page.locator("#job-view h3", has_text=f"{concept} by ESD").wait_for()
+    page.locator("#job-view .state.done").wait_for()
+    page.locator("#job-view .verdict").first.wait_for()
+
+
+def timed(work: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def measure(work: Path, browser: Any) -> dict[str, list[float]]:
+    """Return the seconds of every part in every round."""
+    seconds: dict[str, list[float]] = {
+        "page to its first images": [],
+        "concept typed to UCE compared": [],
+        "concept typed to ESD with verdict": [],
+    }
+    for i in range(ROUNDS):
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        served = serve(work / "runs", work / "cache")
+        visit = browser.new_page(viewport={"width": 1366, "height": 768})
+        visit.set_default_timeout(2 * TIMEOUT_MS)
+        visit.goto(served.url)
+        wait_for_pairs(visit, 4)
+        for (name, values), part in zip(
+            seconds.items(),
+            (
+                lambda: open_first(visit, served.url),  # noqa: B023  # called at once
+                lambda: erase_and_compare(visit, "sketch"),  # noqa: B023
+                lambda: erase_and_measure(visit, "neon"),  # noqa: B023
+            ),
+            strict=True,
+        ):
+            values.append(timed(part))
+            print(f"round {i + 1}, {name}: {values[-1]:.1f} s", file=sys.stderr, flush=True)
+        visit.close()
+        served.stop()
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("runs/studio"))
+    parser.add_argument("--docs", type=Path, default=Path("docs"))
+    args = parser.parse_args()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        seconds = measure(args.work.absolute(), browser)
+        browser.close()
+    rows = [f"| {name} | {spread(values)} |" for name, values in seconds.items()]
+    fill_section(performance_page(args.docs), "studio", ["| on pocket | seconds, median of 5 (range) |", "|---|---|", *rows])
+    print({name: statistics.median(values) for name, values in seconds.items()})
+
+
+if __name__ == "__main__":
+    main()
