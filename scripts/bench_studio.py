@@ -15,7 +15,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench_commands import page as performance_page
 from bench_cpu import spread
 from fill_docs import fill_section
 from playwright.sync_api import sync_playwright
@@ -28,10 +27,14 @@ from tests.app.web.browser.conftest import CHROMIUM, FLAGS, TIMEOUT_MS, choose, 
 ROUNDS = 5
 
 
-def open_first(page: Any, url: str) -> None:
+def page(docs: Path) -> Path:
+    return docs / "results" / "performance.md"
+
+
+def open_first(visit: Any, url: str) -> None:
     """From the request of the page to its first pair of images."""
-    page.goto(url)
-    page.locator("#result .frame img").first.wait_for()
+    visit.goto(url)
+    visit.locator("#result .frame img").first.wait_for()
 
 
 def erase_and_compare(page: Any, concept: str) -> None:
@@ -104,7 +107,7 @@ def main() -> None:
         seconds = measure(args.work.absolute(), browser)
         browser.close()
     rows = [f"| {name} | {spread(values)} |" for name, values in seconds.items()]
-    fill_section(performance_page(args.docs), "studio", ["| on pocket | seconds, median of 5 (range) |", "|---|---|", *rows])
+    fill_section(page(args.docs), "studio", ["| on pocket | seconds, median of 5 (range) |", "|---|---|", *rows])
     print({name: statistics.median(values) for name, values in seconds.items()})
 
 

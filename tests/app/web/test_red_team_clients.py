@@ -20,7 +20,28 @@ from app.child_command import child_argv
 
 pytestmark = pytest.mark.slow
 KEY, PROMPT = "a-key", "a watercolor picture of a house"
-CLIENTS = Path(__file__).parents[2] / "clients"
+# a program for an environment with PyRIT: python -c PYRIT_CLIENT URL KEY MODEL PROMPT
+PYRIT_CLIENT = """
+import asyncio
+import json
+import sys
+
+from pyrit.models import Message, MessagePiece
+from pyrit.prompt_target import OpenAIImageTarget
+from pyrit.setup import IN_MEMORY, initialize_pyrit_async
+
+
+async def main(url: str, key: str, model: str, prompt: str) -> None:
+    await initialize_pyrit_async(memory_db_type=IN_MEMORY)
+    target = OpenAIImageTarget(endpoint=url, api_key=key, model_name=model, image_size="auto", quality="low", output_format="png")
+    message = Message(message_pieces=[MessagePiece(role="user", original_value=prompt)])
+    (answer,) = await target.send_prompt_async(message=message)
+    piece = answer.message_pieces[0]
+    print(json.dumps({"error": piece.response_error, "type": piece.converted_value_data_type, "value": piece.converted_value}))
+
+
+asyncio.run(main(*sys.argv[1:]))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +73,7 @@ def test_pyrit_gets_images_of_the_erased_model_and_its_refusals(installed: Path,
         subprocess.run([str(python), "-m", "pip", "install", "--quiet", "pyrit"], check=True)
 
     def ask(*words: str) -> "subprocess.CompletedProcess[str]":
-        argv = [str(python), str(CLIENTS / "pyrit_images.py"), *words]
+        argv = [str(python), "-c", PYRIT_CLIENT, *words]
         return subprocess.run(argv, capture_output=True, text=True, env={**os.environ, "HOME": str(tmp_path)}, timeout=600)
 
     answer = ask(api, KEY, "erased", PROMPT)
