@@ -47,12 +47,14 @@ def build_job_panel(studio: Studio, job: gr.Dropdown) -> gr.Button:
     def tick(name: str | None, last: tuple[Any, ...]) -> list[Any]:
         choices = job_choices(studio)
         known = {other for _, other in choices}
-        name = name if name in known else choices[0][1] if choices else None
+        is_known = name in known
+        name = name if is_known else choices[0][1] if choices else None
         html, parts = render_job(studio, name), parts_of(studio.jobs.folder(name) if name else None)
         now = (choices, name, html, parts)
         if now == last:
             return [gr.skip() for _ in outputs]
-        dropdown = gr.Dropdown(choices=choices, value=name) if not last or (choices, name) != last[:2] else gr.skip()
+        # the value is left alone while it is a job: the visitor, or a new erasure, may have chosen another one meanwhile
+        dropdown = gr.Dropdown(choices=choices) if is_known else gr.Dropdown(choices=choices, value=name)
         flags = (parts.can_cancel, parts.can_continue, parts.has_edit, parts.has_edit)
         return [dropdown, html, *(gr.Button(interactive=flag) for flag in flags), now]
 

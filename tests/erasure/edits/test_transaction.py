@@ -16,6 +16,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import erasure
+from app.web.comparison import CompareRequest, EditChoice
+from app.web.models import StudioModels
 from app.web.studio import Studio
 from erasure.edits import Edit, apply_edits, parameters_of
 from erasure.edits.stacking import stack_of
@@ -237,43 +239,50 @@ def test_an_edit_is_applied_once(model: StableDiffusion, tmp_path: Path) -> None
 
 
 def test_the_page_shows_the_base_after_a_failed_edit(model: StableDiffusion, tmp_path: Path) -> None:
-    studio, edit = Studio(model, tmp_path), edit_of_kind(model.pipe, "value")
+    studio, edit = Studio(StudioModels.of(model), tmp_path), edit_of_kind(model.pipe, "value")
     edit.save(tmp_path / "edit")
-    (name,) = studio.edits()
-    *_, first = studio.compare("a cat", [], 3, 1, 2, 4.0, 1.0)
-    with pytest.raises(torch.OutOfMemoryError), FailingAt(3, "copy_"), studio.exclusive(), apply_edits(model, studio.load_edits([name])):
+    (name,) = studio.edits(model.source)
+    *_, first = studio.sampler.compare(CompareRequest(model="tiny", prompt="a cat", seed=3, steps=2))
+    with (
+        pytest.raises(torch.OutOfMemoryError),
+        FailingAt(3, "copy_"),
+        studio.sampler.exclusive(studio.models.get(model.source)),
+        apply_edits(model, studio.load_edits(model.source, [name])),
+    ):
         pass
-    studio.base_images.clear()
-    *_, comparison = studio.compare("a cat", [name], 3, 1, 2, 4.0, 1.0)
+    studio.sampler.cached.clear()
+    *_, comparison = studio.sampler.compare(CompareRequest(model="tiny", prompt="a cat", edits=(EditChoice(name),), seed=3, steps=2))
     assert torch.equal(comparison.base, first.base) and not torch.equal(comparison.erased, first.base)
 
 
 def test_the_page_never_takes_an_edit_that_is_still_applied_for_the_base(model: StableDiffusion, tmp_path: Path) -> None:
-    studio = Studio(model, tmp_path)
-    *_, first = studio.compare("a cat", [], 3, 1, 2, 4.0, 1.0)
-    studio.base_images.clear()
+    studio = Studio(StudioModels.of(model), tmp_path)
+    *_, first = studio.sampler.compare(CompareRequest(model="tiny", prompt="a cat", seed=3, steps=2))
+    studio.sampler.cached.clear()
     edit_of_kind(model.pipe, "value").apply(model.pipe)
-    *_, comparison = studio.compare("a cat", [], 3, 1, 2, 4.0, 1.0)
+    *_, comparison = studio.sampler.compare(CompareRequest(model="tiny", prompt="a cat", seed=3, steps=2))
     assert torch.equal(comparison.base, first.base)
     edit = edit_of_kind(model.pipe, "value").apply(model.pipe)
     with torch.no_grad():
         parameters_of(model.pipe)[sorted(edit.moved_parameters())[0]].add_(1)
-    studio.base_images.clear()
+    studio.sampler.cached.clear()
     with pytest.raises(UserError, match="no longer hold the values"):
-        list(studio.compare("a cat", [], 3, 1, 2, 4.0, 1.0))
-    assert not studio.base_images
+        list(studio.sampler.compare(CompareRequest(model="tiny", prompt="a cat", seed=3, steps=2)))
+    assert not studio.sampler.cached
 
 
 def test_requests_do_not_see_each_other(model: StableDiffusion, tmp_path: Path) -> None:
     """Threads that compare at once, some with edits and some without, all show the base as the base."""
-    studio = Studio(model, tmp_path)
+    studio = Studio(StudioModels.of(model), tmp_path)
     edit_of_kind(model.pipe, "value").save(tmp_path / "edit")
-    (name,) = studio.edits()
-    *_, alone = studio.compare("a cat", [name], 3, 1, 2, 4.0, 1.0)
+    (name,) = studio.edits(model.source)
+    *_, alone = studio.sampler.compare(CompareRequest(model="tiny", prompt="a cat", edits=(EditChoice(name),), seed=3, steps=2))
 
     def compare(i: int) -> bool:
-        studio.base_images.clear()
-        *_, comparison = studio.compare("a cat", [name] if i % 2 else [], 3, 1, 2, 4.0, 1.0)
+        studio.sampler.cached.clear()
+        *_, comparison = studio.sampler.compare(
+            CompareRequest(model="tiny", prompt="a cat", edits=(EditChoice(name),) if i % 2 else (), seed=3, steps=2)
+        )
         return torch.equal(comparison.base, alone.base) and torch.equal(comparison.erased, alone.erased if i % 2 else alone.base)
 
     with ThreadPoolExecutor(4) as pool:
