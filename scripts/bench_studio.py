@@ -54,6 +54,8 @@ def erase_and_measure(page: Any, concept: str) -> None:
     """From typing a concept to its erasure by ESD with the verdict of a smoke audit."""
     open_tab(page, "Erase")
     page.locator("#concept textarea, #concept input").first.fill(concept)
+    choose(page, "method", "ESD")
+    choose(page, "suite", "pocket")
     page.locator("#erase").click()
     page.locator("#job-view h3", has_text=f"{concept} by ESD").wait_for()
     page.locator("#job-view .state.done").wait_for()

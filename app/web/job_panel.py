@@ -29,7 +29,7 @@ def job_choices(studio: Studio) -> list[tuple[str, str]]:
     return [(title if titles.count(title) == 1 else f"{title} ({name[-4:]})", name) for title, name in jobs]
 
 
-def build_job_panel(studio: Studio, job: gr.Dropdown) -> gr.Button:
+def build_job_panel(studio: Studio, job: gr.Dropdown, erase_tab: gr.Tab, timer: gr.Timer) -> gr.Button:
     """Build the view of one job and its buttons. It reads folders, so every open page shows the same."""
     view = gr.HTML(elem_id="job-view")
     with gr.Row(elem_classes="buttons"):
@@ -59,9 +59,11 @@ def build_job_panel(studio: Studio, job: gr.Dropdown) -> gr.Button:
         return [dropdown, html, *(gr.Button(interactive=flag) for flag in flags), now]
 
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 8}
-    gr.on([gr.Timer(1.0).tick, job.change], tick, [job, last], outputs, trigger_mode="always_last", **private)
-    cancel.click(make_job_handler(studio, lambda name: queue.cancel(studio.jobs.folder(name))), job, view, api_name="cancel")
-    resume.click(make_job_handler(studio, studio.jobs.resume), job, view, api_name="resume")
+    gr.on([timer.tick, job.change, erase_tab.select], tick, [job, last], outputs, trigger_mode="always_last", **private)
+    cancel.click(
+        make_job_handler(studio, lambda name: queue.cancel(studio.jobs.folder(name))), job, view, api_name="cancel", show_progress="hidden"
+    )
+    resume.click(make_job_handler(studio, studio.jobs.resume), job, view, api_name="resume", show_progress="hidden")
     download.click(downloads.make_download_handler(studio), [job, export_format], file, api_name="download", concurrency_id="model")
     job.change(lambda: gr.File(visible=False), None, file, **private)
     return compare

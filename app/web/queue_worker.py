@@ -11,6 +11,7 @@ import psutil
 
 from app.jobs import queue
 from app.jobs.plan import JobSpec
+from app.jobs.spare_process import SpareProcess
 from erasure.config.registry import load_class
 from erasure.errors import UserError
 from erasure.methods.base import Method, Trained
@@ -41,6 +42,7 @@ class QueueWorker(threading.Thread):
         super().__init__(daemon=True, name="jobs")
         self.root, self.stop_event = root, threading.Event()
         self.running: list[RunningJob] = []  # at most a long one and a short one, which began later
+        self.spare = SpareProcess()
 
     def run(self) -> None:
         last_error = ""
@@ -68,12 +70,14 @@ class QueueWorker(threading.Thread):
         if short is not None:
             for job in self.running:
                 pause(job.child.pid)
-            self.running.append(RunningJob(short, queue.start_child(short), True))
+            self.running.append(RunningJob(short, self.spare.start_job(short), True))
             return
         for job in self.running:
             release(job.child.pid)
         if long is not None and not self.running:
-            self.running.append(RunningJob(long, queue.start_child(long), False))
+            self.running.append(RunningJob(long, self.spare.start_job(long), False))
+        elif not self.running:
+            self.spare.prepare()  # not before: a job that runs needs the cores
 
     def _find_waiting(self) -> tuple[Path | None, Path | None]:
         """Return the first short and the first long job that waits."""
@@ -90,6 +94,9 @@ class QueueWorker(threading.Thread):
     def stop(self) -> None:
         """Stop starting jobs and end the running ones; they can be resumed."""
         self.stop_event.set()
+        if self.is_alive():
+            self.join()  # it starts nothing more
+        self.spare.stop()
         for job in [job for job in self.running if job.child.poll() is None]:
             job.child.terminate()
             release(job.child.pid)

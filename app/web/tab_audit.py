@@ -25,7 +25,7 @@ TIER_WORDS = {
 NO_REPORT = '<p class="empty">Choose a report, or press Audit. Images appear here as they are made, and then the report.</p>'
 
 
-def tab(studio: Studio, model: gr.Dropdown) -> gr.Dropdown:
+def tab(studio: Studio, model: gr.Dropdown, timer: gr.Timer) -> gr.Dropdown:
     """Build the tab for the model that is chosen on the page, and return its list of edits."""
     with gr.Row(elem_classes="split"):
         with gr.Column(elem_classes="ask", min_width=280):
@@ -52,7 +52,7 @@ def tab(studio: Studio, model: gr.Dropdown) -> gr.Dropdown:
     running, last = gr.State(""), gr.State("")
     private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     start.click(make_audit_handler(studio), [model, edits, suite, tier], [running, shown], api_name="audit")
-    gr.Timer(1.0).tick(make_tick(studio), [running, last], [shown, choice, running, last], concurrency_limit=8, **private)
+    timer.tick(make_tick(studio), [running, last], [shown, choice, running, last], concurrency_limit=8, **private)
     choice.input(make_report_handler(studio), choice, shown, **private)
     choice.focus(lambda: gr.Dropdown(choices=report_choices(studio)), None, choice, **private)
     gr.on([edits.change, suite.change, tier.change], make_forecast(studio), [model, edits, suite, tier], expected, **private)

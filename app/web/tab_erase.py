@@ -59,7 +59,7 @@ class Inputs:
         return [self.concept, self.kind, self.anchor, self.seed, self.suite]
 
 
-def tab(studio: Studio, model: gr.Dropdown, erase_tab: gr.Tab) -> EraseTab:
+def tab(studio: Studio, model: gr.Dropdown, erase_tab: gr.Tab, timer: gr.Timer) -> EraseTab:
     """Build the tab for the model that is chosen on the page."""
     job = gr.Dropdown(
         job_choices(studio), label="Job", elem_id="job", allow_custom_value=True, interactive=True, render=False
@@ -73,7 +73,7 @@ def tab(studio: Studio, model: gr.Dropdown, erase_tab: gr.Tab) -> EraseTab:
             start = gr.Button("Erase", variant="primary", elem_id="erase")
         with gr.Column(elem_classes="found", min_width=280):
             job.render()  # type: ignore[no-untyped-call]  # gradio has no types for it
-            compare_button = build_job_panel(studio, job)
+            compare_button = build_job_panel(studio, job, erase_tab, timer)
         with gr.Column(elem_classes="adjust", min_width=280):
             suite, anchor, seed = build_further_inputs(studio)
             with gr.Accordion("Options", open=False, elem_id="options"):
