@@ -45,7 +45,7 @@ def erase_and_compare(page: Any, concept: str) -> None:
     choose(page, "suite", "no, only erase")
     page.locator("#erase").click()
     page.locator("#job-view h3", has_text=f"{concept} by UCE").wait_for()
-    page.locator("#job-view .state.done").wait_for()
+    wait_for_state(page, "done")
     page.locator("#compare-edit:not([disabled])").click()
     wait_for_pairs(page, 4, f"{concept} (UCE)")
 
@@ -58,7 +58,7 @@ def erase_and_measure(page: Any, concept: str) -> None:
     choose(page, "suite", "pocket")
     page.locator("#erase").click()
     page.locator("#job-view h3", has_text=f"{concept} by ESD").wait_for()
-    page.locator("#job-view .state.done").wait_for()
+    wait_for_state(page, "done")
     page.locator("#job-view .verdict").first.wait_for()
 
 

@@ -133,12 +133,23 @@ def choose(page: Any, list_id: str, option: str) -> None:
     page.get_by_role("option").filter(has_text=option).first.click()
 
 
+def wait_until(page: Any, script: str, arg: Any = None) -> None:
+    """Wait until a script is true, asking four times a second: Playwright's own waiting asks in every frame and keeps a core busy."""
+    page.wait_for_function(script, arg=arg, polling=250)
+
+
+def wait_for_state(page: Any, state: str) -> None:
+    """Wait until the job that the page shows has a state."""
+    wait_until(page, "state => document.querySelector(`#job-view .state.${state}`)", state)
+
+
 def wait_for_pairs(page: Any, count: int, text: str = "") -> None:
     """Wait until a comparison with so many pairs is on the page, and its sentence holds a text."""
-    page.wait_for_function(
+    wait_until(
+        page,
         """([count, text]) => {
           const result = document.querySelector('#result .result[data-link]');
           return result && result.querySelectorAll('.tile[data-pair]').length === count && result.innerText.includes(text);
         }""",
-        arg=[count, text],
+        [count, text],
     )

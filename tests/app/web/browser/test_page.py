@@ -9,7 +9,17 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from tests.app.web.browser.conftest import TIMEOUT_MS, ServedStudio, choose, open_tab, serve, shot, wait_for_pairs
+from tests.app.web.browser.conftest import (
+    TIMEOUT_MS,
+    ServedStudio,
+    choose,
+    open_tab,
+    serve,
+    shot,
+    wait_for_pairs,
+    wait_for_state,
+    wait_until,
+)
 
 SIZES = ((1366, 768), (1920, 1080), (390, 844))
 TABS = ("Compare", "Erase", "Queue", "Audit", "Board")
@@ -35,7 +45,7 @@ def test_the_page_opens_with_a_finished_comparison_and_contacts_no_other_host(br
 def test_compare_fits_one_screen_and_answers_to_chips_and_keys(page: Any) -> None:
     wait_for_pairs(page, 4)
     page.locator("#examples button", has_text="neon").click()
-    page.wait_for_function("document.querySelector('#prompt textarea').value.includes('neon')")
+    wait_until(page, "document.querySelector('#prompt textarea').value.includes('neon')")
     page.keyboard.press("Control+Enter")
     wait_for_pairs(page, 4, "a neon picture of a boat")
     assert page.locator("#result .film").evaluate("e => e.getBoundingClientRect().bottom") <= 768, "Compare must fit one screen"
@@ -84,17 +94,15 @@ def test_a_broken_link_says_so_and_shows_the_first_comparison(open_page: Callabl
 def test_a_new_seed_several_strengths_and_a_grid(page: Any) -> None:
     wait_for_pairs(page, 4)
     page.locator("#dice").click()
-    page.wait_for_function(
-        "document.querySelector('#result .view figcaption') && !document.querySelector('#result').innerText.includes('seed 7')"
+    wait_until(
+        page, "document.querySelector('#result .view figcaption') && !document.querySelector('#result').innerText.includes('seed 7')"
     )
     page.get_by_role("button", name="Several strengths").click()
     page.locator("#strengths").click()
-    page.wait_for_function("document.querySelectorAll('#sheet .cell img').length === 4")
+    wait_until(page, "document.querySelectorAll('#sheet .cell img').length === 4")
     page.locator("#grid-prompts textarea").fill("a neon picture of a boat\na sketch of a tree")
     page.locator("#make-grid").click()
-    page.wait_for_function(
-        "document.querySelectorAll('#sheet tbody tr').length === 2 && document.querySelectorAll('#sheet .cell').length === 4"
-    )
+    wait_until(page, "document.querySelectorAll('#sheet tbody tr').length === 2 && document.querySelectorAll('#sheet .cell').length === 4")
     page.locator("#sheet .cell").last.click()
     assert "a sketch of a tree" in page.locator("dialog.lightbox figcaption").inner_text()
     page.keyboard.press("Escape")
@@ -152,7 +160,7 @@ def test_a_concept_is_checked_while_it_is_typed(page: Any) -> None:
     page.locator("#known").get_by_text("Did you mean 'stained glass'").wait_for()
     page.locator("#known .chips button", has_text="boat").click()
     page.locator("#known").get_by_text("The model knows “boat”").wait_for()
-    page.wait_for_function("document.querySelector('#kind input:checked')?.parentElement.innerText.trim() === 'a thing'")
+    wait_until(page, "document.querySelector('#kind input:checked')?.parentElement.innerText.trim() === 'a thing'")
     choose(page, "method", "UCE")
     page.locator("#advice").get_by_text("On this machine about 10 seconds").wait_for()
     assert "--" not in page.locator("body").inner_text(), "no words of the command line on the page"
@@ -184,23 +192,23 @@ def test_erase_to_the_end_with_a_short_job_in_between(page: Any, open_page: Call
 
     second = open_page()
     open_tab(second, "Erase")
-    second.locator("#job-view .state.running").wait_for()
+    wait_for_state(second, "running")
     second.locator("#concept textarea, #concept input").first.fill("moon")
     choose(second, "method", "UCE")
     choose(second, "suite", "no, only erase")
     second.locator("#erase").click()
     second.locator("#job-view h3", has_text="moon by UCE").wait_for()
-    second.locator("#job-view .state.done").wait_for()
+    wait_for_state(second, "done")
     open_tab(second, "Queue")
     assert second.locator("#queue .state.running").count() == 1, "the long job must still be there when the short one is done"
 
     page.locator("#job input").click()
     page.get_by_role("option", name="sketch by ESD").click()
     page.locator("#cancel").click()
-    page.locator("#job-view .state.cancelled").wait_for()
+    wait_for_state(page, "cancelled")
     second.locator("#queue .state.cancelled").wait_for()
     page.locator("#continue").click()
-    page.locator("#job-view .state.done").wait_for(timeout=2 * TIMEOUT_MS)
+    wait_for_state(page, "done")
     assert page.locator("#job-view .ends img").count() == 2
     assert page.locator("#cancel").is_disabled()
     page.locator("#prepare-download").click()
@@ -230,7 +238,7 @@ def test_the_queue_moves_renames_and_deletes(page: Any, studio: ServedStudio) ->
         page.locator("#queue tr", has_text=name).locator(".state.cancelled").wait_for()
         page.once("dialog", lambda dialog: dialog.accept())
         page.locator("#queue tr", has_text=name).get_by_role("button", name="Delete").click()
-        page.wait_for_function("name => !document.querySelector('#queue').innerText.includes(name)", arg=name)
+        wait_until(page, "name => !document.querySelector('#queue').innerText.includes(name)", name)
     page.get_by_role("button", name="Disk space").click()
     page.locator("#disk").get_by_text("All runs of this studio take").wait_for()
     page.get_by_role("button", name="Remove prepared downloads").click()
@@ -248,7 +256,7 @@ def test_an_audit_opens_its_report_and_the_board_shows_it(page: Any) -> None:
     page.locator("#audit").click()
     page.locator("#report .gates").get_by_text("not yet").first.wait_for()
     page.locator("#report .strip img").first.wait_for()
-    page.locator("#report iframe").wait_for(timeout=2 * TIMEOUT_MS)
+    wait_until(page, "document.querySelector('#report iframe')")
     page.frame_locator("#report iframe").get_by_text("UA").first.wait_for()
     assert re.match(r"watercolor by UCE, pocket-dev smoke", page.locator("#report-choice input").input_value())
     shot(page, "studio-audit")
@@ -309,14 +317,14 @@ def test_a_killed_studio_loses_nothing(browser: Any, folder: Path) -> None:
     page.locator("#compare").wait_for()
     open_tab(page, "Erase")
     page.locator("#erase").click()
-    page.locator("#job-view .state.running").wait_for()
+    wait_for_state(page, "running")
     served.process.kill()
     served.process.wait()
     served = serve(folder / "second", folder / "cache")
     page.goto(served.url)
     page.locator("#compare").wait_for()
     open_tab(page, "Erase")
-    page.locator("#job-view .state.interrupted").wait_for()
+    wait_for_state(page, "interrupted")
     page.get_by_text("Continue takes it up where it stopped").wait_for()
     served.stop()
     page.close()
