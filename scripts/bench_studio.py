@@ -22,7 +22,16 @@ from playwright.sync_api import sync_playwright
 from app.child_command import ROOT
 
 sys.path.insert(0, str(ROOT))
-from tests.app.web.browser.conftest import CHROMIUM, FLAGS, TIMEOUT_MS, choose, open_tab, serve, wait_for_pairs
+from tests.app.web.browser.conftest import (
+    CHROMIUM,
+    FLAGS,
+    TIMEOUT_MS,
+    choose,
+    open_tab,
+    serve,
+    wait_for_pairs,
+    wait_for_state,
+)
 
 ROUNDS = 5
 
