@@ -8,7 +8,6 @@ its first erasure before the clock starts.
 
 import argparse
 import shutil
-import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -71,19 +70,9 @@ def erase_and_measure(page: Any, concept: str) -> None:
     page.locator("#job-view .verdict").first.wait_for()
 
 
-def timed(work: Callable[[], None]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def measure(work: Path, browser: Any) -> dict[str, list[float]]:
-    """Return the seconds of every part in every round."""
-    seconds: dict[str, list[float]] = {
-        "page to its first images": [],
-        "concept typed to UCE compared": [],
-        "concept typed to ESD with verdict": [],
-    }
+def measure(work: Path, browser: Any, parts: dict[str, Callable[[Any, str], None]]) -> dict[str, list[float]]:
+    """Return the seconds of every part in every round; a part gets the page and its address."""
+    seconds: dict[str, list[float]] = {name: [] for name in parts}
     for i in range(ROUNDS):
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
@@ -92,34 +81,48 @@ def measure(work: Path, browser: Any) -> dict[str, list[float]]:
         visit.set_default_timeout(2 * TIMEOUT_MS)
         visit.goto(served.url)
         wait_for_pairs(visit, 4)
-        for (name, values), part in zip(
-            seconds.items(),
-            (
-                lambda: open_first(visit, served.url),  # noqa: B023  # called at once
-                lambda: erase_and_compare(visit, "sketch"),  # noqa: B023
-                lambda: erase_and_measure(visit, "neon"),  # noqa: B023
-            ),
-            strict=True,
-        ):
-            values.append(timed(part))
-            print(f"round {i + 1}, {name}: {values[-1]:.1f} s", file=sys.stderr, flush=True)
+        for name, part in parts.items():
+            started = time.perf_counter()
+            part(visit, served.url)
+            seconds[name].append(time.perf_counter() - started)
+            print(f"round {i + 1}, {name}: {seconds[name][-1]:.1f} s", file=sys.stderr, flush=True)
         visit.close()
         served.stop()
     return seconds
+
+
+def report_path(args: argparse.Namespace, browser: Any) -> None:
+    """The page, and an erasure by UCE."""
+    parts: dict[str, Callable[[Any, str], None]] = {
+        "page to its first images": open_first,
+        "concept typed to UCE compared": lambda visit, url: erase_and_compare(visit, "sketch"),
+    }
+    rows = [f"| {name} | {spread(values)} |" for name, values in measure(args.work, browser, parts).items()]
+    fill_section(page(args.docs), "studio", ["| on pocket | seconds, median of 5 (range) |", "|---|---|", *rows])
+
+
+def report_verdict(args: argparse.Namespace, browser: Any) -> None:
+    """An erasure by ESD with a smoke audit."""
+    parts = {"concept typed to ESD with verdict": lambda visit, url: erase_and_measure(visit, "neon")}
+    rows = [f"| {name} | {spread(values)} |" for name, values in measure(args.work, browser, parts).items()]
+    fill_section(page(args.docs), "verdict", ["| on pocket | seconds, median of 5 (range) |", "|---|---|", *rows])
+
+
+PARTS = {"path": report_path, "verdict": report_verdict}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path("runs/studio"))
     parser.add_argument("--docs", type=Path, default=Path("docs"))
+    parser.add_argument("--part", choices=tuple(PARTS), action="append", help="run this part only; may be repeated")
     args = parser.parse_args()
+    args.work = args.work.absolute()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        seconds = measure(args.work.absolute(), browser)
+        for part in args.part or PARTS:
+            PARTS[part](args, browser)
         browser.close()
-    rows = [f"| {name} | {spread(values)} |" for name, values in seconds.items()]
-    fill_section(page(args.docs), "studio", ["| on pocket | seconds, median of 5 (range) |", "|---|---|", *rows])
-    print({name: statistics.median(values) for name, values in seconds.items()})
 
 
 if __name__ == "__main__":
