@@ -36,22 +36,19 @@ def build_page(studio: Studio) -> gr.Blocks:
         with gr.Row(elem_id="head-row"):
             gr.HTML('<h1>Erasure Studio</h1><span class="quiet">Erase a concept, see what changed, measure it.</span>', elem_id="head")
             model = build_model_choice(studio)
-        # only what somebody looks at is read again every second; outside the tabs, because a hidden tab may not take a change of its clock
-        timers = [gr.Timer(1.0, active=False) for _ in range(3)]
+        timer = gr.Timer(1.0)
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Compare", id="compare") as compare_tab:
                 compare = tab_compare.tab(studio, model, compare_tab)
             with gr.Tab("Erase", id="erase") as erase_tab:
-                erasing = tab_erase.tab(studio, model, erase_tab, timers[0])
+                erasing = tab_erase.tab(studio, model, erase_tab, timer)
             with gr.Tab("Queue", id="queue") as queue_tab:
-                tab_queue.tab(studio, queue_tab, tabs, erasing.job, timers)
+                tab_queue.tab(studio, queue_tab, tabs, erasing.job, timer)
             with gr.Tab("Audit", id="audit") as audit_tab:
-                audit_edits = tab_audit.tab(studio, model, timers[2])
+                audit_edits = tab_audit.tab(studio, model, timer)
             with gr.Tab("Board", id="board") as board_tab:
                 board = tab_board.tab(studio)
         private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        for i, chosen in enumerate((erase_tab, queue_tab, audit_tab, compare_tab, board_tab)):
-            chosen.select(make_clock_handler([k == i for k in range(len(timers))]), None, timers, **private)
         list_edits = make_edits_handler(studio)
         for event, target in ((compare.edits.focus, compare.edits), (audit_tab.select, audit_edits), (audit_edits.focus, audit_edits)):
             event(list_edits, model, target, **private)
@@ -76,11 +73,6 @@ def build_model_choice(studio: Studio) -> gr.Dropdown:
     return gr.Dropdown(
         sources, value=sources[0], label="Model", interactive=True, elem_id="model", scale=0, min_width=220, filterable=False
     )
-
-
-def make_clock_handler(active: list[bool]) -> Callable[[], list[gr.Timer]]:
-    """Return the handler that lets some clocks run and stops the others."""
-    return lambda: [gr.Timer(active=runs) for runs in active]
 
 
 def make_edits_handler(studio: Studio) -> Callable[[str], gr.Dropdown]:

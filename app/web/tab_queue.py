@@ -1,6 +1,5 @@
 """Queue tab: every job with its place, its state and its size; open, move, cancel, continue, rename and delete; and disk space."""
 
-from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -37,8 +36,8 @@ CLEANABLE: dict[str, tuple[Removable, ...]] = {
 }
 
 
-def tab(studio: Studio, queue_tab: gr.Tab, tabs: gr.Tabs, job: gr.Dropdown, timers: Sequence[gr.Timer]) -> None:
-    """Build the tab. A row opens its job in the tab of `job`; the first clock is that tab's, the second this one's."""
+def tab(studio: Studio, queue_tab: gr.Tab, tabs: gr.Tabs, job: gr.Dropdown, timer: gr.Timer) -> None:
+    """Build the tab. A row opens its job in the tab of `job`."""
     table = gr.HTML(elem_id="queue", js_on_load=SCRIPT)
     last = gr.State("")
     with gr.Accordion("Disk space", open=False):
@@ -51,8 +50,8 @@ def tab(studio: Studio, queue_tab: gr.Tab, tabs: gr.Tabs, job: gr.Dropdown, time
         html = render_queue(studio)
         return (gr.skip(), gr.skip()) if html == last else (html, html)
 
-    gr.on([timers[1].tick, queue_tab.select], tick, last, [table, last], concurrency_limit=8, **private)
-    table.click(make_action_handler(studio), None, [table, tabs, job, timers[0]], **private)
+    gr.on([timer.tick, queue_tab.select], tick, last, [table, last], concurrency_limit=8, **private)
+    table.click(make_action_handler(studio), None, [table, tabs, job], **private)
     queue_tab.select(lambda: describe_disk(studio), None, disk, **private)
     for text, kinds in CLEANABLE.items():
         buttons[text].click(make_cleaner(studio, kinds), None, disk, **private)
@@ -103,12 +102,12 @@ def list_actions(state: str, place: int, waiting: int) -> list[tuple[str, str]]:
 def make_action_handler(studio: Studio) -> Any:
     """Return the handler of the buttons in the table."""
 
-    def act(event: gr.EventData) -> tuple[Any, Any, Any, Any]:
+    def act(event: gr.EventData) -> tuple[Any, Any, Any]:
         action, name = str(event.action), str(event.job)
         try:
             if action == "open":
                 studio.jobs.folder(name)
-                return gr.skip(), gr.Tabs(selected="erase"), gr.Dropdown(value=name), gr.Timer(active=True)
+                return gr.skip(), gr.Tabs(selected="erase"), gr.Dropdown(value=name)
             if action == "cancel":
                 queue.cancel(studio.jobs.folder(name))
             elif action == "continue":
@@ -121,7 +120,7 @@ def make_action_handler(studio: Studio) -> Any:
                 studio.jobs.move(name, "up" if action == "up" else "down")
         except UserError as error:
             raise page_error(error) from None
-        return render_queue(studio), gr.skip(), gr.skip(), gr.skip()
+        return render_queue(studio), gr.skip(), gr.skip()
 
     return act
 

@@ -35,7 +35,7 @@ def test_the_page_opens_with_a_finished_comparison_and_contacts_no_other_host(br
     wait_for_pairs(page, 4, "a watercolor picture of a house")
     sentence = page.locator("#result .sentence").inner_text()
     assert "the same noise" in sentence and "watercolor (UCE)" in sentence
-    assert page.locator("#result .frame:visible img").evaluate_all("images => images.map(i => i.complete && i.naturalWidth)") == [64, 64]
+    wait_until(page, "[...document.querySelectorAll('#result .view:not([hidden]) img')].every(i => i.complete && i.naturalWidth === 64)")
     assert "classifiers read" in page.locator("#result .facts").inner_text()
     assert hosts == {studio.url.split("/")[2]}
     assert not errors

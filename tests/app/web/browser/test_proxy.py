@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from tests.app.web.browser.conftest import TIMEOUT_MS, open_tab, serve, wait_for_pairs
+from tests.app.web.browser.conftest import TIMEOUT_MS, open_tab, serve, wait_for_pairs, wait_until
 from tests.app.web.proxy import make_proxy
 
 
@@ -40,7 +40,7 @@ def test_the_page_works_below_a_path(browser: Any, proxied: str) -> None:
     page.locator("#compare").wait_for()
     wait_for_pairs(page, 4, "a watercolor picture of a house")
     assert page.url.startswith(proxied)
-    assert page.locator("#result .frame:visible img").evaluate_all("images => images.map(i => i.complete && i.naturalWidth)") == [64, 64]
+    wait_until(page, "[...document.querySelectorAll('#result .view:not([hidden]) img')].every(i => i.complete && i.naturalWidth === 64)")
     with page.expect_download():
         page.get_by_role("link", name="Download").first.click()
     open_tab(page, "Board")
