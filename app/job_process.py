@@ -14,6 +14,7 @@ def main() -> int:
     The argument is the pid of the parent, with which this process ends.
     """
     exit_with_parent(int(sys.argv[1]))
+    import app.jobs.execution  # noqa: F401
     import erasure.families.pipelines  # noqa: F401
 
     spec = sys.stdin.readline().rstrip("\n")

@@ -1,4 +1,4 @@
-"""What methods are called on the page, and what they are good for."""
+"""What methods are called, and what they do, for people who do not type their names."""
 
 from erasure.config.registry import read_summary
 from erasure.errors import UserError

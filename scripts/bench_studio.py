@@ -45,28 +45,27 @@ def open_first(visit: Any, url: str) -> None:
     visit.locator("#result .frame img").first.wait_for()
 
 
-def erase_and_compare(page: Any, concept: str) -> None:
-    """From typing a concept to its erasure by UCE, compared with four seeds."""
+def erase(page: Any, concept: str, method: str, suite: str) -> None:
+    """Type a concept, choose method and suite by what the page calls them, start, and wait for the end of the job."""
     open_tab(page, "Erase")
     page.locator("#concept textarea, #concept input").first.fill(concept)
-    choose(page, "method", "UCE")
-    choose(page, "suite", "no, only erase")
+    choose(page, "method", method)
+    choose(page, "suite", suite)
     page.locator("#erase").click()
-    page.locator("#job-view h3", has_text=f"{concept} by UCE").wait_for()
+    page.locator("#job-view h3", has_text=f"{concept} by {method}").wait_for()
     wait_for_state(page, "done")
+
+
+def erase_and_compare(page: Any, concept: str) -> None:
+    """From typing a concept to its erasure by UCE, compared with four seeds."""
+    erase(page, concept, "UCE", "no, only erase")
     page.locator("#compare-edit:not([disabled])").click()
     wait_for_pairs(page, 4, f"{concept} (UCE)")
 
 
 def erase_and_measure(page: Any, concept: str) -> None:
     """From typing a concept to its erasure by ESD with the verdict of a smoke audit."""
-    open_tab(page, "Erase")
-    page.locator("#concept textarea, #concept input").first.fill(concept)
-    choose(page, "method", "ESD")
-    choose(page, "suite", "pocket")
-    page.locator("#erase").click()
-    page.locator("#job-view h3", has_text=f"{concept} by ESD").wait_for()
-    wait_for_state(page, "done")
+    erase(page, concept, "ESD", "pocket")
     page.locator("#job-view .verdict").first.wait_for()
 
 

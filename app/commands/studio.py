@@ -135,6 +135,8 @@ def check_api_key(command: StudioCommand) -> str:
         raise UserError("--api-key is the key of --images-api; give both.")
     if command.images_api and command.host not in LOCAL_HOSTS and not key:
         raise UserError(f"--images-api on --host {command.host} can be reached from other machines; give --api-key.")
+    if command.images_api and command.auth and not key:
+        raise UserError("--images-api cannot be reached behind the login of --auth without a key of its own; give --api-key.")
     if command.root_path and not (command.root_path.startswith("/") and urlsplit(command.root_path).path == command.root_path):
         raise UserError(f"--root-path is a path such as /erasure, got {command.root_path!r}.")
     return key

@@ -10,8 +10,8 @@ import gradio as gr
 from app.jobs import queue
 from app.jobs.execution import configure_job
 from app.web import result_view
-from app.web.comparison import CompareRequest, Comparison, EditChoice, Sheet, parse_link
-from app.web.edit_cards import MAX_EDITS, fill_cards, pair_strengths
+from app.web.comparison import MAX_EDITS, CompareRequest, Comparison, EditChoice, Sheet, parse_link
+from app.web.edit_cards import fill_cards, pair_strengths
 from app.web.messages import for_page, page_error
 from app.web.results import Result
 from app.web.sampler import Stopped

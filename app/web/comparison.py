@@ -13,7 +13,7 @@ from erasure.config.seeds import check_seed, parse_seed
 from erasure.errors import UserError
 from eval.records.scores import Scores
 
-MAX_PROMPT_LENGTH, MAX_IMAGES, MAX_STEPS = 500, 8, 100
+MAX_PROMPT_LENGTH, MAX_IMAGES, MAX_STEPS, MAX_EDITS = 500, 8, 100, 6
 MAX_ROWS, MAX_COLUMNS = 8, 8  # of a sheet
 STRENGTHS = (0.0, 0.5, 1.0, 1.5)  # of a strip
 RANGES = {"images": (1, MAX_IMAGES), "steps": (1, MAX_STEPS), "guidance": (0, 30), "strength": (-2, 4)}
@@ -49,6 +49,8 @@ class CompareRequest:
             low, high = RANGES[name]
             if not low <= value <= high:
                 raise UserError(f"{name} must lie between {low} and {high}, got {value:g}.")
+        if len(self.edits) > MAX_EDITS:
+            raise UserError(f"at most {MAX_EDITS} edits can be compared at once, here are {len(self.edits)}.")
         if len(self.prompt) > MAX_PROMPT_LENGTH:
             raise UserError(f"a prompt may have {MAX_PROMPT_LENGTH} characters, this one has {len(self.prompt):,}.")
         check_seed(self.seed)

@@ -8,7 +8,7 @@ import gradio as gr
 
 from app.html_templates import render_html
 from app.method_words import title_of_method
-from app.web.comparison import EditChoice
+from app.web.comparison import MAX_EDITS, EditChoice
 from app.web.edit_list import EditAudit, ListedEdit
 from app.web.images import data_url
 from app.web.studio import Studio
@@ -16,7 +16,6 @@ from erasure.errors import UserError
 from eval.records.rates import RateName
 from eval.report.numbers import format_percent
 
-MAX_EDITS = 6  # that have a card
 RATES = {RateName.UA: "erased", RateName.IRA: "same kind kept", RateName.CRA: "other kind kept"}
 
 
@@ -46,7 +45,7 @@ def build_cards() -> EditCards:
 
 
 def fill_cards(studio: Studio, source: str, choices: Sequence[EditChoice]) -> list[Any]:
-    """Return the values of `EditCards.all` for chosen edits; those beyond `MAX_EDITS` have no card and are applied as trained."""
+    """Return the values of `EditCards.all` for chosen edits; those beyond `MAX_EDITS` have no card, and comparing them is refused."""
     choices = choices[:MAX_EDITS]
     try:
         edits = studio.edits(source) if choices else {}

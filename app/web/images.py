@@ -59,9 +59,5 @@ def render_curve(values: Sequence[float], label: str) -> str:
     return (
         f'<svg class="curve" viewBox="0 0 300 70" role="img" aria-label="{escape(label)}, from {means[0]:.4g} to {means[-1]:.4g}">'
         f'<polyline points="{points}" fill="none" stroke="var(--color-accent)" stroke-width="2"/></svg>'
-        f'<div class="small">{escape(label)}: {means[0]:.4g} → {means[-1]:.4g} over {len(values)} steps</div>'
+        f'<div class="quiet">{escape(label)}: {means[0]:.4g} → {means[-1]:.4g} over {len(values)} steps</div>'
     )
-
-
-def render_bar(share: float) -> str:
-    return f'<div class="bar" role="progressbar" aria-valuenow="{100 * share:.0f}"><i style="width:{100 * share:.1f}%"></i></div>'

@@ -6,6 +6,7 @@ import gradio as gr
 
 from app.jobs import queue
 from app.web import downloads
+from app.web.events import READING
 from app.web.job_view import parts_of, render_job
 from app.web.messages import page_error
 from app.web.studio import Studio
@@ -58,14 +59,13 @@ def build_job_panel(studio: Studio, job: gr.Dropdown, erase_tab: gr.Tab, timer: 
         flags = (parts.can_cancel, parts.can_continue, parts.has_edit, parts.has_edit)
         return [dropdown, html, *(gr.Button(interactive=flag) for flag in flags), now]
 
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "concurrency_limit": 8}
-    gr.on([timer.tick, job.change, erase_tab.select], tick, [job, last], outputs, trigger_mode="always_last", **private)
+    gr.on([timer.tick, job.change, erase_tab.select], tick, [job, last], outputs, trigger_mode="always_last", **READING)
     cancel.click(
         make_job_handler(studio, lambda name: queue.cancel(studio.jobs.folder(name))), job, view, api_name="cancel", show_progress="hidden"
     )
     resume.click(make_job_handler(studio, studio.jobs.resume), job, view, api_name="resume", show_progress="hidden")
     download.click(downloads.make_download_handler(studio), [job, export_format], file, api_name="download", concurrency_id="model")
-    job.change(lambda: gr.File(visible=False), None, file, **private)
+    job.change(lambda: gr.File(visible=False), None, file, **READING)
     return compare
 
 
@@ -75,7 +75,7 @@ def make_job_handler(studio: Studio, action: Any) -> Any:
     def handler(job: str | None) -> str:
         try:
             if not job:
-                raise UserError("there is no job yet.")
+                raise UserError("no job is chosen; start one first.")
             action(job)
         except UserError as error:
             raise page_error(error) from None

@@ -1,9 +1,9 @@
 """One job as HTML: what it does now, how long it still takes, images, and in the end before and after, rates, gates and the verdict."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 from markupsafe import Markup
 
@@ -18,6 +18,7 @@ from app.web.messages import for_page
 from app.web.studio import Studio
 from app.web.studio_jobs import title_of
 from erasure.errors import UserError
+from eval.records.audit_result import AuditResult
 from eval.records.gates import Gate
 from eval.records.rates import RateName
 from eval.records.result_files import audit_gates, read_report_head, read_result
@@ -147,27 +148,37 @@ def format_seconds(seconds: float) -> str:
     return f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:.1f} hours"
 
 
-def describe_audit(studio: Studio, folder: Path) -> Mapping[str, Any]:
+@dataclass(frozen=True)
+class AuditView:
+    """What the template shows of a finished audit."""
+
+    state: str
+    summary: str
+    link: str  # of its report
+    rates: Sequence[tuple[str, str]] = ()
+    gates: Sequence[tuple[str, str]] = ()  # state and sentence
+
+
+def describe_audit(studio: Studio, folder: Path) -> AuditView:
     """Return the verdict, rates and gates of a finished audit."""
     link = folder.relative_to(studio.root).as_posix()
     try:
         result, report = read_result(folder), read_report_head(folder)
-        figures = result.erased.rates if result.erased else {}
-        base = result.base.rates if result.base else {}
-        rates = [
-            (
-                text,
-                f"{format_percent(figures[name].estimate)} % ({format_percent_span(figures[name].low, figures[name].high)} %)"
-                + (f", before {format_percent(base[name].estimate)} %" if name in base else ""),
-            )
-            for name, text in RATE_WORDS.items()
-            if name in figures
-        ]
         verdict = decide_verdict(audit_gates(folder, result), result)
-        gates = [{"state": gate.state, "text": for_page(describe_gate(gate).partition(", ")[2])} for gate in verdict.gates]
-        return {"state": report.verdict.state, "summary": for_page(report.verdict.summary), "rates": rates, "gates": gates, "link": link}
     except UserError as error:
-        return {"state": "INCONCLUSIVE", "summary": for_page(str(error)), "rates": [], "gates": [], "link": link}
+        return AuditView("UNREADABLE", for_page(str(error)), link)
+    rates = [(text, describe_rate(name, result)) for name, text in RATE_WORDS.items() if result.erased and name in result.erased.rates]
+    gates = [(str(gate.state), for_page(describe_gate(gate).partition(", ")[2])) for gate in verdict.gates]
+    return AuditView(report.verdict.state, for_page(report.verdict.summary), link, rates, gates)
+
+
+def describe_rate(name: RateName, result: AuditResult) -> str:
+    """Return a rate of the edited model with its interval, and the base's where it was measured."""
+    assert result.erased
+    rate = result.erased.rates[name]
+    base = result.base.rates.get(name) if result.base else None
+    before = f", before {format_percent(base.estimate)} %" if base else ""
+    return f"{format_percent(rate.estimate)} % ({format_percent_span(rate.low, rate.high)} %){before}"
 
 
 def gates_ahead(spec: JobSpec) -> list[str]:
@@ -191,7 +202,14 @@ def describe_threshold(gate: Gate) -> str:
     return f"{gate.name}: {gate.rate} drops by at most {100 * (gate.drop_at_most or 0):g} points"
 
 
-def newest_images(folder: Path) -> list[dict[str, str]]:
+class NamedImage(NamedTuple):
+    """An image for the template: its name and its address."""
+
+    name: str
+    url: str
+
+
+def newest_images(folder: Path) -> list[NamedImage]:
     """Return the newest images of a running audit."""
     paths = sorted(folder.glob("audit-*/images/*/*.png"), key=lambda path: path.stat().st_mtime_ns)[-NEWEST_IMAGES:]
-    return [{"name": path.stem, "url": images.data_url(path)} for path in paths]
+    return [NamedImage(path.stem, images.data_url(path)) for path in paths]

@@ -5,7 +5,7 @@ import re
 import gradio as gr
 
 FLAG = re.compile(r"--([a-z][a-z-]*)")
-OPTION_WORDS = {"tier": "tier", "region": "the option “Weights to change”", "lr": "a smaller learning rate"}
+OPTION_WORDS = {"tier": "tier", "region": "the option “Weights to change”", "lr": "the learning rate"}
 SECONDS = 12.0  # how long a message stays
 
 

@@ -5,7 +5,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
 import uvicorn
@@ -16,6 +15,7 @@ from app.web import compare_handlers, tab_audit, tab_board, tab_compare, tab_era
 from app.web.access import AccessControl
 from app.web.address import LOCAL_HOSTS
 from app.web.endpoints import add_endpoints
+from app.web.events import PRIVATE, READING
 from app.web.images_api import ImagesApi, make_images_app
 from app.web.routes import add_routes
 from app.web.studio import Studio
@@ -41,34 +41,33 @@ def build_page(studio: Studio) -> gr.Blocks:
             with gr.Tab("Compare", id="compare") as compare_tab:
                 compare = tab_compare.tab(studio, model, compare_tab)
             with gr.Tab("Erase", id="erase") as erase_tab:
-                erasing = tab_erase.tab(studio, model, erase_tab, timer)
+                erasing = tab_erase.tab(studio, page, model, erase_tab, timer)
             with gr.Tab("Queue", id="queue") as queue_tab:
                 tab_queue.tab(studio, queue_tab, tabs, erasing.job, timer)
             with gr.Tab("Audit", id="audit") as audit_tab:
                 audit_edits = tab_audit.tab(studio, model, timer)
             with gr.Tab("Board", id="board") as board_tab:
                 board = tab_board.tab(studio)
-        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
         list_edits = make_edits_handler(studio)
         for event, target in ((compare.edits.focus, compare.edits), (audit_tab.select, audit_edits), (audit_edits.focus, audit_edits)):
-            event(list_edits, model, target, **private)
+            event(list_edits, model, target, **READING)
         gr.on(
             [page.load, model.change],
             lambda source: tab_compare.render_examples(source in SHIPPED_MODELS),
             model,
             compare.examples,
-            **private,
+            **READING,
         )
-        page.load(compare_handlers.make_open(studio), None, [model, *compare.filled], **private)
-        model.input(compare_handlers.make_switch(studio), model, compare.filled, **private)
-        erasing.compare.click(compare_handlers.make_show_edit(studio), erasing.job, [tabs, model, *compare.filled], **private)
-        gr.on([page.load, board_tab.select], board.load, board.inputs, board.outputs, **private)
+        page.load(compare_handlers.make_open(studio), None, [model, *compare.filled], **PRIVATE)
+        model.input(compare_handlers.make_switch(studio), model, compare.filled, **PRIVATE)
+        erasing.compare.click(compare_handlers.make_show_edit(studio), erasing.job, [tabs, model, *compare.filled], **PRIVATE)
+        gr.on([page.load, board_tab.select], board.load, board.inputs, board.outputs, **READING)
     queued: gr.Blocks = page.queue(max_size=MAX_REQUESTS, default_concurrency_limit=4)
     return queued
 
 
 def build_model_choice(studio: Studio) -> gr.Dropdown:
-    """Build the list of models; a studio with one has nothing to choose."""
+    """Build the list of models."""
     sources = list(studio.models.sources)
     return gr.Dropdown(
         sources, value=sources[0], label="Model", interactive=True, elem_id="model", scale=0, min_width=220, filterable=False

@@ -1,8 +1,8 @@
 """Results as HTML: the slider of a comparison, the table of a sheet, and the strip of what a visitor made before."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
-from typing import Any
 
 from app.html_templates import render_html
 from app.web.comparison import CompareRequest, Comparison, EditChoice, Sheet
@@ -62,24 +62,37 @@ def render_result(result: Result, model: StudioModel) -> str:
     )
 
 
-def describe_pair(result: Result, comparison: Comparison, i: int) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class PairView:
+    """What the template shows of one pair of images."""
+
+    seed: int
+    before: str  # addresses of images
+    after: str
+    difference: str  # empty where the images are equal or hidden
+    before_text: str
+    after_text: str
+    mean_difference: float
+    equal: bool
+    readings: Sequence[tuple[str, LabelScore, LabelScore]]  # axis, before, after
+
+
+def describe_pair(result: Result, comparison: Comparison, i: int) -> PairView:
     """Return what the template shows of one pair."""
     blurred, difference = comparison.is_blurred(i), comparison.difference(i)
     before, after = comparison.scores[i] if comparison.scores else (Scores(), Scores())
-    readings = [
-        (name, *pair) for name, *pair in (("style", before.style, after.style), ("object", before.object, after.object)) if all(pair)
-    ]
-    return {
-        "seed": comparison.seeds[i],
-        "before": image_url(result, f"{i}-before"),
-        "after": image_url(result, f"{i}-after"),
-        "before_text": describe_reading(before.style, before.object),
-        "after_text": describe_reading(after.style, after.object),
-        "difference": image_url(result, f"{i}-difference") if difference.any() and not blurred else "",
-        "mean_difference": difference.mean().item(),
-        "equal": not difference.any(),
-        "readings": readings,
-    }
+    axes = (("style", before.style, after.style), ("object", before.object, after.object))
+    return PairView(
+        seed=comparison.seeds[i],
+        before=image_url(result, f"{i}-before"),
+        after=image_url(result, f"{i}-after"),
+        difference=image_url(result, f"{i}-difference") if difference.any() and not blurred else "",
+        before_text=describe_reading(before.style, before.object),
+        after_text=describe_reading(after.style, after.object),
+        mean_difference=difference.mean().item(),
+        equal=not difference.any(),
+        readings=[(axis, first, second) for axis, first, second in axes if first and second],
+    )
 
 
 def describe_reading(style: LabelScore | None, object_: LabelScore | None) -> str:

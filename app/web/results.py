@@ -39,7 +39,7 @@ class Result:
         """Return one image by its name, such as "0-before" of a comparison or "1-2" (row and column) of a sheet.
 
         Raises:
-            UserError: There is no such image.
+            UserError: The result has no image of that name.
         """
         first, _, second = name.partition("-")
         try:

@@ -9,9 +9,7 @@ from app.web.studio import Studio
 from erasure.errors import UserError
 
 NEVER_STORE = {"Cache-Control": "private, no-store"}
-REPORT_HEADERS = NEVER_STORE | {
-    "Content-Security-Policy": "sandbox allow-scripts; default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-}
+REPORT_HEADERS = NEVER_STORE | {"Content-Security-Policy": "sandbox; default-src 'none'; img-src data:; style-src 'unsafe-inline'"}
 
 
 def add_routes(site: FastAPI, studio: Studio) -> None:

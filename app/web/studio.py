@@ -110,7 +110,7 @@ class Studio:
         """Return a report. The name is compared with the list, never joined to a path.
 
         Raises:
-            UserError: There is no such report.
+            UserError: No report has that name.
         """
         reports = self.reports()
         if name not in reports:

@@ -175,7 +175,7 @@ class StudioJobs:
         if queue.read_progress(folder).state == "running":
             raise UserError(f"{folder.name} is running; cancel it first.")
         with lock_folder(folder, "the studio"):
-            (folder / "spec.json").unlink(missing_ok=True)  # first: without it there is no job, whatever is left
+            (folder / "spec.json").unlink(missing_ok=True)  # first: a folder without it is not a job
             for path in folder.iterdir():
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)

@@ -8,6 +8,7 @@ import gradio as gr
 from app.html_templates import render_html
 from app.jobs import queue
 from app.web.edit_list import list_reports
+from app.web.events import PRIVATE, READING
 from app.web.job_estimate import SAMPLING_STEPS
 from app.web.job_view import format_seconds, render_job
 from app.web.messages import for_page, page_error
@@ -50,12 +51,11 @@ def tab(studio: Studio, model: gr.Dropdown, timer: gr.Timer) -> gr.Dropdown:
             )
             shown = gr.HTML(NO_REPORT, elem_id="report")
     running, last = gr.State(""), gr.State("")
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     start.click(make_audit_handler(studio), [model, edits, suite, tier], [running, shown], api_name="audit")
-    timer.tick(make_tick(studio), [running, last], [shown, choice, running, last], concurrency_limit=8, **private)
-    choice.input(make_report_handler(studio), choice, shown, **private)
-    choice.focus(lambda: gr.Dropdown(choices=report_choices(studio)), None, choice, **private)
-    gr.on([edits.change, suite.change, tier.change], make_forecast(studio), [model, edits, suite, tier], expected, **private)
+    timer.tick(make_tick(studio), [running, last], [shown, choice, running, last], trigger_mode="always_last", **READING)
+    choice.input(make_report_handler(studio), choice, shown, **PRIVATE)
+    choice.focus(lambda: gr.Dropdown(choices=report_choices(studio)), None, choice, **READING)
+    gr.on([edits.change, suite.change, tier.change], make_forecast(studio), [model, edits, suite, tier], expected, **READING)
     return edits
 
 
@@ -135,9 +135,9 @@ def make_report_handler(studio: Studio) -> Any:
 
 
 def render_report(studio: Studio, name: str) -> str:
-    """Embed a report; it may run scripts of its own and reach nothing else."""
+    """Embed a report; nothing in it can run, and it reaches nothing."""
     studio.report(name)
     return (
-        f'<iframe class="report" title="audit report" sandbox="allow-scripts" src="studio/reports/{escape(name)}"></iframe>'
+        f'<iframe class="report" title="audit report" sandbox src="studio/reports/{escape(name)}"></iframe>'
         f'<p><a class="panel-button" href="studio/reports/{escape(name)}" target="_blank" rel="noopener">Open it alone</a></p>'
     )

@@ -11,6 +11,7 @@ from app.jobs import leaderboard
 from app.jobs.leaderboard import LeaderboardRow, format_rate
 from app.method_words import title_of_method
 from app.web import images
+from app.web.events import READING
 from app.web.messages import for_page
 from app.web.studio import Studio
 from eval.records.rates import RateName
@@ -62,7 +63,6 @@ def tab(studio: Studio) -> BoardTab:
         shown = render_plot(entries, methods, concepts) + render_unreadable(unreadable)
         return entries, shown, render_table(entries, methods, concepts), gr.Dropdown(choices=names[0]), gr.Dropdown(choices=names[1])
 
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     inputs, outputs = [methods, concepts], [rows, plot, table, methods, concepts]
     refresh.click(load, inputs, outputs, api_name="leaderboard")
     gr.on(
@@ -70,9 +70,9 @@ def tab(studio: Studio) -> BoardTab:
         lambda rows, methods, concepts: (render_plot(rows, methods, concepts), render_table(rows, methods, concepts)),
         [rows, *inputs],
         [plot, table],
-        **private,
+        **READING,
     )
-    gr.on([plot.click, table.click], make_detail_handler(studio), rows, detail, **private)
+    gr.on([plot.click, table.click], make_detail_handler(studio), rows, detail, **READING)
     return BoardTab(load, inputs, outputs)
 
 
@@ -93,7 +93,16 @@ def render_table(rows: list[LeaderboardRow], methods: list[str], concepts: list[
     if not numbers:
         return ""
     entries = [{"number": i, "cells": to_cells(rows[i])} for i in numbers]
-    return render_html("board", heads=HEADS, rows=entries, chosen=-1, note=leaderboard.describe_columns([rows[i] for i in numbers]))
+    return render_html("board", heads=HEADS, rows=entries, chosen=-1, note=describe_table([rows[i] for i in numbers]))
+
+
+def describe_table(rows: list[LeaderboardRow]) -> str:
+    """Explain the columns, and count the audits that were attacked."""
+    attacked = sum(row.attacked is not None for row in rows)
+    return (
+        "Estimates; a row opens their intervals. Reworded: the lowest UA among synonyms, descriptions, misspellings and replayed prompts. "
+        f"Under attack: UA left by the most successful prompt attack. Attacks ran in {attacked} of {len(rows)} audits."
+    )
 
 
 def to_cells(row: LeaderboardRow) -> list[Any]:
@@ -136,16 +145,23 @@ def render_detail(row: LeaderboardRow, root: Path) -> str:
         values=values,
         report=report,
         sensitive=row.sensitive,
-        pairs=list(sample_pairs(row.folder)),
+        pairs=sample_pairs(row.folder),
     )
 
 
-def sample_pairs(folder: Path) -> list[dict[str, Any]]:
+class ImagePair(NamedTuple):
+    """Images before and after for the template: the name of their sample, and sides with addresses."""
+
+    name: str
+    images: list[tuple[str, str]]
+
+
+def sample_pairs(folder: Path) -> list[ImagePair]:
     """Return evenly spaced images in the fixed order of the audit, before and after."""
     before = sorted((folder / "images" / "base").glob("*.png"))
     sampled = [before[round(k * (len(before) - 1) / max(1, PAIRS - 1))] for k in range(min(PAIRS, len(before)))]
     pairs = []
     for path in sampled:
         sides = (("before", path), ("after", folder / "images" / "erased" / path.name))
-        pairs.append({"name": path.stem, "images": [(side, images.data_url(file)) for side, file in sides if file.exists()]})
+        pairs.append(ImagePair(path.stem, [(side, images.data_url(file)) for side, file in sides if file.exists()]))
     return pairs

@@ -10,6 +10,7 @@ from app.html_templates import render_html
 from app.web import compare_handlers, result_view
 from app.web.comparison import MAX_IMAGES, MAX_PROMPT_LENGTH, MAX_STEPS
 from app.web.edit_cards import EditCards, build_cards
+from app.web.events import PRIVATE, READING
 from app.web.studio import FIRST_SEED, Studio
 from eval.suites.cases import suite_cases
 from eval.suites.suite import load_suite, suite_names
@@ -82,14 +83,12 @@ def tab(studio: Studio, model: gr.Dropdown, compare_tab: gr.Tab) -> CompareTab:
     prompts, strengths_button, grid_button, sheet = build_sheets()
     past = gr.State([])
     compare, make_sheet = compare_handlers.make_compare(studio), compare_handlers.make_sheet(studio)
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-
     values = [past, model, *inputs.settings, cards.names, *cards.sliders]
     outputs = [shown, history, past, inputs.seed]
-    shared = private | {"concurrency_id": "model", "concurrency_limit": 1}
+    shared = PRIVATE | {"concurrency_id": "model", "concurrency_limit": 1}
     # a click counts while the other seeds are still being generated
     gr.on([button.click, prompt.submit], compare, values, outputs, trigger_mode="always_last", **shared)
-    dice.click(pick_seed, None, inputs.seed, **private).then(compare, values, outputs, **shared)
+    dice.click(pick_seed, None, inputs.seed, **PRIVATE).then(compare, values, outputs, **shared)
     strengths_button.click(make_sheet, [gr.State(None), *values], sheet, **shared)
     grid_button.click(make_sheet, [prompts, *values], sheet, **shared)
     gr.on(
@@ -98,12 +97,12 @@ def tab(studio: Studio, model: gr.Dropdown, compare_tab: gr.Tab) -> CompareTab:
         [model, edits, cards.names, *cards.sliders],
         cards.all,
         trigger_mode="always_last",
-        **private,
+        **READING,
     )
-    stop_button.click(compare_handlers.make_stop(studio), None, None, queue=False, **private)
-    examples.click(text_of, None, prompt, **private)
-    suite.change(pick_suite_prompt, suite, prompt, **private)
-    history.click(compare_handlers.make_restore(studio), None, [model, *inputs.restored, shown], **private)
+    stop_button.click(compare_handlers.make_stop(studio), None, None, **READING)
+    examples.click(text_of, None, prompt, **READING)
+    suite.change(pick_suite_prompt, suite, prompt, **READING)
+    history.click(compare_handlers.make_restore(studio), None, [model, *inputs.restored, shown], **PRIVATE)
     return CompareTab(edits, examples, [*inputs.restored, shown, history, past])
 
 

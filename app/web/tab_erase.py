@@ -11,6 +11,7 @@ from app.jobs.plan import JobSpec
 from app.method_words import summary_of_method, title_of_method
 from app.web.comparison import MAX_PROMPT_LENGTH
 from app.web.concept_words import describe_concept, kind_of
+from app.web.events import PRIVATE, READING
 from app.web.job_estimate import estimate_job
 from app.web.job_panel import build_job_panel, job_choices
 from app.web.job_view import format_seconds
@@ -59,7 +60,7 @@ class Inputs:
         return [self.concept, self.kind, self.anchor, self.seed, self.suite]
 
 
-def tab(studio: Studio, model: gr.Dropdown, erase_tab: gr.Tab, timer: gr.Timer) -> EraseTab:
+def tab(studio: Studio, page: gr.Blocks, model: gr.Dropdown, erase_tab: gr.Tab, timer: gr.Timer) -> EraseTab:
     """Build the tab for the model that is chosen on the page."""
     job = gr.Dropdown(
         job_choices(studio), label="Job", elem_id="job", allow_custom_value=True, interactive=True, render=False
@@ -79,16 +80,16 @@ def tab(studio: Studio, model: gr.Dropdown, erase_tab: gr.Tab, timer: gr.Timer) 
             with gr.Accordion("Options", open=False, elem_id="options"):
                 forms = build_forms(studio.is_local, FIRST_METHOD)
     inputs = Inputs(concept, kind, anchor, seed, suite)
+    filled = gr.State(())  # model, method and kind whose recipe the form shows: what a visitor changed stays until one of them changes
     hinted = gr.State("")  # the concept whose hints were shown; a second press confirms it
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-    start.click(make_erase_handler(studio, forms), [model, method, *inputs.all, hinted, *forms.widgets], [note, job, hinted], **private)
+    start.click(make_erase_handler(studio, forms), [model, method, *inputs.all, hinted, *forms.widgets], [note, job, hinted], **PRIVATE)
     gr.on(
-        [erase_tab.select, model.change, method.change, kind.change],
+        [page.load, erase_tab.select, model.change, method.change, kind.change],
         make_form_handler(studio, forms),
-        [model, method, kind],
-        [*forms.groups, *forms.widgets],
+        [filled, model, method, kind],
+        [filled, *forms.groups, *forms.widgets],
         trigger_mode="always_last",
-        **private,
+        **READING,
     )
     gr.on(
         [erase_tab.select, model.change, method.change, kind.change, suite.change, concept.blur],
@@ -96,12 +97,12 @@ def tab(studio: Studio, model: gr.Dropdown, erase_tab: gr.Tab, timer: gr.Timer) 
         [model, method, kind, concept, suite],
         advice,
         trigger_mode="always_last",
-        **private,
+        **READING,
     )
     describe = {"fn": lambda source, text: describe_concept(studio, source, text), "inputs": [model, concept], "outputs": known}
-    gr.on([erase_tab.select, concept.change, model.change], **describe, trigger_mode="always_last", **private)
-    concept.change(lambda text: kind_of(text) or gr.skip(), concept, kind, **private)
-    known.click(text_of, None, concept, **private)
+    gr.on([erase_tab.select, concept.change, model.change], **describe, trigger_mode="always_last", **READING)
+    concept.change(lambda text: kind_of(text) or gr.skip(), concept, kind, **READING)
+    known.click(text_of, None, concept, **READING)
     return EraseTab(job, compare_button)
 
 
@@ -184,11 +185,15 @@ def forecast_memory(source: str, method: str) -> str:
 def make_form_handler(studio: Studio, forms: MethodForms) -> Any:
     """Return the handler that shows the options of a method with its recipe; one that does not serve the model keeps its own."""
 
-    def fill(source: str, name: str, kind: ConceptKind) -> list[Any]:
+    def fill(filled: tuple[str, ...], *chosen: Any) -> list[Any]:
+        source, name, kind = chosen
+        unchanged = [gr.skip() for _ in (None, *forms.groups, *forms.widgets)]
+        if chosen == tuple(filled):
+            return unchanged
         try:
-            return forms.fill(name, studio.models.get(source).model, kind)
+            return [chosen, *forms.fill(name, studio.models.get(source).model, kind)]
         except UserError:  # the advice says why
-            return [gr.skip() for _ in (*forms.groups, *forms.widgets)]
+            return unchanged
 
     return fill
 

@@ -10,6 +10,7 @@ from app.cleanup import find_removable, iterate_files, remove_files, size_of
 from app.html_templates import render_html
 from app.jobs import queue
 from app.jobs.tables import format_clock
+from app.web.events import PRIVATE, READING
 from app.web.messages import page_error
 from app.web.studio import Studio
 from app.web.studio_jobs import title_of
@@ -44,17 +45,16 @@ def tab(studio: Studio, queue_tab: gr.Tab, tabs: gr.Tabs, job: gr.Dropdown, time
         disk = gr.HTML(elem_id="disk")
         with gr.Row(elem_classes="buttons"):
             buttons = {text: gr.Button(text, size="sm") for text in CLEANABLE}
-    private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
     def tick(last: str) -> tuple[Any, Any]:
         html = render_queue(studio)
         return (gr.skip(), gr.skip()) if html == last else (html, html)
 
-    gr.on([timer.tick, queue_tab.select], tick, last, [table, last], concurrency_limit=8, **private)
-    table.click(make_action_handler(studio), None, [table, tabs, job], **private)
-    queue_tab.select(lambda: describe_disk(studio), None, disk, **private)
+    gr.on([timer.tick, queue_tab.select], tick, last, [table, last], trigger_mode="always_last", **READING)
+    table.click(make_action_handler(studio), None, [table, tabs, job], **PRIVATE)
+    queue_tab.select(lambda: describe_disk(studio), None, disk, **READING)
     for text, kinds in CLEANABLE.items():
-        buttons[text].click(make_cleaner(studio, kinds), None, disk, **private)
+        buttons[text].click(make_cleaner(studio, kinds), None, disk, **PRIVATE)
 
 
 def render_queue(studio: Studio) -> str:

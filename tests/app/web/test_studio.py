@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from app.commands.studio import StudioCommand, check_login
+from app.commands.studio import StudioCommand, check_api_key, check_login
 from app.jobs import queue
 from app.web import downloads, images
 from app.web.comparison import CompareRequest, EditChoice, parse_link
@@ -100,6 +100,7 @@ def test_stop_ends_the_sampling_and_leaves_the_base(studio: Studio, model: Stabl
         ({"prompt": "x" * 501}, "500 characters"),
         ({"edits": (EditChoice("dog (ESD)"),)}, "Did you mean 'cat \\(ESD\\)'"),
         ({"edits": (EditChoice("cat (ESD)", 9.0),)}, "strength must lie between"),
+        ({"edits": (EditChoice("cat (ESD)"),) * 7}, "at most 6 edits can be compared at once, here are 7"),
         ({"count": 9}, "images must lie between"),
         ({"steps": 0}, "steps must lie between"),
         ({"guidance": float("nan")}, "guidance must lie between"),
@@ -264,6 +265,23 @@ def test_an_open_address_needs_a_login() -> None:
         check_login(StudioCommand(auth="ada"))
     assert check_login(StudioCommand(host="0.0.0.0", auth="ada:secret")) == ("ada", "secret")
     assert check_login(StudioCommand()) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"api_key": "k"}, "is the key of --images-api"),
+        ({"images_api": True, "host": "0.0.0.0", "auth": "ada:secret"}, "can be reached from other machines"),
+        ({"images_api": True, "auth": "ada:secret"}, "behind the login of --auth"),
+        ({"root_path": "erasure"}, "is a path such as /erasure"),
+        ({"root_path": "//evil.example"}, "is a path such as /erasure"),
+    ],
+)
+def test_options_of_the_api_and_of_a_proxy_are_checked(options: dict, complaint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ERASURE_API_KEY", raising=False)
+    with pytest.raises(UserError, match=complaint):
+        check_api_key(StudioCommand(**options))
+    assert check_api_key(StudioCommand(images_api=True, auth="ada:secret", api_key="k", root_path="/erasure")) == "k"
 
 
 def test_the_safety_checker_blurs_images(studio: Studio, tmp_path: Path) -> None:

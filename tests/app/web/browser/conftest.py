@@ -1,4 +1,4 @@
-"""One studio on pocket and one browser for all tests of the page; they skip where there is no Chromium."""
+"""Fixtures for tests of the page: one studio on pocket, one browser. The tests skip where Chromium is missing."""
 
 import os
 import re
@@ -139,8 +139,9 @@ def wait_until(page: Any, script: str, arg: Any = None) -> None:
 
 
 def wait_for_state(page: Any, state: str) -> None:
-    """Wait until the job that the page shows has a state."""
-    wait_until(page, "state => document.querySelector(`#job-view .state.${state}`)", state)
+    """Wait until the job that the page shows has a state, or failed."""
+    wait_until(page, "state => document.querySelector(`#job-view .state.${state}, #job-view .state.failed`)", state)
+    assert page.locator(f"#job-view .state.{state}").count(), page.locator("#job-view").inner_text()
 
 
 def wait_for_pairs(page: Any, count: int, text: str = "") -> None:

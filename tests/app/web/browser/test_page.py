@@ -175,12 +175,13 @@ def test_a_concept_is_checked_while_it_is_typed(page: Any) -> None:
     assert page.locator("#queue").get_by_text("zeppelin").count() == 0
 
 
-def test_erase_to_the_end_with_a_short_job_in_between(page: Any, open_page: Callable[..., Any]) -> None:
+def test_a_long_job_lets_a_short_one_pass_and_can_be_cancelled_and_continued(page: Any, open_page: Callable[..., Any]) -> None:
     open_tab(page, "Erase")
     page.locator("#concept textarea, #concept input").first.fill("sketch")
     choose(page, "suite", "no, only erase")
     page.locator("#options > button").click()
-    page.locator("#esd-steps input").fill("60")
+    page.locator("#advice").get_by_text("about").wait_for()
+    page.locator("#esd-steps input").fill("600")  # more than this test gives it time for
     page.get_by_role("button", name="Advanced options").locator("visible=true").click()
     page.locator("#esd-trajectories input").fill("12")
     assert page.locator("#compare-edit").is_disabled() and page.locator("#prepare-download").is_disabled()
@@ -208,13 +209,32 @@ def test_erase_to_the_end_with_a_short_job_in_between(page: Any, open_page: Call
     wait_for_state(page, "cancelled")
     second.locator("#queue .state.cancelled").wait_for()
     page.locator("#continue").click()
+    wait_for_state(page, "running")
+    page.locator("#job-view").get_by_text("Training, step").wait_for()
+    page.locator("#cancel").click()
+    wait_for_state(page, "cancelled")
+
+
+def test_erase_to_the_end_download_and_compare(page: Any) -> None:
+    open_tab(page, "Erase")
+    page.locator("#concept textarea, #concept input").first.fill("neon")
+    choose(page, "suite", "no, only erase")
+    page.locator("#options > button").click()
+    page.locator("#advice").get_by_text("about").wait_for()
+    page.locator("#esd-steps input").fill("20")
+    open_tab(page, "Compare")
+    open_tab(page, "Erase")  # what a visitor wrote is still there
+    page.get_by_role("button", name="Advanced options").locator("visible=true").click()
+    page.locator("#esd-trajectories input").fill("12")
+    page.locator("#erase").click()
+    page.locator("#job-view h3", has_text="neon by ESD").wait_for()
     wait_for_state(page, "done")
     assert page.locator("#job-view .ends img").count() == 2
     assert page.locator("#cancel").is_disabled()
     page.locator("#prepare-download").click()
     page.locator("#file a").first.wait_for()
     page.locator("#compare-edit").click()
-    wait_for_pairs(page, 4, "sketch (ESD)")
+    wait_for_pairs(page, 4, "neon (ESD)")
 
 
 def test_the_queue_moves_renames_and_deletes(page: Any, studio: ServedStudio) -> None:
