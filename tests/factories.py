@@ -52,6 +52,7 @@ SMALL_FIELDS: dict[str, dict[str, Any]] = {
         "noise_levels": 3,
     },
     "negative_prompt": {},
+    "projected": {},
     "sld": {"warmup": 0.3},
 }
 ESD_FIELDS = {"steps": 6, "batch": 2, "trajectories": 4, "trajectory_steps": 4, "lr": 1e-3}

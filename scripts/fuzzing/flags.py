@@ -53,6 +53,7 @@ SMALL_FIELDS: dict[str, dict[str, Any]] = {  # short runs, because some cases ar
         "noise_levels": 2,
     },
     "negative_prompt": {},
+    "projected": {},
     "sld": {},
 }
 BAD_FLOATS = ("x", "", "1,5", "--", "0x10", "1_0_", "nan nan")

@@ -217,7 +217,7 @@ def refusal(method: str, family: str) -> str:
     """Why a method does not serve a family; empty if it does."""
     if method in ("sfd",) and family in FLOWS:
         return "predicts the velocity of a flow; use esd or salun on it"
-    if method in ("sld", "negative_prompt") and family in UNGUIDED:
+    if method in ("sld", "negative_prompt", "projected") and family in UNGUIDED:
         return "guidance edits steer classifier-free guidance, and tiny (reads|was).*; use esd or uce instead"
     return "region 'text-encoder' selects no parameter" if method == "advunlearn" and family.startswith("klein") else ""
 
@@ -354,7 +354,7 @@ def test_text_encoders_are_exported_alone(family: str, tmp_path: Path) -> None:
                 assert torch.equal(value, getattr(model.pipe, part).state_dict()[name]), name
 
 
-@pytest.mark.parametrize("name", ["negative_prompt", "sld"])
+@pytest.mark.parametrize("name", ["negative_prompt", "projected", "sld"])
 def test_a_plain_pipeline_samples_with_guidance_edits(name: str, family: str, tmp_path: Path) -> None:
     """What the family samples; SDXL, SD3 and klein-base call their networks in three different ways."""
     if family in UNGUIDED:

@@ -29,6 +29,7 @@ COUNTED = {
     "esd": Cost(unet_forwards=36, unet_backwards=6, text_forwards=11, sample_gradients=6),
     "fia": Cost(unet_forwards=16, text_forwards=6),
     "negative_prompt": Cost(),
+    "projected": Cost(),
     "salun": Cost(unet_forwards=77, unet_backwards=23, text_forwards=15, sample_gradients=15),
     "sfd": Cost(unet_forwards=104, unet_backwards=74, text_forwards=15, sample_gradients=74),
     "sfd_matching": Cost(unet_forwards=71, unet_backwards=15, text_forwards=22, sample_gradients=15),

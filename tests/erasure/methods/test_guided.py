@@ -13,6 +13,7 @@ from erasure.export import to_folder, to_lora
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Guided
 from erasure.methods.negative_prompt import NegativePrompt
+from erasure.methods.projected import Projected
 from erasure.methods.sld import SLD
 from tests import tiny
 
@@ -29,7 +30,7 @@ def test_a_negative_prompt_is_diffusers_negative_prompt(model: StableDiffusion, 
     assert torch.allclose(ours, theirs, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", [NegativePrompt(), SLD(), SLD(bound="paper", scale=2.0, threshold=1.0, warmup=0.0)])
+@pytest.mark.parametrize("method", [NegativePrompt(), Projected(), SLD(), SLD(bound="paper", scale=2.0, threshold=1.0, warmup=0.0)])
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 def test_a_plain_pipeline_generates_what_we_generate(method: Guided, prediction: str, tmp_path: Path) -> None:
     model = StableDiffusion(tiny.pipeline(prediction), "tiny", "fp32")
@@ -74,6 +75,40 @@ def test_sld_is_the_papers_formula() -> None:
         gamma = mu * (concept - uncond) + 0.3 * nu
         nu = 0.4 * nu + 0.6 * gamma
         assert torch.allclose(method.guide(cond, uncond, concept, 7.5, step / 3, memory), -7.5 * gamma, atol=1e-6)
+
+
+def test_the_empty_prompt_in_front_is_trasce() -> None:
+    cond, uncond, concept = (torch.randn(2, 4, 2, 2) for _ in range(3))
+    for begin, first in (("concept", concept), ("empty", uncond)):
+        change = NegativePrompt(begin=begin).guide(cond, uncond, concept, 7.5, 0.5, {})  # type: ignore[arg-type]
+        assert torch.allclose(uncond + 7.5 * (cond - uncond) + change, first + 7.5 * (cond - concept), atol=1e-4)
+
+
+def test_projected_is_the_least_change_that_brings_presence_to_the_threshold() -> None:
+    torch.manual_seed(0)
+    cond, uncond, concept = (torch.randn(3, 4, 2, 2, dtype=torch.float64) for _ in range(3))
+    cond[0] = concept[0]  # the concept itself
+    cond[1] = uncond[1] - 2 * (concept[1] - uncond[1])  # the contrary of it
+    guidance, tau = 7.5, 0.25
+    change = Projected(threshold=tau).guide(cond, uncond, concept, guidance, 0.5, {})
+    for i in range(3):
+        d, wanted = (concept - uncond)[i].flatten(), (cond - uncond)[i].flatten()
+        before, after = (torch.dot(g, d) / torch.dot(d, d) for g in (wanted, wanted + change[i].flatten() / guidance))
+        assert torch.allclose(after, before.clamp(max=tau))
+        # nothing but a multiple of d: what is orthogonal to it stays
+        assert torch.allclose(change[i].flatten(), torch.dot(change[i].flatten(), d) / torch.dot(d, d) * d)
+    assert not change[1].any()
+    sampled = uncond + guidance * (cond - uncond) + Projected().guide(cond, uncond, concept, guidance, 0.5, {})
+    assert torch.allclose(sampled[0], uncond[0]), "the concept alone becomes the empty prompt"
+    twice = Projected(scale=2.0).guide(cond, uncond, concept, guidance, 0.5, {})
+    assert torch.allclose(twice, 2 * Projected().guide(cond, uncond, concept, guidance, 0.5, {}))
+
+
+def test_projected_changes_nothing_where_the_concept_has_no_direction() -> None:
+    cond, uncond = (torch.randn(2, 4, 2, 2) for _ in range(2))
+    assert not Projected().guide(cond, uncond, uncond, 7.5, 0.5, {}).any()
+    with pytest.raises(UserError, match="--scale must not be negative"):
+        Projected(scale=-1.0)
 
 
 def test_warm_up_builds_momentum_and_does_nothing_else() -> None:
