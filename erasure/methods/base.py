@@ -75,9 +75,9 @@ class Guided(Method):
 
     product: ClassVar[Product] = "guidance"
 
-    @abstractmethod
     def guidance_prompt(self, concepts: list[Concept]) -> str:
-        """Return the prompt whose noise prediction steers the sampling."""
+        """Return the prompt whose noise prediction steers the sampling: the names of the concepts."""
+        return ", ".join(concept.name for concept in concepts)
 
     @abstractmethod
     def guide(

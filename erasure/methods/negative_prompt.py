@@ -5,7 +5,6 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from erasure.concept import Concept
 from erasure.methods.base import Guided
 
 
@@ -13,8 +12,9 @@ from erasure.methods.base import Guided
 class NegativePrompt(Guided):
     """The usual workaround: eps(concept) + w (eps(c) - eps(concept)) instead of eps(empty) + w (eps(c) - eps(empty)).
 
-    For a prompt that names the concept alone, that is eps(concept), which draws it. The first part of TraSCE (arXiv:2412.07658) begins at
-    the empty prompt instead: eps(empty) + w (eps(c) - eps(concept)). Its second part, a gradient through the network, is not here.
+    For a prompt that names the concept alone, that is eps(concept): the concept itself, without guidance. The first part of TraSCE
+    (arXiv:2412.07658) begins at the empty prompt instead: eps(empty) + w (eps(c) - eps(concept)). Its second part, a gradient through the
+    network, is not here.
     """
 
     paper: ClassVar[str] = "arXiv:2207.12598"
@@ -22,9 +22,6 @@ class NegativePrompt(Guided):
     when: ClassVar[str] = "a baseline or a quick fix without training; anyone with the weights can turn it off"
 
     begin: Literal["concept", "empty"] = "concept"  # what guidance starts from: the concept, or the empty prompt as in TraSCE
-
-    def guidance_prompt(self, concepts: list[Concept]) -> str:
-        return ", ".join(concept.name for concept in concepts)
 
     def guide(
         self, eps_cond: Tensor, eps_uncond: Tensor, eps_concept: Tensor, guidance: float, progress: float, state: dict[str, Tensor]

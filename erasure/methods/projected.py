@@ -5,14 +5,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from erasure.concept import Concept
 from erasure.errors import UserError
 from erasure.methods.base import Guided
 
 
 @dataclass(frozen=True, kw_only=True)
 class Projected(Guided):
-    """Guidance that measures how far a prompt's guidance points to the concept, and removes that much and no more.
+    """Guidance that measures how far a prompt's guidance points to the concept, and removes that part.
 
     With d = eps(concept) - eps(empty), the presence of the concept is rho = <eps(c) - eps(empty), d> / |d|^2, one number an image: 0 for a
     prompt without it, 1 for the concept itself. The least change that brings rho down to the threshold subtracts (rho - threshold) d. At
@@ -24,7 +23,7 @@ class Projected(Guided):
 
     paper: ClassVar[str] = "arXiv:2606.29801"
     changes: ClassVar[str] = "no weights; every sampling step makes one more noise prediction"
-    when: ClassVar[str] = "when nothing may be trained and other prompts must stay as they are; anyone with the weights can turn it off"
+    when: ClassVar[str] = "to try where nothing may be trained; each concept needs its own scale; anyone with the weights can turn it off"
 
     scale: float = 1.0  # how much of the measured presence is removed, k in the equation; above 1 it goes beyond the empty prompt
     threshold: float = 0.0  # presence that is left alone, tau in the equation
@@ -32,9 +31,6 @@ class Projected(Guided):
     def __post_init__(self) -> None:
         if self.scale < 0:
             raise UserError(f"--scale must not be negative, got {self.scale:g}; it would draw the concept.")
-
-    def guidance_prompt(self, concepts: list[Concept]) -> str:
-        return ", ".join(concept.name for concept in concepts)
 
     def guide(
         self, eps_cond: Tensor, eps_uncond: Tensor, eps_concept: Tensor, guidance: float, progress: float, state: dict[str, Tensor]

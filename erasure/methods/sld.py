@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from erasure.concept import Concept, ConceptKind
+from erasure.concept import ConceptKind
 from erasure.errors import UserError
 from erasure.methods.base import Guided
 
@@ -37,9 +37,6 @@ class SLD(Guided):
     def __post_init__(self) -> None:
         if not 0 <= self.warmup <= 1:
             raise UserError(f"--warmup is a fraction of the sampling steps and must lie in [0, 1], got {self.warmup}.")
-
-    def guidance_prompt(self, concepts: list[Concept]) -> str:
-        return ", ".join(concept.name for concept in concepts)
 
     def guide(
         self, eps_cond: Tensor, eps_uncond: Tensor, eps_concept: Tensor, guidance: float, progress: float, state: dict[str, Tensor]

@@ -223,7 +223,9 @@ def test_erase_to_the_end_download_and_compare(page: Any) -> None:
     page.locator("#advice").get_by_text("about").wait_for()
     page.locator("#esd-steps input").fill("20")
     open_tab(page, "Compare")
-    open_tab(page, "Erase")  # what a visitor wrote is still there
+    open_tab(page, "Erase")
+    page.locator("#known").get_by_text("neon").first.wait_for()
+    assert page.locator("#esd-steps input").input_value() == "20", "what a visitor wrote is still there"
     page.get_by_role("button", name="Advanced options").locator("visible=true").click()
     page.locator("#esd-trajectories input").fill("12")
     page.locator("#erase").click()
