@@ -5,6 +5,8 @@ import importlib
 import inspect
 import pkgutil
 import re
+import threading
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
@@ -12,6 +14,9 @@ from typing import TypeVar
 from erasure.errors import unknown_value_error
 
 T = TypeVar("T")
+
+# Before 3.11.8 and 3.12.2, ast counts its depth once per process: two threads that parse at once get a SystemError (gh-106905).
+PARSING = threading.RLock()
 
 
 def list_modules(package: str) -> list[str]:
@@ -27,6 +32,7 @@ def list_modules(package: str) -> list[str]:
     return sorted(module.name for module in modules if module.name != "base" and not module.name.startswith("_"))
 
 
+@cache
 def read_summary(package: str, name: str) -> str:
     """Return the first line of a module's docstring, without importing the module.
 
@@ -38,7 +44,8 @@ def read_summary(package: str, name: str) -> str:
     if spec is None or spec.origin is None:
         raise ImportError(f"{package}.{name} has no source")
     source = Path(spec.origin).read_text(encoding="utf-8")
-    return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+    with PARSING:
+        return (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
 
 
 def load_class(package: str, name: str, base: type[T]) -> type[T]:
@@ -68,16 +75,19 @@ def field_help_of(cls: type) -> dict[str, str]:
     return help_texts
 
 
+@cache
 def class_source_of(cls: type) -> str:
     """Return the source of a class, also of one that erasure.config.static_classes has read without importing; empty if there is none."""
     try:
-        return inspect.getsource(cls)
+        with PARSING:
+            return inspect.getsource(cls)
     except (OSError, TypeError):
         spec = find_spec(cls.__module__)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
         return ""
     text = Path(spec.origin).read_text(encoding="utf-8")
-    nodes = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == cls.__name__]
+    with PARSING:
+        nodes = [node for node in ast.parse(text).body if isinstance(node, ast.ClassDef) and node.name == cls.__name__]
     return "\n".join(ast.get_source_segment(text, node) or "" for node in nodes)
 
 

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from erasure.config.registry import check_module_name
+from erasure.config.registry import PARSING, check_module_name
 
 TORCH_FREE_MODULES = (
     "erasure.config.choices",
@@ -76,7 +76,9 @@ def read_static_module(module: str) -> dict[str, Any]:
     if source is None:
         raise ImportError(f"{module} has no source")
     namespace: dict[str, Any] = {"__name__": module}
-    for node in ast.parse(source.read_text(encoding="utf-8")).body:
+    with PARSING:
+        tree = ast.parse(source.read_text(encoding="utf-8"))
+    for node in tree.body:
         match node:
             case ast.Import(names=names):
                 namespace.update(
