@@ -1,17 +1,20 @@
-"""The options of a method as a form: every field with words instead of symbols, the usual ones first."""
+"""The options of a method as a form of plain HTML: every field with words instead of symbols, the usual ones first.
 
+A page with a component for every field of every method would be slow to draw: there are some hundred of them, and one method is shown.
+"""
+
+import json
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
-import gradio as gr
-
+from app.html_templates import render_html
 from app.web.comparison import MAX_PROMPT_LENGTH
 from erasure.concept import Concept, ConceptKind
-from erasure.config.registry import field_help_of, list_modules, load_class
-from erasure.errors import UserError, unknown_value_error
+from erasure.config.registry import field_help_of, load_class
+from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.methods.base import Method
 from erasure.recipes import configure_method
@@ -40,135 +43,144 @@ REGION_WORDS = {
     "text-encoder": "the text encoder",
 }
 SYMBOLS = re.compile(r",? (?:\w+ in the equation|the paper's \w+)( \([^)]*\))?| \(the authors' \w+\)")
+MAX_LINES_LENGTH = 20_000  # characters of an option with one value a line
+InputKind = Literal["integer", "number", "checkbox", "choice", "lines", "text"]
 
 
 @dataclass(frozen=True)
-class MethodForm:
-    """The options of one method: a group that is shown for this method only, and a widget for every field."""
+class Option:
+    """One field of a method, as the form asks for it."""
 
-    cls: type[Method]
-    group: Any
-    widgets: dict[str, Any]
-
-    def defaults(self, model: DiffusionModel, kind: ConceptKind) -> Method:
-        """Return the method with its recipe for a kind of concept.
-
-        Raises:
-            UserError: The method does not serve the model.
-        """
-        method: Method = configure_method(self.cls, [Concept(name="concept", kind=kind)], model.family, {})[0]
-        method.check_model(model)
-        return method
-
-    def fill(self, model: DiffusionModel, kind: ConceptKind) -> list[Any]:
-        """Return what the widgets show for a kind of concept."""
-        method = self.defaults(model, kind)
-        values = [getattr(method, name) for name in self.widgets]
-        return ["\n".join(value) if isinstance(value, tuple) else value for value in values]
-
-    def read(self, model: DiffusionModel, kind: ConceptKind, values: Sequence[Any]) -> dict[str, Any]:
-        """Return the fields that differ from the recipe.
-
-        Raises:
-            UserError: A number is missing, or the method does not serve the model.
-        """
-        method, types = self.defaults(model, kind), typing.get_type_hints(self.cls)
-        given = {name: read_value(name, types[name], value) for name, value in zip(self.widgets, values, strict=True)}
-        return {name: value for name, value in given.items() if value != getattr(method, name)}
-
-
-@dataclass(frozen=True)
-class MethodForms:
-    """The forms of all methods, by name."""
-
-    forms: dict[str, MethodForm]
+    name: str
+    label: str
+    info: str
+    kind: InputKind
+    value: Any
+    choices: tuple[tuple[str, str], ...] = ()  # words and value
 
     @property
-    def widgets(self) -> list[Any]:
-        return [widget for form in self.forms.values() for widget in form.widgets.values()]
+    def usual(self) -> bool:
+        return self.name in USUAL_FIELDS
 
     @property
-    def groups(self) -> list[Any]:
-        return [form.group for form in self.forms.values()]
+    def shown(self) -> str:
+        """The value as the text of an input."""
+        return "\n".join(self.value) if self.kind == "lines" else str(self.value)
 
-    def fill(self, name: str, model: DiffusionModel, kind: ConceptKind) -> list[Any]:
-        """Return what to show once a method is chosen: its group alone, and its recipe in its widgets."""
-        groups = [gr.Column(visible=other == name) for other in self.forms]
-        values: list[Any] = []
-        for other, form in self.forms.items():
-            values += form.fill(model, kind) if other == name else [gr.skip() for _ in form.widgets]
-        return [*groups, *values]
+    @property
+    def max_length(self) -> int:
+        return MAX_LINES_LENGTH if self.kind == "lines" else MAX_PROMPT_LENGTH
 
-    def values_of(self, name: str, values: Sequence[Any]) -> Sequence[Any]:
-        """Return the values of one method's widgets among those of all."""
-        start = 0
-        for other, form in self.forms.items():
-            if other == name:
-                return values[start : start + len(form.widgets)]
-            start += len(form.widgets)
-        raise unknown_value_error("method", name, self.forms)
+    def parse(self, value: object) -> Any:
+        """Return the value of the field from that of its input.
 
-
-def build_forms(is_local: bool, chosen: str) -> MethodForms:
-    """Build the options of all methods; `chosen` is shown."""
-    return MethodForms({name: build_form(name, is_local, name == chosen) for name in list_modules("erasure.methods")})
-
-
-def build_form(name: str, is_local: bool, visible: bool) -> MethodForm:
-    """Build the options of a method, the usual ones first."""
-    cls = load_class("erasure.methods", name, Method)
-    types, help_ = typing.get_type_hints(cls), field_help_of(cls)
-    method, names = cls(), [f.name for f in fields(cls) if is_local or f.name not in PATH_FIELDS]
-    usual = [field for field in USUAL_FIELDS if field in names]
-    widgets: dict[str, Any] = {}
-    with gr.Column(visible=visible) as group:
-        for field in usual:
-            widgets[field] = make_widget(f"{name}-{field}", field, types[field], getattr(method, field), help_.get(field, ""))
-        with gr.Accordion("Advanced options", open=False):
-            for field in (other for other in names if other not in usual):
-                widgets[field] = make_widget(f"{name}-{field}", field, types[field], getattr(method, field), help_.get(field, ""))
-    return MethodForm(cls, group, widgets)
+        Raises:
+            UserError: A number is missing or none, or the text is too long or no choice.
+        """
+        text = str(value).strip()
+        if len(text) > self.max_length:
+            raise UserError(f"{self.label} has {len(text):,} characters. At most {self.max_length:,} are allowed.")
+        match self.kind:
+            case "checkbox":
+                return value is True
+            case "lines":
+                return tuple(line.strip() for line in text.splitlines() if line.strip())
+            case "choice" if text not in (choice for _, choice in self.choices):
+                raise UserError(f"{self.label} has no choice {text!r}.")
+            case "integer" | "number":
+                return parse_number(self.label, text, whole=self.kind == "integer")
+        return text
 
 
-def read_value(name: str, hint: Any, value: Any) -> Any:
-    """Return the value of a field from that of its widget.
+def parse_number(label: str, text: str, *, whole: bool) -> float:
+    """Return a number that was typed.
 
     Raises:
-        UserError: A number is missing.
+        UserError: It is none, or not a whole one.
     """
-    kind = value_type(hint)
-    if kind in (int, float) and value is None:
-        raise UserError(f"{label_of(name)} needs a number.")
-    if typing.get_origin(kind) is tuple:
-        return tuple(line.strip() for line in value.splitlines() if line.strip())
-    return kind(value) if kind in (int, float, bool, str) else value
+    try:
+        number = float(text)
+        rounded = int(number) if whole else number
+    except (ValueError, OverflowError):
+        raise UserError(f"{label} needs a number{f', not {text!r}' if text else ''}.") from None
+    if whole and rounded != number:
+        raise UserError(f"{label} needs a whole number, not {text}.")
+    return rounded
 
 
-def label_of(name: str) -> str:
-    return LABELS.get(name, name.replace("_", " ").capitalize())
+def options_of(name: str, model: DiffusionModel, kind: ConceptKind, is_local: bool) -> list[Option]:
+    """Return the options of a method with the values of its recipe for a kind of concept, the usual ones first.
+
+    Raises:
+        UserError: The method does not serve the model.
+    """
+    cls = load_class("erasure.methods", name, Method)
+    method = configure_method(cls, [Concept(name="concept", kind=kind)], model.family, {})[0]
+    method.check_model(model)
+    types, help_ = typing.get_type_hints(cls), field_help_of(cls)
+    names = [f.name for f in fields(cls) if is_local or f.name not in PATH_FIELDS]
+    usual = [field for field in USUAL_FIELDS if field in names]
+    ordered = [*usual, *(field for field in names if field not in usual)]
+    return [make_option(field, types[field], getattr(method, field), help_.get(field, "")) for field in ordered]
 
 
-def explain(help_: str) -> str | None:
+def make_option(name: str, hint: Any, value: Any, help_: str) -> Option:
+    """Return one field of a method with words for a page. Ranges are checked where the method is made."""
+    label = LABELS.get(name, name.replace("_", " ").capitalize())
+    plain = get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
+    if typing.get_origin(plain) is Literal:
+        choices = tuple((REGION_WORDS.get(choice, str(choice)), str(choice)) for choice in get_args(plain))
+        return Option(name, label, explain(help_), "choice", value, choices)
+    kinds: dict[Any, InputKind] = {bool: "checkbox", int: "integer", float: "number"}
+    return Option(name, label, explain(help_), "lines" if isinstance(value, tuple) else kinds.get(plain, "text"), value)
+
+
+def render_form(name: str, model: DiffusionModel, kind: ConceptKind, is_local: bool) -> str:
+    """Return the form of a method with its recipe.
+
+    Raises:
+        UserError: The method does not serve the model.
+    """
+    options = options_of(name, model, kind, is_local)
+    return render_html("method_form", method=name, usual=[o for o in options if o.usual], further=[o for o in options if not o.usual])
+
+
+def read_form(text: str, name: str, model: DiffusionModel, kind: ConceptKind, is_local: bool) -> dict[str, Any]:
+    """Return the fields that differ from the recipe.
+
+    Args:
+        text: JSON of the inputs: the method, and the value of every option. Inputs of another method are not read.
+
+    Raises:
+        UserError: An option is unknown or has no value that fits, or the method does not serve the model.
+    """
+    options = {option.name: option for option in options_of(name, model, kind, is_local)}
+    given = parse_inputs(text)
+    if given.get("method", name) != name:
+        raise UserError("The options on the page are still those of another method. Wait a moment and press Erase again.")
+    values = {field: value for field, value in given.items() if field != "method"}
+    if unknown := sorted(set(values) - set(options)):
+        raise UserError(f"Unknown option {unknown[0]!r} of {name}.")
+    parsed = {field: options[field].parse(value) for field, value in values.items()}
+    return {field: value for field, value in parsed.items() if value != options[field].value}
+
+
+def parse_inputs(text: str) -> Mapping[str, object]:
+    """Return the inputs of a form from their JSON.
+
+    Raises:
+        UserError: They are no JSON object.
+    """
+    try:
+        inputs = json.loads(text or "{}")
+    except ValueError:
+        inputs = None
+    if not isinstance(inputs, dict):
+        raise UserError("The options are not a JSON object.")
+    return inputs
+
+
+def explain(help_: str) -> str:
     """Return the help of a field without the symbols of papers."""
     text = SYMBOLS.sub("", help_).strip()
-    return text[:1].upper() + text[1:] + "." if text else None
-
-
-def value_type(hint: Any) -> Any:
-    """Return the plain type of a field; Annotated ranges are checked later."""
-    return typing.get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
-
-
-def make_widget(elem_id: str, name: str, hint: Any, value: Any, help_: str) -> Any:
-    """Return the input for one field of a method."""
-    shared: dict[str, Any] = {"label": label_of(name), "info": explain(help_), "interactive": True, "elem_id": elem_id}
-    kind = value_type(hint)
-    if typing.get_origin(kind) is Literal:
-        return gr.Dropdown([(REGION_WORDS.get(choice, str(choice)), choice) for choice in get_args(kind)], value=value, **shared)
-    if kind is bool:
-        return gr.Checkbox(value, **shared)
-    if kind in (int, float):
-        return gr.Number(value, precision=0 if kind is int else None, **shared)
-    if isinstance(value, tuple):
-        return gr.Textbox("\n".join(value), lines=3, max_lines=8, max_length=20_000, **shared)
-    return gr.Textbox(str(value), max_length=MAX_PROMPT_LENGTH, **shared)
+    return text[:1].upper() + text[1:] + "." if text else ""

@@ -95,6 +95,15 @@
     stepPair(result.closest(".result"), steps[event.key]);
   });
 
+  // the options of a method as JSON, for the Erase button
+  function readOptions() {
+    const form = document.querySelector("#method-form .method-form");
+    if (!form) return "{}";
+    const value = field => field.type === "checkbox" ? field.checked : field.value;
+    return JSON.stringify({method: form.dataset.method, ...Object.fromEntries(all("[name]", form).map(field => [field.name, value(field)]))});
+  }
+  window.eraseStudio = {readOptions};
+
   // the address follows what is shown, so that a reload and a copied address bring it back
   let link = "";
   new MutationObserver(() => {

@@ -16,7 +16,7 @@ from app.web.job_estimate import estimate_job
 from app.web.job_panel import build_job_panel, job_choices
 from app.web.job_view import format_seconds
 from app.web.messages import for_page, page_error
-from app.web.method_form import MethodForms, build_forms
+from app.web.method_form import read_form, render_form
 from app.web.models import StudioModel
 from app.web.studio import Studio
 from app.web.studio_jobs import title_of
@@ -78,16 +78,19 @@ def tab(studio: Studio, page: gr.Blocks, model: gr.Dropdown, erase_tab: gr.Tab, 
         with gr.Column(elem_classes="adjust", min_width=280):
             suite, anchor, seed = build_further_inputs(studio)
             with gr.Accordion("Options", open=False, elem_id="options"):
-                forms = build_forms(studio.is_local, FIRST_METHOD)
+                form = gr.HTML(elem_id="method-form")
+                typed = gr.Textbox(visible=False)
     inputs = Inputs(concept, kind, anchor, seed, suite)
     filled = gr.State(())  # model, method and kind whose recipe the form shows: what a visitor changed stays until one of them changes
     hinted = gr.State("")  # the concept whose hints were shown; a second press confirms it
-    start.click(make_erase_handler(studio, forms), [model, method, *inputs.all, hinted, *forms.widgets], [note, job, hinted], **PRIVATE)
+    asked = [model, method, *inputs.all, hinted, typed]
+    read_options = f"(...values) => [...values.slice(0, {len(asked) - 1}), eraseStudio.readOptions()]"
+    start.click(make_erase_handler(studio), asked, [note, job, hinted], js=read_options, **PRIVATE)
     gr.on(
         [page.load, erase_tab.select, model.change, method.change, kind.change],
-        make_form_handler(studio, forms),
+        make_form_handler(studio),
         [filled, model, method, kind],
-        [filled, *forms.groups, *forms.widgets],
+        [filled, form],
         trigger_mode="always_last",
         **READING,
     )
@@ -182,32 +185,31 @@ def forecast_memory(source: str, method: str) -> str:
     return f" On a GPU it needs about {peak / GIB:.1f} GiB of memory, by forecast." if peak else ""
 
 
-def make_form_handler(studio: Studio, forms: MethodForms) -> Any:
-    """Return the handler that shows the options of a method with its recipe; one that does not serve the model keeps its own."""
+def make_form_handler(studio: Studio) -> Any:
+    """Return the handler that shows the options of a method with its recipe."""
 
-    def fill(filled: tuple[str, ...], *chosen: Any) -> list[Any]:
+    def fill(filled: tuple[str, ...], *chosen: Any) -> tuple[Any, Any]:
         source, name, kind = chosen
-        unchanged = [gr.skip() for _ in (None, *forms.groups, *forms.widgets)]
         if chosen == tuple(filled):
-            return unchanged
+            return gr.skip(), gr.skip()
         try:
-            return [chosen, *forms.fill(name, studio.models.get(source).model, kind)]
+            return chosen, render_form(name, studio.models.get(source).model, kind, studio.is_local)
         except UserError:  # the advice says why
-            return unchanged
+            return chosen, render_html("advice", lines=["This method has no options for this model."])
 
     return fill
 
 
-def make_erase_handler(studio: Studio, forms: MethodForms) -> Any:
+def make_erase_handler(studio: Studio) -> Any:
     """Return the handler of the Erase button."""
 
     def run(
-        source: str, method: str, concept: str, kind: ConceptKind, anchor: str, seed: str, suite: str, hinted: str, *values: Any
+        source: str, method: str, concept: str, kind: ConceptKind, anchor: str, seed: str, suite: str, hinted: str, options: str
     ) -> tuple[str, Any, str]:
         try:
             if concept != hinted and (hints := studio.jobs.find_hints(source, concept)):
                 return render_html("advice", lines=[*map(for_page, hints), "Press Erase again to erase it anyway."]), gr.skip(), concept
-            changed = forms.forms[method].read(studio.models.get(source).model, kind, forms.values_of(method, values))
+            changed = read_form(options, method, studio.models.get(source).model, kind, studio.is_local)
             folder = studio.jobs.queue_erasure(source, concept, kind, anchor, method, changed, parse_seed(seed or "0"), suite)
         except UserError as error:
             raise page_error(error) from None

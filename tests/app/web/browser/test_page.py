@@ -181,9 +181,9 @@ def test_a_long_job_lets_a_short_one_pass_and_can_be_cancelled_and_continued(pag
     choose(page, "suite", "no, only erase")
     page.locator("#options > button").click()
     page.locator("#advice").get_by_text("about").wait_for()
-    page.locator("#esd-steps input").fill("600")  # more than this test gives it time for
-    page.get_by_role("button", name="Advanced options").locator("visible=true").click()
-    page.locator("#esd-trajectories input").fill("12")
+    page.locator("#option-steps").fill("600")  # more than this test gives it time for
+    page.get_by_text("Advanced options").click()
+    page.locator("#option-trajectories").fill("12")
     assert page.locator("#compare-edit").is_disabled() and page.locator("#prepare-download").is_disabled()
     page.locator("#erase").click()
     page.locator("#job-view").get_by_text("Training, step").wait_for()
@@ -221,13 +221,13 @@ def test_erase_to_the_end_download_and_compare(page: Any) -> None:
     choose(page, "suite", "no, only erase")
     page.locator("#options > button").click()
     page.locator("#advice").get_by_text("about").wait_for()
-    page.locator("#esd-steps input").fill("20")
+    page.locator("#option-steps").fill("20")
     open_tab(page, "Compare")
     open_tab(page, "Erase")
     page.locator("#known").get_by_text("neon").first.wait_for()
-    assert page.locator("#esd-steps input").input_value() == "20", "what a visitor wrote is still there"
-    page.get_by_role("button", name="Advanced options").locator("visible=true").click()
-    page.locator("#esd-trajectories input").fill("12")
+    assert page.locator("#option-steps").input_value() == "20", "what a visitor wrote is still there"
+    page.get_by_text("Advanced options").click()
+    page.locator("#option-trajectories").fill("12")
     page.locator("#erase").click()
     page.locator("#job-view h3", has_text="neon by ESD").wait_for()
     wait_for_state(page, "done")
