@@ -59,13 +59,13 @@ def build_job_panel(studio: Studio, job: gr.Dropdown, erase_tab: gr.Tab, timer: 
         flags = (parts.can_cancel, parts.can_continue, parts.has_edit, parts.has_edit)
         return [dropdown, html, *(gr.Button(interactive=flag) for flag in flags), now]
 
-    gr.on([timer.tick, job.change, erase_tab.select], tick, [job, last], outputs, trigger_mode="always_last", **READING)
+    gr.on([timer.tick, erase_tab.select], tick, [job, last], outputs, trigger_mode="once", **READING)
+    job.change(lambda *shown: [*tick(*shown), gr.File(visible=False)], [job, last], [*outputs, file], trigger_mode="always_last", **READING)
     cancel.click(
         make_job_handler(studio, lambda name: queue.cancel(studio.jobs.folder(name))), job, view, api_name="cancel", show_progress="hidden"
     )
     resume.click(make_job_handler(studio, studio.jobs.resume), job, view, api_name="resume", show_progress="hidden")
     download.click(downloads.make_download_handler(studio), [job, export_format], file, api_name="download", concurrency_id="model")
-    job.change(lambda: gr.File(visible=False), None, file, **READING)
     return compare
 
 

@@ -52,7 +52,7 @@ def tab(studio: Studio, model: gr.Dropdown, timer: gr.Timer) -> gr.Dropdown:
             shown = gr.HTML(NO_REPORT, elem_id="report")
     running, last = gr.State(""), gr.State("")
     start.click(make_audit_handler(studio), [model, edits, suite, tier], [running, shown], api_name="audit")
-    timer.tick(make_tick(studio), [running, last], [shown, choice, running, last], trigger_mode="always_last", **READING)
+    timer.tick(make_tick(studio), [running, last], [shown, choice, running, last], trigger_mode="once", **READING)
     choice.input(make_report_handler(studio), choice, shown, **PRIVATE)
     choice.focus(lambda: gr.Dropdown(choices=report_choices(studio)), None, choice, **READING)
     gr.on([edits.change, suite.change, tier.change], make_forecast(studio), [model, edits, suite, tier], expected, **READING)

@@ -86,25 +86,33 @@ def tab(studio: Studio, page: gr.Blocks, model: gr.Dropdown, erase_tab: gr.Tab, 
     asked = [model, method, *inputs.all, hinted, typed]
     read_options = f"(...values) => [...values.slice(0, {len(asked) - 1}), eraseStudio.readOptions()]"
     start.click(make_erase_handler(studio), asked, [note, job, hinted], js=read_options, **PRIVATE)
+    fill, advise = make_form_handler(studio), make_advice_handler(studio)
+    page.load(fill, [filled, model, method, kind], [filled, form], **READING)
+    asked_for = [filled, model, method, kind, concept, suite]
     gr.on(
-        [page.load, erase_tab.select, model.change, method.change, kind.change],
-        make_form_handler(studio),
-        [filled, model, method, kind],
-        [filled, form],
+        [erase_tab.select, model.change],
+        lambda filled, *asked: (*fill(filled, *asked[:3]), advise(*asked), describe_concept(studio, asked[0], asked[3])),
+        asked_for,
+        [filled, form, advice, known],
         trigger_mode="always_last",
         **READING,
     )
     gr.on(
-        [erase_tab.select, model.change, method.change, kind.change, suite.change, concept.blur],
-        make_advice_handler(studio),
-        [model, method, kind, concept, suite],
-        advice,
+        [method.change, kind.change],
+        lambda filled, *asked: (*fill(filled, *asked[:3]), advise(*asked)),
+        asked_for,
+        [filled, form, advice],
         trigger_mode="always_last",
         **READING,
     )
-    describe = {"fn": lambda source, text: describe_concept(studio, source, text), "inputs": [model, concept], "outputs": known}
-    gr.on([erase_tab.select, concept.change, model.change], **describe, trigger_mode="always_last", **READING)
-    concept.change(lambda text: kind_of(text) or gr.skip(), concept, kind, **READING)
+    gr.on([suite.change, concept.blur], advise, [model, method, kind, concept, suite], advice, trigger_mode="always_last", **READING)
+    concept.change(
+        lambda source, text: (describe_concept(studio, source, text), kind_of(text) or gr.skip()),
+        [model, concept],
+        [known, kind],
+        trigger_mode="always_last",
+        **READING,
+    )
     known.click(text_of, None, concept, **READING)
     return EraseTab(job, compare_button)
 

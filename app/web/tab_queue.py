@@ -50,7 +50,7 @@ def tab(studio: Studio, queue_tab: gr.Tab, tabs: gr.Tabs, job: gr.Dropdown, time
         html = render_queue(studio)
         return (gr.skip(), gr.skip()) if html == last else (html, html)
 
-    gr.on([timer.tick, queue_tab.select], tick, last, [table, last], trigger_mode="always_last", **READING)
+    gr.on([timer.tick, queue_tab.select], tick, last, [table, last], trigger_mode="once", **READING)
     table.click(make_action_handler(studio), None, [table, tabs, job], **PRIVATE)
     queue_tab.select(lambda: describe_disk(studio), None, disk, **READING)
     for text, kinds in CLEANABLE.items():
