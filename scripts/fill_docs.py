@@ -14,10 +14,17 @@ def fill_section(document: Path, name: str, lines: list[str]) -> None:
 
 
 def fill_table_rows(document: Path, name: str, head: list[str], rows: list[str]) -> None:
-    """Merge rows into a table between marks, sorted by first cell. Rows with the same first cell are replaced."""
+    """Merge rows into a table between marks, sorted by first cell. Rows with the same first cell are replaced.
+
+    Rows from before a column was added get a dash in it.
+    """
     _, middle, _ = split_at_marks(document, name)
     new_keys = {_first_cell(row) for row in rows}
-    other_rows = [line for line in middle.splitlines() if line.startswith("| ") and line not in head and _first_cell(line) not in new_keys]
+    other_rows = [
+        line for line in middle.splitlines() if line.startswith("| ") and _first_cell(line) not in {*new_keys, _first_cell(head[0])}
+    ]
+    width = head[0].count("|")
+    other_rows = [row + " – |" * (width - row.count("|")) for row in other_rows]
     fill_section(document, name, [*head, *sorted(other_rows + rows, key=_first_cell)])
 
 

@@ -18,7 +18,18 @@ import torch
 from fill_docs import fill_section, fill_table_rows, split_at_marks
 from measure_pocket import all_cells, cell_lines, generate, judge_hits
 from reproduce_audit import attack_cells, audit_edit_folder
-from reproduce_methods import DEVELOPMENT, HELD_OUT, RATES, UNSEEN, audit_at_strength, detail_row, erase_in_subprocess, mean_row
+from reproduce_methods import (
+    DETAILS_HEAD,
+    DEVELOPMENT,
+    HELD_OUT,
+    MEANS_HEAD,
+    RATES,
+    UNSEEN,
+    audit_at_strength,
+    detail_row,
+    erase_in_subprocess,
+    mean_row,
+)
 from torchvision.utils import save_image
 
 from erasure.concept import ConceptKind, parse_concepts
@@ -87,15 +98,13 @@ def make_edit(method: str, name: str, kind: ConceptKind, work: Path) -> Path:
 
 def report_methods(model: DiffusionModel, work: Path, docs: Path, methods: Sequence[str]) -> None:
     """Audit every method on concepts that tuning never saw, and put its means beside pocket's."""
-    head = ["| method | UA | IRA | CRA |", "|---|---|---|---|"]
-    detail_head = ["| method | concept | UA | IRA | CRA | CLIP, retained (base) | distance, retained |", "|---|---|---|---|---|---|---|"]
     for method in methods:
         results: dict[str, AuditResult] = {}
         for name, kind in CONCEPTS.get(method, HELD_OUT).items():
             folder = make_edit(method, name, kind, work)
             results[name] = audit_at_strength(model, folder, "pocket", "standard")
-        fill_table_rows(page(docs), "means", head, [mean_row(method, results), pocket_row(docs, method)])
-        fill_table_rows(page(docs), "details", detail_head, [detail_row(method, name, r) for name, r in results.items()])
+        fill_table_rows(page(docs), "means", MEANS_HEAD, [mean_row(method, results), pocket_row(docs, method)])
+        fill_table_rows(page(docs), "details", DETAILS_HEAD, [detail_row(method, name, r) for name, r in results.items()])
         fill_table_rows(page(docs), "words", WORD_HEAD, [word_row(method, name, r) for name, r in results.items()])
 
 

@@ -42,6 +42,11 @@ UNSEEN: dict[str, dict[str, ConceptKind]] = {
     "fia": {"watercolor": "style", "pixel art": "style", "house": "object", "star": "object", "ada finch": "person"}
 }
 RATES = (RateName.UA, RateName.IRA, RateName.CRA)
+MEANS_HEAD = ["| method | UA | IRA | CRA | IPA |", "|---|---|---|---|---|"]
+DETAILS_HEAD = [
+    "| method | concept | UA | IRA | CRA | CLIP, retained (base) | distance, retained | IPA |",
+    "|---|---|---|---|---|---|---|---|",
+]
 STRENGTHS = (0.5, 1.0, 1.5)
 
 
@@ -83,7 +88,8 @@ def detail_row(method: str, name: str, result: AuditResult) -> str:
     clip, base_clip = (figures.clip.retained for figures in (result.models[ERASED], result.models[BASE]))
     rates = " | ".join(format_cell(result, r) for r in RATES)
     assert clip and base_clip and result.pixel_distance  # the suite measures them
-    return f"| {method} | {name} | {rates} | {clip.estimate:.1f} ({base_clip.estimate:.1f}) | {result.pixel_distance.estimate:.3f} |"
+    ends = f"{clip.estimate:.1f} ({base_clip.estimate:.1f}) | {result.pixel_distance.estimate:.3f} | {format_cell(result, RateName.IPA)}"
+    return f"| {method} | {name} | {rates} | {ends} |"
 
 
 def cost_row(method: str, folders: list[Path]) -> str:
@@ -97,7 +103,7 @@ def cost_row(method: str, folders: list[Path]) -> str:
 
 def mean_row(method: str, results: dict[str, AuditResult]) -> str:
     parts = []
-    for name in RATES:
+    for name in (*RATES, RateName.IPA):
         values = {concept: percent_of(r, name) for concept, r in results.items()}
         worst = min(values, key=lambda c: values[c])
         base = sum(percent_of(r, name, BASE) for r in results.values()) / len(results)
@@ -111,11 +117,10 @@ def report_tables(model: DiffusionModel, work: Path, docs: Path, chosen: list[st
         m: {c: audit_at_strength(model, folder, "pocket", "standard") for c, folder in folders.items()}
         for m, folders in folders_by_method.items()
     }
-    document, head = docs / "results" / "methods.md", ["| method | UA | IRA | CRA |", "|---|---|---|---|"]
-    fill_table_rows(document, "means", head, [mean_row(m, results) for m, results in results_by_method.items()])
-    head = ["| method | concept | UA | IRA | CRA | CLIP, retained (base) | distance, retained |", "|---|---|---|---|---|---|---|"]
+    document = docs / "results" / "methods.md"
+    fill_table_rows(document, "means", MEANS_HEAD, [mean_row(m, results) for m, results in results_by_method.items()])
     fill_table_rows(
-        document, "details", head, [detail_row(m, c, r) for m, results in results_by_method.items() for c, r in results.items()]
+        document, "details", DETAILS_HEAD, [detail_row(m, c, r) for m, results in results_by_method.items() for c, r in results.items()]
     )
     head = ["| method | UNet forwards | backwards | seconds (median) | peak MiB | edit, MB |", "|---|---|---|---|---|---|"]
     fill_table_rows(document, "costs", head, [cost_row(m, list(folders.values())) for m, folders in folders_by_method.items()])

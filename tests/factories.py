@@ -52,6 +52,8 @@ SMALL_FIELDS: dict[str, dict[str, Any]] = {
         "noise_levels": 3,
     },
     "negative_prompt": {},
+    "npo": {**TRAJECTORIES, **RETAIN},
+    "duo": {**TRAJECTORIES, "levels": 2, "anchor_weight": 1.0},
     "projected": {},
     "sld": {"warmup": 0.3},
 }

@@ -60,6 +60,15 @@ class Inputs:
         return [self.concept, self.kind, self.anchor, self.seed, self.suite]
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What the tab says about what is chosen: the options of the method, advice on it, and what the model knows of the concept."""
+
+    form: gr.HTML
+    advice: gr.HTML
+    known: gr.HTML
+
+
 def tab(studio: Studio, page: gr.Blocks, model: gr.Dropdown, erase_tab: gr.Tab, timer: gr.Timer) -> EraseTab:
     """Build the tab for the model that is chosen on the page."""
     job = gr.Dropdown(
@@ -81,40 +90,45 @@ def tab(studio: Studio, page: gr.Blocks, model: gr.Dropdown, erase_tab: gr.Tab, 
                 form = gr.HTML(elem_id="method-form")
                 typed = gr.Textbox(visible=False)
     inputs = Inputs(concept, kind, anchor, seed, suite)
-    filled = gr.State(())  # model, method and kind whose recipe the form shows: what a visitor changed stays until one of them changes
     hinted = gr.State("")  # the concept whose hints were shown; a second press confirms it
     asked = [model, method, *inputs.all, hinted, typed]
     read_options = f"(...values) => [...values.slice(0, {len(asked) - 1}), eraseStudio.readOptions()]"
     start.click(make_erase_handler(studio), asked, [note, job, hinted], js=read_options, **PRIVATE)
+    follow_choices(studio, page, erase_tab, [model, method, kind, concept, suite], Answers(form, advice, known))
+    known.click(text_of, None, concept, **READING)
+    return EraseTab(job, compare_button)
+
+
+def follow_choices(studio: Studio, page: gr.Blocks, erase_tab: gr.Tab, asked: list[Any], answers: Answers) -> None:
+    """Show the options, the advice and what the model knows, for what is chosen: model, method, kind, concept and suite."""
+    model, method, kind, concept, suite = asked
+    filled = gr.State(())  # model, method and kind whose recipe the form shows: what a visitor changed stays until one of them changes
     fill, advise = make_form_handler(studio), make_advice_handler(studio)
-    page.load(fill, [filled, model, method, kind], [filled, form], **READING)
-    asked_for = [filled, model, method, kind, concept, suite]
+    page.load(fill, [filled, model, method, kind], [filled, answers.form], **READING)
     gr.on(
         [erase_tab.select, model.change],
         lambda filled, *asked: (*fill(filled, *asked[:3]), advise(*asked), describe_concept(studio, asked[0], asked[3])),
-        asked_for,
-        [filled, form, advice, known],
+        [filled, *asked],
+        [filled, answers.form, answers.advice, answers.known],
         trigger_mode="always_last",
         **READING,
     )
     gr.on(
         [method.change, kind.change],
         lambda filled, *asked: (*fill(filled, *asked[:3]), advise(*asked)),
-        asked_for,
-        [filled, form, advice],
+        [filled, *asked],
+        [filled, answers.form, answers.advice],
         trigger_mode="always_last",
         **READING,
     )
-    gr.on([suite.change, concept.blur], advise, [model, method, kind, concept, suite], advice, trigger_mode="always_last", **READING)
+    gr.on([suite.change, concept.blur], advise, asked, answers.advice, trigger_mode="always_last", **READING)
     concept.change(
         lambda source, text: (describe_concept(studio, source, text), kind_of(text) or gr.skip()),
         [model, concept],
-        [known, kind],
+        [answers.known, kind],
         trigger_mode="always_last",
         **READING,
     )
-    known.click(text_of, None, concept, **READING)
-    return EraseTab(job, compare_button)
 
 
 def build_concept_inputs(studio: Studio) -> tuple[gr.Textbox, gr.Radio, gr.HTML]:

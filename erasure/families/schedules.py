@@ -48,6 +48,10 @@ class Schedule(ABC):
         """
 
     @abstractmethod
+    def infer_noise(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return the noise (B, C, h, w) with which `add_noise` turns x_0 into x_t at times t (B,) above 0."""
+
+    @abstractmethod
     def to_prediction(self, native: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """Return the prediction (B, C, h, w) that a native one implies."""
 
@@ -105,6 +109,9 @@ class DiffusionSchedule(Schedule):
             )
         return (x_t - (1 - abar).sqrt() * prediction) / abar.sqrt()
 
+    def infer_noise(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        return (x_t - self._abar(t).sqrt() * x_0) / (1 - self._abar(t)).sqrt()
+
     def to_prediction(self, native: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         if not self.predicts_v:
             return native
@@ -156,6 +163,9 @@ class FlowSchedule(Schedule):
 
     def estimate_x0(self, x_t: Tensor, prediction: Tensor, t: Tensor) -> Tensor:
         return x_t - self._s(t) * prediction
+
+    def infer_noise(self, x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
+        return (x_t - (1 - self._s(t)) * x_0) / self._s(t)
 
     def to_prediction(self, native: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         return native

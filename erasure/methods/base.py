@@ -1,5 +1,6 @@
 """The three shapes of an erasure method: trained, training-free, guided. A method knows no optimizer, device, progress bar or file."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -169,11 +170,19 @@ class Trained(Method):
     steps: Steps  # optimizer steps
     batch: Count  # samples of the concept per step
     optimizer: OptimizerName = "adam"  # adam8bit: Adam's two moments take a quarter of the memory (extra 8bit)
+    protect: float = 0.0  # eigenvalue of the protected prompts' second moment from which a direction is answered as before; 0: none is
+    protect_prompts: tuple[str, ...] = ()  # prompts that weights which read the text must answer as before, with --protect
+    outward: float = 0.0  # share of a step's part that leads further from the start which is taken out, in [0, 1]
+    drift: float = 0.0  # weight of the squared distance from the weights at the start
 
     def __post_init__(self) -> None:
         for name in ("lr", "steps", "batch"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}.")
+        for name in ("protect", "outward", "drift"):
+            if not 0 <= getattr(self, name) <= (1 if name == "outward" else math.inf):
+                allowed = "lie in [0, 1]" if name == "outward" else "not be negative"
+                raise UserError(f"--{name} must {allowed}, got {getattr(self, name):g}.")
 
     def check_model(self, model: DiffusionModel) -> None:
         model.parameter_names(self.region)  # raises for a region that the model lacks
@@ -226,7 +235,8 @@ class Trained(Method):
     def forecast_cost(self, model: DiffusionModel, concepts: list[Concept]) -> Cost:
         query = self.query(concepts, 0)
         pretraining = self.pretraining()
-        total = Cost(unet_forwards=query_cost(query, model.forwards_per_step), text_forwards=len(query.all_prompts()))
+        texts = len(query.all_prompts()) + (len(self.protect_prompts) if self.protect else 0)
+        total = Cost(unet_forwards=query_cost(query, model.forwards_per_step), text_forwards=texts)
         total += pretraining.forecast_cost(model, []) if pretraining else Cost()
         for cost in (self.prepare_cost(query), *(self.step_cost(step) for step in range(self.steps))):
             total += cost

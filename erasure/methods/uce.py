@@ -1,7 +1,7 @@
 """UCE: a closed-form edit of the cross-attention keys and values (Gandikota et al., arXiv:2308.14761, equation 7)."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,8 +17,19 @@ from erasure.families.pipelines import RELEASED_FAMILIES
 from erasure.loading.model_source import SHIPPED_MODELS
 from erasure.methods.base import MethodResult, TrainingFree, exclude_concepts
 from erasure.pocket import prompts as pocket_prompts
+from erasure.training.subspaces import frequent_directions, orthonormal_basis
 
+FREE_SHARE = 1e-6  # of the concept's norm; with less of it free, an edit would be noise
 _POCKET = {"tokens": "tail", "retain_prompts": pocket_prompts.RETAIN, "probe_prompts": pocket_prompts.RETAIN}
+
+
+class ClosedFormRows(NamedTuple):
+    """Rows of the conditioning in the equation."""
+
+    erase: Tensor  # c (N, D)
+    guide: Tensor  # g (N, D)
+    retain: Tensor  # p (P, D)
+    held: Tensor  # (Q, D) rows that never move
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +46,16 @@ class UCE(TrainingFree):
     two: the projection of the tokens and that of the pooled vector, each with a K of its own. The guide is the prompt with the concept's
     anchor in its place.
 
+    `project` and `hold` keep directions exactly instead of softly. With Pi = I - B B^T, where the orthonormal columns of B span what is
+    kept,
+
+        K = e (G - C)^T C Pi (lambda I + Pi (e C^T C + s P^T P) Pi)^-1 Pi
+
+    so that K b = 0 for every b in the span. SPEED (arXiv:2503.07392, without its filters of what to keep) is s = 0, e = lambda = 1; Double
+    Projections (arXiv:2604.10032) is s = 0, lambda -> 0 with the guide in the span of what is kept.
+
     Raises:
-        UserError: The regularization is not positive.
+        UserError: The regularization is not positive, or `project` is negative.
     """
 
     paper: ClassVar[str] = "arXiv:2308.14761"
@@ -46,6 +65,9 @@ class UCE(TrainingFree):
     erase_weight: float = 1.0  # weight of the concepts, e in the equation (the authors' erase_scale)
     retain_weight: float = 1.0  # weight of the prompts to retain, s in the equation (the authors' preserve_scale)
     regularization: float = 0.5  # weight of staying close to the original matrices, the paper's lambda
+    project: float = 0.0  # eigenvalue of P^T P / rows from which a direction of what to retain is kept exactly; 0: none is
+    hold: Literal["nothing", "start", "empty"] = "nothing"  # rows that never move: the start token's, or all of the empty prompt
+    guide: Literal["anchor", "retained"] = "anchor"  # what a row becomes: the anchor's, or its own projection on the rows to retain
     tokens: Literal["last", "tail"] = "last"  # tokens to edit: the concept's last one, or the tail of the context from there on
     retain_prompts: tuple[str, ...] = ()  # prompts to retain; those that name the concept are left out
     probe_prompts: tuple[str, ...] = prompt_templates.RETAIN  # prompts on which collateral change is measured
@@ -53,10 +75,13 @@ class UCE(TrainingFree):
     def __post_init__(self) -> None:
         if not self.regularization > 0:
             raise UserError(f"--regularization must be positive, got {self.regularization}; it keeps the system solvable.")
+        if self.project < 0:
+            raise UserError(f"--project must not be negative, got {self.project:g}; 0 keeps no direction exactly.")
 
     def solve(self, model: DiffusionModel, concepts: list[Concept], seed: int) -> MethodResult:
         layers, rows = model.closed_form_layers(), self.encode_rows(model, concepts)
-        factors = {part: low_rank_factors(self.update_matrix(*rows[part])) for part in sorted(set(layers.values()))}
+        updates = {part: self.update_matrix(rows[part]) for part in sorted(set(layers.values()))}
+        factors = {part: low_rank_factors(update) for part, update in updates.items()}
         tensors: dict[str, Tensor] = {}
         parameters = model.parameters()
         for name, part in layers.items():
@@ -65,17 +90,61 @@ class UCE(TrainingFree):
             tensors[name + UP] = (weight @ left).half().contiguous()
             tensors[name + DOWN] = right.half().contiguous()
         left, right = factors["sequence"]
-        return MethodResult(tensors, {"rank": left.shape[1], "collateral": self.measure_collateral(model, concepts, left, right)})
+        notes = {
+            "rank": left.shape[1],
+            **self.measure_reach(rows["sequence"], updates["sequence"]),
+            "collateral": self.measure_collateral(model, concepts, left, right),
+        }
+        return MethodResult(tensors, notes)
 
-    def update_matrix(self, erase: Tensor, guide: Tensor, retain: Tensor) -> Tensor:
-        """Return K (D, D), fp64, from rows erase and guide (N, D) and retain (P, D)."""
-        e, g, p = erase.double(), guide.double(), retain.double()
-        gram = self.regularization * torch.eye(e.shape[1], dtype=torch.float64)
-        gram += self.erase_weight * e.T @ e + self.retain_weight * p.T @ p
-        return torch.cholesky_solve(self.erase_weight * e.T @ (g - e), torch.linalg.cholesky(gram)).T
+    def update_matrix(self, rows: ClosedFormRows) -> Tensor:
+        """Return K (D, D), fp64.
 
-    def encode_rows(self, model: DiffusionModel, concepts: list[Concept]) -> dict[ConditioningPart, tuple[Tensor, Tensor, Tensor]]:
-        """Return the rows c and g (N, D) and p (P, D) of the equation for each part of the conditioning, on the CPU.
+        Raises:
+            UserError: What is kept exactly leaves nothing of the concept.
+        """
+        c, g, p = rows.erase.double(), self.guide_rows(rows), rows.retain.double()
+        kept = self.kept_basis(rows)
+        free_c, free_p = c - c @ kept @ kept.T, p - p @ kept @ kept.T
+        if free_c.norm() < FREE_SHARE * c.norm():
+            raise UserError(
+                f"--project {self.project:g} and --hold {self.hold} keep {kept.shape[1]} of {len(kept)} directions exactly, and no part "
+                "of the concept is free. Raise --project, give fewer --retain-prompts, or --hold nothing."
+            )
+        gram = self.regularization * torch.eye(c.shape[1], dtype=torch.float64)
+        gram += self.erase_weight * free_c.T @ free_c + self.retain_weight * free_p.T @ free_p
+        update = torch.cholesky_solve(self.erase_weight * free_c.T @ (g - c), torch.linalg.cholesky(gram)).T
+        return update - update @ kept @ kept.T
+
+    def kept_basis(self, rows: ClosedFormRows) -> Tensor:
+        """Return the orthonormal basis B (D, r), fp64, of what is kept exactly: frequent directions of the retained rows, and held rows."""
+        kept = rows.held.double()
+        if self.project:
+            kept = torch.cat([kept, frequent_directions(rows.retain.double(), self.project).T])
+        return orthonormal_basis(kept)
+
+    def guide_rows(self, rows: ClosedFormRows) -> Tensor:
+        """Return the rows g (N, D), fp64, that the concept's rows become.
+
+        Raises:
+            UserError: The guide is the retained rows, and there are none.
+        """
+        if self.guide == "anchor":
+            return rows.guide.double()
+        if not len(rows.retain):
+            raise UserError("--guide retained needs --retain-prompts, on whose rows the concept is projected.")
+        retained = orthonormal_basis(rows.retain.double())
+        return rows.erase.double() @ retained @ retained.T
+
+    def measure_reach(self, rows: ClosedFormRows, update: Tensor) -> dict[str, float]:
+        """Return how much of the concept's rows is free to move (1: all), and how much of the way to the guide remains (0: none)."""
+        c, g, kept = rows.erase.double(), self.guide_rows(rows), self.kept_basis(rows)
+        free = (c - c @ kept @ kept.T).norm() / c.norm()
+        remaining = (c + c @ update.T - g).norm() / (c - g).norm().clamp(min=1e-30)
+        return {"free": round(free.item(), 4), "remaining": round(remaining.item(), 4)}
+
+    def encode_rows(self, model: DiffusionModel, concepts: list[Concept]) -> dict[ConditioningPart, ClosedFormRows]:
+        """Return the rows of the equation for each part of the conditioning, on the CPU.
 
         The pooled part has one row a prompt; the sequence has those of the tokens, once for every text encoder.
         """
@@ -95,13 +164,24 @@ class UCE(TrainingFree):
                 count = 1 if self.tokens == "last" else stop - max(i, j)
                 erase_rows.append(c[i : i + count])
                 guide_rows.append(g[j : j + count])
-        rows: dict[ConditioningPart, tuple[Tensor, Tensor, Tensor]] = {
-            "sequence": (torch.cat(erase_rows), torch.cat(guide_rows), retain_sequence)
+        held, held_pooled = self.encode_held(model, sequence.shape[-1])
+        rows: dict[ConditioningPart, ClosedFormRows] = {
+            "sequence": ClosedFormRows(torch.cat(erase_rows), torch.cat(guide_rows), retain_sequence, held)
         }
         if cond.pooled is not None and retain_pooled is not None:
             pooled = cond.pooled.double().cpu()
-            rows["pooled"] = pooled[::2], pooled[1::2], retain_pooled
+            rows["pooled"] = ClosedFormRows(pooled[::2], pooled[1::2], retain_pooled, pooled[:0] if held_pooled is None else held_pooled)
         return rows
+
+    def encode_held(self, model: DiffusionModel, width: int) -> tuple[Tensor, Tensor | None]:
+        """Return the rows (Q, width) of the sequence that never move, and the pooled ones (Q, D)."""
+        if self.hold == "nothing":
+            return torch.empty(0, width), None
+        cond = model.encode([""])
+        sequence = cond.sequence[0].cpu()
+        if self.hold == "start":
+            return torch.stack([sequence[start] for start, _ in model.token_spans]), None
+        return sequence, None if cond.pooled is None else cond.pooled.cpu()
 
     @staticmethod
     def last_token_positions(model: DiffusionModel, template: str, text: str) -> tuple[int, ...]:
@@ -132,7 +212,7 @@ class UCE(TrainingFree):
         erase = 2 * sum(len(c.prompts or PROMPT_TEMPLATES[c.kind]) for c in concepts)
         retain = len(exclude_concepts(self.retain_prompts, concepts)) + (self.tokens == "tail")
         probes = len(exclude_concepts(self.probe_prompts, concepts)) + sum(len(c.aliases) for c in concepts)
-        return Cost(text_forwards=erase + (retain or 1) + probes)
+        return Cost(text_forwards=erase + (retain or 1) + (self.hold != "nothing") + probes)
 
     recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
         **{("style", family): {**_POCKET, "prompts": pocket_prompts.STYLE, "anchor": "plain"} for family in SHIPPED_MODELS},

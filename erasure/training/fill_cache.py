@@ -82,7 +82,18 @@ def load_or_fill(model: DiffusionModel, query: TeacherQuery, *, root: Path | Non
         if images:
             fill_images = partial(fill_from_images, model, Path(images), first_index, count)
             parts.append(load_or_make(folder / f"images-{first_index:05d}.safetensors", fill_images))
-    return TeacherCache(query, **{key: torch.cat([part[key] for part in parts]) for key in parts[0]})
+    return join_parts(query, parts)
+
+
+def join_parts(query: TeacherQuery, parts: list[dict[str, Tensor]]) -> TeacherCache:
+    """Return the cache of a query from its parts, each of which holds its trajectories step by step."""
+    columns = {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    indices, first = [], 0
+    for part in parts:
+        count = len(part["x_0"])
+        indices.append(first + torch.arange(count).repeat(len(part["t"]) // max(count, 1)))
+        first += count
+    return TeacherCache(query, **columns, latent_index=torch.cat(indices))
 
 
 def trajectories_at_once(model: DiffusionModel) -> int:

@@ -25,6 +25,7 @@ from erasure.storage.run import check_tracker
 from erasure.storage.tensor_files import load_state, save_state
 from erasure.training import saliency
 from erasure.training.adapters import load_factors
+from erasure.training.bounds import StepBounds, make_bounds
 from erasure.training.data_parallel import average_gradients, shared_predictions, wait_for_all
 from erasure.training.divergence import all_finite, explain_divergence
 from erasure.training.optimizers import make_optimizer
@@ -83,16 +84,18 @@ def _run_steps(context: TrainingContext, method: Trained, options: TrainingOptio
     if options.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]  # a method of diffusers' networks
     torch.manual_seed(derive_seed(options.seed, -1))
+    trained = {name: p for group in groups.values() for name, p in group.parameters.items()}
     saved_mask = options.folder / "mask.safetensors"  # from an interrupted run
     if options.mask or saved_mask.exists():
-        context.masks = _load_masks(
-            options.mask, saved_mask, {name: p for group in groups.values() for name, p in group.parameters.items()}
-        )
+        context.masks = _load_masks(options.mask, saved_mask, trained)
     method.prepare(context, groups)
     wait_for_all(model.device)  # before one writes what another reads
     writes = is_main_process()
     if context.masks and not options.mask and writes:
         saliency.save_mask(context.masks, saved_mask)
+    if method.protect and context.masks:
+        raise UserError("--protect and a mask cannot be used together: what is projected leaves the mask.")
+    bounds = make_bounds(model, method, trained)
     first_step = _resume(options, groups, optimizers, context)
     wait_for_all(model.device)
     with (options.folder / "train.jsonl" if writes else Path(os.devnull)).open("a", buffering=1) as log:
@@ -100,7 +103,7 @@ def _run_steps(context: TrainingContext, method: Trained, options: TrainingOptio
         progress = tqdm(steps, initial=first_step, total=method.steps, desc="erasing", unit="step", disable=not writes)
         for step in progress:
             torch.manual_seed(derive_seed(options.seed, step))
-            losses = _run_step(step, context, method, options, groups, optimizers, accelerator)
+            losses = _run_step(step, context, method, options, groups, optimizers, accelerator, bounds)
             log.write(json.dumps({"step": step, **losses}) + "\n")
             accelerator.log(losses, step=step)
             if options.on_step and writes:
@@ -123,13 +126,14 @@ def _run_step(
     groups: dict[str, TrainableGroup],
     optimizers: dict[str, Any],
     accelerator: Accelerator,
+    bounds: StepBounds,
 ) -> dict[str, float]:
     """Take the optimizer steps of one iteration, and return their losses by group."""
     losses = {}
     with shared_predictions(context.model):
         for optimizer_step in method.step(context):
             losses[optimizer_step.group] = _check_loss(optimizer_step.loss, step, options, context, groups)
-            _apply_step(accelerator, optimizers[optimizer_step.group], groups[optimizer_step.group], optimizer_step, context)
+            _apply_step(accelerator, optimizers[optimizer_step.group], groups[optimizer_step.group], optimizer_step, context, bounds)
     return losses
 
 
@@ -145,15 +149,21 @@ def _load_masks(requested: Path | None, saved: Path, parameters: dict[str, torch
 
 
 def _apply_step(
-    accelerator: Accelerator, optimizer: Any, trainable_group: TrainableGroup, optimizer_step: OptimizerStep, context: TrainingContext
+    accelerator: Accelerator,
+    optimizer: Any,
+    trainable_group: TrainableGroup,
+    optimizer_step: OptimizerStep,
+    context: TrainingContext,
+    bounds: StepBounds,
 ) -> None:
-    """Take one optimizer step; entries outside a mask get a gradient of zero, so Adam never moves them."""
+    """Take one optimizer step within bounds; entries outside a mask get a gradient of zero, so Adam never moves them."""
     for param_group in optimizer.param_groups:
         param_group["lr"] = optimizer_step.lr or trainable_group.lr
     optimizer.zero_grad()
     cost = context.model.cost
     backwards_before = cost.unet_backwards
-    accelerator.backward(optimizer_step.loss, inputs=list(trainable_group.parameters.values()))
+    loss = optimizer_step.loss + bounds.drift_loss(trainable_group.parameters)
+    accelerator.backward(loss, inputs=list(trainable_group.parameters.values()))
     cost.sample_gradients += cost.unet_backwards - backwards_before
     average_gradients(trainable_group.parameters.values())
     for name in trainable_group.parameters.keys() & context.masks.keys():
@@ -161,7 +171,9 @@ def _apply_step(
             gradient.mul_(context.masks[name])
     if trainable_group.max_grad_norm:
         accelerator.clip_grad_norm_(trainable_group.parameters.values(), trainable_group.max_grad_norm)
+    before = bounds.remember(trainable_group.parameters)
     optimizer.step()
+    bounds.limit(trainable_group.parameters, before)
 
 
 def _make_accelerator(model: DiffusionModel, options: TrainingOptions) -> Accelerator:

@@ -92,6 +92,7 @@ class TeacherBatch(NamedTuple):
     prompts: list[str]  # B prompts with the concept
     pred_cond: Tensor  # (B, C, h, w) the teacher's prediction for `prompts`
     pred_neutral: Tensor  # (B, C, h, w) the teacher's prediction for the prompts without the concept
+    x_0: Tensor  # (B, C, h, w) the final latents of the rows' trajectories
 
 
 class LatentBatch(NamedTuple):
@@ -114,6 +115,7 @@ class TeacherCache:
     pred_neutral: Tensor  # (R, C, h, w)
     x_0: Tensor  # (W, C, h, w) final latents
     latent_prompt_index: Tensor  # (W,) index for query.prompt_pair
+    latent_index: Tensor  # (R,) index in x_0 of the end of the row's trajectory
 
     def __len__(self) -> int:
         return len(self.t)
@@ -134,7 +136,8 @@ class TeacherCache:
         """Return the rows at these indices (B,), in fp32 on a device."""
         prompts = [self.query.prompt_pair(i)[0] for i in self.prompt_index[indices].tolist()]
         x_t, pred_cond, pred_neutral = (values[indices].to(device).float() for values in (self.x_t, self.pred_cond, self.pred_neutral))
-        return TeacherBatch(x_t, self.t[indices].to(device), prompts, pred_cond, pred_neutral)
+        x_0 = self.x_0[self.latent_index[indices]].to(device).float()
+        return TeacherBatch(x_t, self.t[indices].to(device), prompts, pred_cond, pred_neutral, x_0)
 
     def initial_noise(self, indices: Tensor, model: DiffusionModel) -> Tensor:
         """Return the unit noise (B, C, h, w) at which these trajectories started."""

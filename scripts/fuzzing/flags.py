@@ -53,6 +53,8 @@ SMALL_FIELDS: dict[str, dict[str, Any]] = {  # short runs, because some cases ar
         "noise_levels": 2,
     },
     "negative_prompt": {},
+    "duo": {**TRAJECTORY_FIELDS, "levels": 1},
+    "npo": {**TRAJECTORY_FIELDS, **RETAIN_FIELDS},
     "projected": {},
     "sld": {},
 }

@@ -31,9 +31,8 @@ from erasure.memory.formula import GIB, Forecast, Pass, Phase, Trained
 from erasure.memory.live_bytes import LiveBytes
 from erasure.memory.shipped import load_forecasts, smallest_card
 from erasure.methods.esd import ESD
-from erasure.training.fill_cache import fill_from_trajectories
+from erasure.training.fill_cache import fill_from_trajectories, join_parts
 from erasure.training.loop import TrainingOptions, train
-from erasure.training.teacher_cache import TeacherCache
 from tests import tiny, tiny_families, tiny_sd3
 
 TOLERANCE = 0.15
@@ -89,7 +88,7 @@ def measure_peak(work: Callable[[], object]) -> int:
 def train_once(model: DiffusionModel, method: ESD, folder: Path, checkpointing: bool) -> Callable[[], object]:
     """Return a training of three steps, with its teacher cache made already."""
     query = method.query([Concept(name="neon")], 0)
-    cached = TeacherCache(query, **fill_from_trajectories(model, query, query.trajectory_starts()))
+    cached = join_parts(query, [fill_from_trajectories(model, query, query.trajectory_starts())])
     return lambda: train(model, method, cached, TrainingOptions(folder=folder, gradient_checkpointing=checkpointing))
 
 

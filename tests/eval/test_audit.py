@@ -313,7 +313,7 @@ def test_report_json_follows_its_schema_and_other_thresholds_need_no_images(pock
     page = write_report(tmp_path / "audit", result, small_suite().gates).read_text()
     report = json.loads((tmp_path / "audit" / "report.json").read_text())
     jsonschema.validate(report, schema)
-    assert len(report["verdict"]["reasons"]) == len(report["gates"]) == 5
+    assert len(report["verdict"]["reasons"]) == len(report["gates"]) == 6
     assert report["clip_drop"]["retained"]["low"] <= report["clip_drop"]["retained"]["estimate"] and "base − erased, paired" in page
     assert [r["name"] for r in report["rates"]] == ["UA", "UA_named", "UA_described", "IRA", "CRA", "IPA", "CRA_included"]
     assert any("No attack was tried" in line for line in report["not_measured"])

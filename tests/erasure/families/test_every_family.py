@@ -107,6 +107,7 @@ def test_velocity_noise_and_image_are_one(model: DiffusionModel, family: str) ->
     t = torch.tensor([1, 400, 999])
     x_t, prediction = model.add_noise(x_0, noise, t), model.schedule.target(x_0, noise)
     assert torch.allclose(model.estimate_x0(x_t, prediction, t), x_0, atol=2e-4)
+    assert torch.allclose(model.schedule.infer_noise(x_0, x_t, t), noise, atol=1e-3)
     if family in FLOWS:
         s = t.reshape(-1, 1, 1, 1) / 1000
         assert torch.allclose(x_t, (1 - s) * x_0 + s * noise, atol=1e-6) and torch.allclose(prediction, noise - x_0)

@@ -36,7 +36,7 @@ def cache_of(x_0: Tensor) -> TeacherCache:
         store="latents",
     )
     none, index = torch.zeros(0, *x_0.shape[1:]), torch.zeros(0, dtype=torch.long)
-    return TeacherCache(query, none, index, index, none, none, x_0, torch.arange(5))
+    return TeacherCache(query, none, index, index, none, none, x_0, torch.arange(5), index)
 
 
 def make_context(model: StableDiffusion, **fields: Any) -> AttackContext:
@@ -230,6 +230,7 @@ def test_wrong_fields_and_contexts_are_refused(model: StableDiffusion) -> None:
         *(context.cache.x_t, context.cache.t, context.cache.prompt_index, context.cache.x_t, context.cache.x_t),
         context.cache.x_0[:2],
         torch.arange(2),
+        context.cache.latent_index,
     )
     with pytest.raises(UserError, match="the cache holds no images for benign data"):
         next(Relearning(data="benign").fine_tune(AttackContext(**{**vars(context), "cache": cache})))
