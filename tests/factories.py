@@ -55,6 +55,7 @@ SMALL_FIELDS: dict[str, dict[str, Any]] = {
     "npo": {**TRAJECTORIES, **RETAIN},
     "duo": {**TRAJECTORIES, "levels": 2, "anchor_weight": 1.0},
     "projected": {},
+    "ssd": {"retain_prompts": RETAIN_PROMPTS, "trajectories": 4, "retain_trajectories": 4, "trajectory_steps": 3},
     "sld": {"warmup": 0.3},
 }
 ESD_FIELDS = {"steps": 6, "batch": 2, "trajectories": 4, "trajectory_steps": 4, "lr": 1e-3}

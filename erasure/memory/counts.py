@@ -18,9 +18,11 @@ from erasure.memory.formula import Pass, Trained
 from erasure.memory.gpu_kernels import GpuKernels
 from erasure.memory.live_bytes import LiveBytes
 from erasure.methods.base import Trained as TrainedMethod
+from erasure.methods.ssd import SSD
 from erasure.training.adapters import add_adapters
 
 META = torch.device("meta")
+Differentiating = TrainedMethod | SSD  # methods that take gradients of the weights
 
 
 def region_sizes(model: DiffusionModel) -> Iterator[tuple[str, int, int]]:
@@ -77,7 +79,7 @@ def count_decoding(model: DiffusionModel, samples: int) -> int:
 
 
 def count_step(
-    model: DiffusionModel, method: TrainedMethod, samples: int, checkpointing: bool = False, on_gpu: bool = True
+    model: DiffusionModel, method: Differentiating, samples: int, checkpointing: bool = False, on_gpu: bool = True
 ) -> tuple[Trained, Pass]:
     """Return what a method trains, and what one step keeps alive: a prediction of B samples, its squared error, and the gradients.
 
@@ -117,14 +119,14 @@ def checkpoint_block(dtype: torch.dtype, block: Any, *args: Any) -> Any:
 
 
 @contextmanager
-def trainable(model: DiffusionModel, method: TrainedMethod) -> Iterator[tuple[list[nn.Parameter], Trained]]:
+def trainable(model: DiffusionModel, method: Differentiating) -> Iterator[tuple[list[nn.Parameter], Trained]]:
     """Make a method's weights trainable as its own `trainable` does, which copies values that a skeleton lacks.
 
     Raises:
         UserError: the model has no such region.
     """
     if method.product == "one-step":
-        with torch.device("meta"), add_adapters(model, method.region, method.rank, ("generator", "fake")) as sets:  # type: ignore[attr-defined]
+        with torch.device("meta"), add_adapters(model, method.region, method.rank, ("generator", "fake")) as sets:  # type: ignore[union-attr]
             denoiser: Any = model.denoiser
             denoiser.enable_adapters()
             denoiser.set_adapter("generator")

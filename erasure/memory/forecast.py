@@ -15,8 +15,10 @@ from erasure.memory import counts
 from erasure.memory.formula import CARDS, FP32, GIB, Forecast, Pass, Phase
 from erasure.methods.base import Guided, Method, Trained
 from erasure.methods.fia import FIA
+from erasure.methods.ssd import SSD
 from erasure.recipes import configure_method
 from erasure.training.fill_cache import trajectories_at_once
+from erasure.training.teacher_cache import TeacherQuery
 
 Component = Literal["text", "denoiser", "vae", "denoiser and text"]  # what computes in a phase
 CARD_IMAGES = 2  # images of a model card, made at once
@@ -115,6 +117,8 @@ class ModelForecast:
                 if stage
                 for phase in self._training_phases(stage, concepts, checkpointing)
             ]
+        elif isinstance(method, SSD):  # two sums of squared gradients take the place of Adam's two moments
+            own = self._gradient_phases("importance", method, 1, method.query(concepts, 0), checkpointing=False)
         elif isinstance(method, FIA):
             own = [self._phase("saliency", self._saliency_bytes(method, concepts))]
         elif isinstance(method, Guided):
@@ -124,16 +128,18 @@ class ModelForecast:
         return check, *own, *card
 
     def _training_phases(self, method: Trained, concepts: list[Any], checkpointing: bool) -> list[Phase]:
-        """Return the phases of a training: prompts are encoded at once, the teacher cache is filled, and steps are taken."""
+        """Return the phases of a training."""
+        return self._gradient_phases("training", method, method.samples_per_backward, method.query(concepts, 0), checkpointing)
+
+    def _gradient_phases(self, name: str, method: Trained | SSD, samples: int, query: TeacherQuery, checkpointing: bool) -> list[Phase]:
+        """Return the phases of a method with gradients: prompts are encoded at once, the teacher cache is filled, and steps are taken."""
         model = self.model
-        query = method.query(concepts, 0)
         phases = [self._phase("encode", self._count(counts.count_encoding, len(query.all_prompts())), "text")]
         if starts := min(trajectories_at_once(model), len(query.trajectory_starts())):
             phases.append(self._prediction_phase("teacher cache", starts, model.forwards_per_step))
-        samples = method.samples_per_backward
         trained, work = self._count(counts.count_step, method, samples, checkpointing, self.on_gpu)
         weights = self.weights("denoiser and text" if method.region == "text-encoder" else "denoiser")
-        phases.append(Phase(name="training", weights=weights, work=work, trained=trained, on_gpu=self.on_gpu))
+        phases.append(Phase(name=name, weights=weights, work=work, trained=trained, on_gpu=self.on_gpu))
         return phases
 
     def _saliency_bytes(self, method: FIA, concepts: list[Any]) -> int:

@@ -1,10 +1,11 @@
 """Projected: take out of every guided step only the part that shows the concept (an idea of arXiv:2606.29801; the rule is our own)."""
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from erasure.concept import ConceptKind
 from erasure.errors import UserError
 from erasure.methods.base import Guided
 
@@ -41,3 +42,9 @@ class Projected(Guided):
         # where the network reads no text, d is 0 and nothing is to be removed
         rho = ((eps_cond - eps_uncond).flatten(1) * d).sum(1, keepdim=True) / square.clamp(min=1e-12)
         return (-self.scale * guidance * (rho - self.threshold).clamp(min=0) * d).view_as(eps_cond)
+
+    recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
+        # a thing still shows at scale 1; a style takes other styles with it above 1 (tuned on neon and boat)
+        ("object", "pocket"): {"scale": 1.5},
+        ("person", "pocket"): {"scale": 1.5},
+    }

@@ -56,6 +56,7 @@ SMALL_FIELDS: dict[str, dict[str, Any]] = {  # short runs, because some cases ar
     "duo": {**TRAJECTORY_FIELDS, "levels": 1},
     "npo": {**TRAJECTORY_FIELDS, **RETAIN_FIELDS},
     "projected": {},
+    "ssd": {"retain_prompts": RETAIN_PROMPTS, "trajectories": 2, "retain_trajectories": 2, "trajectory_steps": 2},
     "sld": {},
 }
 BAD_FLOATS = ("x", "", "1,5", "--", "0x10", "1_0_", "nan nan")

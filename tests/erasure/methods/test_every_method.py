@@ -36,6 +36,7 @@ COUNTED = {
     "sfd": Cost(unet_forwards=104, unet_backwards=74, text_forwards=15, sample_gradients=74),
     "sfd_matching": Cost(unet_forwards=71, unet_backwards=15, text_forwards=22, sample_gradients=15),
     "sld": Cost(),
+    "ssd": Cost(unet_forwards=56, unet_backwards=8, text_forwards=17, sample_gradients=8),
     "uce": Cost(text_forwards=8),
 }
 
@@ -149,7 +150,7 @@ def test_several_concepts_and_every_recipe(name: str, model: StableDiffusion, tm
     for (kind, family), values in cls.recipes.items():
         method, concepts, _ = configure_method(cls, [Concept(name="cat", kind=kind)], family, {})
         assert all(getattr(method, key) == value for key, value in values.items() if key not in ("prompts", "anchor"))
-        needs_unet = name in TRAINED_METHODS or name == "fia"
+        needs_unet = name in TRAINED_METHODS or name in ("fia", "ssd")
         assert (method.forecast_cost(model, concepts).unet_forwards > 0) == needs_unet
 
 
