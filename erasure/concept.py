@@ -52,7 +52,7 @@ class Concept:
         for texts in ("prompts", "aliases"):
             object.__setattr__(self, texts, tuple(getattr(self, texts)))
         if not self.name.strip():
-            raise UserError("a concept needs a name, got an empty one; write --concept 'Van Gogh'.")
+            raise UserError("a concept needs a name, such as 'Van Gogh'; it is empty here.")
         for text in (self.name, self.anchor, *self.prompts, *self.aliases):
             if len(text) > MAX_TEXT_LENGTH or any(
                 character == "\0" or "\ud800" <= character <= "\udfff" for character in text

@@ -1,10 +1,12 @@
 """`erasure jobs run`: the jobs of a plan, each in its own process, or on the workers of a fleet."""
 
 import os
+import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
@@ -56,6 +58,7 @@ def run_plan(command: RunCommand) -> int:
     plan = load_plan(command.plan)
     check_fleet(command)
     if command.dry_run:
+        check_jobs(plan.jobs)
         from app.jobs.forecast import forecast_jobs
 
         print(render_forecast_table(plan, forecast_jobs(plan)))
@@ -66,8 +69,7 @@ def run_plan(command: RunCommand) -> int:
     pending = [spec for spec in plan.jobs if queue.read_progress(plan.folder(spec)).state in runnable_states]
     for spec in plan.jobs if command.fleet is None else ():
         check_unlocked(plan.folder(spec))  # fails if another process works on the job
-    for spec in pending:
-        check_suite(spec)
+    check_jobs(pending)
     for spec in pending:
         enqueue_again(plan.folder(spec), spec)
     if command.fleet is not None:
@@ -173,8 +175,50 @@ def run_in_child(folder: Path, spec: "JobSpec", table: "ProgressTable") -> bool:
     return is_done
 
 
+def check_jobs(specs: Sequence["JobSpec"]) -> None:
+    """Check every job before the first one starts: its model's name, the values of its fields, its suite. The rest needs the model.
+
+    Raises:
+        UserError: The faults of all jobs, in one message.
+    """
+    faults = list(dict.fromkeys(f"job {spec.name}: {fault}" for spec in specs for fault in find_faults(spec)))
+    if len(faults) == 1:
+        raise UserError(faults[0])
+    if faults:
+        raise UserError(f"{len(faults)} jobs cannot run: {'; '.join(f'({i}) {fault}' for i, fault in enumerate(faults, 1))}")
+
+
+def find_faults(spec: "JobSpec") -> Iterator[str]:
+    """Yield what is wrong with a job, as far as that shows without its model."""
+    from erasure.loading.model_source import check_model_source
+
+    for check in (partial(check_model_source, spec.model), partial(check_fields, spec), partial(check_suite, spec)):
+        try:
+            check()
+        except UserError as error:
+            yield str(error)
+
+
+def check_fields(spec: "JobSpec") -> None:
+    """Check the values of a job's fields; in a plan they have no dashes.
+
+    Raises:
+        UserError: A value has the wrong type, or one that the method refuses.
+    """
+    if not spec.fields or not spec.concepts:
+        return
+    from erasure.config.registry import load_class
+    from erasure.methods.base import Method
+    from erasure.recipes import configure_method
+
+    try:
+        configure_method(load_class("erasure.methods", spec.method, Method), list(spec.concepts), "", spec.fields)
+    except UserError as error:
+        raise UserError(re.sub(r"--([a-z][a-z-]*)", lambda flag: flag[1].replace("-", "_"), str(error))) from error
+
+
 def check_suite(spec: "JobSpec") -> None:
-    """Check the suite of a job before the first job starts. What needs the model is checked when the job begins.
+    """Check the suite of a job.
 
     Raises:
         UserError: The suite does not exist, or lacks a concept or its prompt list.
@@ -184,13 +228,10 @@ def check_suite(spec: "JobSpec") -> None:
 
     if not spec.suite:
         return
-    try:
-        suite = eval.load_suite(spec.suite)
-        for concept in spec.concepts:
-            suite.find_concept(concept.name)
-        check_has_prompts(suite)
-    except UserError as error:
-        raise UserError(f"job {spec.name}: {error}") from error
+    suite = eval.load_suite(spec.suite)
+    for concept in spec.concepts:
+        suite.find_concept(concept.name)
+    check_has_prompts(suite)
 
 
 def print_summary(plan: "Plan", kept_going: bool) -> int:

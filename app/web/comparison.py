@@ -52,7 +52,7 @@ class CompareRequest:
         if len(self.edits) > MAX_EDITS:
             raise UserError(f"at most {MAX_EDITS} edits can be compared at once, here are {len(self.edits)}.")
         if len(self.prompt) > MAX_PROMPT_LENGTH:
-            raise UserError(f"a prompt may have {MAX_PROMPT_LENGTH} characters, this one has {len(self.prompt):,}.")
+            raise UserError(f"a prompt can have up to {MAX_PROMPT_LENGTH} characters; this one has {len(self.prompt):,}.")
         check_seed(self.seed)
 
     @property

@@ -16,7 +16,7 @@ MAX_CHECKED = 3  # concepts that are measured while someone types
 
 def describe_concept(studio: Studio, source: str, text: str) -> str:
     """Return HTML on every concept that a text names, and what can be chosen instead."""
-    names = [name.strip() for name in text.split(";") if name.strip()]
+    names = list(dict.fromkeys(name.strip() for name in text.split(";") if name.strip()))
     if not names:
         return render_html("concept_words", lines=["Name what the model should forget."], chips=[])
     try:

@@ -42,7 +42,8 @@ REGION_WORDS = {
     "full": "everything in the image network",
     "text-encoder": "the text encoder",
 }
-SYMBOLS = re.compile(r",? (?:\w+ in the equation|the paper's \w+)( \([^)]*\))?| \(the authors' \w+\)")
+SYMBOLS = re.compile(r",? (?:\w+ in the equation|the paper's \w+)( \([^)]*\))?| \(the authors' \w+\)| \(extra \w+\)")
+FLAG = re.compile(r"--([a-z][a-z-]*)")
 MAX_LINES_LENGTH = 20_000  # characters of an option with one value a line
 InputKind = Literal["integer", "number", "checkbox", "choice", "lines", "text"]
 
@@ -126,13 +127,14 @@ def options_of(name: str, model: DiffusionModel, kind: ConceptKind, is_local: bo
 
 def make_option(name: str, hint: Any, value: Any, help_: str) -> Option:
     """Return one field of a method with words for a page. Ranges are checked where the method is made."""
-    label = LABELS.get(name, name.replace("_", " ").capitalize())
+    label, info = label_of(name), explain(help_)
+    info = "" if info == f"{label}." else info
     plain = get_args(hint)[0] if typing.get_origin(hint) is typing.Annotated else hint
     if typing.get_origin(plain) is Literal:
         choices = tuple((REGION_WORDS.get(choice, str(choice)), str(choice)) for choice in get_args(plain))
-        return Option(name, label, explain(help_), "choice", value, choices)
+        return Option(name, label, info, "choice", value, choices)
     kinds: dict[Any, InputKind] = {bool: "checkbox", int: "integer", float: "number"}
-    return Option(name, label, explain(help_), "lines" if isinstance(value, tuple) else kinds.get(plain, "text"), value)
+    return Option(name, label, info, "lines" if isinstance(value, tuple) else kinds.get(plain, "text"), value)
 
 
 def render_form(name: str, model: DiffusionModel, kind: ConceptKind, is_local: bool) -> str:
@@ -142,7 +144,8 @@ def render_form(name: str, model: DiffusionModel, kind: ConceptKind, is_local: b
         UserError: The method does not serve the model.
     """
     options = options_of(name, model, kind, is_local)
-    return render_html("method_form", method=name, usual=[o for o in options if o.usual], further=[o for o in options if not o.usual])
+    usual, further = [o for o in options if o.usual], [o for o in options if not o.usual]
+    return render_html("method_form", method=name, recipe=f"{model.source} {name} {kind}", usual=usual, further=further)
 
 
 def read_form(text: str, name: str, model: DiffusionModel, kind: ConceptKind, is_local: bool) -> dict[str, Any]:
@@ -182,5 +185,9 @@ def parse_inputs(text: str) -> Mapping[str, object]:
 
 def explain(help_: str) -> str:
     """Return the help of a field without the symbols of papers."""
-    text = SYMBOLS.sub("", help_).strip()
+    text = FLAG.sub(lambda flag: f"“{label_of(flag[1].replace('-', '_'))}”", SYMBOLS.sub("", help_)).strip()
     return text[:1].upper() + text[1:] + "." if text else ""
+
+
+def label_of(name: str) -> str:
+    return LABELS.get(name, name.replace("_", " ").capitalize())

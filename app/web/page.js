@@ -104,9 +104,26 @@
   }
   window.eraseStudio = {readOptions};
 
+  // what a visitor typed into the options comes back when the same recipe is shown again
+  const typed = new Map(), recipeOf = form => form.dataset.recipe;
+  const valueKey = field => field.type === "checkbox" ? "checked" : "value";
+  document.addEventListener("change", event => {
+    const form = event.target.closest(".method-form");
+    if (!form || !event.target.name) return;
+    typed.set(recipeOf(form), {...typed.get(recipeOf(form)), [event.target.name]: event.target[valueKey(event.target)]});
+  });
+  function bringBack(form) {
+    form.dataset.filled = "yes";
+    for (const [name, value] of Object.entries(typed.get(recipeOf(form)) || {})) {
+      const field = form.querySelector(`[name="${name}"]`);
+      if (field) field[valueKey(field)] = value;
+    }
+  }
+
   // the address follows what is shown, so that a reload and a copied address bring it back
   let link = "";
   new MutationObserver(() => {
+    all(".method-form:not([data-filled])").forEach(bringBack);
     const result = document.querySelector("#result .result[data-link]");
     if (!result || result.dataset.link === link) return;
     link = result.dataset.link;

@@ -103,10 +103,11 @@ def describe_reading(style: LabelScore | None, object_: LabelScore | None) -> st
 
 def describe(request: CompareRequest, comparison: Comparison) -> str:
     """Say in a sentence what is seen."""
+    asked = f"“{request.prompt}”" if request.prompt.strip() else "The empty prompt"
     if not request.edits:
-        return f"“{request.prompt}”, made by {request.model}. No edit is applied, so both sides are the same model."
+        return f"{asked}, made by {request.model}. No edit is applied, so both sides are the same model."
     changed = "the same noise, with " + join_choices(request.edits)
-    return f"“{request.prompt}”. Before: {request.model}. After: the same prompt and {changed}."
+    return f"{asked}. Before: {request.model}. After: the same prompt and {changed}."
 
 
 def join_choices(choices: Sequence[EditChoice]) -> str:

@@ -72,7 +72,7 @@ class StudioJobs:
             UserError: A concept, method or field does not exist, a text is too long, or the queue is full.
         """
         if len(concept) > MAX_PROMPT_LENGTH or len(anchor) > MAX_PROMPT_LENGTH:
-            raise UserError(f"a concept may have {MAX_PROMPT_LENGTH} characters, this one has {max(len(concept), len(anchor)):,}.")
+            raise UserError(f"a concept can have up to {MAX_PROMPT_LENGTH} characters; this one has {max(len(concept), len(anchor)):,}.")
         concepts = tuple(parse_names(concept, kind, anchor.strip()))
         for requested in concepts if suite else ():
             load_suite(suite).find_concept(requested.name)  # fails now, not after the erasure
@@ -161,7 +161,7 @@ class StudioJobs:
         """
         folder, title = self.folder(name), " ".join(title.split())
         if len(title) > MAX_NAME_LENGTH:
-            raise UserError(f"a name may have {MAX_NAME_LENGTH} characters, this one has {len(title):,}.")
+            raise UserError(f"a name can have up to {MAX_NAME_LENGTH} characters; this one has {len(title):,}.")
         write_bytes(folder / NAME_FILE, title.encode())
 
     def delete(self, name: str) -> None:

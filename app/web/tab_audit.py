@@ -31,12 +31,12 @@ def tab(studio: Studio, model: gr.Dropdown, timer: gr.Timer) -> gr.Dropdown:
     with gr.Row(elem_classes="split"):
         with gr.Column(elem_classes="ask", min_width=280):
             edits = gr.Dropdown(
-                [], multiselect=True, allow_custom_value=True, label="Edits, applied together", elem_id="audit-edits", interactive=True
+                [], multiselect=True, allow_custom_value=True, label="Edits to test together", elem_id="audit-edits", interactive=True
             )
             suite = gr.Dropdown(
                 suite_names(complete=True),
                 value="pocket",
-                label="Suite: what is asked and who judges",
+                label="Test suite",
                 elem_id="audit-suite",
                 interactive=True,
             )

@@ -113,7 +113,7 @@ def build_settings(prompt: gr.Textbox, edits: gr.Dropdown, cards: EditCards) -> 
         seed = gr.Textbox(str(FIRST_SEED), label="Seed", max_lines=1, max_length=20, min_width=90, elem_id="seed", interactive=True)
         dice = gr.Button("New seed", elem_id="dice", min_width=90)
     keep_seed = gr.Checkbox(True, label="Keep this seed for the next comparison", elem_id="keep-seed", interactive=True)
-    count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images, with the seeds that follow", interactive=True)
+    count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Number of images, with consecutive seeds", interactive=True)
     with gr.Accordion("More settings", open=False):
         steps = gr.Slider(1, MAX_STEPS, 25, step=1, label="Sampling steps", interactive=True)
         guidance = gr.Slider(0, 15, 4.0, step=0.5, label="Guidance: how closely images follow the prompt", interactive=True)

@@ -15,7 +15,7 @@ from app.web.events import PRIVATE, READING
 from app.web.job_estimate import estimate_job
 from app.web.job_panel import build_job_panel, job_choices
 from app.web.job_view import format_seconds
-from app.web.messages import for_page, page_error
+from app.web.messages import for_page
 from app.web.method_form import read_form, render_form
 from app.web.models import StudioModel
 from app.web.studio import Studio
@@ -204,7 +204,8 @@ def forecast_memory(source: str, method: str) -> str:
     """Say how much GPU memory a method takes on a released or shipped model; nothing for others."""
     name = next((released.name for released in RELEASED if released.source == source), "")
     peak = load_forecasts()[name].peaks.get(method) if name in load_forecasts() else None
-    return f" On a GPU it needs about {peak / GIB:.1f} GiB of memory, by forecast." if peak else ""
+    amount = f"about {peak / GIB:.1f} GiB" if peak and peak >= GIB / 10 else "less than 0.1 GiB"
+    return f" On a GPU, the forecast is {amount} of memory." if peak else ""
 
 
 def make_form_handler(studio: Studio) -> Any:
@@ -233,8 +234,8 @@ def make_erase_handler(studio: Studio) -> Any:
                 return render_html("advice", lines=[*map(for_page, hints), "Press Erase again to erase it anyway."]), gr.skip(), concept
             changed = read_form(options, method, studio.models.get(source).model, kind, studio.is_local)
             folder = studio.jobs.queue_erasure(source, concept, kind, anchor, method, changed, parse_seed(seed or "0"), suite)
-        except UserError as error:
-            raise page_error(error) from None
+        except UserError as error:  # beside the button, where it stays until the next press
+            return render_html("fault", text=for_page(str(error))), gr.skip(), gr.skip()
         line = f"{title_of(folder, queue.spec_of(folder))} is in the queue. It goes on when this page is closed."
         return render_html("advice", lines=[line]), gr.Dropdown(choices=job_choices(studio), value=folder.name), ""
 

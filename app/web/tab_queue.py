@@ -11,9 +11,9 @@ from app.html_templates import render_html
 from app.jobs import queue
 from app.jobs.tables import format_clock
 from app.web.events import PRIVATE, READING
+from app.web.job_panel import job_choices
 from app.web.messages import page_error
 from app.web.studio import Studio
-from app.web.studio_jobs import title_of
 from erasure.config.choices import Removable
 from erasure.errors import UserError
 from erasure.storage.locks import FolderLocked
@@ -25,7 +25,7 @@ element.addEventListener('click', e => {
   if (!b) return;
   const {do: action, job, title} = b.dataset;
   if (action === 'delete' && !confirm(`Delete “${title}” with its edit, its audits and its downloads?`)) return;
-  const name = action === 'rename' ? prompt('A name for this job. Empty: concept and method.', title) : '';
+  const name = action === 'rename' ? prompt('A name for this job. Leave it empty to use the concept and the method.', title) : '';
   if (name === null) return;
   trigger('click', {action, job, title: name});
 });
@@ -59,19 +59,19 @@ def tab(studio: Studio, queue_tab: gr.Tab, tabs: gr.Tabs, job: gr.Dropdown, time
 
 def render_queue(studio: Studio) -> str:
     """Render the newest jobs, those that run and wait first."""
-    jobs = studio.jobs.all()
+    jobs, titles = studio.jobs.all(), {name: title for title, name in job_choices(studio)}
     progress = {folder: queue.read_progress(folder) for folder, _ in jobs}
     running = [job for job in jobs if progress[job[0]].state == "running"]
     waiting_jobs = [job for job in jobs if progress[job[0]].state == "waiting"]
     others = [job for job in reversed(jobs) if progress[job[0]].state not in ("running", "waiting")]
     waiting = [folder for folder, _ in waiting_jobs]
     rows = []
-    for folder, spec in [*running, *waiting_jobs, *others][:SHOWN]:
+    for folder, _ in [*running, *waiting_jobs, *others][:SHOWN]:
         state, place = progress[folder].state, waiting.index(folder) if folder in waiting else -1
         rows.append(
             {
                 "name": folder.name,
-                "title": title_of(folder, spec),
+                "title": titles[folder.name],
                 "state": state,
                 "words": f"{progress[folder].phase}"
                 if state == "running"

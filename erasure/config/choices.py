@@ -20,4 +20,6 @@ Steps = Annotated[int, Interval(ge=1, le=1_000_000)]  # optimizer steps
 StepsOrZero = Annotated[int, Interval(ge=0, le=1_000_000)]
 Count = Annotated[int, Interval(ge=1, le=100_000)]  # of samples, images, prompts
 ScheduleSteps = Annotated[int, Interval(ge=1, le=1000)]  # the noise schedule of Stable Diffusion has 1,000 timesteps
+Weight = Annotated[float, Interval(ge=0, le=1e9)]  # of a term of a loss; 0 leaves it out
+PositiveWeight = Annotated[float, Interval(gt=0, le=1e9)]  # of a term without which nothing is erased
 Timestep = Annotated[int, Interval(ge=0, le=999)]

@@ -53,9 +53,13 @@ def describe_value(value: object) -> str:
 
 
 def _describe_range(marks: Sequence[object]) -> str:
-    """Return " from 1 to 100" for a range among the marks of a type hint, and nothing otherwise."""
-    ranges = [mark for mark in marks if isinstance(mark, Interval) and mark.ge is not None and mark.le is not None]
-    return f" from {ranges[0].ge:,} to {ranges[0].le:,}" if ranges else ""
+    """Return " from 1 to 100" or " above 0" for a range among the marks of a type hint, and nothing otherwise."""
+    for mark in (mark for mark in marks if isinstance(mark, Interval)):
+        if mark.gt is not None:
+            return f" above {mark.gt:,}"
+        if mark.ge is not None and mark.le is not None:
+            return f" from {mark.ge:,} to {mark.le:,}"
+    return ""
 
 
 def _describe_union(members: list[Any]) -> str:

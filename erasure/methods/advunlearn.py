@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erasure import prompt_templates
 from erasure.concept import Concept, ConceptKind
-from erasure.config.choices import Count, Region, ScheduleSteps, Steps, StepsOrZero
+from erasure.config.choices import Count, Region, ScheduleSteps, Steps, StepsOrZero, Weight
 from erasure.families.cost import Cost
 from erasure.families.pipelines import RELEASED_FAMILIES
 from erasure.loading.model_source import SHIPPED_MODELS
@@ -62,7 +62,7 @@ class AdvUnlearn(Trained):
     warmup: StepsOrZero = 200  # iterations before the attacks begin
     retain_prompts: tuple[str, ...] = prompt_templates.RETAIN  # prompts to retain; those that name the concept are left out
     retain_loss: Literal["joint", "alternating"] = "alternating"  # one optimizer step on the sum of both losses, or one on each in turn
-    retain_weight: float = 1.0  # weight of the retain loss, the paper's gamma (0.3 there with joint steps)
+    retain_weight: Weight = 1.0  # weight of the retain loss, the paper's gamma (0.3 there with joint steps)
     retain_batch: Count = 5  # cached points of the retain prompts per iteration
     trajectories: Count = 20  # guided trajectories of the frozen model per concept
     retain_trajectories: Count = 56  # guided trajectories of the retain prompts, in all

@@ -170,10 +170,10 @@ class Trained(Method):
     steps: Steps  # optimizer steps
     batch: Count  # samples of the concept per step
     optimizer: OptimizerName = "adam"  # adam8bit: Adam's two moments take a quarter of the memory (extra 8bit)
-    protect: float = 0.0  # eigenvalue of the protected prompts' second moment from which a direction is answered as before; 0: none is
-    protect_prompts: tuple[str, ...] = ()  # prompts that weights which read the text must answer as before, with --protect
-    outward: float = 0.0  # share of a step's part that leads further from the start which is taken out, in [0, 1]
-    drift: float = 0.0  # weight of the squared distance from the weights at the start
+    protect: float = 0.0  # how common a direction of the protected prompts must be to be kept exactly (an eigenvalue); 0 protects nothing
+    protect_prompts: tuple[str, ...] = ()  # prompts that must keep their effect on the weights that read text; used with --protect
+    outward: float = 0.0  # how much of each step's movement away from the starting weights to remove, from 0 to 1
+    drift: float = 0.0  # weight of the squared distance from the starting weights
 
     def __post_init__(self) -> None:
         for name in ("lr", "steps", "batch"):

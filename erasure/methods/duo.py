@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from erasure.concept import Concept, ConceptKind
-from erasure.config.choices import Count, Region, ScheduleSteps, Steps
+from erasure.config.choices import Count, Region, ScheduleSteps, Steps, Weight
 from erasure.config.seeds import derive_seed
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
@@ -40,7 +40,7 @@ class DUO(Trained):
     when: ClassVar[str] = "when the concept should become what the prompt shows without it; twice the cost of a step of NPO"
 
     beta: float = 500.0  # how soon the preference levels off, in units of 1 / mean squared error
-    anchor_weight: float = 1e4  # weight of predicting as before on pure noise, the paper's prior term
+    anchor_weight: Weight = 1e4  # weight of predicting as before on pure noise, the paper's prior term
     largest_time: float = 0.75  # share of the schedule, from its clean end, from which times are drawn
     levels: Count = 8  # noised copies of every pair on which the frozen model's errors are computed
     region: Region = "xattn"  # which weights to train

@@ -29,7 +29,7 @@ class ESD(Trained):
     when: ClassVar[str] = "the first to try: cheap, and erases well; attacks can bring the concept back"
 
     negative_guidance: float = 1.0  # how far to push past the prediction without the concept, the paper's eta
-    region: Region = "xattn"  # which weights to train: xattn for styles and names, noxattn for global concepts such as nudity
+    region: Region = "xattn"  # which weights to train: cross-attention for styles and names, all others for global concepts such as nudity
     erase_from: str = ""  # erase the concept only as an attribute of this noun, such as "rose" for the concept "red"
     lr: float = 1e-5  # learning rate
     steps: Steps = 1000  # optimizer steps

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from erasure import prompt_templates
 from erasure.concept import Concept, ConceptKind
-from erasure.config.choices import Count, Region, ScheduleSteps, Steps
+from erasure.config.choices import Count, Region, ScheduleSteps, Steps, Weight
 from erasure.errors import UserError
 from erasure.families.cost import Cost
 from erasure.methods.base import OptimizerStep, Trained, TrainingContext, exclude_concepts
@@ -49,7 +49,7 @@ class NPO(Trained):
     steps: Steps = 1000  # optimizer steps
     batch: Count = 4  # cached trajectory points of the concept per step
     retain_batch: Count = 4  # cached trajectory points of what to retain per step
-    retain_weight: float = 1.0  # weight of the retain loss
+    retain_weight: Weight = 1.0  # weight of the retain loss
     retain_prompts: tuple[str, ...] = prompt_templates.RETAIN  # prompts to retain; those that name the concept are left out
     trajectories: Count = 20  # guided trajectories of the frozen model per concept
     retain_trajectories: Count = 100  # guided trajectories of the retain prompts, in all

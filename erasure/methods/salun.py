@@ -10,7 +10,7 @@ from torch import Tensor
 
 from erasure import prompt_templates
 from erasure.concept import Concept, ConceptKind
-from erasure.config.choices import Count, Region, ScheduleSteps, Steps
+from erasure.config.choices import Count, Region, ScheduleSteps, Steps, Weight
 from erasure.families.cost import Cost
 from erasure.families.pipelines import RELEASED_FAMILIES
 from erasure.methods.base import OptimizerStep, TrainableGroup, Trained, TrainingContext, exclude_concepts, unfreeze
@@ -52,7 +52,7 @@ class SalUn(Trained):
     steps: Steps = 500  # optimizer steps
     batch: Count = 8  # samples of the concept per step
     retain_batch: Count = 8  # samples of what to retain per step
-    retain_weight: float = 0.1  # weight of the retain loss, the paper's alpha
+    retain_weight: Weight = 0.1  # weight of the retain loss, the paper's alpha
     retain_prompts: tuple[str, ...] = prompt_templates.RETAIN  # prompts to retain; those that name the concept are left out
     mask_fraction: float = 0.5  # fraction of the weights that the mask selects
     mask_scope: Literal["all", "region"] = "all"  # weights whose gradients are ranked: all of the UNet, or the region

@@ -8,7 +8,7 @@ import torch
 
 from erasure import prompt_templates
 from erasure.concept import Concept, ConceptKind
-from erasure.config.choices import Count, ScheduleSteps, Steps, StepsOrZero
+from erasure.config.choices import Count, PositiveWeight, ScheduleSteps, Steps, StepsOrZero, Weight
 from erasure.methods.base import OptimizerStep, Trained, TrainingContext, exclude_concepts
 from erasure.pocket import prompts as pocket_prompts
 from erasure.training.one_step import FAKE, GENERATOR, Distillation, OneStepMethod
@@ -46,8 +46,8 @@ class SFD(OneStepMethod):
     lr: float = 1e-6  # learning rate of the generator
     steps: Steps = 12500  # iterations, each with one optimizer step of the fake score and one of the generator
     batch: Count = 8  # prompts per iteration, half of them with the concept
-    retain_weight: float = 1.0  # weight of the retained half, the paper's a_r and b_r
-    erase_weight: float = 1.0  # weight of the erased half, the paper's a_f and b_f
+    retain_weight: Weight = 1.0  # weight of the retained half, the paper's a_r and b_r
+    erase_weight: PositiveWeight = 1.0  # weight of the erased half, the paper's a_f and b_f
     override: bool = False  # train the fake score on the prompts without the concept, too
     retain_prompts: tuple[str, ...] = prompt_templates.RETAIN  # prompts to retain; those that name the concept are left out
     distill_regression_steps: StepsOrZero = 2000  # distillation: regression steps, before those of SiD

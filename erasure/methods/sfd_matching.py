@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from erasure import prompt_templates
 from erasure.concept import Concept, ConceptKind
-from erasure.config.choices import Count, Region, Steps
+from erasure.config.choices import Count, Region, Steps, Weight
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.families.cost import Cost
@@ -45,7 +45,7 @@ class SFDMatching(Trained):
     steps: Steps = 1000  # optimizer steps
     batch: Count = 4  # cached samples of the concept per step
     retain_batch: Count = 4  # cached samples of the retain prompts per step
-    retain_weight: float = 1.0  # weight of the retain loss, beta in the equation
+    retain_weight: Weight = 1.0  # weight of the retain loss, beta in the equation
     retain_prompts: tuple[str, ...] = prompt_templates.RETAIN  # prompts to retain; those that name the concept are left out
     generated_images: Count = 100  # images per concept from the generator
     retain_generated_images: Count = 112  # images of the retain prompts from the generator, in all

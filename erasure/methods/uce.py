@@ -8,6 +8,7 @@ from torch import Tensor
 
 from erasure import prompt_templates
 from erasure.concept import PROMPT_TEMPLATES, SLOT, Concept, ConceptKind, fill_template
+from erasure.config.choices import PositiveWeight, Weight
 from erasure.edits.deltas import DOWN, UP
 from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
@@ -55,17 +56,17 @@ class UCE(TrainingFree):
     Projections (arXiv:2604.10032) is s = 0, lambda -> 0 with the guide in the span of what is kept.
 
     Raises:
-        UserError: The regularization is not positive, or `project` is negative.
+        UserError: The regularization or the erase weight is not positive, or another weight or `project` is negative.
     """
 
     paper: ClassVar[str] = "arXiv:2308.14761"
     changes: ClassVar[str] = "the matrices that read the text, in closed form: keys and values of cross-attention, or text projections"
     when: ClassVar[str] = "when many concepts must be erased within seconds; published attacks break it more often than other methods"
 
-    erase_weight: float = 1.0  # weight of the concepts, e in the equation (the authors' erase_scale)
-    retain_weight: float = 1.0  # weight of the prompts to retain, s in the equation (the authors' preserve_scale)
+    erase_weight: PositiveWeight = 1.0  # weight of erasing the concepts, e in the equation (the authors' erase_scale)
+    retain_weight: Weight = 1.0  # weight of the prompts to retain, s in the equation (the authors' preserve_scale)
     regularization: float = 0.5  # weight of staying close to the original matrices, the paper's lambda
-    project: float = 0.0  # eigenvalue of P^T P / rows from which a direction of what to retain is kept exactly; 0: none is
+    project: float = 0.0  # how common a direction of what to retain must be to be kept exactly (an eigenvalue of P^T P / rows); 0: none is
     hold: Literal["nothing", "start", "empty"] = "nothing"  # rows that never move: the start token's, or all of the empty prompt
     guide: Literal["anchor", "retained"] = "anchor"  # what a row becomes: the anchor's, or its own projection on the rows to retain
     tokens: Literal["last", "tail"] = "last"  # tokens to edit: the concept's last one, or the tail of the context from there on
@@ -75,6 +76,10 @@ class UCE(TrainingFree):
     def __post_init__(self) -> None:
         if not self.regularization > 0:
             raise UserError(f"--regularization must be positive, got {self.regularization}; it keeps the system solvable.")
+        if not self.erase_weight > 0:
+            raise UserError(f"--erase-weight must be positive, got {self.erase_weight:g}; with 0 nothing is erased.")
+        if self.retain_weight < 0:
+            raise UserError(f"--retain-weight must not be negative, got {self.retain_weight:g}.")
         if self.project < 0:
             raise UserError(f"--project must not be negative, got {self.project:g}; 0 keeps no direction exactly.")
 

@@ -46,7 +46,7 @@ def test_the_shift_is_the_papers_closed_form() -> None:
 
 def test_nothing_to_erase_or_the_concept_as_its_own_guide_changes_nothing() -> None:
     c, p = torch.randn(3, 8), torch.randn(5, 8)
-    assert torch.allclose(UCE(erase_weight=0.0).update_matrix(rows_of(c, torch.randn(3, 8), p)), torch.zeros(8, 8, dtype=torch.float64))
+    assert UCE(erase_weight=1e-12).update_matrix(rows_of(c, torch.randn(3, 8), p)).abs().max() < 1e-10
     assert torch.allclose(UCE().update_matrix(rows_of(c, c, p)), torch.zeros(8, 8, dtype=torch.float64), atol=1e-12)
 
 
@@ -158,8 +158,13 @@ def test_where_nothing_is_free_it_says_what_to_change() -> None:
         UCE(project=1e-9).update_matrix(rows)
     with pytest.raises(UserError, match="--guide retained needs --retain-prompts"):
         UCE(guide="retained").update_matrix(random_rows(retained=0))
-    with pytest.raises(UserError, match="--project must not be negative"):
-        UCE(project=-1.0)
+    for fields, complaint in (
+        ({"project": -1.0}, "--project must not be negative"),
+        ({"erase_weight": 0.0}, "--erase-weight must be positive, got 0; with 0 nothing is erased"),
+        ({"retain_weight": -1.0}, "--retain-weight must not be negative"),
+    ):
+        with pytest.raises(UserError, match=complaint):
+            UCE(**fields)
 
 
 @pytest.mark.parametrize(("hold", "kept"), [("nothing", 0), ("start", 1), ("empty", 16)])
