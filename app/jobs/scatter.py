@@ -23,6 +23,10 @@ COLORS = (
     "#4d7c0f",
     "#be5c8c",
     "#5b7bb0",
+    "#e11d48",
+    "#8d6e63",
+    "#0d9488",
+    "#c026d3",
 )
 LEFT, RIGHT, TOP, BOTTOM = 46, 586, 16, 300  # of the plot, in the units of its viewBox
 SPREAD = 9  # units between points that lie on top of each other
