@@ -2,7 +2,7 @@
 
     python scripts/sweep_closed_form.py --work runs/closed-form    # three quarters of an hour of one core
 
-RECE's rounds (arXiv:2407.12383) and OCE (arXiv:2605.28902) are written down here and are no options of the project; the page says why.
+RECE's rounds (arXiv:2407.12383) and OCE (arXiv:2605.28902) are written here only, not as options of the project; the page says why.
 """
 
 import argparse

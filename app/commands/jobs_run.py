@@ -185,7 +185,7 @@ def check_jobs(specs: Sequence["JobSpec"]) -> None:
     if len(faults) == 1:
         raise UserError(faults[0])
     if faults:
-        raise UserError(f"{len(faults)} jobs cannot run: {'; '.join(f'({i}) {fault}' for i, fault in enumerate(faults, 1))}")
+        raise UserError(f"the plan has {len(faults)} faults: {'; '.join(f'({i}) {fault}' for i, fault in enumerate(faults, 1))}")
 
 
 def find_faults(spec: "JobSpec") -> Iterator[str]:

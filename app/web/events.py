@@ -6,4 +6,4 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden
 # for what only reads and cannot fail: a queue that is full of comparisons must not refuse it. Errors in words need the queue.
 READING: dict[str, Any] = PRIVATE | {"queue": False}
 # An event has at most one listener with trigger_mode "always_last": at the end of a deferred one the page fires the whole event again, and
-# two such listeners would defer each other for ever. What the timer asks for is skipped while an answer is on its way ("once").
+# two such listeners would defer each other forever. What the timer asks for is skipped while an answer is on its way ("once").

@@ -172,7 +172,7 @@ def parse_inputs(text: str) -> Mapping[str, object]:
     """Return the inputs of a form from their JSON.
 
     Raises:
-        UserError: They are no JSON object.
+        UserError: They are not a JSON object.
     """
     try:
         inputs = json.loads(text or "{}")

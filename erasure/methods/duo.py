@@ -28,8 +28,8 @@ class DUO(Trained):
     """Direct unlearning optimization.
 
     The authors edit images (SDEdit) for pairs with and without the concept. Here a pair is free: the prompt with the concept and the same
-    without it, sampled from one seed. The frozen model's errors are computed once, on a fixed set of noised pairs, so there is no second
-    network. Both halves of a pair have the same time and the same noise; the released code draws two times.
+    without it, sampled from one seed. The frozen model's errors are computed once, on a fixed set of noised pairs, so no network
+    is needed twice. Both halves of a pair have the same time and the same noise; the released code draws two times.
 
     Raises:
         UserError: beta or the largest time is not positive, or a weight is negative.
@@ -37,7 +37,7 @@ class DUO(Trained):
 
     paper: ClassVar[str] = "arXiv:2407.21035"
     changes: ClassVar[str] = "cross-attention, or the text side of joint attention; choose other weights with --region"
-    when: ClassVar[str] = "when the concept should become what the prompt shows without it; twice the cost of a step of NPO"
+    when: ClassVar[str] = "for experiments: on the pocket model it erased nothing at the settings tried so far"
 
     beta: float = 500.0  # how soon the preference levels off, in units of 1 / mean squared error
     anchor_weight: Weight = 1e4  # weight of predicting as before on pure noise, the paper's prior term

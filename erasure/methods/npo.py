@@ -33,7 +33,7 @@ class NPO(Trained):
     """Negative preference optimization.
 
     The paper's log-likelihood ratio is, on a diffusion model, how much the noise error grew, as in Diffusion-DPO (arXiv:2311.12908). The
-    noise and the frozen model's error follow from recorded trajectories, so there is no second network.
+    noise and the frozen model's error follow from recorded trajectories, so a second network is not needed.
 
     Raises:
         UserError: beta is not positive, or the retain weight is negative.

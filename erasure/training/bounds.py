@@ -53,7 +53,7 @@ class StepBounds:
         drifts = {name: before[name] - self.start[name] for name in parameters}
         square = sum(float(drift.square().sum()) for drift in drifts.values())
         along = sum(float(((p - before[name]) * drifts[name]).sum()) for name, p in parameters.items())
-        if square > 0 and along > 0:  # at the start there is no direction outward
+        if square > 0 and along > 0:  # at the start no direction leads outward
             for name, p in parameters.items():
                 p.sub_(drifts[name], alpha=self.outward * along / square)
 

@@ -27,7 +27,7 @@ def test_values_suites_and_models_are_checked_before_the_first_job(tmp_path: Pat
     with pytest.raises(UserError) as refused:
         run_plan(RunCommand(plan=path, dry_run=dry_run))
     message = str(refused.value)
-    assert message.startswith("4 jobs cannot run: (1) job neon · uce") and "pointillism" not in message
+    assert message.startswith("the plan has 4 faults: (1) job neon · uce") and "pointillism" not in message
     assert "erase_weight" in message and "project must not be negative, got -3" in message and "--" not in message
     assert "steps" in message and "'pockett'" in message
     assert not list((tmp_path / "runs").rglob("spec.json"))

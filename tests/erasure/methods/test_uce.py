@@ -144,7 +144,7 @@ def test_speeds_and_double_projections_formulas_are_settings_of_it() -> None:
 
 
 def test_an_invertible_edit_is_undone_by_an_embedding() -> None:
-    """RECE's revival x = (sum W'^T W')^-1 sum W'^T W c is (I + K)^-1 c, whatever the matrices are: rounds of it are no defense."""
+    """RECE's revival x = (sum W'^T W')^-1 sum W'^T W c is (I + K)^-1 c, whatever the matrices are, so its rounds do not defend."""
     rows, weights = random_rows(), [torch.randn(20, 12, dtype=torch.float64) for _ in range(3)]
     inverse_of = torch.eye(12) + UCE().update_matrix(rows)
     edited = [w @ inverse_of for w in weights]
