@@ -48,7 +48,7 @@ def tabulate_comparison(first: Path, second: Path) -> list[str]:
     lines = [f"| rate | {names[0]} (first) | {names[1]} (second) | first − second, points | p, Holm |", "|---|---|---|---|---|"]
     for (name, table), p in zip(tables.items(), adjusted, strict=True):
         rates = [figures.rates[name] for figures in erased_figures]
-        columns = " | ".join(f"{format_percent(rate.estimate)} % ({rate.k}/{rate.n})" for rate in rates)
+        columns = " | ".join(f"{format_percent(rate.estimate)}% ({rate.k}/{rate.n})" for rate in rates)
         change = f"{format_points(table.estimate)} ({format_points_span(table.low, table.high)})"
         lines.append(f"| {name} | {columns} | {change} | {p:.2g} |")
     return lines

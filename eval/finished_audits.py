@@ -166,7 +166,7 @@ def audit_images(
 def compare(first: str | Path, second: str | Path) -> str:
     """Return a Markdown table of two finished audits of one suite, image by image from the same noise.
 
-    It has each rate of both erased models, their paired difference in points with its 95 % interval, and McNemar's p after Holm.
+    It has each rate of both erased models, their paired difference in points with its 95% interval, and McNemar's p after Holm.
 
     Raises:
         UserError: a folder has no finished audit, or nothing was counted in it; or the audits differ in what they ask, in their judges or

@@ -292,7 +292,7 @@ def possible_rebounds(sequence: SequenceResult) -> list[str]:
     """List how much may have come back in spite of no shown rebound, by the interval of each change."""
     return [
         f"{target.label} after request {later.request}: no rebound is shown; up to {round_up(-100 * later.change.low):.1f} "
-        "points of UA may have been lost since its own request (95 % interval)"
+        "points of UA may have been lost since its own request (95% interval)"
         for target in sequence.targets
         for later in target.after
         if later.change and not later.change.rebound and later.change.low < 0

@@ -133,8 +133,8 @@ def report_kernels(docs: Path) -> None:
         total = sum(times.values())
         products = sum(value for key, value in times.items() if any(word in key for word in PRODUCTS))
         others = sorted(((v, k) for k, v in times.items() if not any(word in k for word in PRODUCTS)), reverse=True)[:5]
-        rest = ", ".join(f"`{key}` {100 * value / total:.0f} %" for value, key in others)
-        rows.append(f"| {name} | {100 * products / total:.0f} % | {rest} |")
+        rest = ", ".join(f"`{key}` {100 * value / total:.0f}%" for value, key in others)
+        rows.append(f"| {name} | {100 * products / total:.0f}% | {rest} |")
     flops, peak = count_flops(model), 2 * 1024**3 / min(product_seconds(model.compute_dtype))
     floor = SMOKE_IMAGES * 2 * STEPS * flops / peak / 2
     bound = (

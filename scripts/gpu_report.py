@@ -121,7 +121,7 @@ def sampling_rows(results: Results) -> list[str]:
                 rows.append(f"| {model} | {batch} | {way} | not measured: {why} | | |")
             case SamplingSpeed(rate, _, flops), base:
                 ratio = f"{rate / base.rate:.2f}" if isinstance(base, SamplingSpeed) else ""
-                share = f"{100 * flops / peak.flops:.0f} %" if isinstance(peak, ProductRate) and flops else ""
+                share = f"{100 * flops / peak.flops:.0f}%" if isinstance(peak, ProductRate) and flops else ""
                 rows.append(f"| {model} | {batch} | {way} | {rate:.2f} | {ratio} | {share} |")
     return rows
 

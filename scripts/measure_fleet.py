@@ -155,7 +155,7 @@ def report_simulation(work: Path, docs: Path) -> None:
         f"| until as many workers ran as before | {recovered:.0f} s |",
         "",
         f"The driver is one process. At {1000 * cpu_job:.1f} ms a stage it hands out at most {rate:.0f} stages a second.",
-        f"1,000 GPUs with jobs of five minutes, each in three stages, need 1,000 x 3 / 300 s = 10 a second: {1000 / rate:.0f} % of that.",
+        f"1,000 GPUs with jobs of five minutes, each in three stages, need 1,000 x 3 / 300 s = 10 a second: {1000 / rate:.0f}% of that.",
     ]
     fill_section(page(docs), "simulation", lines)
 

@@ -43,7 +43,7 @@ def judge_hits(images: torch.Tensor, targets: list[tuple[str, str, int]]) -> dic
 
 def format_hits(hits: list[bool]) -> str:
     interval = wilson(sum(hits), len(hits))
-    return f"{sum(hits)}/{len(hits)} = {100 * interval.estimate:.1f} % ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
+    return f"{sum(hits)}/{len(hits)} = {100 * interval.estimate:.1f}% ({100 * interval.low:.1f} to {100 * interval.high:.1f})"
 
 
 def prompts_and_seeds(targets: list[tuple[str, str, int]]) -> list[tuple[str, int]]:
@@ -125,7 +125,7 @@ def cell_lines(hits: dict[str, list[bool]], targets: list[tuple[str, str, int]],
     return [
         f"All {len(both)} cells, {seeds} fresh seeds each, 25 DDIM steps, guidance 4:",
         "",
-        "| label as prompted | rate (95 % Wilson) | lowest cell |",
+        "| label as prompted | rate (95% Wilson) | lowest cell |",
         "|---|---|---|",
         *(f"| {axis} | {format_hits(hits[axis])} | {min(hits_by_cell[axis].values())} of {seeds} |" for axis in hits),
         "",

@@ -142,7 +142,7 @@ def constant_then_decaying_lr(lr: float, step: int, steps: int) -> float:
 
 
 def cosine_lr(lr: float, step: int, steps: int) -> float:
-    """Return the learning rate of a step: 100 steps of linear warm-up, and cosine decay to 2 % of `lr`."""
+    """Return the learning rate of a step: 100 steps of linear warm-up, and cosine decay to 2% of `lr`."""
     warmup, fraction_done = min(1.0, (step + 1) / 100), step / steps
     return lr * warmup * max(0.02, 0.5 * (1 + torch.cos(torch.tensor(fraction_done * torch.pi)).item()))
 

@@ -171,7 +171,7 @@ def rank_rows(reports: dict[str, dict[str, Report]], methods: Sequence[str]) -> 
 
 
 def plot_gaps(label: str, audits: dict[str, Report], methods: Sequence[str], path: Path) -> None:
-    """Plot the gap closed by every method, from pocket (0 %) to the distance between two retrained models (100 %), in the order of UA."""
+    """Plot the gap closed by every method, from pocket (0%) to the distance between two retrained models (100%), in the order of UA."""
     rows = [POCKET, *sorted(methods, key=lambda name: ua_of(audits[name]))]
     chart, axes = plt.subplots(1, 1 + len(MEASURES), figsize=(13, 0.4 * len(rows) + 1.4), sharey=True)
     for axis, (measure, (heading, _)) in zip(axes, {"UA": ("UA", 0), **MEASURES}.items(), strict=True):
@@ -186,7 +186,7 @@ def plot_gaps(label: str, audits: dict[str, Report], methods: Sequence[str], pat
             axis.axvline(end, color="gray", linewidth=0.8)
         axis.set(title=heading, xlim=(-60, 180), yticks=range(len(rows)), yticklabels=rows)
         axis.grid(alpha=0.3)
-    chart.suptitle(f"{label}: gap closed, from pocket (0 %) to the distance between two retrained models (100 %)", fontsize=10)
+    chart.suptitle(f"{label}: gap closed, from pocket (0%) to the distance between two retrained models (100%)", fontsize=10)
     chart.tight_layout()
     chart.savefig(path, dpi=100)
     plt.close(chart)

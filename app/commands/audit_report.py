@@ -72,5 +72,5 @@ def format_headline(result: "AuditResult") -> str:
     for name in (n for n in (RateName.UA, RateName.UA_SHOWN, RateName.FR, RateName.IRA, RateName.CRA) if n in erased):
         base_part = f", base {format_percent(base[name].estimate)}" if name in base and name != RateName.UA_SHOWN else ""
         rate = erased[name]
-        parts.append(f"{name} {format_percent(rate.estimate)} % ({format_percent_span(rate.low, rate.high)}; {rate.k}/{rate.n}{base_part})")
+        parts.append(f"{name} {format_percent(rate.estimate)}% ({format_percent_span(rate.low, rate.high)}; {rate.k}/{rate.n}{base_part})")
     return ", ".join(parts)

@@ -93,11 +93,11 @@ def format_table(result: "SequenceResult") -> list[str]:
     rows += [(f"{line.rate}, {line.axis}s that no request erases", line.base, line.after) for line in result.retained]
     for name, base, after in rows:
         cells = {rate.request: format_entry(rate) for rate in after}
-        base_text = f"{format_percent(base.estimate)} %" if base else "not measured"
+        base_text = f"{format_percent(base.estimate)}%" if base else "not measured"
         lines.append(f"| {name} | {base_text} | {' | '.join(cells.get(number, '') for number in request_numbers)} |")
     return [*lines, *(f"REBOUND: {rebound.label} after request {rebound.request}" for rebound in result.rebounds)]
 
 
 def format_entry(entry: "RequestRate") -> str:
-    share, change = f"{format_percent(entry.estimate)} % ({entry.k}/{entry.n})", entry.change
+    share, change = f"{format_percent(entry.estimate)}% ({entry.k}/{entry.n})", entry.change
     return f"{share}, {format_points(change.estimate)} ({format_points_span(change.low, change.high)})" if change else share

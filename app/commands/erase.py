@@ -248,4 +248,4 @@ def print_preview(notes: Mapping[str, Any]) -> None:
             continue
         print(f"{key}:")
         for name, size in value[:MAX_PREVIEW_LINES]:
-            print(f"  {100 * size:7.2f} %  {name}")
+            print(f"  {100 * size:7.2f}%  {name}")

@@ -228,7 +228,7 @@ def describe_columns(rows: Sequence[LeaderboardRow]) -> str:
     attacked_count = sum(row.attacked is not None for row in rows)
     return " ".join(
         (
-            "Percent with 95 % intervals (Clopper-Pearson, as in every report) and the base model's rate.",
+            "Percent with 95% intervals (Clopper-Pearson, as in every report) and the base model's rate.",
             "Rephrased: the lowest UA among synonyms, descriptions, misspellings and replayed prompts.",
             f"Under attack: UA left by the most successful prompt attack. Attacks ran in {attacked_count} of {len(rows)} audits; "
             "the others were not attacked.",

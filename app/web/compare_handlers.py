@@ -11,7 +11,7 @@ from app.jobs import queue
 from app.jobs.execution import configure_job
 from app.web import result_view
 from app.web.comparison import MAX_EDITS, CompareRequest, Comparison, EditChoice, Sheet, parse_link
-from app.web.edit_cards import fill_cards, pair_strengths
+from app.web.edit_cards import fill_cards, pair_strengths, refresh_cards
 from app.web.messages import for_page, page_error
 from app.web.results import Result
 from app.web.sampler import Stopped
@@ -104,7 +104,7 @@ def read_request(
         UserError: The seed is not one.
     """
     chosen = tuple(pair_strengths(edits or [], names, strengths))
-    number = parse_seed(seed or "0") if keep_seed else random.randint(0, LARGEST_RANDOM_SEED)
+    number = parse_seed(seed) if keep_seed else random.randint(0, LARGEST_RANDOM_SEED)
     request = CompareRequest(
         model=source, prompt=prompt or "", edits=chosen, seed=number, count=int(count), steps=int(steps), guidance=float(guidance)
     )
@@ -125,6 +125,8 @@ def make_choose(studio: Studio) -> Callable[..., list[Any]]:
     """Return the handler for other chosen edits: it shows their cards, and keeps the strengths that were set."""
 
     def choose(source: str, names: list[str], cards: Sequence[str], *strengths: float) -> list[Any]:
+        if tuple(names or ()) == tuple(cards):  # a link or an earlier result has set their strengths, perhaps after this event was sent
+            return refresh_cards(studio, source, cards)
         return fill_cards(studio, source, pair_strengths(names or [], cards, strengths))
 
     return choose

@@ -62,6 +62,12 @@ def fill_cards(studio: Studio, source: str, choices: Sequence[EditChoice]) -> li
     return [*columns, *texts, *[""] * hidden, *sliders, *[gr.skip() for _ in range(hidden)], names]
 
 
+def refresh_cards(studio: Studio, source: str, names: Sequence[str]) -> list[Any]:
+    """Return the values of `EditCards.all` for cards that are there already, with news of audits; their sliders stay as they are."""
+    columns_and_texts = fill_cards(studio, source, [EditChoice(name) for name in names])[: 2 * MAX_EDITS]
+    return [*columns_and_texts, *[gr.skip() for _ in range(MAX_EDITS)], gr.skip()]
+
+
 def pair_strengths(names: Sequence[str], cards: Sequence[str], strengths: Sequence[float]) -> list[EditChoice]:
     """Return chosen edits with the strengths of their sliders; an edit that was chosen a moment ago has none yet: strength 1."""
     by_name = dict(zip(cards, strengths, strict=False))

@@ -177,8 +177,8 @@ def describe_rate(name: RateName, result: AuditResult) -> str:
     assert result.erased
     rate = result.erased.rates[name]
     base = result.base.rates.get(name) if result.base else None
-    before = f", before {format_percent(base.estimate)} %" if base else ""
-    return f"{format_percent(rate.estimate)} % ({format_percent_span(rate.low, rate.high)} %){before}"
+    before = f", before {format_percent(base.estimate)}%" if base else ""
+    return f"{format_percent(rate.estimate)}% ({format_percent_span(rate.low, rate.high)}%){before}"
 
 
 def gates_ahead(spec: JobSpec) -> list[str]:
@@ -198,7 +198,7 @@ def applies(gate: Gate, spec: JobSpec) -> bool:
 
 def describe_threshold(gate: Gate) -> str:
     if gate.at_least is not None:
-        return f"{gate.name}: {gate.rate} of at least {100 * gate.at_least:g} %"
+        return f"{gate.name}: {gate.rate} of at least {100 * gate.at_least:g}%"
     return f"{gate.name}: {gate.rate} drops by at most {100 * (gate.drop_at_most or 0):g} points"
 
 

@@ -43,13 +43,14 @@ def build_page(studio: Studio) -> gr.Blocks:
             with gr.Tab("Erase", id="erase") as erase_tab:
                 erasing = tab_erase.tab(studio, page, model, erase_tab, timer)
             with gr.Tab("Queue", id="queue") as queue_tab:
-                tab_queue.tab(studio, queue_tab, tabs, erasing.job, timer)
+                table = tab_queue.tab(studio, queue_tab, timer)
             with gr.Tab("Audit", id="audit") as audit_tab:
-                audit_edits = tab_audit.tab(studio, model, timer)
+                auditing = tab_audit.tab(studio, model, timer)
             with gr.Tab("Board", id="board") as board_tab:
                 board = tab_board.tab(studio)
-        list_edits = make_edits_handler(studio)
-        for event, target in ((compare.edits.focus, compare.edits), (audit_tab.select, audit_edits), (audit_edits.focus, audit_edits)):
+        table.click(tab_queue.make_action_handler(studio), None, [table, tabs, erasing.job, auditing.followed], **PRIVATE)
+        list_edits, audited = make_edits_handler(studio), auditing.edits
+        for event, target in ((compare.edits.focus, compare.edits), (audit_tab.select, audited), (audited.focus, audited)):
             event(list_edits, model, target, **READING)
         gr.on(
             [page.load, model.change],

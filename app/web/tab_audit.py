@@ -1,7 +1,7 @@
 """Audit tab: measure how much of a concept was erased and what else changed, watch it, and read the report."""
 
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -16,6 +16,7 @@ from app.web.studio import Studio
 from erasure.errors import UserError
 from eval.auditing.plan import AuditPlan
 from eval.records.gates import TIERS
+from eval.scoring.judge_scores import available_judges
 from eval.suites.suite import load_suite, suite_names
 
 TIER_WORDS = {
@@ -26,8 +27,15 @@ TIER_WORDS = {
 NO_REPORT = '<p class="empty">Choose a report, or press Audit. Images appear here as they are made, and then the report.</p>'
 
 
-def tab(studio: Studio, model: gr.Dropdown, timer: gr.Timer) -> gr.Dropdown:
-    """Build the tab for the model that is chosen on the page, and return its list of edits."""
+class AuditTab(NamedTuple):
+    """What the page needs of the tab: its list of edits, and the name of the audit that it follows."""
+
+    edits: gr.Dropdown
+    followed: gr.State
+
+
+def tab(studio: Studio, model: gr.Dropdown, timer: gr.Timer) -> AuditTab:
+    """Build the tab for the model that is chosen on the page."""
     with gr.Row(elem_classes="split"):
         with gr.Column(elem_classes="ask", min_width=280):
             edits = gr.Dropdown(
@@ -44,19 +52,22 @@ def tab(studio: Studio, model: gr.Dropdown, timer: gr.Timer) -> gr.Dropdown:
                 [(TIER_WORDS[name], name) for name in TIERS], value="smoke", label="How much", elem_id="audit-tier", interactive=True
             )
             expected = gr.HTML(elem_id="audit-expected")
-            start = gr.Button("Audit", variant="primary", elem_id="audit")
+            with gr.Row(elem_classes="buttons"):
+                start = gr.Button("Audit", variant="primary", elem_id="audit", min_width=120)
+                cancel = gr.Button("Cancel", elem_id="cancel-audit", min_width=80, interactive=False)
         with gr.Column(elem_classes="found", min_width=280):
             choice = gr.Dropdown(
                 report_choices(studio), value=None, label="Report", allow_custom_value=True, elem_id="report-choice", interactive=True
             )
             shown = gr.HTML(NO_REPORT, elem_id="report")
-    running, last = gr.State(""), gr.State("")
-    start.click(make_audit_handler(studio), [model, edits, suite, tier], [running, shown], api_name="audit")
-    timer.tick(make_tick(studio), [running, last], [shown, choice, running, last], trigger_mode="once", **READING)
+    followed, last = gr.State(""), gr.State("")
+    start.click(make_audit_handler(studio), [model, edits, suite, tier], [followed, shown], api_name="audit")
+    cancel.click(make_cancel_handler(studio), followed, shown, **PRIVATE)
+    timer.tick(make_tick(studio), [followed, last], [shown, choice, cancel, followed, last], trigger_mode="once", **READING)
     choice.input(make_report_handler(studio), choice, shown, **PRIVATE)
     choice.focus(lambda: gr.Dropdown(choices=report_choices(studio)), None, choice, **READING)
     gr.on([edits.change, suite.change, tier.change], make_forecast(studio), [model, edits, suite, tier], expected, **READING)
-    return edits
+    return AuditTab(edits, followed)
 
 
 def make_forecast(studio: Studio) -> Any:
@@ -75,7 +86,10 @@ def make_forecast(studio: Studio) -> Any:
         if pass_seconds is not None:
             seconds = images * SAMPLING_STEPS * studio.models.get(source).model.forwards_per_step * pass_seconds
             time = f" About {format_seconds(seconds)}" + (" for these; the attacks come on top." if tier == "full" else ".")
-        return render_html("advice", lines=[f"{images:,} images with and without the edits, from the same noise.{time}"])
+        lines = [f"{images:,} images with and without the edits, from the same noise.{time}"]
+        if missing := available_judges(load_suite(suite))[1]:
+            lines.append(f"Not judged on this machine: {', '.join(missing)}. {next(iter(missing.values()))}")
+        return render_html("advice", lines=[for_page(line) for line in lines])
 
     return forecast
 
@@ -94,25 +108,39 @@ def make_audit_handler(studio: Studio) -> Any:
     return audit
 
 
+def make_cancel_handler(studio: Studio) -> Any:
+    """Return the handler that cancels the audit that the tab follows."""
+
+    def cancel(name: str) -> str:
+        try:
+            queue.cancel(studio.jobs.folder(name))
+        except UserError as error:
+            raise page_error(error) from None
+        return render_job(studio, name)
+
+    return cancel
+
+
 def make_tick(studio: Studio) -> Any:
-    """Return the handler that follows the audit that was started here, and opens its report at the end."""
+    """Return the handler that follows an audit, started here or opened from the queue, and opens its report at the end."""
 
     def tick(name: str, last: str) -> tuple[Any, ...]:
-        nothing = (gr.skip(), gr.skip(), gr.skip(), gr.skip())
+        nothing, idle = tuple(gr.skip() for _ in range(5)), gr.Button(interactive=False)
         if not name:
             return nothing
         try:
             state = queue.read_progress(studio.jobs.folder(name)).state
         except UserError:
-            return (NO_REPORT, gr.skip(), "", "")  # deleted meanwhile
+            return NO_REPORT, gr.skip(), idle, "", ""  # deleted meanwhile
         if state == "done":
             report = next((path for path in studio.reports() if f"/{name}/" in f"/{path}/"), None)
             html = render_report(studio, report) if report else render_job(studio, name)
-            return html, gr.Dropdown(choices=report_choices(studio), value=report), "", ""
+            return html, gr.Dropdown(choices=report_choices(studio), value=report), idle, "", ""
         html = render_job(studio, name)
         if html == last:
             return nothing
-        return html, gr.skip(), "" if state in queue.STOPPED_STATES else name, html
+        is_over = state in queue.STOPPED_STATES
+        return html, gr.skip(), gr.Button(interactive=not is_over), "" if is_over else name, html
 
     return tick
 

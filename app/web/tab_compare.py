@@ -9,7 +9,7 @@ import gradio as gr
 from app.html_templates import render_html
 from app.web import compare_handlers, result_view
 from app.web.comparison import MAX_IMAGES, MAX_PROMPT_LENGTH, MAX_STEPS
-from app.web.edit_cards import EditCards, build_cards
+from app.web.edit_cards import EditCards, build_cards, refresh_cards
 from app.web.events import PRIVATE, READING
 from app.web.studio import FIRST_SEED, Studio
 from eval.suites.cases import suite_cases
@@ -91,14 +91,10 @@ def tab(studio: Studio, model: gr.Dropdown, compare_tab: gr.Tab) -> CompareTab:
     dice.click(pick_seed, None, inputs.seed, **PRIVATE).then(compare, values, outputs, **shared)
     strengths_button.click(make_sheet, [gr.State(None), *values], sheet, **shared)
     grid_button.click(make_sheet, [prompts, *values], sheet, **shared)
-    gr.on(
-        [edits.change, compare_tab.select],  # there may be news of an audit
-        compare_handlers.make_choose(studio),
-        [model, edits, cards.names, *cards.sliders],
-        cards.all,
-        trigger_mode="always_last",
-        **READING,
-    )
+    chosen = [model, edits, cards.names, *cards.sliders]
+    edits.change(compare_handlers.make_choose(studio), chosen, cards.all, trigger_mode="always_last", **READING)
+    # there may be news of an audit
+    compare_tab.select(lambda source, names: refresh_cards(studio, source, names), [model, cards.names], cards.all, **READING)
     stop_button.click(compare_handlers.make_stop(studio), None, None, **READING)
     examples.click(text_of, None, prompt, **READING)
     suite.change(pick_suite_prompt, suite, prompt, **READING)

@@ -233,7 +233,7 @@ def make_erase_handler(studio: Studio) -> Any:
             if concept != hinted and (hints := studio.jobs.find_hints(source, concept)):
                 return render_html("advice", lines=[*map(for_page, hints), "Press Erase again to erase it anyway."]), gr.skip(), concept
             changed = read_form(options, method, studio.models.get(source).model, kind, studio.is_local)
-            folder = studio.jobs.queue_erasure(source, concept, kind, anchor, method, changed, parse_seed(seed or "0"), suite)
+            folder = studio.jobs.queue_erasure(source, concept, kind, anchor, method, changed, parse_seed(seed), suite)
         except UserError as error:  # beside the button, where it stays until the next press
             return render_html("fault", text=for_page(str(error))), gr.skip(), gr.skip()
         line = f"{title_of(folder, queue.spec_of(folder))} is in the queue. It goes on when this page is closed."

@@ -37,8 +37,8 @@ CLEANABLE: dict[str, tuple[Removable, ...]] = {
 }
 
 
-def tab(studio: Studio, queue_tab: gr.Tab, tabs: gr.Tabs, job: gr.Dropdown, timer: gr.Timer) -> None:
-    """Build the tab. A row opens its job in the tab of `job`."""
+def tab(studio: Studio, queue_tab: gr.Tab, timer: gr.Timer) -> gr.HTML:
+    """Build the tab and return its table, whose rows open jobs in other tabs."""
     table = gr.HTML(elem_id="queue", js_on_load=SCRIPT)
     last = gr.State("")
     with gr.Accordion("Disk space", open=False):
@@ -51,10 +51,10 @@ def tab(studio: Studio, queue_tab: gr.Tab, tabs: gr.Tabs, job: gr.Dropdown, time
         return (gr.skip(), gr.skip()) if html == last else (html, html)
 
     gr.on([timer.tick, queue_tab.select], tick, last, [table, last], trigger_mode="once", **READING)
-    table.click(make_action_handler(studio), None, [table, tabs, job], **PRIVATE)
     queue_tab.select(lambda: describe_disk(studio), None, disk, **READING)
     for text, kinds in CLEANABLE.items():
         buttons[text].click(make_cleaner(studio, kinds), None, disk, **PRIVATE)
+    return table
 
 
 def render_queue(studio: Studio) -> str:
@@ -100,14 +100,16 @@ def list_actions(state: str, place: int, waiting: int) -> list[tuple[str, str]]:
 
 
 def make_action_handler(studio: Studio) -> Any:
-    """Return the handler of the buttons in the table."""
+    """Return the handler of the buttons in the table: it returns the table, the tab, the erasure and the audit to show."""
 
-    def act(event: gr.EventData) -> tuple[Any, Any, Any]:
+    def act(event: gr.EventData) -> tuple[Any, Any, Any, Any]:
         action, name = str(event.action), str(event.job)
         try:
             if action == "open":
-                studio.jobs.folder(name)
-                return gr.skip(), gr.Tabs(selected="erase"), gr.Dropdown(value=name)
+                spec = queue.spec_of(studio.jobs.folder(name))
+                if spec is not None and spec.edits:
+                    return gr.skip(), gr.Tabs(selected="audit"), gr.skip(), name
+                return gr.skip(), gr.Tabs(selected="erase"), gr.Dropdown(value=name), gr.skip()
             if action == "cancel":
                 queue.cancel(studio.jobs.folder(name))
             elif action == "continue":
@@ -120,7 +122,7 @@ def make_action_handler(studio: Studio) -> Any:
                 studio.jobs.move(name, "up" if action == "up" else "down")
         except UserError as error:
             raise page_error(error) from None
-        return render_queue(studio), gr.skip(), gr.skip()
+        return render_queue(studio), gr.skip(), gr.skip(), gr.skip()
 
     return act
 

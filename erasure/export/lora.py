@@ -20,7 +20,7 @@ from erasure.families.pipelines import FAMILY_PIPELINES, SINGLE_FILE_PIPELINES
 from erasure.storage.run import write_bytes
 
 DEFAULT_RANK = 16  # of edits that are not low-rank factors already
-# largest relative error that is not a failure: 96 % of the squared norm is in the file; docs/results/exports.md has its effect on pocket
+# largest relative error that is not a failure: 96% of the squared norm is in the file; docs/results/exports.md has its effect on pocket
 MAX_ERROR = 0.2
 MIN_RANK = 2  # stable-diffusion.cpp divides alpha by the layer's width at rank 1, so such factors are padded with zeros
 OVERSAMPLING, POWER_ITERATIONS = 16, 4  # of the randomized SVD; docs/results/exports.md compares its error with the exact SVD's

@@ -46,6 +46,7 @@ class AdvUnlearn(Trained):
     """
 
     paper: ClassVar[str] = "arXiv:2405.15234"
+    repeatable: ClassVar[bool] = False  # the attack goes on from where the last iteration left it
     changes: ClassVar[str] = "the text encoder; choose weights of the denoiser with --region"
     when: ClassVar[str] = "when people will attack the model with prompts; the new text encoder works in any pipeline of the family"
 

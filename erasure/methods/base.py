@@ -164,6 +164,7 @@ class Trained(Method):
 
     supports_gradient_checkpointing: ClassVar[bool] = True  # whether the backward pass may recompute activations
     uses_mask: ClassVar[bool] = False  # whether a mask chooses which entries of the region train
+    repeatable: ClassVar[bool] = True  # whether an iteration is one optimizer step whose loss can be computed again at other weights
 
     region: Region  # which weights to train
     lr: float  # learning rate
@@ -174,12 +175,16 @@ class Trained(Method):
     protect_prompts: tuple[str, ...] = ()  # prompts that must keep their effect on the weights that read text; used with --protect
     outward: float = 0.0  # how much of each step's movement away from the starting weights to remove, from 0 to 1
     drift: float = 0.0  # weight of the squared distance from the starting weights
+    sharp: float = 0.0  # how far the weights are moved uphill before a step's gradient is taken, so that training ends in a flat minimum
+    resist: float = 0.0  # weight of the loss after a simulated relearning of the concept
+    resist_steps: Count = 3  # steps of that relearning; used with --resist
+    resist_lr: float = 1e-3  # its largest learning rate; each is drawn between a tenth of it and this; used with --resist
 
     def __post_init__(self) -> None:
-        for name in ("lr", "steps", "batch"):
+        for name in ("lr", "steps", "batch", "resist_lr"):
             if not getattr(self, name) > 0:
                 raise UserError(f"--{name.replace('_', '-')} must be positive, got {getattr(self, name)}.")
-        for name in ("protect", "outward", "drift"):
+        for name in ("protect", "outward", "drift", "sharp", "resist"):
             if not 0 <= getattr(self, name) <= (1 if name == "outward" else math.inf):
                 allowed = "lie in [0, 1]" if name == "outward" else "not be negative"
                 raise UserError(f"--{name} must {allowed}, got {getattr(self, name):g}.")
@@ -238,9 +243,11 @@ class Trained(Method):
         texts = len(query.all_prompts()) + (len(self.protect_prompts) if self.protect else 0)
         total = Cost(unet_forwards=query_cost(query, model.forwards_per_step), text_forwards=texts)
         total += pretraining.forecast_cost(model, []) if pretraining else Cost()
-        for cost in (self.prepare_cost(query), *(self.step_cost(step) for step in range(self.steps))):
+        times = 1 + bool(self.sharp) + bool(self.resist)
+        for cost in (self.prepare_cost(query), *(self.step_cost(step) for step in range(self.steps) for _ in range(times))):
             total += cost
-        return total
+        relearned = self.steps * self.resist_steps * self.batch if self.resist else 0
+        return total + Cost(unet_forwards=relearned, unet_backwards=relearned, sample_gradients=relearned)
 
 
 def exclude_concepts(prompts: tuple[str, ...], concepts: list[Concept]) -> tuple[str, ...]:

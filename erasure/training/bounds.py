@@ -27,10 +27,8 @@ class StepBounds:
     drift: float
     outward: float
 
-    def drift_loss(self, parameters: dict[str, nn.Parameter]) -> Tensor | float:
+    def drift_loss(self, parameters: dict[str, nn.Parameter]) -> Tensor:
         """Return mu |theta - start|^2 (scalar). The start is that of this request, not the base (arXiv:2511.07970)."""
-        if not self.drift:
-            return 0.0
         return self.drift * torch.stack([(p - self.start[name]).square().sum() for name, p in parameters.items()]).sum()
 
     @torch.no_grad()

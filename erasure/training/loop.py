@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.families.conditioning import Conditioning, concatenate
 from erasure.families.placement import bring
-from erasure.methods.base import MethodResult, OptimizerStep, TrainableGroup, Trained, TrainingContext
+from erasure.methods.base import MethodResult, TrainableGroup, Trained, TrainingContext
 from erasure.storage.files import DamagedFile, clear_path, is_path_taken, print_message, write_bytes
 from erasure.storage.run import check_tracker
 from erasure.storage.tensor_files import load_state, save_state
@@ -28,6 +29,7 @@ from erasure.training.adapters import load_factors
 from erasure.training.bounds import StepBounds, make_bounds
 from erasure.training.data_parallel import average_gradients, shared_predictions, wait_for_all
 from erasure.training.divergence import all_finite, explain_divergence
+from erasure.training.lookahead import check_lookahead, collect_gradients
 from erasure.training.optimizers import make_optimizer
 from erasure.training.teacher_cache import TeacherCache
 
@@ -57,8 +59,9 @@ def train(
 
     Raises:
         UserError: The loss is NaN or Inf (the message names the step and the likely cause, and the last checkpoint stays), the mask is
-            not valid, or the tracker cannot start.
+            not valid, the tracker cannot start, or the method's steps cannot be repeated where that is asked for.
     """
+    check_lookahead(method, cache.query)
     model.set_attention(training=True)
     try:
         trains_text = any(name.startswith("text_encoder") for name in model.parameter_names(method.region))
@@ -102,7 +105,6 @@ def _run_steps(context: TrainingContext, method: Trained, options: TrainingOptio
         steps = range(first_step, method.steps)
         progress = tqdm(steps, initial=first_step, total=method.steps, desc="erasing", unit="step", disable=not writes)
         for step in progress:
-            torch.manual_seed(derive_seed(options.seed, step))
             losses = _run_step(step, context, method, options, groups, optimizers, accelerator, bounds)
             log.write(json.dumps({"step": step, **losses}) + "\n")
             accelerator.log(losses, step=step)
@@ -129,11 +131,24 @@ def _run_step(
     bounds: StepBounds,
 ) -> dict[str, float]:
     """Take the optimizer steps of one iteration, and return their losses by group."""
-    losses = {}
+    losses, seed = {}, derive_seed(options.seed, step)
+    torch.manual_seed(seed)
     with shared_predictions(context.model):
         for optimizer_step in method.step(context):
+            group, optimizer = groups[optimizer_step.group], optimizers[optimizer_step.group]
             losses[optimizer_step.group] = _check_loss(optimizer_step.loss, step, options, context, groups)
-            _apply_step(accelerator, optimizers[optimizer_step.group], groups[optimizer_step.group], optimizer_step, context, bounds)
+            for param_group in optimizer.param_groups:
+                param_group["lr"] = optimizer_step.lr or group.lr
+            optimizer.zero_grad()
+            backward = partial(_add_gradients, accelerator, group, context)
+            collect_gradients(method, context, group.parameters, seed, backward, optimizer_step.loss)
+            if method.drift:
+                backward(bounds.drift_loss(group.parameters))
+            if group.max_grad_norm:
+                accelerator.clip_grad_norm_(group.parameters.values(), group.max_grad_norm)
+            before = bounds.remember(group.parameters)
+            optimizer.step()
+            bounds.limit(group.parameters, before)
     return losses
 
 
@@ -148,32 +163,16 @@ def _load_masks(requested: Path | None, saved: Path, parameters: dict[str, torch
         return {}
 
 
-def _apply_step(
-    accelerator: Accelerator,
-    optimizer: Any,
-    trainable_group: TrainableGroup,
-    optimizer_step: OptimizerStep,
-    context: TrainingContext,
-    bounds: StepBounds,
-) -> None:
-    """Take one optimizer step within bounds; entries outside a mask get a gradient of zero, so Adam never moves them."""
-    for param_group in optimizer.param_groups:
-        param_group["lr"] = optimizer_step.lr or trainable_group.lr
-    optimizer.zero_grad()
+def _add_gradients(accelerator: Accelerator, group: TrainableGroup, context: TrainingContext, loss: Tensor) -> None:
+    """Add the gradients of a loss; entries outside a mask get a gradient of zero, so Adam never moves them."""
     cost = context.model.cost
     backwards_before = cost.unet_backwards
-    loss = optimizer_step.loss + bounds.drift_loss(trainable_group.parameters)
-    accelerator.backward(loss, inputs=list(trainable_group.parameters.values()))
+    accelerator.backward(loss, inputs=list(group.parameters.values()))
     cost.sample_gradients += cost.unet_backwards - backwards_before
-    average_gradients(trainable_group.parameters.values())
-    for name in trainable_group.parameters.keys() & context.masks.keys():
-        if (gradient := trainable_group.parameters[name].grad) is not None:
+    average_gradients(group.parameters.values())
+    for name in group.parameters.keys() & context.masks.keys():
+        if (gradient := group.parameters[name].grad) is not None:
             gradient.mul_(context.masks[name])
-    if trainable_group.max_grad_norm:
-        accelerator.clip_grad_norm_(trainable_group.parameters.values(), trainable_group.max_grad_norm)
-    before = bounds.remember(trainable_group.parameters)
-    optimizer.step()
-    bounds.limit(trainable_group.parameters, before)
 
 
 def _make_accelerator(model: DiffusionModel, options: TrainingOptions) -> Accelerator:

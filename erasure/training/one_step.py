@@ -31,6 +31,7 @@ class OneStepMethod(Trained):
     """
 
     product: ClassVar[Product] = "one-step"
+    repeatable: ClassVar[bool] = False
     supports_gradient_checkpointing: ClassVar[bool] = False  # the recomputation would run with adapters switched off
     saves_fake: ClassVar[bool] = False  # whether the fake score's adapter goes into the result
 

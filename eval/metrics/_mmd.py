@@ -29,7 +29,7 @@ class KernelSums(NamedTuple):
 
 
 def squared_mmd(a: list[Tensor], b: list[Tensor], kernel: Kernel, *, pairs: PairHandling, block: int) -> Interval:
-    """Return MMD^2 = mean_{i!=j} k(a_i, a_j) + mean_{i!=j} k(b_i, b_j) - 2 mean k(a_i, b_j) with its 95 % interval.
+    """Return MMD^2 = mean_{i!=j} k(a_i, a_j) + mean_{i!=j} k(b_i, b_j) - 2 mean k(a_i, b_j) with its 95% interval.
 
     The U-statistic of Gretton et al. (JMLR 13, 2012), lemma 6: unbiased, so it can be negative. The standard error is the jackknife's
     (Arvesen, 1969): it leaves each image out once, both images of a pair together, and never compares an image with a copy of itself, as a

@@ -30,7 +30,7 @@ class ClipAlignment(Metric):
         self.count += cosines.numel()
 
     def compute(self) -> Interval:
-        """Return the mean and its 95 % t interval; needs at least two prompts."""
+        """Return the mean and its 95% t interval; needs at least two prompts."""
         n = int(self.count)
         mean = (self.total / n).item()
         half_width = student_t(n - 1) * sqrt(max((self.squares / n).item() - mean**2, 0.0) / (n - 1))

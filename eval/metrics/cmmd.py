@@ -38,7 +38,7 @@ class CMMD(Metric):
         (self.first if real else self.second).append(F.normalize(features.double(), dim=-1))
 
     def compute(self) -> Interval:
-        """Return the distance and its 95 % interval, by jackknife over images.
+        """Return the distance and its 95% interval, by jackknife over images.
 
         Raises:
             UserError: a side has fewer than three embeddings, or paired sides differ in length.

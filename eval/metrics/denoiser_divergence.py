@@ -43,7 +43,7 @@ class SquaredDifferences(NamedTuple):
 
 
 class DirectedDivergence(NamedTuple):
-    """One measure in both directions, each with its 95 % interval over prompts."""
+    """One measure in both directions, each with its 95% interval over prompts."""
 
     forward: Interval  # points from the first model
     backward: Interval  # points from the second

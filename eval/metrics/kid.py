@@ -31,7 +31,7 @@ class KID(Metric):
         (self.first if real else self.second).append(features)
 
     def compute(self) -> Interval:
-        """Return the distance and its 95 % interval, by jackknife over images.
+        """Return the distance and its 95% interval, by jackknife over images.
 
         Raises:
             UserError: a side has fewer than three features, or paired sides differ in length.

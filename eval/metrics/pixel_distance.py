@@ -25,7 +25,7 @@ class PixelDistance(Metric):
         self.distances.append((first - second).abs().mean((1, 2, 3)).double())
 
     def compute(self) -> Interval:
-        """Return the mean and its 95 % interval."""
+        """Return the mean and its 95% interval."""
         values = torch.cat(self.distances)
         half_width = 1.959964 * values.std().item() / sqrt(len(values)) if len(values) > 1 else 0.0
         mean = values.mean().item()

@@ -56,7 +56,7 @@ class SuccessCount:
 
 @dataclass(frozen=True, kw_only=True)
 class MeanEstimate:
-    """A mean and its 95 % interval."""
+    """A mean and its 95% interval."""
 
     estimate: FiniteNumber
     low: FiniteNumber

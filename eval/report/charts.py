@@ -74,10 +74,10 @@ def scatter_chart(
     parts.append(text_label(area.x(0.97), area.y(0.04), "everything erased", "end", "corner"))
     parts.append(text_label(area.x(0.03), area.y(0.04), "only damage done", "start", "corner"))
     if erased_threshold is not None:
-        title = f"<title>threshold: at least {100 * erased_threshold:g} %</title>"
+        title = f"<title>threshold: at least {100 * erased_threshold:g}%</title>"
         parts.append(f'<path class="gate" d="M{area.x(erased_threshold):.1f} {TOP}V{BOTTOM}">{title}</path>')
     if retained_threshold is not None:
-        title = f"<title>threshold: at least {100 * retained_threshold:.1f} %</title>"
+        title = f"<title>threshold: at least {100 * retained_threshold:.1f}%</title>"
         parts.append(f'<path class="gate" d="M{LEFT} {area.y(retained_threshold):.1f}H{area.right}">{title}</path>')
     descriptions = []
     for i, (model, (x, y)) in enumerate(erased_last(points)):
@@ -110,14 +110,14 @@ def line_chart(lines: Sequence[Line], x_title: str, y_title: str, *, base: Inter
         parts += [_level_line(area, base.estimate, "base", "the base's rate"), _level_line(area, base.estimate / 2, "half", "half of it")]
     parts += [_data_line(area, line, i, bands) for i, line in enumerate(lines)]
     parts += [_end_interval(area, line, i) for i, line in enumerate(lines)]
-    parts.append(text_label(area.right + 24, BOTTOM + 40, "at the end, 95 %", "start", "small"))
+    parts.append(text_label(area.right + 24, BOTTOM + 40, "at the end, 95%", "start", "small"))
     description = "; ".join(f"{line.letter} ends at {percent_with_interval(line.points[-1][1])}" for line in lines)
     return svg(area.right + max(INTERVAL_WIDTH * len(lines) + 32, 130), BOTTOM + FOOTER, f"{y_title}, over {x_title}. {description}", parts)
 
 
 def _level_line(area: PlotArea, share: float, css_class: str, title: str) -> str:
     y = area.y(share)
-    title_element = f"<title>{title}: {numbers.format_percent(share)} %</title>"
+    title_element = f"<title>{title}: {numbers.format_percent(share)}%</title>"
     return f'<path class="level {css_class}" d="M{LEFT} {y:.1f}H{area.right:.1f}">{title_element}</path>'
 
 
@@ -183,7 +183,7 @@ def gate_chart(measured: Interval, threshold: float, at_least: bool) -> Markup:
         f'<g class="erased"><path class="whisker" d="{whisker}"/>{marker(ERASED, x(measured.estimate), 11, 4.5)}</g>',
     ]
     threshold_text = f"at {'least' if at_least else 'most'} {100 * threshold:g}"
-    return svg(160, 22, f"measured {percent_with_interval(measured)}, threshold {threshold_text} %", parts, "bar")
+    return svg(160, 22, f"measured {percent_with_interval(measured)}, threshold {threshold_text}%", parts, "bar")
 
 
 def legend_key(i: int, control: bool) -> Markup:
@@ -223,7 +223,7 @@ def text_label(x: float, y: float, text: str, anchor: str = "middle", css_class:
 
 
 def percent_with_interval(share: Interval) -> str:
-    return use_minus_sign(f"{numbers.format_percent(share.estimate)} % ({numbers.format_percent_span(share.low, share.high)})")
+    return use_minus_sign(f"{numbers.format_percent(share.estimate)}% ({numbers.format_percent_span(share.low, share.high)})")
 
 
 def use_minus_sign(number: str) -> str:

@@ -37,7 +37,7 @@ def _label_count(figures: ModelFigures, i: int) -> LabelCount:
 def describe_audit(result: AuditResult) -> list[str]:
     """Describe the audit: how much was erased, which attack brought it back, and what else was lost.
 
-    Each sentence says what was counted, and how much more the 95 % interval leaves possible; none claims that something is absent.
+    Each sentence says what was counted, and how much more the 95% interval leaves possible; none claims that something is absent.
     """
     if not result.erased:
         return ["Nothing was counted: the weights of a judge are missing."]
@@ -59,8 +59,8 @@ def describe_audit(result: AuditResult) -> list[str]:
 
 
 def describe_upper_bound(share: float) -> str:
-    """Describe the upper bound of a 95 % interval, rounded up."""
-    return f"up to {round_up(100 * share):.1f} % (95 % interval)"
+    """Describe the upper bound of a 95% interval, rounded up."""
+    return f"up to {round_up(100 * share):.1f}% (95% interval)"
 
 
 def _describe_where_base_shows(erased: ModelFigures) -> list[str]:
@@ -145,8 +145,8 @@ def _describe_change(difference: PairedDifference) -> str:
     estimate, low, high = difference.estimate, round_down(100 * difference.low), round_up(100 * difference.high)
     measured = f"{format_percent(abs(estimate))} points {'lower' if estimate < 0 else 'higher'}" if round(estimate, 9) else "the same share"
     if low >= 0:
-        return f"{measured}; no loss lies within the 95 % interval"
-    largest_loss = f"{-low:.1f} points (95 % interval)"
+        return f"{measured}; no loss lies within the 95% interval"
+    largest_loss = f"{-low:.1f} points (95% interval)"
     if round(difference.high, 9) < 0:
         return f"{measured}; this is a loss, of {-high:.1f} to {largest_loss}"
     return f"{measured}; a loss of up to {largest_loss} is possible"

@@ -38,7 +38,7 @@ def describe_gate(gate: GateDecision) -> str:
     """Describe a gate: its state, what was measured, its threshold, and what would decide it."""
     span = format_percent_span(gate.low, gate.high)
     if gate.at_least is not None:
-        threshold, measured = f"at least {100 * gate.at_least:g} %", f"{gate.rate} is {format_percent(gate.estimate)} %"
+        threshold, measured = f"at least {100 * gate.at_least:g}%", f"{gate.rate} is {format_percent(gate.estimate)}%"
     else:
         threshold, span = f"a drop of at most {100 * (gate.drop_at_most or 0):g} points", f"a drop of {span}"
         verb = "rose" if round(gate.estimate, 9) < 0 else "dropped"

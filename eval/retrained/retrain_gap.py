@@ -142,7 +142,7 @@ def _mean_distance(distances: Sequence[Distance], role: ModelRole) -> Interval |
 def _gap_closed(base: Interval | None, erased: Interval | None, between_retrained: Interval | None) -> Interval | None:
     """Return (d(base) - d(erased)) / (d(base) - d(between retrained)), and its extremes while each distance stays within its interval.
 
-    So the bounds cover more than 95 %, since not all three err at once. None if the interval of the base reaches down to that between
+    So the bounds cover more than 95%, since not all three err at once. None if the interval of the base reaches down to that between
     retrained models: then the base is not shown to be further from them than they are from each other, and there is no gap to close.
     """
     if base is None or erased is None:
@@ -178,7 +178,7 @@ def describe_gap_closed(gaps: Sequence[RetrainGap]) -> list[str]:
         else "a model retrained without the concept"
     )
     descriptions = [
-        f"{100 * closed:z.0f} % by {title} ({format_span(100 * low, 100 * high, 0)})"
+        f"{100 * closed:z.0f}% by {title} ({format_span(100 * low, 100 * high, 0)})"
         for title, (closed, low, high) in closed_by_title.items()
     ]
-    return [f"Of the gap between the base (0 %) and {destination} (100 %), the erased model closed {'; '.join(descriptions)}."]
+    return [f"Of the gap between the base (0%) and {destination} (100%), the erased model closed {'; '.join(descriptions)}."]

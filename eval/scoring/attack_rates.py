@@ -108,7 +108,7 @@ def images_to_success(needed_images: Sequence[int | None], budget: int) -> Image
         budget: number of images tried for a prompt that was not broken.
 
     Returns:
-        median, p95: number of images after which half and 95 % of the prompts were broken; None if that exceeds the budget.
+        median, p95: number of images after which half and 95% of the prompts were broken; None if that exceeds the budget.
         per_success: all images tried, divided by the number of broken prompts; None if there is none.
     """
     n, successes = len(needed_images), sorted(images for images in needed_images if images is not None)

@@ -51,7 +51,7 @@ def clopper_pearson(k: float, n: float, confidence: float = 0.95) -> Interval:
 
 
 def rate_interval(k: int, n: int, effective: float | None = None) -> Interval:
-    """Return the 95 % interval of a rate, the same in tables, gates, curves and the leaderboard.
+    """Return the 95% interval of a rate, the same in tables, gates, curves and the leaderboard.
 
     It is exact (Clopper-Pearson), since Wilson's interval covers too little near 0 and 1, where erasures are judged. If several images
     share a prompt, it is that of their effective number (Korn and Graubard, 1998).

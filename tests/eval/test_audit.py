@@ -377,9 +377,9 @@ def test_a_comparison_has_a_sign_and_corrects_for_all_its_rates(pocket_sized_mod
     low, high = (100 * bound for bound in paired_difference(0, 6, 0, 0)[1:])
     bounds = f"{floor(10 * low) / 10:+.1f} to {ceil(10 * high) / 10:+.1f}"
     # McNemar's p of 6 to 0 is 2 / 64; Holm multiplies it by the number of rates, and the other rates do not differ
-    assert lines["| UA"] == f"| UA | 100.0 % (6/6) | 0.0 % (0/6) | +100.0 ({bounds}) | {len(lines) * 2 / 64:.2g} |"
+    assert lines["| UA"] == f"| UA | 100.0% (6/6) | 0.0% (0/6) | +100.0 ({bounds}) | {len(lines) * 2 / 64:.2g} |"
     assert len(lines) > 2 and all(line.endswith("| 1 |") for name, line in lines.items() if name != "| UA")
-    assert "| 0.0 % (0/6) | 100.0 % (6/6) | -100.0 (" in tabulate_comparison(second, first)[2]
+    assert "| 0.0% (0/6) | 100.0% (6/6) | -100.0 (" in tabulate_comparison(second, first)[2]
 
 
 @pytest.mark.parametrize(

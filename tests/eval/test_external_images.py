@@ -143,7 +143,7 @@ def test_the_command_counts_a_folder(image_folders: Path, suite: GridSuite, tmp_
         "--blur",
     ]
     assert main(argv) == 4  # counted, but without gates there is no verdict
-    assert "UA 75.0 % (19.4 to 99.4; 3/4), IRA 100.0 % (39.7 to 100.0; 4/4), CRA 75.0 % (34.9 to 96.9; 6/8)" in capsys.readouterr().out
+    assert "UA 75.0% (19.4 to 99.4; 3/4), IRA 100.0% (39.7 to 100.0; 4/4), CRA 75.0% (34.9 to 96.9; 6/8)" in capsys.readouterr().out
     page = Page((tmp_path / "out" / "report.html").read_text())
     blurred = [attrs for attrs in page.all("label") if attrs.get("class") == "veil"]
     assert len(blurred) == len(page.all("img")) > 0

@@ -124,7 +124,7 @@ def test_the_base_closes_none_of_the_retrain_gap_and_a_retrained_model_all_of_it
     report = audit_and_report(pocket, both[0], tmp_path / "pocket", AuditOptions(strength=0.0, retrained=tuple(both)))
     gaps_closed = {gap.measure: gap.gap_closed and gap.gap_closed.estimate for gap in report.retrain_gap if gap.prompts == "target"}
     assert gaps_closed == {"UA": 0, "replacement_labels": 0, "kid_different_noise": 0}
-    assert any("closed 0 % by UA" in line and "; 0 % by KID" in line for line in report.conclusions)
+    assert any("closed 0% by UA" in line and "; 0% by KID" in line for line in report.conclusions)
     kid_of_target = ("kid_different_noise", "target")
     between = next(gap.between_retrained for gap in report.retrain_gap if (gap.measure, gap.prompts) == kid_of_target)
     report = audit_and_report(pocket, both[0], tmp_path / "retrained", AuditOptions(retrained=(both[1],)))

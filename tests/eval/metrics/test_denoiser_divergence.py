@@ -84,7 +84,7 @@ def test_two_linear_gaussian_denoisers_match_the_kl_of_their_reverse_chains() ->
     The estimator uses neither. It noises x_0 again instead of running the chain. For a that is exact: eps_a = sqrt(1 - abar) x gives steps
     x_{t-1} = sqrt(alpha_t) x_t + sqrt(beta_t) z, which keep N(0, 1) at every t, as noising N(0, 1) does. For b it is off by the error of a
     thousand steps (its chain ends in N(0.1988, 1.2996), not N(0.2, 1.3)), far below the sampling error here. KLs of elements add up.
-    The sampled mean over t and x_t is within about 1 %; the exact expectation over x_t in direction a, summed over t, within rounding.
+    The sampled mean over t and x_t is within about 1%; the exact expectation over x_t in direction a, summed over t, within rounding.
     """
     model = Gaussian(tiny.pipeline(), "gaussian", "fp32")
     abar, elements, other = model.schedule.alphas_cumprod.double(), 4 * 8 * 8, (0.2, 1.3)

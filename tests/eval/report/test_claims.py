@@ -132,7 +132,7 @@ def test_every_conclusion_follows_from_the_counts(seed: int) -> None:
             (line,) = [line for line in report.conclusions if f"({name})" in line]
             assert f"in {rates[name].k} of {rates[name].n} images" in line and f"in {base[name].k} of {base[name].n}" in line
             low = 100 * result.paired[name].low
-            bounds = [float(bound) for bound in re.findall(r"([\d.]+) points \(95 % interval\)", line)]
+            bounds = [float(bound) for bound in re.findall(r"([\d.]+) points \(95% interval\)", line)]
             assert ("no loss lies" in line) == (low >= 0) and (not bounds or -low <= bounds[0] <= -low + 0.1 + 1e-9)
             assert bool(bounds) == (low < 0)
             assert ("this is a loss" in line) == (result.paired[name].high < 0)
@@ -274,10 +274,10 @@ def test_one_number_has_one_interval(image_folders: Path, tmp_path: Path, capsys
     span = " to ".join(map(str, outward(*bounds)))
     page = Page((out / "report.html").read_text()).visible_text()
     # (?<!retained ): the mean of the retained rates is another number
-    beside = re.findall(r"(?<!retained )96\.7 %\s*(?:29/30\s*|\(\s*)(\d+\.\d to \d+\.\d)", page)
+    beside = re.findall(r"(?<!retained )96\.7%\s*(?:29/30\s*|\(\s*)(\d+\.\d to \d+\.\d)", page)
     assert len(beside) >= 3 and set(beside) == {span}
-    assert f"UA 96.7 % ({span}; 29/30" in console and f"UA is 96.7 % ({span}, n = 30)" in console and format_headline(result) in console
-    assert f"UA is 96.7 % ({span}, n = 30)" in (out / "junit.xml").read_text()
+    assert f"UA 96.7% ({span}; 29/30" in console and f"UA is 96.7% ({span}, n = 30)" in console and format_headline(result) in console
+    assert f"UA is 96.7% ({span}, n = 30)" in (out / "junit.xml").read_text()
     write_leaderboard(load_rows(tmp_path), tmp_path / "leaderboard")  # external images are on it too, without a cost
     (line,) = csv.DictReader((tmp_path / "leaderboard" / "leaderboard.csv").open())
     assert line["unet_forwards"] == line["seconds"] == ""
@@ -336,7 +336,7 @@ def test_every_printed_bound_is_rounded_one_way(image_folders: Path, tmp_path: P
     for name in ("reasons", "junit", "page"):  # the possible loss is the upper bound of the drop
         assert f"{-high} to {-low}" in texts[name].replace("−", "-")
         assert name == "reasons" or f"a loss of up to {-low} points" in texts[name]
-        assert name == "reasons" or f"up to {100 - outward(rates['UA'].low, 1)[0]} % (95 % interval) may show it" in texts[name]
+        assert name == "reasons" or f"up to {100 - outward(rates['UA'].low, 1)[0]}% (95% interval) may show it" in texts[name]
 
 
 def test_labels_outside_the_suite_are_other(image_folders: Path, tmp_path: Path) -> None:

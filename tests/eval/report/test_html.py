@@ -200,13 +200,13 @@ def test_every_attack_has_a_row_with_the_controls_beside_it(folder: Path) -> Non
     cells = [" ".join(re.sub("<[^>]+>", " ", row).split()) for row in rows]
     names = ["seeds", "soft", "bell", "prefix", "tuned"]
     assert [next(name for name in names if f" {name} arXiv:0" in f" {row}") for row in cells] == names
-    assert f"0.0 % 0/{n}" in cells[0] and "this is a control" in cells[0] and "nothing found" in cells[0]
-    assert f"100.0 % {n}/{n}" in cells[1] and f"50.0 % {n}/{2 * n}" in cells[1] and "tokens=3" in cells[1]
+    assert f"0.0% 0/{n}" in cells[0] and "this is a control" in cells[0] and "nothing found" in cells[0]
+    assert f"100.0% {n}/{n}" in cells[1] and f"50.0% {n}/{2 * n}" in cells[1] and "tokens=3" in cells[1]
     assert re.search(r"\+100\.0 \(\+\d+\.\d to \+100\.0\) points over seeds: more excludes 0", cells[1])
-    assert "half: &gt; 3, 95 %: &gt; 3 no success" in cells[0]
-    assert f"half: 2, 95 %: 2 2.0 per success; {n} searched" in cells[1] and "without an attack" not in cells[1]
+    assert "half: &gt; 3, 95%: &gt; 3 no success" in cells[0]
+    assert f"half: 2, 95%: 2 2.0 per success; {n} searched" in cells[1] and "without an attack" not in cells[1]
     assert "skipped : it needs a text encoder" in cells[2] and "crashed , which is neither a success nor a failure" in cells[3]
-    assert "0.0 % 0/8" in cells[4] and "75.0 % 6/8" in cells[4] and "after 100 steps" in cells[4]
+    assert "0.0% 0/8" in cells[4] and "75.0% 6/8" in cells[4] and "after 100 steps" in cells[4]
     assert f"soft: prompts that it found 6 of {n} shown" in text and "glowing tubes 0" in text
     assert "image 2 of the search; from fresh noise 1 of 2" in text
     assert text.count("prompts broken, %") == 2  # the title of one chart, and the name of its axis
@@ -268,7 +268,7 @@ def test_a_scatter_has_every_model_and_the_thresholds(folder: Path) -> None:
             0.8,
         )
     )
-    assert "erased: erased 100.0 % (90.0 to 100.0), retained 100.0 % (90.0 to 100.0)" in chart and "retrained 2" in chart
+    assert "erased: erased 100.0% (90.0 to 100.0), retained 100.0% (90.0 to 100.0)" in chart and "retrained 2" in chart
     assert f"M{frame.x(0.9):.1f} {charts.TOP}V" in chart and f"M{charts.LEFT} {frame.y(0.8):.1f}H" in chart
     assert page.text.count('class="gate"') == 1  # no line where IRA and CRA have no gate
     assert write_page(folder, result).text.count('class="gate"') == 2
@@ -309,7 +309,7 @@ def test_a_missing_judge_leaves_the_images_and_is_named(folder: Path) -> None:
     assert_harmless(page)
     text = page.visible_text()
     assert "Nothing was counted: the weights of a judge are missing." in text and "no weights; put them there" in text
-    assert "INCONCLUSIVE" in text and "erased UA nothing to measure at least 90 % ? INCONCLUSIVE" in text
+    assert "INCONCLUSIVE" in text and "erased UA nothing to measure at least 90% ? INCONCLUSIVE" in text
     assert len(page.all("img")) >= 16 and "still shown" not in text
 
 
@@ -367,7 +367,7 @@ def test_a_retrained_model_has_a_column(folder: Path) -> None:
     result = read_result(folder)
     figures = replace(result.models[BASE], rates={**result.models[BASE].rates, RateName.UA: counted_rate(5, 6)})
     page = write_page(folder, replace(result, models={**result.models, retrained_model(1): figures}))
-    assert "83.3 % 5/6" in page.visible_text() and page.visible_text().count("retrained") > 6
+    assert "83.3% 5/6" in page.visible_text() and page.visible_text().count("retrained") > 6
 
 
 def test_a_full_page_shows_fewer_pairs_and_says_how_many(folder: Path) -> None:

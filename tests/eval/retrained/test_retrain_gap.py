@@ -61,7 +61,7 @@ def test_the_interval_of_a_total_variation_is_over_prompts() -> None:
 
 
 def test_the_interval_of_a_total_variation_holds_its_estimate_and_the_mean() -> None:
-    """Equal models, 50 prompts, 9 labels: a bootstrap interval lay above its estimate in 7 % of 400 samples, and held the mean in 88 %."""
+    """Equal models, 50 prompts, 9 labels: a bootstrap interval lay above its estimate in 7% of 400 samples, and held the mean in 88%."""
     rng = random.Random(0)
 
     def random_rows() -> list[SampleRow]:
@@ -105,7 +105,7 @@ def test_the_gap_ends_at_the_distance_between_two_retrained_models() -> None:
         [(1.0 - 0.2) / (1.0 - 0.1), (0.99 - 0.21) / (0.99 - 0.09), (1.01 - 0.19) / (1.01 - 0.11)], abs=1e-4
     )
     (text,) = describe_gap_closed([gap])
-    assert "closed 89 % by KID of images from different noise (86 to 92)" in text and "two models retrained without the concept" in text
+    assert "closed 89% by KID of images from different noise (86 to 92)" in text and "two models retrained without the concept" in text
     assert retrain_gaps(planted_result(1.0, 1.5, 0.1))[0].gap_closed[2] < 0
     assert retrain_gaps(planted_result(1.0, 0.0, None))[0].gap_closed == pytest.approx([1, 1 - 0.01 / 0.99, 1], abs=1e-4)
 
@@ -145,8 +145,8 @@ def test_rates_are_in_points_and_every_measure_is_under_its_prompts() -> None:
     }
     parts = [part.partition(" (")[0] for part in describe_gap_closed(gaps)[0].partition(" closed ")[2].split("; ")]
     # by every measure, since one alone may mislead
-    assert parts == ["50 % by UA", "50 % by labels in the concept's place", "89 % by KID of images from different noise"]
-    assert " closed 50 % by UA (" in describe_gap_closed(gaps[:1])[0]
+    assert parts == ["50% by UA", "50% by labels in the concept's place", "89% by KID of images from different noise"]
+    assert " closed 50% by UA (" in describe_gap_closed(gaps[:1])[0]
 
 
 def test_where_base_and_retrained_models_do_not_differ_there_is_no_gap() -> None:

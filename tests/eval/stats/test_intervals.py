@@ -129,7 +129,7 @@ def coverage(interval: Callable[[int, int], Interval], n: int, p: float) -> floa
     ],
 )
 def test_coverage_of_both_intervals_at_low_rates(n: int, p: float, score: float, exact: float) -> None:
-    """Wilson is right on average and may be below 95 %; Clopper-Pearson never is, so every rate uses it."""
+    """Wilson is right on average and may be below 95%; Clopper-Pearson never is, so every rate uses it."""
     assert round(coverage(wilson, n, p), 3) == score
     assert round(coverage(clopper_pearson, n, p), 3) == exact
 
@@ -176,7 +176,7 @@ def test_clusters_with_all_or_no_successes() -> None:
 
 @pytest.mark.parametrize("interval", ["exact", "bootstrap"])
 def test_cluster_intervals_cover_the_truth_where_prompts_differ(interval: str) -> None:
-    """Every prompt has its own rate from Beta(1, 1.5) with mean 0.4, and five images. A pooled interval covers less than 95 %."""
+    """Every prompt has its own rate from Beta(1, 1.5) with mean 0.4, and five images. A pooled interval covers less than 95%."""
     rng, samples, covered, pooled = random.Random(1), 120, 0, 0
     for i in range(samples):
         rates = [rng.betavariate(1, 1.5) for _ in range(40)]

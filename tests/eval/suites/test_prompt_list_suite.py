@@ -207,7 +207,7 @@ def test_an_audit_of_a_prompt_list(
     assert (table.both, table.erased_only, table.base_only, table.neither) == (1, 3, 1, 1)
     assert result.pixel_distance.estimate > 0
     assert list(result.image_set_distances.parts["retained"]) == [ERASED]  # of the captions
-    assert format_headline(result) == "UA 66.7 % (22.2 to 95.7; 4/6, base 33.3), UA_shown 75.0 % (19.4 to 99.4; 3/4)"
+    assert format_headline(result) == "UA 66.7% (22.2 to 95.7; 4/6, base 33.3), UA_shown 75.0% (19.4 to 99.4; 3/4)"
     assert report_and_print(out, suite.gates, result) == 4
     record = json.loads((out / "report.json").read_text())
     jsonschema.validate(record, json.loads(SCHEMA.read_text()))

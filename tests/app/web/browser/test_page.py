@@ -277,6 +277,12 @@ def test_an_audit_opens_its_report_and_the_board_shows_it(page: Any) -> None:
     page.locator("#audit-expected").get_by_text("images with and without").wait_for()
     page.locator("#audit").click()
     page.locator("#report .gates").get_by_text("not yet").first.wait_for()
+    page.locator("#cancel-audit").click()
+    page.locator("#report .state.cancelled").wait_for()
+    open_tab(page, "Queue")
+    page.locator("#queue .open", has_text="audit of watercolor").click()  # opens where audits are followed
+    page.locator("#report .state.cancelled").wait_for()
+    page.locator("#audit").click()
     page.locator("#report .strip img").first.wait_for()
     wait_until(page, "document.querySelector('#report iframe')")
     page.frame_locator("#report iframe").get_by_text("UA").first.wait_for()
