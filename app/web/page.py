@@ -45,7 +45,7 @@ def build_page(studio: Studio) -> gr.Blocks:
             with gr.Tab("Queue", id="queue") as queue_tab:
                 table = tab_queue.tab(studio, queue_tab, timer)
             with gr.Tab("Audit", id="audit") as audit_tab:
-                auditing = tab_audit.tab(studio, model, timer)
+                auditing = tab_audit.tab(studio, model, audit_tab, timer)
             with gr.Tab("Board", id="board") as board_tab:
                 board = tab_board.tab(studio)
         table.click(tab_queue.make_action_handler(studio), None, [table, tabs, erasing.job, auditing.followed], **PRIVATE)

@@ -34,7 +34,7 @@ class AuditTab(NamedTuple):
     followed: gr.State
 
 
-def tab(studio: Studio, model: gr.Dropdown, timer: gr.Timer) -> AuditTab:
+def tab(studio: Studio, model: gr.Dropdown, audit_tab: gr.Tab, timer: gr.Timer) -> AuditTab:
     """Build the tab for the model that is chosen on the page."""
     with gr.Row(elem_classes="split"):
         with gr.Column(elem_classes="ask", min_width=280):
@@ -65,6 +65,7 @@ def tab(studio: Studio, model: gr.Dropdown, timer: gr.Timer) -> AuditTab:
     cancel.click(make_cancel_handler(studio), followed, shown, **PRIVATE)
     timer.tick(make_tick(studio), [followed, last], [shown, choice, cancel, followed, last], trigger_mode="once", **READING)
     choice.input(make_report_handler(studio), choice, shown, **PRIVATE)
+    audit_tab.select(make_first_handler(studio), [choice, followed], [choice, shown], **READING)
     choice.focus(lambda: gr.Dropdown(choices=report_choices(studio)), None, choice, **READING)
     gr.on([edits.change, suite.change, tier.change], make_forecast(studio), [model, edits, suite, tier], expected, **READING)
     return AuditTab(edits, followed)
@@ -148,6 +149,18 @@ def make_tick(studio: Studio) -> Any:
 def report_choices(studio: Studio) -> list[tuple[str, str]]:
     """Return reports by what people call them, newest first."""
     return [(title, name) for name, title in list_reports(studio.root).items()]
+
+
+def make_first_handler(studio: Studio) -> Any:
+    """Return the handler that shows the newest report to a visitor who has chosen none and follows no audit."""
+
+    def first(name: str | None, followed: str) -> tuple[Any, Any]:
+        choices = report_choices(studio)
+        if name or followed or not choices:
+            return gr.skip(), gr.skip()
+        return gr.Dropdown(choices=choices, value=choices[0][1]), render_report(studio, choices[0][1])
+
+    return first
 
 
 def make_report_handler(studio: Studio) -> Any:

@@ -48,7 +48,7 @@ def tab(studio: Studio) -> BoardTab:
     with gr.Row(elem_id="board-filters"):
         methods = gr.Dropdown([], multiselect=True, label="Methods", elem_id="board-methods", interactive=True, min_width=180)
         concepts = gr.Dropdown([], multiselect=True, label="Concepts", elem_id="board-concepts", interactive=True, min_width=180)
-        refresh = gr.Button("Read again", elem_id="board-refresh", min_width=100, scale=0)
+        refresh = gr.Button("Read again", elem_id="board-refresh", min_width=130, scale=0)
     with gr.Row(elem_id="board-parts"):
         with gr.Column(scale=6, min_width=280):
             plot = gr.HTML(elem_id="plot", js_on_load=CHOOSE_SCRIPT)

@@ -106,7 +106,7 @@ class UCE(TrainingFree):
         """Return K (D, D), fp64.
 
         Raises:
-            UserError: What is kept exactly leaves nothing of the concept.
+            UserError: What is kept exactly leaves nothing of the concept, or the regularization is too small for a stable solution.
         """
         c, g, p = rows.erase.double(), self.guide_rows(rows), rows.retain.double()
         kept = self.kept_basis(rows)
@@ -118,7 +118,13 @@ class UCE(TrainingFree):
             )
         gram = self.regularization * torch.eye(c.shape[1], dtype=torch.float64)
         gram += self.erase_weight * free_c.T @ free_c + self.retain_weight * free_p.T @ free_p
-        update = torch.cholesky_solve(self.erase_weight * free_c.T @ (g - c), torch.linalg.cholesky(gram)).T
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        if failed:
+            raise UserError(
+                f"the closed form has no stable solution with --regularization {self.regularization:g} and --erase-weight "
+                f"{self.erase_weight:g}: the rows of the concept outweigh it by too much. Raise --regularization or lower --erase-weight."
+            )
+        update = torch.cholesky_solve(self.erase_weight * free_c.T @ (g - c), factor).T
         return update - update @ kept @ kept.T
 
     def kept_basis(self, rows: ClosedFormRows) -> Tensor:

@@ -311,6 +311,7 @@ def test_on_a_phone_the_result_follows_the_button(open_page: Callable[..., Any])
     page = open_page(390, 844, "dark")
     wait_for_pairs(page, 4)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.get_by_role("tab").all_inner_texts() == list(TABS), "every tab must be in sight"
     page.locator("#compare").scroll_into_view_if_needed()
     button, frame = (page.locator(s).bounding_box() for s in ("#compare", "#result .frame:visible"))
     assert frame["y"] - (button["y"] + button["height"]) < 160, "the result must follow the button"
