@@ -19,7 +19,7 @@ from erasure.memory.formula import GIB
 from erasure.memory.shipped import FORECASTS, ShippedForecast, load_forecasts, save_forecasts, smallest_card, to_shipped
 
 GUIDE = Path("docs/guides/memory.md")
-METHODS = ("esd", "npo", "duo", "advunlearn", "salun", "sfd", "uce", "fia", "ssd", "sld")  # in the order of the table
+METHODS = ("esd", "npo", "duo", "doco", "advunlearn", "salun", "sfd", "uce", "fia", "ssd", "sld")  # in the order of the table
 
 
 def count(released: ReleasedModel) -> ShippedForecast:

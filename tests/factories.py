@@ -57,6 +57,7 @@ SMALL_FIELDS: dict[str, dict[str, Any]] = {
     "projected": {},
     "ssd": {"retain_prompts": RETAIN_PROMPTS, "trajectories": 4, "retain_trajectories": 4, "trajectory_steps": 3},
     "sld": {"warmup": 0.3},
+    "doco": {**TRAJECTORIES, **RETAIN, "warmup": 1, "critic_lr": 1e-3},
 }
 ESD_FIELDS = {"steps": 6, "batch": 2, "trajectories": 4, "trajectory_steps": 4, "lr": 1e-3}
 PLAN_FIELDS = {"steps": 40, "batch": 2, "trajectories": 4, "trajectory_steps": 3, "lr": 1e-3}

@@ -130,6 +130,7 @@ class TrainingContext:
     state: dict[str, Tensor] = field(default_factory=dict)  # saved in checkpoints
     masks: dict[str, Tensor] = field(default_factory=dict)  # entries that may change, by parameter name; without a mask all of them may
     notes: dict[str, Any] = field(default_factory=dict)  # figures for the report
+    groups: dict[str, TrainableGroup] = field(default_factory=dict)  # what trains
     use_adapter: Callable[[str], AbstractContextManager[None]] = lambda name: nullcontext()  # switches an adapter on, for methods with some
 
     def sample_prompts(self, role: CacheRole, count: int) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ backward pass each sends its rows' gradients through its own part of the network
 with the whole batch (up to the order of sums in floating point).
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -61,6 +61,15 @@ def shared_predictions(model: DiffusionModel) -> Iterator[None]:
         yield
     finally:
         del model.predict  # the class's own method again
+
+
+def average_tensors(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the mean of every tensor over the processes."""
+    averaged = [tensor.clone() for tensor in tensors] if process_count() > 1 else list(tensors)
+    for tensor in averaged if process_count() > 1 else ():
+        dist.all_reduce(tensor)
+        tensor /= process_count()
+    return averaged
 
 
 def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:

@@ -91,6 +91,7 @@ def _run_steps(context: TrainingContext, method: Trained, options: TrainingOptio
     saved_mask = options.folder / "mask.safetensors"  # from an interrupted run
     if options.mask or saved_mask.exists():
         context.masks = _load_masks(options.mask, saved_mask, trained)
+    context.groups = groups
     method.prepare(context, groups)
     wait_for_all(model.device)  # before one writes what another reads
     writes = is_main_process()
@@ -98,7 +99,7 @@ def _run_steps(context: TrainingContext, method: Trained, options: TrainingOptio
         saliency.save_mask(context.masks, saved_mask)
     if method.protect and context.masks:
         raise UserError("--protect and a mask cannot be used together: what is projected leaves the mask.")
-    bounds = make_bounds(model, method, trained)
+    bounds = make_bounds(model, method, {name: p for group in groups.values() if group.saved for name, p in group.parameters.items()})
     first_step = _resume(options, groups, optimizers, context)
     wait_for_all(model.device)
     with (options.folder / "train.jsonl" if writes else Path(os.devnull)).open("a", buffering=1) as log:
@@ -142,13 +143,14 @@ def _run_step(
             optimizer.zero_grad()
             backward = partial(_add_gradients, accelerator, group, context)
             collect_gradients(method, context, group.parameters, seed, backward, optimizer_step.loss)
-            if method.drift:
+            if method.drift and group.saved:
                 backward(bounds.drift_loss(group.parameters))
             if group.max_grad_norm:
                 accelerator.clip_grad_norm_(group.parameters.values(), group.max_grad_norm)
             before = bounds.remember(group.parameters)
             optimizer.step()
-            bounds.limit(group.parameters, before)
+            if group.saved:
+                bounds.limit(group.parameters, before)
     return losses
 
 

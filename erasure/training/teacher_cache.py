@@ -93,6 +93,7 @@ class TeacherBatch(NamedTuple):
     pred_cond: Tensor  # (B, C, h, w) the teacher's prediction for `prompts`
     pred_neutral: Tensor  # (B, C, h, w) the teacher's prediction for the prompts without the concept
     x_0: Tensor  # (B, C, h, w) the final latents of the rows' trajectories
+    other_prompts: list[str]  # the second prompts of the pairs: those without the concept
 
 
 class LatentBatch(NamedTuple):
@@ -134,10 +135,11 @@ class TeacherCache:
 
     def gather_batch(self, indices: Tensor, device: torch.device) -> TeacherBatch:
         """Return the rows at these indices (B,), in fp32 on a device."""
-        prompts = [self.query.prompt_pair(i)[0] for i in self.prompt_index[indices].tolist()]
+        prompt_pairs = [self.query.prompt_pair(i) for i in self.prompt_index[indices].tolist()]
+        prompts, other_prompts = ([pair[part] for pair in prompt_pairs] for part in (0, 1))
         x_t, pred_cond, pred_neutral = (values[indices].to(device).float() for values in (self.x_t, self.pred_cond, self.pred_neutral))
         x_0 = self.x_0[self.latent_index[indices]].to(device).float()
-        return TeacherBatch(x_t, self.t[indices].to(device), prompts, pred_cond, pred_neutral, x_0)
+        return TeacherBatch(x_t, self.t[indices].to(device), prompts, pred_cond, pred_neutral, x_0, other_prompts)
 
     def initial_noise(self, indices: Tensor, model: DiffusionModel) -> Tensor:
         """Return the unit noise (B, C, h, w) at which these trajectories started."""

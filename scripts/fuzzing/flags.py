@@ -53,6 +53,7 @@ SMALL_FIELDS: dict[str, dict[str, Any]] = {  # short runs, because some cases ar
         "noise_levels": 2,
     },
     "negative_prompt": {},
+    "doco": {**TRAJECTORY_FIELDS, **RETAIN_FIELDS, "warmup": 0},
     "duo": {**TRAJECTORY_FIELDS, "levels": 1},
     "npo": {**TRAJECTORY_FIELDS, **RETAIN_FIELDS},
     "projected": {},

@@ -29,7 +29,7 @@ CAT = [Concept(name="cat", kind="object")]
 def random_batch() -> TeacherBatch:
     generator = torch.Generator().manual_seed(0)
     x, c, u, x_0 = (torch.randn(2, 4, 8, 8, generator=generator) for _ in range(4))
-    return TeacherBatch(x, torch.tensor([10, 700]), ["cat", "a cat"], c, u, x_0)
+    return TeacherBatch(x, torch.tensor([10, 700]), ["cat", "a cat"], c, u, x_0, ["", ""])
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0, 3.0])

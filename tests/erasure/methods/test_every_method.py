@@ -26,6 +26,7 @@ from tests.factories import CAT, METHODS, SMALL_FIELDS, TRAINED_METHODS, ready_m
 # what the runs of `small_method` take on a tiny model, with an empty cache, from before the passes were counted by hooks
 COUNTED = {
     "advunlearn": Cost(unet_forwards=82, unet_backwards=28, text_forwards=39, sample_gradients=20),
+    "doco": Cost(unet_forwards=72, unet_backwards=10, text_forwards=19, sample_gradients=10),
     "duo": Cost(unet_forwards=86, unet_backwards=18, text_forwards=9, sample_gradients=18),
     "esd": Cost(unet_forwards=36, unet_backwards=6, text_forwards=11, sample_gradients=6),
     "fia": Cost(unet_forwards=16, text_forwards=6),

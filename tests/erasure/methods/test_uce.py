@@ -104,7 +104,7 @@ def test_a_regularization_of_zero_is_refused() -> None:
 def test_rows_that_outweigh_the_regularization_are_refused() -> None:
     rows = random_rows()
     huge = rows._replace(erase=1e12 * rows.erase, retain=rows.retain[:0])
-    with pytest.raises(UserError, match="no stable solution.*Raise --regularization"):
+    with pytest.raises(UserError, match=r"no stable solution.*Raise --regularization"):
         UCE(retain_weight=0.0).update_matrix(huge)
 
 
