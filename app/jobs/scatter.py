@@ -7,27 +7,25 @@ from dataclasses import dataclass
 
 from app.html_templates import render_html
 from app.method_words import title_of_method
-from erasure.config.registry import list_modules
 
-# by method in alphabetical order, so that a method keeps its color whatever else is shown; 3:1 on white and on the dark page
-COLORS = (
-    "#2f6feb",
-    "#c2410c",
-    "#1f8a55",
-    "#a855c7",
-    "#d6336c",
-    "#0e8a9e",
-    "#a16207",
-    "#6b7280",
-    "#7c66e3",
-    "#4d7c0f",
-    "#be5c8c",
-    "#5b7bb0",
-    "#e11d48",
-    "#8d6e63",
-    "#0d9488",
-    "#c026d3",
-)
+# a method keeps its color when others come; 3:1 on white and on the dark page
+COLORS = {
+    "advunlearn": "#2f6feb",
+    "duo": "#c2410c",
+    "esd": "#1f8a55",
+    "fia": "#a855c7",
+    "negative_prompt": "#d6336c",
+    "npo": "#0e8a9e",
+    "projected": "#a16207",
+    "salun": "#0d9488",
+    "sfd": "#7c66e3",
+    "sfd_matching": "#4d7c0f",
+    "sld": "#be5c8c",
+    "ssd": "#5b7bb0",
+    "uce": "#e11d48",
+    "doco": "#8d6e63",
+}
+OTHER_COLOR = "#6b7280"  # of several methods together, and of unknown ones
 LEFT, RIGHT, TOP, BOTTOM = 46, 586, 16, 300  # of the plot, in the units of its viewBox
 SPREAD = 9  # units between points that lie on top of each other
 MIN_RANGE = 0.1
@@ -67,8 +65,7 @@ class Axis:
 
 def color_of(method: str) -> str:
     """Return the color of a method; of several together or an unknown one, gray."""
-    methods = list_modules("erasure.methods")
-    return COLORS[methods.index(method) % len(COLORS)] if method in methods else "#6b7280"
+    return COLORS.get(method, OTHER_COLOR)
 
 
 def render_scatter(points: Sequence[ScatterPoint], rows: Sequence[int]) -> str:
