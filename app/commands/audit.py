@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 import tyro
 
 from app.commands.audit_compare import AuditCompareCommand, compare_audits
+from app.commands.audit_evidence import AuditAttestCommand, AuditVerifyCommand, run_attest, run_verify
 from app.commands.audit_images import AuditImagesCommand, audit_images
 from app.commands.audit_report import AuditReportCommand, print_audit, rewrite_report
 from app.commands.audit_sequence import AuditSequenceCommand, run_sequence
@@ -30,8 +31,10 @@ AuditAction = (
     | Annotated[AuditImagesCommand, tyro.conf.subcommand("images")]
     | Annotated[AuditCompareCommand, tyro.conf.subcommand("compare")]
     | Annotated[AuditSequenceCommand, tyro.conf.subcommand("sequence")]
+    | Annotated[AuditVerifyCommand, tyro.conf.subcommand("verify")]
+    | Annotated[AuditAttestCommand, tyro.conf.subcommand("attest")]
 )
-ACTION_NAMES = ("report", "images", "compare", "sequence")
+ACTION_NAMES = ("report", "images", "compare", "sequence", "verify", "attest")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +113,10 @@ def run_action(action: AuditAction) -> int:
             return compare_audits(action)
         case AuditSequenceCommand():
             return run_sequence(action)
+        case AuditVerifyCommand():
+            return run_verify(action)
+        case AuditAttestCommand():
+            return run_attest(action)
 
 
 def check_before_torch(command: AuditCommand) -> None:

@@ -24,7 +24,7 @@ from eval.suites.formats import JudgePart, Suite
 IMAGE_FILES = ("images/*/*-[0-9][0-9]*.png", "images/*/uncached/*/*.png", "attacks/*/[0-9][0-9][0-9][0-9].png")
 # everything an audit writes into its folder; --fresh removes exactly these files
 OUTPUT_FILES = (
-    *("report.html", "report.json", "junit.xml", "samples.jsonl", "timing.json"),
+    *("report.html", "report.json", "junit.xml", "manifest.json", "attestation.json", "inspect-log.json", "samples.jsonl", "timing.json"),
     *(f"scores/{part}-*.jsonl" for part in (*AXES, "clip")),
     *("attacks/judge.json", "attacks/attacks.jsonl", "attacks/*/curve.json", "attacks/*/[0-9][0-9][0-9][0-9].json"),
     *("attacks/*/prepared.safetensors", "attacks/*/fitted.safetensors", *IMAGE_FILES),

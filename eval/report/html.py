@@ -8,6 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from erasure.storage.run import write_bytes, write_json
+from eval.evidence.manifest import write_manifest
 from eval.records.audit_result import AuditResult
 from eval.records.axes import cross_axis
 from eval.records.convert import to_record
@@ -61,7 +62,7 @@ AXIS_PLURALS = {"style": "styles", "object": "objects"}
 def write_report(
     folder: Path, result: AuditResult, gates: Sequence[Gate], pair_count: int = 8, blur: bool = False, gates_source: str = ""
 ) -> Path:
-    """Write report.json and junit.xml, and render report.html, into the folder of an audit.
+    """Write report.json, junit.xml, report.html and at last manifest.json, which lists all files, into the folder of an audit.
 
     Args:
         result: of the audit.
@@ -96,6 +97,7 @@ def write_report(
     )
     path = folder / "report.html"
     write_bytes(path, page.encode())
+    write_manifest(folder)
     return path
 
 
