@@ -36,7 +36,7 @@ TOGETHER: dict[str, tuple[ConceptKind, tuple[str, ...]]] = {
     "five objects": ("object", ("fish", "flower", "house", "moon", "tree")),
 }
 METHODS = ("uce", "fia", "esd")
-PROTECT, DRIFT = 0.1, 0.01
+PROTECT, DRIFT = 0.1, 1e-4
 
 
 @dataclass(frozen=True)
