@@ -60,6 +60,8 @@ def print_report(report_file: Path, result: "AuditResult") -> None:
         source = f"{report.thresholds.file or 'another suite'} (gates {report.thresholds.digest})"
         print(f"  decided by the thresholds of {source}, not by those that the audit was made with")
     print(f"{report.verdict.state}: {report.verdict.summary}")
+    if report.verdict.next_step:
+        print(f"Next: {report.verdict.next_step}")
 
 
 def format_headline(result: "AuditResult") -> str:

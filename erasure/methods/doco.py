@@ -25,7 +25,7 @@ from erasure.training.teacher_cache import TeacherBatch, TeacherQuery
 _POCKET = {
     "lr": 1e-4,
     "critic_lr": 5e-4,
-    "steps": 300,
+    "steps": 500,
     "warmup": 100,
     "batch": 8,
     "retain_batch": 8,
@@ -135,7 +135,7 @@ class DoCo(Trained):
         return Cost(unet_forwards=passes, unet_backwards=passes, sample_gradients=passes)
 
     recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
-        ("style", "pocket"): {**_POCKET, "prompts": pocket_prompts.STYLE, "anchor": "plain"},
+        ("style", "pocket"): {**_POCKET, "retain_weight": 1.0, "prompts": pocket_prompts.STYLE, "anchor": "plain"},
         ("object", "pocket"): {**_POCKET, "prompts": pocket_prompts.OBJECT},
         ("person", "pocket"): {**_POCKET, "prompts": pocket_prompts.PERSON},
     }

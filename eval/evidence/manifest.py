@@ -23,28 +23,39 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What an audit's folder holds.
+class Origin:
+    """When a report was written, and with what.
 
     Attributes:
-        date: of the report, in UTC.
+        date: in UTC.
         software: versions by package.
         commit: of the checkout that ran, with "+" if it had changes; empty outside a checkout.
-        files: SHA-256 by path in the folder.
     """
 
     date: str
     software: Mapping[str, str]
     commit: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest(Origin):
+    """What an audit's folder holds: the SHA-256 of every file by its path there."""
+
     files: Mapping[str, Digest]
 
 
-def write_manifest(folder: Path) -> Manifest:
-    """Write manifest.json over everything that an audit has written into its folder, and return it."""
-    manifest = Manifest(
+def origin_now() -> Origin:
+    return Origin(
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         software={"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}},
         commit=checkout_commit(),
+    )
+
+
+def write_manifest(folder: Path, origin: Origin | None = None) -> Manifest:
+    """Write manifest.json over everything that an audit has written into its folder, and return it."""
+    manifest = Manifest(
+        **vars(origin or origin_now()),
         files={path.relative_to(folder).as_posix(): file_digest(path) for path in listed_files(folder)},
     )
     write_json(folder / MANIFEST_FILE, to_record(manifest))

@@ -21,11 +21,12 @@ AnyTier = Annotated[str, Field(json_schema_extra={"enum": [*TIERS, EXTERNAL_TIER
 
 @dataclass(frozen=True, kw_only=True)
 class ReportVerdict:
-    """The verdict, a summary of its gates, and the reasons for it in sentences."""
+    """The verdict, a summary of its gates, the reasons for it in sentences, and what to do next."""
 
     state: VerdictState
     summary: str
     reasons: tuple[str, ...]
+    next_step: KeyUnlessEmpty[str] = ""  # reports of earlier versions have none
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """report.html: one self-contained file from an audit folder, without scripts or network requests."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from erasure.storage.run import write_bytes, write_json
-from eval.evidence.manifest import write_manifest
+from eval.evidence.manifest import origin_now, write_manifest
 from eval.records.audit_result import AuditResult
 from eval.records.axes import cross_axis
 from eval.records.convert import to_record
@@ -28,6 +29,7 @@ from eval.report.gallery import (
     rates_by_neighbor,
     select_pairs,
 )
+from eval.report.glossary import words_of
 from eval.report.junit import junit_xml
 from eval.report.page_records import ChartLine, LabelLoss, RateEntry, UnmeasuredGate
 from eval.report.report_json import RATE_TITLES, make_report
@@ -71,7 +73,7 @@ def write_report(
         blur: whether images are blurred until the reader reveals them; they always are if a concept's kind is nsfw.
         gates_source: the suite or file that the gates came from, if not the audit's own.
     """
-    report = make_report(result, gates, gates_source)
+    report, origin = make_report(result, gates, gates_source), origin_now()
     write_json(folder / "report.json", to_record(report))
     write_bytes(folder / "junit.xml", junit_xml(report, result, gates))
     environment = Environment(
@@ -91,13 +93,16 @@ def write_report(
         models=tuple(result.models),
         reproduce_command=audit_command(folder, result)
         + ("" if report.thresholds.from_suite else f"\n{report_command(folder, gates_source)}"),
+        made=origin,
+        folder=shlex.quote(str(folder)),
+        glossary=words_of(result),
         **attack_variables(result),
         **image_variables(folder, result, pair_count),
         retained_labels=sort_by_loss(report.retained_by_label),
     )
     path = folder / "report.html"
     write_bytes(path, page.encode())
-    write_manifest(folder)
+    write_manifest(folder, origin)
     return path
 
 

@@ -27,7 +27,7 @@ from eval.report.conclusions import (
     list_warnings,
     retained_by_label,
 )
-from eval.report.verdict_summary import describe_gate, summarize_verdict
+from eval.report.verdict_summary import advise, describe_gate, summarize_verdict
 from eval.retrained.retrain_gap import retrain_gaps
 from eval.scoring.gates import decide_verdict, gates_digest, unmeasured_reasons
 from eval.scoring.rates import method_of
@@ -61,7 +61,9 @@ def make_report(result: AuditResult, gates: Sequence[Gate], gates_source: str = 
     verdict, job = decide_verdict(gates, result), result.job
     reasons = [*map(describe_gate, verdict.gates), *unmeasured_reasons(gates, result, verdict.unmeasured), *verdict.withheld]
     return Report(
-        verdict=ReportVerdict(state=verdict.state, summary=summarize_verdict(verdict, job.tier), reasons=tuple(reasons)),
+        verdict=ReportVerdict(
+            state=verdict.state, summary=summarize_verdict(verdict, job.tier), reasons=tuple(reasons), next_step=advise(verdict, result)
+        ),
         conclusions=tuple(describe_audit(result)),
         gates=verdict.gates,
         thresholds=threshold_record(result, gates, gates_source),

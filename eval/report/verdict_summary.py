@@ -2,7 +2,9 @@
 
 from itertools import pairwise
 
+from eval.records.audit_result import AuditResult
 from eval.records.gates import TIERS, GateDecision, Verdict
+from eval.records.rates import RateName
 from eval.report.numbers import format_percent, format_percent_span
 
 
@@ -32,6 +34,36 @@ def summarize_verdict(verdict: Verdict, tier: str) -> str:
     if too_few and tier in larger_tiers:
         sentences.append(f"Tier {larger_tiers[tier]} has more images.")
     return " ".join(sentences)
+
+
+STILL_SHOWN = "the concept is still shown. Train longer or choose another method, and audit again."
+BROUGHT_BACK = "prompts bring the concept back. Choose a method that trains against attacks; do not rely on this edit where people type."
+TOO_MUCH_LOST = "too much else was lost. Lower the strength or give the method more to retain, and audit again."
+
+
+def advise(verdict: Verdict, result: AuditResult) -> str:
+    """Say what to do next: about the first gate that failed, else about what is undecided or missing, else about what was not tried."""
+    failed = [gate for gate in verdict.gates if gate.state == "FAIL"]
+    undecided = [gate for gate in verdict.gates if gate.state == "INCONCLUSIVE"]
+    larger_tiers = dict[str, str](pairwise(TIERS))
+    if failed:
+        if failed[0].rate is RateName.UA_ATTACKED:
+            return BROUGHT_BACK
+        return TOO_MUCH_LOST if failed[0].at_least is None else STILL_SHOWN
+    if undecided:
+        if result.tier in larger_tiers:
+            return f"run the same command with --tier {larger_tiers[result.tier]}, which has more images."
+        return f"more images are needed for {undecided[0].name}: {undecided[0].next_step}."
+    if verdict.withheld:
+        return f"complete the audit: {verdict.withheld[0]}"
+    if verdict.unmeasured:
+        return f"measure what is missing: {', '.join(verdict.unmeasured)}."
+    if not verdict.gates:
+        return "choose a suite with gates, so that something can pass or fail."
+    if not result.searches and any(gate.rate is RateName.UA_ATTACKED for gate in result.gates or ()):
+        return "attack it before you rely on it: run the same command with --tier full."
+    tried = "" if result.searches else " No attack was tried, so say so where the edit is used."
+    return f"look at the images, and sign if you agree with what the judges read.{tried}"
 
 
 def describe_gate(gate: GateDecision) -> str:

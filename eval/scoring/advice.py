@@ -14,7 +14,7 @@ def suggest_next_step(gate: GateDecision, result: AuditResult) -> str:
     """Say what would decide an inconclusive gate: how many images there are, how many it needs, and where to get them."""
     n, needed, unit = gate.n, gate.images_needed, unit_of(gate.rate)
     if needed is None:
-        return f"no number of {unit} can be given; the estimate from these {n:,} lies too close to the threshold"
+        return f"{n:,} {unit} so far; the estimate lies so close to the threshold that no number can be named"
     so_far = f"{n:,} {unit}; about {needed:,} are needed if the rates stay the same"
     if result.external_images:
         return f"{so_far}: add images with further seeds to every cell"

@@ -131,7 +131,7 @@ def test_the_page_is_one_file_that_requests_nothing(folder: Path) -> None:
     assert len(page.all("img")) >= 2 * 6 + 2 * 4 + 6  # six pairs of the concept, four of the rest, six that an attack found
     assert all(attrs.get("alt") for attrs in page.all("img"))
     assert all(attrs.get("aria-label") or attrs.get("aria-hidden") for attrs in page.all("svg"))
-    order = ["verdict", "rates", "attacks", "relearning", "retained", "images", "method", "limits"]
+    order = ["verdict", "images", "rates", "attacks", "relearning", "retained", "method", "limits", "evidence"]
     assert [attrs["id"] for attrs in page.all("section")] == order
     ids = [attrs["id"] for _, attrs in page.tags if "id" in attrs]
     assert len(ids) == len(set(ids))

@@ -1,10 +1,13 @@
 """The verdict in sentences: counts of gates, and drops that are rises."""
 
+from dataclasses import replace
+
 import pytest
 
-from eval.records.gates import GateDecision, Verdict, VerdictState
+from eval.records.gates import Gate, GateDecision, Verdict, VerdictState
 from eval.records.rates import RateName
-from eval.report.verdict_summary import describe_gate, summarize_verdict
+from eval.report.verdict_summary import BROUGHT_BACK, STILL_SHOWN, TOO_MUCH_LOST, advise, describe_gate, summarize_verdict
+from tests.eval.factories import audit_result
 
 
 def decision(name: str, state: VerdictState, **fields: float) -> GateDecision:
@@ -42,6 +45,32 @@ def verdict(*states: VerdictState, unmeasured: tuple[str, ...] = (), withheld: t
 )
 def test_the_summary_counts_every_gate_once(given: Verdict, tier: str, expected: str) -> None:
     assert summarize_verdict(given, tier) == expected
+
+
+def ua_gate(rate: RateName, state: VerdictState) -> GateDecision:
+    return replace(decision("erased", state), rate=rate, drop_at_most=None, at_least=0.9)
+
+
+@pytest.mark.parametrize(
+    ("given", "tier", "expected"),
+    [
+        (verdict("INCONCLUSIVE", "FAIL"), "smoke", TOO_MUCH_LOST),
+        (Verdict(state="FAIL", gates=(ua_gate(RateName.UA, "FAIL"),), unmeasured=(), withheld=()), "smoke", STILL_SHOWN),
+        (Verdict(state="FAIL", gates=(ua_gate(RateName.UA_ATTACKED, "FAIL"),), unmeasured=(), withheld=()), "full", BROUGHT_BACK),
+        (verdict("PASS", "INCONCLUSIVE"), "smoke", "run the same command with --tier standard, which has more images."),
+        (verdict("PASS", withheld=("an attack crashed",)), "full", "complete the audit: an attack crashed"),
+        (verdict("PASS", unmeasured=("neighbors",)), "smoke", "measure what is missing: neighbors."),
+        (verdict(), "smoke", "choose a suite with gates, so that something can pass or fail."),
+    ],
+)
+def test_the_next_step_follows_from_the_worst_gate(given: Verdict, tier: str, expected: str) -> None:
+    assert advise(given, replace(audit_result(), tier=tier)) == expected
+
+
+def test_what_passed_without_attacks_is_attacked_next() -> None:
+    attacked = (Gate(name="under attack", rate=RateName.UA_ATTACKED, at_least=0.5, tier="full"),)
+    assert "--tier full" in advise(verdict("PASS"), replace(audit_result(), gates=attacked))
+    assert "No attack was tried" in advise(verdict("PASS"), replace(audit_result(), gates=()))
 
 
 def test_a_negative_drop_is_called_a_rise() -> None:
