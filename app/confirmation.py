@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from erasure.errors import IgnoredGateWarning, to_one_line
+from erasure.errors import IgnoredGateWarning, UnfitMethodWarning, to_one_line
 
 
 def confirm(hints: Sequence[str], yes: bool = False) -> bool:
@@ -34,7 +34,7 @@ def print_warnings() -> Iterator[None]:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for category in (WeaklyKnownConcept, IgnoredGateWarning):
+        for category in (WeaklyKnownConcept, IgnoredGateWarning, UnfitMethodWarning):
             warnings.simplefilter("always", category)
         warnings.showwarning = print_warning  # type: ignore[assignment]  # same call, fewer named parameters
         yield

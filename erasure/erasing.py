@@ -18,7 +18,7 @@ from erasure.config.launcher import is_main_process, process_count
 from erasure.config.seeds import check_seed
 from erasure.edits import Edit, EditSource, apply_edits, load_edits
 from erasure.erasure_job import ErasureJob, make_job
-from erasure.errors import UserError, to_one_line, truncate_middle
+from erasure.errors import UnfitMethodWarning, UserError, to_one_line, truncate_middle
 from erasure.export.model_card import sample_before_after, write_card
 from erasure.families.base import DiffusionModel
 from erasure.families.cost import Cost
@@ -274,6 +274,14 @@ def _training_options(erasure: Erasure, watch: Watch | None) -> TrainingOptions:
     )
 
 
+def warn_unfit(method: Method, concepts: Sequence[Concept]) -> None:
+    """Warn about kinds of concepts on which the method did badly where it was measured."""
+    for kind in dict.fromkeys(concept.kind for concept in concepts):
+        if reason := method.unfit.get(kind):
+            message = f"{type(method).__name__} is a poor choice for a concept of kind {kind}: {reason}."
+            warnings.warn(message, UnfitMethodWarning, stacklevel=2)
+
+
 def _make_edit(erasure: Erasure, run: Run, watch: Watch | None) -> Edit:
     """Do the work of `Erasure.run`, in a folder that this process has locked."""
     model, concepts, out, options = erasure.model, list(erasure.concepts), erasure.out, _training_options(erasure, watch)
@@ -284,6 +292,7 @@ def _make_edit(erasure: Erasure, run: Run, watch: Watch | None) -> Edit:
         concept_checks = check_concepts(model, concepts)
         if weakly_known := [check for check in concept_checks if check.weakly_known]:
             warnings.warn(describe_weakly_known(weakly_known), WeaklyKnownConcept, stacklevel=2)
+        warn_unfit(erasure.method, concepts)
         result = run_method(model, concepts, erasure.method, options)
         ended = time.monotonic()
         cost = erasure.forecast_cost()

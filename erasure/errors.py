@@ -28,6 +28,10 @@ class Unfinished(UserError):
     """
 
 
+class UnfitMethodWarning(UserWarning):
+    """A method did badly on concepts of this kind where it was measured."""
+
+
 class IgnoredGateWarning(UserWarning):
     """An adapter that was made for some prompts is applied to every prompt."""
 

@@ -176,6 +176,8 @@ def make_advice_handler(studio: Studio) -> Any:
         lines.append(
             f"It changes {cls.changes}." if not cls.changes.startswith(("sets", "no ")) else f"{cls.changes[:1].upper()}{cls.changes[1:]}."
         )
+        if kind in cls.unfit:
+            lines.append(f"A poor choice for this kind of concept: {cls.unfit[kind]}.")
         try:
             lines.append(forecast(studio, studio.models.get(source), name, kind, concept, suite) + forecast_memory(source, name))
         except UserError as error:

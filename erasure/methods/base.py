@@ -34,6 +34,7 @@ class Method(ABC):
     changes: ClassVar[str]  # what it changes, in a few words
     when: ClassVar[str]  # when to choose it, and its main drawback
     product: ClassVar[Product] = "weights"
+    unfit: ClassVar[dict[ConceptKind, str]] = {}  # kinds of concepts on which it did badly where it was measured, and how
     version: ClassVar[int] = 1  # raised when the meaning of a field changes
     recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {}
 

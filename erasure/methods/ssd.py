@@ -47,7 +47,10 @@ class SSD(TrainingFree):
 
     paper: ClassVar[str] = "arXiv:2308.07707"
     changes: ClassVar[str] = "a small share of all weights of the image network, made smaller once"
-    when: ClassVar[str] = "when one pass of gradients must do; made for classifiers, and the right share differs by concept"
+    when: ClassVar[str] = "for things, when one pass of gradients must do; made for classifiers, and the right share differs by concept"
+    unfit: ClassVar[dict[ConceptKind, str]] = {
+        "style": "on pocket's development style no share that was tried both hid it and kept the rest of its prompts (IPA)"
+    }
 
     uses_mask: ClassVar[bool] = True  # a mask chooses which entries of the region change
 
@@ -99,7 +102,7 @@ class SSD(TrainingFree):
         return Cost(unet_forwards=forwards, unet_backwards=count, sample_gradients=count, text_forwards=len(query.all_prompts()) + count)
 
     recipes: ClassVar[dict[tuple[ConceptKind, str], dict[str, Any]]] = {
-        ("style", "pocket"): {**_POCKET, "prompts": pocket_prompts.STYLE},
+        ("style", "pocket"): {**_POCKET, "share": 0.1, "prompts": pocket_prompts.STYLE},
         ("object", "pocket"): {**_POCKET, "prompts": pocket_prompts.OBJECT},
         ("person", "pocket"): {**_POCKET, "prompts": pocket_prompts.PERSON},
     }

@@ -1,5 +1,6 @@
 """Every method: it moves only its region, costs what it forecasts, resumes exactly, and its saved edit generates the same images."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from erasure.concept import Concept
 from erasure.config.registry import load_class
 from erasure.edits import Edit, apply_edits
 from erasure.erasing import erase, prepare
-from erasure.errors import UserError
+from erasure.errors import UnfitMethodWarning, UserError
 from erasure.families.cost import Cost
 from erasure.families.stable_diffusion import StableDiffusion
 from erasure.methods.base import Guided, Method
@@ -182,3 +183,13 @@ def test_teacher_caches_are_shared_between_methods_with_the_same_query(model: St
     again = fill_cache.load_or_fill(model, replace(small_method("esd"), lr=0.5).query(CAT, 0))  # type: ignore[attr-defined]
     assert model.cost.unet_forwards == done
     assert torch.equal(first.x_t, again.x_t)
+
+
+@pytest.mark.parametrize(("kind", "warns"), [("style", True), ("object", False)])
+def test_a_method_that_did_badly_on_a_kind_says_so(kind: Any, warns: bool, model: StableDiffusion, tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        erase(model, [Concept(name="cat", kind=kind)], small_method("ssd"), out=tmp_path / "run")
+    messages = [str(warning.message) for warning in caught if warning.category is UnfitMethodWarning]
+    assert bool(messages) == warns
+    assert not messages or messages[0].startswith("SSD is a poor choice for a concept of kind style: ")
