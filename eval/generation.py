@@ -16,8 +16,9 @@ from erasure.errors import NotFiniteError, UserError
 from erasure.families.base import DiffusionModel
 from erasure.families.batching import images_at_once
 from erasure.storage.claims import claim_in_turn
-from erasure.storage.files import DamagedFile, ensure_folder, is_path_taken, print_message, write_bytes
+from erasure.storage.files import DamagedFile, print_message
 from erasure.storage.run import cache_folder, hash_record
+from eval.image_memory import forget_images, has_image, read_image, write_image
 from eval.suites.cases import Case
 from eval.suites.formats import Suite
 
@@ -63,6 +64,8 @@ def generate_images(
 ) -> int:
     """Write the missing or damaged images as PNG files into `folder`; return how many had to be generated.
 
+    A folder may be kept in memory (eval.image_memory). Then no file is written.
+
     Images are generated in groups of `batch_size_of`, so that a resumed run repeats the same batches and hence the same bits. A cache
     keyed by content makes a base model's images shared by many audits, and of audits that run at the same time one makes each group.
 
@@ -74,7 +77,6 @@ def generate_images(
     Raises:
         UserError: the model generates NaN or Inf.
     """
-    ensure_folder(folder)
     cache = cache_folder() / "samples" if use_cache else folder / "uncached"
     batch = batch_size_of(model)
     groups = [samples[i : i + batch] for i in range(0, len(samples), batch)][shard[0] :: shard[1]]
@@ -83,7 +85,7 @@ def generate_images(
         return [cache / k[:2] / f"{k}.png" for k in (cache_key(model, weights_digest, suite, sample) for sample in group)]
 
     def claim_of(group: Sequence[Sample]) -> str | None:
-        is_there = all((folder / sample.file_name).exists() for sample in group) or all(p.exists() for p in cache_paths_of(group))
+        is_there = all(map(has_image, [folder / sample.file_name for sample in group])) or all(map(has_image, cache_paths_of(group)))
         return None if is_there or not use_cache else hash_record([path.stem for path in cache_paths_of(group)])
 
     generated_count = 0
@@ -100,12 +102,12 @@ def generate_images(
                 raise UserError(f"model {folder.name} of the audit: {error}") from error
             generated_count += len(group)
             for png, path in zip(pngs, cache_paths, strict=True):
-                ensure_folder(path.parent)
-                write_bytes(path, png)
+                write_image(path, png)
         for sample, png in zip(group, pngs, strict=True):
             if sample in missing:
-                write_bytes(folder / sample.file_name, png)
+                write_image(folder / sample.file_name, png)
     if not use_cache and shard[1] == 1:  # others may still be writing there
+        forget_images(cache)
         shutil.rmtree(cache, ignore_errors=True)
     return generated_count
 
@@ -175,8 +177,7 @@ def cache_key(model: DiffusionModel, weights_digest: str, suite: Suite, sample: 
 
 def save_png(image: Tensor, path: Path) -> None:
     """Write an image [3, H, W], uint8, as PNG in one atomic step."""
-    ensure_folder(path.parent)
-    write_bytes(path, encode_png(image))
+    write_image(path, encode_png(image))
 
 
 def encode_png(image: Tensor) -> bytes:
@@ -188,7 +189,7 @@ def encode_png(image: Tensor) -> bytes:
 
 def read_png(path: Path) -> bytes | None:
     """Return the bytes of a PNG file with valid checksums; None if it is missing or, with a message, damaged."""
-    if not is_path_taken(path):
+    if not has_image(path):
         return None
     try:
         return read_valid_png(path)
@@ -204,7 +205,7 @@ def read_valid_png(path: Path) -> bytes:
         DamagedFile: unreadable, truncated, or with a wrong checksum (which decoding the pixels alone would not check).
     """
     try:
-        png = path.read_bytes()
+        png = read_image(path)
         with Image.open(io.BytesIO(png), formats=("PNG",)) as image:
             image.verify()
         if not png.endswith(PNG_END):

@@ -124,7 +124,7 @@ def prepare_audit(
         retrained: models retrained without the concept: edits, diffusers folders, or .safetensors files of their UNets.
         strength: of the edits: 0 is the base, 1 the edit as it was made; from -10 to 10.
         other_base: apply the edits to a model that they were not made on.
-        keep_images: "none" keeps the judges' scores only, and caches no images.
+        keep_images: "none" keeps the judges' scores only, and caches no images; "never" writes no image at any time.
         out: the audit's folder, or with two axes the folder above; None for a folder below the path of the edit, or runs/<hash of the job>
             for edits without paths.
         edit_paths: where edits come from that are given loaded.

@@ -67,7 +67,7 @@ class AuditCommand:
     only: str = ""  # fine-grained erasure, meant for this label of the other axis only: a style on one object, an object in one style
     replay: str = ""  # prompts said to bring the concept back: CSV or JSON (FILE#COLUMN: another column), .txt, or hub:ORG/NAME/FILE
     retrained: tuple[str, ...] = ()  # models retrained without the concept: diffusers folders or .safetensors of their UNets
-    keep_images: Literal["all", "none"] = "all"  # none: store only judge scores, and cache no images
+    keep_images: Literal["all", "none", "never"] = "all"  # none: delete them in the end, keep scores; never: do not write them at all
     workers: int = 1  # processes on this machine that share the work: one per GPU, or on a CPU about one per core
     shard: str = ""  # i/n: generate and attack only the i-th of n shards, in the same folder; afterwards run once without it
     strength: float = 1.0  # strength of the edits: 0 is the base, 1 the edit as trained; from -10 to 10
@@ -123,7 +123,7 @@ def check_before_torch(command: AuditCommand) -> None:
     """Check what needs no model.
 
     Raises:
-        UserError: --workers, --shard or --strength is out of range; --workers and --shard are given together; no edit is given, or one
+        UserError: --workers, --shard or --strength is out of range, or two options cannot be given together; no edit is given, or one
             does not exist; or the suite or a list cannot be used.
     """
     from erasure.config.strength import check_strength
@@ -134,6 +134,8 @@ def check_before_torch(command: AuditCommand) -> None:
         raise UserError(
             f"--workers must be from 1 to {MAX_WORKERS} on this machine, and cannot be given with --shard; got {command.workers}."
         )
+    if command.keep_images == "never" and (command.workers > 1 or command.shard):
+        raise UserError("processes cannot share images that are only in memory; leave out --workers and --shard with --keep-images never.")
     if command.shard:
         parse_shard(command.shard)
     if not command.edits:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import get_args
 
 from erasure.edits import Edit, apply_edits
-from erasure.errors import unknown_value_error
+from erasure.errors import UserError, unknown_value_error
 from erasure.families.base import DiffusionModel
 from erasure.storage.run import Run, hash_record, run_folder_of
 from eval.attack_runs.attack_run import AttackRun, build_attacks
@@ -42,7 +42,7 @@ class AuditOptions:
     strength: float = 1.0  # of every edit
     other_base: bool = False
     retrained: tuple[Edit, ...] = ()  # each turns the base into a model retrained without the concept
-    keep_images: KeepImages = "all"  # "none" deletes the images at the end and keeps their scores
+    keep_images: KeepImages = "all"  # none: delete the images at the end and keep their scores; never: keep them in memory only
 
     def __post_init__(self) -> None:
         if self.keep_images not in get_args(KeepImages):
@@ -126,6 +126,11 @@ def prepare_audits(
         Run(out, to_record(job), fresh, OUTPUT_FILES)  # raises if the folder holds something else
     with apply_edits(model, edits, options.other_base, options.strength):  # raises if an edit does not fit
         pass
+    if options.keep_images == "never" and plans[0].tier in suite.attacks.tiers:
+        raise UserError(
+            f"tier {plans[0].tier} of suite {suite.name} has attacks, which record latents of images on disk; with --keep-images never "
+            "choose a tier without them."
+        )
     judges, missing = available_judges(suite)
     check_image_size(model, suite, judges)
     attacks = build_attacks(suite.attacks.use)

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from erasure.edits import Edit, apply_edits
+from erasure.errors import UserError
 from erasure.families.base import DiffusionModel
 from erasure.storage.files import DamagedFile, print_message
 from erasure.storage.locks import Shard, check_unlocked, lock_folder
@@ -15,6 +17,7 @@ from eval.auditing.plan import AuditPlan
 from eval.auditing.prepare import IMAGE_FILES, AuditOptions, PreparedAudit, prepare_audit
 from eval.auditing.result import make_result
 from eval.generation import generate_images
+from eval.image_memory import keep_images_in_memory, memory_for
 from eval.records.audit_result import AuditResult
 from eval.records.convert import to_record
 from eval.scoring.recount import recount
@@ -44,9 +47,10 @@ def run_audit(prepared: PreparedAudit) -> AuditResult:
         FolderLocked: another process is writing into the folder.
     """
     run = prepared.open_run()
-    with lock_folder(prepared.out, "erasure audit"):
+    in_memory = prepared.options.keep_images == "never"
+    with lock_folder(prepared.out, "erasure audit"), keep_images_in_memory(prepared.out) if in_memory else nullcontext():
         # a finished audit without its images still has their scores
-        if prepared.options.keep_images == "none" and run.is_complete and (result := recount_finished(prepared.out, prepared.plan)):
+        if prepared.options.keep_images != "all" and run.is_complete and (result := recount_finished(prepared.out, prepared.plan)):
             run.finish(to_record(result))
             remove_matching(prepared.out, IMAGE_FILES)
             return result
@@ -80,10 +84,12 @@ def generate_and_attack(prepared: PreparedAudit, shard: Shard = SINGLE_SHARD) ->
         The number of newly generated images by model.
 
     Raises:
-        UserError: the folder holds another job.
+        UserError: the folder holds another job, or images that stay in memory were to be shared among processes.
         FolderLocked: another process is working on this shard; if the audit starts over, on any shard.
     """
     model, options, out, run = prepared.model, prepared.options, prepared.out, prepared.open_run()
+    if options.keep_images == "never" and memory_for(out) is None:
+        raise UserError("processes cannot share images that are only in memory; leave out --workers and --shard with --keep-images never.")
     with lock_folder(out, "erasure audit", None if shard == SINGLE_SHARD else shard):
         if prepared.fresh:
             check_unlocked(out)  # another shard at work there would lose its images

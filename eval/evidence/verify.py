@@ -187,7 +187,7 @@ def check_edits(folder: Path, result: AuditResult, edits: Sequence[Path]) -> Che
 
 def check_judgments(folder: Path, result: AuditResult, suite: Suite | str) -> Check:
     """Let the judges read every image again, and measure the retained ones again."""
-    if result.job.keep_images == "none":
+    if result.job.keep_images != "all":
         return Check(REJUDGED, "not checked", "the audit kept no images.")
     if isinstance(suite, str) or result.external_images:
         return Check(REJUDGED, "not checked", suite if isinstance(suite, str) else "the images lie elsewhere.")

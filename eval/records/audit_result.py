@@ -15,7 +15,7 @@ from eval.records.models import BASE, ERASED, AuditedModel
 from eval.records.published import PublishedFigures
 from eval.records.rates import AlignmentByPart, MeanEstimate, ModelFigures, PairedDifference, RateName
 
-KeepImages = Literal["all", "none"]
+KeepImages = Literal["all", "none", "never"]
 SuiteFormat = Literal["grid", "prompt_list"]
 ListUse = Literal["prompts", "replay"]
 

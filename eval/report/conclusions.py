@@ -247,6 +247,8 @@ def list_not_measured(result: AuditResult, unmeasured: Sequence[str]) -> list[st
         reasons.append("The suite asks for no other concept of the same kind, so no rate says what else was lost.")
     if rates and not result.image_set_distances and "features" not in result.missing:
         reasons.append("No distance between sets of images was measured.")
+    if result.kind == "nsfw" or any(concept.kind == "nsfw" for edit in result.edits for concept in edit.concepts):
+        reasons.append("Images of minors were not tested: making them is unlawful without authorization, and no prompt here asks for any.")
     reasons += _explain_missing_divergence(result)
     if not any(model.is_retrained for model in result.models) and not result.external_images:
         reasons.append("No model retrained without the concept was given, so no distance to one was measured.")
