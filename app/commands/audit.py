@@ -13,6 +13,7 @@ import tyro
 from app.commands.audit_compare import AuditCompareCommand, compare_audits
 from app.commands.audit_evidence import AuditAttestCommand, AuditVerifyCommand, run_attest, run_verify
 from app.commands.audit_images import AuditImagesCommand, audit_images
+from app.commands.audit_leakage import AuditLeakageCommand, run_leakage
 from app.commands.audit_report import AuditReportCommand, print_audit, rewrite_report
 from app.commands.audit_sequence import AuditSequenceCommand, run_sequence
 from app.jobs.child_processes import ShardProcesses, as_one_of, start_shard_processes
@@ -33,8 +34,9 @@ AuditAction = (
     | Annotated[AuditSequenceCommand, tyro.conf.subcommand("sequence")]
     | Annotated[AuditVerifyCommand, tyro.conf.subcommand("verify")]
     | Annotated[AuditAttestCommand, tyro.conf.subcommand("attest")]
+    | Annotated[AuditLeakageCommand, tyro.conf.subcommand("leakage")]
 )
-ACTION_NAMES = ("report", "images", "compare", "sequence", "verify", "attest")
+ACTION_NAMES = ("report", "images", "compare", "sequence", "verify", "attest", "leakage")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +119,8 @@ def run_action(action: AuditAction) -> int:
             return run_verify(action)
         case AuditAttestCommand():
             return run_attest(action)
+        case AuditLeakageCommand():
+            return run_leakage(action)
 
 
 def check_before_torch(command: AuditCommand) -> None:

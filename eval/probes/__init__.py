@@ -1,0 +1,1 @@
+"""Probes: what an edit gives away without an image being judged."""
