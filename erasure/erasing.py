@@ -18,7 +18,7 @@ from erasure.config.launcher import is_main_process, process_count
 from erasure.config.seeds import check_seed
 from erasure.edits import Edit, EditSource, apply_edits, load_edits
 from erasure.erasure_job import ErasureJob, make_job
-from erasure.errors import UnfitMethodWarning, UserError, to_one_line, truncate_middle
+from erasure.errors import UserError, to_one_line, truncate_middle
 from erasure.export.model_card import sample_before_after, write_card
 from erasure.families.base import DiffusionModel
 from erasure.families.cost import Cost
@@ -26,7 +26,7 @@ from erasure.finished_edit import build_edit, load_finished_edit
 from erasure.loading.loader import ModelOrSource, resolve_model
 from erasure.methods.base import Method, Trained, TrainingContext, TrainingFree
 from erasure.peak_memory import measure_peak_memory, reset_peak_memory
-from erasure.recipes import choose_method
+from erasure.recipes import choose_method, warn_unfit
 from erasure.storage.locks import check_unlocked, lock_folder
 from erasure.storage.run import Run, check_output_folder, check_tracker, run_folder_of, write_json
 from erasure.training.data_parallel import follow_main, wait_for_all
@@ -272,14 +272,6 @@ def _training_options(erasure: Erasure, watch: Watch | None) -> TrainingOptions:
         mask=erasure.mask,
         on_step=watch,
     )
-
-
-def warn_unfit(method: Method, concepts: Sequence[Concept]) -> None:
-    """Warn about kinds of concepts on which the method did badly where it was measured."""
-    for kind in dict.fromkeys(concept.kind for concept in concepts):
-        if reason := method.unfit.get(kind):
-            message = f"{type(method).__name__} is a poor choice for a concept of kind {kind}: {reason}."
-            warnings.warn(message, UnfitMethodWarning, stacklevel=2)
 
 
 def _make_edit(erasure: Erasure, run: Run, watch: Watch | None) -> Edit:

@@ -1,5 +1,6 @@
 """The fields of a method for a concept's kind and a model family: recommended values, and those that the user gives."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from erasure.concept import Concept
 from erasure.config.registry import load_class
 from erasure.config.validation import build_dataclass
-from erasure.errors import UserError, unknown_value_error
+from erasure.errors import UnfitMethodWarning, UserError, unknown_value_error
 from erasure.families.pipelines import RELEASED_FAMILIES
 from erasure.methods.base import Method, Trained
 
@@ -90,3 +91,11 @@ def check_request(method: str, concepts: Sequence[Concept], family: str, fields:
 def find_changed_fields(method: Method) -> dict[str, Any]:
     """Return the fields of a method that differ from the paper's defaults."""
     return {f.name: getattr(method, f.name) for f in fields(method) if getattr(method, f.name) != f.default}
+
+
+def warn_unfit(method: Method, concepts: Sequence[Concept]) -> None:
+    """Warn about kinds of concepts on which the method did badly where it was measured."""
+    for kind in dict.fromkeys(concept.kind for concept in concepts):
+        if reason := method.unfit.get(kind):
+            message = f"{type(method).__name__} is a poor choice for a concept of kind {kind}: {reason}."
+            warnings.warn(message, UnfitMethodWarning, stacklevel=2)
