@@ -43,5 +43,5 @@ def reproducible_bytes(folder: Path) -> dict[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name not in ("timing.json", "result.json", "report.html")
+        if path.is_file() and path.name not in ("timing.json", "result.json", "report.html", "manifest.json")
     }

@@ -54,12 +54,12 @@ def advise(verdict: Verdict, result: AuditResult) -> str:
         if result.tier in larger_tiers:
             return f"run the same command with --tier {larger_tiers[result.tier]}, which has more images."
         return f"more images are needed for {undecided[0].name}: {undecided[0].next_step}."
+    if not verdict.gates and not verdict.unmeasured:
+        return "choose a suite or a tier that has gates, so that something can pass or fail."
     if verdict.withheld:
         return f"complete the audit: {verdict.withheld[0]}"
     if verdict.unmeasured:
         return f"measure what is missing: {', '.join(verdict.unmeasured)}."
-    if not verdict.gates:
-        return "choose a suite with gates, so that something can pass or fail."
     if not result.searches and any(gate.rate is RateName.UA_ATTACKED for gate in result.gates or ()):
         return "attack it before you rely on it: run the same command with --tier full."
     tried = "" if result.searches else " No attack was tried, so say so where the edit is used."

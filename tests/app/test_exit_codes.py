@@ -47,7 +47,7 @@ def test_a_suite_without_gates_gives_no_verdict(edit: Path, tmp_path: Path, caps
     assert main(["audit", str(edit), "--suite", str(suite), "--tier", "smoke", "--dtype", "fp32"]) == 4
     output = capsys.readouterr().out
     assert "no verdict: suite pocket sets no gates" in output
-    assert output.endswith("INCONCLUSIVE: No gate applies to this audit, so nothing can pass.\n")
+    assert "INCONCLUSIVE: No gate applies to this audit, so nothing can pass.\nNext: choose a suite or a tier that has gates" in output
     (folder,) = edit.glob("audit-*")
     assert main(["audit", "report", str(folder)]) == 4
     # gates, but none for this tier
@@ -56,7 +56,7 @@ def test_a_suite_without_gates_gives_no_verdict(edit: Path, tmp_path: Path, caps
     assert "no gate of suite pocket applies to an audit like this one (tier smoke" in capsys.readouterr().out
     passing = write_one_step_suite(tmp_path / "u", gates={"erased": {"rate": "UA", "at_least": 1e-6}})
     assert main(["audit", "report", str(folder), "--suite", str(passing)]) == 0
-    assert capsys.readouterr().out.endswith("PASS: The only gate passed.\n")
+    assert "PASS: The only gate passed.\nNext: look at the images" in capsys.readouterr().out
 
 
 def test_a_target_without_any_image_is_refused(pocket_sized_base: Path, tmp_path: Path) -> None:

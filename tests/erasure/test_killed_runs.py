@@ -33,7 +33,7 @@ ERASURES = {
     "salun": [*SMALL, "--batch", "2", "--retain-batch", "2"],
     "advunlearn": [*SMALL, "--attack-steps", "2", "--warmup", "10", "--retain-batch", "2"],
 }
-TIMES = ("timing.json", "done.json", "log.txt", "preview.png", "report.html")  # files that contain times or the folder
+TIMES = ("timing.json", "done.json", "log.txt", "preview.png", "report.html", "manifest.json")  # files that contain times or the folder
 
 
 def run(tmp_path: Path, *words: str) -> "subprocess.Popen[bytes]":

@@ -29,7 +29,7 @@ from tests.fleet_work import die, note_process, wait_for_cancel
 from tests.lock_holders import hold_lock_in_child, plant_lock
 
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="the extra ray")  # not imported: it reads its settings once
-TIMES = ("timing.json", "done.json", "log.txt", "preview.png", "report.html")  # files that contain times or the folder
+TIMES = ("timing.json", "done.json", "log.txt", "preview.png", "report.html", "manifest.json")  # files that contain times or the folder
 
 
 RUN = """

@@ -60,7 +60,7 @@ def ua_gate(rate: RateName, state: VerdictState) -> GateDecision:
         (verdict("PASS", "INCONCLUSIVE"), "smoke", "run the same command with --tier standard, which has more images."),
         (verdict("PASS", withheld=("an attack crashed",)), "full", "complete the audit: an attack crashed"),
         (verdict("PASS", unmeasured=("neighbors",)), "smoke", "measure what is missing: neighbors."),
-        (verdict(), "smoke", "choose a suite with gates, so that something can pass or fail."),
+        (verdict(), "smoke", "choose a suite or a tier that has gates, so that something can pass or fail."),
     ],
 )
 def test_the_next_step_follows_from_the_worst_gate(given: Verdict, tier: str, expected: str) -> None:
