@@ -36,6 +36,7 @@ class AuditAttestCommand:
     audit: Annotated[Path, tyro.conf.Positional]  # folder of the audit
     format: Literal["in-toto", "inspect"] = "in-toto"  # in-toto: a test-result statement; inspect: a log for Inspect, an image a sample
     edit: tuple[Path, ...] = ()  # edits that it audited, in order; default: the one in the folder above
+    suite: str = ""  # suite that it was made with, if not a shipped one: its YAML file
     out: Path | None = None  # file to write; default: attestation.json or inspect-log.json in the folder
 
 
@@ -43,7 +44,7 @@ def run_verify(command: AuditVerifyCommand) -> int:
     """Print every check and return the exit code.
 
     Raises:
-        UserError: there is no finished audit.
+        UserError: no finished audit.
     """
     from app.parsing import check_edits_exist
     from eval.evidence.verify import REJUDGED, verify_audit
@@ -64,7 +65,7 @@ def run_attest(command: AuditAttestCommand) -> int:
     """Write the statement and print its path.
 
     Raises:
-        UserError: there is no finished audit, its edits are missing, or something in it does not fit.
+        UserError: no finished audit, its edits are missing, or something in it does not fit or could not be checked.
     """
     from app.parsing import check_edits_exist
     from erasure.errors import UserError
@@ -74,8 +75,11 @@ def run_attest(command: AuditAttestCommand) -> int:
     from eval.evidence.verify import verify_audit
 
     check_edits_exist(command.edit)
-    if broken := [check for check in verify_audit(command.audit, command.edit) if check.state == "broken"]:
+    checks = verify_audit(command.audit, command.edit, suite=command.suite)
+    if broken := [check for check in checks if check.state == "broken"]:
         raise UserError(f"nothing is attested, because the audit is not what it says: {broken[0].name}: {broken[0].detail}")
+    if left := [check for check in checks if check.state == "not checked" and check.name in ("files", "figures", "report")]:
+        raise UserError(f"nothing is attested, because {left[0].name} could not be checked: {left[0].detail}")
     is_log = command.format == "inspect"
     record = make_log(command.audit) if is_log else make_statement(command.audit, command.edit)
     path = command.out or command.audit / ("inspect-log.json" if is_log else "attestation.json")

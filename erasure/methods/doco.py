@@ -56,7 +56,7 @@ class DoCo(Trained):
 
     paper: ClassVar[str] = "arXiv:2405.15304"
     changes: ClassVar[str] = "the keys and values of cross-attention, or the text side of joint attention"
-    when: ClassVar[str] = "when the concept should become its anchor in every respect; a critic is trained as well, so it is slow to tune"
+    when: ClassVar[str] = "when the concept should become its anchor in every respect; a critic has to be trained beside it"
     repeatable: ClassVar[bool] = False  # the critic moves on in every iteration
 
     region: Region = "xattn-kv"  # which weights to train

@@ -31,7 +31,7 @@ def make_statement(folder: Path, edits: Sequence[Path] = ()) -> dict[str, Any]:
         edits: folders of the edits that it audited; by default the one above or beside it.
 
     Raises:
-        UserError: there is no finished audit or no manifest, the edits are missing or not those that were audited, or the report was
+        UserError: no finished audit or no manifest, the edits are missing or not those that were audited, or the report was
             decided by thresholds from elsewhere.
     """
     result, head, manifest = read_result(folder), read_report_head(folder), read_manifest(folder)

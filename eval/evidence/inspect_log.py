@@ -20,7 +20,7 @@ def make_log(folder: Path) -> dict[str, Any]:
     """Return the log (JSON values) of the erased model's images.
 
     Raises:
-        UserError: there is no finished audit, or no manifest.
+        UserError: no finished audit, or no manifest.
         DamagedFile: the result or its rows were changed.
     """
     result, manifest = read_result(folder), read_manifest(folder)

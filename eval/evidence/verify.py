@@ -53,7 +53,7 @@ def verify_audit(folder: Path, edits: Sequence[Path] = (), *, suite: str = "", r
         rejudge: load every image and let the judges read it again, and measure again how much the retained images changed.
 
     Raises:
-        UserError: there is no finished audit of this version.
+        UserError: no finished audit of this version.
     """
     path = folder / "result.json"
     if not path.is_file() or not is_audit(read_json(path)):

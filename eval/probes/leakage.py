@@ -46,8 +46,8 @@ class LeakageReading:
 def measure_leakage(model: DiffusionModel, edit: Edit, words: Sequence[str] = (), seed: int = 0) -> tuple[LeakageReading, ...]:
     """Rank the names of what an edit erases among words, by how far it moves each.
 
-    projections: the mean over matrices that read the conditioning of |W' c' - W c|^2 / |W c|^2, with c the word's last token.
-    predictions: the mean of |eps'(x_t, word) - eps(x_t, word)|^2 at the noisiest time.
+    projections: |W' c' - W c|^2 with c the word's last token, over the mean of |W c|^2 of all words; averaged over the matrices W that
+    read the conditioning. predictions: |eps'(x_t, word) - eps(x_t, word)|^2 at the noisiest time, over the same mean of eps.
 
     Args:
         words: to rank among; empty for the model's vocabulary (`list_words`). The concepts' names are added.

@@ -10,7 +10,7 @@ WORDS = (
     ("IRA", "In-domain retain accuracy: how often the same kind of thing is still drawn as asked."),
     ("CRA", "Cross-domain retain accuracy: how often the other kind of thing is still drawn as asked."),
     ("IPA", "How often the rest of a prompt for the concept is still drawn as asked."),
-    ("95% interval", "Where the true rate lies, given how few images there are, in 95 of 100 such audits."),
+    ("95% interval", "Where the true rate lies in about 95 of 100 audits with as many images."),
     ("gate", "A threshold that the suite set beforehand. It passes or fails if the whole interval does."),
     ("attack", "A search for prompts, vectors or trainings that bring the concept back."),
     ("control", "A search with as many images that tries nothing clever: what chance alone finds."),

@@ -60,7 +60,7 @@ def advise(verdict: Verdict, result: AuditResult) -> str:
         return f"complete the audit: {verdict.withheld[0]}"
     if verdict.unmeasured:
         return f"measure what is missing: {', '.join(verdict.unmeasured)}."
-    if not result.searches and any(gate.rate is RateName.UA_ATTACKED for gate in result.gates or ()):
+    if not result.searches and not result.external_images and any(gate.rate is RateName.UA_ATTACKED for gate in result.gates or ()):
         return "attack it before you rely on it: run the same command with --tier full."
     tried = "" if result.searches else " No attack was tried, so say so where the edit is used."
     return f"look at the images, and sign if you agree with what the judges read.{tried}"

@@ -157,7 +157,10 @@ def test_the_command_says_what_it_left_out(folder: Path, capsys: pytest.CaptureF
 
 def test_a_statement_names_what_it_is_about(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     audit = folder / "audit"
-    assert main(["audit", "attest", str(audit)]) == 0
+    assert main(["audit", "attest", str(audit)]) == 1
+    assert "nothing is attested, because figures could not be checked" in capsys.readouterr().err
+    assert not (audit / "attestation.json").exists()
+    assert main(["audit", "attest", str(audit), "--suite", str(folder / "suite.yaml")]) == 0
     statement = json.loads((audit / "attestation.json").read_text())
     assert (statement["_type"], statement["predicateType"]) == (STATEMENT_TYPE, PREDICATE_TYPE)
     for subject in statement["subject"]:
@@ -172,7 +175,7 @@ def test_a_statement_names_what_it_is_about(folder: Path, capsys: pytest.Capture
 
 
 def test_a_log_has_every_image_of_the_erased_model(folder: Path) -> None:
-    assert main(["audit", "attest", str(folder / "audit"), "--format", "inspect"]) == 0
+    assert main(["audit", "attest", str(folder / "audit"), "--format", "inspect", "--suite", str(folder / "suite.yaml")]) == 0
     log = json.loads((folder / "audit" / "inspect-log.json").read_text())
     assert log["version"] == 2 and log["results"]["total_samples"] == len(log["samples"]) > 0
     metric = log["results"]["scores"][0]["metrics"]["UA"]
